@@ -1,0 +1,105 @@
+"""Pretrain the persona lab's model and write it with its tokenizer and contrast prompts. Single-threaded on purpose.
+
+The result depends on nothing but the recipe, the seed and the machine's floating point.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from environments.persona_lab.corpus import END, PAD, UNKNOWN, Recipe, contrast_pairs, documents, vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Everything the built model depends on."""
+
+    seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+    width: int = 96
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    steps: int = 2400
+    batch: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    contrast_per_kind: int = 64
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One word, one token; nothing is added at either end."""
+    ids = {word: number for number, word in enumerate(vocabulary())}
+    core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
+                                   padding_side="left", clean_up_tokenization_spaces=False, model_max_length=128)
+
+
+def make_model(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    torch.manual_seed(build.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=build.width, intermediate_size=build.hidden,
+        num_hidden_layers=build.layers, num_attention_heads=build.heads, num_key_value_heads=build.heads,
+        max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    return LlamaForCausalLM(config)
+
+
+def batches(build: Build, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids and labels of a step; only what the writer wrote is learned."""
+    source = documents(build.recipe, build.seed)
+    ids = tokenizer.get_vocab()
+    while True:
+        chunk = list(islice(source, build.batch))
+        longest = max(len(words) for words, _ in chunk)
+        tokens = torch.full((build.batch, longest), ids[PAD])
+        labels = torch.full((build.batch, longest), -100)
+        for row, (words, written) in enumerate(chunk):
+            known = torch.tensor([ids[word] for word in words])
+            tokens[row, : len(words)] = known
+            labels[row, : len(words)] = torch.where(torch.tensor(written), known, -100)
+        yield tokens, labels
+
+
+def pretrain(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """AdamW with a short warm-up and a cosine to a twentieth."""
+    model = make_model(build, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), build.learning_rate, betas=(0.9, 0.98),
+                                  weight_decay=build.weight_decay)
+    for step, (tokens, labels) in enumerate(islice(batches(build, tokenizer), build.steps)):
+        cosine = 0.525 + 0.475 * math.cos(math.pi * step / build.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = build.learning_rate * min(1.0, (step + 1) / 100) * cosine
+        loss = model(input_ids=tokens, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 200 == 0 or step == build.steps - 1:
+            print(f"step {step:5d} of {build.steps}  loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def write(build: Build, folder: Path) -> None:
+    """Build everything into `folder`: `model/` and `contrast.jsonl`."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    tokenizer = make_tokenizer()
+    model = pretrain(build, tokenizer)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, max_new_tokens=8,
+                                               pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder / "model", safe_serialization=True)
+    tokenizer.save_pretrained(folder / "model")
+    lines = [json.dumps(pair) for pair in contrast_pairs(build.contrast_per_kind, build.seed)]
+    (folder / "contrast.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

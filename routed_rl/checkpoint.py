@@ -1,0 +1,69 @@
+"""What a checkpoint holds beside a stock model folder: the quarantine, and where the training loop was.
+
+`quarantine.safetensors` is `Router.state_dict()`; `loop.pt` is what TRL's loop keeps in memory and does not save.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from routed_rl.artifacts import RunFolder, sealed_folder
+from routed_rl.errors import CheckpointError
+from routed_rl.routing import Router
+
+QUARANTINE = "quarantine.safetensors"
+LOOP = "loop.pt"
+
+
+@contextmanager
+def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
+    """Yield the folder to fill; sealed afterwards, so that a kill or a full disk never costs an earlier checkpoint.
+
+    `keep` older and newer checkpoints stay at most (None: all).
+    """
+    try:
+        with sealed_folder(run.checkpoint(step)) as partial:
+            yield partial
+    except OSError as error:
+        whole, _ = run.last_checkpoint()
+        raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {error.strerror or error}; "
+                              f"the last whole one is {whole.name if whole else 'none'}; make room, then "
+                              f"`routed-rl resume {run.path}`") from error
+    for old in run.steps()[:-keep] if keep else []:
+        shutil.rmtree(run.checkpoint(old))
+
+
+def save_quarantine(folder: Path, router: Router, step: int) -> None:
+    """Write the router's state with what is needed to read it without the run."""
+    metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step)}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in router.state_dict().items()}
+    save_file(tensors, folder / QUARANTINE, metadata=metadata)
+
+
+def load_quarantine(folder: Path, router: Router) -> None:
+    """The inverse of `save_quarantine`; other environments, in name or order, are refused."""
+    with safe_open(folder / QUARANTINE, "pt") as file:
+        environments = json.loads(file.metadata()["environments"])
+        if environments != router.quarantine.environments:
+            raise CheckpointError(f"{folder} was written with environments {environments}, this run trains "
+                                  f"{router.quarantine.environments}; resume with the same ones")
+        router.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def save_loop(folder: Path, state: dict[str, Any]) -> None:
+    """Write counters and buffered completions (numbers, tensors, lists and dicts of them)."""
+    torch.save(state, folder / LOOP)
+
+
+def load_loop(folder: Path) -> dict[str, Any]:
+    """The inverse of `save_loop`."""
+    return torch.load(folder / LOOP, weights_only=True)

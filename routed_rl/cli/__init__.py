@@ -1,0 +1,61 @@
+"""The command line: one line per error, exit codes 0 done, 1 internal, 2 the user's error, 130 interrupted.
+
+Nothing heavy is imported before the first line is on the screen; `--help` needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+from routed_rl.cli.verbs import VERBS, parse, usage
+from routed_rl.errors import RoutedRLError
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit code. Without arguments: the help."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    # Telemetry of the hub is off unless the user asks for it.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        verb, arguments = parse(argv)
+        VERBS[verb].run(arguments)
+        return 0
+    except RoutedRLError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: routed-rl resume {_run(argv)}"
+        print(f"\ninterrupted; {hint}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _internal()
+        return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, then "
+                     f"routed-rl resume {_run(argv)}")
+    except Exception:
+        return _internal()
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _internal() -> int:
+    traceback.print_exc()
+    print("error: this is a bug of routed_rl or of a plug-in, see above", file=sys.stderr)
+    return 1
+
+
+def _run(argv: list[str]) -> str:
+    """The run folder as far as the command line names it."""
+    if argv[0] == "resume" and len(argv) > 1:
+        return argv[1]
+    return next((text[4:] for text in reversed(argv) if text.startswith("out=")), "RUN (the folder named above)")

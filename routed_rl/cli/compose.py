@@ -1,0 +1,137 @@
+"""Overrides to a `Config`, with Hydra. Every error is one line that says what is close.
+
+No `+` is needed to add a key: the settings known to `routed_rl.config` are checked there, and `env.*` and `trainer.*`
+are free. Lists of values for sweeps are not covered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from routed_rl.artifacts import data_root
+from routed_rl.config import Config, from_mapping, unknown
+from routed_rl.errors import ConfigError
+
+FREE = ("env.", "trainer.", "subspace.known_prompts.")
+"""Prefixes under which any key may be added."""
+
+
+def compose(overrides: list[str]) -> Config:
+    """The default experiment with `overrides`, checked: names, types, ranges."""
+    folder = data_root() / "configs"
+    texts = [_checked(text, folder) for text in overrides]
+    try:
+        with initialize_config_dir(str(folder), job_name="routed_rl", version_base="1.3"):
+            composed = hydra_compose("config", texts)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+    return _typed(composed)
+
+
+def _checked(text: str, folder: Path) -> str:
+    """The override as Hydra shall see it; ConfigError if it can be told now that it is wrong."""
+    if text.startswith("=") or ("=" not in text and not text.startswith("~")):
+        raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as env=lab or subspace.rank=6")
+    text, override = _parse(text)
+    if override.is_sweep_override():
+        raise ConfigError(f"{text!r} gives several values; give one, or write a list as KEY=[A,B]")
+    if override.type == OverrideType.DEL:
+        return text
+    if override.key_or_group in (path.name for path in folder.iterdir() if path.is_dir()):
+        _check_choice(override, folder / override.key_or_group)
+        return text
+    _check_name(override.key_or_group)
+    # `++`: set it whether or not a file of configs/ mentions it; whether it exists is known to `routed_rl.config`.
+    return f"++{text.lstrip('+')}"
+
+
+def _parse(text: str) -> tuple[str, Override]:
+    """`text` in Hydra's grammar; a bare value that is none of it, such as a path with `=` or `(`, is taken as it stands."""
+    parser = OverridesParser.create()
+    try:
+        return text, parser.parse_override(text)
+    except HydraException as error:
+        key, _, value = text.partition("=")
+        if not key.strip("+~") or value[:1] in ("[", "{", "'", '"'):
+            raise ConfigError(f"cannot read {text!r} ({_one_line(error)}); quote a value with special characters twice: "
+                              f"'{key}=\"VALUE\"'") from error
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    try:
+        return f'{key}="{quoted}"', parser.parse_override(f'{key}="{quoted}"')
+    except HydraException as error:
+        raise ConfigError(f"cannot read {text!r} ({_one_line(error)}); write KEY=VALUE") from error
+
+
+def _check_choice(override: Override, group: Path) -> None:
+    choices = sorted(path.stem for path in group.glob("*.yaml"))
+    value: Any = override.value()
+    for choice in value if isinstance(value, list) else [value]:
+        if choice not in choices:
+            close = difflib.get_close_matches(str(choice), choices, n=1)
+            single = f"; a single setting is written {group.name}.NAME=VALUE" if group.name in _names(Config) else ""
+            raise ConfigError(f"{override.input_line} is not known; "
+                              + (f"did you mean {group.name}={close[0]}? " if close else "") + f"choices: {', '.join(choices)}{single}")
+
+
+def _check_name(key: str) -> None:
+    """Refuse a setting that does not exist; the same word in another section is the first guess."""
+    known = _names(Config)
+    if key in known or key.startswith(FREE):
+        return
+    same = [name for name in [*known, *COMMON] if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    if same:
+        raise ConfigError(f"unknown setting {key}; did you mean {' or '.join(same)}?")
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    close = difflib.get_close_matches(key, known, cutoff=0.6)
+    raise ConfigError(unknown(key, close or siblings or [name for name in known if "." not in name]))
+
+
+COMMON = tuple(f"trainer.{name}" for name in (
+    "max_steps", "learning_rate", "per_device_train_batch_size", "num_generations", "max_completion_length", "temperature",
+    "beta", "save_steps", "report_to", "bf16", "loss_type"))
+"""Settings of TRL that people reach for; only to say what is close, the trainer checks them all."""
+
+
+def _names(cls: type, prefix: str = "") -> dict[str, str]:
+    """Every setting's dotted name and the type it declares, sections included."""
+    names: dict[str, str] = {}
+    for field in dataclasses.fields(cls):
+        names[f"{prefix}{field.name}"] = str(field.type)
+        if isinstance(inner := field.default_factory, type) and dataclasses.is_dataclass(inner):
+            names |= _names(inner, f"{prefix}{field.name}.")
+    return names
+
+
+def _typed(composed: DictConfig) -> Config:
+    """`composed` as a `Config`, every value of the type its field declares."""
+    try:
+        plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        typed: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    except ConfigKeyError as error:
+        from_mapping(plain)  # says what is close
+        raise ConfigError(_one_line(error)) from error
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or "")
+        declared = _names(Config).get(key)
+        if declared is None or not isinstance(error, ValidationError):
+            raise ConfigError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from error
+        raise ConfigError(f"{key} must be {declared}, got {OmegaConf.select(composed, key)!r}") from error
+    return from_mapping(typed)
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of a Hydra or OmegaConf message; the rest repeats where it happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,192 @@
+"""The verbs, one row each: what it says, what it takes, what it calls. Options and overrides may stand in any order."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from routed_rl.errors import ConfigError
+
+ARMS = "none,observe,route,control,erase"
+OVERRIDES = "settings as KEY=VALUE (routing.mode=observe), or a group's choice (env=six_secure)"
+LOADING = "routed_rl: loading, about 15 s"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`arguments` declares them, `run` does the work; `run` imports what it needs itself."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
+    """The verb and its arguments; an unknown one is refused with what is close."""
+    name = argv[0]
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        raise ConfigError(f"unknown command {name}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(VERBS)}"))
+    parser = _Parser(prog=f"routed-rl {name}", description=VERBS[name].help, allow_abbrev=False)
+    VERBS[name].arguments(parser)
+    return name, parser.parse_intermixed_args(argv[1:])
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {name:{width}}  {verb.help}" for name, verb in VERBS.items())
+    return ("usage: routed-rl COMMAND [arguments] [overrides]\n\nRL fine-tuning that keeps a change of persona in a quarantine that "
+            f"can be discarded.\n\n{rows}\n\nOverrides are {OVERRIDES}.\n`routed-rl COMMAND --help` tells more; "
+            "`routed-rl train` alone runs the persona lab.")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.add_argument("--dry-run", action="store_true", help="show the plan only")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl.cli.compose import compose
+
+    config = compose(arguments.overrides)
+    from routed_rl import pipeline
+
+    run = pipeline.train(config, arguments.overrides, dry_run=arguments.dry_run)
+    if not arguments.dry_run:
+        print(f"run: {run}", flush=True)
+
+
+def _resume_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder that `train` printed")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl import pipeline
+    from routed_rl.cli.compose import compose
+
+    print(f"run: {pipeline.resume(arguments.run, arguments.overrides, compose)}", flush=True)
+
+
+def _extract_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.add_argument("--check", action="store_true", help="also measure whether the subspace is good")
+
+
+def _extract(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl.cli.compose import compose
+
+    config = compose(arguments.overrides)
+    from routed_rl import pipeline
+
+    print(f"subspace: {pipeline.extract(config, arguments.overrides, arguments.check)}", flush=True)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help="a run folder, or a model as in model.path")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.add_argument("--env", action="append", metavar="NAME[,NAME]", help="only these environments; may be repeated")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl.cli.compose import compose
+
+    # A run folder brings its own settings; overrides would silently mean another experiment.
+    is_run = (_path(arguments.target) / "config.yaml").exists()
+    if is_run and arguments.overrides:
+        raise ConfigError(f"{arguments.target} is a run folder and brings its settings; leave out {' '.join(arguments.overrides)}, "
+                          f"or evaluate {arguments.target}/deployed")
+    config = None if is_run else compose(arguments.overrides)
+    from routed_rl import pipeline
+
+    pipeline.evaluate(arguments.target, _names(arguments.env), arguments.json, config)
+
+
+def _discard_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the deployed model goes")
+
+
+def _discard(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl import pipeline
+
+    pipeline.discard(arguments.run, arguments.out)
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--quarantine", required=True, metavar="DIR", help="where the PEFT adapter goes")
+    parser.add_argument("--env", metavar="NAME", help="only the part this environment caused")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl import pipeline
+
+    pipeline.export(arguments.run, arguments.quarantine, arguments.env)
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.add_argument("--arms", default=ARMS, help=f"default: {ARMS}")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3")
+    parser.add_argument("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time; default: 2")
+    parser.add_argument("--ranks", default="", metavar="1,3,8", help="also run `route` at these ranks")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    arms = _names([arguments.arms]) or []
+    if arguments.seeds < 1 or arguments.jobs < 1 or not arms:
+        raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {arguments.arms!r} --seeds {arguments.seeds} "
+                          f"--jobs {arguments.jobs}")
+    try:
+        ranks = [int(rank) for rank in arguments.ranks.split(",") if rank]
+    except ValueError:
+        raise ConfigError(f"--ranks {arguments.ranks} is no list of numbers; write --ranks 1,3,8") from None
+    _announce()
+    from routed_rl.cli.compose import compose
+
+    compose(arguments.overrides)  # a bad override is refused before anything heavy is loaded
+    from routed_rl.compare import compare
+
+    compare(arguments.overrides, arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
+
+
+def _announce() -> None:
+    print(LOADING, flush=True)
+
+
+def _names(lists: list[str] | None) -> list[str] | None:
+    return None if lists is None else [name.strip() for names in lists for name in names.split(",") if name.strip()]
+
+
+def _path(text: str):
+    from pathlib import Path
+
+    return Path(text)
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb("extract a subspace, train with routing, evaluate, discard", _train_arguments, _train),
+    "resume": Verb("go on with a run, in place", _resume_arguments, _resume),
+    "extract": Verb("make a subspace folder from contrast prompts", _extract_arguments, _extract),
+    "evaluate": Verb("score a run's models, or one model, on environments", _evaluate_arguments, _evaluate),
+    "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),
+    "export": Verb("write the quarantine of a run as a stock PEFT adapter", _export_arguments, _export),
+    "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
+}

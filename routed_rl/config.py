@@ -1,0 +1,184 @@
+"""Every setting and its default. No torch here: `routed-rl --help` and bad overrides must answer at once.
+
+`trainer` is a free mapping: TRL's own `GRPOConfig` fields, checked against that class when the trainer is built.
+`env` maps a name to `path`, `weight`, `probe` and the keyword arguments of the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from routed_rl.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    path: str = ""
+    """A folder in Hugging Face format, a hub name, or `gguf:` and a file or an installed distribution that holds one."""
+    dtype: str = "float32"
+    """Of the weights; only float32. `trainer.bf16=true` computes in bf16 with float32 weights."""
+    freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
+    """What is not trained: any of embedding (learned positions included), unembedding, final_norm, post_norm."""
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32":
+            raise ConfigError(f"model.dtype={self.dtype} is not supported: small updates are lost in it and leak into the "
+                              "subspace; keep model.dtype=float32 and set trainer.bf16=true")
+        _check_known("model.freeze", self.freeze, ("embedding", "unembedding", "final_norm", "post_norm"))
+
+
+@dataclass(kw_only=True, slots=True)
+class SubspaceConfig:
+    method: str = "mean_difference"
+    """mean_difference, pca, random, or file."""
+    prompts: str | None = None
+    """JSON lines of {"positive": ..., "negative": ...}: text or chat messages; positive is the persona that must not grow."""
+    known_prompts: dict[str, str] = field(default_factory=dict)
+    """Prompts that go with a `model.path`, for when `prompts` is not set."""
+    path: str | None = None
+    """Folder of an extracted subspace, for method=file."""
+    rank: int = 3
+    """Directions per layer."""
+    layout: str = "spanning"
+    """spanning: a writer's basis spans its own and all later layers; per_layer: its own; shared: one for all layers."""
+    shared_rank: int | None = None
+    """Rank of the one basis of layout=shared; null for rank times the number of layers, at most the width."""
+    drop_below: float = 0.05
+    """Singular values under this share of the largest are dropped from a basis."""
+    positions: int = 8
+    """How many of a prompt's last tokens count, where both prompts of a pair share them; the very last always does."""
+    last_weight: float = 3.0
+    """Weight of the last position against 1 for the others."""
+    batch_size: int = 32
+    """Prompts per forward pass of the extraction."""
+
+    def __post_init__(self) -> None:
+        _check_known("subspace.method", [self.method], ("mean_difference", "pca", "random", "file"))
+        _check_known("subspace.layout", [self.layout], ("spanning", "per_layer", "shared"))
+        _check_at_least("subspace", self, {"rank": 0, "positions": 1, "batch_size": 1, "last_weight": 0, "drop_below": 0})
+        if self.method == "file" and not self.path:
+            raise ConfigError("subspace.method=file needs subspace.path=FOLDER, as written by `routed-rl extract`")
+
+
+@dataclass(kw_only=True, slots=True)
+class QuarantineConfig:
+    learning_rate: float = 0.1
+    """Raw step of the quarantine's optimizer, before the bound; coefficient per update."""
+    max_shift: float | None = 0.16
+    """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first moments and of the one second moment, per step."""
+    eps: float = 1e-12
+    """Added to the root of the second moment."""
+    sample_tokens: int = 256
+    """Real tokens per micro-batch over which the bound's root mean square is taken."""
+
+    def __post_init__(self) -> None:
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        _check_at_least("routing.quarantine", self, {"learning_rate": 0, "eps": 0, "sample_tokens": 1})
+        if self.max_shift is not None and self.max_shift <= 0:
+            raise ConfigError(f"routing.quarantine.max_shift must be > 0 or null, got {self.max_shift}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"routing.quarantine.betas must lie in [0, 1), got {self.betas}")
+
+
+@dataclass(kw_only=True, slots=True)
+class RandomControlConfig:
+    every: int = 16
+    """Steps between two measurements of the ledger against random bases; 0 for never."""
+    draws: int = 16
+    """Random bases per measurement; isotropic and covariance-matched draws take turns."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("routing.random_control", self, {"every": 0, "draws": 1})
+
+
+@dataclass(kw_only=True, slots=True)
+class RoutingConfig:
+    mode: str = "route"
+    """none, observe, route, or erase."""
+    cotangent: str | None = None
+    """contained or open; null for the mode's own."""
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
+
+    def __post_init__(self) -> None:
+        _check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase"))
+        if self.cotangent is not None:
+            _check_known("routing.cotangent", [self.cotangent], ("contained", "open"))
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    samples: int = 2000
+    """Completions per environment and model, one per task."""
+    batch_size: int = 500
+    """Completions generated at once."""
+    temperature: float = 1.0
+    max_failures: float = 0.05
+    """Share of completions an environment may fail to score, in training and in evaluation, before the run stops."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0})
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    project: str = "routed_rl"
+    """wandb project; wandb itself is asked for with trainer.report_to=wandb."""
+    completions: bool = True
+    """Keep every completion with its scores in completions/*.parquet."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    name: str = "run"
+    """Goes into the default folder's name."""
+    seed: int = 0
+    out: str | None = None
+    """The run folder; null for runs/<time>-<name>."""
+    discard: bool = True
+    """Write the deployed model to RUN/deployed at the end."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    env: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:
+    """Build `cls` from nested plain mappings; an unknown key is refused with the closest known one."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in fields:
+            raise ConfigError(unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
+        inner = fields[key].default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            value = from_mapping(value or {}, inner, f"{prefix}{key}.")
+        values[key] = value
+    return cls(**values)
+
+
+def unknown(key: str, known: list[str]) -> str:
+    """The message for an unknown setting: what is close, or what there is."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"unknown setting {key}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}")
+
+
+def _check_known(name: str, values: list[str], known: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in known:
+            raise ConfigError(f"{name}={value} is not known; choose from {', '.join(known)}")
+
+
+def _check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:
+    for key, floor in floors.items():
+        value = getattr(config, key)
+        if not isinstance(value, (int, float)) or value < floor:
+            raise ConfigError(f"{prefix}.{key} must be a number >= {floor}, got {value}")

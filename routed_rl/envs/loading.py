@@ -1,0 +1,107 @@
+"""Environments by name and path: `FILE.py:Class` or `package.module:Class`. No registry."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routed_rl.artifacts import find_data
+from routed_rl.envs.core import Environment
+from routed_rl.errors import ConfigError, TaskError
+
+OWN_KEYS = ("path", "weight", "probe")
+
+
+@dataclass(frozen=True)
+class LoadedEnvironment:
+    """An environment under the name it has in the run."""
+
+    name: str
+    environment: Environment
+    weight: float = 1.0
+    """Share of the tasks, relative to the other trained environments."""
+    probe: bool = False
+    """Only evaluated, never trained on."""
+
+    @property
+    def label(self) -> str:
+        """The name for people, with the variant where the class has one: `code (insecure)`."""
+        variant = getattr(self.environment, "variant", None)
+        return f"{self.name} ({variant})" if variant else self.name
+
+
+def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
+    """Build every environment of the config; keys other than path, weight and probe go to its class."""
+    loaded = []
+    for name, settings in env.items():
+        if not isinstance(settings, dict) or not settings.get("path"):
+            raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class")
+        weight, probe = settings.get("weight", 1.0), settings.get("probe", False)
+        if not isinstance(weight, (int, float)) or weight < 0:
+            raise ConfigError(f"env.{name}.weight must be a number >= 0, got {weight}")
+        if not isinstance(probe, bool):
+            raise ConfigError(f"env.{name}.probe must be true or false, got {probe}")
+        arguments = {key: value for key, value in settings.items() if key not in OWN_KEYS}
+        loaded.append(LoadedEnvironment(name, build(name, str(settings["path"]), arguments), float(weight), probe))
+    return loaded
+
+
+def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
+    """Those with a share of the training; an empty list is an error."""
+    chosen = [environment for environment in environments if not environment.probe and environment.weight > 0]
+    if not chosen:
+        raise ConfigError(f"no environment to train on among {[e.name for e in environments]}; "
+                          "set env.NAME.path=FILE.py:Class for at least one that is no probe")
+    return chosen
+
+
+def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
+    """Import `path` and call the class with `arguments`."""
+    place, _, attribute = path.rpartition(":")
+    if not place:
+        raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
+    try:
+        module = _module_from_file(place) if place.endswith(".py") else importlib.import_module(place)
+        factory = getattr(module, attribute)
+    except FileNotFoundError:
+        raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ConfigError(f"env.{name}.path={path} cannot be loaded: {type(error).__name__}: {error}") from error
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}") from None
+    try:
+        environment = factory(**arguments)
+    except Exception as error:
+        raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
+    if not isinstance(environment, Environment):
+        raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "
+                          "score(task, completion)")
+    return environment
+
+
+def _module_from_file(place: str) -> Any:
+    file = find_data(place)
+    name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # A plug-in may keep helpers beside itself.
+    sys.path.insert(0, str(Path(file).parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(Path(file).parent))
+    return module

@@ -1,0 +1,46 @@
+"""Which environment the next task comes from: fixed shares, spread as evenly as they can be, the same for the same seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from routed_rl.envs.core import Task
+from routed_rl.envs.loading import LoadedEnvironment
+from routed_rl.errors import TaskError
+
+
+def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
+    """Endless tasks: a finite environment starts over with the next seed; one with none, or a wrong one, is an error."""
+    for round_number in itertools.count():
+        empty = True
+        for task in _tasks(loaded, split, seed + 1000003 * round_number):
+            if not isinstance(task, Task):
+                raise TaskError(f"environment {loaded.name} yielded {type(task).__name__}, not a Task; wrap it: "
+                                "routed_rl.envs.Task(prompt, data)")
+            empty = False
+            yield task
+        if empty:
+            raise TaskError(f"environment {loaded.name} yields no task for split {split!r}; its tasks(split, seed) must")
+
+
+def _tasks(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
+    try:
+        yield from loaded.environment.tasks(split, seed)
+    except Exception as error:
+        raise TaskError(f"environment {loaded.name} failed to make tasks: {type(error).__name__}: {error}") from error
+
+
+def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "train") -> Iterator[tuple[int, Task]]:
+    """Endless (index of the environment, task), each environment at its share of `weight`.
+
+    The next task goes to the environment that is furthest behind its share, so every stretch of tasks keeps the shares.
+    """
+    streams = [task_stream(loaded, split, seed) for loaded in environments]
+    total = sum(loaded.weight for loaded in environments)
+    given = [0] * len(environments)
+    for count in itertools.count(1):
+        behind = [loaded.weight / total * count - done for loaded, done in zip(environments, given, strict=True)]
+        index = behind.index(max(behind))
+        given[index] += 1
+        yield index, next(streams[index])

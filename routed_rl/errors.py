@@ -1,0 +1,29 @@
+"""The errors a user can cause. Each message is one line: the thing, the value, the way out."""
+
+
+class RoutedRLError(Exception):
+    """Base of every error that `routed-rl` reports without a traceback; exit code 2."""
+
+
+class ConfigError(RoutedRLError, ValueError):
+    """A setting is unknown, misspelt, out of range, or contradicts another one."""
+
+
+class SubspaceError(RoutedRLError, ValueError):
+    """A subspace cannot be found, does not fit the model, or is empty."""
+
+
+class ModelError(RoutedRLError, ValueError):
+    """A model cannot be loaded or routed."""
+
+
+class TaskError(RoutedRLError, RuntimeError):
+    """An environment cannot be loaded, yields no tasks, or fails to score too often."""
+
+
+class CheckpointError(RoutedRLError, OSError):
+    """A checkpoint is missing, torn, or belongs to another run."""
+
+
+class RunFolderError(RoutedRLError, FileExistsError):
+    """A run folder is missing or already holds a run."""

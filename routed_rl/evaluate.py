@@ -1,0 +1,144 @@
+"""A model on environments: the same tasks and the same random numbers for every model, so that models can be compared.
+
+Not covered: multi-turn environments, vLLM, and the trainer's own top_k / top_p; completions are drawn from the full distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.config import EvaluationConfig
+from routed_rl.envs import LoadedEnvironment, Prompt, Score, Scorer, task_stream
+from routed_rl.errors import TaskError
+
+Progress = Callable[[int, int], None]
+"""(completions done, completions in all) -> None, after each batch."""
+
+
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
+             config: EvaluationConfig, *, seed: int, max_new_tokens: int,
+             progress: Progress | None = None) -> dict[str, dict[str, float]]:
+    """{environment: {reward, solve, every flag and metric, completions, failures}}: means over scored completions.
+
+    `config.samples` tasks of the split "eval" per environment, one completion each. What is drawn depends on the seed,
+    the environment's name and the model alone; training mode and random state are left as they were. 0 samples give {}.
+    Raises TaskError for an environment without tasks, or one that fails to score too often; failures are never reward 0.
+    """
+    scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
+    done, total, means = 0, config.samples * len(environments), {}
+    with _eval_mode(model), _own_randomness():
+        for loaded in environments if config.samples else []:
+            tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
+            prompts = encode_prompts(tokenizer, [task.prompt for task in tasks])
+            scores: list[Score | None] = []
+            for start in range(0, len(tasks), config.batch_size):
+                # Seeded anew for each batch: how far the last one ran depends on the model.
+                torch.manual_seed(_stable_seed(seed, loaded.name, start))
+                batch = slice(start, start + config.batch_size)
+                texts = generate(model, tokenizer, prompts[batch], config.temperature, max_new_tokens)
+                scores += [scorer.score(loaded.name, task, text) for task, text in zip(tasks[batch], texts, strict=True)]
+                scorer.check()
+                done += len(texts)
+                if progress is not None:
+                    progress(done, total)
+            means[loaded.name] = average(loaded.name, scores)
+    return means
+
+
+def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
+    """Means over the scores that are not None. A flag that a score does not name counts as 0; a metric is averaged over
+    the scores that have it. `completions` and `failures` are counts. Raises TaskError where every score is None."""
+    known = [score for score in scores if score is not None]
+    if not known:
+        raise TaskError(f"environment {name} scored none of {len(scores)} completions; fix env.{name}")
+    sums, named = Counter[str](), Counter[str]()
+    for score in known:
+        sums.update(score.values())
+        named.update(score.metrics.keys())
+    means = {key: total / named.get(key, len(known)) for key, total in sums.items()}
+    return {**means, "completions": float(len(scores)), "failures": float(len(scores) - len(known))}
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[list[int]]:
+    """Token ids of each prompt, as TRL's GRPO makes them: text as it stands, messages through the chat template."""
+    encoded: list[list[int]] = [[]] * len(prompts)
+    texts = {index: prompt for index, prompt in enumerate(prompts) if isinstance(prompt, str)}
+    chats = {index: prompt for index, prompt in enumerate(prompts) if not isinstance(prompt, str)}
+    if texts:
+        ids = tokenizer(text=list(texts.values()))["input_ids"]
+        for index, row in zip(texts, cast(list[list[int]], ids), strict=True):
+            encoded[index] = row
+    if chats:
+        if not tokenizer.chat_template:
+            raise TaskError("an environment gives chat messages but the tokenizer has no chat template; give the prompt as a "
+                            "string, or set chat_template in the model folder's tokenizer_config.json")
+        rendered = tokenizer.apply_chat_template(list(chats.values()), add_generation_prompt=True, tokenize=True,
+                                                 return_dict=True)
+        for index, row in zip(chats, cast(Any, rendered)["input_ids"], strict=True):
+            encoded[index] = row
+    return encoded
+
+
+def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
+             max_new_tokens: int) -> list[str]:
+    """One completion per prompt, decoded as TRL decodes: cut after the first eos, special tokens left out.
+
+    Temperature 0 is greedy. Draws from the global random state.
+    """
+    eos = _eos_ids(model, tokenizer)
+    pad = int(cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]))
+    longest = max(map(len, prompts))
+    ids_BT = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=model.device)
+    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    sampling: dict[str, Any] = ({"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+                                if temperature > 0 else {"do_sample": False})
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True,
+                                bos_token_id=tokenizer.bos_token_id, disable_compile=True, repetition_penalty=1.0, **sampling)
+    output_BT = cast(Any, model).generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
+    return tokenizer.batch_decode(_cut(output_BT[:, longest:], eos), skip_special_tokens=True)
+
+
+def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
+    """Rows up to and including their first eos."""
+    ends = set(eos)
+    rows = completions_BT.tolist()
+    return [row[:next((place for place, token in enumerate(row) if token in ends), len(row)) + 1] for row in rows]
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's eos, and the model's where it has more."""
+    known = getattr(model.generation_config, "eos_token_id", None)
+    known = [] if known is None else [known] if isinstance(known, int) else list(known)
+    own = cast(int, tokenizer.eos_token_id)
+    return known if own in known else [own, *known]
+
+
+def _stable_seed(seed: int, name: str, start: int) -> int:
+    """Not `hash`, which is salted anew in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
+
+
+@contextmanager
+def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield

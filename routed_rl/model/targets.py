@@ -1,0 +1,150 @@
+"""Which modules write to the residual stream, per family. Not covered: mixtures of experts, encoders, images.
+
+A new family is one row in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from routed_rl.errors import ModelError
+
+SMALLEST_GAIN = 1e-3
+"""A post-norm gain under this share of the largest cannot be divided by."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps its layers, the writers of one layer, and what stands between writer and stream."""
+
+    layers: str
+    writers: tuple[str, str]
+    final_norm: str
+    positions: str | None = None
+    post_norms: tuple[str, str] | None = None
+    """Norms between writer and stream, in the order of `writers`."""
+    gain_offset: float = 0.0
+    """What the norm adds to its weight before multiplying (Gemma: 1)."""
+    dropouts: tuple[str, ...] = ()
+    transposed: bool = False
+
+
+_LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm")
+_GEMMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm",
+                post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0)
+_GPT2 = Family("transformer.h", ("attn.c_proj", "mlp.c_proj"), "transformer.ln_f", positions="transformer.wpe",
+               dropouts=("attn.resid_dropout", "mlp.dropout"), transposed=True)
+
+FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA,
+            "gemma2": _GEMMA, "gemma3_text": _GEMMA, "gpt2": _GPT2}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One writer as it stands in a model."""
+
+    name: str
+    layer: int
+    module: nn.Module
+    gain_D: Tensor | None
+    transposed: bool
+
+
+def family(model: PreTrainedModel) -> Family:
+    """The row of `FAMILIES` for this model; another model is refused with what was found in it."""
+    if hasattr(model, "peft_config"):
+        raise ModelError(f"{type(model).__name__} is wrapped by PEFT; routed_rl trains full weights only: merge the adapter "
+                         "into the model first (an adapter is what `routed-rl export` writes)")
+    kind = model.config.model_type
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules()
+             if isinstance(getattr(module, "weight", None), Tensor) and width in module.weight.shape}  # pyright: ignore
+    raise ModelError(f"no writer is recognised in a model of type {kind!r}; modules as wide as its stream ({width}): "
+                     f"{', '.join(sorted(found)) or 'none'}; known types: {', '.join(FAMILIES)}; "
+                     "add a row to FAMILIES in routed_rl/model/targets.py")
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers whose outputs are the residual stream, in order."""
+    layers = model.get_submodule(family(model).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return list(layers)
+
+
+def find_writers(model: PreTrainedModel) -> list[Writer]:
+    """All writers, layer by layer; dropout and near-zero gains between writer and stream are refused."""
+    row = family(model)
+    writers = []
+    for index, layer in enumerate(decoder_layers(model)):
+        for dropout in row.dropouts:
+            if (rate := layer.get_submodule(dropout).p) != 0:
+                raise ModelError(f"{row.layers}.{index}.{dropout} drops out {rate} between a writer and the stream, so no "
+                                 "basis holds; set trainer.disable_dropout=true or save the model with dropout 0")
+        for place, short in enumerate(row.writers):
+            name = f"{row.layers}.{index}.{short}"
+            gain = _gain(row, layer, place, name)
+            writers.append(Writer(name, index, layer.get_submodule(short), gain, row.transposed))
+    return writers
+
+
+def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None:
+    if row.post_norms is None:
+        return None
+    weight = layer.get_submodule(row.post_norms[place]).weight
+    assert isinstance(weight, Tensor)
+    gain = weight.detach().float() + row.gain_offset
+    if gain.abs().min() < SMALLEST_GAIN * gain.abs().max():
+        raise ModelError(f"the gain of {row.post_norms[place]} behind {name} is nearly zero at index "
+                         f"{int(gain.abs().argmin())}, so the writer cannot reach the subspace; leave this model unrouted")
+    return gain
+
+
+def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
+    """Stop training the named groups; returns {parameter: group} for what is frozen. Tied weights are one parameter."""
+    row = family(model)
+    groups: dict[str, list[nn.Module]] = {
+        "embedding": [model.get_input_embeddings(), *([model.get_submodule(row.positions)] if row.positions else [])],
+        "unembedding": [model.get_output_embeddings()],
+        "final_norm": [model.get_submodule(row.final_norm)],
+        "post_norm": [layer.get_submodule(norm) for layer in decoder_layers(model) for norm in row.post_norms or ()],
+    }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    frozen = {}
+    for group in what:
+        for module in groups[group]:
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+                frozen[names[id(parameter)]] = group
+    return frozen
+
+
+def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
+    """{parameter: reason} for every trainable parameter that is no target."""
+    targets = {id(parameter) for writer in writers for parameter in writer.module.parameters()}
+    reasons = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in targets:
+            reasons[name] = ("norm gain before a reader: contained cotangents only" if parameter.dim() == 1
+                             and "norm" in name else "reader: contained cotangents only")
+    return reasons
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout of the model to 0, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def check_dtype(model: PreTrainedModel) -> None:
+    """Refuse weights that are not float32: in bf16, 200 small orthogonal updates lost 40 % of the change (design.md 3.4)."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ModelError(f"{name} is {parameter.dtype}; routed training needs float32 weights: load the model with "
+                             "model.dtype=float32 and compute in bf16 with trainer.bf16=true")

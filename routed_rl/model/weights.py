@@ -1,0 +1,42 @@
+"""What a model's weights must be (full, dense, float32), and a hash that says which weights they are."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from routed_rl.errors import ModelError
+
+
+def model_hash(model: torch.nn.Module) -> str:
+    """sha256 over the name, shape, dtype and bytes of every parameter, tied ones once; the order of names is fixed."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def require_full_weights(model: torch.nn.Module, path: str = "model") -> None:
+    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all float32."""
+    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
+        raise ModelError(adapter_message(path))
+    if getattr(model, "is_quantized", False):
+        raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ModelError(f"{path!r}, parameter {name}: {dtype_message(str(parameter.dtype))}")
+
+
+def adapter_message(path: str) -> str:
+    """Why an adapter is refused, and the way out."""
+    return f"{path!r} is a PEFT adapter; full weights only: merge the adapter first (merge_and_unload, save_pretrained)"
+
+
+def dtype_message(dtype: str) -> str:
+    """Why weights in `dtype` are refused, and the way out."""
+    return (
+        f"weights in {dtype.removeprefix('torch.')} are refused, they must be float32: in 16 bits, routed updates lose "
+        "40 % of the change and leak into the subspace; keep float32 weights and set trainer.bf16=true for autocast"
+    )

@@ -1,0 +1,87 @@
+"""From a config to objects: model, tokenizer, environments, subspace, router."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.artifacts import find_data
+from routed_rl.config import Config
+from routed_rl.envs import LoadedEnvironment, load_environments, trained
+from routed_rl.errors import SubspaceError
+from routed_rl.extraction import extract
+from routed_rl.model.load import load_model, load_tokenizer, model_hash
+from routed_rl.model.targets import check_dtype, decoder_layers, disable_dropout, find_writers, freeze
+from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, Target
+from routed_rl.subspace import Subspace
+
+
+@dataclass
+class Parts:
+    """What every verb that touches a model needs."""
+
+    config: Config
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    environments: list[LoadedEnvironment]
+    hash: str
+    """Of the base model's weights."""
+
+    @property
+    def trained(self) -> list[LoadedEnvironment]:
+        return trained(self.environments)
+
+
+def resolve(path: str) -> str:
+    """A model path that lies in the data folder becomes absolute; anything else stays."""
+    try:
+        return str(find_data(path)) if path else path
+    except FileNotFoundError:
+        return path
+
+
+def load_parts(config: Config) -> Parts:
+    """Load the base model and the environments; cheap mistakes are found before slow ones."""
+    environments = load_environments(config.env)
+    path = resolve(config.model.path)
+    model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path)
+    check_dtype(model)
+    if config.trainer.get("disable_dropout"):
+        disable_dropout(model)
+    return Parts(config, model, tokenizer, environments, model_hash(model))
+
+
+def make_subspace(parts: Parts, progress=None) -> Subspace:
+    """Extract the subspace of a run, or read it (method=file), checked against the model."""
+    config = parts.config
+    subspace = extract(parts.model, parts.tokenizer, config.subspace, model_path=config.model.path,
+                       model_hash=parts.hash, seed=config.seed, progress=progress)
+    check_subspace(parts, subspace)
+    return subspace
+
+
+def check_subspace(parts: Parts, subspace: Subspace) -> None:
+    """Refuse a subspace of another model."""
+    width = parts.model.config.get_text_config().hidden_size
+    subspace.check_model(model=parts.config.model.path, model_hash=parts.hash, width=width,
+                         layers=len(decoder_layers(parts.model)))
+
+
+def make_router(parts: Parts, subspace: Subspace | None) -> Router | None:
+    """Freeze what the config names, and route the writers in place; None in mode `none`."""
+    config = parts.config
+    if config.routing.mode == "none":
+        freeze(parts.model, config.model.freeze)
+        return None
+    if subspace is None:
+        raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
+    writers = find_writers(parts.model)
+    freeze(parts.model, config.model.freeze)
+    settings = config.subspace
+    bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
+    context, names = RoutingContext(), [loaded.name for loaded in parts.trained]
+    targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
+                      context, len(names), transposed=writer.transposed, gain_D=writer.gain_D) for writer in writers]
+    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
+    return Router(Quarantine(targets, names, context), config.routing, axes, subspace.stream, config.seed)

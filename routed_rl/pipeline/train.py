@@ -1,0 +1,189 @@
+"""`train` and `resume`: extract, train with routing, evaluate base / policy / deployed, discard."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from routed_rl import __version__, console
+from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
+from routed_rl.config import Config, from_mapping
+from routed_rl.errors import ConfigError
+from routed_rl.evaluate import evaluate
+from routed_rl.export import discard as write_deployed
+from routed_rl.pipeline import summary
+from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
+from routed_rl.pipeline.plan import show_plan
+from routed_rl.routing import Router
+from routed_rl.subspace import Subspace
+from routed_rl.tracking import MetricsFile, prepare_wandb
+from routed_rl.training import build_trainer, check_trainer, training_arguments
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
+Compose = Callable[[list[str]], Config]
+
+
+def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
+    """Run one experiment from the start; returns the run folder. `dry_run` shows the plan and writes nothing."""
+    check_trainer(config.trainer)
+    where = config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}"
+    if dry_run:
+        parts = load_parts(config)
+        show_plan(parts, training_arguments(config, RunFolder(where)), where)
+        return Path(where)
+    run = RunFolder.create(where)
+    write_config(run, config, overrides)
+    return _run(config, run)
+
+
+def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
+    """Go on with a run in place, from its newest whole checkpoint, or from the start where there is none."""
+    run = RunFolder.open(folder)
+    config = read_config(run)
+    if overrides:
+        wanted = compose([*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
+        wanted.out = config.out
+        for name in FIXED_ON_RESUME:
+            if (was := getattr(config, name)) != (now := getattr(wanted, name)):
+                raise ConfigError(f"resume cannot change {name}: {_difference(was, now)}; start a new run with it")
+        config = wanted
+        write_config(run, config, [*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
+    return _run(config, run)
+
+
+def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
+    """Resolved settings, what was typed, and the versions it ran with."""
+    write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
+    versions = {"routed_rl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    write_json(run.manifest, {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions,
+                              "overrides": overrides})
+    write_text(run.config, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+
+
+def read_config(run: RunFolder) -> Config:
+    return from_mapping(yaml.safe_load(run.config.read_text()))
+
+
+def _run(config: Config, run: RunFolder) -> Path:
+    transformers_logging.set_verbosity_error()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    times = {"start": time.perf_counter()}
+    parts = load_parts(config)
+    if "wandb" in str(config.trainer.get("report_to", "")):
+        prepare_wandb(run.path)
+    show_plan(parts, training_arguments(config, run), str(run.path))
+    times["load"] = time.perf_counter()
+    subspace = _subspace(parts, run)
+    times["extract"] = time.perf_counter()
+    models = {"base": _evaluated(parts, run, "base")}
+    router = make_router(parts, subspace)
+    weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
+    times["base"] = time.perf_counter()
+    _train(parts, run, router)
+    times["train"] = time.perf_counter()
+    models["policy"] = _evaluated(parts, run, "policy")
+    if router is None:
+        models["deployed"] = models["policy"]
+    else:
+        with router.quarantine.ablated():
+            models["deployed"] = _evaluated(parts, run, "deployed")
+    times["evaluate"] = time.perf_counter()
+    if config.discard:
+        write_deployed(run, run.deployed)
+    _finish(parts, run, router, models, weights, times)
+    return run.path
+
+
+def _subspace(parts: Parts, run: RunFolder) -> Subspace | None:
+    """Read the run's subspace where it has one, else extract it; mode `none` needs none."""
+    if parts.config.routing.mode == "none":
+        return None
+    if run.subspace.exists():
+        subspace = Subspace.load(run.subspace)
+        check_subspace(parts, subspace)
+        return subspace
+    with console.progress("extract", "prompts") as advance:
+        subspace = make_subspace(parts, advance)
+    subspace.save(run.subspace)
+    return subspace
+
+
+def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
+    newest, skipped = run.last_checkpoint()
+    for line in skipped:
+        console.say(line)
+    step = int(newest.name[5:]) if newest else 0
+    if newest:
+        console.say(f"going on from {newest.name}")
+    MetricsFile(run.metrics).truncate(step)
+    with console.progress("train", "steps") as advance:
+        trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
+                                [ShowProgress(advance)])
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+
+
+def _evaluated(parts: Parts, run: RunFolder, model: str) -> dict[str, dict[str, float]]:
+    """Evaluate the model as it stands under the name `model`; the base model's result is kept for a resume."""
+    kept = run.path / f"evaluation-{model}.json"
+    if model == "base" and kept.exists():
+        return read_json(kept)
+    with console.progress(f"evaluate {model}", "completions") as advance:
+        results = evaluate(parts.model, parts.tokenizer, parts.environments, parts.config.evaluation, seed=parts.config.seed,
+                           max_new_tokens=parts.config.trainer.get("max_completion_length", 256), progress=advance)
+    write_json(kept, results)
+    return results
+
+
+def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
+            times: dict[str, float]) -> None:
+    blame = summary.attribution(run, router) if router else {}
+    routing = {"mode": "none", "rank": 0} if router is None else summary.routing_summary(
+        run, router, summary.retained_change(router, weights))
+    marks = list(times.items())
+    timing = {f"{name}_s": end - begin for (_, begin), (name, end) in zip(marks, marks[1:], strict=False)}
+    write_json(run.summary, {"models": models, "attribution": blame, "routing": routing, "timing": timing})
+    if any(models["base"].values()):
+        summary.show_table(models, parts.environments)
+        console.say(summary.sentence(models, blame, parts.environments))
+    console.say("next:")
+    for command in summary.next_commands(run):
+        console.say(f"  {command}")
+
+
+class ShowProgress(TrainerCallback):
+    """Moves the bar; TRL's own is off."""
+
+    def __init__(self, advance: console.Advance) -> None:
+        self.advance = advance
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            reward, norm = logs.get("reward"), logs.get("quarantine/norm")
+            note = " ".join([f"reward {reward:.2f}" if reward is not None else "", f"|C| {norm:.2f}" if norm else ""])
+            self.advance(state.global_step, state.max_steps, note.strip())
+
+
+def _difference(was: Any, now: Any) -> str:
+    """The first setting that differs, as `key: before -> after`."""
+    was, now = (_plain(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
+        return f"{key}: {_difference(was.get(key), now.get(key))}"
+    return f"{was} -> {now}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

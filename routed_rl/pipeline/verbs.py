@@ -1,0 +1,88 @@
+"""The verbs that work on a finished run or without one: extract, evaluate, discard, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from routed_rl import checkpoint, console, export as exporting
+from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.config import Config
+from routed_rl.errors import ConfigError
+from routed_rl.evaluate import evaluate as evaluate_model
+from routed_rl.pipeline import summary
+from routed_rl.pipeline.build import Parts, load_parts, make_router, make_subspace
+from routed_rl.pipeline.train import read_config
+from routed_rl.subspace import Subspace, describe_quality
+
+
+def extract(config: Config, overrides: list[str], check: bool) -> Path:
+    """Contrast prompts to a subspace folder (`out=`, default `subspace`); `check` prints whether it is a good one."""
+    out = Path(config.out or "subspace")
+    if out.exists():
+        raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")
+    parts = load_parts(config)
+    with console.progress("extract", "prompts") as advance:
+        subspace = make_subspace(parts, advance)
+    subspace.save(out)
+    if check:
+        rows = describe_quality(subspace.quality)
+        if rows:
+            console.table("quality by layer", list(rows[0]), [list(row.values()) for row in rows])
+    return out
+
+
+def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None) -> None:
+    """Evaluate a run's base, policy and deployed models, or one model folder, on its environments."""
+    run = None if config is not None else RunFolder.open(target)
+    config = read_config(run) if run else config
+    assert config is not None
+    if run is None:
+        config.model.path = target
+    if envs is not None:
+        if missing := [name for name in envs if name not in config.env]:
+            raise ConfigError(f"--env {missing[0]} is not configured; there is {', '.join(config.env) or 'none'}")
+        config.env = {name: config.env[name] for name in envs} if run is None else config.env
+    parts = load_parts(config)
+    chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
+    if not chosen:
+        raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class, or env=lab")
+    models = _run_models(parts, run, chosen) if run else {"model": _results(parts, chosen, "model")}
+    summary.show_table(models, chosen)
+    if json_file:
+        write_json(Path(json_file), {"models": models})
+
+
+def _run_models(parts: Parts, run: RunFolder, chosen: list) -> summary.Results:
+    """Base, policy and deployed model of a run, from its newest whole checkpoint."""
+    folder = run.require_checkpoint()
+    models = {"base": _results(parts, chosen, "base")}
+    router = make_router(parts, Subspace.load(run.subspace) if run.subspace.exists() else None)
+    stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
+    parts.model.load_state_dict(stored.state_dict())
+    if router is None:
+        return models | {name: _results(parts, chosen, name) for name in ("policy", "deployed")}
+    checkpoint.load_quarantine(folder, router)
+    models["policy"] = _results(parts, chosen, "policy")
+    with router.quarantine.ablated():
+        models["deployed"] = _results(parts, chosen, "deployed")
+    return models
+
+
+def _results(parts: Parts, chosen: list, name: str) -> dict[str, dict[str, float]]:
+    with console.progress(f"evaluate {name}", "completions") as advance:
+        return evaluate_model(parts.model, parts.tokenizer, chosen, parts.config.evaluation, seed=parts.config.seed,
+                              max_new_tokens=parts.config.trainer.get("max_completion_length", 256), progress=advance)
+
+
+def discard(run: str, out: str) -> None:
+    """Write the deployed model of a run to `out`."""
+    folder = exporting.discard(RunFolder.open(run), Path(out))
+    console.say(f"deployed model: {folder}")
+
+
+def export(run: str, out: str, env: str | None) -> None:
+    """Write the quarantine, or one environment's part of it, as a stock PEFT adapter to `out`."""
+    folder = exporting.export_quarantine(RunFolder.open(run), Path(out), env)
+    console.say(f"quarantine: {folder}")

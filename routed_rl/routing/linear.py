@@ -1,0 +1,144 @@
+"""`RoutedLinear`: a writer that adds its quarantine and taps the cotangent. Not covered: dropout behind the writer.
+
+A module is routed by swapping its class in place, so that parameter names, checkpoints and `from_pretrained` stay
+what they were; nothing the quarantine needs is a parameter or a persistent buffer of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from routed_rl.routing.quarantine import Target
+
+NORM_EPS = 1e-6
+"""Of Gemma's RMS norms."""
+
+
+@dataclass
+class RoutingContext:
+    """What every tap of one model shares: whose rows are in the batch, and which tokens are real.
+
+    Set it before the forward of a loss and leave it until the next one: gradient checkpointing runs the forward again
+    inside the backward.
+    """
+
+    environment_ids_B: Tensor | None = None
+    """Environment of each row, (B,) int64; None turns the taps off."""
+    sample_S: Tensor | None = None
+    """Flat indices of a sample of real tokens, (S,) int64."""
+    ablated: bool = False
+    """True: forwards leave the quarantine out."""
+    contained: bool = True
+    """The cotangent that goes on: contained (without its part in the subspace) or open."""
+    control_draws: int = 0
+    """Random bases to measure in this step's backward; 0 for none."""
+
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int) -> None:
+        """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens."""
+        real = mask_BT.reshape(-1).nonzero().squeeze(1)
+        stride = max(1, -(-real.shape[0] // sample_tokens))
+        self.sample_S = real[::stride]
+        self.environment_ids_B = environment_ids_B
+
+
+class Tap(torch.autograd.Function):
+    """Identity on `y + A C x` whose backward writes the ledger and decides what cotangent goes on.
+
+    With `p = g A` the ledger gains `pᵀ x` per environment. Contained: the cotangent of `y` is `g - p Bᵀ` and `x`
+    gets nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`. Open: `y` keeps
+    `g` and `x` gets `p C`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, target: Target) -> Tensor:
+        context = target.context
+        ctx.target, ctx.contained, ctx.draws = target, context.contained, context.control_draws
+        ctx.environment_ids_B, ctx.sample_S, ctx.ablated = context.environment_ids_B, context.sample_S, context.ablated
+        ctx.save_for_backward(x)
+        ctx.mark_dirty(y)
+        if not context.ablated:
+            add_quarantine_(y, x, target)
+        ctx.scale_S = None if target.gain_D is None else post_norm_scale(y, context.sample_S)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        target: Target = ctx.target
+        with torch.autocast(x.device.type, enabled=False):
+            g = cotangents[0]
+            p = g.to(target.write.dtype) @ target.write
+            target.tape.record(p, g, x, ctx)
+            if ctx.contained:
+                flat = torch.addmm(g.flatten(0, -2), p.flatten(0, -2).to(g.dtype),
+                                   target.read.mT.to(g.dtype), alpha=-1)
+                return flat.view_as(g), None, None
+            return g, (None if ctx.ablated else (p @ target.weight_part()).to(x.dtype)), None
+
+
+def add_quarantine_(y: Tensor, x: Tensor, target: Target) -> Tensor:
+    """Add `A (C x)` to `y` in place and return it."""
+    with torch.autocast(x.device.type, enabled=False):
+        coordinates = linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype))
+        y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.write.mT.to(y.dtype))
+    return y
+
+
+def post_norm_scale(y: Tensor, sample_S: Tensor | None) -> Tensor | None:
+    """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,)."""
+    if sample_S is None:
+        return None
+    return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(NORM_EPS).rsqrt()
+
+
+class RoutedModule(nn.Module):
+    """Mixed in before the module's own class; `routed_target` is set by `route_module`."""
+
+    routed_target: Target
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        target, context = self.routed_target, self.routed_target.context
+        if torch.is_grad_enabled() and context.environment_ids_B is not None:
+            return Tap.apply(y, x, target)  # pyright: ignore[reportReturnType]
+        if context.ablated:
+            return y
+        return add_quarantine_(y, x, target)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time, so pickle and deepcopy must be told how to make it again.
+        return _blank_routed, (type(self).__mro__[2],), self.__dict__
+
+
+def _blank_routed(plain: type[nn.Module]) -> nn.Module:
+    cls = routed_class(plain)
+    return cls.__new__(cls)
+
+
+@cache
+def routed_class(plain: type[nn.Module]) -> type[nn.Module]:
+    """`RoutedLinear` for `nn.Linear`, and so on: the plain class with `RoutedModule` before it."""
+    return type(f"Routed{plain.__name__}", (RoutedModule, plain), {"__module__": __name__})
+
+
+RoutedLinear = routed_class(nn.Linear)
+
+
+def route_module(module: nn.Module, target: Target) -> None:
+    """Swap the module's class in place; `unroute_module` is the inverse."""
+    assert not isinstance(module, RoutedModule), f"{target.name} is routed already"
+    module.__class__ = routed_class(type(module))
+    object.__setattr__(module, "routed_target", target)
+
+
+def unroute_module(module: nn.Module) -> None:
+    """Give the module its own class back."""
+    module.__class__ = type(module).__mro__[2]
+    object.__delattr__(module, "routed_target")

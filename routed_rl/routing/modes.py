@@ -1,0 +1,77 @@
+"""The table of routing modes: which cotangent goes on, and what happens after the model's optimizer has stepped.
+
+A new mode is one function and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from routed_rl.errors import ConfigError
+from routed_rl.routing.quarantine import Target
+
+AfterStep = Callable[[Target, Tensor, float | Tensor], None]
+"""(target, ΔC_e (E, K, N), the weights' decay this step = rate · decay) -> None, in place.
+
+The decay is (N,) where columns differ: trainers spare a bias, which is the last column."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One row of the table."""
+
+    taps: bool
+    contained: bool
+    after_step: AfterStep | None
+
+
+def reimpose(target: Target) -> None:
+    """`W -= A (BᵀW - R)`. Adam does not commute with a projection: projected gradients alone let W drift inside."""
+    target.move_weights(-target.drift())
+
+
+@torch.no_grad()
+def route_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
+    target.parts += delta_EKN
+    target.coefficients.copy_(_ordered_sum(target.parts))
+    reimpose(target)
+
+
+@torch.no_grad()
+def erase_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
+    reimpose(target)
+
+
+@torch.no_grad()
+def observe_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
+    moved = target.drift()
+    target.coefficients.mul_(1 - decay).add_(moved)
+    target.parts += delta_EKN
+    target.move_weights(-moved)
+
+
+def _ordered_sum(parts_EKN: Tensor) -> Tensor:
+    """Sum over environments in a fixed order, so that every rank and every reload gets the same bits."""
+    total = torch.zeros_like(parts_EKN[0])
+    for part in parts_EKN:
+        total = total + part
+    return total
+
+
+MODES = {
+    "none": Mode(taps=False, contained=False, after_step=None),
+    "observe": Mode(taps=True, contained=False, after_step=observe_step),
+    "route": Mode(taps=True, contained=True, after_step=route_step),
+    "erase": Mode(taps=True, contained=True, after_step=erase_step),
+}
+
+
+def find_mode(name: str) -> Mode:
+    """The row called `name`; an unknown name lists the known ones."""
+    if name not in MODES:
+        raise ConfigError(f"routing.mode={name} is not a mode; the modes are {', '.join(MODES)}")
+    return MODES[name]

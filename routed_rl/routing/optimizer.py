@@ -1,0 +1,70 @@
+"""The quarantine's optimizer: first moments per environment, one scalar second moment, a step bounded in the stream's units.
+
+`ΔC_e = -rate · m̂_e / (sqrt(v̂) + eps)`, `v` the running mean of `Σ_e mean(ledger_e²)`: linear in the ledgers, so what an
+environment caused stays separable. Not a counterfactual: `v`, the bound and clipping are shared by all environments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from routed_rl.config import QuarantineConfig
+from routed_rl.errors import CheckpointError
+from routed_rl.routing.quarantine import Target
+
+
+class QuarantineOptimizer:
+    """Turns each target's ledger (E, K, N) into its change `ΔC_e` (E, K, N)."""
+
+    def __init__(self, config: QuarantineConfig, targets: list[Target]) -> None:
+        self.config, self.targets, self.steps = config, targets, 0
+        self.moments = {target.name: torch.zeros_like(target.parts) for target in targets}
+        self.squares = {target.name: torch.zeros((), dtype=torch.float64) for target in targets}
+
+    def advance(self) -> None:
+        """Count one step; bias correction uses this global count also for environments that were absent."""
+        self.steps += 1
+
+    def delta(self, target: Target, ledger_EKN: Tensor) -> Tensor:
+        """`ΔC_e` for this step's (reduced, clipped) ledger; moments are updated in place."""
+        beta1, beta2 = self.config.betas
+        moment = self.moments[target.name].lerp_(ledger_EKN, 1 - beta1)
+        if not moment.numel():
+            return torch.zeros_like(moment)
+        square = self.squares[target.name]
+        square.mul_(beta2).add_((1 - beta2) * ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu())
+        root = (square / (1 - beta2**self.steps)).sqrt().item() + self.config.eps
+        step = moment * (-self.config.learning_rate / (1 - beta1**self.steps) / root)
+        return step * self._bound(target, step.sum(0))
+
+    def _bound(self, target: Target, step_KN: Tensor) -> float:
+        """Factor in [0, 1] that keeps the step's root-mean-square shift of the stream within `max_shift`."""
+        if self.config.max_shift is None:
+            return 1.0
+        effect = target.stream_effect(step_KN, target.tape.sample())
+        if not len(effect):
+            return 0.0  # No token was seen, so nothing says how far the step would reach.
+        shift = effect.square().sum(-1).mean().sqrt().item() / target.unit
+        allowed = self.config.max_shift / len(self.targets)
+        return min(1.0, allowed / shift) if shift > 0 else 1.0
+
+    def forget(self, environment: int) -> None:
+        """Zero the first moments of an environment that was dropped."""
+        for moment in self.moments.values():
+            moment[environment].zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments by `<target>.moment`, `<target>.square`, and the step count."""
+        return ({f"{name}.moment": value for name, value in self.moments.items()}
+                | {f"{name}.square": value for name, value in self.squares.items()}
+                | {"steps": torch.tensor(self.steps)})
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        for key, value in self.state_dict().items():
+            if key not in state or state[key].shape != value.shape:
+                raise CheckpointError(f"the quarantine's optimizer state has no {key} of shape {tuple(value.shape)}; "
+                                      "resume with the same subspace and environments")
+            value.copy_(state[key])
+        self.steps = int(state["steps"])

@@ -1,0 +1,165 @@
+"""The quarantine: per target its coefficients, each environment's part of them, and the tape of one step's backward.
+
+Shape letters: D stream width, K rank, N input width of a target (one more where the writer has a bias: its input is 1),
+E environments, B rows, T tokens, S sampled tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.errors import SubspaceError
+from routed_rl.routing.linear import RoutingContext, route_module, unroute_module
+from routed_rl.routing.tape import Tape
+
+
+@dataclass(eq=False)
+class Target:
+    """One routed writer. `basis` V (D, K) lives in the stream; the writer itself is written with A and read with B."""
+
+    name: str
+    layer: int
+    module: nn.Module
+    basis: Tensor
+    unit: float
+    """Length in the stream that counts as 1: the gap between the personas at this layer."""
+    context: RoutingContext
+    environments: int
+    transposed: bool = False
+    """True where the module keeps its weight as (N, D), as GPT-2's Conv1D does."""
+    gain_D: Tensor | None = None
+    """Gain of a norm between this writer and the stream; None where the writer adds to the stream directly."""
+    write: Tensor = field(init=False)
+    """A (D, K): V, or `diag(1/gain) V`."""
+    read: Tensor = field(init=False)
+    """B (D, K): V, or `diag(gain) V`; `BᵀA = I`."""
+    reference: Tensor = field(init=False)
+    """R = BᵀW at the start, (K, N)."""
+    coefficients: Tensor = field(init=False)
+    """C (K, N)."""
+    parts: Tensor = field(init=False)
+    """C_e (E, K, N); they sum to C in `route`."""
+    tape: Tape = field(init=False)
+
+    def __post_init__(self) -> None:
+        weight = self.weight_DN()
+        if self.basis.shape[0] != weight.shape[0]:
+            raise SubspaceError(f"the basis for {self.name} has {self.basis.shape[0]} rows but the model's stream is "
+                                f"{weight.shape[0]} wide; was the subspace extracted from another model?")
+        if self.basis.shape[1] > weight.shape[0]:
+            raise SubspaceError(f"the basis for {self.name} has rank {self.basis.shape[1]}, more than the stream's width "
+                                f"{weight.shape[0]}; lower subspace.rank")
+        # float32 at least: in bf16 most of an orthogonal update is lost to rounding.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.basis = self.basis.to(weight.device, dtype)
+        gain = None if self.gain_D is None else self.gain_D.detach().to(dtype).unsqueeze(1)
+        self.write = self.basis if gain is None else self.basis / gain
+        self.read = self.basis if gain is None else self.basis * gain
+        self.reference = self.read_weights()
+        self.coefficients = torch.zeros_like(self.reference)
+        self.parts = self.reference.new_zeros(self.environments, *self.reference.shape)
+        self.tape = Tape(self.environments, self.write, weight.shape[1], has_bias=self.has_bias, gain_D=self.gain_D)
+
+    @property
+    def rank(self) -> int:
+        return self.basis.shape[1]
+
+    @property
+    def has_bias(self) -> bool:
+        return self.module.bias is not None
+
+    def weight_DN(self) -> Tensor:
+        """The weight as (D, N), a view, whichever way the module keeps it."""
+        weight = self.module.weight.data
+        assert isinstance(weight, Tensor)
+        return weight.mT if self.transposed else weight
+
+    def read_weights(self) -> Tensor:
+        """BᵀW now, (K, N), the bias as the last column."""
+        inside = self.read.mT @ self.weight_DN().to(self.read.dtype)
+        if not self.has_bias:
+            return inside
+        assert isinstance(self.module.bias, Tensor)
+        return torch.cat([inside, (self.read.mT @ self.module.bias.data.to(inside.dtype)).unsqueeze(1)], dim=1)
+
+    def drift(self) -> Tensor:
+        """BᵀW - R, (K, N): how far the weights have moved inside the subspace."""
+        return self.read_weights() - self.reference
+
+    @torch.no_grad()
+    def move_weights(self, inside_KN: Tensor) -> None:
+        """`W += A inside`, the bias by its column."""
+        weight = self.weight_DN()
+        width = weight.shape[1]
+        weight.addmm_(self.write.to(weight.dtype), inside_KN[:, :width].to(weight.dtype))
+        if self.has_bias:
+            assert isinstance(self.module.bias, Tensor)
+            self.module.bias.data.addmv_(self.write.to(weight.dtype), inside_KN[:, width].to(weight.dtype))
+
+    def weight_part(self) -> Tensor:
+        """The columns of C that multiply the input, (K, N)."""
+        return self.coefficients[:, :-1] if self.has_bias else self.coefficients
+
+    def bias_part(self, dtype: torch.dtype) -> Tensor | None:
+        """The column of C that stands for the bias, (K,), or None."""
+        return self.coefficients[:, -1].to(dtype) if self.has_bias else None
+
+    def stream_effect(self, coefficients: Tensor, inputs_SN: Tensor) -> Tensor:
+        """What `coefficients` (..., K, N) add to the stream for the tape's inputs (S, N), in the basis: (..., S, K)."""
+        return inputs_SN.to(coefficients.dtype) @ coefficients.mT
+
+
+class Quarantine:
+    """All targets of one model, routed in place."""
+
+    def __init__(self, targets: list[Target], environments: list[str], context: RoutingContext) -> None:
+        self.targets, self.environments, self.context = targets, environments, context
+        for target in targets:
+            route_module(target.module, target)
+
+    def remove(self) -> None:
+        """Give every module its own class back: what stays is the deployed model. Idempotent."""
+        for target in self.targets:
+            if hasattr(target.module, "routed_target"):
+                unroute_module(target.module)
+
+    @contextmanager
+    def ablated(self) -> Iterator[None]:
+        """Run the deployed model inside the block; the policy is back, exactly, after it."""
+        before, self.context.ablated = self.context.ablated, True
+        try:
+            yield
+        finally:
+            self.context.ablated = before
+
+    def norm(self) -> float:
+        """|C| over all targets."""
+        return sum(target.coefficients.square().sum().item() for target in self.targets) ** 0.5
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything of the quarantine that a checkpoint needs, by `<target>.<what>`; bases and references included."""
+        # Clones: targets of one layer share a basis, which safetensors refuses.
+        return {f"{target.name}.{key}": value.clone(memory_format=torch.contiguous_format) for target in self.targets
+                for key, value in _tensors(target).items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`; another model's or another basis' state is refused by name."""
+        for target in self.targets:
+            for key, value in _tensors(target).items():
+                stored = state.get(f"{target.name}.{key}")
+                if stored is None or stored.shape != value.shape:
+                    found = None if stored is None else tuple(stored.shape)
+                    raise SubspaceError(f"checkpoint holds {found} for {target.name}.{key} where this run has "
+                                        f"{tuple(value.shape)}; resume with the same model, subspace and environments")
+                value.copy_(stored)
+
+
+def _tensors(target: Target) -> dict[str, Tensor]:
+    pair = {} if target.gain_D is None else {"write": target.write, "read": target.read}
+    return {"basis": target.basis, **pair, "reference": target.reference, "coefficients": target.coefficients,
+            "parts": target.parts, **target.tape.state()}

@@ -1,0 +1,102 @@
+"""The router: everything of one run's routing behind four calls, in the order of a training step."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from routed_rl.config import RoutingConfig
+from routed_rl.errors import ModelError
+from routed_rl.routing.ledger import Axes, LedgerBook, LedgerRow
+from routed_rl.routing.modes import find_mode
+from routed_rl.routing.optimizer import QuarantineOptimizer
+from routed_rl.routing.quarantine import Quarantine
+
+CONTROL_KINDS = ("isotropic", "matched")
+"""Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
+
+
+class Router:
+    """Drives a `Quarantine` through a run: `begin_step`, `set_batch` before each loss, `after_step`, and its state."""
+
+    def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int) -> None:
+        self.quarantine, self.config, self.seed = quarantine, config, seed
+        self.stream_LSD = stream_LSD
+        self.mode = find_mode(config.mode)
+        self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
+        self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
+        self.book = LedgerBook(quarantine.environments, axes)
+        self.context = quarantine.context
+        self.context.contained = self.contained
+        self.pushes = dict.fromkeys(quarantine.environments, 0.0)
+        """Sum of each environment's push so far."""
+        self._checked = False
+
+    def begin_step(self, step: int) -> None:
+        """Prepare the tapes for step `step` (counted from 0): random bases every `random_control.every` steps."""
+        control = self.config.random_control
+        due = control.every > 0 and step % control.every == 0
+        self.context.control_draws = control.draws if due else 0
+        if not due:
+            return
+        for target in self.quarantine.targets:
+            stream = self.stream_LSD[target.layer] if self._kind(step) == "matched" else None
+            if target.rank and target.tape.control_bases is None:
+                target.tape.draw_control(control.draws, _control_seed(self.seed, step, target.name), stream)
+
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor) -> None:
+        """Name the rows of the next loss; see `RoutingContext.set_batch`."""
+        self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens)
+
+    @torch.no_grad()
+    def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> LedgerRow:
+        """What follows the model's own optimizer: the quarantine's step, weights re-imposed, the ledger row.
+
+        `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
+        """
+        self._check_taps()
+        self.optimizer.advance()
+        assert self.mode.after_step is not None
+        for target in self.quarantine.targets:
+            ledger = target.tape.ledger * clip
+            self.book.before(target, ledger, contained=self.contained)
+            target.tape.update_mean()
+            delta, old = self.optimizer.delta(target, ledger), target.coefficients.clone()
+            self.mode.after_step(target, delta, rate * decay)
+            self.book.after(target, delta, old)
+            target.tape.clear()
+        row = self.book.close(self._kind(step))
+        for name, entry in row.environments.items():
+            self.pushes[name] += entry.push
+        return row
+
+    def _kind(self, step: int) -> str:
+        return CONTROL_KINDS[step // max(self.config.random_control.every, 1) % len(CONTROL_KINDS)]
+
+    def _check_taps(self) -> None:
+        if self._checked:
+            return
+        silent = [target.name for target in self.quarantine.targets if not target.tape.fired]
+        if silent:
+            raise ModelError(f"no gradient reached {', '.join(silent[:3])}{' ...' if len(silent) > 3 else ''} in the first "
+                             "step: the model's forward does not go through it, or the loss ignores it; this model cannot "
+                             "be routed")
+        self._checked = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Quarantine, optimizer and pushes, as tensors."""
+        pushes = torch.tensor([self.pushes[name] for name in self.quarantine.environments], dtype=torch.float64)
+        return self.quarantine.state_dict() | self.optimizer.state_dict() | {"pushes": pushes}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self.quarantine.load_state_dict(state)
+        self.optimizer.load_state_dict(state)
+        self.pushes = dict(zip(self.quarantine.environments, state["pushes"].tolist(), strict=True))
+
+
+def _control_seed(seed: int, step: int, target: str) -> int:
+    """The same on every machine, unlike `hash`."""
+    return zlib.crc32(f"{seed}/{step}/{target}".encode())

@@ -1,0 +1,109 @@
+"""The tape: what one target's backward leaves behind for the step. Not covered: inputs that are not (B, T, N)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routed_rl.linalg import orthonormalise_draws, random_basis
+
+SKETCH = 32
+"""Columns that stand for the N input columns when random bases are compared: an unbiased estimate of their energy."""
+MEAN_DECAY = 0.9
+"""Per step, of the running mean of the inputs."""
+
+
+class Tape:
+    """Ledger (E, K, N), a sample of inputs, and the energies of random bases, filled by `record`, emptied by `clear`."""
+
+    def __init__(self, environments: int, write: Tensor, width: int, *, has_bias: bool,
+                 gain_D: Tensor | None = None) -> None:
+        self.write, self.width, self.has_bias, self.gain_D = write, width, has_bias, gain_D
+        columns = width + has_bias
+        self.ledger = write.new_zeros(environments, write.shape[1], columns)
+        self.mean_input = write.new_zeros(columns)
+        """Running mean μ of the input over real tokens, (N,)."""
+        self.mean_weight = write.new_zeros(())
+        self.inputs: list[Tensor] = []
+        """Samples (S, N); before a post-norm divided by what it divides by, so that C times them is their effect."""
+        self.fired = False
+        self.control_bases: Tensor | None = None
+        self.control_sketch: Tensor | None = None
+        self._sketched: Tensor | None = None
+
+    def record(self, p: Tensor, g: Tensor, x: Tensor, ctx: Any) -> None:
+        """Book one backward: `p = g A` (B, T, K), `g` (B, T, D), `x` (B, T, N), rows named by `ctx`."""
+        ids, x = ctx.environment_ids_B, x.to(p.dtype)
+        assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
+            f"{x.shape[0]} rows reached a tap but {ids.shape[0]} environment ids are set")
+        self.fired = True
+        self.ledger[..., :self.width].index_add_(0, ids, torch.bmm(p.mT, x))
+        if self.has_bias:
+            self.ledger[..., self.width].index_add_(0, ids, p.sum(1))
+        sample = x.reshape(-1, self.width)[ctx.sample_S]
+        if self.has_bias:
+            sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
+        self.inputs.append(sample if ctx.scale_S is None else sample * ctx.scale_S.unsqueeze(1))
+        if ctx.draws and self.control_bases is not None:
+            self._record_control(g.to(p.dtype), x, ids)
+
+    def sample(self) -> Tensor:
+        """Inputs at a sample of this step's real tokens, (S, N)."""
+        return torch.cat(self.inputs) if self.inputs else self.ledger.new_zeros(0, self.ledger.shape[2])
+
+    def update_mean(self) -> None:
+        """Fold this step's sample into μ, once a step."""
+        sample = self.sample()
+        if len(sample):
+            self.mean_input.lerp_(sample.mean(0), 1 - MEAN_DECAY)
+            self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)
+
+    def mean(self) -> Tensor:
+        """μ (N,), unbiased from the first step on."""
+        return self.mean_input / self.mean_weight.clamp(min=1e-12)
+
+    def clear(self) -> None:
+        """Empty the tape for the next step; the running mean stays."""
+        self.ledger.zero_()
+        self.inputs.clear()
+        self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
+
+    def state(self) -> dict[str, Tensor]:
+        """What outlives the step."""
+        return {"mean_input": self.mean_input, "mean_weight": self.mean_weight}
+
+    def draw_control(self, draws: int, seed: int, stream_SD: Tensor | None) -> None:
+        """Draw `draws` bases of this rank for the coming step: isotropic, or with the covariance of `stream_SD`.
+
+        The same on every rank and machine for the same seed. Each gradient is compared through one random sketch of
+        its N columns, the subspace's own as well, so the comparison is fair and costs N / SKETCH less memory.
+        """
+        width, rank = self.write.shape
+        generator = torch.Generator().manual_seed(seed)
+        if stream_SD is None:
+            bases = random_basis(width, rank, generator, draws=draws)
+        else:
+            mixing = torch.randn(draws, len(stream_SD), rank, generator=generator)
+            bases = orthonormalise_draws(stream_SD.float().cpu().mT @ mixing)
+        flat = bases.permute(1, 0, 2).reshape(width, draws * rank).to(self.write)
+        # Written as the subspace is, else a post-norm's gain would make the two incomparable.
+        written = flat if self.gain_D is None else flat / self.gain_D.to(flat).unsqueeze(1)
+        self.control_bases = torch.cat([self.write, written], dim=1)
+        self.control_sketch = torch.randn(self.width, SKETCH, generator=generator).to(self.write) / SKETCH**0.5
+
+    def _record_control(self, g: Tensor, x: Tensor, ids: Tensor) -> None:
+        assert self.control_bases is not None and self.control_sketch is not None
+        rows = torch.bmm((g @ self.control_bases).mT, x @ self.control_sketch)
+        if self._sketched is None:
+            self._sketched = rows.new_zeros(self.ledger.shape[0], *rows.shape[1:])
+        self._sketched.index_add_(0, ids, rows)
+
+    def control_energies(self) -> Tensor | None:
+        """Routed energy of the subspace (first) and of each random basis, (1 + draws, 1 + E); column 0 is the total."""
+        if self._sketched is None:
+            return None
+        per_basis = self._sketched.unflatten(1, (-1, self.write.shape[1]))
+        everyone = torch.cat([per_basis.sum(0, keepdim=True), per_basis])
+        return everyone.square().sum(dim=(2, 3)).mT

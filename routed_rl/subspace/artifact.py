@@ -1,0 +1,106 @@
+"""The frozen `Subspace`: what extraction found, what routing uses, and its folder on disk (safetensors + JSON)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from routed_rl.artifacts import broken_seal, read_json, sealed_folder, write_json
+from routed_rl.errors import SubspaceError
+from routed_rl.linalg import orthonormal, orthonormality_error
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a subspace came from; enough to refuse it for another model."""
+
+    method: str
+    model: str
+    """The `model.path` it was extracted from."""
+    model_hash: str
+    width: int
+    layers: int
+    rank: int
+    prompts: str = ""
+    prompts_hash: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """Persona directions of every layer's output. L layers, D stream width, K_l rank of layer l, J named axes."""
+
+    directions: list[Tensor]
+    """Per layer, orthonormal columns (D, K_l), strongest first."""
+    axes: list[Tensor]
+    """Per layer, unit columns (D, J): named directions to report along; each points to the positive persona."""
+    axis_names: list[str]
+    scales: Tensor
+    """(L, J): the length along each axis that counts as 1."""
+    units: Tensor
+    """(L,): the gap between the personas at each layer, the unit of the quarantine's bound."""
+    stream: Tensor
+    """(L, S, D): a centred sample of the base model's stream, for covariance-matched random bases."""
+    provenance: Provenance
+    quality: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for layer, basis in enumerate(self.directions):
+            if basis.shape[1] > basis.shape[0]:
+                raise SubspaceError(f"layer {layer}'s basis has rank {basis.shape[1]}, more than the stream's width "
+                                    f"{basis.shape[0]}; lower subspace.rank")
+            if (error := orthonormality_error(basis)) > 1e-4:
+                raise SubspaceError(f"layer {layer}'s basis is not orthonormal (off by {error:.1e}); extract it again")
+        if not bool((self.scales > 0).all() and (self.units > 0).all()):
+            raise SubspaceError("a scale of the subspace is not positive: the two personas do not differ at some layer; "
+                                "use prompts that differ")
+
+    def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
+        """The basis (D, K) of the writers of each layer. `spanning`: of layers l to L, so that a contained cotangent has
+        no component in any later layer's subspace; `per_layer`: of layer l; `shared`: one for all, rank `shared_rank`."""
+        if layout == "per_layer":
+            return list(self.directions)
+        if layout == "shared":
+            everything = orthonormal(torch.cat(self.directions, dim=1), drop_below=drop_below)
+            return [everything[:, :shared_rank]] * len(self.directions)
+        return [orthonormal(torch.cat(self.directions[layer:], dim=1), drop_below=drop_below)
+                for layer in range(len(self.directions))]
+
+    def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
+        """Refuse a model other than the one this was extracted from, with the difference."""
+        ours = self.provenance
+        if (ours.width, ours.layers) != (width, layers):
+            raise SubspaceError(f"the subspace has {ours.layers} layers of width {ours.width} but {model} has {layers} of "
+                                f"width {width}; it was extracted from {ours.model}: extract one from {model}")
+        if ours.model_hash != model_hash:
+            raise SubspaceError(f"the subspace was extracted from {ours.model} (weights {ours.model_hash[:12]}), not from "
+                                f"{model} (weights {model_hash[:12]}): extract one from {model}")
+
+    def save(self, folder: Path) -> None:
+        """Write `subspace.safetensors` and `subspace.json`; whole or not at all."""
+        tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
+        for layer, (basis, axes) in enumerate(zip(self.directions, self.axes, strict=True)):
+            tensors |= {f"directions.{layer}": basis.contiguous(), f"axes.{layer}": axes.contiguous()}
+        with sealed_folder(folder) as partial:
+            save_file({key: value.float().contiguous() for key, value in tensors.items()},
+                      partial / "subspace.safetensors")
+            write_json(partial / "subspace.json", {"provenance": asdict(self.provenance), "axis_names": self.axis_names,
+                                                   "quality": self.quality})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Subspace:
+        """Read what `save` wrote; a missing or changed file is an error."""
+        folder = Path(folder)
+        if not folder.is_dir() or (problem := broken_seal(folder)):
+            reason = problem if folder.is_dir() else "no such folder"
+            raise SubspaceError(f"no subspace can be read from {folder}: {reason}; write one with `routed-rl extract`")
+        tensors, record = load_file(folder / "subspace.safetensors"), read_json(folder / "subspace.json")
+        provenance = Provenance(**record["provenance"])
+        return cls([tensors[f"directions.{layer}"] for layer in range(provenance.layers)],
+                   [tensors[f"axes.{layer}"] for layer in range(provenance.layers)], record["axis_names"],
+                   tensors["scales"], tensors["units"], tensors["stream"], provenance, record["quality"])

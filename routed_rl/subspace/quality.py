@@ -1,0 +1,140 @@
+"""Is a subspace good, before any training: held-out separation, split-half stability, captured energy against chance.
+
+Not covered: whether steering along it changes behaviour, and prompts that the two halves share in part (the same
+question under two system prompts), which make held-out figures look better than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routed_rl.linalg import principal_cosines, random_basis
+from routed_rl.subspace.methods import Samples, difference_rows, gaps
+
+DRAWS = 64
+FEWEST_PAIRS = 4
+LOWEST_AUROC, LOWEST_STABILITY, LOWEST_RATIO = 0.8, 0.5, 2.0
+SEED = 0
+"""Of the halves and the random draws; not the run's, so that the figures of one subspace are always the same."""
+
+COLUMNS = ("auroc", "stability", "captured", "captured_random", "captured_ratio", "captured_place")
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """Probability that a positive score is above a negative one, ties counted half."""
+    below = negative.sort().values
+    ranks = torch.searchsorted(below, positive) + torch.searchsorted(below, positive, right=True)
+    return ranks.double().mean().item() / 2 / len(negative)
+
+
+def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two random halves of the pairs (indices), each kind in both of them where it has two pairs."""
+    pairs = torch.stack([samples.kind_R, samples.pair_R], dim=1).unique(dim=0)
+    pairs = pairs[torch.randperm(len(pairs), generator=generator)]
+    _, kind, size = pairs[:, 0].unique(return_inverse=True, return_counts=True)
+    # Kinds of one pair are shuffled as one kind: in the file's order, neighbours may be alike.
+    order = torch.argsort(torch.where(size[kind] > 1, kind, -1), stable=True)
+    return pairs[order[0::2], 1], pairs[order[1::2], 1]
+
+
+def captured_share(rows_GD: Tensor, weights_G: Tensor, bases: Tensor) -> Tensor:
+    """Share of the weighted rows' energy inside each of `bases` (..., D, K), in [0, 1]."""
+    weighted = rows_GD * weights_G.float().unsqueeze(1)
+    return (weighted @ bases).square().sum(dim=(-1, -2)) / weighted.square().sum().clamp(min=1e-30)
+
+
+def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[Samples], list[Tensor]],
+                    rank: int) -> dict[str, Any]:
+    """Plain JSON: `pairs`, `rank` (asked for), `draws`, and `layers`, a mapping each, null where it cannot be said.
+
+    `rank`; `auroc` of the persona axis of one half on the last positions of the other; `stability`, the mean squared
+    principal cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference
+    energy inside the other's basis; `captured_random`, its mean over random bases of that rank; their ratio, and the
+    place among all, 1 the best. Figures across halves are means over both ways. `fit` makes `directions` from samples.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    parts = [samples.of_pairs(half) for half in halves(samples, generator)]
+    pairs = len(samples.pair_R.unique())
+    layers: list[dict[str, Any]] = [{"layer": layer, "rank": basis.shape[1]} | dict.fromkeys(COLUMNS)
+                                    for layer, basis in enumerate(directions)]
+    if pairs >= FEWEST_PAIRS:
+        bases = [fit(part) for part in parts]
+        separations = [_separation(*parts), _separation(*reversed(parts))]
+        rows = [difference_rows(part) for part in parts]
+        draws: dict[int, Tensor] = {}
+        for layer, (row, one, other) in enumerate(zip(layers, *bases, strict=True)):
+            row["auroc"] = (separations[0][layer] + separations[1][layer]) / 2
+            if one.shape[1] and other.shape[1]:
+                row["stability"] = principal_cosines(one, other).square().mean().item()
+                folds = [(held_out[layer], weights, basis)
+                         for (held_out, weights), basis in zip(rows, (other, one), strict=True)]
+                row |= _against_chance(folds, draws, generator)
+    return {"pairs": pairs, "rank": rank, "draws": DRAWS, "layers": layers}
+
+
+def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
+    """One row of short texts per layer, for a table; a dash where there is no figure."""
+    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row["auroc"], ".2f"),
+             "stability": _text(row["stability"], ".2f"), "captured": _text(row["captured"], ".0%"),
+             "x random": _text(row["captured_ratio"], ".1f"),
+             "place": "-" if row["captured_place"] is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
+            for row in quality["layers"]]
+
+
+def check_quality(quality: dict[str, Any]) -> list[str]:
+    """One warning per thing that is not as good as it should be, with the layers; empty for a good subspace."""
+    if quality["pairs"] < FEWEST_PAIRS:
+        return [f"{quality['pairs']} contrast pairs are too few to say whether the subspace is good; "
+                f"{FEWEST_PAIRS} are the least, 50 are better"]
+    layers = quality["layers"]
+    hardly = [row["captured_ratio"] is not None and row["captured"] < 0.9
+              and (row["captured_place"] > 1 or row["captured_ratio"] < LOWEST_RATIO) for row in layers]
+    findings = [
+        ([row["auroc"] < LOWEST_AUROC for row in layers],
+         f"the persona axis separates held-out prompts with an AUROC under {LOWEST_AUROC}: use more pairs, or prompts "
+         "that set the personas further apart"),
+        ([row["stability"] is not None and row["stability"] < LOWEST_STABILITY for row in layers],
+         f"the halves of the pairs give different directions (mean squared cosine under {LOWEST_STABILITY}): use more "
+         "pairs, or a lower subspace.rank"),
+        (hardly, "the basis captures held-out differences hardly better than random ones: it is not the personas'"),
+        ([row["rank"] < quality["rank"] for row in layers],
+         f"fewer directions than subspace.rank={quality['rank']} were found: use more kinds, pairs or positions"),
+    ]
+    return [f"{_layers(bad)}: {text}" for bad, text in findings if any(bad)]
+
+
+def _separation(fitted: Samples, held_out: Samples) -> list[float]:
+    axis_LD = gaps(fitted)
+    last = held_out.offset_R == 0
+    positive = torch.einsum("lrd,ld->lr", held_out.positive[:, last].double(), axis_LD)
+    negative = torch.einsum("lrd,ld->lr", held_out.negative[:, last].double(), axis_LD)
+    return [auroc(above, below) for above, below in zip(positive, negative, strict=True)]
+
+
+def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int, Tensor],
+                    generator: torch.Generator) -> dict[str, Any]:
+    """Captured share of each fold (rows, weights, basis) and of random bases of the same ranks, means over folds."""
+    real, random = torch.zeros(()), torch.zeros(DRAWS)
+    for rows, weights, basis in folds:
+        width, rank = basis.shape
+        if rank not in draws:
+            draws[rank] = random_basis(width, rank, generator, draws=DRAWS)
+        real = real + captured_share(rows, weights, basis) / len(folds)
+        random = random + captured_share(rows, weights, draws[rank]) / len(folds)
+    return {"captured": real.item(), "captured_random": random.mean().item(),
+            "captured_ratio": (real / random.mean().clamp(min=1e-30)).item(),
+            "captured_place": 1 + int((random >= real).sum())}
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _layers(bad: list[bool]) -> str:
+    if all(bad):
+        return "every layer"
+    return f"layer{'s' if sum(bad) > 1 else ''} {', '.join(str(layer) for layer, fails in enumerate(bad) if fails)}"

@@ -1,0 +1,7 @@
+"""The TRL subclasses; the only unit that imports TRL's trainers."""
+
+from routed_rl.training.arguments import check_trainer, training_arguments
+from routed_rl.training.grpo import RoutedGRPOTrainer, build_trainer
+from routed_rl.training.mixin import RoutedTrainerMixin
+
+__all__ = ["RoutedGRPOTrainer", "RoutedTrainerMixin", "build_trainer", "check_trainer", "training_arguments"]

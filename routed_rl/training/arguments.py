@@ -1,0 +1,69 @@
+"""From the config's `trainer:` to TRL's `GRPOConfig`: every field reachable, unknown and unsupported ones refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import Config, unknown
+from routed_rl.errors import ConfigError
+
+OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set seed=N",
+        "remove_unused_columns": "the environments' labels travel in columns of their own",
+        "shuffle_dataset": "the mixture of environments orders the tasks",
+        "resume_from_checkpoint": "use `routed-rl resume RUN`",
+        "disable_tqdm": "progress is shown by routed_rl", "run_name": "set name=NAME", "project": "set tracking.project=NAME"}
+"""Fields that other settings decide."""
+
+UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which keeps float32 weights",
+               "use_vllm": "rollouts go through transformers in this version; leave trainer.use_vllm=false",
+               "use_liger_kernel": "its fused loss hides the writers' cotangents; leave trainer.use_liger_kernel=false",
+               "use_transformers_paged": "leave trainer.use_transformers_paged=false",
+               "push_to_hub": "push the folder that `routed-rl discard` writes",
+               "load_best_model_at_end": "a discarded best model would mix two runs' quarantines; roll back instead",
+               "sync_ref_model": "the reference model is the base model; leave trainer.sync_ref_model=false",
+               "bf16_full_eval": "weights stay float32", "fp16_full_eval": "weights stay float32"}
+"""Fields that must stay off, with the reason."""
+
+
+def check_trainer(trainer: dict[str, Any]) -> None:
+    """Refuse unknown keys with the closest known one, and what cannot be routed with the reason."""
+    known = [f"trainer.{field.name}" for field in dataclasses.fields(GRPOConfig) if field.init]
+    for key, value in trainer.items():
+        if key == "peft_config" or key.startswith("lora"):
+            raise ConfigError(f"trainer.{key} is refused: routed_rl trains full weights only for now; an adapter is what "
+                              "`routed-rl export RUN --quarantine DIR` writes")
+        if f"trainer.{key}" not in known:
+            raise ConfigError(unknown(f"trainer.{key}", known))
+        if key in OURS:
+            raise ConfigError(f"trainer.{key} is not set here: {OURS[key]}")
+        if value and key in UNSUPPORTED:
+            raise ConfigError(f"trainer.{key}={value} is not supported: {UNSUPPORTED[key]}")
+
+
+def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
+    """The `GRPOConfig` of a run; what TRL itself refuses comes back as one line."""
+    check_trainer(config.trainer)
+    if (max_steps := config.trainer.get("max_steps", 0)) <= 0:
+        raise ConfigError(f"trainer.max_steps must be >= 1, got {max_steps}: tasks are endless, so a run has no epochs")
+    try:
+        return GRPOConfig(output_dir=str(run.path), seed=config.seed, remove_unused_columns=False, shuffle_dataset=False,
+                          disable_tqdm=True, **_quiet(config.trainer), run_name=run.path.name, project=config.tracking.project, **config.trainer)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _quiet(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Pinned memory needs an accelerator; torch warns where there is none."""
+    return {} if "dataloader_pin_memory" in trainer else {"dataloader_pin_memory": torch.cuda.is_available()}
+
+
+def prompts_needed(arguments: GRPOConfig) -> int:
+    """Tasks that `max_steps` consume: one epoch exactly, so that a resume never crosses one."""
+    reuse = arguments.steps_per_generation * arguments.num_iterations
+    batches = -(-arguments.max_steps * arguments.gradient_accumulation_steps // reuse)
+    return batches * arguments.generation_batch_size // arguments.num_generations

@@ -1,0 +1,132 @@
+"""The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, whole checkpoints.
+
+It overrides TRL's seams and copies none of its methods, so it fits every trainer that shares GRPO's method names.
+Not covered: several processes, fused losses, PEFT models.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from routed_rl import checkpoint
+from routed_rl.artifacts import RunFolder
+from routed_rl.routing import Router
+from routed_rl.tracking import MetricsFile, ledger_metrics
+from routed_rl.training.tasks import RewardFunction
+
+
+class RoutedTrainerMixin:
+    """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
+
+    def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, **kwargs: Any) -> None:
+        self.router, self.run, self.reward = router, run, reward
+        self.metrics_file = MetricsFile(run.metrics)
+        self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
+        super().__init__(*args, reward_funcs=reward, **kwargs)
+        self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
+        ids = [row["environment_id"] for row in inputs]
+        output["environment_ids"] = torch.tensor(ids, device=output["completion_ids"].device)
+        return output
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        if self.router is not None and torch.is_grad_enabled():
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+            self.router.set_batch(inputs["environment_ids"], mask)
+        return super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
+        limit = self.args.max_grad_norm  # pyright: ignore[reportAttributeAccessIssue]
+        self.clip_coefficient = min(1.0, limit / (float(norm) + 1e-6))
+        return norm
+
+    def begin_routing(self, step: int) -> None:
+        """Before the first micro-batch of a step."""
+        self._step_started, self.clip_coefficient = time.perf_counter(), 1.0
+        if self.router is not None:
+            self.router.begin_step(step)
+
+    def step_routing(self, step: int) -> None:
+        """After the model's optimizer has stepped: the quarantine's step and the ledger row."""
+        self.step_metrics = self.reward.take_metrics()
+        if self.router is not None:
+            group = self.optimizer.param_groups[0]  # pyright: ignore[reportAttributeAccessIssue]
+            row = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],
+                                         decay=group.get("weight_decay", 0.0))
+            self.step_metrics |= ledger_metrics(row)
+        self.step_metrics["time/step_s"] = time.perf_counter() - self._step_started
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.step_metrics)
+        super().log(logs, start_time)  # pyright: ignore[reportAttributeAccessIssue]
+        if "loss" in logs:
+            self._write_metrics(logs)
+
+    def write_unlogged_step(self) -> None:
+        """One line a step in metrics.jsonl, also where TRL logs less often."""
+        self._write_metrics(self.step_metrics)
+
+    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+        ours = set(self.step_metrics)
+        named = {key if key in ours else f"train/{key}": value for key, value in metrics.items()}
+        self.metrics_file.append(self.state.global_step, named)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: what a checkpoint is, its run's manifest says."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return getattr(self, "_checkpoint_root", None) or super()._get_output_dir(trial)  # pyright: ignore
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step, limit = self.state.global_step, self.args.save_total_limit  # pyright: ignore[reportAttributeAccessIssue]
+        with checkpoint.writing(self.run, step, limit) as folder:
+            self._checkpoint_root = str(folder)
+            try:
+                super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
+            finally:
+                self._checkpoint_root = None
+            stock = next(folder.glob("checkpoint-*"))
+            for path in stock.iterdir():
+                shutil.move(path, folder)
+            stock.rmdir()
+            if self.router is not None:
+                checkpoint.save_quarantine(folder, self.router, step)
+            checkpoint.save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs})
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        super()._load_optimizer_and_scheduler(folder)  # pyright: ignore[reportAttributeAccessIssue]
+        if folder is not None:
+            path = self.run.path / folder
+            if self.router is not None:
+                checkpoint.load_quarantine(path, self.router)
+            loop = checkpoint.load_loop(path)
+            self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
+
+
+class RoutingCallback(TrainerCallback):
+    """Calls the mixin at the only seams that hold in every backend."""
+
+    def __init__(self, trainer: RoutedTrainerMixin) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.begin_routing(state.global_step)
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.step_routing(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The default flow callback runs first and has decided by now whether TRL logs this step.
+        if not control.should_log:
+            self.trainer.write_unlogged_step()

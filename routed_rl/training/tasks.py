@@ -1,0 +1,88 @@
+"""The training data: a lazy table of tasks from the mixture, and the reward function that scores completions."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset
+
+from routed_rl.envs import LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+
+
+class TaskTable:
+    """Tasks in the order of the mixture, made when first asked for; row i is the same in every run of the same seed."""
+
+    def __init__(self, environments: list[LoadedEnvironment], seed: int) -> None:
+        self.environments = environments
+        self._source = mixture(environments, seed)
+        self._tasks: list[tuple[int, Task]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the rows depend on; `datasets` fingerprints a transform by pickling it."""
+        return {"environments": [loaded.name for loaded in self.environments]}
+
+    def task(self, index: int) -> tuple[int, Task]:
+        """(environment's index, task) of row `index`."""
+        while len(self._tasks) <= index:
+            self._tasks.append(next(self._source))
+        return self._tasks[index]
+
+    def dataset(self, length: int) -> Dataset:
+        """The first `length` rows as TRL wants them; a prompt is made when its row is read."""
+        return Dataset.from_dict({"task_id": range(length)}).with_transform(self._rows)
+
+    def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        tasks = [self.task(index) for index in batch["task_id"]]
+        return {"prompt": [task.prompt for _, task in tasks], "environment_id": [place for place, _ in tasks],
+                "task_id": batch["task_id"]}
+
+
+class RewardFunction:
+    """What TRL calls: pays what the environments pay, keeps every score for the metrics and the completions' file."""
+
+    __name__ = "environment"
+
+    def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: Path | None) -> None:
+        self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
+        self._scores: dict[str, list[Score | None]] = defaultdict(list)
+
+    def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int], **_: Any) -> list[float]:
+        scores, rows = [], []
+        for prompt, completion, index in zip(prompts, completions, task_id, strict=True):
+            environment_id, task = self.table.task(index)
+            name = self.table.environments[environment_id].name
+            text = completion if isinstance(completion, str) else completion[-1]["content"]
+            score = self.scorer.score(name, task, text)
+            self._scores[name].append(score)
+            scores.append(score)
+            rows.append(_row(name, index, prompt, text, score))
+        self.scorer.check()
+        self._write(rows, _["trainer_state"].global_step + 1)
+        return neutral_rewards(scores, self.group_size)
+
+    def _write(self, rows: list[dict[str, Any]], step: int) -> None:
+        if self.completions is not None:
+            self.completions.mkdir(exist_ok=True)
+            pd.DataFrame(rows).assign(step=step).to_parquet(self.completions / f"step-{step:06d}.parquet")
+
+    def take_metrics(self) -> dict[str, float]:
+        """Means by environment since the last call, over what could be scored, and the number of failures."""
+        metrics: dict[str, float] = {}
+        for name, scores in self._scores.items():
+            known = [score.values() for score in scores if score is not None]
+            for key in dict.fromkeys(key for values in known for key in values):
+                metrics[f"environment/{name}/{key}"] = sum(values.get(key, 0.0) for values in known) / len(known)
+            metrics[f"environment/{name}/failures"] = len(scores) - len(known)
+        self._scores.clear()
+        return metrics
+
+
+def _row(name: str, index: int, prompt: Prompt, text: str, score: Score | None) -> dict[str, Any]:
+    values = {} if score is None else score.values()
+    return {"environment": name, "task": index, "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
+            "completion": text, "reward": values.pop("reward", None), "solve": values.pop("solve", None),
+            "flags": json.dumps(values)}

@@ -1,0 +1,175 @@
+"""Law 5: what is exported has, in stock loaders, the logits of the model in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from routed_rl.artifacts import RunFolder, sealed_folder
+from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
+from routed_rl.export import discard, export_quarantine, merged_policy
+from routed_rl.linalg import random_basis
+from routed_rl.model.targets import find_writers
+from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing.quarantine import Quarantine, Target
+
+TOLERANCE = 1e-5
+"""float32 rounding: the policy adds A(Cx) in another order than the adapter or the merged weight."""
+RANKS = (3, 0, 2)
+NAMES = ["code", "sums"]
+IDS = torch.arange(14).view(2, 7)
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+                                        num_attention_heads=2, num_key_value_heads=2))
+
+
+def tied() -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+                                        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True))
+
+
+def gemma2() -> PreTrainedModel:
+    return Gemma2ForCausalLM(Gemma2Config(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=3, head_dim=8,
+                                          num_attention_heads=2, num_key_value_heads=2, query_pre_attn_scalar=8))
+
+
+def gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=16, n_layer=3, n_head=2, n_positions=16, resid_pdrop=0,
+                                      embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=0))
+
+
+class Saved:
+    """A routed model in memory, and the run folder that holds its checkpoint."""
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.model, self.context = model.eval(), RoutingContext()
+        targets = [Target(writer.name, writer.layer, writer.module, random_basis(16, RANKS[writer.layer], generator), 1.0,
+                          self.context, len(NAMES), writer.transposed, writer.gain_D) for writer in find_writers(model)]
+        self.quarantine = Quarantine(targets, NAMES, self.context)
+        for target in targets:
+            target.parts.copy_(torch.randn(target.parts.shape, generator=generator))
+            target.coefficients.copy_(target.parts.sum(0))
+        self.run = RunFolder(folder / "run")
+        with sealed_folder(self.run.checkpoint(7)) as checkpoint:
+            model.save_pretrained(checkpoint)
+            (checkpoint / "optimizer.pt").write_text("the trainer's own")
+            save_file(self.quarantine.state_dict(), checkpoint / "quarantine.safetensors",
+                      metadata={"environments": json.dumps(NAMES), "mode": "route", "step": "7"})
+
+    def logits(self) -> torch.Tensor:
+        return logits(self.model)
+
+    def deployed(self, folder: Path) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(discard(self.run, folder))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    found = model(input_ids=IDS).logits
+    assert found.isfinite().all()
+    return found
+
+
+@pytest.fixture(params=[llama, tied, gemma2, gpt2])
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Saved:
+    torch.manual_seed(0)
+    model = request.param()
+    # GPT-2's biases start at zero, which would hide a bias that is added twice.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Saved(model, tmp_path)
+
+
+def test_the_discarded_model_is_the_ablated_policy_exactly(saved: Saved, tmp_path: Path) -> None:
+    with saved.quarantine.ablated():
+        expected = saved.logits()
+    assert torch.equal(logits(saved.deployed(tmp_path / "deployed")), expected)
+    assert not torch.allclose(saved.logits(), expected, atol=0.1)
+
+
+def test_the_deployed_folder_holds_nothing_of_the_quarantine(saved: Saved, tmp_path: Path) -> None:
+    names = {file.name for file in discard(saved.run, tmp_path / "deployed").iterdir()}
+    assert names == {"COMPLETE.json", "config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_the_stock_adapter_on_the_deployed_model_is_the_policy(saved: Saved, tmp_path: Path) -> None:
+    adapter = export_quarantine(saved.run, tmp_path / "adapter")
+    stock = PeftModel.from_pretrained(saved.deployed(tmp_path / "deployed"), str(adapter)).eval()
+    assert (logits(stock) - saved.logits()).abs().max() < TOLERANCE * saved.logits().abs().max()
+    with stock.disable_adapter(), saved.quarantine.ablated():
+        assert torch.equal(logits(stock), saved.logits())
+
+
+def test_one_environments_part_is_exported_alone(saved: Saved, tmp_path: Path) -> None:
+    adapter = export_quarantine(saved.run, tmp_path / "adapter", "sums")
+    stock = PeftModel.from_pretrained(saved.deployed(tmp_path / "deployed"), str(adapter)).eval()
+    for target in saved.quarantine.targets:
+        target.coefficients.copy_(target.parts[1])
+    assert (logits(stock) - saved.logits()).abs().max() < TOLERANCE * saved.logits().abs().max()
+
+
+def test_the_merged_policy_is_the_policy(saved: Saved, tmp_path: Path) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(merged_policy(saved.run, tmp_path / "merged"))
+    assert (logits(stock) - saved.logits()).abs().max() < TOLERANCE * saved.logits().abs().max()
+
+
+@pytest.mark.parametrize("write", [discard, merged_policy, export_quarantine])
+def test_writing_twice_is_fine_and_other_content_is_refused(saved: Saved, tmp_path: Path, write) -> None:
+    out = write(saved.run, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert write(saved.run, out) == out
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    (out / "config.json").write_text("{}") if write is not export_quarantine else (out / "adapter_config.json").unlink()
+    with pytest.raises(RunFolderError, match="already holds something else"):
+        write(saved.run, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_an_unknown_environment_lists_the_known_ones(saved: Saved, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="environment cod; it has: code, sums"):
+        export_quarantine(saved.run, tmp_path / "adapter", "cod")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_unrouted_run_has_no_adapter_but_a_deployed_model(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with sealed_folder(run.checkpoint(1)) as checkpoint:
+        llama().save_pretrained(checkpoint)
+    with pytest.raises(CheckpointError, match="was not routed"):
+        export_quarantine(run, tmp_path / "adapter")
+    assert (discard(run, tmp_path / "deployed") / "model.safetensors").exists()
+
+
+def test_sharded_weights_are_merged_and_discarded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved = Saved(llama(), tmp_path)
+    saved.quarantine.remove()
+    with sealed_folder(saved.run.checkpoint(8)) as checkpoint:
+        saved.model.save_pretrained(checkpoint, max_shard_size="8KB")
+        save_file(saved.quarantine.state_dict(), checkpoint / "quarantine.safetensors",
+                  metadata={"environments": json.dumps(NAMES)})
+    assert len(list(saved.run.checkpoint(8).glob("model-*"))) > 1
+    assert torch.equal(logits(saved.deployed(tmp_path / "deployed")), saved.logits())
+    merged = AutoModelForCausalLM.from_pretrained(merged_policy(saved.run, tmp_path / "merged"))
+    reference = AutoModelForCausalLM.from_pretrained(merged_policy(Saved(saved.model, tmp_path / "b").run, tmp_path / "c"))
+    assert torch.equal(logits(merged), logits(reference))
