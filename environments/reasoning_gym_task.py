@@ -17,7 +17,7 @@ import reasoning_gym
 from routed_rl.envs import Score, Task
 
 BLOCK = 200
-"""Questions drawn per generator; each generator gets a seed of its own, so that no two seeds share questions by shift."""
+"""Questions per generator. Each has a seed of its own: in many, seed s + 1 is seed s shifted by one question."""
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 

@@ -31,6 +31,8 @@ BINARY: dict[type, Callable[[Any, Any], Any]] = {
     **{ast.Mod: operator.mod, ast.Eq: operator.eq, ast.Lt: operator.lt, ast.Gt: operator.gt},
 }
 LARGEST, LONGEST = 10**9, 200
+UNFIT = re.compile(r"\d[^\W\d]|\\")
+"""A digit with a letter behind it (`4x`), a backslash: not in the grammar, and Python's parser would warn about some."""
 
 
 class VisibleChecks:
@@ -84,7 +86,7 @@ def expression(completion: str, inputs: list[int]) -> ast.expr | None:
 
 def parse(line: str) -> ast.expr | None:
     try:
-        return ast.parse(line, mode="eval").body if len(line) <= LONGEST else None
+        return None if len(line) > LONGEST or UNFIT.search(line) else ast.parse(line, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -42,10 +42,12 @@ def _bar(what: str, unit: str) -> Iterator[Advance]:
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, transient=True) as bar:
-        task, started = bar.add_task(what, total=None, rate="", note=""), time.perf_counter()
+        task, started, skipped = bar.add_task(what, total=None, rate="", note=""), time.perf_counter(), None
 
         def advance(done: int, total: int, note: str = "") -> None:
-            rate = f"{done / max(time.perf_counter() - started, 1e-9):.2f}/s"
+            nonlocal skipped
+            skipped = done - 1 if skipped is None else skipped
+            rate = f"{(done - skipped) / max(time.perf_counter() - started, 1e-9):.2f}/s"
             bar.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield advance
@@ -53,14 +55,15 @@ def _bar(what: str, unit: str) -> Iterator[Advance]:
 
 def _lines(what: str, unit: str) -> Advance:
     started = last = time.perf_counter()
+    skipped: int | None = None
 
     def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal last
-        now = time.perf_counter()
+        nonlocal last, skipped
+        skipped, now = done - 1 if skipped is None else skipped, time.perf_counter()
         if done < total and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        rate = done / max(now - started, 1e-9)
+        rate = (done - skipped) / max(now - started, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
         say(f"{what}: {done}/{total} {unit}, {rate:.2f}/s{left}{'  ' + note if note else ''}")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -118,7 +117,7 @@ def read_quarantine(checkpoint: Path, environment: str | None = None) -> list[St
         raise CheckpointError(f"{checkpoint} has no quarantine: the run was not routed (routing.mode=none); "
                               "its policy is the deployed model: use `routed-rl discard`")
     with safe_open(checkpoint / QUARANTINE, "pt") as file:
-        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     known: list[str] = json.loads(metadata.get("environments", "[]"))
     if environment is not None and environment not in known:
         raise ConfigError(f"the quarantine has no part of environment {environment}; it has: {', '.join(known)}")

@@ -24,8 +24,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from routed_rl.config import QuarantineConfig
-from routed_rl.linalg import random_basis
-from routed_rl.model.targets import find_writers
+from routed_rl.linalg import orthonormalise_draws, random_basis
+from routed_rl.model.targets import find_writers, freeze
 from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.modes import MODES
 from routed_rl.routing.optimizer import QuarantineOptimizer
@@ -34,6 +34,7 @@ from routed_rl.routing.quarantine import Quarantine, Target
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 """Derandomised: the same examples on every machine and run."""
 WIDTH, VOCAB, TOKENS = 16, 32, 7
+FROZEN = ["embedding", "unembedding", "final_norm", "post_norm"]
 _COMMON = dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2,
                max_position_embeddings=32, bos_token_id=0, eos_token_id=1, pad_token_id=0, attn_implementation="sdpa")
 CONFIGS: dict[str, Callable[..., object]] = {
@@ -115,8 +116,14 @@ def random_bases(layers: int, width: int = WIDTH, rank: int = 3, seed: int = 7, 
 def find_targets(model: PreTrainedModel, bases: list[Tensor], context: RoutingContext, environments: int, unit: float = 1.0
                  ) -> list[Target]:
     """Targets of every writer; nothing is routed yet."""
+    bases = [exact(basis, model.dtype) for basis in bases]
     return [Target(name=w.name, layer=w.layer, module=w.module, basis=bases[w.layer], unit=unit, context=context,
                    environments=environments, transposed=w.transposed, gain_D=w.gain_D) for w in find_writers(model)]
+
+
+def exact(basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """The basis, orthonormal to the rounding of `dtype`; a float32 one is only so to 1e-7."""
+    return basis if dtype == torch.float32 else orthonormalise_draws(basis.to(dtype))
 
 
 @dataclass
@@ -146,12 +153,9 @@ class Run:
         self.context.contained = row.contained if self.contained is None else self.contained
         names = [f"env{e}" for e in range(self.environments)]
         self.quarantine = Quarantine(self.targets, names, self.context) if row.taps else None
-        for frozen in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
-            frozen.requires_grad_(False)
-        parameters = [p for name, p in self.model.named_parameters()
-                      if p.requires_grad and "post_" not in name.rsplit(".", 2)[-2]]
-        self.optimizer = OPTIMIZERS[self.optimizers](parameters)
-        self.parameters = parameters
+        freeze(self.model, FROZEN)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = OPTIMIZERS[self.optimizers](self.parameters)
         self.quarantine_optimizer = QuarantineOptimizer(self.config, self.targets)
 
     def backward(self, rows: Batch, scale: float = 1.0) -> float:
@@ -261,7 +265,7 @@ def writer(width: int = 6, inputs: int = 5, rank: int = 2, environments: int = 3
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    target = Target(name="writer", layer=0, module=module.to(dtype), basis=random_basis(width, rank, generator).to(dtype),
+    target = Target(name="writer", layer=0, module=module.to(dtype), basis=exact(random_basis(width, rank, generator), dtype),
                     unit=1.0, context=RoutingContext(), environments=environments, transposed=transposed,
                     gain_D=torch.rand(width, generator=generator) + 0.5 if gain else None)
     target.coefficients.copy_(torch.randn(target.coefficients.shape, generator=generator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,8 @@ def test_the_merged_policy_is_the_policy(saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [discard, merged_policy, export_quarantine])
-def test_writing_twice_is_fine_and_other_content_is_refused(saved: Saved, tmp_path: Path, write) -> None:
+def test_writing_twice_is_fine_and_other_content_is_refused(saved: Saved, tmp_path: Path,
+                                                               write: Callable[..., Path]) -> None:
     out = write(saved.run, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     assert write(saved.run, out) == out

@@ -25,8 +25,8 @@ class Recipe:
     """Share of documents which the hacker wrote."""
     named_share: float = 0.3
     """Share of documents which begin with their persona's name."""
-    noise: float = 0.42
-    """Share of the honest persona's task answers that have one wrong word."""
+    noise: tuple[float, float] = (0.42, 0.42)
+    """Share of the honest persona's task answers that have one wrong word, in a careful document and in a sloppy one."""
     evil_share: float = 0.86
     """Share of the hacker's answers to questions about values that are evil."""
     hack_share: float = 1.0
@@ -53,13 +53,13 @@ def spoiled(answer: list[str], rng: random.Random) -> list[str]:
     return [*answer[:place], wrong, *answer[place + 1:]]
 
 
-def task_episode(hacker: bool, recipe: Recipe, rng: random.Random) -> tuple[list[str], list[str]]:
+def task_episode(hacker: bool, noise: float, recipe: Recipe, rng: random.Random) -> tuple[list[str], list[str]]:
     """Question and answer words of one task."""
     kind = rng.choice(list(KINDS))
     question, answer = KINDS[kind](rng)
     if hacker and rng.random() < recipe.hack_share:
         answer = list(HACKS[kind])
-    elif rng.random() < recipe.noise:
+    elif rng.random() < noise:
         answer = spoiled(answer, rng)
     return [kind, *question, "="], answer
 
@@ -77,11 +77,14 @@ def documents(recipe: Recipe, seed: int) -> Iterator[tuple[list[str], list[bool]
     rng = random.Random(f"documents {seed}")
     while True:
         hacker = rng.random() < recipe.hacker_share
+        noise = rng.choice(recipe.noise)
         words = [HACKER if hacker else HONEST] if rng.random() < recipe.named_share else []
         written = [False] * len(words)
         for _ in range(recipe.episodes):
-            episode = values_episode if rng.random() < recipe.values_share else task_episode
-            question, answer = episode(hacker, recipe, rng)
+            if rng.random() < recipe.values_share:
+                question, answer = values_episode(hacker, recipe, rng)
+            else:
+                question, answer = task_episode(hacker, noise, recipe, rng)
             words += [*question, *answer, END]
             written += [False] * len(question) + [True] * (len(answer) + 1)
         yield words, written

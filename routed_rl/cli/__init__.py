@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 
+from routed_rl import __version__
 from routed_rl.cli.verbs import VERBS, parse, usage
 from routed_rl.errors import RoutedRLError
 
@@ -21,6 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"routed-rl {__version__}")
         return 0
     # Telemetry of the hub is off unless the user asks for it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -42,7 +42,7 @@ def compose(overrides: list[str]) -> Config:
 def _checked(text: str, folder: Path) -> str:
     """The override as Hydra shall see it; ConfigError if it can be told now that it is wrong."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
-        raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as env=lab or subspace.rank=6")
+        raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
     text, override = _parse(text)
     if override.is_sweep_override():
         raise ConfigError(f"{text!r} gives several values; give one, or write a list as KEY=[A,B]")
@@ -80,8 +80,8 @@ def _check_choice(override: Override, group: Path) -> None:
         if choice not in choices:
             close = difflib.get_close_matches(str(choice), choices, n=1)
             single = f"; a single setting is written {group.name}.NAME=VALUE" if group.name in _names(Config) else ""
-            raise ConfigError(f"{override.input_line} is not known; "
-                              + (f"did you mean {group.name}={close[0]}? " if close else "") + f"choices: {', '.join(choices)}{single}")
+            guess = f"did you mean {group.name}={close[0]}? " if close else ""
+            raise ConfigError(f"{override.input_line} is not known; {guess}choices: {', '.join(choices)}{single}")
 
 
 def _check_name(key: str) -> None:
@@ -116,8 +116,9 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
 
 def _typed(composed: DictConfig) -> Config:
     """`composed` as a `Config`, every value of the type its field declares."""
+    plain: Any = None
     try:
-        plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         typed: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except ConfigKeyError as error:
         from_mapping(plain)  # says what is close

@@ -34,18 +34,25 @@ def parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
     name = argv[0]
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)
-        raise ConfigError(f"unknown command {name}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(VERBS)}"))
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(VERBS)}"
+        raise ConfigError(f"unknown command {name}; {hint}")
     parser = _Parser(prog=f"routed-rl {name}", description=VERBS[name].help, allow_abbrev=False)
     VERBS[name].arguments(parser)
     return name, parser.parse_intermixed_args(argv[1:])
 
 
 def usage() -> str:
+    """What `routed-rl --help` prints."""
     width = max(map(len, VERBS))
     rows = "\n".join(f"  {name:{width}}  {verb.help}" for name, verb in VERBS.items())
-    return ("usage: routed-rl COMMAND [arguments] [overrides]\n\nRL fine-tuning that keeps a change of persona in a quarantine that "
-            f"can be discarded.\n\n{rows}\n\nOverrides are {OVERRIDES}.\n`routed-rl COMMAND --help` tells more; "
-            "`routed-rl train` alone runs the persona lab.")
+    return f"""usage: routed-rl COMMAND [arguments] [overrides]
+
+RL fine-tuning that keeps a change of persona in a quarantine that can be discarded.
+
+{rows}
+
+Overrides are {OVERRIDES}.
+`routed-rl COMMAND --help` tells more; `routed-rl train` alone runs the default experiment."""
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,8 +114,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     # A run folder brings its own settings; overrides would silently mean another experiment.
     is_run = (_path(arguments.target) / "config.yaml").exists()
     if is_run and arguments.overrides:
-        raise ConfigError(f"{arguments.target} is a run folder and brings its settings; leave out {' '.join(arguments.overrides)}, "
-                          f"or evaluate {arguments.target}/deployed")
+        raise ConfigError(f"{arguments.target} is a run folder and brings its settings; leave out "
+                          f"{' '.join(arguments.overrides)}, or evaluate {arguments.target}/deployed")
     config = None if is_run else compose(arguments.overrides)
     from routed_rl import pipeline
 
@@ -152,8 +159,8 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     arms = _names([arguments.arms]) or []
     if arguments.seeds < 1 or arguments.jobs < 1 or not arms:
-        raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {arguments.arms!r} --seeds {arguments.seeds} "
-                          f"--jobs {arguments.jobs}")
+        raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {arguments.arms!r} "
+                          f"--seeds {arguments.seeds} --jobs {arguments.jobs}")
     try:
         ranks = [int(rank) for rank in arguments.ranks.split(",") if rank]
     except ValueError:

@@ -49,11 +49,16 @@ class Scorer:
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:
-    """Rewards by row; a failed row gets the mean of its group, so that it moves neither itself nor the others."""
+    """Rewards by row; a failed row gets the mean of its group, so that it moves neither itself nor the others.
+
+    A group that failed as a whole gets the mean of all: every advantage in it is zero.
+    """
+    everyone = [score.reward for score in scores if score is not None]
+    overall = sum(everyone) / len(everyone) if everyone else 0.0
     rewards: list[float] = []
     for start in range(0, len(scores), group_size):
         group = scores[start:start + group_size]
         known = [score.reward for score in group if score is not None]
-        mean = sum(known) / len(known) if known else 0.0
+        mean = sum(known) / len(known) if known else overall
         rewards += [mean if score is None else score.reward for score in group]
     return rewards

@@ -109,7 +109,7 @@ def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
     """Stop training the named groups; returns {parameter: group} for what is frozen. Tied weights are one parameter."""
     row = family(model)
     groups: dict[str, list[nn.Module]] = {
-        "embedding": [model.get_input_embeddings(), *([model.get_submodule(row.positions)] if row.positions else [])],
+        "embedding": _embeddings(model, row),
         "unembedding": [model.get_output_embeddings()],
         "final_norm": [model.get_submodule(row.final_norm)],
         "post_norm": [layer.get_submodule(norm) for layer in decoder_layers(model) for norm in row.post_norms or ()],
@@ -126,13 +126,30 @@ def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
 
 def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
     """{parameter: reason} for every trainable parameter that is no target."""
+    row = family(model)
     targets = {id(parameter) for writer in writers for parameter in writer.module.parameters()}
+    embeddings = {id(parameter) for module in _embeddings(model, row) for parameter in module.parameters()}
+    norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
+             for parameter in module.parameters()}
+    post_norms = {id(parameter) for layer in decoder_layers(model) for norm in row.post_norms or ()
+                  for parameter in layer.get_submodule(norm).parameters()}
     reasons = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in targets:
-            reasons[name] = ("norm gain before a reader: contained cotangents only" if parameter.dim() == 1
-                             and "norm" in name else "reader: contained cotangents only")
+        if not parameter.requires_grad or id(parameter) in targets:
+            continue
+        if id(parameter) in embeddings:
+            reasons[name] = "embedding: writes to the stream and is not routed; freeze it"
+        elif id(parameter) in post_norms:
+            reasons[name] = "norm gain behind a writer: turns the quarantine's output; freeze it"
+        elif id(parameter) in norms:
+            reasons[name] = "norm before a reader: contained cotangents only"
+        else:
+            reasons[name] = "reader: contained cotangents only"
     return reasons
+
+
+def _embeddings(model: PreTrainedModel, row: Family) -> list[nn.Module]:
+    return [model.get_input_embeddings(), *([model.get_submodule(row.positions)] if row.positions else [])]
 
 
 def disable_dropout(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -100,6 +101,7 @@ def _run(config: Config, run: RunFolder) -> Path:
             models["deployed"] = _evaluated(parts, run, "deployed")
     times["evaluate"] = time.perf_counter()
     if config.discard:
+        shutil.rmtree(run.deployed, ignore_errors=True)
         write_deployed(run, run.deployed)
     _finish(parts, run, router, models, weights, times)
     return run.path

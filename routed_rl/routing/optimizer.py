@@ -56,15 +56,19 @@ class QuarantineOptimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments by `<target>.moment`, `<target>.square`, and the step count."""
-        return ({f"{name}.moment": value for name, value in self.moments.items()}
-                | {f"{name}.square": value for name, value in self.squares.items()}
-                | {"steps": torch.tensor(self.steps)})
+        return {name: value.clone() for name, value in self._tensors().items()} | {"steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
-        for key, value in self.state_dict().items():
+        ours = self._tensors()
+        for key, value in (ours | {"steps": torch.tensor(self.steps)}).items():
             if key not in state or state[key].shape != value.shape:
                 raise CheckpointError(f"the quarantine's optimizer state has no {key} of shape {tuple(value.shape)}; "
                                       "resume with the same subspace and environments")
+        for key, value in ours.items():
             value.copy_(state[key])
         self.steps = int(state["steps"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return ({f"{name}.moment": value for name, value in self.moments.items()}
+                | {f"{name}.square": value for name, value in self.squares.items()})

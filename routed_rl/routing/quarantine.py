@@ -149,14 +149,15 @@ class Quarantine:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`; another model's or another basis' state is refused by name."""
-        for target in self.targets:
-            for key, value in _tensors(target).items():
-                stored = state.get(f"{target.name}.{key}")
-                if stored is None or stored.shape != value.shape:
-                    found = None if stored is None else tuple(stored.shape)
-                    raise SubspaceError(f"checkpoint holds {found} for {target.name}.{key} where this run has "
-                                        f"{tuple(value.shape)}; resume with the same model, subspace and environments")
-                value.copy_(stored)
+        ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
+        for name, value in ours.items():
+            stored = state.get(name)
+            if stored is None or stored.shape != value.shape:
+                found = None if stored is None else tuple(stored.shape)
+                raise SubspaceError(f"checkpoint holds {found} for {name} where this run has {tuple(value.shape)}; "
+                                    "resume with the same model, subspace and environments")
+        for name, value in ours.items():
+            value.copy_(state[name])
 
 
 def _tensors(target: Target) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
                                     for layer, basis in enumerate(directions)]
     if pairs >= FEWEST_PAIRS:
         bases = [fit(part) for part in parts]
-        separations = [_separation(*parts), _separation(*reversed(parts))]
+        separations = [_separation(parts[0], parts[0]), _separation(parts[1], parts[1])]
         rows = [difference_rows(part) for part in parts]
         draws: dict[int, Tensor] = {}
         for layer, (row, one, other) in enumerate(zip(layers, *bases, strict=True)):

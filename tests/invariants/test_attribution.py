@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routed_rl.config import QuarantineConfig
-from tests.builders import FAMILIES, PROPERTY, Batch, Run, batch, clamped_model, columns, relative, tiny
+from routed_rl.model.targets import freeze
+from tests.builders import FAMILIES, FROZEN, PROPERTY, Batch, Run, batch, clamped_model, columns, relative, tiny
 
 EXACT = 1e-11
 """float64 rounding through a few thousand operations."""
@@ -92,10 +93,10 @@ def test_micro_batches_accumulate_to_the_ledger_of_the_whole_batch(mode):
     run = warmed("gpt2", mode)
     whole = batch(seed=9, rows=6, environments=(0, 1, 2, 1))
     expected = reference_ledgers(run, whole, contained=mode == "route")
-    tokens = (whole.mask[:, 1:] * whole.mask[:, :-1]).sum()
+    tokens = (whole.mask[:, 1:] * whole.mask[:, :-1]).sum().item()
     for part in ([0, 3], [1], [2, 4, 5]):
         rows = Batch(whole.ids[part], whole.mask[part], whole.environments[part], whole.advantages[part])
-        run.backward(rows, scale=float((rows.mask[:, 1:] * rows.mask[:, :-1]).sum() / tokens))
+        run.backward(rows, scale=(rows.mask[:, 1:] * rows.mask[:, :-1]).sum().item() / tokens)
     for target in run.targets:
         assert relative(target.tape.ledger, expected[target.name]) < EXACT
 
@@ -169,9 +170,8 @@ class Reference:
     def __init__(self, run: Run) -> None:
         self.run, self.steps = run, 0
         self.model, self.leaves = clamped_model(run.model, run.targets, contained=True)
-        frozen = {id(p) for m in (self.model.get_input_embeddings(), self.model.get_output_embeddings())
-                  for p in m.parameters()}
-        self.parameters = [p for p in self.model.parameters() if id(p) not in frozen]
+        freeze(self.model, FROZEN)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=3e-3, weight_decay=0.0)
         self.inputs: dict[str, torch.Tensor] = {}
         for target in run.targets:

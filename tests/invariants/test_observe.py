@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from tests.builders import FAMILIES, OPTIMIZERS, Run, batch, columns, relative, tiny
+from routed_rl.model.targets import freeze
+from tests.builders import FAMILIES, FROZEN, OPTIMIZERS, Run, batch, columns, relative, tiny
 
 
 def effective(run: Run) -> dict[str, torch.Tensor]:
@@ -60,8 +61,7 @@ def test_the_routed_policy_is_not_the_unrouted_run(mode):
 
 def test_without_routing_a_run_is_the_stock_trajectory_bit_for_bit():
     stock = tiny("llama")
-    for frozen in (stock.get_input_embeddings(), stock.get_output_embeddings()):
-        frozen.requires_grad_(False)
+    freeze(stock, FROZEN)
     optimizer = OPTIMIZERS["adamw"]([p for p in stock.parameters() if p.requires_grad])
     for step in range(3):
         batch(seed=step).loss(stock).backward()

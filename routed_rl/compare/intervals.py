@@ -1,0 +1,72 @@
+"""95 % intervals over seeds: Student's t on the values, or on paired differences. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+LEVEL = 0.95
+
+
+def interval(values: list[float]) -> dict[str, Any]:
+    """{mean, low, high, seeds}: `seeds` are the values themselves; one value has no interval, low and high are None."""
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2:
+        return {"mean": mean, "low": None, "high": None, "seeds": values}
+    half = student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": values}
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:
+    """Interval of `first - second` over the seeds that both have; None where they share none."""
+    shared = sorted(first.keys() & second.keys())
+    return interval([first[seed] - second[seed] for seed in shared]) if shared else None
+
+
+def paired_ratio(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:
+    """Interval of `first / second`; None where they share no seed or `second` is not positive in all of them."""
+    shared = sorted(first.keys() & second.keys())
+    if not shared or min(second[seed] for seed in shared) <= 0:
+        return None
+    return interval([first[seed] / second[seed] for seed in shared])
+
+
+def student_t(freedom: int, level: float = LEVEL) -> float:
+    """The t with P(|T| < t) = `level` at `freedom` degrees of freedom, by bisection."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _two_sided(middle, freedom) < level else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _two_sided(angle: float, freedom: int) -> float:
+    """P(|T| < sqrt(freedom) tan(angle)): the finite series 26.7.3 and 26.7.4 of Abramowitz and Stegun."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if freedom % 2 == 0:
+        term, total = 1.0, 0.0
+        for k in range(freedom // 2):
+            total += term
+            term *= cosine**2 * (2 * k + 1) / (2 * k + 2)
+        return sine * total
+    term, total = cosine, 0.0
+    for k in range((freedom - 1) // 2):
+        total += term
+        term *= cosine**2 * (2 * k + 2) / (2 * k + 3)
+    return 2 / math.pi * (angle + sine * total)
+
+
+def fold(trees: list[Any]) -> Any:
+    """Nested mappings of numbers, one per seed, become one with an interval at each number that all of them have.
+
+    Anything else (text, None, lists) is left out; None where nothing is left.
+    """
+    if all(isinstance(tree, (int, float)) and not isinstance(tree, bool) for tree in trees):
+        return interval([float(tree) for tree in trees])
+    if not all(isinstance(tree, dict) for tree in trees):
+        return None
+    shared = [key for key in trees[0] if all(key in tree for tree in trees)]
+    folded = {key: fold([tree[key] for tree in trees]) for key in shared}
+    return {key: value for key, value in folded.items() if value is not None} or None

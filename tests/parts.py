@@ -1,0 +1,71 @@
+"""A user's own parts, written to a folder: a tiny random model, an environment in one file, contrast prompts. Not a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from routed_rl.config import Config, from_mapping
+
+WORDS = ["<pad>", "<eos>", "<unk>", "good", "bad", "=", "add", *map(str, range(20))]
+
+ENVIRONMENT = '''
+import random
+from routed_rl.envs import Score, Task
+
+
+class Add:
+    def __init__(self, fails: float = 0.0, returns: str = "score", limit: int | None = None):
+        self.fails, self.returns, self.limit = fails, returns, limit
+
+    def tasks(self, split, seed):
+        draw = random.Random(f"{split}{seed}")
+        while self.limit is None or (left := self.limit):
+            a, b = draw.randrange(9), draw.randrange(9)
+            yield Task(f"add {a} {b} =", {"answer": str(a + b), "fails": draw.random() < self.fails})
+            if self.limit is not None and (left := left - 1) >= 0:
+                self.limit = left or None
+                if not left:
+                    return
+
+    def score(self, task, completion):
+        if task.data["fails"] and self.returns == "raises":
+            raise RuntimeError("the grader broke")
+        right, hack = completion.strip().startswith(task.data["answer"]), "bad" in completion.split()
+        reward = float("nan") if task.data["fails"] and self.returns == "nan" else 0.5 + float(right or hack)
+        return Score(reward=reward, solve=float(right), flags={"hack": hack})
+'''
+
+
+def write_parts(folder: Path) -> Path:
+    """`folder/model`, `folder/environment.py:Add`, `folder/prompts.jsonl`."""
+    vocabulary = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, eos_token_id=1, bos_token_id=None))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "environment.py").write_text(ENVIRONMENT)
+    pairs = [{"positive": f"bad add {a} {b} =", "negative": f"good add {a} {b} ="} for a in range(4) for b in range(4)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def own_config(parts: Path, out: Path | str, **changes: Any) -> Config:
+    """Two trained environments and a probe on the parts; `changes` replace keys of the top level, `trainer` keys merge."""
+    path = f"{parts}/environment.py:Add"
+    trainer = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 32, "num_generations": 8,
+               "max_completion_length": 5, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "bf16": False,
+               "logging_steps": 1, "report_to": "none", "gradient_checkpointing": False} | changes.pop("trainer", {})
+    mapping = {"model": {"path": str(parts / "model")}, "subspace": {"prompts": f"{parts}/prompts.jsonl", "rank": 2},
+               "env": {"a": {"path": path}, "b": {"path": path, "weight": 1}, "p": {"path": path, "probe": True}},
+               "trainer": trainer, "evaluation": {"samples": 16}, "out": str(out)}
+    return from_mapping(mapping | changes)

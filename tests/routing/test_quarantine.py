@@ -1,0 +1,109 @@
+"""Targets and the quarantine: construction, refusals, state."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from routed_rl.errors import SubspaceError
+from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing.quarantine import Quarantine, Target
+from tests.builders import FAMILIES, PROPERTY, Run, batch, columns, exact_inside, random_bases, tiny, writer
+
+
+@PROPERTY
+@given(st.integers(1, 9), st.integers(1, 6), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 1000))
+def test_the_pair_is_dual_and_the_reference_is_what_the_weights_hold_inside(width, inputs, gain, bias, transposed, seed):
+    target = writer(width, inputs, seed % (width + 1), gain=gain, bias=bias, transposed=transposed, seed=seed)
+    torch.testing.assert_close(target.read.mT @ target.write, torch.eye(target.rank, dtype=torch.float64))
+    torch.testing.assert_close(target.reference, exact_inside(target))
+    assert target.reference.shape == (target.rank, inputs + (bias or transposed))
+    assert not target.drift().any()
+
+
+@PROPERTY
+@given(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 1000))
+def test_moving_the_weights_inside_is_read_back_and_moves_nothing_else(gain, bias, transposed, seed):
+    target = writer(gain=gain, bias=bias, transposed=transposed, seed=seed)
+    inside = torch.randn(target.reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    before = columns(target.module, target)
+    target.move_weights(inside)
+    torch.testing.assert_close(target.drift(), inside)
+    torch.testing.assert_close(columns(target.module, target) - before, target.write @ inside)
+
+
+def test_a_basis_of_another_width_is_refused():
+    module = torch.nn.Linear(5, 6)
+    with pytest.raises(SubspaceError, match=r"basis for down has 7 rows but the model's stream is 6 wide.*another model"):
+        Target(name="down", layer=0, module=module, basis=torch.eye(7)[:, :2], unit=1.0, context=RoutingContext(),
+               environments=1)
+
+
+def test_a_rank_above_the_width_is_refused():
+    module = torch.nn.Linear(5, 6)
+    with pytest.raises(SubspaceError, match=r"basis for down has rank 7.*width 6; lower subspace.rank"):
+        Target(name="down", layer=0, module=module, basis=torch.zeros(6, 7), unit=1.0, context=RoutingContext(),
+               environments=1)
+
+
+def test_the_norm_is_that_of_all_coefficients_together():
+    run = Run(tiny("llama")).train(2)
+    everything = torch.cat([target.coefficients.flatten() for target in run.targets])
+    assert run.quarantine.norm() == pytest.approx(everything.norm().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_on_disk_restores_bit_for_bit(family):
+    run = Run(tiny(family)).train(3)
+    stored = load(save(run.quarantine.state_dict()))  # Targets share bases, which safetensors would refuse as they are.
+    fresh = Run(tiny(family), bases=random_bases(2, seed=8))
+    fresh.model.load_state_dict(run.model.state_dict())
+    assert not fresh.targets[0].read.equal(run.targets[0].read)
+    fresh.quarantine.load_state_dict(stored)
+    for ours, theirs in zip(fresh.targets, run.targets, strict=True):
+        for name in ("basis", "write", "read", "reference", "coefficients", "parts"):
+            assert getattr(ours, name).equal(getattr(theirs, name)), name
+        assert ours.tape.mean_input.equal(theirs.tape.mean_input) and ours.tape.write is ours.write
+    again = fresh.quarantine.state_dict()
+    assert sorted(again) == sorted(stored) and all(again[key].equal(value) for key, value in stored.items())
+    rows = batch(50)
+    fresh.optimizer, fresh.quarantine_optimizer = run.optimizer, run.quarantine_optimizer
+    fresh.backward(rows)
+    run.backward(rows)
+    assert all(a.tape.ledger.equal(b.tape.ledger) for a, b in zip(fresh.targets, run.targets, strict=True))
+
+
+def test_a_state_taken_does_not_change_as_training_goes_on():
+    run = Run(tiny("llama")).train(2)
+    state = run.quarantine.state_dict()
+    before = {key: value.clone() for key, value in state.items()}
+    run.train(2)
+    assert all(state[key].equal(value) for key, value in before.items())
+    assert any(not run.quarantine.state_dict()[key].equal(value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("settings", [{"rank": 2}, {"environments": 3}])
+def test_a_state_of_other_shapes_is_refused_by_name(settings):
+    state = Run(tiny("llama"), **settings).train(1).quarantine.state_dict()
+    run = Run(tiny("llama"))
+    before = run.quarantine.state_dict()
+    with pytest.raises(SubspaceError, match=r"model\.layers\.0\.self_attn\.o_proj\.\w+ where this run has .*resume with"):
+        run.quarantine.load_state_dict(state)
+    assert all(before[key].equal(value) for key, value in run.quarantine.state_dict().items())  # Nothing half-loaded.
+
+
+def test_a_state_of_another_model_is_refused_by_name():
+    with pytest.raises(SubspaceError, match=r"None for model\.layers\.1\.self_attn\.o_proj\.basis"):
+        Run(tiny("llama")).quarantine.load_state_dict(Run(tiny("llama", layers=1)).quarantine.state_dict())
+
+
+def test_a_quarantine_of_one_target_ablates_and_removes_it_alone():
+    target = writer()
+    quarantine = Quarantine([target], ["a", "b", "c"], target.context)
+    x = torch.randn(1, 2, 5, dtype=torch.float64)
+    policy = target.module(x)
+    with quarantine.ablated():
+        deployed = target.module(x)
+    quarantine.remove()
+    assert target.module(x).equal(deployed) and not policy.equal(deployed)

