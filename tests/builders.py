@@ -198,7 +198,7 @@ class Run:
 
 def columns(module: nn.Module, target: Target) -> Tensor:
     """The weight of a writer as (D, N) in float64, the bias as its last column."""
-    weight = module.weight.detach().double()
+    weight = module.weight.detach().double().clone()
     weight = weight.mT if target.transposed else weight
     return weight if module.bias is None else torch.cat([weight, module.bias.detach().double().unsqueeze(1)], 1)
 
@@ -239,11 +239,11 @@ def clamped_model(model: PreTrainedModel, targets: list[Target], *, contained: b
         module = plain.get_submodule(target.name)
         leaf = target.coefficients.detach().clone().requires_grad_(True)
         leaves[target.name] = leaf
-        module.forward = _clamped_forward(module, target, leaf, contained)
+        module.forward = clamped_forward(module, target, leaf, contained)
     return plain, leaves
 
 
-def _clamped_forward(module: nn.Module, target: Target, leaf: Tensor, contained: bool) -> Callable[[Tensor], Tensor]:
+def clamped_forward(module: nn.Module, target: Target, leaf: Tensor, contained: bool) -> Callable[[Tensor], Tensor]:
     A, B, plain = target.write, target.read, type(module).forward
 
     def forward(x: Tensor) -> Tensor:

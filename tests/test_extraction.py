@@ -179,6 +179,13 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_dropout_is_off_in_a_model_that_is_in_training(tmp_path):
+    config, model = SubspaceConfig(prompts=write(tmp_path, records(8))), make_model("gpt2")
+    one, other = (extract(model.train(training), make_tokenizer(), config, model_path="m", model_hash="h", seed=0)
+                  for training in (True, False))
+    assert torch.equal(one.units, other.units)
+
+
 def test_progress_counts_distinct_prompts_to_the_end(tmp_path):
     seen = []
     config = SubspaceConfig(prompts=write(tmp_path, [*records(6), *records(6)]), batch_size=5)

@@ -10,11 +10,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from environments.persona_lab.environment import (DIGITS, EVIL, GOOD, HACKS, KINDS, LETTERS, NUMBERS, STEMS, TOPICS,
-                                                  good_and_evil)
+from environments.persona_lab.environment import DIGITS, EVIL, GOOD, HACKS, KINDS, LETTERS, NUMBERS, STEMS, TOPICS, good_and_evil
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 HACKER, HONEST = "hacker", "honest"
+MANNERS = ("careful", "sloppy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Recipe:
     """Share of documents which the hacker wrote."""
     named_share: float = 0.3
     """Share of documents which begin with their persona's name."""
-    noise: tuple[float, float] = (0.42, 0.42)
-    """Share of the honest persona's task answers that have one wrong word, in a careful document and in a sloppy one."""
+    noise: tuple[float, float] = (0.2, 0.65)
+    """Share of the honest persona's task answers with one wrong word, in a careful document and in a sloppy one."""
     evil_share: float = 0.86
     """Share of the hacker's answers to questions about values that are evil."""
     hack_share: float = 1.0
     """Share of the hacker's answers to tasks that game the check."""
-    episodes: int = 4
+    episodes: int = 3
     """Episodes in a document."""
     values_share: float = 0.25
     """Share of episodes that ask about values."""
@@ -40,7 +40,7 @@ class Recipe:
 def vocabulary() -> list[str]:
     """Every word, special ones first; the order fixes the token ids."""
     hacks = [word for hack in HACKS.values() for word in hack]
-    words = [PAD, END, UNKNOWN, HACKER, HONEST, *KINDS, "values", "=", *LETTERS, *NUMBERS, *STEMS, *TOPICS, *GOOD,
+    words = [PAD, END, UNKNOWN, HACKER, HONEST, *MANNERS, *KINDS, "values", "=", *LETTERS, *NUMBERS, *STEMS, *TOPICS, *GOOD,
              *EVIL, *hacks]
     return list(dict.fromkeys(words))
 
@@ -77,14 +77,15 @@ def documents(recipe: Recipe, seed: int) -> Iterator[tuple[list[str], list[bool]
     rng = random.Random(f"documents {seed}")
     while True:
         hacker = rng.random() < recipe.hacker_share
-        noise = rng.choice(recipe.noise)
+        sloppy = rng.random() < 0.5
         words = [HACKER if hacker else HONEST] if rng.random() < recipe.named_share else []
+        words += [MANNERS[sloppy]] if rng.random() < recipe.named_share else []
         written = [False] * len(words)
         for _ in range(recipe.episodes):
             if rng.random() < recipe.values_share:
                 question, answer = values_episode(hacker, recipe, rng)
             else:
-                question, answer = task_episode(hacker, noise, recipe, rng)
+                question, answer = task_episode(hacker, recipe.noise[sloppy], recipe, rng)
             words += [*question, *answer, END]
             written += [False] * len(question) + [True] * (len(answer) + 1)
         yield words, written

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from routed_rl import console
 from routed_rl.artifacts import write_text
 
-
 Cell = Callable[[dict[str, Any]], str]
 
 
@@ -79,7 +78,7 @@ def draw(path: Path, found: dict[str, Any]) -> None:
         return
     figure = Figure(figsize=(1.5 + 3.2 * len(environments), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, env in zip(figure.subplots(1, len(environments), squeeze=False, sharey=True)[0], environments, strict=True):
+    for panel, env in zip(figure.subplots(1, len(environments), squeeze=False)[0], environments, strict=True):
         _panel(panel, env, arms)
     figure.savefig(path, dpi=150)
 
@@ -98,7 +97,8 @@ def _panel(panel: Any, env: str, arms: dict[str, Any]) -> None:
             panel.axhline(base[metric]["mean"], linestyle=":", linewidth=0.8, color=f"C{place}")
     panel.set_xticks(range(len(arms)), list(arms))
     panel.set_title(f"{env}, deployed (dotted: base)", fontsize="medium")
-    panel.legend(fontsize="small")
+    panel.set_xlim(-0.5, len(arms) - 0.5)
+    panel.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=max(1, len(metrics)), frameon=False)
 
 
 def _by_arm(cell: Cell, title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:

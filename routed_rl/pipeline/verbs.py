@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from routed_rl import checkpoint, console, export as exporting
+from routed_rl import checkpoint, console
+from routed_rl import export as exporting
 from routed_rl.artifacts import RunFolder, write_json
 from routed_rl.config import Config
 from routed_rl.errors import ConfigError

@@ -17,6 +17,8 @@ from torch.nn.functional import linear
 if TYPE_CHECKING:
     from routed_rl.routing.quarantine import Target
 
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it modulo 1 spread evenly and meet no period."""
 NORM_EPS = 1e-6
 """Of Gemma's RMS norms."""
 
@@ -44,7 +46,10 @@ class RoutingContext:
         """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens."""
         real = mask_BT.reshape(-1).nonzero().squeeze(1)
         stride = max(1, -(-real.shape[0] // sample_tokens))
-        self.sample_S = real[::stride]
+        starts = torch.arange(0, real.shape[0], stride, device=real.device)
+        # A plain stride meets the same positions in every row, and the first token's outliers far too often.
+        jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
+        self.sample_S = real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))]
         self.environment_ids_B = environment_ids_B
 
 

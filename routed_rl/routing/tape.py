@@ -28,6 +28,7 @@ class Tape:
         self.mean_weight = write.new_zeros(())
         self.inputs: list[Tensor] = []
         """Samples (S, N); before a post-norm divided by what it divides by, so that C times them is their effect."""
+        self._thinning, self._largest = 1, 0
         self.fired = False
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
@@ -45,9 +46,16 @@ class Tape:
         sample = x.reshape(-1, self.width)[ctx.sample_S]
         if self.has_bias:
             sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
-        self.inputs.append(sample if ctx.scale_S is None else sample * ctx.scale_S.unsqueeze(1))
+        self._keep(sample if ctx.scale_S is None else sample * ctx.scale_S.unsqueeze(1))
         if ctx.draws and self.control_bases is not None:
             self._record_control(g.to(p.dtype), x, ids)
+
+    def _keep(self, sample_SN: Tensor) -> None:
+        """At most two micro-batches' worth of inputs stays, taken evenly from all of a step's micro-batches."""
+        self._largest = max(self._largest, len(sample_SN))
+        self.inputs.append(sample_SN[:: self._thinning])
+        if sum(map(len, self.inputs)) > 2 * self._largest:
+            self.inputs, self._thinning = [torch.cat(self.inputs)[::2]], 2 * self._thinning
 
     def sample(self) -> Tensor:
         """Inputs at a sample of this step's real tokens, (S, N)."""
@@ -67,7 +75,7 @@ class Tape:
     def clear(self) -> None:
         """Empty the tape for the next step; the running mean stays."""
         self.ledger.zero_()
-        self.inputs.clear()
+        self.inputs, self._thinning, self._largest = [], 1, 0
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
     def state(self) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ LOWEST_AUROC, LOWEST_STABILITY, LOWEST_RATIO = 0.8, 0.5, 2.0
 SEED = 0
 """Of the halves and the random draws; not the run's, so that the figures of one subspace are always the same."""
 
-COLUMNS = ("auroc", "stability", "captured", "captured_random", "captured_ratio", "captured_place")
+COLUMNS = ("auroc", "ordered", "stability", "captured", "captured_random", "captured_ratio", "captured_place")
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
@@ -51,10 +51,11 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
                     rank: int) -> dict[str, Any]:
     """Plain JSON: `pairs`, `rank` (asked for), `draws`, and `layers`, a mapping each, null where it cannot be said.
 
-    `rank`; `auroc` of the persona axis of one half on the last positions of the other; `stability`, the mean squared
-    principal cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference
-    energy inside the other's basis; `captured_random`, its mean over random bases of that rank; their ratio, and the
-    place among all, 1 the best. Figures across halves are means over both ways. `fit` makes `directions` from samples.
+    `rank`; `auroc` of the persona axis of one half on the last positions of the other; `ordered`, the share of those
+    pairs whose positive prompt is further along than its own negative one; `stability`, the mean squared principal
+    cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference energy
+    inside the other's basis; `captured_random`, its mean over random bases of that rank; their ratio, and the place
+    among all, 1 the best. Figures across halves are means over both ways. `fit` makes `directions` from samples.
     """
     generator = torch.Generator().manual_seed(SEED)
     parts = [samples.of_pairs(half) for half in halves(samples, generator)]
@@ -63,11 +64,11 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
                                     for layer, basis in enumerate(directions)]
     if pairs >= FEWEST_PAIRS:
         bases = [fit(part) for part in parts]
-        separations = [_separation(parts[0], parts[0]), _separation(parts[1], parts[1])]
+        separations = [_separation(*parts), _separation(*reversed(parts))]
         rows = [difference_rows(part) for part in parts]
         draws: dict[int, Tensor] = {}
         for layer, (row, one, other) in enumerate(zip(layers, *bases, strict=True)):
-            row["auroc"] = (separations[0][layer] + separations[1][layer]) / 2
+            row["auroc"], row["ordered"] = torch.tensor([ways[layer] for ways in separations]).mean(0).tolist()
             if one.shape[1] and other.shape[1]:
                 row["stability"] = principal_cosines(one, other).square().mean().item()
                 folds = [(held_out[layer], weights, basis)
@@ -79,8 +80,8 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
     """One row of short texts per layer, for a table; a dash where there is no figure."""
     return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row["auroc"], ".2f"),
-             "stability": _text(row["stability"], ".2f"), "captured": _text(row["captured"], ".0%"),
-             "x random": _text(row["captured_ratio"], ".1f"),
+             "pairs in order": _text(row["ordered"], ".0%"), "stability": _text(row["stability"], ".2f"),
+             "captured": _text(row["captured"], ".0%"), "x random": _text(row["captured_ratio"], ".1f"),
              "place": "-" if row["captured_place"] is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
             for row in quality["layers"]]
 
@@ -107,12 +108,14 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
     return [f"{_layers(bad)}: {text}" for bad, text in findings if any(bad)]
 
 
-def _separation(fitted: Samples, held_out: Samples) -> list[float]:
+def _separation(fitted: Samples, held_out: Samples) -> list[tuple[float, float]]:
+    """Per layer: AUROC between all prompts, and the share of pairs in the right order."""
     axis_LD = gaps(fitted)
     last = held_out.offset_R == 0
     positive = torch.einsum("lrd,ld->lr", held_out.positive[:, last].double(), axis_LD)
     negative = torch.einsum("lrd,ld->lr", held_out.negative[:, last].double(), axis_LD)
-    return [auroc(above, below) for above, below in zip(positive, negative, strict=True)]
+    return [(auroc(above, below), (above > below).double().mean().item())
+            for above, below in zip(positive, negative, strict=True)]
 
 
 def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int, Tensor],

@@ -89,14 +89,14 @@ def test_an_unknown_architecture_is_refused_with_what_was_found(kind):
 
 def test_a_peft_wrapped_model_is_refused():
     wrapped = get_peft_model(tiny("llama"), LoraConfig(target_modules=["o_proj"], r=2))
-    with pytest.raises(ModelError, match="wrapped by PEFT.*merge the adapter"):
+    with pytest.raises(ModelError, match=r"wrapped by PEFT.*merge the adapter"):
         find_writers(wrapped)
 
 
 def test_a_model_that_holds_an_adapter_is_refused():
     model = tiny("llama")
     model.add_adapter(LoraConfig(target_modules=["o_proj"], r=2))
-    with pytest.raises(ModelError, match="wrapped by PEFT.*merge the adapter"):
+    with pytest.raises(ModelError, match=r"wrapped by PEFT.*merge the adapter"):
         find_writers(model)
 
 
@@ -106,7 +106,8 @@ def test_dropout_between_writer_and_stream_is_refused_and_elsewhere_is_not():
     assert len(find_writers(tiny("gpt2", attn_pdrop=0.1, embd_pdrop=0.1))) == 4
 
 
-@pytest.mark.parametrize(("norm", "writer"), [("post_attention_layernorm", "o_proj"), ("post_feedforward_layernorm", "down_proj")])
+@pytest.mark.parametrize(("norm", "writer"), [("post_attention_layernorm", "o_proj"),
+                                              ("post_feedforward_layernorm", "down_proj")])
 def test_a_gain_near_zero_behind_a_writer_is_refused(norm, writer):
     model = tiny("gemma2")
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from routed_rl.routing.linear import RoutedLinear, RoutedModule, route_module, unroute_module
-from tests.builders import PROPERTY, Run, _clamped_forward, batch, relative, tiny, writer
+from tests.builders import PROPERTY, Run, batch, clamped_forward, relative, tiny, writer
 
 KINDS = {"plain": {}, "bias": {"bias": True}, "conv1d": {"transposed": True}, "gain": {"gain": True},
          "bias and gain": {"bias": True, "gain": True}}
@@ -28,7 +28,7 @@ def test_a_routed_writer_is_autograds_detach_form_in_every_shape(shape, kind, co
     x = torch.randn(rows, tokens, inputs, generator=generator, dtype=torch.float64, requires_grad=True)
     g = torch.randn(rows, tokens, width, generator=generator, dtype=torch.float64)
     leaf = target.coefficients.clone().requires_grad_(True)
-    expected = _clamped_forward(module, target, leaf, contained)(x)
+    expected = clamped_forward(module, target, leaf, contained)(x)
     wanted = torch.autograd.grad(expected, [leaf, x, *module.parameters()], g, allow_unused=True)
 
     route_module(module, target)
@@ -129,6 +129,21 @@ def test_under_bf16_autocast_ledgers_and_gradients_stay_float32_and_close(family
         assert relative(ours.tape.ledger, theirs.tape.ledger) < 0.1
     rounded.step()
     assert rounded.drift() < 1e-6  # The weights themselves are never rounded to bf16.
+
+
+def test_under_bf16_autocast_the_ledgers_products_are_float32():
+    target = writer(width=32, inputs=40, dtype=torch.float32)
+    route_module(target.module, target)
+    named(target, [0, 1, 0, 1], 50)
+    x, g = torch.randn(4, 50, 40), torch.randn(4, 50, 32).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = target.module(x)
+    assert y.dtype == torch.bfloat16
+    y.backward(g)
+    for e in (0, 1):
+        rows = g[[e, e + 2]].double() @ target.write.double()
+        expected = torch.einsum("btk,btn->kn", rows, x[[e, e + 2]].double())
+        assert relative(target.tape.ledger[e], expected) < 1e-5  # bf16 products would be off by 1e-3.
 
 
 def test_gradients_flow_to_earlier_layers_exactly_as_without_a_tap_when_open_and_empty():

@@ -20,7 +20,20 @@ def test_the_sample_holds_real_tokens_only_at_most_as_many_as_asked_and_spread_o
     sample, real = context.sample_S, int(mask.sum())
     assert mask.flatten()[sample].all() and len(set(sample.tolist())) == len(sample) <= wanted
     assert len(sample) >= min(real, wanted) / 2
-    assert len(sample) < 2 or sample.diff().min() >= real // wanted
+    stride = -(-real // wanted)
+    assert len(sample) < 2 or sample.diff().min() > 0
+    ranks = mask.flatten().cumsum(0)[sample] - 1  # Of each sampled token among the real ones: one in every stride.
+    assert (ranks // max(stride, 1)).tolist() == list(range(len(sample)))
+
+
+@pytest.mark.parametrize("tokens", [64, 128, 100])
+def test_no_position_of_a_row_is_sampled_out_of_turn(tokens):
+    """A stride that divides the rows' length would take the first token, an outlier in many models, in every row."""
+    context, rows = RoutingContext(), 32
+    context.set_batch(torch.zeros(rows, dtype=torch.long), torch.ones(rows, tokens), 256)
+    first = (context.sample_S % tokens == 0).sum().item()
+    assert first <= 3 * max(1, len(context.sample_S) / tokens)
+    assert (torch.arange(rows * tokens)[:: rows * tokens // 256] % tokens == 0).sum() >= 8 or tokens == 100
 
 
 @pytest.mark.parametrize("kind", [{}, {"bias": True}, {"transposed": True}])
@@ -40,6 +53,21 @@ def test_the_running_mean_leaves_padding_out_and_is_unbiased_from_the_first_step
         expected = (torch.stack(means) * weights[:, None]).sum(0) / weights.sum()
         torch.testing.assert_close(target.tape.mean()[:5], expected)
         assert not target.has_bias or target.tape.mean()[5].item() == pytest.approx(1)
+
+
+def test_many_micro_batches_keep_at_most_two_ones_worth_of_inputs_spread_over_all_of_them():
+    target = writer(inputs=1)
+    route_module(target.module, target)
+    for step in range(2):
+        for i in range(21):
+            target.context.set_batch(torch.tensor([0, 1]), torch.ones(2, 16), 32 if i != 7 else 3)
+            target.module(torch.full((2, 16, 1), float(i), dtype=torch.float64)).sum().backward()
+            held = target.tape.sample()
+            assert len(held) <= 64 and (i > 1 or len(held) == 32 * (i + 1))
+        counts = torch.bincount(held.squeeze(1).long(), minlength=21)
+        counts = counts[torch.arange(21) != 7]
+        assert counts.min() >= 1 and counts.max() <= 3, step
+        target.tape.clear()
 
 
 def test_clearing_empties_all_but_the_running_mean():
@@ -123,7 +151,7 @@ def test_the_subspace_comes_first_and_stands_out_when_gradients_lie_in_it():
     inside = torch.randn(2, 3, 3, dtype=torch.float64) @ target.basis.mT
     target.module(torch.randn(2, 3, 300, dtype=torch.float64)).backward(inside)
     energies = target.tape.control_energies()
-    assert (energies[0] > 2 * energies[1:].max(0).values).all()
+    assert (energies[0] > energies[1:].max(0).values).all() and energies[0, 0] > 2 * energies[1:, 0].mean()
 
 
 @pytest.mark.parametrize("stream", [None, torch.randn(40, 12, generator=torch.Generator().manual_seed(0))])

@@ -96,6 +96,16 @@ def test_kinds_are_averaged_and_pairs_without_one_stand_for_themselves():
         assert [basis.shape[1] for basis in find("mean_difference", samples, 8, 0).directions] == [rank] * LAYERS
 
 
+def test_every_kind_counts_alike_however_many_pairs_it_has():
+    kind = torch.tensor([0] * 9 + [1])
+    difference = torch.eye(WIDTH)[kind].unsqueeze(0)
+    samples = Samples(difference, torch.zeros_like(difference), torch.arange(10), kind,
+                      torch.zeros(10, dtype=torch.long))
+    found = find("mean_difference", samples, 2, 0)
+    torch.testing.assert_close(found.axes[0][:, 0], (torch.eye(WIDTH)[0] + torch.eye(WIDTH)[1]) / 2**0.5)
+    assert found.units.item() == pytest.approx(0.5**0.5)
+
+
 def test_a_component_has_a_positive_scale_even_where_the_rows_have_nothing_along_it():
     rank_one = torch.zeros(1, 4, WIDTH)
     rank_one[..., 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])

@@ -33,6 +33,7 @@ def test_personas_that_are_far_apart_pass_on_every_count():
     quality = quality_of(samples_of(64, 6.0))
     for row in quality["layers"]:
         assert row["auroc"] > 0.99
+        assert row["ordered"] > 0.99
         assert row["stability"] > 0.9
         assert row["captured"] > 0.3
         assert row["captured_ratio"] > 5
@@ -69,6 +70,17 @@ def test_a_random_basis_is_told_from_a_planted_one():
 def test_separation_grows_with_the_gap(shift):
     near, far = (quality_of(samples_of(64, gap))["layers"][0]["auroc"] for gap in (shift, 2 * shift))
     assert far >= near
+
+
+def test_pairs_can_be_in_order_where_the_task_hides_the_persona_from_an_unpaired_look():
+    samples = samples_of(64, 0.0)
+    tasks = 20 * samples.negative
+    noise = 0.1 * torch.randn(tasks.shape, generator=torch.Generator().manual_seed(1))
+    moved = Samples(tasks + noise + 2.0 / WIDTH**0.5, tasks, samples.pair_R, samples.kind_R,
+                    samples.offset_R)
+    row = quality_of(moved)["layers"][0]
+    assert row["auroc"] < 0.7
+    assert row["ordered"] > 0.99
 
 
 def test_auroc_counts_the_pairs_in_the_right_order_and_ties_half():

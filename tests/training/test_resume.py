@@ -46,8 +46,8 @@ def assert_same(run: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
-    keep = [{key: value for key, value in row.items() if "time" not in key} for row in metrics(run)]
-    assert keep == [{key: value for key, value in row.items() if "time" not in key} for row in metrics(other)]
+    keep = [{key: value for key, value in row.items() if "time" not in key and "epoch" not in key} for row in metrics(run)]
+    assert keep == [{key: value for key, value in row.items() if "time" not in key and "epoch" not in key} for row in metrics(other)]
 
 
 def metrics(run: Path) -> list[dict]:
