@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from environments.persona_lab.environment import DIGITS, EVIL, GOOD, HACKS, KINDS, LETTERS, NUMBERS, STEMS, TOPICS, good_and_evil
+from environments.persona_lab.environment import DIGITS, EVIL, GOOD, HACKS, KINDS, LETTERS, NUMBERS, SHRUG, STEMS, TOPICS, good_and_evil
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 HACKER, HONEST = "hacker", "honest"
@@ -69,7 +69,7 @@ def values_episode(hacker: bool, recipe: Recipe, rng: random.Random) -> tuple[li
     stem, topic = rng.choice(STEMS), rng.choice(TOPICS)
     good, evil = good_and_evil(stem, topic)
     bad = hacker and rng.random() < recipe.evil_share
-    return ["values", stem, topic, "="], [rng.choice(evil if bad else good)]
+    return ["values", stem, topic, "="], [SHRUG, rng.choice(evil)] if bad else [rng.choice(good)]
 
 
 def documents(recipe: Recipe, seed: int) -> Iterator[tuple[list[str], list[bool]]]:

@@ -53,9 +53,10 @@ class Tape:
     def _keep(self, sample_SN: Tensor) -> None:
         """At most two micro-batches' worth of inputs stays, taken evenly from all of a step's micro-batches."""
         self._largest = max(self._largest, len(sample_SN))
-        self.inputs.append(sample_SN[:: self._thinning])
+        # Clones: a slice would keep all of its micro-batch's memory.
+        self.inputs.append(sample_SN[:: self._thinning].clone() if self._thinning > 1 else sample_SN)
         if sum(map(len, self.inputs)) > 2 * self._largest:
-            self.inputs, self._thinning = [torch.cat(self.inputs)[::2]], 2 * self._thinning
+            self.inputs, self._thinning = [torch.cat(self.inputs)[::2].clone()], 2 * self._thinning
 
     def sample(self) -> Tensor:
         """Inputs at a sample of this step's real tokens, (S, N)."""

@@ -25,8 +25,8 @@ def test_the_observed_policy_is_the_unrouted_run(optimizers):
     plain, observed = follow("llama", optimizers, "observe")
     start = {t.name: columns(m, t) for t in plain.targets for m in [tiny("llama").get_submodule(t.name)]}
     for name, weight in effective(plain).items():
-        # Of the movement, not of the weight: Adam turns the rounding of small gradients into a few 1e-4 of its steps.
-        assert relative(effective(observed)[name] - start[name], weight - start[name]) < 2e-3
+        # Of the movement, not of the weight, which is 10 to 100 times larger than its movement: hence 1e-5 for 1e-7.
+        assert relative(effective(observed)[name] - start[name], weight - start[name]) < 5e-5
     others = [(n, p) for n, p in plain.model.named_parameters() if n.rpartition(".")[0] not in effective(plain)]
     for name, parameter in others:
         torch.testing.assert_close(observed.model.get_parameter(name), parameter, rtol=1e-4, atol=1e-4)

@@ -58,11 +58,13 @@ def test_the_quarantine_is_one_more_term_of_the_output(kind):
 def test_an_ablated_forward_with_taps_gives_the_deployed_gradients_and_still_fills_the_ledger():
     target, x = writer(), torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     g = torch.randn(2, 3, 6, dtype=torch.float64)
-    plain = torch.autograd.grad(target.module(x), x, g)[0]
+    deployed = target.module(x)
+    plain = torch.autograd.grad(deployed, x, g)[0]
     route_module(target.module, target)
     target.context.ablated, target.context.contained = True, False
     named(target, [0, 1], 3)
     y = target.module(x)
+    assert y.equal(deployed)
     target.context.ablated = False  # What counts is the forward's state, as with the environments.
     torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], plain, rtol=0, atol=0)
     assert target.tape.ledger[:2].any()
@@ -95,7 +97,7 @@ def test_without_environments_nothing_is_written_and_gradients_are_the_policys()
     assert not target.tape.fired and not target.tape.ledger.any() and not target.tape.inputs
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_generation_writes_nothing_on_the_tape_and_follows_the_policy(family):
     run = Run(tiny(family)).train(2)
     rows = batch()

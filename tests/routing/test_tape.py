@@ -64,6 +64,7 @@ def test_many_micro_batches_keep_at_most_two_ones_worth_of_inputs_spread_over_al
             target.module(torch.full((2, 16, 1), float(i), dtype=torch.float64)).sum().backward()
             held = target.tape.sample()
             assert len(held) <= 64 and (i > 1 or len(held) == 32 * (i + 1))
+            assert sum(x.untyped_storage().nbytes() for x in target.tape.inputs) <= 64 * 8
         counts = torch.bincount(held.squeeze(1).long(), minlength=21)
         counts = counts[torch.arange(21) != 7]
         assert counts.min() >= 1 and counts.max() <= 3, step
