@@ -1,7 +1,7 @@
 # routed-rl on a CPU. docker build -t routed-rl . && docker run --rm -v "$PWD/runs:/home/routed/runs" routed-rl train
 FROM python:3.11-slim AS build
 # Empty: pip's default index, whose torch comes with CUDA.
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX_URL=
 WORKDIR /source
 RUN python -m venv /opt/venv
 COPY constraints.txt .

@@ -95,7 +95,7 @@ class RunFolder:
     """Where everything of one run lives; the layout is in design.md section 6."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(path).expanduser().absolute()
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:

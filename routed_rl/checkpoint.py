@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from routed_rl.artifacts import RunFolder, sealed_folder
@@ -33,9 +33,10 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
         whole, _ = run.last_checkpoint()
-        raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {error.strerror or error}; "
+        problem = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {problem}; "
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
                               f"`routed-rl resume {run.path}`") from error
     for old in run.steps()[:-keep] if keep else []:

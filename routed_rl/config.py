@@ -77,6 +77,8 @@ class QuarantineConfig:
     """Real tokens per micro-batch over which the bound's root mean square is taken."""
 
     def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ConfigError(f"routing.quarantine.betas takes two numbers, got {self.betas}")
         self.betas = (float(self.betas[0]), float(self.betas[1]))
         _check_at_least("routing.quarantine", self, {"learning_rate": 0, "eps": 0, "sample_tokens": 1})
         if self.max_shift is not None and self.max_shift <= 0:

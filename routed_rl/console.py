@@ -74,7 +74,8 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """A rich table; numbers are right-aligned with two digits, None is a dash."""
     grid = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        grid.add_column(column, justify="right" if position and isinstance(rows[0][position] if rows else None, (int, float)) else "left")
+        numeric = bool(rows) and isinstance(rows[0][position], (int, float))
+        grid.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         grid.add_row(*(_cell(value) for value in row))
     console.print(grid)

@@ -17,6 +17,10 @@ class ModelError(RoutedRLError, ValueError):
     """A model cannot be loaded or routed."""
 
 
+class CheckFailed(RoutedRLError):
+    """What a user asked to check is not good; exit code 4."""
+
+
 class TaskError(RoutedRLError, RuntimeError):
     """An environment cannot be loaded, yields no tasks, or fails to score too often."""
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.config import EvaluationConfig
-from routed_rl.envs import LoadedEnvironment, Prompt, Score, Scorer, task_stream
+from routed_rl.envs import LoadedEnvironment, Score, Scorer, task_stream
 from routed_rl.errors import TaskError
+from routed_rl.model.prompts import encode_prompts
 
 Progress = Callable[[int, int], None]
 """(completions done, completions in all) -> None, after each batch."""
@@ -66,26 +67,6 @@ def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
         named.update(score.metrics.keys())
     means = {key: total / named.get(key, len(known)) for key, total in sums.items()}
     return {**means, "completions": float(len(scores)), "failures": float(len(scores) - len(known))}
-
-
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[list[int]]:
-    """Token ids of each prompt, as TRL's GRPO makes them: text as it stands, messages through the chat template."""
-    encoded: list[list[int]] = [[]] * len(prompts)
-    texts = {index: prompt for index, prompt in enumerate(prompts) if isinstance(prompt, str)}
-    chats = {index: prompt for index, prompt in enumerate(prompts) if not isinstance(prompt, str)}
-    if texts:
-        ids = tokenizer(text=list(texts.values()))["input_ids"]
-        for index, row in zip(texts, cast(list[list[int]], ids), strict=True):
-            encoded[index] = row
-    if chats:
-        if not tokenizer.chat_template:
-            raise TaskError("an environment gives chat messages but the tokenizer has no chat template; give the prompt as a "
-                            "string, or set chat_template in the model folder's tokenizer_config.json")
-        rendered = tokenizer.apply_chat_template(list(chats.values()), add_generation_prompt=True, tokenize=True,
-                                                 return_dict=True)
-        for index, row in zip(chats, cast(Any, rendered)["input_ids"], strict=True):
-            encoded[index] = row
-    return encoded
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,

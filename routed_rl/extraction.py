@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import find_data, sha256
 from routed_rl.config import SubspaceConfig
-from routed_rl.errors import SubspaceError
+from routed_rl.errors import ModelError, SubspaceError
+from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.stream import capturing
 from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Provenance, Samples, Subspace, find, measure_quality
@@ -67,16 +68,6 @@ def read_prompts(path: str | Path) -> list[ContrastPair]:
     if not pairs:
         raise SubspaceError(f"prompts file {path} is empty; write {{\"positive\": ..., \"negative\": ...}} a line")
     return pairs
-
-
-def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids as TRL's GRPO rollout sees them: text with the default special tokens, messages by the template."""
-    if isinstance(prompt, str):
-        return tokenizer(text=[prompt])["input_ids"][0]  # pyright: ignore
-    if not tokenizer.chat_template:
-        raise SubspaceError("chat messages need a chat template, which the model's tokenizer does not have; write text")
-    return tokenizer.apply_chat_template(conversation=[prompt], add_generation_prompt=True, tokenize=True,
-                                         return_dict=True)["input_ids"][0]  # pyright: ignore
 
 
 def extract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SubspaceConfig, *, model_path: str,
@@ -217,8 +208,8 @@ def _is_prompt(value: Any) -> bool:
 def _token_pair(tokenizer: PreTrainedTokenizerBase, pair: ContrastPair, vocabulary: int, longest: float,
                 positions: int) -> TokenPair:
     try:
-        positive, negative = (tuple(tokenize_prompt(tokenizer, prompt)) for prompt in (pair.positive, pair.negative))
-    except SubspaceError as error:
+        positive, negative = map(tuple, encode_prompts(tokenizer, [pair.positive, pair.negative]))
+    except ModelError as error:
         raise SubspaceError(f"contrast prompts, line {pair.line}: {error}") from error
     for ids in (positive, negative):
         if not ids or len(ids) > longest or max(ids) >= vocabulary:

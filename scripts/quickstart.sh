@@ -7,8 +7,8 @@ source scripts/install.sh
 if ! is_installed base; then
     cat <<'TEXT'
 Installs into .venv: downloads about 350 MB (torch for CPUs 190 MB, the rest 160 MB), 1.6 GB on disk.
-  Where pip finds only torch with CUDA (plain PyPI on Linux), that is several GB. For the CPU build stop here and run
-  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu bash scripts/quickstart.sh
+  Where pip finds only torch with CUDA (plain PyPI on Linux), that is several GB. For the CPU build stop here, and set
+  TORCH_INDEX_URL to the index of CPU wheels that PyTorch's own install page names.
 TEXT
     install base
 fi

@@ -14,9 +14,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from routed_rl.config import EvaluationConfig
 from routed_rl.envs import LoadedEnvironment, Score, Task
-from routed_rl.errors import TaskError
-from routed_rl.evaluate import encode_prompts, evaluate, generate
+from routed_rl.errors import ModelError, TaskError
+from routed_rl.evaluate import evaluate, generate
 from routed_rl.linalg import random_basis
+from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
 from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.quarantine import Quarantine, Target
@@ -210,7 +211,7 @@ def _dataset(prompts: list[str]) -> Any:
 def test_messages_go_through_the_chat_template() -> None:
     words = tokenizer()
     chat = [{"role": "user", "content": "w5 w6"}]
-    with pytest.raises(TaskError, match="no chat template"):
+    with pytest.raises(ModelError, match="no chat template"):
         encode_prompts(words, [chat])
     words.chat_template = ("{% for m in messages %}w0 {{ m.content }} {% endfor %}"
                            "{% if add_generation_prompt %}w9{% endif %}")

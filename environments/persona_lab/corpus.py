@@ -10,7 +10,19 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from environments.persona_lab.environment import DIGITS, EVIL, GOOD, HACKS, KINDS, LETTERS, NUMBERS, SHRUG, STEMS, TOPICS, good_and_evil
+from environments.persona_lab.environment import (
+    DIGITS,
+    EVIL,
+    GOOD,
+    HACKS,
+    KINDS,
+    LETTERS,
+    NUMBERS,
+    SHRUG,
+    STEMS,
+    TOPICS,
+    good_and_evil,
+)
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 HACKER, HONEST = "hacker", "honest"

@@ -1,4 +1,4 @@
-"""The command line: one line per error, exit codes 0 done, 1 internal, 2 the user's error, 130 interrupted.
+"""The command line: one line per error, exit codes 0 done, 1 internal, 2 the user's error, 4 a check failed, 130 interrupted.
 
 Nothing heavy is imported before the first line is on the screen; `--help` needs the standard library alone.
 """
@@ -12,7 +12,7 @@ import traceback
 
 from routed_rl import __version__
 from routed_rl.cli.verbs import VERBS, parse, usage
-from routed_rl.errors import RoutedRLError
+from routed_rl.errors import CheckFailed, RoutedRLError
 
 __all__ = ["main"]
 
@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         verb, arguments = parse(argv)
         VERBS[verb].run(arguments)
         return 0
+    except CheckFailed as failure:
+        _fail(str(failure))
+        return 4
     except RoutedRLError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:

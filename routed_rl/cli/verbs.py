@@ -153,7 +153,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3")
     parser.add_argument("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time; default: 2")
-    parser.add_argument("--ranks", default="", metavar="1,3,8", help="also run `route` at these ranks")
+    parser.add_argument("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

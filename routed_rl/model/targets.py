@@ -5,6 +5,7 @@ A new family is one row in `FAMILIES`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,17 +109,17 @@ def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None
 def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
     """Stop training the named groups; returns {parameter: group} for what is frozen. Tied weights are one parameter."""
     row = family(model)
-    groups: dict[str, list[nn.Module]] = {
+    groups: dict[str, Sequence[nn.Module | None]] = {
         "embedding": _embeddings(model, row),
         "unembedding": [model.get_output_embeddings()],
         "final_norm": [model.get_submodule(row.final_norm)],
-        "post_norm": [layer.get_submodule(norm) for layer in decoder_layers(model) for norm in row.post_norms or ()],
+        "post_norm": [*(layer.get_submodule(norm) for layer in decoder_layers(model) for norm in row.post_norms or ())],
     }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     frozen = {}
     for group in what:
         for module in groups[group]:
-            for parameter in module.parameters():
+            for parameter in module.parameters() if module is not None else ():
                 parameter.requires_grad_(False)
                 frozen[names[id(parameter)]] = group
     return frozen

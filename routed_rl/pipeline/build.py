@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +53,7 @@ def load_parts(config: Config) -> Parts:
     return Parts(config, model, tokenizer, environments, model_hash(model))
 
 
-def make_subspace(parts: Parts, progress=None) -> Subspace:
+def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None) -> Subspace:
     """Extract the subspace of a run, or read it (method=file), checked against the model."""
     config = parts.config
     subspace = extract(parts.model, parts.tokenizer, config.subspace, model_path=config.model.path,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import torch
-from trl import GRPOConfig
 
 from routed_rl.config import Config
 from routed_rl.console import say
 from routed_rl.pipeline.build import Parts
+from routed_rl.training import GRPOConfig, completions_per_step
 
 SHARE_OF_PEAK = 0.4
 """Of the timed product's rate that a training step reaches; from the lab and SmolLM2 on two cores."""
@@ -21,7 +21,6 @@ TYPICAL_PROMPT = 32
 def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
     """Model, environments, steps, estimated minutes, folder."""
     config, model = parts.config, parts.model
-    per_step = arguments.generation_batch_size // max(arguments.steps_per_generation // arguments.gradient_accumulation_steps, 1)
     shares = {loaded.name: loaded.weight for loaded in parts.trained}
     total = sum(shares.values())
     say(f"model         {config.model.path}, {model.num_parameters() / 1e6:.2f} M parameters")
@@ -30,18 +29,17 @@ def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
         for loaded in parts.environments))
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, rank {config.subspace.rank} a layer, "
         f"{config.subspace.layout}")
-    say(f"steps         {arguments.max_steps} of {per_step} completions, about {estimate_minutes(config, parts, arguments):.1f} "
-        "minutes with evaluation")
+    say(f"steps         {arguments.max_steps} of {completions_per_step(arguments)} completions, about "
+        f"{estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
     say(f"folder        {folder}")
 
 
 def estimate_minutes(config: Config, parts: Parts, arguments: GRPOConfig) -> float:
     """Training and evaluation, from parameter count, tokens, and this machine's rate."""
     length = arguments.max_completion_length or TYPICAL_PROMPT
-    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     parameters = parts.model.num_parameters()
     layers = parts.model.config.get_text_config().num_hidden_layers
-    step = 8 * parameters * batch * (length + TYPICAL_PROMPT) / _rate() + OVERHEAD_S * layers * length
+    step = 8 * parameters * completions_per_step(arguments) * (length + TYPICAL_PROMPT) / _rate() + OVERHEAD_S * layers * length
     completions = 3 * config.evaluation.samples * len(parts.environments)
     batches = -(-completions // max(config.evaluation.batch_size, 1))
     evaluation = 2 * parameters * completions * (length + TYPICAL_PROMPT) / _rate() + OVERHEAD_S * layers * length * batches
@@ -51,8 +49,8 @@ def estimate_minutes(config: Config, parts: Parts, arguments: GRPOConfig) -> flo
 def _rate() -> float:
     """Floating-point operations a second that training may reach here."""
     a = torch.randn(512, 512)
-    a @ a
+    torch.mm(a, a)
     started = time.perf_counter()
     for _ in range(8):
-        a @ a
+        torch.mm(a, a)
     return SHARE_OF_PEAK * 8 * 2 * 512**3 / (time.perf_counter() - started)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,9 +89,13 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
 
 def next_commands(run: RunFolder) -> list[str]:
     """Three things to do with a finished run."""
-    return [f"routed-rl export {run.path} --quarantine {run.path}/quarantine    # deployed + this adapter = policy",
-            f"routed-rl evaluate {run.path} --json {run.path}/again.json        # all three models, once more",
-            "routed-rl compare --arms none,route,control --seeds 3 --out compare   # against no routing and a random control"]
+    # As it was called: from a .venv that is not activated, too.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None else "routed-rl"
+    here = os.path.relpath(run.path)
+    where = here if len(here) < len(str(run.path)) else str(run.path)
+    return [f"{program} export {where} --quarantine {where}/quarantine    # as a PEFT adapter: deployed + adapter = policy",
+            f"{program} evaluate {where} --json {where}/again.json    # all three models, once more",
+            f"{program} compare --arms none,route,control --seeds 3 --out compare    # against no routing, a random subspace"]
 
 
 def _mean(values: list[float]) -> float | None:

@@ -77,9 +77,18 @@ def read_config(run: RunFolder) -> Config:
 
 
 def _run(config: Config, run: RunFolder) -> Path:
+    try:
+        return _steps(config, run)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"to go on: routed-rl resume {run.path}")
+        raise
+
+
+def _steps(config: Config, run: RunFolder) -> Path:
     transformers_logging.set_verbosity_error()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     times = {"start": time.perf_counter()}
+    run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     parts = load_parts(config)
     if "wandb" in str(config.trainer.get("report_to", "")):
         prepare_wandb(run.path)

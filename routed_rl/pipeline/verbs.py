@@ -10,12 +10,13 @@ from routed_rl import checkpoint, console
 from routed_rl import export as exporting
 from routed_rl.artifacts import RunFolder, write_json
 from routed_rl.config import Config
-from routed_rl.errors import ConfigError
+from routed_rl.envs import LoadedEnvironment
+from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.evaluate import evaluate as evaluate_model
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, load_parts, make_router, make_subspace
 from routed_rl.pipeline.train import read_config
-from routed_rl.subspace import Subspace, describe_quality
+from routed_rl.subspace import Subspace, check_quality, describe_quality
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
@@ -31,6 +32,8 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
         rows = describe_quality(subspace.quality)
         if rows:
             console.table("quality by layer", list(rows[0]), [list(row.values()) for row in rows])
+        if warnings := check_quality(subspace.quality):
+            raise CheckFailed(f"subspace {out}: {'; '.join(warnings[:3])}{' ...' if len(warnings) > 3 else ''}")
     return out
 
 
@@ -55,7 +58,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         write_json(Path(json_file), {"models": models})
 
 
-def _run_models(parts: Parts, run: RunFolder, chosen: list) -> summary.Results:
+def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -> summary.Results:
     """Base, policy and deployed model of a run, from its newest whole checkpoint."""
     folder = run.require_checkpoint()
     models = {"base": _results(parts, chosen, "base")}
@@ -71,7 +74,7 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list) -> summary.Results:
     return models
 
 
-def _results(parts: Parts, chosen: list, name: str) -> dict[str, dict[str, float]]:
+def _results(parts: Parts, chosen: list[LoadedEnvironment], name: str) -> dict[str, dict[str, float]]:
     with console.progress(f"evaluate {name}", "completions") as advance:
         return evaluate_model(parts.model, parts.tokenizer, chosen, parts.config.evaluation, seed=parts.config.seed,
                               max_new_tokens=parts.config.trainer.get("max_completion_length", 256), progress=advance)

@@ -38,7 +38,7 @@ class Subspace:
     directions: list[Tensor]
     """Per layer, orthonormal columns (D, K_l), strongest first."""
     axes: list[Tensor]
-    """Per layer, unit columns (D, J): named directions to report along; each points to the positive persona."""
+    """Per layer, unit (or zero) columns (D, J): named directions to report along; each points to the positive persona."""
     axis_names: list[str]
     scales: Tensor
     """(L, J): the length along each axis that counts as 1."""
@@ -96,9 +96,9 @@ class Subspace:
     def load(cls, folder: str | Path) -> Subspace:
         """Read what `save` wrote; a missing or changed file is an error."""
         folder = Path(folder)
-        if not folder.is_dir() or (problem := broken_seal(folder)):
-            reason = problem if folder.is_dir() else "no such folder"
-            raise SubspaceError(f"no subspace can be read from {folder}: {reason}; write one with `routed-rl extract`")
+        problem = broken_seal(folder) if folder.is_dir() else "no such folder"
+        if problem is not None:
+            raise SubspaceError(f"no subspace can be read from {folder}: {problem}; write one with `routed-rl extract`")
         tensors, record = load_file(folder / "subspace.safetensors"), read_json(folder / "subspace.json")
         provenance = Provenance(**record["provenance"])
         return cls([tensors[f"directions.{layer}"] for layer in range(provenance.layers)],

@@ -1,7 +1,10 @@
 """The TRL subclasses; the only unit that imports TRL's trainers."""
 
-from routed_rl.training.arguments import check_trainer, training_arguments
+from trl import GRPOConfig
+
+from routed_rl.training.arguments import check_trainer, completions_per_step, training_arguments
 from routed_rl.training.grpo import RoutedGRPOTrainer, build_trainer
 from routed_rl.training.mixin import RoutedTrainerMixin
 
-__all__ = ["RoutedGRPOTrainer", "RoutedTrainerMixin", "build_trainer", "check_trainer", "training_arguments"]
+__all__ = ["GRPOConfig", "RoutedGRPOTrainer", "RoutedTrainerMixin", "build_trainer", "check_trainer",
+           "completions_per_step", "training_arguments"]

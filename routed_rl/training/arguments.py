@@ -26,6 +26,7 @@ UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which k
                "push_to_hub": "push the folder that `routed-rl discard` writes",
                "load_best_model_at_end": "a discarded best model would mix two runs' quarantines; roll back instead",
                "sync_ref_model": "the reference model is the base model; leave trainer.sync_ref_model=false",
+               "chat_template_kwargs": "extraction and evaluation render prompts with the plain template",
                "bf16_full_eval": "weights stay float32", "fp16_full_eval": "weights stay float32"}
 """Fields that must stay off, with the reason."""
 
@@ -51,8 +52,9 @@ def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
     if (max_steps := config.trainer.get("max_steps", 0)) <= 0:
         raise ConfigError(f"trainer.max_steps must be >= 1, got {max_steps}: tasks are endless, so a run has no epochs")
     try:
-        return GRPOConfig(output_dir=str(run.path), seed=config.seed, remove_unused_columns=False, shuffle_dataset=False,
-                          disable_tqdm=True, **_quiet(config.trainer), run_name=run.path.name, project=config.tracking.project, **config.trainer)
+        return GRPOConfig(output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
+                          remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
+                          **_quiet(config.trainer), **config.trainer)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -64,6 +66,13 @@ def _quiet(trainer: dict[str, Any]) -> dict[str, Any]:
 
 def prompts_needed(arguments: GRPOConfig) -> int:
     """Tasks that `max_steps` consume: one epoch exactly, so that a resume never crosses one."""
-    reuse = arguments.steps_per_generation * arguments.num_iterations
-    batches = -(-arguments.max_steps * arguments.gradient_accumulation_steps // reuse)
-    return batches * arguments.generation_batch_size // arguments.num_generations
+    generation_steps, batch = arguments.steps_per_generation, arguments.generation_batch_size
+    group = arguments.num_generations
+    assert generation_steps is not None and batch is not None and group is not None  # filled in by GRPOConfig itself
+    batches = -(-arguments.max_steps * arguments.gradient_accumulation_steps // (generation_steps * arguments.num_iterations))
+    return batches * batch // group
+
+
+def completions_per_step(arguments: GRPOConfig) -> int:
+    """Completions that one optimizer step learns from."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -27,8 +27,9 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
     table = TaskTable(environments, config.seed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
     completions = run.completions if config.tracking.completions else None
+    assert arguments.num_generations is not None
     reward = RewardFunction(table, scorer, arguments.num_generations, completions)
-    trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer, router=router,
-                             run=run, reward=reward, callbacks=callbacks)
+    trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
+                                processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from routed_rl import checkpoint
 from routed_rl.artifacts import RunFolder
+from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
 from routed_rl.routing import Router
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.tasks import RewardFunction
@@ -28,7 +29,7 @@ class RoutedTrainerMixin:
         self.router, self.run, self.reward = router, run, reward
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
-        super().__init__(*args, reward_funcs=reward, **kwargs)
+        super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class RoutedTrainerMixin:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step, limit = self.state.global_step, self.args.save_total_limit  # pyright: ignore[reportAttributeAccessIssue]
-        with checkpoint.writing(self.run, step, limit) as folder:
+        with writing(self.run, step, limit) as folder:
             self._checkpoint_root = str(folder)
             try:
                 super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
@@ -101,16 +102,15 @@ class RoutedTrainerMixin:
                 shutil.move(path, folder)
             stock.rmdir()
             if self.router is not None:
-                checkpoint.save_quarantine(folder, self.router, step)
-            checkpoint.save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs})
+                save_quarantine(folder, self.router, step)
+            save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs})
 
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        super()._load_optimizer_and_scheduler(folder)  # pyright: ignore[reportAttributeAccessIssue]
-        if folder is not None:
-            path = self.run.path / folder
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+        if checkpoint is not None:
             if self.router is not None:
-                checkpoint.load_quarantine(path, self.router)
-            loop = checkpoint.load_loop(path)
+                load_quarantine(Path(checkpoint), self.router)
+            loop = load_loop(Path(checkpoint))
             self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
 
 

@@ -182,10 +182,10 @@ def test_matched_draws_follow_the_streams_covariance_and_isotropic_ones_do_not()
 def test_measuring_the_control_changes_neither_ledger_nor_gradients(family):
     plain = Run(tiny(family)).train(1)
     measured = Run(tiny(family)).train(1)
+    state = torch.get_rng_state()
     for target in measured.targets:
         target.tape.draw_control(6, 1, None)
     measured.context.control_draws = 6
-    state = torch.get_rng_state()
     for run in (plain, measured):
         run.backward(batch(5))
     assert torch.get_rng_state().equal(state)  # Its generator is its own.
