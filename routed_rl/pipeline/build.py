@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import find_data
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
-from routed_rl.errors import SubspaceError
+from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import extract
 from routed_rl.model.load import load_model, load_tokenizer, model_hash
 from routed_rl.model.targets import check_dtype, decoder_layers, disable_dropout, find_writers, freeze
@@ -48,6 +51,8 @@ def load_parts(config: Config) -> Parts:
     path = resolve(config.model.path)
     model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path)
     check_dtype(model)
+    if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
+        cast(nn.Module, model).to("cuda")
     if config.trainer.get("disable_dropout"):
         disable_dropout(model)
     return Parts(config, model, tokenizer, environments, model_hash(model))
@@ -78,6 +83,9 @@ def make_router(parts: Parts, subspace: Subspace | None) -> Router | None:
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
     writers = find_writers(parts.model)
+    if "post_norm" not in config.model.freeze and any(writer.gain_D is not None for writer in writers):
+        raise ConfigError(f"model.freeze={config.model.freeze} trains the gains between writers and stream, so no basis would "
+                          "hold; add post_norm to model.freeze")
     freeze(parts.model, config.model.freeze)
     settings = config.subspace
     bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)

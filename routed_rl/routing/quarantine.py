@@ -91,6 +91,13 @@ class Target:
         """BᵀW - R, (K, N): how far the weights have moved inside the subspace."""
         return self.read_weights() - self.reference
 
+    def decay(self, weights: float) -> Tensor:
+        """The optimizer's decay by column, (N,): `weights` everywhere but for a bias, which trainers spare."""
+        decay = self.coefficients.new_full((self.coefficients.shape[1],), weights)
+        if self.has_bias:
+            decay[-1] = 0.0
+        return decay
+
     @torch.no_grad()
     def move_weights(self, inside_KN: Tensor) -> None:
         """`W += A inside`, the bias by its column."""

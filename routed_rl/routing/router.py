@@ -64,7 +64,7 @@ class Router:
             self.book.before(target, ledger, contained=self.contained)
             target.tape.update_mean()
             delta, old = self.optimizer.delta(target, ledger), target.coefficients.clone()
-            self.mode.after_step(target, delta, rate * decay)
+            self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
         row = self.book.close(self._kind(step))
