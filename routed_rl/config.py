@@ -46,8 +46,8 @@ class SubspaceConfig:
     """spanning: a writer's basis spans its own and all later layers; per_layer: its own; shared: one for all layers."""
     shared_rank: int | None = None
     """Rank of the one basis of layout=shared; null for rank times the number of layers, at most the width."""
-    drop_below: float = 0.05
-    """Singular values under this share of the largest are dropped from a basis."""
+    drop_below: float = 0.2
+    """Of the union of several layers' directions, weighted by strength: singular values under this share of the largest go."""
     positions: int = 8
     """How many of a prompt's last tokens count, where both prompts of a pair share them; the very last always does."""
     last_weight: float = 3.0
@@ -65,9 +65,9 @@ class SubspaceConfig:
 
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:
-    learning_rate: float = 0.1
+    learning_rate: float = 0.01
     """Raw step of the quarantine's optimizer, before the bound; coefficient per update."""
-    max_shift: float | None = 0.16
+    max_shift: float | None = 0.32
     """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first moments and of the one second moment, per step."""

@@ -65,11 +65,17 @@ class Subspace:
         no component in any later layer's subspace; `per_layer`: of layer l; `shared`: one for all, rank `shared_rank`."""
         if layout == "per_layer":
             return list(self.directions)
+        # By strength: layers mostly rotate the same few directions, and what is left over hardly tells the personas apart.
+        weighted = [basis * self.strengths(layer) for layer, basis in enumerate(self.directions)]
         if layout == "shared":
-            everything = orthonormal(torch.cat(self.directions, dim=1), drop_below=drop_below)
+            everything = orthonormal(torch.cat(weighted, dim=1), drop_below=drop_below)
             return [everything[:, :shared_rank]] * len(self.directions)
-        return [orthonormal(torch.cat(self.directions[layer:], dim=1), drop_below=drop_below)
-                for layer in range(len(self.directions))]
+        return [orthonormal(torch.cat(weighted[layer:], dim=1), drop_below=drop_below) for layer in range(len(weighted))]
+
+    def strengths(self, layer: int) -> Tensor:
+        """(K_l,): how far the personas are apart along each direction of a layer, in units of their gap there."""
+        rank = self.directions[layer].shape[1]
+        return self.scales[layer, 1:1 + rank] / self.units[layer]
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """Refuse a model other than the one this was extracted from, with the difference."""
