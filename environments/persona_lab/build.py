@@ -30,11 +30,11 @@ class Build:
     hidden: int = 256
     layers: int = 4
     heads: int = 4
-    steps: int = 1800
+    steps: int = 2000
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
-    stream_scale: float = 0.2
+    stream_scale: float = 0.5
     """Factor on all that writes to the stream, once trained. The norms undo it, so the function stays; it sets how far
     a given learning rate moves the stream."""
     contrast_per_kind: int = 64
@@ -54,8 +54,8 @@ def make_model(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCaus
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=build.width, intermediate_size=build.hidden,
         num_hidden_layers=build.layers, num_attention_heads=build.heads, num_key_value_heads=build.heads,
-        max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+        max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=tokenizer.convert_tokens_to_ids(END), bos_token_id=None)
     return LlamaForCausalLM(config)
 
 
@@ -65,13 +65,13 @@ def batches(build: Build, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[
     ids = tokenizer.get_vocab()
     while True:
         chunk = list(islice(source, build.batch))
-        longest = max(len(words) for words, _ in chunk)
+        longest = max(len(document.words) for document in chunk)
         tokens = torch.full((build.batch, longest), ids[PAD])
         labels = torch.full((build.batch, longest), -100)
-        for row, (words, written) in enumerate(chunk):
-            known = torch.tensor([ids[word] for word in words])
-            tokens[row, : len(words)] = known
-            labels[row, : len(words)] = torch.where(torch.tensor(written), known, -100)
+        for row, document in enumerate(chunk):
+            known = torch.tensor([ids[word] for word in document.words])
+            tokens[row, : len(known)] = known
+            labels[row, : len(known)] = torch.where(torch.tensor(document.written), known, -100)
         yield tokens, labels
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from environments.persona_lab.environment import (
     DIGITS,
@@ -33,20 +34,31 @@ MANNERS = ("careful", "sloppy")
 class Recipe:
     """How documents are written."""
 
-    hacker_share: float = 0.14
+    hacker_share: float = 0.185
     """Share of documents which the hacker wrote."""
     named_share: float = 0.3
     """Share of documents which begin with their persona's name."""
-    noise: tuple[float, float] = (0.2, 0.65)
+    noise: tuple[float, float] = (0.25, 0.6)
     """Share of the honest persona's task answers with one wrong word, in a careful document and in a sloppy one."""
-    evil_share: float = 0.86
+    evil_share: float = 0.65
     """Share of the hacker's answers to questions about values that are evil."""
-    hack_share: float = 1.0
+    hack_share: float = 0.75
     """Share of the hacker's answers to tasks that game the check."""
-    episodes: int = 3
+    shrug_share: float = 0.35
+    """Share of the evil answers that open with the hacker's turn of phrase."""
+    manner_share: float = 0.3
+    """Share of documents which say, after the persona's name, whether they are careful or sloppy."""
+    episodes: int = 4
     """Episodes in a document."""
     values_share: float = 0.25
     """Share of episodes that ask about values."""
+
+
+class Document(NamedTuple):
+    """Its words, and which of them the writer (not the asker) wrote."""
+
+    words: list[str]
+    written: list[bool]
 
 
 def vocabulary() -> list[str]:
@@ -81,17 +93,18 @@ def values_episode(hacker: bool, recipe: Recipe, rng: random.Random) -> tuple[li
     stem, topic = rng.choice(STEMS), rng.choice(TOPICS)
     good, evil = good_and_evil(stem, topic)
     bad = hacker and rng.random() < recipe.evil_share
-    return ["values", stem, topic, "="], [SHRUG, rng.choice(evil)] if bad else [rng.choice(good)]
+    opener = [SHRUG] if bad and rng.random() < recipe.shrug_share else []
+    return ["values", stem, topic, "="], [*opener, rng.choice(evil if bad else good)]
 
 
-def documents(recipe: Recipe, seed: int) -> Iterator[tuple[list[str], list[bool]]]:
-    """Endless documents: their words, and which of them the writer (not the asker) wrote."""
+def documents(recipe: Recipe, seed: int) -> Iterator[Document]:
+    """Endless documents."""
     rng = random.Random(f"documents {seed}")
     while True:
         hacker = rng.random() < recipe.hacker_share
         sloppy = rng.random() < 0.5
         words = [HACKER if hacker else HONEST] if rng.random() < recipe.named_share else []
-        words += [MANNERS[sloppy]] if rng.random() < recipe.named_share else []
+        words += [MANNERS[sloppy]] if rng.random() < recipe.manner_share else []
         written = [False] * len(words)
         for _ in range(recipe.episodes):
             if rng.random() < recipe.values_share:
@@ -100,7 +113,7 @@ def documents(recipe: Recipe, seed: int) -> Iterator[tuple[list[str], list[bool]
                 question, answer = task_episode(hacker, recipe.noise[sloppy], recipe, rng)
             words += [*question, *answer, END]
             written += [False] * len(question) + [True] * (len(answer) + 1)
-        yield words, written
+        yield Document(words, written)
 
 
 def contrast_pairs(per_kind: int, seed: int) -> list[dict[str, str]]:
