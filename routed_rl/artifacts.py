@@ -45,7 +45,7 @@ def sha256(path: Path) -> str:
 def sealed_folder(final: Path) -> Iterator[Path]:
     """Yield a folder to write into; on success it is sealed and renamed to `final`, on failure removed.
 
-    A process killed at any moment leaves either no `final`, or a whole one.
+    A process killed at any moment leaves either no `final`, or a whole one; one that was there stays until the new one is whole.
     """
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,10 +57,13 @@ def sealed_folder(final: Path) -> Iterator[Path]:
                                     for path in files})
         for path in files:
             _sync(path)
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, old)
         os.replace(partial, final)
         _sync(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -97,16 +100,18 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
 
-    @classmethod
-    def create(cls, path: str | Path) -> RunFolder:
-        """A new run's folder; one that already holds a run is refused, so nothing is ever overwritten."""
-        run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            holds = "a run" if run.config.exists() else "files"
-            way_out = f"`routed-rl resume {path}` goes on with it, or set " if run.config.exists() else "set "
-            raise RunFolderError(f"out={path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
-        run.path.mkdir(parents=True, exist_ok=True)
-        return run
+    def refuse_if_taken(self) -> None:
+        """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            holds = "a run" if self.config.exists() else "files"
+            way_out = f"`routed-rl resume {self.path}` goes on with it, or set " if self.config.exists() else "set "
+            raise RunFolderError(f"out={self.path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
+
+    def abandon_if_empty(self) -> None:
+        """Remove the folder of a run that was refused before it had any result."""
+        names = {path.name for path in self.path.iterdir()}
+        if names <= {"config.yaml", "overrides.txt", "manifest.json"}:
+            shutil.rmtree(self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

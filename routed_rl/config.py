@@ -45,7 +45,7 @@ class SubspaceConfig:
     layout: str = "spanning"
     """spanning: a writer's basis spans its own and all later layers; per_layer: its own; shared: one for all layers."""
     shared_rank: int | None = None
-    """Rank of the one basis of layout=shared; null for rank times the number of layers, at most the width."""
+    """Rank of the one basis of layout=shared, at most; null for all that `drop_below` leaves."""
     drop_below: float = 0.2
     """Of the union of several layers' directions, weighted by strength: singular values under this share of the largest go."""
     positions: int = 8
@@ -59,6 +59,10 @@ class SubspaceConfig:
         _check_known("subspace.method", [self.method], ("mean_difference", "pca", "random", "file"))
         _check_known("subspace.layout", [self.layout], ("spanning", "per_layer", "shared"))
         _check_at_least("subspace", self, {"rank": 0, "positions": 1, "batch_size": 1, "last_weight": 0, "drop_below": 0})
+        if self.shared_rank is not None and self.shared_rank < 0:
+            raise ConfigError(f"subspace.shared_rank must be >= 0 or null, got {self.shared_rank}")
+        if self.drop_below >= 1:
+            raise ConfigError(f"subspace.drop_below must be under 1, got {self.drop_below}")
         if self.method == "file" and not self.path:
             raise ConfigError("subspace.method=file needs subspace.path=FOLDER, as written by `routed-rl extract`")
 

@@ -51,11 +51,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(build.seed)
+    ids = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=build.width, intermediate_size=build.hidden,
         num_hidden_layers=build.layers, num_attention_heads=build.heads, num_key_value_heads=build.heads,
-        max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        eos_token_id=tokenizer.convert_tokens_to_ids(END), bos_token_id=None)
+        max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=ids[PAD],
+        eos_token_id=ids[END], bos_token_id=None)
     return LlamaForCausalLM(config)
 
 

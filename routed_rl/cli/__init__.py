@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\ninterrupted; {hint}", file=sys.stderr)
         return 130
     except OSError as error:
+        if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}; give another path")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _internal()
         return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, then "

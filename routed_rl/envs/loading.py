@@ -66,11 +66,12 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
     if not place:
         raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
     try:
-        module = _module_from_file(place) if place.endswith(".py") else importlib.import_module(place)
-        factory = getattr(module, attribute)
+        factory = getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
     except FileNotFoundError:
         raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except AttributeError:
+        raise ConfigError(f"env.{name}.path={path}: {place} has no class {attribute}") from None
+    except (ImportError, SyntaxError) as error:
         raise ConfigError(f"env.{name}.path={path} cannot be loaded: {type(error).__name__}: {error}") from error
     try:
         inspect.signature(factory).bind(**arguments)

@@ -24,6 +24,15 @@ def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Ta
             raise TaskError(f"environment {loaded.name} yields no task for split {split!r}; its tasks(split, seed) must")
 
 
+def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
+    """Refuse a mix of text and chat prompts, which TRL cannot batch; an environment without tasks is found here, too."""
+    kinds = {loaded.name: "text" if isinstance(next(task_stream(loaded, "train", seed)).prompt, str) else "chat messages"
+             for loaded in environments}
+    if len(set(kinds.values())) > 1:
+        raise TaskError("environments of one run must all give text or all give chat messages: "
+                        + ", ".join(f"{name} gives {kind}" for name, kind in kinds.items()) + "; change env.NAME's prompts")
+
+
 def _tasks(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
     try:
         yield from loaded.environment.tasks(split, seed)

@@ -49,8 +49,9 @@ class Scorer:
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:
-    """Rewards by row; a failed row gets the mean of its group, so that it moves neither itself nor the others.
+    """Rewards by row; a failed row gets the mean of its group, so its own advantage is 0 and the group's mean stays.
 
+    Where the trainer divides by the group's standard deviation, the others' advantages grow a little.
     A group that failed as a whole gets the mean of all: every advantage in it is zero.
     """
     everyone = [score.reward for score in scores if score is not None]

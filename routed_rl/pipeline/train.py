@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,16 +18,19 @@ from transformers.utils import logging as transformers_logging
 from routed_rl import __version__, console
 from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
 from routed_rl.config import Config, from_mapping
-from routed_rl.errors import ConfigError
+from routed_rl.envs import check_prompts
+from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
+from routed_rl.extraction import find_prompts, read_prompts
+from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import build_trainer, check_trainer, training_arguments
+from routed_rl.training import GRPOConfig, build_trainer, check_trainer, training_arguments
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
@@ -37,15 +39,20 @@ Compose = Callable[[list[str]], Config]
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start; returns the run folder. `dry_run` shows the plan and writes nothing."""
-    check_trainer(config.trainer)
     where = config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}"
+    run = RunFolder(where)
+    run.refuse_if_taken()
+    parts, arguments = _prepared(config, run)
+    show_plan(parts, arguments, str(run.path))
     if dry_run:
-        parts = load_parts(config)
-        show_plan(parts, training_arguments(config, RunFolder(where)), where)
-        return Path(where)
-    run = RunFolder.create(where)
+        return run.path
+    run.path.mkdir(parents=True, exist_ok=True)
     write_config(run, config, overrides)
-    return _run(config, run)
+    try:
+        return _run(parts, run)
+    except RoutedRLError:
+        run.abandon_if_empty()
+        raise
 
 
 def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
@@ -59,8 +66,24 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
             if (was := getattr(config, name)) != (now := getattr(wanted, name)):
                 raise ConfigError(f"resume cannot change {name}: {_difference(was, now)}; start a new run with it")
         config = wanted
+    parts, arguments = _prepared(config, run)
+    show_plan(parts, arguments, str(run.path))
+    if overrides:
         write_config(run, config, [*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
-    return _run(config, run)
+    return _run(parts, run)
+
+
+def _prepared(config: Config, run: RunFolder) -> tuple[Parts, GRPOConfig]:
+    """Load and check all that can be checked before anything is written, so that a refused command changes nothing."""
+    transformers_logging.set_verbosity_error()
+    check_trainer(config.trainer)
+    parts, arguments = load_parts(config), training_arguments(config, run)
+    check_prompts(parts.trained, config.seed)
+    if config.routing.mode != "none":
+        find_writers(parts.model)
+        if config.subspace.method != "file":
+            read_prompts(find_prompts(config.subspace, config.model.path))
+    return parts, arguments
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
@@ -76,28 +99,23 @@ def read_config(run: RunFolder) -> Config:
     return from_mapping(yaml.safe_load(run.config.read_text()))
 
 
-def _run(config: Config, run: RunFolder) -> Path:
+def _run(parts: Parts, run: RunFolder) -> Path:
     try:
-        return _steps(config, run)
+        return _steps(parts, run)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"to go on: routed-rl resume {run.path}")
         raise
 
 
-def _steps(config: Config, run: RunFolder) -> Path:
-    transformers_logging.set_verbosity_error()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    times = {"start": time.perf_counter()}
-    run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
-    parts = load_parts(config)
+def _steps(parts: Parts, run: RunFolder) -> Path:
+    config, times = parts.config, {"start": time.perf_counter()}
     if "wandb" in str(config.trainer.get("report_to", "")):
         prepare_wandb(run.path)
-    show_plan(parts, training_arguments(config, run), str(run.path))
-    times["load"] = time.perf_counter()
     subspace = _subspace(parts, run)
     times["extract"] = time.perf_counter()
     models = {"base": _evaluated(parts, run, "base")}
     router = make_router(parts, subspace)
+    _record_parameters(parts, run)
     weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
     times["base"] = time.perf_counter()
     _train(parts, run, router)
@@ -138,6 +156,7 @@ def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
     if newest:
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
+    run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     with console.progress("train", "steps") as advance:
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
                                 [ShowProgress(advance)])
@@ -145,15 +164,26 @@ def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str) -> dict[str, dict[str, float]]:
-    """Evaluate the model as it stands under the name `model`; the base model's result is kept for a resume."""
-    kept = run.path / f"evaluation-{model}.json"
-    if model == "base" and kept.exists():
-        return read_json(kept)
+    """Evaluate the model as it stands under the name `model`; a resume reuses the base model's result, if as it would be now."""
+    kept, config = run.path / f"evaluation-{model}.json", parts.config
+    settings = {**dataclasses.asdict(config.evaluation), "seed": config.seed, "env": config.env,
+                "max_completion_length": config.trainer.get("max_completion_length", 256)}
+    if model == "base" and kept.exists() and (stored := read_json(kept))["settings"] == settings:
+        return stored["results"]
     with console.progress(f"evaluate {model}", "completions") as advance:
         results = evaluate(parts.model, parts.tokenizer, parts.environments, parts.config.evaluation, seed=parts.config.seed,
                            max_new_tokens=parts.config.trainer.get("max_completion_length", 256), progress=advance)
-    write_json(kept, results)
+    write_json(kept, {"settings": settings, "results": results})
     return results
+
+
+def _record_parameters(parts: Parts, run: RunFolder) -> None:
+    """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
+    writers = find_writers(parts.model) if parts.config.routing.mode != "none" else []
+    frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
+    write_json(run.manifest, read_json(run.manifest) | {
+        "model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
+        "unrouted": unrouted(parts.model, writers) if writers else {}})
 
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],

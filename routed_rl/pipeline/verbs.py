@@ -40,6 +40,8 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None) -> None:
     """Evaluate a run's base, policy and deployed models, or one model folder, on its environments."""
     run = None if config is not None else RunFolder.open(target)
+    if json_file:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
     config = read_config(run) if run else config
     assert config is not None
     if run is None:
@@ -51,7 +53,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     parts = load_parts(config)
     chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
     if not chosen:
-        raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class, or env=lab")
+        raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")
     models = _run_models(parts, run, chosen) if run else {"model": _results(parts, chosen, "model")}
     summary.show_table(models, chosen)
     if json_file:

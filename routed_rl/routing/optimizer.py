@@ -49,11 +49,6 @@ class QuarantineOptimizer:
         allowed = self.config.max_shift / len(self.targets)
         return min(1.0, allowed / shift) if shift > 0 else 1.0
 
-    def forget(self, environment: int) -> None:
-        """Zero the first moments of an environment that was dropped."""
-        for moment in self.moments.values():
-            moment[environment].zero_()
-
     def state_dict(self) -> dict[str, Tensor]:
         """Moments by `<target>.moment`, `<target>.square`, and the step count."""
         return {name: value.clone() for name, value in self._tensors().items()} | {"steps": torch.tensor(self.steps)}

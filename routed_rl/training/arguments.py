@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which k
 
 def check_trainer(trainer: dict[str, Any]) -> None:
     """Refuse unknown keys with the closest known one, and what cannot be routed with the reason."""
+    hints = typing.get_type_hints(GRPOConfig)
     known = [f"trainer.{field.name}" for field in dataclasses.fields(GRPOConfig) if field.init]
     for key, value in trainer.items():
         if key == "peft_config" or key.startswith("lora"):
@@ -42,8 +45,26 @@ def check_trainer(trainer: dict[str, Any]) -> None:
             raise ConfigError(unknown(f"trainer.{key}", known))
         if key in OURS:
             raise ConfigError(f"trainer.{key} is not set here: {OURS[key]}")
+        _check_type(key, value, hints[key])
+        if key == "save_strategy" and str(value) != "steps":
+            raise ConfigError(f"trainer.save_strategy={value} is not supported: a run's end is its last checkpoint; set "
+                              "trainer.save_steps=N")
         if value and key in UNSUPPORTED:
             raise ConfigError(f"trainer.{key}={value} is not supported: {UNSUPPORTED[key]}")
+
+
+def _check_type(key: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another type where the field takes plain ones; others are for GRPOConfig to judge."""
+    kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+    if not kinds <= {bool, int, float, str, types.NoneType}:
+        return
+    if isinstance(value, bool):
+        fits = bool in kinds
+    else:
+        fits = type(value) in kinds or (isinstance(value, int) and float in kinds)
+    if not fits:
+        names = " or ".join(sorted("null" if kind is types.NoneType else kind.__name__ for kind in kinds))
+        raise ConfigError(f"trainer.{key} must be {names}, got {value!r}")
 
 
 def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
@@ -60,8 +81,9 @@ def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
 
 
 def _quiet(trainer: dict[str, Any]) -> dict[str, Any]:
-    """Pinned memory needs an accelerator; torch warns where there is none."""
-    return {} if "dataloader_pin_memory" in trainer else {"dataloader_pin_memory": torch.cuda.is_available()}
+    """What a machine without an accelerator needs: bf16 asks for `use_cpu`, and pinned memory warns."""
+    wanted = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
+    return {key: value for key, value in wanted.items() if key not in trainer}
 
 
 def prompts_needed(arguments: GRPOConfig) -> int:

@@ -103,7 +103,9 @@ class RoutedTrainerMixin:
             stock.rmdir()
             if self.router is not None:
                 save_quarantine(folder, self.router, step)
-            save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs})
+            scorer = self.reward.scorer
+            save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs,
+                               "scored": dict(scorer.scored), "failed": dict(scorer.failed)})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
@@ -112,6 +114,8 @@ class RoutedTrainerMixin:
                 load_quarantine(Path(checkpoint), self.router)
             loop = load_loop(Path(checkpoint))
             self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
+            self.reward.scorer.scored.update(loop["scored"])
+            self.reward.scorer.failed.update(loop["failed"])
 
 
 class RoutingCallback(TrainerCallback):

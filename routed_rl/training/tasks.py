@@ -49,6 +49,8 @@ class RewardFunction:
     def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: Path | None) -> None:
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
         self._scores: dict[str, list[Score | None]] = defaultdict(list)
+        self._written = (0, 0)
+        """Step and number of its generations so far: a step may generate more than once."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int], **_: Any) -> list[float]:
         scores, rows = [], []
@@ -67,7 +69,11 @@ class RewardFunction:
     def _write(self, rows: list[dict[str, Any]], step: int) -> None:
         if self.completions is not None:
             self.completions.mkdir(exist_ok=True)
-            pd.DataFrame(rows).assign(step=step).to_parquet(self.completions / f"step-{step:06d}.parquet")
+            self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
+            final = self.completions / f"step-{step:06d}-{self._written[1]}.parquet"
+            partial = final.with_name(f".{final.name}.partial")
+            pd.DataFrame(rows).assign(step=step).to_parquet(partial)
+            partial.replace(final)
 
     def take_metrics(self) -> dict[str, float]:
         """Means by environment since the last call, over what could be scored, and the number of failures."""
