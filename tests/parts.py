@@ -20,18 +20,15 @@ from routed_rl.envs import Score, Task
 
 
 class Add:
-    def __init__(self, fails: float = 0.0, returns: str = "score", limit: int | None = None):
-        self.fails, self.returns, self.limit = fails, returns, limit
+    def __init__(self, fails: float = 0.0, returns: str = "score", chat: bool = False):
+        self.fails, self.returns, self.chat = fails, returns, chat
 
     def tasks(self, split, seed):
         draw = random.Random(f"{split}{seed}")
-        while self.limit is None or (left := self.limit):
+        while True:
             a, b = draw.randrange(9), draw.randrange(9)
-            yield Task(f"add {a} {b} =", {"answer": str(a + b), "fails": draw.random() < self.fails})
-            if self.limit is not None and (left := left - 1) >= 0:
-                self.limit = left or None
-                if not left:
-                    return
+            text, fails = f"add {a} {b} =", draw.random() < self.fails
+            yield Task([{"role": "user", "content": text}] if self.chat else text, {"answer": str(a + b), "fails": fails})
 
     def score(self, task, completion):
         if task.data["fails"] and self.returns == "raises":
