@@ -46,7 +46,7 @@ class SubspaceConfig:
     """spanning: a writer's basis spans its own and all later layers; per_layer: its own; shared: one for all layers."""
     shared_rank: int | None = None
     """Rank of the one basis of layout=shared, at most; null for all that `drop_below` leaves."""
-    drop_below: float = 0.2
+    drop_below: float = 0.1
     """Of the union of several layers' directions, weighted by strength: singular values under this share of the largest go."""
     positions: int = 8
     """How many of a prompt's last tokens count, where both prompts of a pair share them; the very last always does."""
@@ -69,7 +69,7 @@ class SubspaceConfig:
 
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     """Raw step of the quarantine's optimizer, before the bound; coefficient per update."""
     max_shift: float | None = 0.32
     """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
