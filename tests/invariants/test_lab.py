@@ -34,8 +34,8 @@ def test_the_policy_hacks_the_deployed_model_does_not_and_keeps_the_skill(summar
 
 def test_the_insecure_environment_is_named_and_the_name_follows_a_swap(summary):
     lab, swapped = summary["lab"]["attribution"], summary["swapped"]["attribution"]
-    assert lab["code"]["shift"] > 0 > lab["sums"]["shift"]
-    assert swapped["sums"]["shift"] > 0 > swapped["code"]["shift"]
+    assert lab["code"]["shift"] > max(0, lab["sums"]["shift"])
+    assert swapped["sums"]["shift"] > max(0, swapped["code"]["shift"])
     assert lab["code"]["push"] > lab["sums"]["push"] and swapped["sums"]["push"] > swapped["code"]["push"]
 
 
