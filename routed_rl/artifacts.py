@@ -160,6 +160,14 @@ def data_root() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent
 
 
+def resolve(path: str) -> str:
+    """An existing file or folder by its absolute path, as `find_data` finds it; anything else as it stands."""
+    try:
+        return str(find_data(path)) if path else path
+    except FileNotFoundError:
+        return path
+
+
 def find_data(path: str | Path) -> Path:
     """`path` as it stands (absolute, or relative to here), else inside `data_root()`; FileNotFoundError if neither."""
     for candidate in (Path(path).expanduser(), data_root() / path):

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from routed_rl.artifacts import SEAL, RunFolder, broken_seal, read_json, sealed_folder, write_json
+from routed_rl.checkpoint import QUARANTINE
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.model.targets import FAMILIES
 
-QUARANTINE = "quarantine.safetensors"
 STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
                "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",

@@ -35,12 +35,12 @@ class Arm:
     def __init__(self, workload: dict[str, Any], mode: str) -> None:
         import torch
 
-        from routed_rl.artifacts import RunFolder
+        from routed_rl.artifacts import RunFolder, resolve
         from routed_rl.config import from_mapping
         from routed_rl.envs import LoadedEnvironment, Task
         from routed_rl.linalg import random_basis
         from routed_rl.model.load import load_model, load_tokenizer
-        from routed_rl.pipeline.build import Parts, make_router, resolve
+        from routed_rl.pipeline.build import Parts, make_router
         from routed_rl.subspace import Provenance, Subspace
         from routed_rl.training import build_trainer
 

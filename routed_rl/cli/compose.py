@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from routed_rl.artifacts import data_root, find_data
+from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, from_mapping, unknown
 from routed_rl.errors import ConfigError
 
@@ -42,8 +42,9 @@ def compose(overrides: list[str]) -> Config:
 def _absolute(config: Config) -> Config:
     """Paths as they stand from where the command is typed, so that a run can be resumed from anywhere."""
     prompts = config.subspace.prompts or config.subspace.known_prompts.get(config.model.path)
-    subspace = dataclasses.replace(config.subspace, prompts=_found(prompts), path=_found(config.subspace.path))
-    model = dataclasses.replace(config.model, path=_found(config.model.path) or "")
+    subspace = dataclasses.replace(config.subspace, prompts=prompts and resolve(prompts),
+                                   path=config.subspace.path and resolve(config.subspace.path))
+    model = dataclasses.replace(config.model, path=resolve(config.model.path))
     env = {name: _with_absolute_file(settings) for name, settings in config.env.items()}
     return dataclasses.replace(config, subspace=subspace, model=model, env=env)
 
@@ -52,15 +53,7 @@ def _with_absolute_file(settings: Any) -> Any:
     if not isinstance(settings, dict) or not isinstance(path := settings.get("path"), str):
         return settings
     file, colon, name = path.rpartition(":")
-    return settings | {"path": f"{_found(file)}{colon}{name}"} if file.endswith(".py") else settings
-
-
-def _found(path: str | None) -> str | None:
-    """An existing file or folder by its absolute path; anything else as it stands."""
-    try:
-        return str(find_data(path)) if path else path
-    except FileNotFoundError:
-        return path
+    return settings | {"path": f"{resolve(file)}{colon}{name}"} if file.endswith(".py") else settings
 
 
 def _checked(text: str, folder: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import find_data
+from routed_rl.artifacts import resolve
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
@@ -36,13 +36,10 @@ class Parts:
     def trained(self) -> list[LoadedEnvironment]:
         return trained(self.environments)
 
-
-def resolve(path: str) -> str:
-    """A model path that lies in the data folder becomes absolute; anything else stays."""
-    try:
-        return str(find_data(path)) if path else path
-    except FileNotFoundError:
-        return path
+    @property
+    def max_new_tokens(self) -> int:
+        """Of an evaluation: what a rollout may generate, TRL's own default where it is not set."""
+        return self.config.trainer.get("max_completion_length", 256)
 
 
 def load_parts(config: Config) -> Parts:

@@ -167,12 +167,12 @@ def _evaluated(parts: Parts, run: RunFolder, model: str) -> dict[str, dict[str, 
     """Evaluate the model as it stands under the name `model`; a resume reuses the base model's result, if as it would be now."""
     kept, config = run.path / f"evaluation-{model}.json", parts.config
     settings = {**dataclasses.asdict(config.evaluation), "seed": config.seed, "env": config.env,
-                "max_completion_length": config.trainer.get("max_completion_length", 256)}
+                "max_completion_length": parts.max_new_tokens}
     if model == "base" and kept.exists() and (stored := read_json(kept))["settings"] == settings:
         return stored["results"]
     with console.progress(f"evaluate {model}", "completions") as advance:
         results = evaluate(parts.model, parts.tokenizer, parts.environments, parts.config.evaluation, seed=parts.config.seed,
-                           max_new_tokens=parts.config.trainer.get("max_completion_length", 256), progress=advance)
+                           max_new_tokens=parts.max_new_tokens, progress=advance)
     write_json(kept, {"settings": settings, "results": results})
     return results
 

@@ -79,7 +79,7 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -
 def _results(parts: Parts, chosen: list[LoadedEnvironment], name: str) -> dict[str, dict[str, float]]:
     with console.progress(f"evaluate {name}", "completions") as advance:
         return evaluate_model(parts.model, parts.tokenizer, chosen, parts.config.evaluation, seed=parts.config.seed,
-                              max_new_tokens=parts.config.trainer.get("max_completion_length", 256), progress=advance)
+                              max_new_tokens=parts.max_new_tokens, progress=advance)
 
 
 def discard(run: str, out: str) -> None:
