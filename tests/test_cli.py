@@ -120,7 +120,7 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert main(["extract", "--check", "subspace.rank=2"]) == 0
     assert main(["evaluate", "MODEL", "--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F"]) == 0
     assert main(["discard", "RUN", "--out", "D"]) == 0
-    assert main(["export", "RUN", "--quarantine", "D", "--env", "a"]) == 0
+    assert main(["export", "RUN", "--quarantine", "D", "--env", "a", "--policy", "P"]) == 0
     assert main(["compare", "seed=1", "--arms", "none,route", "--seeds", "5", "env=empty", "--out", "D", "--ranks", "1,3"]) == 0
     resume, extract, evaluate, discard, export, compare = (args for _, args, _ in engine)
     assert resume == ("RUN", ["trainer.max_steps=9"], compose)
@@ -129,8 +129,14 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
     assert evaluate[3].evaluation.samples == 8
     assert discard == ("RUN", "D")
-    assert export == ("RUN", "D", "a")
+    assert export == ("RUN", "D", "a", "P")
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
+
+
+@pytest.mark.parametrize("options", [[], ["--env", "a"], ["--env", "a", "--policy", "P"]])
+def test_an_export_of_nothing_is_refused(engine, capsys, options):
+    assert "--quarantine DIR" in refused(capsys, "export", "RUN", *options)
+    assert not engine
 
 
 def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsys):

@@ -136,15 +136,18 @@ def _discard(arguments: argparse.Namespace) -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--quarantine", required=True, metavar="DIR", help="where the PEFT adapter goes")
-    parser.add_argument("--env", metavar="NAME", help="only the part this environment caused")
+    parser.add_argument("--quarantine", metavar="DIR", help="where the PEFT adapter goes")
+    parser.add_argument("--env", metavar="NAME", help="of the adapter, only the part this environment caused")
+    parser.add_argument("--policy", metavar="DIR", help="where the policy goes, merged into one plain model")
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if not (arguments.quarantine or arguments.policy) or (arguments.env and not arguments.quarantine):
+        raise ConfigError("export needs --quarantine DIR (with --env NAME for one part), --policy DIR, or both")
     _announce()
     from routed_rl import pipeline
 
-    pipeline.export(arguments.run, arguments.quarantine, arguments.env)
+    pipeline.export(arguments.run, arguments.quarantine, arguments.env, arguments.policy)
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +197,6 @@ VERBS: dict[str, Verb] = {
     "extract": Verb("make a subspace folder from contrast prompts", _extract_arguments, _extract),
     "evaluate": Verb("score a run's models, or one model, on environments", _evaluate_arguments, _evaluate),
     "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),
-    "export": Verb("write the quarantine of a run as a stock PEFT adapter", _export_arguments, _export),
+    "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -158,11 +157,3 @@ def disable_dropout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-
-
-def check_dtype(model: PreTrainedModel) -> None:
-    """Refuse weights that are not float32: in bf16, 200 small orthogonal updates lost 40 % of the change (design.md 3.4)."""
-    for name, parameter in model.named_parameters():
-        if parameter.dtype not in (torch.float32, torch.float64):
-            raise ModelError(f"{name} is {parameter.dtype}; routed training needs float32 weights: load the model with "
-                             "model.dtype=float32 and compute in bf16 with trainer.bf16=true")

@@ -16,7 +16,7 @@ from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import extract
 from routed_rl.model.load import load_model, load_tokenizer, model_hash
-from routed_rl.model.targets import check_dtype, decoder_layers, disable_dropout, find_writers, freeze
+from routed_rl.model.targets import decoder_layers, disable_dropout, find_writers, freeze
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, Target
 from routed_rl.subspace import Subspace
 
@@ -47,7 +47,6 @@ def load_parts(config: Config) -> Parts:
     environments = load_environments(config.env)
     path = resolve(config.model.path)
     model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path)
-    check_dtype(model)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
         cast(nn.Module, model).to("cuda")
     if config.trainer.get("disable_dropout"):

@@ -42,6 +42,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     where = config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}"
     run = RunFolder(where)
     run.refuse_if_taken()
+    begin = time.perf_counter()
     parts, arguments = _prepared(config, run)
     show_plan(parts, arguments, str(run.path))
     if dry_run:
@@ -49,7 +50,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     run.path.mkdir(parents=True, exist_ok=True)
     write_config(run, config, overrides)
     try:
-        return _run(parts, run)
+        return _run(parts, run, begin)
     except RoutedRLError:
         run.abandon_if_empty()
         raise
@@ -66,11 +67,12 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
             if (was := getattr(config, name)) != (now := getattr(wanted, name)):
                 raise ConfigError(f"resume cannot change {name}: {_difference(was, now)}; start a new run with it")
         config = wanted
+    begin = time.perf_counter()
     parts, arguments = _prepared(config, run)
     show_plan(parts, arguments, str(run.path))
     if overrides:
         write_config(run, config, [*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
-    return _run(parts, run)
+    return _run(parts, run, begin)
 
 
 def _prepared(config: Config, run: RunFolder) -> tuple[Parts, GRPOConfig]:
@@ -99,16 +101,16 @@ def read_config(run: RunFolder) -> Config:
     return from_mapping(yaml.safe_load(run.config.read_text()))
 
 
-def _run(parts: Parts, run: RunFolder) -> Path:
+def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
     try:
-        return _steps(parts, run)
+        return _steps(parts, run, begin)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"to go on: routed-rl resume {run.path}")
         raise
 
 
-def _steps(parts: Parts, run: RunFolder) -> Path:
-    config, times = parts.config, {"start": time.perf_counter()}
+def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
+    config, times = parts.config, {"start": begin, "load": time.perf_counter()}
     if "wandb" in str(config.trainer.get("report_to", "")):
         prepare_wandb(run.path)
     subspace = _subspace(parts, run)

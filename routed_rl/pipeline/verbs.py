@@ -88,7 +88,10 @@ def discard(run: str, out: str) -> None:
     console.say(f"deployed model: {folder}")
 
 
-def export(run: str, out: str, env: str | None) -> None:
-    """Write the quarantine, or one environment's part of it, as a stock PEFT adapter to `out`."""
-    folder = exporting.export_quarantine(RunFolder.open(run), Path(out), env)
-    console.say(f"quarantine: {folder}")
+def export(run: str, quarantine: str | None, env: str | None, policy: str | None) -> None:
+    """Write the quarantine, or one environment's part of it, as a stock PEFT adapter; and the policy as one plain model."""
+    opened = RunFolder.open(run)
+    if quarantine:
+        console.say(f"quarantine: {exporting.export_quarantine(opened, Path(quarantine), env)}")
+    if policy:
+        console.say(f"policy: {exporting.merged_policy(opened, Path(policy))}")

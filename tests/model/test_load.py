@@ -104,6 +104,8 @@ def test_weights_stored_in_16_bits_come_out_in_float32_but_a_16_bit_model_is_ref
     require_full_weights(model)
     with pytest.raises(ModelError, match="bfloat16"):
         require_full_weights(model.bfloat16())
+    with pytest.raises(ModelError, match=r"embed_tokens.*float16.*bf16=true"):
+        require_full_weights(model.half())
 
 
 def test_adapters_are_refused(tmp_path):
