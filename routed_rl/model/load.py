@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from routed_rl.model.weights import adapter_message, dtype_message, model_hash, 
 __all__ = ["load_model", "load_tokenizer", "model_hash", "require_full_weights"]
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
@@ -67,7 +69,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     if path.startswith(GGUF):
         tokenizer = copy.deepcopy(_gguf_tokenizer(GGUF + str(gguf_file(path))))
     else:
-        tokenizer = _read(AutoTokenizer, path)
+        tokenizer = _read(PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer, path)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"tokenizer of {path!r} is a {type(tokenizer).__name__}, which has no tokenizer.json; convert it"
@@ -79,6 +81,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _is_generic(path: str) -> bool:
+    """Whether a folder's tokenizer.json is the whole truth; AutoTokenizer would put another pre-tokenizer in its place for
+    some model types (qwen2)."""
+    file = Path(path).expanduser() / "tokenizer_config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC_TOKENIZERS
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _read(kind: Any, path: str, **options: Any) -> Any:
@@ -96,7 +108,7 @@ def _read(kind: Any, path: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, trust_remote_code=False, **options)
     except LOAD_ERRORS as error:
-        what = "tokenizer" if kind is AutoTokenizer else "model"
+        what = "model" if kind is AutoModelForCausalLM else "tokenizer"
         reason = " ".join(str(error).split())[:200]
         if not Path(source).is_dir():
             hub = "the hub is off (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f"the hub did not give it: {reason}"

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from routed_rl.errors import ModelError
 from routed_rl.model.load import load_model, load_tokenizer, model_hash, require_full_weights
+from routed_rl.model.targets import FAMILIES
 
 TEMPLATE = "{% for m in messages %}<start> {{ m['role'] }} {{ m['content'] }} <turn> {% endfor %}"
 WORDS = ["<unk>", "<start>", "<end>", "<turn>", "user", "assistant", "one", "two"]
@@ -153,6 +154,14 @@ def test_a_spoilt_folder_says_so_in_one_line(tmp_path, spoil):
     with pytest.raises(ModelError) as error:
         load_model(str(tmp_path))
     check_one_line(error, str(tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_generic_tokenizer_is_read_as_it_is_stored_for_every_family(tmp_path, family):
+    folder = tiny_folder(tmp_path)
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    edit_config(folder, model_type=family)
+    assert load_tokenizer(str(folder))("user one two").input_ids == stored.encode("user one two").ids == [4, 6, 7]
 
 
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
