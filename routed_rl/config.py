@@ -40,8 +40,10 @@ class SubspaceConfig:
     """Prompts that go with a `model.path`, for when `prompts` is not set."""
     path: str | None = None
     """Folder of an extracted subspace, for method=file."""
-    rank: int = 3
-    """Directions per layer."""
+    rank: int | None = None
+    """Directions per layer; null for all that are not weaker than `weakest`."""
+    weakest: float = 0.15
+    """With rank=null: the singular value of a layer's weakest direction, as a share of its largest."""
     layout: str = "spanning"
     """spanning: a writer's basis spans its own and all later layers; per_layer: its own; shared: one for all layers."""
     shared_rank: int | None = None
@@ -58,9 +60,12 @@ class SubspaceConfig:
     def __post_init__(self) -> None:
         _check_known("subspace.method", [self.method], ("mean_difference", "pca", "random", "file"))
         _check_known("subspace.layout", [self.layout], ("spanning", "per_layer", "shared"))
-        _check_at_least("subspace", self, {"rank": 0, "positions": 1, "batch_size": 1, "last_weight": 0, "drop_below": 0})
-        if self.shared_rank is not None and self.shared_rank < 0:
-            raise ConfigError(f"subspace.shared_rank must be >= 0 or null, got {self.shared_rank}")
+        _check_at_least("subspace", self, {"positions": 1, "batch_size": 1, "last_weight": 0, "drop_below": 0})
+        for key in ("rank", "shared_rank"):
+            if (value := getattr(self, key)) is not None and (not isinstance(value, int) or value < 0):
+                raise ConfigError(f"subspace.{key} must be a whole number >= 0 or null, got {value}")
+        if not 0 < self.weakest <= 1:
+            raise ConfigError(f"subspace.weakest must lie in (0, 1], got {self.weakest}")
         if self.drop_below >= 1:
             raise ConfigError(f"subspace.drop_below must be under 1, got {self.drop_below}")
         if self.method == "file" and not self.path:

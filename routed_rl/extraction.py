@@ -19,7 +19,7 @@ from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.stream import capturing
 from routed_rl.model.targets import decoder_layers
-from routed_rl.subspace import Provenance, Samples, Subspace, find, measure_quality
+from routed_rl.subspace import Provenance, Samples, Size, Subspace, find, measure_quality
 from routed_rl.subspace.methods import fit, stream_sample
 
 Prompt = str | list[dict[str, str]]
@@ -81,14 +81,14 @@ def extract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: 
         subspace = Subspace.load(config.path or "")
         subspace.check_model(model=model_path, model_hash=model_hash, width=width, layers=layers)
         return subspace
-    if config.rank > width:
+    if (config.rank or 0) > width:
         raise SubspaceError(f"subspace.rank={config.rank} is more than the width {width} of the stream of "
                             f"{model_path}; lower subspace.rank")
     path = find_prompts(config, model_path)
     pairs = read_prompts(path)
     tokens = tokenize_pairs(tokenizer, pairs, model, config.positions)
     samples = collect(model, pairs, tokens, config, progress)
-    found = find(config.method, samples, config.rank, seed)
+    found = find(config.method, samples, _size(config), seed)
     details = {"pairs": len(pairs), "kinds": len({pair.kind for pair in pairs if pair.kind is not None}), "seed": seed,
                "positions": config.positions, "last_weight": config.last_weight}
     provenance = Provenance(config.method, model_path, model_hash, width, layers, config.rank, str(path),
@@ -161,9 +161,13 @@ def _run(model: PreTrainedModel, sequences: list[tuple[int, ...]], offsets: int,
         model.train(was_training)
 
 
+def _size(config: SubspaceConfig) -> Size:
+    return Size(config.rank, config.weakest)
+
+
 def _quality(samples: Samples, config: SubspaceConfig, directions: list[Tensor]) -> dict[str, Any]:
     if config.method != "random":
-        return measure_quality(samples, directions, partial(fit, config.method, rank=config.rank), config.rank)
+        return measure_quality(samples, directions, partial(fit, config.method, size=_size(config)), config.rank)
     quality = measure_quality(samples, directions, lambda _half: directions, config.rank)
     # Drawn, not fitted: that it is the same on both halves says nothing.
     return quality | {"layers": [row | {"stability": None} for row in quality["layers"]]}

@@ -27,7 +27,8 @@ def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
     say("environments  " + ", ".join(
         f"{loaded.label}" + (" probe" if loaded.name not in shares else f" {shares[loaded.name] / total:.0%}")
         for loaded in parts.environments))
-    say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, rank {config.subspace.rank} a layer, "
+    say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
+        f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "
         f"{config.subspace.layout}")
     say(f"steps         {arguments.max_steps} of {completions_per_step(arguments)} completions, about "
         f"{estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")

@@ -1,8 +1,8 @@
 """The subspace: the frozen artifact, the methods that find it, and whether it is a good one."""
 
 from routed_rl.subspace.artifact import Provenance, Subspace
-from routed_rl.subspace.methods import METHODS, Samples, find
+from routed_rl.subspace.methods import METHODS, Samples, Size, find
 from routed_rl.subspace.quality import check_quality, describe_quality, measure_quality
 
-__all__ = ["METHODS", "Provenance", "Samples", "Subspace", "check_quality", "describe_quality", "find",
+__all__ = ["METHODS", "Provenance", "Samples", "Size", "Subspace", "check_quality", "describe_quality", "find",
            "measure_quality"]

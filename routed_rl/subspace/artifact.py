@@ -25,7 +25,8 @@ class Provenance:
     model_hash: str
     width: int
     layers: int
-    rank: int
+    rank: int | None
+    """As asked for; null where the strength of the directions decided."""
     prompts: str = ""
     prompts_hash: str = ""
     details: dict[str, Any] = field(default_factory=dict)

@@ -76,14 +76,27 @@ METHODS: dict[str, Callable[[Samples], Rows]] = {
 """The rows whose strongest directions a method takes. `random` then turns the directions, and keeps axes and scales."""
 
 
-def top_directions(rows_GD: Tensor, weights_G: Tensor, rank: int) -> Tensor:
-    """The `rank` strongest right singular vectors of the weighted rows, uncentred, strongest first: (D, K), float32.
+@dataclass(frozen=True)
+class Size:
+    """How many directions a layer gets: `rank`, or with None those of at least `weakest` of the largest singular value."""
 
-    K < rank where fewer singular values are above `NULL` times the largest. By way of the smaller Gram matrix, float64.
+    rank: int | None
+    weakest: float = 1.0
+
+    def of(self, squares: Tensor) -> int:
+        """The number for these squared singular values, largest first."""
+        return int((squares >= self.weakest**2 * squares[:1]).sum()) if self.rank is None else self.rank
+
+
+def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
+    """The strongest right singular vectors of the weighted rows, uncentred, strongest first: (D, K), float32.
+
+    Only those whose singular value is above `NULL` times the largest. By way of the smaller Gram matrix, float64.
     """
     weighted = rows_GD.double() * weights_G.unsqueeze(1)
     wide = weighted.shape[0] <= weighted.shape[1]
     squares, vectors = torch.linalg.eigh(weighted @ weighted.mT if wide else weighted.mT @ weighted)
+    rank = size.of(squares.flip(0))
     squares, vectors = squares.flip(0)[:rank], vectors.flip(1)[:, :rank]
     # Squaring costs half of the digits: what rounding leaves of a null direction is some eps of the largest square.
     floor = max(NULL**2, 10 * vectors.shape[0] * torch.finfo(torch.float64).eps)
@@ -91,10 +104,10 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, rank: int) -> Tensor:
     return torch.linalg.qr(weighted.mT @ vectors if wide else vectors).Q.float()
 
 
-def fit(method: str, samples: Samples, rank: int) -> list[Tensor]:
+def fit(method: str, samples: Samples, size: Size) -> list[Tensor]:
     """One basis (D, K_l) a layer from the rows of `method`."""
     rows, weights = METHODS[method](samples)
-    return [top_directions(layer, weights, rank) for layer in rows]
+    return [top_directions(layer, weights, size) for layer in rows]
 
 
 def gaps(samples: Samples) -> Tensor:
@@ -128,7 +141,7 @@ class Found:
     units: Tensor
 
 
-def find(method: str, samples: Samples, rank: int, seed: int) -> Found:
+def find(method: str, samples: Samples, size: Size, seed: int) -> Found:
     """Directions, signed axes, scales and units of every layer.
 
     Axis "persona" is the unit mean difference, its scale the gap; "component_k" is the k-th direction with the sign
@@ -140,7 +153,7 @@ def find(method: str, samples: Samples, rank: int, seed: int) -> Found:
     units = _checked_units(samples, gap_LD)
     directions, axes, scales = [], [], []
     for layer, gap, unit in zip(rows, gap_LD, units, strict=True):
-        basis = top_directions(layer, weights, rank)
+        basis = top_directions(layer, weights, size)
         basis = basis * torch.where(gap @ basis.double() < 0, -1.0, 1.0).float()
         spread = ((layer.double() @ basis.double()).square() * weights.unsqueeze(1)).sum(0) / weights.sum()
         directions.append(basis)

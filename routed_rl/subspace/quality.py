@@ -48,8 +48,8 @@ def captured_share(rows_GD: Tensor, weights_G: Tensor, bases: Tensor) -> Tensor:
 
 
 def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[Samples], list[Tensor]],
-                    rank: int) -> dict[str, Any]:
-    """Plain JSON: `pairs`, `rank` (asked for), `draws`, and `layers`, a mapping each, null where it cannot be said.
+                    rank: int | None) -> dict[str, Any]:
+    """Plain JSON: `pairs`, `rank` (asked for, or null), `draws`, and `layers`, a mapping each, null where it cannot be said.
 
     `rank`; `auroc` of the persona axis of one half on the last positions of the other; `ordered`, the share of those
     pairs whose positive prompt is further along than its own negative one; `stability`, the mean squared principal
@@ -102,7 +102,7 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
          f"the halves of the pairs give different directions (mean squared cosine under {LOWEST_STABILITY}): use more "
          "pairs, or a lower subspace.rank"),
         (hardly, "the basis captures held-out differences hardly better than random ones: it is not the personas'"),
-        ([row["rank"] < quality["rank"] for row in layers],
+        ([row["rank"] < (quality["rank"] or 0) for row in layers],
          f"fewer directions than subspace.rank={quality['rank']} were found: use more kinds, pairs or positions"),
     ]
     return [f"{_layers(bad)}: {text}" for bad, text in findings if any(bad)]

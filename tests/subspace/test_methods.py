@@ -6,7 +6,7 @@ from torch import Tensor
 
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal, orthonormality_error, principal_cosines, random_basis
-from routed_rl.subspace import METHODS, Provenance, Samples, Subspace, find
+from routed_rl.subspace import METHODS, Provenance, Samples, Size, Subspace, find
 from routed_rl.subspace.methods import rotated, stream_sample, top_directions
 
 WIDTH, LAYERS, PAIRS = 24, 3, 40
@@ -38,16 +38,34 @@ def same_span(one: list[Tensor], other: list[Tensor]) -> bool:
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_mean_difference_finds_a_planted_direction_and_a_random_basis_does_not(seed):
     samples, direction = planted(seed)
-    real, drawn = find("mean_difference", samples, 1, seed), find("random", samples, 1, seed)
+    real, drawn = find("mean_difference", samples, Size(1), seed), find("random", samples, Size(1), seed)
     for layer in range(LAYERS):
         assert (real.directions[layer][:, 0] @ direction[layer]) > 0.99
         assert (real.axes[layer][:, 0] @ direction[layer]) > 0.99
     assert max(abs(drawn.directions[layer][:, 0] @ direction[layer]) for layer in range(LAYERS)) < 0.99
 
 
+@pytest.mark.parametrize(("weakest", "rank"), [(0.9, 1), (0.35, 1), (0.25, 2), (0.06, 2), (0.04, 3), (1e-3, 3)])
+def test_without_a_rank_a_layer_keeps_the_directions_that_are_not_weaker_than_a_share_of_its_strongest(weakest, rank):
+    rows = torch.diag(torch.tensor([100.0, 30.0, 5.0, 0.0]))
+    kept = top_directions(rows, torch.ones(4, dtype=torch.float64), Size(None, weakest))
+    torch.testing.assert_close(kept.abs(), torch.eye(4)[:, :rank])
+    both = top_directions(torch.cat([rows, torch.zeros(9, 4)]), torch.ones(13, dtype=torch.float64), Size(None, weakest))
+    assert both.shape == kept.shape, "more rows than columns take the other Gram matrix"
+
+
+def test_each_layer_has_the_rank_that_its_own_difference_needs():
+    samples, _ = planted(0, noise=0.01)
+    generator = torch.Generator().manual_seed(1)
+    for kind in samples.kind_R.unique():
+        samples.positive[1, samples.kind_R == kind] += 3 * torch.randn(WIDTH, generator=generator)
+    ranks = [basis.shape[1] for basis in find("mean_difference", samples, Size(None, 0.15), 0).directions]
+    assert ranks[0] == ranks[2] == 1 < ranks[1]
+
+
 def test_pca_finds_the_direction_along_which_the_stream_varies_most_with_its_deviation_as_the_scale():
     samples, direction = planted(0, shift=20.0)
-    found = find("pca", samples, 1, 0)
+    found = find("pca", samples, Size(1), 0)
     assert (found.directions[0][:, 0] @ direction[0]) > 0.99
     everything = torch.cat([samples.positive[0], samples.negative[0]]) @ found.directions[0][:, 0]
     deviation = torch.stack([everything[samples.offset_R.repeat(2) == offset].var(correction=0) for offset in (0, 1)])
@@ -60,14 +78,14 @@ def test_pca_ignores_what_all_prompts_have_in_common_at_a_position():
     constant = 100 * torch.randn(LAYERS, 2, WIDTH, generator=torch.Generator().manual_seed(7))[:, samples.offset_R]
     moved = Samples(samples.positive + constant, samples.negative + constant, samples.pair_R, samples.kind_R,
                     samples.offset_R, samples.last_weight)
-    assert same_span(find("pca", samples, 2, 0).directions, find("pca", moved, 2, 0).directions)
+    assert same_span(find("pca", samples, Size(2), 0).directions, find("pca", moved, Size(2), 0).directions)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_axis_points_to_the_positive_persona(method):
     samples, _ = planted(2)
     weights_R = torch.where(samples.offset_R == 0, 3.0, 1.0)
-    for layer, axes in enumerate(find(method, samples, 3, 0).axes):
+    for layer, axes in enumerate(find(method, samples, Size(3), 0).axes):
         along = weights_R @ (samples.positive - samples.negative)[layer] @ axes
         assert (along >= -1e-4).all()
         assert along[0] > 0
@@ -76,7 +94,7 @@ def test_every_axis_points_to_the_positive_persona(method):
 @pytest.mark.parametrize("method", ["mean_difference", "pca"])
 def test_swapping_the_personas_flips_the_axes_and_keeps_the_span(method):
     samples, _ = planted(3)
-    found, swapped = find(method, samples, 3, 0), find(method, swap(samples), 3, 0)
+    found, swapped = find(method, samples, Size(3), 0), find(method, swap(samples), Size(3), 0)
     assert same_span(found.directions, swapped.directions)
     torch.testing.assert_close(torch.stack(found.axes), -torch.stack(swapped.axes), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.scales, swapped.scales)
@@ -84,7 +102,7 @@ def test_swapping_the_personas_flips_the_axes_and_keeps_the_span(method):
 
 def test_the_unit_is_the_weighted_gap_between_the_personas_whatever_the_last_weight():
     samples, _ = planted(4, positions=1)
-    found = find("mean_difference", samples, 1, 0)
+    found = find("mean_difference", samples, Size(1), 0)
     gap = (samples.positive - samples.negative).mean(1).norm(dim=1)
     torch.testing.assert_close(found.units, gap)
     torch.testing.assert_close(found.scales[:, 0], gap)
@@ -93,7 +111,7 @@ def test_the_unit_is_the_weighted_gap_between_the_personas_whatever_the_last_wei
 def test_kinds_are_averaged_and_pairs_without_one_stand_for_themselves():
     for kinds, rank in ((2, 2), (None, 8)):
         samples, _ = planted(5, positions=1, kinds=kinds)
-        assert [basis.shape[1] for basis in find("mean_difference", samples, 8, 0).directions] == [rank] * LAYERS
+        assert [basis.shape[1] for basis in find("mean_difference", samples, Size(8), 0).directions] == [rank] * LAYERS
 
 
 def test_every_kind_counts_alike_however_many_pairs_it_has():
@@ -101,7 +119,7 @@ def test_every_kind_counts_alike_however_many_pairs_it_has():
     difference = torch.eye(WIDTH)[kind].unsqueeze(0)
     samples = Samples(difference, torch.zeros_like(difference), torch.arange(10), kind,
                       torch.zeros(10, dtype=torch.long))
-    found = find("mean_difference", samples, 2, 0)
+    found = find("mean_difference", samples, Size(2), 0)
     torch.testing.assert_close(found.axes[0][:, 0], (torch.eye(WIDTH)[0] + torch.eye(WIDTH)[1]) / 2**0.5)
     assert found.units.item() == pytest.approx(0.5**0.5)
 
@@ -111,7 +129,7 @@ def test_a_component_has_a_positive_scale_even_where_the_rows_have_nothing_along
     rank_one[..., 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     samples = Samples(rank_one, torch.zeros_like(rank_one), torch.arange(4), torch.arange(4),
                       torch.zeros(4, dtype=torch.long))
-    found = find("mean_difference", samples, 3, 0)
+    found = find("mean_difference", samples, Size(3), 0)
     assert found.directions[0].shape == (WIDTH, 1)
     assert (found.scales > 0).all()
 
@@ -122,7 +140,7 @@ def test_a_layer_with_fewer_components_gets_zero_columns_so_that_every_layer_has
     difference[0] = torch.arange(1.0, 7).unsqueeze(1) * difference[0, :1]
     samples = Samples(difference, torch.zeros_like(difference), torch.arange(6), torch.arange(6),
                       torch.zeros(6, dtype=torch.long))
-    found = find("mean_difference", samples, 3, 0)
+    found = find("mean_difference", samples, Size(3), 0)
     assert [basis.shape[1] for basis in found.directions] == [1, 3]
     assert found.axis_names == ["persona", "component_1", "component_2", "component_3"]
     assert [axes.shape for axes in found.axes] == [(WIDTH, 4)] * 2
@@ -130,21 +148,21 @@ def test_a_layer_with_fewer_components_gets_zero_columns_so_that_every_layer_has
 
 
 def test_rank_zero_has_empty_bases_and_still_the_persona_axis():
-    found = find("mean_difference", planted(6)[0], 0, 0)
+    found = find("mean_difference", planted(6)[0], Size(0), 0)
     assert [basis.shape for basis in found.directions] == [(WIDTH, 0)] * LAYERS
     assert found.axis_names == ["persona"]
-    assert find("random", planted(6)[0], 0, 0).directions[0].shape == (WIDTH, 0)
+    assert find("random", planted(6)[0], Size(0), 0).directions[0].shape == (WIDTH, 0)
 
 
 def test_the_full_width_is_reached_and_is_orthonormal():
-    found = find("mean_difference", planted(7, noise=1.0)[0], WIDTH, 0)
+    found = find("mean_difference", planted(7, noise=1.0)[0], Size(WIDTH), 0)
     assert found.directions[0].shape == (WIDTH, WIDTH)
     assert max(map(orthonormality_error, found.directions)) < 1e-5
 
 
 def test_random_keeps_ranks_axes_scales_and_units_and_changes_only_the_span():
     samples, _ = planted(8)
-    real, drawn, again, other = (find(method, samples, 3, seed) for method, seed in
+    real, drawn, again, other = (find(method, samples, Size(3), seed) for method, seed in
                                  (("mean_difference", 0), ("random", 0), ("random", 0), ("random", 1)))
     for name in ("axes", "scales", "units"):
         torch.testing.assert_close(getattr(real, name), getattr(drawn, name), rtol=0, atol=0)
@@ -179,7 +197,7 @@ def test_rotated_bases_are_isotropic():
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_top_directions_are_those_of_the_singular_value_decomposition(rows, rank, seed):
     matrix = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
-    basis = top_directions(matrix, torch.ones(rows, dtype=torch.float64), rank)
+    basis = top_directions(matrix, torch.ones(rows, dtype=torch.float64), Size(rank))
     assert basis.shape == (WIDTH, min(rank, rows, WIDTH))
     if basis.shape[1]:
         reference = torch.linalg.svd(matrix.double(), full_matrices=False)[2][: basis.shape[1]].mT
@@ -191,14 +209,14 @@ def test_personas_that_do_not_differ_are_refused():
     samples, _ = planted(9)
     same = Samples(samples.positive, samples.positive * (1 + 1e-8), samples.pair_R, samples.kind_R, samples.offset_R)
     with pytest.raises(SubspaceError, match="do not differ at the output of layer 0"):
-        find("mean_difference", same, 1, 0)
+        find("mean_difference", same, Size(1), 0)
 
 
 def test_a_last_weight_of_zero_is_refused_where_only_the_last_position_is_shared():
     samples, _ = planted(10, positions=1)
     none = Samples(samples.positive, samples.negative, samples.pair_R, samples.kind_R, samples.offset_R, 0.0)
     with pytest.raises(SubspaceError, match="last_weight=0"):
-        find("mean_difference", none, 1, 0)
+        find("mean_difference", none, Size(1), 0)
 
 
 def test_the_stream_sample_is_centred_small_and_the_same_every_time():
@@ -211,7 +229,7 @@ def test_the_stream_sample_is_centred_small_and_the_same_every_time():
 
 
 def subspace_of(samples: Samples, method: str = "mean_difference", rank: int = 3) -> Subspace:
-    found = find(method, samples, rank, 0)
+    found = find(method, samples, Size(rank), 0)
     return Subspace(found.directions, found.axes, found.axis_names, found.scales, found.units, stream_sample(samples),
                     Provenance(method, "m", "h", WIDTH, LAYERS, rank))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from routed_rl.linalg import random_basis
 from routed_rl.subspace import Samples, check_quality, describe_quality, measure_quality
-from routed_rl.subspace.methods import fit
+from routed_rl.subspace.methods import Size, fit
 from routed_rl.subspace.quality import auroc, halves
 
 WIDTH, LAYERS = 32, 2
@@ -26,7 +26,7 @@ def samples_of(pairs: int, shift: float, seed: int = 0, *, kinds: int | None = N
 
 
 def quality_of(samples: Samples, rank: int = 1) -> dict:
-    return measure_quality(samples, mean_difference(samples, rank), partial(mean_difference, rank=rank), rank)
+    return measure_quality(samples, mean_difference(samples, Size(rank)), partial(mean_difference, size=Size(rank)), rank)
 
 
 def test_personas_that_are_far_apart_pass_on_every_count():
