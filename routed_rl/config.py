@@ -76,7 +76,7 @@ class SubspaceConfig:
 class QuarantineConfig:
     learning_rate: float = 0.03
     """Raw step of the quarantine's optimizer, before the bound; coefficient per update."""
-    max_shift: float | None = 0.48
+    max_shift: float | None = 0.64
     """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first moments and of the one second moment, per step."""
