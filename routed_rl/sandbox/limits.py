@@ -65,7 +65,7 @@ def check_name(name: str) -> str:
     """`name` if it is a plain path below the working directory; SandboxError otherwise."""
     parts = name.split("/")
     if not name or "\0" in name or len(name) > 255 or {"", ".", ".."} & set(parts):
-        raise SandboxError(f"file name {name[:300]!r} is refused: give the sandbox a relative path without '.', '..' or empty parts")
+        raise SandboxError(f"file name {name[:300]!r} is refused: the sandbox takes relative paths without '.', '..', empty parts")
     return name
 
 
