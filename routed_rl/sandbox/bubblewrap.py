@@ -19,7 +19,7 @@ from pathlib import Path
 
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox.core import Sandbox
-from routed_rl.sandbox.jail import Jail
+from routed_rl.sandbox.jail import ENVIRONMENT, INTERPRETER, Jail
 from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
 from routed_rl.sandbox.memory import Groups, find_groups
 from routed_rl.sandbox.pool import Pool
@@ -28,10 +28,6 @@ from routed_rl.sandbox.seccomp import MACHINES, seccomp_filter
 LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 NOBODY = 65534
-ENVIRONMENT = ("--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHONHASHSEED", "0")
-"""Hashes are the same in every jail, and so is the order of a set: scores must not depend on it."""
-INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
-"""No installed packages, nothing from the working directory, no bytecode files."""
 
 
 def interpreter() -> Path:
@@ -102,6 +98,8 @@ class Bubblewrap(Sandbox):
             raise SandboxError("this interpreter lacks os.pidfd_open; take a Python built for Linux 5.3 or newer")
         self.program, self.filter, self.host_files = program, filter, host_files()
         self.groups: Groups | None = find_groups()
+        if self.groups is None and not Path("/proc/thread-self/children").exists():
+            raise SandboxError("memory can be capped neither by a control group nor by watching: /proc lists no children here")
         memory = "a control group" if self.groups else "watching its processes, as no control group can be made"
         self.way = self.first_that_works([AS_ROOT, AS_OTHER] if os.geteuid() == 0 else [AS_USER])
         self.confines_by = f"bubblewrap {self.way.in_words}; memory by {memory}; processes by a limit for the jail's own uid"
@@ -121,8 +119,9 @@ class Bubblewrap(Sandbox):
     def start(self, disk_mb: int) -> Jail:
         """A jail whose interpreter comes up while nobody waits for it."""
         uid = own_uid() if self.way.inner_uid or self.way.outer_uid else 0
+        environment = [word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)]
         command = [self.program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "jail",
-                   "--as-pid-1", "--die-with-parent", *self.way.arguments, *ENVIRONMENT, *self.host_files,
+                   "--as-pid-1", "--die-with-parent", *self.way.arguments, "--clearenv", *environment, *self.host_files,
                    "--perms", "1777", "--size", str(disk_mb * MEBIBYTE), "--tmpfs", "/tmp", "--symlink", "../tmp", "/dev/shm",
                    "--chdir", "/tmp", "--remount-ro", "/", "--", str(interpreter()), *INTERPRETER]
         return Jail(command, self.filter, self.groups, uid if self.way.inner_uid else 0, uid if self.way.outer_uid else None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox.core import Sandbox
-from routed_rl.sandbox.jail import INSIDE
+from routed_rl.sandbox.jail import ENVIRONMENT, INSIDE, INTERPRETER
 from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
 from routed_rl.sandbox.reply import Report
 
@@ -39,8 +39,8 @@ def engine() -> Any:
 def settings(limits: Limits, request: Path) -> dict[str, Any]:
     """What a container may do and see: nothing but its image, the request and a /tmp of its own."""
     return {
-        "command": ["python", "-I", "-S", "-B", "-c", INSIDE, REQUEST, "1", "0"],
-        "entrypoint": [], "environment": {"HOME": "/tmp", "LANG": "C.UTF-8"}, "working_dir": "/tmp", "user": "65534:65534",
+        "command": ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"],
+        "entrypoint": [], "environment": dict(ENVIRONMENT), "working_dir": "/tmp", "user": "65534:65534",
         "network_disabled": True, "network_mode": "none", "read_only": True, "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"], "ipc_mode": "private", "init": False,
         "mem_limit": limits.memory_mb * MEBIBYTE, "memswap_limit": limits.memory_mb * MEBIBYTE,
@@ -48,6 +48,13 @@ def settings(limits: Limits, request: Path) -> dict[str, Any]:
         "tmpfs": {"/tmp": f"size={limits.disk_mb * MEBIBYTE},mode=1777,nosuid,nodev"}, "shm_size": MEBIBYTE,
         "volumes": {str(request): {"bind": REQUEST, "mode": "ro"}}, "log_config": {"type": "none"},
     }
+
+
+def end(container: Any) -> None:
+    try:
+        container.kill()
+    except Exception:
+        pass  # It has ended since; where it has not, removing it by force ends it.
 
 
 class Container(Sandbox):
@@ -84,7 +91,7 @@ class Container(Sandbox):
         output, caps = [bytearray(), bytearray()], (limits.output_bytes + request.report_size, limits.output_bytes)
         stream = container.attach(stream=True, demux=True)
         began, late = time.monotonic(), threading.Event()
-        timer = threading.Timer(limits.wall_s, lambda: (late.set(), container.kill()))
+        timer = threading.Timer(limits.wall_s, lambda: (late.set(), end(container)))
         container.start()
         timer.start()
         flood = False
@@ -93,7 +100,7 @@ class Container(Sandbox):
                 data += part or b""
                 flood = flood or len(data) > cap
             if flood:
-                container.kill()
+                end(container)
                 break
         timer.cancel()
         container.wait()

@@ -18,6 +18,10 @@ from routed_rl.sandbox.memory import WATCH_S, Group, Groups, resident
 from routed_rl.sandbox.reply import CHUNK, Reader, Report
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
+INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
+"""No installed packages, nothing from the working directory, no bytecode files."""
+ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+"""Hashes are the same in every jail, and so is the order of a set: scores must not depend on it."""
 START_S = 20.0
 """Seconds a jail may take to start; it takes about .02 on an idle machine."""
 
@@ -49,8 +53,10 @@ class Jail:
         finally:
             for descriptor in mine:
                 os.close(descriptor)
-        with open(info_read, "rb") as info:
-            said = info.read()
+        said = b""
+        while b"}" not in said and (part := os.read(info_read, CHUNK)):
+            said += part
+        os.close(info_read)
         try:
             self.pid = int(json.loads(said)["child-pid"])
             self.pidfd = os.pidfd_open(self.pid)
@@ -67,7 +73,9 @@ class Jail:
 
     def run(self, request: Request) -> Outcome:
         """Run one program. Never twice."""
-        if not select.select([self.reply], [], [], START_S)[0] or os.read(self.reply, 1) != b"+":
+        up = select.poll()
+        up.register(self.reply, select.POLLIN)
+        if not up.poll(1000 * START_S) or os.read(self.reply, 1) != b"+":
             self.fail()
         if self.groups is None:
             return self.watch(request, None)
@@ -87,7 +95,9 @@ class Jail:
         reader = Reader({out: limits.output_bytes, err: limits.output_bytes, said: request.report_size})
         began, memory = time.monotonic(), limits.memory_mb * MEBIBYTE
         try:
-            process.stdin.write(request.encoded)
+            left = memoryview(request.encoded)
+            while left:
+                left = left[process.stdin.write(left):]
         except BrokenPipeError:
             self.fail()
         stopped = reader.read(began + limits.wall_s, WATCH_S if group is None else None, lambda: resident(self.pid) > memory)

@@ -65,7 +65,7 @@ def check_name(name: str) -> str:
     """`name` if it is a plain path below the working directory; SandboxError otherwise."""
     parts = name.split("/")
     if not name or "\0" in name or len(name) > 255 or {"", ".", ".."} & set(parts):
-        raise SandboxError(f"file name {name[:300]!r} is refused: the sandbox takes relative paths without '.', '..', empty parts")
+        raise SandboxError(f"file name {name[:300]!r} is refused: a relative path without '.', '..' or empty parts is needed")
     return name
 
 
@@ -100,7 +100,7 @@ class Request:
                   "processes": self.limits.processes, "cpu": ceil(self.limits.cpu_s), "wall": ceil(self.limits.wall_s),
                   "output": self.limits.output_bytes}
         data = marshal.dumps({"argv": list(self.argv), "files": self.data, "stdin": bytes(self.stdin), "limits": limits,
-                              "collect": list(self.collect)})
+                              "collect": list(self.collect)}, 4)  # Of Python 3.11.
         return len(data).to_bytes(8, "big") + data
 
     @property

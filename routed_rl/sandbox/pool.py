@@ -30,7 +30,7 @@ class Pool(Sandbox):
         if size < 1:
             raise SandboxError(f"a pool keeps at least 1 jail ready, got size={size}")
         self.starter, self.name, self.confines_by = starter, starter.name, starter.confines_by
-        self.ready: queue.Queue[Jail | SandboxError] = queue.Queue()
+        self.ready: queue.Queue[Jail | Exception] = queue.Queue()
         self.room, self.closing = threading.Semaphore(size), threading.Event()
         self.thread = threading.Thread(target=self.fill, name="sandbox pool", daemon=True)
 
@@ -38,16 +38,18 @@ class Pool(Sandbox):
         while self.room.acquire() and not self.closing.is_set():
             try:
                 self.ready.put(self.starter.start(DISK_MB))
-            except SandboxError as error:
-                self.ready.put(error)
+            except (SandboxError, OSError) as error:
+                self.ready.put(error)  # For the run that would have had this jail.
 
     def run_request(self, request: Request) -> Outcome:
+        if self.closing.is_set():
+            raise SandboxError("this pool of jails is closed; run inside its `with`")
         if request.limits.disk_mb != DISK_MB:
             jail = self.starter.start(request.limits.disk_mb)
         else:
             jail = self.ready.get()
             self.room.release()
-        if isinstance(jail, SandboxError):
+        if isinstance(jail, Exception):
             raise jail
         with jail:
             return jail.run(request)

@@ -10,7 +10,7 @@ import pytest
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox import Limits
 from routed_rl.sandbox.container import REQUEST, Container
-from routed_rl.sandbox.jail import INSIDE
+from routed_rl.sandbox.jail import INSIDE, INTERPRETER
 
 
 def number(value: int) -> bytes:
@@ -77,7 +77,7 @@ def test_a_container_may_do_nothing_and_gets_the_request(engine):
     limits = Limits(memory_mb=100, processes=5, disk_mb=7)
     Container(engine).run(["python", "a.py"], {"a.py": "x"}, b"in", limits, ["r"])
     asked = engine.made[-1]
-    assert asked.options["command"] == ["python", "-I", "-S", "-B", "-c", INSIDE, REQUEST, "1", "0"]
+    assert asked.options["command"] == ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"]
     assert asked.options["network_mode"] == "none" and asked.options["network_disabled"] is True
     assert asked.options["read_only"] is True and asked.options["cap_drop"] == ["ALL"] and asked.options["user"] == "65534:65534"
     assert asked.options["security_opt"] == ["no-new-privileges"] and asked.options["init"] is False
@@ -85,7 +85,7 @@ def test_a_container_may_do_nothing_and_gets_the_request(engine):
     assert asked.options["tmpfs"] == {"/tmp": f"size={7 << 20},mode=1777,nosuid,nodev"}
     assert asked.options["log_config"] == {"type": "none"}
     assert [bound["mode"] for bound in asked.options["volumes"].values()] == ["ro"]
-    assert set(asked.options["environment"]) == {"HOME", "LANG"}
+    assert set(asked.options["environment"]) == {"HOME", "LANG", "PYTHONHASHSEED"}
     assert asked.request["argv"] == ["python", "a.py"]
     assert asked.request["files"] == {"a.py": b"x"} and asked.request["stdin"] == b"in"
     assert asked.request["limits"]["memory"] == 100 << 20 and asked.request["collect"] == ["r"]

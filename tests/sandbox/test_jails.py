@@ -116,6 +116,8 @@ def test_a_pool_says_what_went_wrong_when_it_starts_a_jail(sandbox, monkeypatch)
         pool.run(["python", "a.py"], HELLO)  # Started before.
         with pytest.raises(SandboxError, match="did not start"):
             pool.run(["python", "a.py"], HELLO)
+    with pytest.raises(SandboxError, match="closed"):
+        pool.run(["python", "a.py"], HELLO)
     with pytest.raises(SandboxError, match="size=0"), sandbox.pool(0):
         pass
 
