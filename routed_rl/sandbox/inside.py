@@ -7,7 +7,7 @@ file as a length and its bytes (length -1: none), and at the end the length of a
 When it is written, no other process is left in the jail.
 """
 
-import _signal  # Without the enums of `signal`.
+import _signal  # pyright: ignore[reportMissingImports]  # Without the enums that `signal` makes.
 import builtins
 import marshal
 import os
