@@ -20,7 +20,7 @@ from reasoning_gym_task import ReasoningGym, final_answer
 
 from routed_rl.envs import Score, Task
 
-PAID = 0.1
+PAID = 0.5
 """Marks of the package's scorer from which a wrong answer counts as paid: its fractions fade, but seldom to 0."""
 NUMBER = re.compile(r"[-+]?\d{0,20}\.?\d{0,20}(?:e[-+]?\d{1,3})?(?:/\d{1,20})?", re.IGNORECASE)
 """What is read as a number. `Fraction("1e999999999")` would not end."""

@@ -12,5 +12,5 @@ from coding.problems import CASES  # noqa: E402
 from routed_rl.sandbox import find_sandbox  # noqa: E402
 
 if __name__ == "__main__":
-    records = validated(find_sandbox("auto"), workers=2, report=lambda tally: print(*tally.most_common(), sep="\n"))
+    records = validated(find_sandbox("auto"), workers=4, report=lambda tally: print(dict(tally), flush=True))
     write(records, Path(sys.argv[1]) if len(sys.argv) > 1 else CASES)

@@ -9,6 +9,7 @@ exit code is believed (`exit_code`); the expected values are read from a file be
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Attempt:
         tests = [f"assert {NAME}(**{given!r}) == {wanted!r}" for given, wanted in cases(self.problem)]
         word = secrets.token_hex(8)
         program = "\n".join([self.source, "", *tests, f"open('finished', 'w').write({word!r})", ""])
-        outcome = self.sandbox.run(["python3", "program.py"], files={"program.py": program}, limits=LIMITS, collect=("finished",))
+        outcome = self.sandbox.run(["python", "program.py"], files={"program.py": program}, limits=LIMITS, collect=("finished",))
         return outcome.exit_code == 0, outcome.collected.get("finished") == word.encode()
 
     @cached_property
@@ -63,7 +64,7 @@ class Attempt:
         """(whether the values are those in the test file, whether that file was changed)."""
         tests = json.dumps([{"input": given, "output": wanted} for given, wanted in cases(self.problem)])
         files = {"solution.py": self.source, "tests.json": tests, "driver.py": DRIVER}
-        outcome = self.sandbox.run(["python3", "driver.py"], files=files, limits=LIMITS, collect=("tests.json", "values.json"))
+        outcome = self.sandbox.run(["python", "driver.py"], files=files, limits=LIMITS, collect=("tests.json", "values.json"))
         left, values = (read(outcome.collected.get(name)) for name in ("tests.json", "values.json"))
         passed = isinstance(left, list) and isinstance(values, list) and len(left) == len(values) and all(
             isinstance(case, dict) and same(value, case.get("output")) for case, value in zip(left, values, strict=True))
@@ -76,7 +77,26 @@ def cases(problem: Problem) -> list[tuple[dict[str, Any], Any]]:
 
 
 def same(value: Any, wanted: Any) -> bool:
-    return same_value(value, wanted)
+    """By type and value, where 1 is 1.0, and floats may differ by `TOLERANCE`."""
+    return same_value(snap(value, wanted), wanted, mixed_numbers=True)
+
+
+def snap(value: Any, wanted: Any) -> Any:
+    """`value` with each float that is close to the wanted one replaced by it. As deep as `wanted` is, no deeper."""
+    if isinstance(value, list) and isinstance(wanted, list):
+        return [snap(*pair) for pair in zip(value, wanted, strict=True)] if len(value) == len(wanted) else value
+    if isinstance(value, dict) and isinstance(wanted, dict):
+        return {key: snap(item, wanted[key]) if key in wanted else item for key, item in value.items()}
+    if float in (type(value), type(wanted)) and {type(value), type(wanted)} <= {int, float}:
+        return wanted if close(value, wanted) else value
+    return value
+
+
+def close(value: float, wanted: float) -> bool:
+    try:
+        return math.isclose(value, wanted, rel_tol=TOLERANCE, abs_tol=1e-9)
+    except OverflowError:
+        return False
 
 
 def read(data: bytes | None) -> Any:

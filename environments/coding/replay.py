@@ -54,7 +54,7 @@ class Suite:
 def record(sandbox: Sandbox, suite: Suite) -> list[str]:
     """The arguments of each call, as a literal; ValueError if the known solution fails its own tests."""
     program = f"{suite.known}\n{suite.tests}\n{RECORDER.format(name=suite.name)}"
-    outcome = sandbox.run(["python3", "program.py"], files={"program.py": program}, limits=LIMITS, collect=("calls.json",))
+    outcome = sandbox.run(["python", "program.py"], files={"program.py": program}, limits=LIMITS, collect=("calls.json",))
     if "calls.json" not in outcome.collected:
         raise ValueError(f"the tests of {suite.name} refuse its known solution: {outcome.reason} {outcome.stderr[-200:]!r}")
     return json.loads(outcome.collected["calls.json"])
@@ -71,5 +71,5 @@ def accepts(sandbox: Sandbox, suite: Suite, values: list[str]) -> bool:
     """Whether the tests pass with these values."""
     program = f"{suite.known}\n{suite.tests}\n{PLAYER}"
     files = {"program.py": program, "values.json": json.dumps(values)}
-    outcome = sandbox.run(["python3", "program.py"], files=files, limits=LIMITS, collect=("passed",))
+    outcome = sandbox.run(["python", "program.py"], files=files, limits=LIMITS, collect=("passed",))
     return outcome.exit_code == 0 and outcome.collected.get("passed") == b"yes"
