@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from coding.completions import code_of
 from coding.graders import GRADERS, Attempt, loopholes
 from coding.problems import SHOWN, load_problems
+
 from routed_rl.envs import Score, Task
 from routed_rl.sandbox import find_sandbox
 

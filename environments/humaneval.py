@@ -16,6 +16,7 @@ from pathlib import Path
 
 from coding.completions import code_of, fenced
 from coding.replay import Suite, accepts, answers, record
+
 from routed_rl.envs import Score, Task
 from routed_rl.sandbox import find_sandbox
 

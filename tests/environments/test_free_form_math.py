@@ -12,6 +12,7 @@ pytest.importorskip("math_verify")
 
 import free_form_math
 from free_form_math import KINDS, FreeFormMath, boxed
+
 from routed_rl.envs import Environment, Task
 
 

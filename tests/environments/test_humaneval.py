@@ -6,8 +6,8 @@ import sys
 from itertools import islice
 
 import pytest
-
 from humaneval import HumanEval, program
+
 from routed_rl.envs import Environment
 from routed_rl.sandbox import find_sandbox
 
