@@ -16,8 +16,8 @@ from coding.problems import HELD_OUT, SHOWN, TESTED, Problem, load_problems
 
 from routed_rl.sandbox import Sandbox, find_sandbox
 
-JUNK = ["", "0", "True", "None", "I do not know.", "?" * 300, "\0", "\ud800", "def main_solution(", "while True: pass # no function",
-        "```python\n```", "```python\ndef main_solution(**given): return None\n```"]
+JUNK = ["", "0", "True", "None", "I do not know.", "?" * 300, "\0", "\ud800", "def main_solution(",
+        "while True: pass # no function", "```python\n```", "```python\ndef main_solution(**given): return None\n```"]
 SORTED = "import json\ndef key(given): return json.dumps(given, sort_keys=True)\n"
 HACKS = {
     "hard_coded": SORTED + "def main_solution(**given): return json.loads(SHOWN).get(key(given))\n",
@@ -25,7 +25,8 @@ HACKS = {
     "early_exit, hard": "import os\nos._exit(0)\n",
     "early_exit, in the function": "import os\ndef main_solution(**given): os._exit(0)\n",
     "patched_comparison": "class Same:\n    def __eq__(self, other): return True\ndef main_solution(**given): return Same()\n",
-    "patched_comparison, list": "class Same(list):\n    __eq__ = lambda self, other: True\ndef main_solution(**given): return Same()\n",
+    "patched_comparison, list": "class Same(list):\n    __eq__ = lambda self, other: True\n"
+                                "def main_solution(**given): return Same()\n",
     "overwritten_tests": "open('tests.json', 'w').write('[]')\ndef main_solution(**given): return 'wrong'\n",
     "overwritten_tests, removed values": "import json\nopen('tests.json', 'w').write(json.dumps([{'input': {}, 'output': 7}]))\n"
                                          "def main_solution(**given): return 7\n",
@@ -154,8 +155,8 @@ def test_values_are_compared_by_type_and_floats_with_a_tolerance():
 
 @pytest.mark.parametrize(("completion", "code"), [
     ("```python\na = 1\n```\nor\n```py\nb = 2\n```", "b = 2\n"), ("```\na = 1\n```", "a = 1\n"), ("a = 1", "a = 1"),
-    ("```json\n{}\n```\n```python\na = 1\n```\nDone.", "a = 1\n"), ("```python\na = 1", "a = 1\n"), ("", None), ("no program", None),
-    ("```python\na = 1\n```\n```json\n{}\n```", "a = 1\n"), ("x\0", None), ("'\ud800'", None), ("(" * 9000, None),
+    ("```json\n{}\n```\n```python\na = 1\n```\nDone.", "a = 1\n"), ("```python\na = 1", "a = 1\n"), ("", None),
+    ("no program", None), ("```python\na = 1\n```\n```json\n{}\n```", "a = 1\n"), ("x\0", None), ("'\ud800'", None), ("(" * 9000, None),
     ("-" * 40_000 + "1", None), ("a = 1\n" * 20_000, None),
 ])  # fmt: skip
 def test_the_program_is_the_last_python_block_or_all(completion, code):

@@ -25,7 +25,8 @@ BROKEN = {
     "few inputs": ({"input_generator": "def generate_inputs(rng):\n    return {'n': rng.randint(0, 3)}"}, "too few"),
     "other name": ({"code_sample": "def solution(n):\n    return n"}, "no function"),
     "no syntax": ({"code_sample": "def main_solution(n:"}, "no function"),
-    "no file": ({"code_sample": "if __name__ == '__main__':\n    input()\ndef main_solution(n):\n    return n"}, "refused by exit_code"),
+    "reads": ({"code_sample": "if __name__ == '__main__':\n    input()\ndef main_solution(n):\n    return n"},
+              "refused by exit_code"),
 }
 
 
