@@ -12,16 +12,15 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox.core import Sandbox
-from routed_rl.sandbox.jail import Jail
-from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome
+from routed_rl.sandbox.jail import ENVIRONMENT, INTERPRETER, Jail
+from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
 from routed_rl.sandbox.memory import Groups, find_groups
 from routed_rl.sandbox.pool import Pool
 from routed_rl.sandbox.seccomp import MACHINES, seccomp_filter
@@ -29,8 +28,6 @@ from routed_rl.sandbox.seccomp import MACHINES, seccomp_filter
 LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 NOBODY = 65534
-INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
-"""No installed packages, nothing from the working directory, no bytecode files."""
 
 
 def interpreter() -> Path:
@@ -58,10 +55,11 @@ def host_files() -> list[str]:
 
 
 def own_uid() -> int:
-    """A uid that nobody uses, out of the upper half of those this process may take."""
+    """A uid that nobody uses, out of the upper half of those this process may take and bubblewrap can print."""
     first, count = 0, 1 << 16
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         first, _, count = map(int, line.split())
+    count = min(count, 1 << 31)
     uid = first + random.SystemRandom().randrange(count // 2, count - 2)
     return uid - 1 if uid == NOBODY else uid
 
@@ -79,7 +77,8 @@ class Way:
 
 
 USER_NAMESPACE = ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL")
-AS_ROOT = Way("by root, with a uid of its own inside", ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"), inner_uid=True)
+AS_ROOT = Way("by root, with a uid of its own inside",
+              ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"), inner_uid=True)
 AS_OTHER = Way("by root under a uid of its own, in a user namespace", USER_NAMESPACE, outer_uid=True)
 AS_USER = Way("in a user namespace", USER_NAMESPACE)
 
@@ -99,12 +98,11 @@ class Bubblewrap(Sandbox):
             raise SandboxError("this interpreter lacks os.pidfd_open; take a Python built for Linux 5.3 or newer")
         self.program, self.filter, self.host_files = program, filter, host_files()
         self.groups: Groups | None = find_groups()
-        self.way = self.first_that_works([AS_ROOT, AS_OTHER] if os.geteuid() == 0 else [AS_USER])
-
-    @cached_property
-    def confines_by(self) -> str:
+        if self.groups is None and not Path("/proc/thread-self/children").exists():
+            raise SandboxError("memory can be capped neither by a control group nor by watching: /proc lists no children here")
         memory = "a control group" if self.groups else "watching its processes, as no control group can be made"
-        return f"bubblewrap {self.way.in_words}; memory by {memory}; processes by a limit for the jail's own uid"
+        self.way = self.first_that_works([AS_ROOT, AS_OTHER] if os.geteuid() == 0 else [AS_USER])
+        self.confines_by = f"bubblewrap {self.way.in_words}; memory by {memory}; processes by a limit for the jail's own uid"
 
     def first_that_works(self, ways: Sequence[Way]) -> Way:
         problems: list[str] = []
@@ -121,16 +119,16 @@ class Bubblewrap(Sandbox):
     def start(self, disk_mb: int) -> Jail:
         """A jail whose interpreter comes up while nobody waits for it."""
         uid = own_uid() if self.way.inner_uid or self.way.outer_uid else 0
-        command = [self.program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--as-pid-1", "--die-with-parent",
-                   "--hostname", "jail", *self.way.arguments, "--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8",
-                   "--setenv", "PYTHONHASHSEED", "0", *self.host_files,
+        environment = [word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)]
+        command = [self.program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "jail",
+                   "--as-pid-1", "--die-with-parent", *self.way.arguments, "--clearenv", *environment, *self.host_files,
                    "--perms", "1777", "--size", str(disk_mb * MEBIBYTE), "--tmpfs", "/tmp", "--symlink", "../tmp", "/dev/shm",
                    "--chdir", "/tmp", "--remount-ro", "/", "--", str(interpreter()), *INTERPRETER]
-        return Jail(command, self.filter, uid if self.way.inner_uid else 0, self.groups, uid if self.way.outer_uid else None)
+        return Jail(command, self.filter, self.groups, uid if self.way.inner_uid else 0, uid if self.way.outer_uid else None)
 
-    def run_checked(self, argv: Sequence[str], files: Mapping[str, bytes], stdin: bytes, limits: Limits, collect: Sequence[str]) -> Outcome:
-        with self.start(limits.disk_mb) as jail:
-            return jail.run(argv, files, stdin, limits, collect)
+    def run_request(self, request: Request) -> Outcome:
+        with self.start(request.limits.disk_mb) as jail:
+            return jail.run(request)
 
     @contextmanager
     def pool(self, size: int) -> Iterator[Sandbox]:

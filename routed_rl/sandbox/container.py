@@ -9,15 +9,14 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox.core import Sandbox
-from routed_rl.sandbox.jail import INSIDE, request_bytes
-from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome
-from routed_rl.sandbox.reply import Report, report_size
+from routed_rl.sandbox.jail import ENVIRONMENT, INSIDE, INTERPRETER
+from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
+from routed_rl.sandbox.reply import Report
 
 IMAGE = "python:3.11-slim"
 REQUEST = "/request"
@@ -40,14 +39,22 @@ def engine() -> Any:
 def settings(limits: Limits, request: Path) -> dict[str, Any]:
     """What a container may do and see: nothing but its image, the request and a /tmp of its own."""
     return {
-        "command": ["python", "-I", "-S", "-B", "-c", INSIDE, REQUEST, "1", "0"],
-        "entrypoint": [], "environment": {"HOME": "/tmp", "LANG": "C.UTF-8"}, "working_dir": "/tmp", "user": "65534:65534",
+        "command": ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"],
+        "entrypoint": [], "environment": dict(ENVIRONMENT), "working_dir": "/tmp", "user": "65534:65534",
         "network_disabled": True, "network_mode": "none", "read_only": True, "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"], "ipc_mode": "private", "init": False,
-        "mem_limit": limits.memory_mb * MEBIBYTE, "memswap_limit": limits.memory_mb * MEBIBYTE, "pids_limit": limits.processes + 1,
+        "mem_limit": limits.memory_mb * MEBIBYTE, "memswap_limit": limits.memory_mb * MEBIBYTE,
+        "pids_limit": limits.processes + 1,
         "tmpfs": {"/tmp": f"size={limits.disk_mb * MEBIBYTE},mode=1777,nosuid,nodev"}, "shm_size": MEBIBYTE,
         "volumes": {str(request): {"bind": REQUEST, "mode": "ro"}}, "log_config": {"type": "none"},
     }
+
+
+def end(container: Any) -> None:
+    try:
+        container.kill()
+    except Exception:
+        pass  # It has ended since; where it has not, removing it by force ends it.
 
 
 class Container(Sandbox):
@@ -60,29 +67,31 @@ class Container(Sandbox):
         self.client, self.image = client or engine(), image
         outcome = self.run(["python", "hello.py"], {"hello.py": "print('hello')"}, limits=Limits(wall_s=30))
         if not outcome.ok or outcome.stdout != b"hello\n":
-            raise SandboxError(f"image {image} does not run python: {outcome.reason} {outcome.stderr[-200:].decode(errors='replace')}")
+            said = outcome.stderr[-200:].decode(errors="replace")
+            raise SandboxError(f"image {image} does not run python: {outcome.reason} {said}")
 
-    def run_checked(self, argv: Sequence[str], files: Mapping[str, bytes], stdin: bytes, limits: Limits, collect: Sequence[str]) -> Outcome:
+    def run_request(self, request: Request) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
-            request = Path(folder, "request")
-            request.write_bytes(request_bytes(argv, files, stdin, limits, collect))
-            request.chmod(0o444)
+            file = Path(folder, "request")
+            file.write_bytes(request.encoded)
+            file.chmod(0o444)
             Path(folder).chmod(0o755)
             try:
-                container = self.client.containers.create(self.image, **settings(limits, request))
+                container = self.client.containers.create(self.image, **settings(request.limits, file))
             except Exception as error:
                 raise SandboxError(f"no container of image {self.image} can be made: {error}") from error
             try:
-                return self.watch(container, limits, collect)
+                return self.watch(container, request)
             finally:
                 container.remove(force=True)
 
-    def watch(self, container: Any, limits: Limits, collect: Sequence[str]) -> Outcome:
+    def watch(self, container: Any, request: Request) -> Outcome:
         """Read both streams until the container ends or passes a limit. The report follows the program's output."""
-        output, caps = [bytearray(), bytearray()], (limits.output_bytes + report_size(collect, limits), limits.output_bytes)
+        limits = request.limits
+        output, caps = [bytearray(), bytearray()], (limits.output_bytes + request.report_size, limits.output_bytes)
         stream = container.attach(stream=True, demux=True)
         began, late = time.monotonic(), threading.Event()
-        timer = threading.Timer(limits.wall_s, lambda: (late.set(), container.kill()))
+        timer = threading.Timer(limits.wall_s, lambda: (late.set(), end(container)))
         container.start()
         timer.start()
         flood = False
@@ -91,14 +100,14 @@ class Container(Sandbox):
                 data += part or b""
                 flood = flood or len(data) > cap
             if flood:
-                container.kill()
+                end(container)
                 break
         timer.cancel()
         container.wait()
         container.reload()
         wall_s, out_of_memory = time.monotonic() - began, bool(container.attrs["State"]["OOMKilled"])
         stdout, stderr = bytes(output[0]), bytes(output[1][:limits.output_bytes])
-        report = None if flood or late.is_set() else Report.parse(stdout, collect)
+        report = None if flood or late.is_set() else Report.parse(stdout, request.collect)
         if report is None:
             reason = "memory" if out_of_memory else "output" if flood else "timeout" if late.is_set() else "signal"
             return Outcome(None, reason, stdout[:limits.output_bytes], stderr, {}, wall_s)

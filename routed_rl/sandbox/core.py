@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from routed_rl.sandbox.limits import Limits, Outcome, check_request
+from routed_rl.sandbox.limits import Limits, Outcome, Request
 
 
 class Sandbox(ABC):
@@ -17,19 +17,18 @@ class Sandbox(ABC):
     confines_by: str
     """How memory and processes are capped here, in words."""
 
-    def run(self, argv: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: bytes = b"", limits: Limits | None = None,
-            collect: Sequence[str] = ()) -> Outcome:
+    def run(self, argv: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: bytes = b"",
+            limits: Limits | None = None, collect: Sequence[str] = ()) -> Outcome:
         """Run `argv` in a new jail, in a working directory that holds `files` and nothing else.
 
         `["python", FILE, ...]` is run by an interpreter that is up already; other arguments of python start a second one.
         The jail has no other program. Raises SandboxError where the request is refused or no jail starts, and only then.
         """
-        limits = limits or Limits()
-        return self.run_checked(argv, check_request(argv, files or {}, collect, limits), stdin, limits, collect)
+        return self.run_request(Request(argv, files or {}, stdin, limits or Limits(), collect))
 
     @abstractmethod
-    def run_checked(self, argv: Sequence[str], files: Mapping[str, bytes], stdin: bytes, limits: Limits, collect: Sequence[str]) -> Outcome:
-        """As `run`, with a request that has been checked."""
+    def run_request(self, request: Request) -> Outcome:
+        """As `run`."""
 
     @contextmanager
     def pool(self, size: int) -> Iterator[Sandbox]:

@@ -11,8 +11,8 @@ from routed_rl.sandbox.container import Container
 from routed_rl.sandbox.core import Sandbox
 
 SANDBOXES: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "container": Container}
-WAY_OUT = ("install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; in a container start it with --privileged, or with "
-           "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN) or a container engine and the extra container")
+WAY_OUT = ("install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; inside Docker also start the container with "
+           "--security-opt seccomp=unconfined --security-opt apparmor=unconfined), or a container engine and the extra container")
 
 
 @cache

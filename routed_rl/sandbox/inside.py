@@ -6,6 +6,8 @@ the reply is the wait status, the CPU time in ms, each wanted file as a length a
 the end the length of all that, every number eight bytes signed. When it is written, no other process is left in the jail.
 """
 
+from __future__ import annotations
+
 import builtins
 import marshal
 import os
@@ -14,6 +16,10 @@ import select
 import signal
 import stat
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def become(uid: int) -> None:
@@ -31,7 +37,7 @@ def write_files(files: dict[str, bytes]) -> None:
             file.write(data)
 
 
-def prepare(request: dict) -> None:
+def prepare(request: dict[str, Any]) -> None:
     """Turn this fork into the program's process: limits, its own standard input, nothing of process 1's."""
     spool = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(spool, request["stdin"])
@@ -61,7 +67,7 @@ def collect(name: str, most: int) -> bytes | None:
     return None
 
 
-def finish(child: int, request: dict, source: int, reply: int) -> None:
+def finish(child: int, request: dict[str, Any], source: int, reply: int) -> None:
     """Wait for the program, end all it started, and only then look at what it left."""
     poll = select.poll()
     poll.register(os.pidfd_open(child), select.POLLIN)
@@ -105,6 +111,8 @@ def program(argv: list[str]) -> None:
 
 def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
     """In process 1: never returns. In the program's process: what to run."""
+    if os.getpid() != 1:
+        sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
     if uid:
         become(uid)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Process 1 gets no signal from inside that it does not handle.

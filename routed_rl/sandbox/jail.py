@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-import marshal
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from routed_rl.errors import SandboxError
-from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome
+from routed_rl.sandbox.limits import MEBIBYTE, Outcome, Request
 from routed_rl.sandbox.memory import WATCH_S, Group, Groups, resident
-from routed_rl.sandbox.reply import CHUNK, Reader, Report, report_size
+from routed_rl.sandbox.reply import CHUNK, Reader, Report
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
+INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
+"""No installed packages, nothing from the working directory, no bytecode files."""
+ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+"""Hashes are the same in every jail, and so is the order of a set: scores must not depend on it."""
 START_S = 20.0
 """Seconds a jail may take to start; it takes about .02 on an idle machine."""
-
-
-def request_bytes(argv: Sequence[str], files: Mapping[str, bytes], stdin: bytes, limits: Limits, collect: Sequence[str]) -> bytes:
-    """What inside.py reads: a length, then the request."""
-    numbers = {"memory": limits.memory_mb * MEBIBYTE, "disk": limits.disk_mb * MEBIBYTE, "processes": limits.processes,
-               "cpu": int(-(-limits.cpu_s // 1)), "wall": int(-(-limits.wall_s // 1)), "output": limits.output_bytes}
-    data = marshal.dumps({"argv": list(argv), "files": dict(files), "stdin": stdin, "limits": numbers, "collect": list(collect)})
-    return len(data).to_bytes(8, "big") + data
 
 
 class Jail:
@@ -37,8 +32,10 @@ class Jail:
     The thread that made it must outlive it: the kernel ends the jail with that thread.
     """
 
-    def __init__(self, command: Sequence[str], filter: bytes, uid: int, groups: Groups | None, as_user: int | None = None) -> None:
-        """`command` is bubblewrap's, up to the interpreter with its flags; `as_user` is the uid that bubblewrap runs under."""
+    def __init__(self, command: Sequence[str], filter: bytes, groups: Groups | None, uid: int = 0,
+                 as_user: int | None = None) -> None:
+        """`command` is bubblewrap's, up to the interpreter with its flags; `uid` is what process 1 becomes, unless 0, and
+        `as_user` what bubblewrap itself runs under, unless it is who we are."""
         self.groups, self.pidfd = groups, -1
         info_read, info_write = os.pipe()
         filter_read, filter_write = os.pipe()
@@ -56,8 +53,10 @@ class Jail:
         finally:
             for descriptor in mine:
                 os.close(descriptor)
-        with open(info_read, "rb") as info:
-            said = info.read()
+        said = b""
+        while b"}" not in said and (part := os.read(info_read, CHUNK)):
+            said += part
+        os.close(info_read)
         try:
             self.pid = int(json.loads(said)["child-pid"])
             self.pidfd = os.pidfd_open(self.pid)
@@ -72,37 +71,40 @@ class Jail:
         self.close()
         raise SandboxError(f"a jail did not start: {' '.join(said)[-300:] or 'no message'}; `routed-rl doctor` tries it out")
 
-    def run(self, argv: Sequence[str], files: Mapping[str, bytes], stdin: bytes, limits: Limits, collect: Sequence[str]) -> Outcome:
+    def run(self, request: Request) -> Outcome:
         """Run one program. Never twice."""
-        if not select.select([self.reply], [], [], START_S)[0] or os.read(self.reply, 1) != b"+":
+        up = select.poll()
+        up.register(self.reply, select.POLLIN)
+        if not up.poll(1000 * START_S) or os.read(self.reply, 1) != b"+":
             self.fail()
         if self.groups is None:
-            return self.watch(request_bytes(argv, files, stdin, limits, collect), limits, collect, None)
-        group = self.groups.take(limits.memory_mb * MEBIBYTE)
+            return self.watch(request, None)
+        group = self.groups.take(request.limits.memory_mb * MEBIBYTE)
         try:
             group.add(self.pid)
-            return self.watch(request_bytes(argv, files, stdin, limits, collect), limits, collect, group)
+            return self.watch(request, group)
         finally:
             self.close()
             self.groups.give_back(group)
 
-    def watch(self, request: bytes, limits: Limits, collect: Sequence[str], group: Group | None) -> Outcome:
+    def watch(self, request: Request, group: Group | None) -> Outcome:
         """Hand over the request, read until all is at its end or a limit is passed, and judge."""
-        process = self.process
+        process, said, limits = self.process, self.reply, request.limits
         assert process.stdin and process.stdout and process.stderr
-        out, err, said, cap = process.stdout.fileno(), process.stderr.fileno(), self.reply, limits.output_bytes
-        reader = Reader({out: cap, err: cap, said: report_size(collect, limits)})
-        began = time.monotonic()
+        out, err = process.stdout.fileno(), process.stderr.fileno()
+        reader = Reader({out: limits.output_bytes, err: limits.output_bytes, said: request.report_size})
+        began, memory = time.monotonic(), limits.memory_mb * MEBIBYTE
         try:
-            process.stdin.write(request)
+            left = memoryview(request.encoded)
+            while left:
+                left = left[process.stdin.write(left):]
         except BrokenPipeError:
             self.fail()
-        memory = limits.memory_mb * MEBIBYTE
         stopped = reader.read(began + limits.wall_s, WATCH_S if group is None else None, lambda: resident(self.pid) > memory)
         self.close()
-        wall_s = time.monotonic() - began
-        stdout, stderr, report = bytes(reader.data[out]), bytes(reader.data[err]), Report.parse(reader.data[said], collect)
-        out_of_memory = group is not None and group.passed()
+        wall_s, out_of_memory = time.monotonic() - began, group is not None and group.passed()
+        stdout, stderr = bytes(reader.data[out]), bytes(reader.data[err])
+        report = Report.parse(reader.data[said], request.collect)
         if stopped or report is None:
             reason = "memory" if out_of_memory else stopped or "signal"
             return Outcome(None, reason, stdout, stderr, {}, wall_s)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import marshal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import PurePosixPath
+from functools import cached_property
+from math import ceil
 from typing import Literal
 
 from routed_rl.errors import ConfigError, SandboxError
@@ -35,9 +37,9 @@ class Limits:
             value = getattr(self, setting.name)
             kind = (int, float) if setting.name.endswith("_s") else (int,)
             if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1 << 40:
-                raise ConfigError(f"sandbox limit {setting.name} must be a positive number of type {kind[-1].__name__}, got {value!r}")
+                raise ConfigError(f"sandbox limit {setting.name} must be a positive {kind[-1].__name__}, got {value!r}")
         if self.memory_mb < 32:
-            raise ConfigError(f"sandbox limit memory_mb must be at least 32, got {self.memory_mb}: the interpreter itself needs that")
+            raise ConfigError(f"sandbox limit memory_mb must be at least 32, which the interpreter needs, got {self.memory_mb}")
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,46 @@ class Outcome:
 def check_name(name: str) -> str:
     """`name` if it is a plain path below the working directory; SandboxError otherwise."""
     parts = name.split("/")
-    if not name or "\0" in name or len(name) > 255 or {"", ".", ".."} & set(parts) or PurePosixPath(name).is_absolute():
-        raise SandboxError(f"file name {name!r} is refused in the sandbox: give a relative path without empty parts, '.' and '..'")
+    if not name or "\0" in name or len(name) > 255 or {"", ".", ".."} & set(parts):
+        raise SandboxError(f"file name {name[:300]!r} is refused: a relative path without '.', '..' or empty parts is needed")
     return name
 
 
-def check_request(argv: Collection[str], files: Mapping[str, str | bytes], collect: Collection[str], limits: Limits) -> dict[str, bytes]:
-    """The files as bytes; SandboxError where anything of a request is not what it must be."""
-    if isinstance(argv, str) or not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
-        raise SandboxError(f"argv must be a list of words without null bytes, got {argv!r}: there is no shell in the sandbox")
-    for name in (*files, *collect):
-        check_name(name)
-    data = {name: text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text) for name, text in files.items()}
-    if (size := sum(map(len, data.values()))) > limits.disk_mb * MEBIBYTE:
-        raise SandboxError(f"files of {size} bytes do not fit into the sandbox's disk_mb={limits.disk_mb}; give less or raise it")
-    return data
+@dataclass(frozen=True)
+class Request:
+    """What to run. SandboxError where anything of it is not what it must be."""
+
+    argv: Sequence[str]
+    files: Mapping[str, str | bytes]
+    stdin: bytes
+    limits: Limits
+    collect: Sequence[str]
+
+    def __post_init__(self) -> None:
+        words = [] if isinstance(self.argv, str) else self.argv
+        if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+            raise SandboxError(f"argv must be a list of words without null bytes, as there is no shell, got {self.argv!r}")
+        for name in (*self.files, *self.collect):
+            check_name(name)
+        if (size := sum(map(len, self.data.values()))) > self.limits.disk_mb * MEBIBYTE:
+            raise SandboxError(f"files of {size} bytes do not fit into the sandbox's disk_mb={self.limits.disk_mb}; raise it")
+
+    @cached_property
+    def data(self) -> dict[str, bytes]:
+        return {name: text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
+                for name, text in self.files.items()}
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """As inside.py reads it: a length, then the request."""
+        limits = {"memory": self.limits.memory_mb * MEBIBYTE, "disk": self.limits.disk_mb * MEBIBYTE,
+                  "processes": self.limits.processes, "cpu": ceil(self.limits.cpu_s), "wall": ceil(self.limits.wall_s),
+                  "output": self.limits.output_bytes}
+        data = marshal.dumps({"argv": list(self.argv), "files": self.data, "stdin": bytes(self.stdin), "limits": limits,
+                              "collect": list(self.collect)}, 4)  # Of Python 3.11.
+        return len(data).to_bytes(8, "big") + data
+
+    @property
+    def report_size(self) -> int:
+        """The most bytes that the report on it can have."""
+        return (3 + len(self.collect)) * 8 + len(self.collect) * self.limits.output_bytes

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox.core import Sandbox
 from routed_rl.sandbox.jail import Jail
-from routed_rl.sandbox.limits import Limits, Outcome
+from routed_rl.sandbox.limits import Limits, Outcome, Request
 
 DISK_MB = Limits().disk_mb
 
@@ -19,9 +18,7 @@ class Starter(Protocol):
     """A sandbox whose jails can be started before there is a program for them."""
 
     name: str
-
-    @property
-    def confines_by(self) -> str: ...
+    confines_by: str
 
     def start(self, disk_mb: int) -> Jail: ...
 
@@ -33,7 +30,7 @@ class Pool(Sandbox):
         if size < 1:
             raise SandboxError(f"a pool keeps at least 1 jail ready, got size={size}")
         self.starter, self.name, self.confines_by = starter, starter.name, starter.confines_by
-        self.ready: queue.Queue[Jail | SandboxError] = queue.Queue()
+        self.ready: queue.Queue[Jail | Exception] = queue.Queue()
         self.room, self.closing = threading.Semaphore(size), threading.Event()
         self.thread = threading.Thread(target=self.fill, name="sandbox pool", daemon=True)
 
@@ -41,17 +38,21 @@ class Pool(Sandbox):
         while self.room.acquire() and not self.closing.is_set():
             try:
                 self.ready.put(self.starter.start(DISK_MB))
-            except SandboxError as error:
-                self.ready.put(error)
+            except (SandboxError, OSError) as error:
+                self.ready.put(error)  # For the run that would have had this jail.
 
-    def run_checked(self, argv: Sequence[str], files: Mapping[str, bytes], stdin: bytes, limits: Limits, collect: Sequence[str]) -> Outcome:
-        jail = self.ready.get() if limits.disk_mb == DISK_MB else self.starter.start(limits.disk_mb)
-        if limits.disk_mb == DISK_MB:
+    def run_request(self, request: Request) -> Outcome:
+        if self.closing.is_set():
+            raise SandboxError("this pool of jails is closed; run inside its `with`")
+        if request.limits.disk_mb != DISK_MB:
+            jail = self.starter.start(request.limits.disk_mb)
+        else:
+            jail = self.ready.get()
             self.room.release()
-        if isinstance(jail, SandboxError):
+        if isinstance(jail, Exception):
             raise jail
         with jail:
-            return jail.run(argv, files, stdin, limits, collect)
+            return jail.run(request)
 
     def __enter__(self) -> Pool:
         self.thread.start()

@@ -20,9 +20,10 @@ def held(action):
         return True
 '''
 PROGRAMS = {
-    "secrets of the parent": "import os\nheld(lambda: NAME in os.environ) and held(lambda: NAME.encode() in open('/proc/1/environ', 'rb').read())",
-    "network": "import socket\nheld(lambda: socket.create_connection(('127.0.0.1', 9), 1) or True) and held(lambda: len(socket.if_nameindex()) > 1)",
-    "files of the host": "import os\nnot any(map(os.path.exists, ['/etc/passwd', '/var', '/home', '/proc/1', '/sys/kernel', HERE]))",
+    "secrets of the parent": "import os\n"
+                             "NAME not in os.environ and held(lambda: NAME.encode() in open('/proc/1/environ', 'rb').read())",
+    "network": "import socket\nheld(lambda: len(socket.if_nameindex()) > 1 or socket.socket().connect(('127.0.0.1', 9)) is None)",
+    "files of the host": "import os\nnot any(map(os.path.exists, ['/etc/passwd', '/var', '/home', HERE]))",
     "writing outside": "all([held(lambda p=p: open(p + '/x', 'w') or True) for p in ['', '/usr', '/usr/lib', '/dev', '/etc']])",
     "new namespaces": "import ctypes\nctypes.CDLL(None).unshare(0x10000000) != 0",
     "uid of root": "import os\nheld(lambda: os.setuid(0) or True) and os.getuid() != 0",
@@ -57,7 +58,8 @@ def probe(name: str = "auto") -> list[Row]:
         del os.environ[SECRET]
     limits = Limits(wall_s=2, processes=8)
     made = sandbox.run(["python", "a.py"], {"a.py": FORKS}, limits=limits).stdout.strip()
-    rows.append(("fork bomb", made.isdigit() and int(made) < limits.processes, f"{made.decode(errors='replace')} of 64 forks, cap {limits.processes}"))
+    held = made.isdigit() and int(made) < limits.processes
+    rows.append(("fork bomb", held, f"{made.decode(errors='replace')} of 64 forks, cap {limits.processes}"))
     rows.append(ends(sandbox, "memory of many processes", HOG, "memory", replace(limits, memory_mb=128, processes=32)))
     rows.append(ends(sandbox, "output flood", FLOOD, "output", limits))
     rows.append(ends(sandbox, "endless loop", "while True: pass", "timeout", replace(limits, wall_s=0.5)))

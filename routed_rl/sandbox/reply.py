@@ -26,7 +26,7 @@ class Report:
     """Bytes that it takes at the end of what was read."""
 
     @classmethod
-    def parse(cls, data: bytes, names: Sequence[str]) -> Report | None:
+    def parse(cls, data: bytes | bytearray, names: Sequence[str]) -> Report | None:
         """The report that `data` ends with; None unless it is whole."""
         size = int.from_bytes(data[-WORD:], "big", signed=True)
         if not 2 * WORD <= size <= len(data) - WORD:
@@ -53,11 +53,6 @@ class Report:
             reason = "timeout" if over else "signal"
         code = os.WEXITSTATUS(self.status) if reason == "exited" else None
         return Outcome(code, reason, stdout, stderr, self.collected, wall_s)
-
-
-def report_size(names: Sequence[str], limits: Limits) -> int:
-    """The most bytes that a report can have."""
-    return (3 + len(names)) * WORD + len(names) * limits.output_bytes
 
 
 @dataclass

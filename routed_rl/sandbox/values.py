@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 MAX_DEPTH = 64
-MAX_ITEMS = 1_000_000
+MAX_ITEMS = 100_000
 PLAIN = {type(None), bool, int, float, str, list, dict}
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]')
 

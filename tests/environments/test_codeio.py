@@ -156,7 +156,8 @@ def test_values_are_compared_by_type_and_floats_with_a_tolerance():
 @pytest.mark.parametrize(("completion", "code"), [
     ("```python\na = 1\n```\nor\n```py\nb = 2\n```", "b = 2\n"), ("```\na = 1\n```", "a = 1\n"), ("a = 1", "a = 1"),
     ("```json\n{}\n```\n```python\na = 1\n```\nDone.", "a = 1\n"), ("```python\na = 1", "a = 1\n"), ("", None),
-    ("no program", None), ("```python\na = 1\n```\n```json\n{}\n```", "a = 1\n"), ("x\0", None), ("'\ud800'", None), ("(" * 9000, None),
+    ("no program", None),
+    ("```python\na = 1\n```\n```json\n{}\n```", "a = 1\n"), ("x\0", None), ("'\ud800'", None), ("(" * 9000, None),
     ("-" * 40_000 + "1", None), ("a = 1\n" * 20_000, None),
 ])  # fmt: skip
 def test_the_program_is_the_last_python_block_or_all(completion, code):
