@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from itertools import count, repeat, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def validated(sandbox: Sandbox, workers: int, report: Callable[[Counter[str]], N
     """The records of all sound rows, in the order of the rows; `report` gets the tally, now and then and at the end."""
     tally = Counter[str]()
     with sandbox.pool(workers) as jails, ThreadPoolExecutor(workers) as pool:
-        for record in pool.map(lambda item: validate(*item, jails), enumerate(package_rows())):
+        for record in pool.map(validate, count(), package_rows(), repeat(jails)):
             tally[record if isinstance(record, str) else "kept"] += 1
             if not isinstance(record, str):
                 yield record

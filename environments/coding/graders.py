@@ -87,12 +87,13 @@ def snap(value: Any, wanted: Any) -> Any:
         return [snap(*pair) for pair in zip(value, wanted, strict=True)] if len(value) == len(wanted) else value
     if isinstance(value, dict) and isinstance(wanted, dict):
         return {key: snap(item, wanted[key]) if key in wanted else item for key, item in value.items()}
-    if float in (type(value), type(wanted)) and {type(value), type(wanted)} <= {int, float}:
-        return wanted if close(value, wanted) else value
-    return value
+    return wanted if close(value, wanted) else value
 
 
-def close(value: float, wanted: float) -> bool:
+def close(value: Any, wanted: Any) -> bool:
+    """Whether both are numbers, at least one of them a float, and differ by no more than `TOLERANCE`."""
+    if {type(value), type(wanted)} not in ({float}, {int, float}):
+        return False
     try:
         return math.isclose(value, wanted, rel_tol=TOLERANCE, abs_tol=1e-9)
     except OverflowError:

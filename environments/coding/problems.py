@@ -13,6 +13,7 @@ import importlib.resources
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ class Problem:
                 f"Examples:\n{shown}\n\nUse only the standard library. Reply with one ```python block.")
 
 
-def load_problems(file: Path = CASES) -> Iterator[Problem]:
+@cache
+def load_problems(file: Path = CASES) -> tuple[Problem, ...]:
     """All validated problems; ValueError if the installed package's rows are not those they were validated with."""
+    return tuple(read_problems(file))
+
+
+def read_problems(file: Path) -> Iterator[Problem]:
     rows = package_rows()
     for line in gzip.decompress(file.read_bytes()).decode().splitlines():
         case = json.loads(line)

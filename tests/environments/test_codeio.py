@@ -44,8 +44,8 @@ def jails():
 
 
 @pytest.fixture(scope="module")
-def problems() -> list[Problem]:
-    return list(load_problems())
+def problems() -> tuple[Problem, ...]:
+    return load_problems()
 
 
 def hack(name: str, problem: Problem) -> str:
@@ -73,7 +73,7 @@ def test_every_problem_has_different_cases_and_its_held_out_outputs_vary(problem
         assert one.signature in one.prompt and one.gold not in one.prompt
 
 
-def every_grader_pays_gold(chosen: list[Problem], jails: Sandbox) -> None:
+def every_grader_pays_gold(chosen: tuple[Problem, ...], jails: Sandbox) -> None:
     for one in chosen:
         attempt = Attempt(jails, one, one.gold)
         assert paid(attempt) == set(GRADERS), one.row
@@ -188,4 +188,4 @@ def test_rows_that_have_changed_are_refused(tmp_path):
     file = tmp_path / "cases.gz"
     file.write_bytes(gzip.compress(json.dumps({"row": 0, "hash": "0", "inputs": [], "outputs": []}).encode()))
     with pytest.raises(ValueError, match=r"row 0 .* has changed; install reasoning-gym==0.1.25"):
-        list(load_problems(file))
+        load_problems(file)

@@ -50,7 +50,7 @@ def test_an_unsound_row_is_refused_for_its_reason(name, jails):
 
 
 def test_shipped_records_are_what_validation_makes(jails):
-    problems, rows = list(load_problems()), package_rows()
+    problems, rows = load_problems(), package_rows()
     for one in problems[::len(problems) // 4]:
         record = validate(one.row, rows[one.row], jails)
         assert isinstance(record, dict) and (record["inputs"], record["outputs"]) == (one.inputs, one.outputs)
