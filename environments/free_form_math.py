@@ -1,7 +1,7 @@
 """Free-form mathematics, judged by math-verify: `3/4`, `0.75` and `\\frac{3}{4}` are one answer. Secure.
 
-math-verify stops long computations by `SIGALRM`, which only a main thread may use, so a process of its own does the judging,
-one at a time; it is ended when it takes too long, and the error is raised. Questions are made here; a file of one's own works as
+math-verify stops long computations by signals, which only a main thread may use, so a process of its own does the judging,
+one at a time; without a verdict in time it is ended, and the error is raised. Questions are made here; a file of one's own works as
 well. No question is answered by repeating it: an integral or a derivative that is left standing in an answer is wrong.
 """
 
@@ -11,6 +11,7 @@ import atexit
 import json
 import random
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +26,11 @@ from routed_rl.envs import Score, Task
 BOXED = "Put your final answer in \\boxed{}."
 LONGEST = 300
 """Characters of an answer; a longer one is wrong. Judging takes time that grows fast with them."""
-PATIENCE = 20.0
-"""Seconds for one judgement; math-verify's own limits are 5 for each part of it."""
+WORK = 5.0
+"""CPU seconds for one judgement; an answer that takes longer is wrong. math-verify's own limits count seconds on the clock,
+and on a busy machine they would turn right answers into wrong ones."""
+PATIENCE = 60.0
+"""Seconds on the clock; past them there is no verdict."""
 
 
 def roots(draw: random.Random) -> tuple[str, str]:
@@ -137,16 +141,39 @@ class Judge:
         return json.loads(line)
 
 
+class TooLong(BaseException):
+    """No `Exception`: math-verify catches those and goes on."""
+
+
+def stop(*_: object) -> None:
+    raise TooLong
+
+
 def serve() -> None:
     """In the judging process: a line [right, answer] comes in, a verdict goes out."""
+    from math_verify import parse
+
+    signal.signal(signal.SIGVTALRM, stop)
+    for line in sys.stdin:
+        right, answer = (wrap(text) for text in json.loads(line))
+        known = parse(right, parsing_timeout=None, raise_on_error=True)
+        signal.setitimer(signal.ITIMER_VIRTUAL, WORK)
+        try:
+            verdict = accepts(known, answer)
+        except TooLong:
+            verdict = False
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        print(json.dumps(verdict), flush=True)
+
+
+def accepts(known: list[Any], answer: str) -> bool:
     from math_verify import parse, verify
     from sympy import Derivative, Integral, Limit, Product, Sum
 
-    for line in sys.stdin:
-        right, answer = (parse(wrap(text)) for text in json.loads(line))
-        # math-verify would work these out, so that repeating the question would be an answer to it.
-        asks = any(part.has(Derivative, Integral, Limit, Product, Sum) for part in answer if hasattr(part, "has"))
-        print(json.dumps(not asks and bool(verify(right, answer))), flush=True)
+    given = parse(answer, parsing_timeout=None)
+    # math-verify would work these out, so that repeating the question would be an answer to it.
+    asks = any(part.has(Derivative, Integral, Limit, Product, Sum) for part in given if hasattr(part, "has"))
+    return not asks and bool(verify(known, given, timeout_seconds=None))
 
 
 def wrap(text: Any) -> str:

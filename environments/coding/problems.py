@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import importlib.resources
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -80,7 +81,10 @@ def digest(row: dict[str, Any]) -> str:
 
 def signature_of(source: str) -> str:
     """`main_solution(a, b=1)`; ValueError if `source` has no such function."""
-    for node in ast.parse(source).body:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        body = ast.parse(source).body
+    for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == NAME:
             return f"{NAME}({ast.unparse(node.args)})"
     raise ValueError(f"no function {NAME}")
