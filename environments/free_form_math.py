@@ -1,7 +1,7 @@
 """Free-form mathematics, judged by math-verify: `3/4`, `0.75` and `\\frac{3}{4}` are one answer. Secure.
 
 math-verify stops long computations by signals, which only a main thread may use, so a process of its own does the judging,
-one at a time; without a verdict in time it is ended, and the error is raised. Questions are made here; a file of one's own works as
+one at a time; without a verdict in time it is ended, and the error is raised. Questions are made here; one's own file works as
 well. No question is answered by repeating it: an integral or a derivative that is left standing in an answer is wrong.
 """
 
