@@ -1,22 +1,22 @@
 """What runs as process 1 inside a jail: waits with its interpreter up, runs one program, reports, ends.
 
-Its text is handed to `python -c`, so it imports nothing of ours. Arguments: where the request comes from (a path, or - for
-standard input), the descriptor of the reply, the uid to become (0: stay). The request is marshalled by the other side;
-the reply is the wait status, the CPU time in ms, each wanted file as a length and its bytes (length -1: none), and at
-the end the length of all that, every number eight bytes signed. When it is written, no other process is left in the jail.
+It is handed to the interpreter as text or compiled, so it imports nothing of ours, and little that takes time to import.
+Arguments: where the request comes from (a path, or - for standard input), the descriptor of the reply, the uid to become
+(0: stay). The request is marshalled by the other side; the reply is the wait status, the CPU time in ms, each wanted
+file as a length and its bytes (length -1: none), and at the end the length of all that, every number eight bytes signed.
+When it is written, no other process is left in the jail.
 """
 
-from __future__ import annotations
-
+import _signal  # pyright: ignore[reportMissingImports]  # Without the enums that `signal` makes.
 import builtins
 import marshal
 import os
 import resource
 import select
-import signal
 import stat
 import sys
 
+SIGINT, SIGKILL = 2, 9
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -37,7 +37,7 @@ def write_files(files: dict[str, bytes]) -> None:
             file.write(data)
 
 
-def prepare(request: dict[str, Any]) -> None:
+def prepare(request: "dict[str, Any]") -> None:
     """Turn this fork into the program's process: limits, its own standard input, nothing of process 1's."""
     spool = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(spool, request["stdin"])
@@ -67,7 +67,7 @@ def collect(name: str, most: int) -> bytes | None:
     return None
 
 
-def finish(child: int, request: dict[str, Any], source: int, reply: int) -> None:
+def finish(child: int, request: "dict[str, Any]", source: int, reply: int) -> None:
     """Wait for the program, end all it started, and only then look at what it left."""
     poll = select.poll()
     poll.register(os.pidfd_open(child), select.POLLIN)
@@ -78,7 +78,7 @@ def finish(child: int, request: dict[str, Any], source: int, reply: int) -> None
     _, status, used = os.wait4(child, 0)
     try:
         while True:
-            os.kill(-1, signal.SIGKILL)
+            os.kill(-1, SIGKILL)
             os.waitpid(-1, 0)
     except (ProcessLookupError, ChildProcessError):
         pass
@@ -98,7 +98,7 @@ def program(argv: list[str]) -> None:
             os.execvp(sys.executable if argv[0] in ("python", "python3") else argv[0], argv)
         except OSError as error:
             sys.exit(f"{argv[0]}: {error.strerror}")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _signal.signal(SIGINT, _signal.default_int_handler)
     main = type(sys)("__main__")
     main.__dict__.update(__file__=argv[1], __builtins__=builtins)
     sys.modules["__main__"], sys.argv = main, argv[1:]
@@ -115,7 +115,7 @@ def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
         sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
     if uid:
         become(uid)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Process 1 gets no signal from inside that it does not handle.
+    _signal.signal(SIGINT, _signal.SIG_DFL)  # Process 1 gets no signal from inside that it does not handle.
     if reply > 2:
         os.write(reply, b"+")
     with open(source, "rb", closefd=False) as request_file:

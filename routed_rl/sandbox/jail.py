@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import select
 import signal
@@ -18,6 +19,11 @@ from routed_rl.sandbox.memory import WATCH_S, Group, Groups, resident
 from routed_rl.sandbox.reply import CHUNK, Reader, Report
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
+COMPILED = marshal.dumps(compile(INSIDE, "<jail>", "exec"))
+BOOT = """import marshal
+with open(0, "rb", closefd=False) as given:
+    exec(marshal.loads(given.read(int(given.read(8)))))"""
+"""Takes process 1's program compiled, from standard input: compiling it would be a tenth of a jail's start."""
 INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
 """No installed packages, nothing from the working directory, no bytecode files."""
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -47,13 +53,18 @@ class Jail:
         account: dict[str, Any] = {} if as_user is None else {"user": as_user, "group": as_user, "extra_groups": []}
         try:
             # An empty environment: what bubblewrap itself has is readable for whoever gets at its process.
-            self.process = subprocess.Popen([*words, "-c", INSIDE, "-", str(reply_write), str(uid)], env={}, cwd="/", bufsize=0,
+            self.process = subprocess.Popen([*words, "-c", BOOT, "-", str(reply_write), str(uid)], env={}, cwd="/", bufsize=0,
                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                             pass_fds=mine, start_new_session=True, **account)
         finally:
             for descriptor in mine:
                 os.close(descriptor)
+        assert self.process.stdin
         said = b""
+        try:
+            self.process.stdin.write(b"%8d" % len(COMPILED) + COMPILED)
+        except BrokenPipeError:
+            pass  # It has ended already; below it is asked why.
         while b"}" not in said and (part := os.read(info_read, CHUNK)):
             said += part
         os.close(info_read)

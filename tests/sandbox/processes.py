@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-MARK = b"What runs as process 1 inside a jail"
-"""From the text that bubblewrap and process 1 have on their command lines."""
+from routed_rl.sandbox.jail import BOOT
+
+MARK = BOOT.encode()
+"""bubblewrap and process 1 have it on their command lines."""
 
 
 def stat_of(pid: str) -> tuple[str, int]:
