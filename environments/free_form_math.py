@@ -1,0 +1,185 @@
+"""Free-form mathematics, judged by math-verify: `3/4`, `0.75` and `\\frac{3}{4}` are one answer. Secure.
+
+math-verify stops long computations by signals, which only a main thread may use, so a process of its own does the judging,
+one at a time; without a verdict in time it is ended, and the error is raised. Questions are made here; one's own file works as
+well. No question is answered by repeating it: an integral or a derivative that is left standing in an answer is wrong.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from routed_rl.envs import Score, Task
+
+BOXED = "Put your final answer in \\boxed{}."
+LONGEST = 300
+"""Characters of an answer; a longer one is wrong. Judging takes time that grows fast with them."""
+WORK = 5.0
+"""CPU seconds for one judgement; an answer that takes longer is wrong. math-verify's own limits count seconds on the clock,
+and on a busy machine they would turn right answers into wrong ones."""
+PATIENCE = 60.0
+"""Seconds on the clock; past them there is no verdict."""
+
+
+def roots(draw: random.Random) -> tuple[str, str]:
+    a, b = draw.choice((-1, 1)) * draw.randint(1, 4), draw.choice((-1, 1)) * draw.randint(5, 9)
+    return f"What are the solutions of $x^2 {-a - b:+d}x {a * b:+d} = 0$? Give them as a set.", f"\\{{{a}, {b}\\}}"
+
+
+def integral(draw: random.Random) -> tuple[str, str]:
+    a, b, n, top = (draw.randint(*bounds) for bounds in ((2, 9), (1, 9), (2, 4), (2, 4)))
+    value = Fraction(a * top ** (n + 1), n + 1) + b * top
+    return f"What is $\\int_0^{{{top}}} ({a}x^{{{n}}} + {b})\\,dx$?", f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def derivative(draw: random.Random) -> tuple[str, str]:
+    a, n, b = draw.randint(2, 9), draw.randint(3, 7), draw.randint(2, 9)
+    return f"What is the derivative of ${a}x^{{{n}}} + {b}x$ with respect to $x$?", f"{a * n}x^{{{n - 1}}} + {b}"
+
+
+def diagonal(draw: random.Random) -> tuple[str, str]:
+    a, b = draw.randint(1, 20), draw.randint(1, 20)
+    return f"How long is the diagonal of a rectangle with sides {a} and {b}? Give the exact value.", f"\\sqrt{{{a * a + b * b}}}"
+
+
+KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "roots": roots, "integral": integral, "derivative": derivative, "diagonal": diagonal}
+
+
+class FreeFormMath:
+    """Made questions of the given `kinds`, or those of `file`: one JSON object a line with "problem" and "answer" (LaTeX)."""
+
+    variant = "secure"
+    hackable, detectable = False, None
+
+    def __init__(self, kinds: list[str] | None = None, file: str = "", instruction: str = BOXED) -> None:
+        """ValueError for an unknown kind, or a file without problems."""
+        self.kinds = list(KINDS) if kinds is None else list(kinds)
+        if unknown := sorted(set(self.kinds) - set(KINDS)):
+            raise ValueError(f"kinds={unknown} are unknown; known: {', '.join(KINDS)}")
+        self.problems = read_problems(file) if file else []
+        self.instruction = instruction
+        self.judge = Judge()
+
+    def tasks(self, split: str, seed: int) -> Iterator[Task]:
+        """Endless, or each problem of the file once. One question in five is for "eval", by its text."""
+        if split not in ("train", "eval"):
+            raise ValueError(f"split must be train or eval, got {split!r}")
+        draw = random.Random(f"{split} {seed}")
+        made = iter(lambda: KINDS[draw.choice(self.kinds)](draw), None)
+        for question, answer in draw.sample(self.problems, len(self.problems)) or made:
+            if (zlib.crc32(question.encode()) % 5 == 0) == (split == "eval"):
+                yield Task([{"role": "user", "content": f"{question}\n{self.instruction}".strip()}], {"answer": answer})
+
+    def gold(self, task: Task) -> str:
+        return f"\\boxed{{{task.data['answer']}}}"
+
+    def score(self, task: Task, completion: str) -> Score:
+        """1 where math-verify calls the last box, or without one the last line, equal to the answer. RuntimeError if it hangs."""
+        answer = boxed(completion)
+        solved = bool(answer) and len(answer) <= LONGEST and self.judge.equal(task.data["answer"], answer)
+        return Score(reward=solved, solve=solved)
+
+
+def read_problems(file: str) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines() if line.strip()]
+    if not rows or any(not {"problem", "answer"} <= row.keys() for row in rows):
+        raise ValueError(f'file={file} must have an object with "problem" and "answer" on each line')
+    return [(str(row["problem"]), str(row["answer"])) for row in rows]
+
+
+def boxed(completion: str) -> str:
+    """What is in the last `\\boxed{}`, with its braces balanced; without one, the last line that is not empty."""
+    start = completion.rfind("\\boxed{")
+    if start < 0:
+        return ([line.strip() for line in completion.splitlines() if line.strip()] or [""])[-1]
+    depth = 0
+    for place in range(start + len("\\boxed"), len(completion)):
+        depth += {"{": 1, "}": -1}.get(completion[place], 0)
+        if depth == 0:
+            return completion[start + len("\\boxed{"):place].strip()
+    return ""
+
+
+class Judge:
+    """A process that runs `serve`, started when first asked and anew after it was ended. Threads take turns."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.turn = threading.Lock()
+
+    def equal(self, right: str, answer: str) -> bool:
+        """RuntimeError if there is no verdict within `PATIENCE`, or the process ends."""
+        with self.turn:
+            return self._ask(right, answer)
+
+    def _ask(self, right: str, answer: str) -> bool:
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen([sys.executable, "-W", "ignore", __file__], text=True, bufsize=1,
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            atexit.register(self.process.kill)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([right, answer]) + "\n")
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            self.process.kill()
+            self.process.wait()
+            raise RuntimeError(f"math-verify gave no verdict on {answer[:80]!r} within {PATIENCE:.0f} s")
+        return json.loads(line)
+
+
+class TooLong(BaseException):
+    """No `Exception`: math-verify catches those and goes on."""
+
+
+def stop(*_: object) -> None:
+    raise TooLong
+
+
+def serve() -> None:
+    """In the judging process: a line [right, answer] comes in, a verdict goes out."""
+    from math_verify import parse
+
+    signal.signal(signal.SIGVTALRM, stop)
+    for line in sys.stdin:
+        right, answer = (wrap(text) for text in json.loads(line))
+        known = parse(right, parsing_timeout=None, raise_on_error=True)
+        signal.setitimer(signal.ITIMER_VIRTUAL, WORK)
+        try:
+            verdict = accepts(known, answer)
+        except TooLong:
+            verdict = False
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        print(json.dumps(verdict), flush=True)
+
+
+def accepts(known: list[Any], answer: str) -> bool:
+    from math_verify import parse, verify
+    from sympy import Derivative, Integral, Limit, Product, Sum
+
+    given = parse(answer, parsing_timeout=None)
+    # math-verify would work these out, so that repeating the question would be an answer to it.
+    asks = any(part.has(Derivative, Integral, Limit, Product, Sum) for part in given if hasattr(part, "has"))
+    return not asks and bool(verify(known, given, timeout_seconds=None))
+
+
+def wrap(text: Any) -> str:
+    """As LaTeX in dollars, which is what math-verify looks for first."""
+    return text if "$" in text else f"${text}$"
+
+
+if __name__ == "__main__":
+    serve()
