@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from routed_rl.envs import wire
-from routed_rl.envs.child import Child, pump
+from routed_rl.envs.child import LOOK_S, Child, pump
 from routed_rl.envs.core import Failure, Score, Task
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ LARGEST_TEXT = 1 << 20
 """Characters of completions in one bundle of more than one."""
 UNBEGUN = 8
 """Deaths of a bundle of which nothing had begun, before its first completion counts as failed."""
-LOOK_S = 0.25
-"""Seconds between two looks at what is in work, at most."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ what was seen; None means that it could not be judged.
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -126,7 +127,7 @@ def junk_scores_nothing(seen: Evidence) -> Finding:
     shares: dict[str, list[float]] = {}
     for trial in seen.trials:
         gold = full.get(id(trial.task))
-        if trial.kind != "gold" and not (gold and same_answer(trial.completion, gold.completion)):
+        if trial.kind != "gold" and not (gold and is_right(trial, str(gold.completion))):
             shares.setdefault(trial.kind, []).append(_share(trial, gold))
     means = {kind: statistics.fmean(values) for kind, values in shares.items()}
     paid = {kind: mean for kind, mean in sorted(means.items(), key=lambda item: -item[1]) if mean > MOST_JUNK}
@@ -161,11 +162,16 @@ def is_quick(seen: Evidence) -> Finding:
 CHECKS = (makes_tasks, same_seed_same_tasks, gold_scores_full, junk_scores_nothing, does_not_raise, is_finite, is_quick)
 
 
-def same_answer(junk: str | None, gold: str | None) -> bool:
-    """Whether a junk completion happens to be the right one: the same word, or the same number."""
-    left, right = (str(text).strip().casefold() for text in (junk, gold))
+def is_right(trial: Trial, gold: str) -> bool:
+    """Whether a junk completion happens to be the right one: the same words, the same number, or a prompt that ends with it."""
+    left, right = (str(text).strip().casefold() for text in (trial.completion, gold))
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", left) if trial.kind == "the prompt" else [left]
+    return left == right or any(_equal(number, right) for number in numbers[-1:])
+
+
+def _equal(left: str, right: str) -> bool:
     try:
-        return left == right or float(left) == float(right)
+        return float(left) == float(right)
     except ValueError:
         return False
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from routed_rl.envs import wire
 
+LOOK_S = 0.25
+"""Seconds between two looks at a process that is waited for, at most."""
 LAST_WORDS = 2000
 """Bytes of the newest output that are kept, to say what a process said before it died."""
 SECRET = re.compile(
@@ -72,14 +74,16 @@ class Child:
 
     def receive(self, timeout_s: float) -> Any:
         """The next message, or None: then `dead` says why."""
-        deadline = time.monotonic() + timeout_s
+        waited, looked = 0.0, time.monotonic()
         while self.dead is None:
             if messages := self.take():
                 return messages[0]
-            if time.monotonic() > deadline:
+            if waited > timeout_s:
                 self.dead = f"gave no answer within {timeout_s:g} s"
-            else:
-                pump([self], 0.25)
+                break
+            pump([self], LOOK_S)
+            passed, looked = time.monotonic() - looked, time.monotonic()
+            waited += min(passed, 2 * LOOK_S)  # a trainer that was stopped for an hour has not waited for an hour
         return None
 
     def descriptors(self) -> list[tuple[int, int]]:

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import data_root, find_data
-from routed_rl.config import Config, unknown
+from routed_rl.artifacts import find_data
 from routed_rl.envs import LoadedEnvironment, Score, Task, load_environments
 from routed_rl.envs.check import Evidence, Finding, findings, gather, unsound
 from routed_rl.envs.scoring import describe, score_many
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError
+from routed_rl.inspection.entries import Compose, Entry, classes, entries_of, first_line, mixes, named
 from routed_rl.inspection.markdown import write_block
 
-Compose = Callable[[list[str]], Config]
 JUNK = "0"
 AT_ONCE = 2
 """Environments that are started or checked at the same time."""
 SAMPLES = 20
 CHECK_TIMEOUT_S = 10.0
 """Seconds one scoring may take in a check, where no other limit is set."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One environment that can be named: by its place in a mix of configs/env, or by its class alone."""
-
-    mix: str
-    name: str
-    settings: dict[str, Any]
-
-    @property
-    def class_name(self) -> str:
-        return str(self.settings.get("path", "")).rpartition(":")[2]
 
 
 def list_environments(compose: Compose) -> None:
@@ -115,20 +98,6 @@ def check_one(entry: Entry, samples: int) -> list[Finding]:
                 close()
 
 
-def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
-    """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, or an entry of some mix."""
-    if ":" in name:
-        word = name.rpartition(":")[2]
-        return entries_of("empty", [f"env.{word}.path={name}", *overrides], compose)
-    if name in mixes():
-        return entries_of(name, overrides, compose)
-    for mix in mixes():
-        if any(entry.name == name for entry in entries_of(mix, [], compose)):
-            return [entry for entry in entries_of(mix, overrides, compose) if entry.name == name]
-    known = sorted({*mixes(), *(entry.name for mix in mixes() for entry in entries_of(mix, [], compose))})
-    raise ConfigError(f"{unknown(name, known).replace('unknown setting', 'unknown environment')}; FILE.py:Class works, too")
-
-
 def variations(entry: Entry) -> list[Entry]:
     """The entry under each setting that its class offers in `all_settings`, named by what differs."""
     environment: Any = _load(Entry(entry.mix, entry.name, entry.settings | {"isolate": True})).environment
@@ -139,33 +108,6 @@ def variations(entry: Entry) -> list[Entry]:
     varying = [key for key in every[0] if any(settings.get(key) != every[0][key] for settings in every)]
     return [Entry(entry.mix, " ".join(str(settings.get(key)) for key in varying) or entry.name, entry.settings | settings)
             for settings in every]
-
-
-def mixes() -> list[str]:
-    return sorted(file.stem for file in (data_root() / "configs" / "env").glob("*.yaml"))
-
-
-def entries_of(mix: str, overrides: list[str], compose: Compose) -> list[Entry]:
-    return [Entry(mix, name, settings) for name, settings in compose([f"env={mix}", *overrides]).env.items()]
-
-
-def classes() -> Iterator[tuple[str, str]]:
-    """`FILE.py:Class` and the first line of its docstring, for every class in environments/ with `tasks`; nothing is run."""
-    for file in sorted((data_root() / "environments").rglob("*.py")):
-        for node in ast.parse(file.read_text()).body:
-            methods = {item.name for item in getattr(node, "body", []) if isinstance(item, ast.FunctionDef)}
-            if isinstance(node, ast.ClassDef) and "tasks" in methods and methods & {"score", "episode"}:
-                yield f"{file.relative_to(data_root())}:{node.name}", (ast.get_docstring(node) or "").split("\n")[0]
-
-
-def first_line(path: str) -> str:
-    """Of the docstring of the class at `FILE.py:Class`; empty for one that is in no file here."""
-    place, _, name = path.rpartition(":")
-    if not place.endswith(".py"):
-        return ""
-    tree = ast.parse(find_data(place).read_text())
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    return (ast.get_docstring(found[0]) or "").split("\n")[0] if found else ""
 
 
 def show_prompt(task: Task) -> str:

@@ -89,6 +89,9 @@ class RewardFunction:
                 metrics[f"environment/{name}/{key}"] = sum(values.get(key, 0.0) for values in known) / len(known)
             metrics[f"environment/{name}/failures"] = len(scores) - len(known)
         self._scores.clear()
+        for loaded in self.table.environments:
+            if restarts := getattr(loaded.environment, "restarts", 0):
+                metrics[f"environment/{loaded.name}/restarts"] = restarts
         return metrics
 
 
