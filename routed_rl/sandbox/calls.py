@@ -1,0 +1,89 @@
+"""Calling one function of untrusted code: code and inputs go in, plain values come out.
+
+What was expected stays outside, so there is nothing in the jail to read, patch or compare with. A reply that code forges
+is a value it chose without knowing what is right, which it could have returned as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from routed_rl.sandbox.core import Sandbox
+from routed_rl.sandbox.limits import Limits, Outcome
+from routed_rl.sandbox.values import read_json
+
+SOLUTION, CALLS, REPLY = "solution.py", "calls.json", "reply.jsonl"
+DRIVER = f'''
+import json
+dump, load = json.dumps, json.loads
+with open("{CALLS}") as file:
+    calls = load(file.read())
+with open("{SOLUTION}") as file:
+    source = file.read()
+space = {{"__name__": "solution"}}
+exec(compile(source, "{SOLUTION}", "exec"), space)
+function = space[calls["name"]]
+with open("{REPLY}", "w") as reply:
+    for number, given in enumerate(calls["inputs"]):
+        try:
+            value = function(**given) if isinstance(given, dict) else function(*given)
+            line = dump({{"call": number, "value": value}})
+        except Exception as error:
+            line = dump({{"call": number, "error": f"{{type(error).__name__}}: {{error}}"[:200]}})
+        print(line, file=reply)
+'''
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call gave: a plain JSON value, or why there is none."""
+
+    value: Any = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+Inputs = Sequence[Any] | Mapping[str, Any]
+"""Of one call: positional, or by name."""
+
+
+def call_function(sandbox: Sandbox, source: str, name: str, inputs: Sequence[Inputs], limits: Limits | None = None) -> list[Call]:
+    """Call `name`, as `source` defines it, on each of `inputs`, one after another in one process; one `Call` for each.
+
+    A tuple comes back as a list, and keys of a dict as text, as JSON has it. A program that does not end by itself, with
+    exit code 0, gives no value at all.
+    """
+    given = {"name": name, "inputs": [dict(each) if isinstance(each, Mapping) else list(each) for each in inputs]}
+    files = {"driver.py": DRIVER, SOLUTION: source, CALLS: json.dumps(given)}
+    outcome = sandbox.run(["python", "driver.py"], files, limits=limits, collect=[REPLY])
+    if not outcome.ok:
+        return [Call(error=problem(outcome))] * len(inputs)
+    answers: list[list[Call]] = [[] for _ in inputs]
+    for line in outcome.collected.get(REPLY, b"").splitlines():
+        try:
+            reply = read_json(line)
+            if isinstance(reply, dict) and type(reply.get("call")) is int and 0 <= reply["call"] < len(inputs):
+                answers[reply["call"]].append(answer(reply))
+        except (ValueError, RecursionError):
+            pass  # A line that says nothing: the call it was about stays unanswered.
+    return [found[0] if len(found) == 1 else Call(error="answered twice" if found else "not answered") for found in answers]
+
+
+def answer(reply: Mapping[str, Any]) -> Call:
+    if reply.keys() == {"call", "value"}:
+        return Call(value=reply["value"])
+    if reply.keys() == {"call", "error"} and isinstance(reply["error"], str):
+        return Call(error=reply["error"])
+    return Call(error="ill-formed reply")
+
+
+def problem(outcome: Outcome) -> str:
+    """Why a program gave no values, in one line."""
+    last = outcome.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
+    return f"{outcome.reason} {outcome.exit_code}: {last}" if outcome.reason == "exited" else outcome.reason

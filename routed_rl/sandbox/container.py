@@ -1,0 +1,107 @@
+"""A container per program, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
+
+For those who have an engine and no bubblewrap. Tested against a fake client only, for what is sent: never run against a
+real engine by our tests. The engine must see this machine's files. A container takes about half a second; no pool.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from routed_rl.errors import SandboxError
+from routed_rl.sandbox.core import Sandbox
+from routed_rl.sandbox.jail import INSIDE
+from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
+from routed_rl.sandbox.reply import Report
+
+IMAGE = "python:3.11-slim"
+REQUEST = "/request"
+
+
+def engine() -> Any:
+    """The client of a running engine."""
+    try:
+        import docker
+    except ImportError:
+        raise SandboxError("the SDK of the container engine is not installed: pip install 'routed-rl[container]'") from None
+    try:
+        client = docker.from_env()
+        client.ping()
+    except Exception as error:  # The SDK lets errors of several libraries through.
+        raise SandboxError(f"no container engine answers: {error}") from error
+    return client
+
+
+def settings(limits: Limits, request: Path) -> dict[str, Any]:
+    """What a container may do and see: nothing but its image, the request and a /tmp of its own."""
+    return {
+        "command": ["python", "-I", "-S", "-B", "-c", INSIDE, REQUEST, "1", "0"],
+        "entrypoint": [], "environment": {"HOME": "/tmp", "LANG": "C.UTF-8"}, "working_dir": "/tmp", "user": "65534:65534",
+        "network_disabled": True, "network_mode": "none", "read_only": True, "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"], "ipc_mode": "private", "init": False,
+        "mem_limit": limits.memory_mb * MEBIBYTE, "memswap_limit": limits.memory_mb * MEBIBYTE,
+        "pids_limit": limits.processes + 1,
+        "tmpfs": {"/tmp": f"size={limits.disk_mb * MEBIBYTE},mode=1777,nosuid,nodev"}, "shm_size": MEBIBYTE,
+        "volumes": {str(request): {"bind": REQUEST, "mode": "ro"}}, "log_config": {"type": "none"},
+    }
+
+
+class Container(Sandbox):
+    """Starts a container per program. `client` and `image` are for those who know better."""
+
+    name = "container"
+    confines_by = "a container; memory and processes by its control group"
+
+    def __init__(self, client: Any = None, image: str = IMAGE) -> None:
+        self.client, self.image = client or engine(), image
+        outcome = self.run(["python", "hello.py"], {"hello.py": "print('hello')"}, limits=Limits(wall_s=30))
+        if not outcome.ok or outcome.stdout != b"hello\n":
+            said = outcome.stderr[-200:].decode(errors="replace")
+            raise SandboxError(f"image {image} does not run python: {outcome.reason} {said}")
+
+    def run_request(self, request: Request) -> Outcome:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "request")
+            file.write_bytes(request.encoded)
+            file.chmod(0o444)
+            Path(folder).chmod(0o755)
+            try:
+                container = self.client.containers.create(self.image, **settings(request.limits, file))
+            except Exception as error:
+                raise SandboxError(f"no container of image {self.image} can be made: {error}") from error
+            try:
+                return self.watch(container, request)
+            finally:
+                container.remove(force=True)
+
+    def watch(self, container: Any, request: Request) -> Outcome:
+        """Read both streams until the container ends or passes a limit. The report follows the program's output."""
+        limits = request.limits
+        output, caps = [bytearray(), bytearray()], (limits.output_bytes + request.report_size, limits.output_bytes)
+        stream = container.attach(stream=True, demux=True)
+        began, late = time.monotonic(), threading.Event()
+        timer = threading.Timer(limits.wall_s, lambda: (late.set(), container.kill()))
+        container.start()
+        timer.start()
+        flood = False
+        for parts in stream:
+            for data, part, cap in zip(output, parts, caps, strict=True):
+                data += part or b""
+                flood = flood or len(data) > cap
+            if flood:
+                container.kill()
+                break
+        timer.cancel()
+        container.wait()
+        container.reload()
+        wall_s, out_of_memory = time.monotonic() - began, bool(container.attrs["State"]["OOMKilled"])
+        stdout, stderr = bytes(output[0]), bytes(output[1][:limits.output_bytes])
+        report = None if flood or late.is_set() else Report.parse(stdout, request.collect)
+        if report is None:
+            reason = "memory" if out_of_memory else "output" if flood else "timeout" if late.is_set() else "signal"
+            return Outcome(None, reason, stdout[:limits.output_bytes], stderr, {}, wall_s)
+        return report.outcome(limits, out_of_memory=out_of_memory, stdout=stdout[:-report.size], stderr=stderr, wall_s=wall_s)

@@ -1,0 +1,36 @@
+"""What every sandbox can do, whatever confines the program."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from routed_rl.sandbox.limits import Limits, Outcome, Request
+
+
+class Sandbox(ABC):
+    """Runs untrusted programs, one jail each. Safe to use from several threads."""
+
+    name: str
+    """As `find_sandbox` knows it."""
+    confines_by: str
+    """How memory and processes are capped here, in words."""
+
+    def run(self, argv: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: bytes = b"",
+            limits: Limits | None = None, collect: Sequence[str] = ()) -> Outcome:
+        """Run `argv` in a new jail, in a working directory that holds `files` and nothing else.
+
+        `["python", FILE, ...]` is run by an interpreter that is up already; other arguments of python start a second one.
+        The jail has no other program. Raises SandboxError where the request is refused or no jail starts, and only then.
+        """
+        return self.run_request(Request(argv, files or {}, stdin, limits or Limits(), collect))
+
+    @abstractmethod
+    def run_request(self, request: Request) -> Outcome:
+        """As `run`."""
+
+    @contextmanager
+    def pool(self, size: int) -> Iterator[Sandbox]:
+        """The same sandbox with up to `size` jails started ahead. Here: none are."""
+        yield self

@@ -1,0 +1,32 @@
+"""Which sandbox works here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from routed_rl.errors import SandboxError
+from routed_rl.sandbox.bubblewrap import Bubblewrap
+from routed_rl.sandbox.container import Container
+from routed_rl.sandbox.core import Sandbox
+
+SANDBOXES: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "container": Container}
+WAY_OUT = ("install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; inside Docker also start the container with "
+           "--security-opt seccomp=unconfined --security-opt apparmor=unconfined), or a container engine and the extra container")
+
+
+@cache
+def find_sandbox(name: str = "auto") -> Sandbox:
+    """The sandbox `name` ("bubblewrap", "container"), or the first that works; once for each process.
+
+    It has run a program when this returns. SandboxError where none works: untrusted code is then not run at all.
+    """
+    if name != "auto" and name not in SANDBOXES:
+        raise SandboxError(f"unknown sandbox {name!r}; there are auto, {', '.join(SANDBOXES)}")
+    problems: list[str] = []
+    for each in SANDBOXES if name == "auto" else [name]:
+        try:
+            return SANDBOXES[each]()
+        except SandboxError as error:
+            problems.append(f"{each}: {error}")
+    raise SandboxError(f"no sandbox works here, so untrusted code is not run ({'; '.join(problems)}); {WAY_OUT}")

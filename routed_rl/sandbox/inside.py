@@ -1,0 +1,138 @@
+"""What runs as process 1 inside a jail: waits with its interpreter up, runs one program, reports, ends.
+
+Its text is handed to `python -c`, so it imports nothing of ours. Arguments: where the request comes from (a path, or - for
+standard input), the descriptor of the reply, the uid to become (0: stay). The request is marshalled by the other side;
+the reply is the wait status, the CPU time in ms, each wanted file as a length and its bytes (length -1: none), and at
+the end the length of all that, every number eight bytes signed. When it is written, no other process is left in the jail.
+"""
+
+from __future__ import annotations
+
+import builtins
+import marshal
+import os
+import resource
+import select
+import signal
+import stat
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def become(uid: int) -> None:
+    """A uid nobody else has: the limit on processes counts per uid, and does not hold for root."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def write_files(files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        if folder := os.path.dirname(name):
+            os.makedirs(folder, exist_ok=True)
+        with open(name, "wb") as file:
+            file.write(data)
+
+
+def prepare(request: dict[str, Any]) -> None:
+    """Turn this fork into the program's process: limits, its own standard input, nothing of process 1's."""
+    spool = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.write(spool, request["stdin"])
+    os.lseek(spool, 0, os.SEEK_SET)
+    os.dup2(spool, 0)
+    os.closerange(3, 1 << 16)
+    os.setsid()
+    limits = request["limits"]
+    hard = {"AS": limits["memory"], "FSIZE": limits["disk"], "NPROC": limits["processes"] + 1, "NOFILE": 256,
+            "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}
+    for name, value in hard.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))
+
+
+def collect(name: str, most: int) -> bytes | None:
+    """A regular file's bytes; None where there is none, or one longer than `most`."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        data = b""
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            with open(file, "rb") as opened:
+                data = opened.read(most + 1)
+            return data if len(data) <= most else None
+    except OSError:
+        pass
+    return None
+
+
+def finish(child: int, request: dict[str, Any], source: int, reply: int) -> None:
+    """Wait for the program, end all it started, and only then look at what it left."""
+    poll = select.poll()
+    poll.register(os.pidfd_open(child), select.POLLIN)
+    poll.register(source, 0)
+    ready = poll.poll(1000 * (request["limits"]["wall"] + 5))
+    if not ready or any(descriptor == source for descriptor, _ in ready):
+        os._exit(1)  # The one that asked is gone, and with this process everything in the jail.
+    _, status, used = os.wait4(child, 0)
+    try:
+        while True:
+            os.kill(-1, signal.SIGKILL)
+            os.waitpid(-1, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+    parts = [status, int(1000 * (used.ru_utime + used.ru_stime))]
+    frame = b"".join(number.to_bytes(8, "big", signed=True) for number in parts)
+    for name in request["collect"]:
+        data = collect(name, request["limits"]["output"])
+        frame += (-1 if data is None else len(data)).to_bytes(8, "big", signed=True) + (data or b"")
+    with open(reply, "wb") as out:
+        out.write(frame + len(frame).to_bytes(8, "big", signed=True))
+
+
+def program(argv: list[str]) -> None:
+    """Run `python FILE ...` in this interpreter, which is up already; anything else by exec."""
+    if argv[0] not in ("python", "python3") or len(argv) < 2 or argv[1].startswith("-"):
+        try:
+            os.execvp(sys.executable if argv[0] in ("python", "python3") else argv[0], argv)
+        except OSError as error:
+            sys.exit(f"{argv[0]}: {error.strerror}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = type(sys)("__main__")
+    main.__dict__.update(__file__=argv[1], __builtins__=builtins)
+    sys.modules["__main__"], sys.argv = main, argv[1:]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(argv[1])))
+    builtins.__dict__.update(exit=sys.exit, quit=sys.exit)
+    with open(argv[1], "rb") as file:
+        code = compile(file.read(), argv[1], "exec")
+    exec(code, main.__dict__)
+
+
+def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
+    """In process 1: never returns. In the program's process: what to run."""
+    if os.getpid() != 1:
+        sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
+    if uid:
+        become(uid)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Process 1 gets no signal from inside that it does not handle.
+    if reply > 2:
+        os.write(reply, b"+")
+    with open(source, "rb", closefd=False) as request_file:
+        try:
+            size = int.from_bytes(request_file.read(8), "big")
+            request = marshal.loads(request_file.read(size))
+        except (EOFError, ValueError):
+            os._exit(1)  # Closed before there was a request.
+    write_files(request["files"])
+    child = os.fork()
+    if child:
+        finish(child, request, source, reply)
+        os._exit(0)
+    prepare(request)
+    return request["argv"]
+
+
+if __name__ == "__main__":
+    place, reply, uid = sys.argv[1:]
+    program(wait_and_run(0 if place == "-" else os.open(place, os.O_RDONLY), int(reply), int(uid)))

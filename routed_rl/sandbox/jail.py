@@ -1,0 +1,132 @@
+"""One jail: started ahead, used for one program, gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from routed_rl.errors import SandboxError
+from routed_rl.sandbox.limits import MEBIBYTE, Outcome, Request
+from routed_rl.sandbox.memory import WATCH_S, Group, Groups, resident
+from routed_rl.sandbox.reply import CHUNK, Reader, Report
+
+INSIDE = (Path(__file__).parent / "inside.py").read_text()
+START_S = 20.0
+"""Seconds a jail may take to start; it takes about .02 on an idle machine."""
+
+
+class Jail:
+    """A started jail whose interpreter comes up while nobody waits for it. Use it in a `with`: leaving ends all in it.
+
+    The thread that made it must outlive it: the kernel ends the jail with that thread.
+    """
+
+    def __init__(self, command: Sequence[str], filter: bytes, groups: Groups | None, uid: int = 0,
+                 as_user: int | None = None) -> None:
+        """`command` is bubblewrap's, up to the interpreter with its flags; `uid` is what process 1 becomes, unless 0, and
+        `as_user` what bubblewrap itself runs under, unless it is who we are."""
+        self.groups, self.pidfd = groups, -1
+        info_read, info_write = os.pipe()
+        filter_read, filter_write = os.pipe()
+        self.reply, reply_write = os.pipe()
+        os.write(filter_write, filter)
+        os.close(filter_write)
+        mine = (info_write, filter_read, reply_write)
+        words = [*command[:1], "--info-fd", str(info_write), "--seccomp", str(filter_read), *command[1:]]
+        account: dict[str, Any] = {} if as_user is None else {"user": as_user, "group": as_user, "extra_groups": []}
+        try:
+            # An empty environment: what bubblewrap itself has is readable for whoever gets at its process.
+            self.process = subprocess.Popen([*words, "-c", INSIDE, "-", str(reply_write), str(uid)], env={}, cwd="/", bufsize=0,
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                            pass_fds=mine, start_new_session=True, **account)
+        finally:
+            for descriptor in mine:
+                os.close(descriptor)
+        with open(info_read, "rb") as info:
+            said = info.read()
+        try:
+            self.pid = int(json.loads(said)["child-pid"])
+            self.pidfd = os.pidfd_open(self.pid)
+        except (ValueError, ProcessLookupError):
+            self.fail()
+
+    def fail(self) -> NoReturn:
+        """Raise with what bubblewrap said."""
+        self.kill()
+        assert self.process.stderr
+        said = self.process.stderr.read(CHUNK).decode(errors="replace").split()
+        self.close()
+        raise SandboxError(f"a jail did not start: {' '.join(said)[-300:] or 'no message'}; `routed-rl doctor` tries it out")
+
+    def run(self, request: Request) -> Outcome:
+        """Run one program. Never twice."""
+        if not select.select([self.reply], [], [], START_S)[0] or os.read(self.reply, 1) != b"+":
+            self.fail()
+        if self.groups is None:
+            return self.watch(request, None)
+        group = self.groups.take(request.limits.memory_mb * MEBIBYTE)
+        try:
+            group.add(self.pid)
+            return self.watch(request, group)
+        finally:
+            self.close()
+            self.groups.give_back(group)
+
+    def watch(self, request: Request, group: Group | None) -> Outcome:
+        """Hand over the request, read until all is at its end or a limit is passed, and judge."""
+        process, said, limits = self.process, self.reply, request.limits
+        assert process.stdin and process.stdout and process.stderr
+        out, err = process.stdout.fileno(), process.stderr.fileno()
+        reader = Reader({out: limits.output_bytes, err: limits.output_bytes, said: request.report_size})
+        began, memory = time.monotonic(), limits.memory_mb * MEBIBYTE
+        try:
+            process.stdin.write(request.encoded)
+        except BrokenPipeError:
+            self.fail()
+        stopped = reader.read(began + limits.wall_s, WATCH_S if group is None else None, lambda: resident(self.pid) > memory)
+        self.close()
+        wall_s, out_of_memory = time.monotonic() - began, group is not None and group.passed()
+        stdout, stderr = bytes(reader.data[out]), bytes(reader.data[err])
+        report = Report.parse(reader.data[said], request.collect)
+        if stopped or report is None:
+            reason = "memory" if out_of_memory else stopped or "signal"
+            return Outcome(None, reason, stdout, stderr, {}, wall_s)
+        return report.outcome(limits, out_of_memory=out_of_memory, stdout=stdout, stderr=stderr, wall_s=wall_s)
+
+    def kill(self) -> None:
+        """End everything in the jail: it goes with its process 1."""
+        try:
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            else:
+                self.process.kill()
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        """End what still runs, reap it, and close every descriptor. Harmless when repeated."""
+        if self.reply < 0:
+            return
+        if self.process.poll() is None:
+            self.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe
+            pipe.close()
+        for descriptor in (self.reply, self.pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.reply = self.pidfd = -1
+
+    def __enter__(self) -> Jail:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""What a program may use, and what came of it."""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from math import ceil
+from typing import Literal
+
+from routed_rl.errors import ConfigError, SandboxError
+
+Reason = Literal["exited", "timeout", "memory", "output", "signal"]
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps on one program and everything it starts. All hold together; the first that is passed ends it."""
+
+    wall_s: float = 5.0
+    """Seconds from the moment the program may start."""
+    cpu_s: float = 5.0
+    """CPU seconds of each process, rounded up; all of them together: at most `wall_s` times the number of cores."""
+    memory_mb: int = 512
+    """MiB of address space of each process, and of memory of all of them together."""
+    processes: int = 16
+    """Processes and threads at one time, the program's own first one among them."""
+    output_bytes: int = 1 << 20
+    """Bytes of each of: standard output, standard error, a collected file."""
+    disk_mb: int = 64
+    """MiB of /tmp, which also holds the files that the program is given."""
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            kind = (int, float) if setting.name.endswith("_s") else (int,)
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1 << 40:
+                raise ConfigError(f"sandbox limit {setting.name} must be a positive {kind[-1].__name__}, got {value!r}")
+        if self.memory_mb < 32:
+            raise ConfigError(f"sandbox limit memory_mb must be at least 32, which the interpreter needs, got {self.memory_mb}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended. Whatever is in it was written by untrusted code."""
+
+    exit_code: int | None
+    """None unless `reason` is "exited"."""
+    reason: Reason
+    stdout: bytes = b""
+    stderr: bytes = b""
+    collected: Mapping[str, bytes] = field(default_factory=dict)
+    """Of the files asked for, those that are regular and within the limit; none after a timeout or a flood."""
+    wall_s: float = 0.0
+    """Seconds from the request to the end of the last process."""
+
+    @property
+    def ok(self) -> bool:
+        return self.reason == "exited" and self.exit_code == 0
+
+
+def check_name(name: str) -> str:
+    """`name` if it is a plain path below the working directory; SandboxError otherwise."""
+    parts = name.split("/")
+    if not name or "\0" in name or len(name) > 255 or {"", ".", ".."} & set(parts):
+        raise SandboxError(f"file name {name[:300]!r} is refused: the sandbox takes relative paths without '.', '..', empty parts")
+    return name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run. SandboxError where anything of it is not what it must be."""
+
+    argv: Sequence[str]
+    files: Mapping[str, str | bytes]
+    stdin: bytes
+    limits: Limits
+    collect: Sequence[str]
+
+    def __post_init__(self) -> None:
+        words = [] if isinstance(self.argv, str) else self.argv
+        if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+            raise SandboxError(f"argv must be a list of words without null bytes, as there is no shell, got {self.argv!r}")
+        for name in (*self.files, *self.collect):
+            check_name(name)
+        if (size := sum(map(len, self.data.values()))) > self.limits.disk_mb * MEBIBYTE:
+            raise SandboxError(f"files of {size} bytes do not fit into the sandbox's disk_mb={self.limits.disk_mb}; raise it")
+
+    @cached_property
+    def data(self) -> dict[str, bytes]:
+        return {name: text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
+                for name, text in self.files.items()}
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """As inside.py reads it: a length, then the request."""
+        limits = {"memory": self.limits.memory_mb * MEBIBYTE, "disk": self.limits.disk_mb * MEBIBYTE,
+                  "processes": self.limits.processes, "cpu": ceil(self.limits.cpu_s), "wall": ceil(self.limits.wall_s),
+                  "output": self.limits.output_bytes}
+        data = marshal.dumps({"argv": list(self.argv), "files": self.data, "stdin": bytes(self.stdin), "limits": limits,
+                              "collect": list(self.collect)})
+        return len(data).to_bytes(8, "big") + data
+
+    @property
+    def report_size(self) -> int:
+        """The most bytes that the report on it can have."""
+        return (3 + len(self.collect)) * 8 + len(self.collect) * self.limits.output_bytes

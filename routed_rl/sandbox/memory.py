@@ -1,0 +1,160 @@
+"""The cap on the memory of a whole jail: a control group where we may make one, else its processes are watched.
+
+Without a group, memory that no process has mapped (pipes, sockets, the jail's /tmp up to its own size) is not counted, and
+a jail can pass its cap for as long as one look at it takes (`WATCH_S`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+WATCH_S = 0.02
+PAGE = os.sysconf("SC_PAGE_SIZE")
+PREFIX = "routed-rl-"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the files of a control group are called in one version of the interface."""
+
+    limits: tuple[str, ...]
+    events: str
+
+
+VERSIONS = {
+    "cgroup": Files(limits=("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), events="memory.oom_control"),
+    "cgroup2": Files(limits=("memory.max",), events="memory.events"),
+}
+
+
+@dataclass
+class Group:
+    """One control group with a cap in bytes. One jail at a time; empty groups are used again."""
+
+    path: Path
+    files: Files
+    limit: int
+    kills_before: int = 0
+
+    def add(self, pid: int) -> None:
+        self.kills_before = self.kills()
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def kills(self) -> int:
+        """Processes that the kernel killed for memory so far."""
+        for line in (self.path / self.files.events).read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+        return 0
+
+    def passed(self) -> bool:
+        return self.kills() > self.kills_before
+
+
+class Groups:
+    """Control groups below this process's own, made as needed and removed at exit."""
+
+    def __init__(self, home: Path, files: Files) -> None:
+        self.home, self.files = home, files
+        self.free: dict[int, list[Group]] = {}
+        self.all: list[Group] = []
+        self.numbers, self.lock, self.owner = count(), threading.Lock(), os.getpid()
+        atexit.register(self.remove)
+
+    def take(self, limit: int) -> Group:
+        with self.lock:
+            if self.owner != os.getpid():  # A fork: the groups so far belong to the other process.
+                self.free, self.all, self.owner = {}, [], os.getpid()
+            if free := self.free.get(limit):
+                return free.pop()
+            path = self.home / f"{PREFIX}{os.getpid()}-{id(self):x}-{next(self.numbers)}"
+            path.mkdir()
+            group = Group(path, self.files, limit)
+            self.all.append(group)
+        for name in self.files.limits:
+            if (path / name).exists():
+                (path / name).write_text(str(limit))
+        if (path / "memory.swap.max").exists():
+            (path / "memory.swap.max").write_text("0")
+        return group
+
+    def give_back(self, group: Group) -> None:
+        with self.lock:
+            self.free.setdefault(group.limit, []).append(group)
+
+    def remove(self) -> None:
+        for group in self.all if self.owner == os.getpid() else ():
+            try:
+                group.path.rmdir()
+            except OSError:
+                pass  # A jail that has just been killed may still be in it; `sweep` of a later run takes it away.
+        self.all, self.free = [], {}
+
+
+def candidates() -> Iterator[tuple[Path, Files]]:
+    """Where a group could be made: this process's own group, then those above it."""
+    own = {words[1]: words[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if (words := line.split(":", 2))}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        root, place = before.split()[3:5]
+        kind, _, options = after.split()[:3]
+        v1 = kind == "cgroup" and "memory" in options.split(",")
+        if not v1 and kind != "cgroup2":
+            continue
+        path = next((where for names, where in own.items() if ("memory" in names.split(",") if v1 else not names)), "/")
+        inner = Path(os.path.relpath(path, root)) if path.startswith(root) else Path()
+        for folder in (inner, *inner.parents):
+            yield Path(place) / folder, VERSIONS[kind]
+
+
+def sweep(home: Path) -> None:
+    """Remove the empty groups of processes that are gone."""
+    for path in home.glob(f"{PREFIX}*"):
+        owner = path.name.removeprefix(PREFIX).split("-")[0]
+        if not Path("/proc", owner).exists():
+            try:
+                path.rmdir()
+            except OSError:
+                pass  # Not empty after all, or another process was first.
+
+
+def find_groups() -> Groups | None:
+    """Groups that really can cap memory, or None."""
+    try:
+        places = list(candidates())
+    except OSError:
+        return None
+    for home, files in places:
+        groups = Groups(home, files)
+        try:
+            sweep(home)
+            group = groups.take(64 << 20)
+            if int((group.path / files.limits[0]).read_text()) == group.limit:
+                group.kills()
+                groups.give_back(group)
+                return groups
+        except OSError:
+            pass
+        groups.remove()
+    return None
+
+
+def resident(pid: int) -> int:
+    """Bytes of unshared memory of a process and all its descendants."""
+    total, waiting = 0, [pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            _, pages, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+            total += (int(pages) - int(shared)) * PAGE
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                waiting += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+        except OSError:
+            pass  # It has ended since.
+    return total

@@ -1,0 +1,48 @@
+"""Comparing plain values from a jail with what was expected. Runs outside; no code of the value's own ever runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+MAX_DEPTH = 64
+MAX_ITEMS = 100_000
+PLAIN = {type(None), bool, int, float, str, list, dict}
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]')
+
+
+def same_value(a: Any, b: Any, *, mixed_numbers: bool = False) -> bool:
+    """Whether two JSON values are the same in type and content.
+
+    True is not 1, 1 is not 1.0 unless `mixed_numbers`, nan is nothing's equal, and a type that JSON does not have (a
+    subclass, a tuple) is equal to nothing. Deeper than `MAX_DEPTH` or more than `MAX_ITEMS` values: not the same.
+    """
+    waiting: list[tuple[Any, Any, int]] = [(a, b, 0)]
+    for _ in range(MAX_ITEMS):
+        if not waiting:
+            return True
+        a, b, depth = waiting.pop()
+        numbers = mixed_numbers and {type(a), type(b)} == {int, float}
+        if type(a) not in PLAIN or (type(a) is not type(b) and not numbers) or depth > MAX_DEPTH:
+            return False
+        if type(a) is list or type(a) is dict:
+            if len(a) != len(b):
+                return False
+            if type(a) is dict and not (all(type(key) is str for key in (*a, *b)) and a.keys() == b.keys()):
+                return False
+            places = a if type(a) is dict else range(len(a))
+            waiting += [(a[place], b[place], depth + 1) for place in places]
+        elif a != b:
+            return False
+    return not waiting
+
+
+def read_json(data: bytes) -> Any:
+    """The JSON value in `data`; ValueError where it is not one, or nested deeper than `MAX_DEPTH`."""
+    text, depth = data.decode("utf-8"), 0
+    for found in BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > MAX_DEPTH + 2:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    return json.loads(text)
