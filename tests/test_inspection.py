@@ -182,6 +182,10 @@ def test_versions_are_held_against_what_is_asked_for(version, asked, fits):
     assert doctor_module._fits(version, asked) == fits
 
 
-def test_without_a_sandbox_the_doctor_says_so(monkeypatch):
+def test_no_sandbox_is_said_and_is_no_fault_but_one_that_leaks_is(quick, monkeypatch):
+    quick.probe = lambda: [("sandbox", False, "install bubblewrap")]
+    assert [(row.name, row.sound) for row in doctor_module.sandbox()] == [("sandbox", None)]
+    quick.probe = lambda: [("sandbox", True, "a jail"), ("network", False, "it got out")]
+    assert [(row.name, row.sound) for row in doctor_module.sandbox()] == [("sandbox", True), ("sandbox: network", False)]
     monkeypatch.setitem(sys.modules, "routed_rl.sandbox", None)
     assert [(row.sound, row.detail) for row in doctor_module.sandbox()] == [(None, "not built")]

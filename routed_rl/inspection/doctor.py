@@ -101,14 +101,18 @@ def chat_template(path: str) -> Iterator[Row]:
 
 
 def sandbox() -> Iterator[Row]:
-    """What `routed_rl.sandbox.probe` finds when it really attacks; without a sandbox code that a model wrote is refused."""
+    """What `routed_rl.sandbox.probe` finds when it really attacks. No sandbox is no fault: only code that a model wrote needs
+    one, and is refused without."""
     try:
         probe = importlib.import_module("routed_rl.sandbox").probe
     except ImportError:
         yield Row("sandbox", None, "not built")
         return
-    for name, sound, detail in probe():
-        yield Row(f"sandbox: {name}" if name != "sandbox" else name, sound, detail)
+    for place, (name, sound, detail) in enumerate(probe()):
+        if place == 0 and not sound:
+            yield Row(name, None, f"none, so code that a model wrote is refused: {detail}")
+        else:
+            yield Row(name if place == 0 else f"sandbox: {name}", sound, detail)
 
 
 def _version(name: str) -> str | None:
