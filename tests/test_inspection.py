@@ -13,7 +13,7 @@ from routed_rl import inspection
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.errors import ConfigError
-from routed_rl.inspection import doctor as doctor_module
+from routed_rl.inspection import machine
 from routed_rl.inspection.entries import classes, first_line, mixes, named
 from routed_rl.inspection.markdown import BEGIN, END, write_block
 
@@ -80,9 +80,9 @@ def test_an_unknown_name_is_refused_with_what_is_close():
     (["env", "check", "values", "--all"], "offers no all_settings"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(argv, hint, capsys):
-    assert main(argv) == 2 if "Nobody" not in argv[-1] else main(argv) == 4
-    output = capsys.readouterr()
-    assert hint in " ".join((output.err + output.out).split()) and output.err.count("\n") == 1
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert hint in error and error.count("\n") == 1
 
 
 # --- env check --------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_ready_machine_is_told_so(quick, capsys):
 
 def test_what_is_needed_and_broken_is_exit_code_4(quick, capsys, monkeypatch):
     quick.probe = lambda: [("sandbox", True, "a jail"), ("network", False, "it got out")]
-    monkeypatch.setattr(doctor_module, "LEAST_GB", 1e9)
+    monkeypatch.setattr(machine, "LEAST_GB", 1e9)
     assert main(["doctor", "model.path=/no/model"]) == 4
     output = capsys.readouterr()
     assert output.err.strip().endswith("are broken: disk, tokenizer, sandbox: network; the lines above say why")
@@ -169,7 +169,7 @@ def refusing(prompt):
 ])
 def test_a_chat_template_is_tried(monkeypatch, template, sound, said):
     monkeypatch.setattr("routed_rl.model.load.load_tokenizer", lambda path: Tokenizer(template))
-    found = list(doctor_module.chat_template("MODEL"))
+    found = list(machine.chat_template("MODEL"))
     assert [row.sound for row in found] == sound and said in found[-1].detail
     if sound == [True] * 3:
         assert "an empty chat costs 3 tokens" in found[1].detail
@@ -179,13 +179,13 @@ def test_a_chat_template_is_tried(monkeypatch, template, sound, said):
     ("2.13.0+cpu", ">=2.13", True), ("2.9.1", ">=2.13", False), ("1.16.4", "==1.16.*", True), ("1.17.0", "==1.16.*", False),
     ("1.16.0", "", True)])
 def test_versions_are_held_against_what_is_asked_for(version, asked, fits):
-    assert doctor_module._fits(version, asked) == fits
+    assert machine._fits(version, asked) == fits
 
 
 def test_no_sandbox_is_said_and_is_no_fault_but_one_that_leaks_is(quick, monkeypatch):
     quick.probe = lambda: [("sandbox", False, "install bubblewrap")]
-    assert [(row.name, row.sound) for row in doctor_module.sandbox()] == [("sandbox", None)]
+    assert [(row.name, row.sound) for row in machine.sandbox()] == [("sandbox", None)]
     quick.probe = lambda: [("sandbox", True, "a jail"), ("network", False, "it got out")]
-    assert [(row.name, row.sound) for row in doctor_module.sandbox()] == [("sandbox", True), ("sandbox: network", False)]
+    assert [(row.name, row.sound) for row in machine.sandbox()] == [("sandbox", True), ("sandbox: network", False)]
     monkeypatch.setitem(sys.modules, "routed_rl.sandbox", None)
-    assert [(row.sound, row.detail) for row in doctor_module.sandbox()] == [(None, "not built")]
+    assert [(row.sound, row.detail) for row in machine.sandbox()] == [(None, "not built")]

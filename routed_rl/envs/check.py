@@ -17,6 +17,7 @@ from typing import Any
 from routed_rl.envs import wire
 from routed_rl.envs.core import Environment, Failure, Score, Task
 from routed_rl.envs.scoring import describe, score_many
+from routed_rl.errors import ConfigError
 
 MOST_JUNK = 0.05
 """Mean share of the full reward that one kind of junk may earn, over the tasks for which it is not the right answer."""
@@ -67,6 +68,8 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0) -> Evid
         next(iter(environment.tasks("eval", seed)))
         if callable(gold := getattr(environment, "gold", None)):
             seen.gold = {place: str(gold(task)) for place, task in enumerate(seen.tasks)}
+    except ConfigError:
+        raise
     except Exception as error:
         seen.problem = "no task for split 'eval'" if isinstance(error, StopIteration) else describe(error)
         return seen
@@ -159,6 +162,7 @@ def is_quick(seen: Evidence) -> Finding:
     return Finding("time", median <= SLOW_S, f"{median * 1000:.1f} ms" + (f" on {kind}" if median > SLOW_S else ""))
 
 
+COLUMNS = ("tasks", "seed", "gold", "junk", "raises", "finite", "time")
 CHECKS = (makes_tasks, same_seed_same_tasks, gold_scores_full, junk_scores_nothing, does_not_raise, is_finite, is_quick)
 
 

@@ -51,13 +51,18 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
     if not isinstance(probe, bool):
         raise ConfigError(f"env.{name}.probe must be true or false, got {probe}")
     path, stages = str(settings["path"]), settings.get("stages")
-    arguments = {key: value for key, value in settings.items() if key not in OWN_KEYS}
+    arguments = arguments_of(settings)
     if stages is not None:
         check_stages(name, stages)
     isolation = Isolation.parse(name, settings.get("isolate", True))
     environment = (build_staged(name, path, arguments, stages) if isolation is None
                    else EnvironmentProcess(name, path, arguments, stages, isolation))
     return LoadedEnvironment(name, environment, weights[0][1], probe, weights if len(weights) > 1 else ())
+
+
+def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What goes to the class."""
+    return {key: value for key, value in settings.items() if key not in OWN_KEYS}
 
 
 def with_episodes_here(loaded: LoadedEnvironment, settings: dict[str, Any]) -> LoadedEnvironment:

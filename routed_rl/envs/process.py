@@ -68,6 +68,20 @@ class EnvironmentProcess:
             assert self._description is not None
             return self._description
 
+    def rebuild(self, arguments: dict[str, Any]) -> None:
+        """Become the environment of other arguments, in the same process: imports are not made again."""
+        with self._lock:
+            self._setup = self._setup | {"arguments": arguments}
+            self._description = None
+            first = self._children[0] if 0 in self._ready else None
+            for child in self._children:
+                if child is not None and child is not first:
+                    child.kill()
+            self._children[:] = [first] + [None] * (len(self._children) - 1)
+            self._ready.clear()
+            if first is not None:
+                first.send({"ask": "build", "arguments": arguments})
+
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """As the environment makes them; data that is not JSON-like comes sealed. TaskError if they cannot be made."""
         start, count = 0, FIRST_BUNDLE

@@ -78,21 +78,27 @@ class Worker:
 
     def run(self) -> None:
         """Until the trainer closes the pipe."""
+        self.setup = self.receive()
+        sys.path[:] = self.setup["sys_path"] or sys.path
+        self.build({})
+        answers = {"build": self.build, "tasks": self.tasks, "score": self.score, "gold": self.gold}
+        while (request := self.receive()) is not None:
+            answers[request["ask"]](request)
+
+    def build(self, request: dict[str, Any]) -> None:
+        """The environment of the setup, under other `arguments` where the request has them; without it, the end."""
         from routed_rl.envs import wire
         from routed_rl.envs.curriculum import build_staged
         from routed_rl.errors import RoutedRLError
 
-        setup = self.receive()
-        sys.path[:] = setup["sys_path"] or sys.path
+        setup = self.setup | {"arguments": request.get("arguments", self.setup["arguments"])}
+        self.streams.clear()
         try:
             self.environment = build_staged(setup["name"], setup["path"], setup["arguments"], setup["stages"])
             self.send(wire.frame({"ready": describe_environment(self.environment)}))
         except RoutedRLError as error:
             self.send(wire.frame({"error": [type(error).__name__, str(error)]}))
-            return
-        answers = {"tasks": self.tasks, "score": self.score, "gold": self.gold}
-        while (request := self.receive()) is not None:
-            answers[request["ask"]](request)
+            sys.exit()
 
     def receive(self) -> Any:
         """The next message; None when the pipe is closed."""

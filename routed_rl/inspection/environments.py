@@ -9,16 +9,17 @@ from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import find_data
-from routed_rl.envs import LoadedEnvironment, Score, Task, load_environments
-from routed_rl.envs.check import Evidence, Finding, findings, gather, unsound
-from routed_rl.envs.scoring import describe, score_many
+from routed_rl.envs import EnvironmentProcess, LoadedEnvironment, Score, Task, load_environments
+from routed_rl.envs.check import COLUMNS, Finding, findings, gather, unsound
+from routed_rl.envs.loading import arguments_of
+from routed_rl.envs.scoring import score_many
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError
 from routed_rl.inspection.entries import Compose, Entry, classes, entries_of, first_line, mixes, named
 from routed_rl.inspection.markdown import write_block
 
 JUNK = "0"
 AT_ONCE = 2
-"""Environments that are started or checked at the same time."""
+"""Environments that are started at the same time."""
 SAMPLES = 20
 CHECK_TIMEOUT_S = 10.0
 """Seconds one scoring may take in a check, where no other limit is set."""
@@ -62,40 +63,53 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
     entries = named(name, overrides, compose)
     if every:
         entries = [variation for entry in entries for variation in variations(entry)]
-    rows: list[tuple[str, list[Finding]]] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool, console.progress("check", "environments") as advance:
-        for entry, found in zip(entries, pool.map(lambda entry: check_one(entry, samples), entries), strict=True):
-            rows.append((entry.name, found))
+    rows: list[list[str]] = []
+    bad: list[str] = []
+    opened: list[EnvironmentProcess] = []
+    last: Entry | None = None
+    with console.progress("check", "environments") as advance:
+        for entry in entries:
+            if not (every and last and last.settings["path"] == entry.settings["path"]):
+                close(opened)
+            found, last = check_one(entry, samples, opened), entry
+            rows.append([entry.name, *map(mark, found)])
+            bad += [entry.name] if unsound(found) else []
             advance(len(rows), len(entries), entry.name)
-    titles = ["environment", *(finding.check for finding in rows[0][1])]
-    cells = [[label, *(mark(finding) for finding in found)] for label, found in rows]
-    console.table("- was not judged", titles, [list(row) for row in cells])
-    if markdown:
-        write_block(Path(markdown), titles, cells)
-    if bad := [label for label, found in rows if unsound(found)]:
+            if markdown:
+                write_block(Path(markdown), ["environment", *COLUMNS], rows)
+    close(opened)
+    console.table("- was not judged", ["environment", *COLUMNS], [list(row) for row in rows])
+    if bad:
         raise CheckFailed(f"{len(bad)} of {len(rows)} environments are not sound: {', '.join(bad[:8])}"
                           f"{' ...' if len(bad) > 8 else ''}")
 
 
-def check_one(entry: Entry, samples: int) -> list[Finding]:
-    """Every finding; an environment that cannot be built has one that says so."""
-    opened: list[LoadedEnvironment] = []
+def check_one(entry: Entry, samples: int, opened: list[EnvironmentProcess]) -> list[Finding]:
+    """Every finding; an environment that raises when it is built has one that says so.
 
+    `opened` keeps two processes from one entry to the next of the same class, so that its libraries are imported twice in all.
+    """
     limit = {"isolate": {"timeout_s": CHECK_TIMEOUT_S}} if entry.settings.get("isolate", True) is True else {}
-    limited = Entry(entry.mix, entry.name, entry.settings | limit)
+    waiting = list(opened)
 
     def make() -> Any:
-        opened.append(_load(limited))
-        return opened[-1].environment
+        if waiting:
+            environment = waiting.pop(0)
+            environment.rebuild(arguments_of(entry.settings))
+            return environment
+        environment = _load(Entry(entry.mix, entry.name, entry.settings | limit)).environment
+        if isinstance(environment, EnvironmentProcess):
+            opened.append(environment)
+        return environment
 
-    try:
-        return findings(gather(make, samples))
-    except RoutedRLError as error:
-        return findings(Evidence(problem=describe(error)))
-    finally:
-        for loaded in opened:
-            if callable(close := getattr(loaded.environment, "close", None)):
-                close()
+    return findings(gather(make, samples))
+
+
+def close(opened: list[EnvironmentProcess]) -> None:
+    """End every process of the list, and empty it."""
+    for environment in opened:
+        environment.close()
+    opened.clear()
 
 
 def variations(entry: Entry) -> list[Entry]:
@@ -127,8 +141,7 @@ def _facts(entry: Entry) -> tuple[str, str]:
         environment = _load(entry).environment
     except RoutedRLError as error:
         return "", " ".join(str(error).split())
-    if callable(close := getattr(environment, "close", None)):
-        close()
+    close([environment] if isinstance(environment, EnvironmentProcess) else [])
     return str(getattr(environment, "variant", None) or ""), ""
 
 

@@ -246,6 +246,20 @@ def test_what_building_raises_is_raised_here(fresh):
         assert fresh("Broken", how="exit").description
 
 
+def test_a_process_can_become_the_environment_of_other_arguments(fresh):
+    there = fresh(scale=7)
+    first(there, 1)
+    pid = pid_of(there)
+    there.rebuild({"scale": 1000})
+    assert first(there, 90) == first(build("mine", f"{PLUGINS}:Plain", {"scale": 1000}), 90)
+    assert pid_of(there) == pid and there.restarts == 0
+    there.rebuild({"nonsense": 1})
+    with pytest.raises(ConfigError, match="does not take these settings"):
+        first(there, 1)
+    there.rebuild({})
+    assert first(there, 3) == first(build("mine", f"{PLUGINS}:Plain", {}), 3)
+
+
 # --- nothing stays, nothing leaks -------------------------------------------------------------------------------------
 
 def test_closing_leaves_no_process_and_use_starts_again(fresh):
