@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ LARGEST_BATCH = 128
 """Completions in one bundle."""
 LARGEST_TEXT = 1 << 20
 """Characters of completions in one bundle of more than one."""
-UNBEGUN = 8
-"""Deaths of a bundle of which nothing had begun, before its first completion counts as failed."""
+INNOCENT = 8
+"""Deaths before a completion counts as failed where it need not be the cause: SIGKILL, or a bundle that had not begun."""
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Batch:
 
 
 class Batches:
-    """Results in the order of `pairs`. A completion in work when a process dies goes again once; one that takes too long
-    does not. The others of its bundle go again as often as it takes."""
+    """Results in the order of `pairs`. A completion in work when a process crashes goes again once; one that takes too
+    long does not. The others of its bundle go again as often as it takes."""
 
     def __init__(self, host: EnvironmentProcess, pairs: Sequence[tuple[Task, str]], timeout_s: float) -> None:
         self.host, self.pairs, self.timeout_s = host, pairs, timeout_s
@@ -138,14 +139,17 @@ class Batches:
         """Blame the item in work; one that was only waiting is not blamed, unless its bundle never gets begun."""
         del self.flying[slot]
         item, rest = batch.current(), batch.places[batch.done:]
+        killed = batch.child.process.returncode == -signal.SIGKILL
         reason = self.host.bury(slot, f"over a completion; {len(rest)} to go again")
         if not rest:
             return
-        blamed, limit = (rest[0], UNBEGUN) if item is None else (batch.places[item], 1)
+        blamed = rest[0] if item is None else batch.places[item]
         self.deaths[blamed] += 1
-        if hung or self.deaths[blamed] > limit:
+        rest = [place for place in rest if place != blamed]
+        if hung or self.deaths[blamed] > (INNOCENT if killed or item is None else 1):
             self.results[blamed] = Failure(reason if hung else f"was in work when its process {reason}, "
                                                                f"{self.deaths[blamed]} times")
-            rest = [place for place in rest if place != blamed]
+        else:
+            rest.append(blamed)
         if rest:
             self.queue.appendleft(rest)

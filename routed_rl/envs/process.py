@@ -38,7 +38,7 @@ class EnvironmentProcess:
     """Looks like an `Environment`; `score_many` is what makes it quick.
 
     Killed, hanging or crashed processes are started anew and each restart is logged. Task streams go on where they were,
-    since they follow from split and seed. A completion that was in work goes again once, then it counts as failed.
+    since they follow from split and seed. A completion in work at a crash goes again once, then it counts as failed.
     """
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
