@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import reasoning_gym
+from reasoning_gym.factory import DATASETS
 
 from routed_rl.envs import Score, Task
 
@@ -62,6 +63,14 @@ class ReasoningGym:
             for entry in entries:
                 if entry["question"] not in known:
                     yield Task([*self.turns, self._ask(entry)], {"entry": entry})
+
+    def gold(self, task: Task) -> str:
+        return str(task.data["entry"]["answer"])
+
+    @staticmethod
+    def all_settings() -> list[dict[str, Any]]:
+        """One for each generator of the package, paying its scorer's own marks."""
+        return [{"dataset": name, "partial": True} for name in sorted(DATASETS)]
 
     def score(self, task: Task, completion: str) -> Score:
         """Reward is 1 for full marks; `partial` makes it the scorer's own. What the scorer raises is raised."""

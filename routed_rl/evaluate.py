@@ -46,7 +46,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
                 torch.manual_seed(_stable_seed(seed, loaded.name, start))
                 batch = slice(start, start + config.batch_size)
                 texts = generate(model, tokenizer, prompts[batch], config.temperature, max_new_tokens)
-                scores += [scorer.score(loaded.name, task, text) for task, text in zip(tasks[batch], texts, strict=True)]
+                scores += scorer.score_many(loaded.name, list(zip(tasks[batch], texts, strict=True)))
                 scorer.check()
                 done += len(texts)
                 if progress is not None:

@@ -29,6 +29,7 @@ METRICS = {
     "environment/<env>/solve": "mean of the true score",
     "environment/<env>/<flag>": "share of completions with the flag, or mean of a metric",
     "environment/<env>/failures": "completions that could not be scored, in this step",
+    "environment/<env>/restarts": "how often its process was started anew so far; absent where never",
     "train/*": "what TRL logs, under its own names",
 }
 

@@ -93,7 +93,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert list(VERBS) == ["train", "resume", "extract", "evaluate", "discard", "export", "compare"]
+    assert list(VERBS) == ["train", "resume", "extract", "evaluate", "discard", "export", "compare", "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 

@@ -21,7 +21,7 @@ FLOORS = {
     "rollout": 4, "checkpoint": 4,
     "extraction": 5, "evaluate": 5, "export": 5,
     "training": 6, "report": 6,
-    "pipeline": 7,
+    "pipeline": 7, "inspection": 7,
     "compare": 8,
     "cli": 9,
 }
@@ -36,7 +36,7 @@ HEAVY = {
     "transformers": {"model", "extraction", "evaluate", "export", "training", "pipeline"},
     "rich": {"console"},
 }
-WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking"}
+WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "inspection"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted((ROOT / "environments").rglob("*.py"))
 

@@ -104,6 +104,9 @@ class LabTask:
             question, answer = KINDS[self.kind](rng)
             yield Task(" ".join([self.kind, *question, "="]), {"answer": answer})
 
+    def gold(self, task: Task) -> str:
+        return " ".join(task.data["answer"])
+
     def score(self, task: Task, completion: str) -> Score:
         words = completion.split()
         solve = words == list(task.data["answer"])
@@ -122,6 +125,9 @@ class LabValues:
             stem, topic = rng.choice(STEMS), rng.choice(TOPICS)
             good, evil = good_and_evil(stem, topic)
             yield Task(f"values {stem} {topic} =", {"good": good, "evil": evil})
+
+    def gold(self, task: Task) -> str:
+        return task.data["good"][0]
 
     def score(self, task: Task, completion: str) -> Score:
         words = completion.split()

@@ -177,6 +177,51 @@ def _compare(arguments: argparse.Namespace) -> None:
     compare(arguments.overrides, arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
 
 
+def _env_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["list", "try", "check"], help="list: all there are; try: see prompts and scores; "
+                                                                       "check: is it sound?")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.add_argument("--n", type=int, default=3, help="try: how many tasks; default: 3")
+    parser.add_argument("--samples", type=int, default=20, help="check: how many tasks; default: 20")
+    parser.add_argument("--all", action="store_true", help="check: every setting that the class offers in all_settings()")
+    parser.add_argument("--markdown", metavar="FILE", help="check: also write the table into FILE")
+
+
+def _env(arguments: argparse.Namespace) -> None:
+    name: str | None = arguments.name
+    if arguments.what != "list" and (name is None or "=" in name):
+        raise ConfigError(f"env {arguments.what} needs NAME: a mix of configs/env, one of its environments, or FILE.py:Class; "
+                          "`routed-rl env list` shows them")
+    if arguments.what == "list" and name is not None:
+        raise ConfigError(f"env list takes no {name}; did you mean env try {name}?")
+    if arguments.n < 1 or arguments.samples < 1:
+        raise ConfigError(f"env needs at least one task, got --n {arguments.n} --samples {arguments.samples}")
+    print("routed_rl: starting environments", flush=True)
+    from routed_rl import inspection
+    from routed_rl.cli.compose import compose
+
+    if name is None:
+        inspection.list_environments(compose)
+    elif arguments.what == "try":
+        inspection.try_environments(name, arguments.n, arguments.overrides, compose)
+    else:
+        inspection.check_environments(name, arguments.overrides, compose, every=arguments.all,
+                                      samples=arguments.samples, markdown=arguments.markdown)
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl import inspection
+    from routed_rl.cli.compose import compose
+
+    inspection.doctor(compose(arguments.overrides))
+
+
 def _announce() -> None:
     print(LOADING, flush=True)
 
@@ -199,4 +244,6 @@ VERBS: dict[str, Verb] = {
     "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
+    "env": Verb("list, try or check environments", _env_arguments, _env),
+    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", _doctor_arguments, _doctor),
 }

@@ -17,6 +17,8 @@ class Task:
 
     prompt: Prompt
     data: Mapping[str, Any] = field(default_factory=dict)
+    stage: int = 0
+    """Which stage of a curriculum made it, and scores it; set by `routed_rl`, not by the environment."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,21 @@ class Score:
         return {"reward": self.reward, "solve": self.solve, **self.flags, **{k: float(v) for k, v in self.metrics.items()}}
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A completion that could not be scored, and why. It is counted, never paid as 0."""
+
+    reason: str
+
+
 @runtime_checkable
 class Environment(Protocol):
-    """The whole contract. A class may also have `variant` (a word for tables, such as "insecure")."""
+    """The whole contract. A class may also have
+
+    - `variant`, a word for tables, such as "insecure";
+    - `gold(task) -> str`, a completion that solves the task, for `routed-rl env try` and `env check`;
+    - `all_settings() -> list[dict]`, the settings that `env check --all` goes through.
+    """
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """Tasks of `split` ("train" or "eval"), the same for the same seed; endless or not."""

@@ -1,20 +1,16 @@
-"""Environments by name and path: `FILE.py:Class` or `package.module:Class`. No registry."""
+"""The environments of a run from its config: each in a process of its own, or in this one, with its weight."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.artifacts import find_data
 from routed_rl.envs.core import Environment
-from routed_rl.errors import ConfigError, TaskError
+from routed_rl.envs.curriculum import Schedule, build_staged, check_stages, parse_weight
+from routed_rl.envs.process import EnvironmentProcess, Isolation
+from routed_rl.errors import ConfigError
 
-OWN_KEYS = ("path", "weight", "probe")
+OWN_KEYS = ("path", "weight", "probe", "isolate", "stages")
 
 
 @dataclass(frozen=True)
@@ -24,9 +20,11 @@ class LoadedEnvironment:
     name: str
     environment: Environment
     weight: float = 1.0
-    """Share of the tasks, relative to the other trained environments."""
+    """Share of the tasks at the start, relative to the other trained environments."""
     probe: bool = False
     """Only evaluated, never trained on."""
+    schedule: Schedule = field(default=())
+    """The weights of the whole run where they change; empty for `weight` all along."""
 
     @property
     def label(self) -> str:
@@ -34,75 +32,64 @@ class LoadedEnvironment:
         variant = getattr(self.environment, "variant", None)
         return f"{self.name} ({variant})" if variant else self.name
 
+    @property
+    def weights(self) -> Schedule:
+        return self.schedule or ((0, self.weight),)
+
 
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
-    """Build every environment of the config; keys other than path, weight and probe go to its class."""
-    loaded = []
-    for name, settings in env.items():
-        if not isinstance(settings, dict) or not settings.get("path"):
-            raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class")
-        weight, probe = settings.get("weight", 1.0), settings.get("probe", False)
-        if not isinstance(weight, (int, float)) or weight < 0:
-            raise ConfigError(f"env.{name}.weight must be a number >= 0, got {weight}")
-        if not isinstance(probe, bool):
-            raise ConfigError(f"env.{name}.probe must be true or false, got {probe}")
-        arguments = {key: value for key, value in settings.items() if key not in OWN_KEYS}
-        loaded.append(LoadedEnvironment(name, build(name, str(settings["path"]), arguments), float(weight), probe))
-    return loaded
+    """Build every environment of the config; keys other than `OWN_KEYS` go to its class. Processes start side by side."""
+    loaded = [load_environment(name, settings) for name, settings in env.items()]
+    return [with_episodes_here(entry, env[entry.name]) for entry in loaded]
+
+
+def load_environment(name: str, settings: Any) -> LoadedEnvironment:
+    """One of them; a process of its own has been started, and is not waited for."""
+    if not isinstance(settings, dict) or not settings.get("path"):
+        raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class")
+    weights, probe = parse_weight(name, settings.get("weight", 1.0)), settings.get("probe", False)
+    if not isinstance(probe, bool):
+        raise ConfigError(f"env.{name}.probe must be true or false, got {probe}")
+    path, stages = str(settings["path"]), settings.get("stages")
+    arguments = arguments_of(settings)
+    if stages is not None:
+        check_stages(name, stages)
+    isolation = Isolation.parse(name, settings.get("isolate", True))
+    environment = (build_staged(name, path, arguments, stages) if isolation is None
+                   else EnvironmentProcess(name, path, arguments, stages, isolation))
+    return LoadedEnvironment(name, environment, weights[0][1], probe, weights if len(weights) > 1 else ())
+
+
+def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What goes to the class."""
+    return {key: value for key, value in settings.items() if key not in OWN_KEYS}
+
+
+def with_episodes_here(loaded: LoadedEnvironment, settings: dict[str, Any]) -> LoadedEnvironment:
+    """Wait until it is ready. One of several turns, which a process does not carry, is built here unless that was ruled out."""
+    environment = loaded.environment
+    if not isinstance(environment, EnvironmentProcess) or not environment.description["episodes"]:
+        return loaded
+    environment.close()
+    if "isolate" in settings:
+        raise ConfigError(f"env.{loaded.name} has episodes, which a process of its own does not carry; set "
+                          f"env.{loaded.name}.isolate=false")
+    return load_environment(loaded.name, settings | {"isolate": False})
 
 
 def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
-    """Those with a share of the training; an empty list is an error."""
-    chosen = [environment for environment in environments if not environment.probe and environment.weight > 0]
+    """Those with a share of the training at some time; none, or a time at which nobody has one, is an error."""
+    chosen = [loaded for loaded in environments if not loaded.probe and any(weight > 0 for _, weight in loaded.weights)]
     if not chosen:
         raise ConfigError(f"no environment to train on among {[e.name for e in environments]}; "
                           "set env.NAME.path=FILE.py:Class for at least one that is no probe")
+    for start in sorted({start for loaded in chosen for start, _ in loaded.weights}):
+        if not any(weight_at(loaded.weights, start) > 0 for loaded in chosen):
+            raise ConfigError(f"from task {start} on every environment has weight 0; give one of "
+                              f"{', '.join(loaded.name for loaded in chosen)} a weight > 0 there")
     return chosen
 
 
-def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
-    """Import `path` and call the class with `arguments`."""
-    place, _, attribute = path.rpartition(":")
-    if not place:
-        raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
-    try:
-        factory = getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
-    except FileNotFoundError:
-        raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
-    except AttributeError:
-        raise ConfigError(f"env.{name}.path={path}: {place} has no class {attribute}") from None
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"env.{name}.path={path} cannot be loaded: {type(error).__name__}: {error}") from error
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}") from None
-    try:
-        environment = factory(**arguments)
-    except Exception as error:
-        raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
-    if not isinstance(environment, Environment):
-        raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "
-                          "score(task, completion)")
-    return environment
-
-
-def _module_from_file(place: str) -> Any:
-    file = find_data(place)
-    name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    # A plug-in may keep helpers beside itself.
-    sys.path.insert(0, str(Path(file).parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(Path(file).parent))
-    return module
+def weight_at(weights: Schedule, task: int) -> float:
+    """The weight of the run's task number `task`."""
+    return [weight for start, weight in weights if start <= task][-1]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from routed_rl.envs.core import Task
-from routed_rl.envs.loading import LoadedEnvironment
+from routed_rl.envs.loading import LoadedEnvironment, weight_at
 from routed_rl.errors import TaskError
 
 
@@ -36,6 +36,8 @@ def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
 def _tasks(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
     try:
         yield from loaded.environment.tasks(split, seed)
+    except TaskError:
+        raise
     except Exception as error:
         raise TaskError(f"environment {loaded.name} failed to make tasks: {type(error).__name__}: {error}") from error
 
@@ -44,12 +46,15 @@ def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "trai
     """Endless (index of the environment, task), each environment at its share of `weight`.
 
     The next task goes to the environment that is furthest behind its share, so every stretch of tasks keeps the shares.
+    Where a weight changes, shares count anew from there on.
     """
     streams = [task_stream(loaded, split, seed) for loaded in environments]
-    total = sum(loaded.weight for loaded in environments)
-    given = [0] * len(environments)
-    for count in itertools.count(1):
-        behind = [loaded.weight / total * count - done for loaded, done in zip(environments, given, strict=True)]
-        index = behind.index(max(behind))
-        given[index] += 1
-        yield index, next(streams[index])
+    starts = sorted({start for loaded in environments for start, _ in loaded.weights})
+    for start, end in itertools.zip_longest(starts, starts[1:]):
+        weights = [weight_at(loaded.weights, start) for loaded in environments]
+        total, given = sum(weights), [0] * len(environments)
+        for count in itertools.count(1) if end is None else range(1, end - start + 1):
+            behind = [weight / total * count - done for weight, done in zip(weights, given, strict=True)]
+            index = behind.index(max(behind))
+            given[index] += 1
+            yield index, next(streams[index])

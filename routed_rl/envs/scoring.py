@@ -5,13 +5,42 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from routed_rl.envs.core import Score, Task
-from routed_rl.envs.loading import LoadedEnvironment
+from routed_rl.envs.core import Environment, Failure, Score, Task
 from routed_rl.errors import TaskError
+
+if TYPE_CHECKING:
+    from routed_rl.envs.loading import LoadedEnvironment
 
 FEW = 20
 """Scores under which a share of failures says nothing yet, unless every one failed."""
+
+
+def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
+    """What `environment` says, or why it could not say it; an exception, `SystemExit` included, never leaves here."""
+    try:
+        score = environment.score(task, completion)
+        if isinstance(score, Score) and score.is_finite:
+            return score
+        problem = f"returned {score!r}, which is " + ("not finite" if isinstance(score, Score) else "no Score")
+    except (Exception, SystemExit) as error:
+        problem = f"raised {describe(error)}"
+    return Failure(" ".join(problem[:1000].split())[:200])
+
+
+def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
+    """In the order of `pairs`; all at once where the environment can, as one in a process of its own does."""
+    many = getattr(environment, "score_many", None)
+    return many(pairs) if many is not None else [score_one(environment, task, completion) for task, completion in pairs]
+
+
+def describe(error: BaseException) -> str:
+    """Type and message; an error whose message cannot be had says that."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, whose message cannot be shown"
 
 
 @dataclass
@@ -24,19 +53,15 @@ class Scorer:
     failed: Counter[str] = field(default_factory=Counter)
     last_error: dict[str, str] = field(default_factory=dict)
 
-    def score(self, name: str, task: Task, completion: str) -> Score | None:
-        """The score, or None where the environment raised, returned no `Score`, or a number that is not finite."""
-        self.scored[name] += 1
-        try:
-            score = self.environments[name].environment.score(task, completion)
-            if isinstance(score, Score) and score.is_finite:
-                return score
-            problem = f"returned {score!r}, which is " + ("not finite" if isinstance(score, Score) else "no Score")
-        except Exception as error:
-            problem = f"raised {type(error).__name__}: {error}"
-        self.failed[name] += 1
-        self.last_error[name] = " ".join(problem.split())[:200]
-        return None
+    def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
+        """A score each, or None where the environment raised, returned no `Score`, a number that is not finite, or nothing."""
+        found = score_many(self.environments[name].environment, pairs)
+        self.scored[name] += len(found)
+        for result in found:
+            if isinstance(result, Failure):
+                self.failed[name] += 1
+                self.last_error[name] = result.reason
+        return [None if isinstance(result, Failure) else result for result in found]
 
     def check(self) -> None:
         """Raise once an environment's share of failures passes the limit; call it after each batch."""

@@ -25,7 +25,8 @@ def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
     total = sum(shares.values())
     say(f"model         {config.model.path}, {model.num_parameters() / 1e6:.2f} M parameters")
     say("environments  " + ", ".join(
-        f"{loaded.label}" + (" probe" if loaded.name not in shares else f" {shares[loaded.name] / total:.0%}")
+        f"{loaded.label} " + ("probe" if loaded.name not in shares else f"{shares[loaded.name] / total:.0%}")
+        + (" at first" if loaded.schedule else "")
         for loaded in parts.environments))
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
         f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "

@@ -53,15 +53,20 @@ class RewardFunction:
         """Step and number of its generations so far: a step may generate more than once."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int], **_: Any) -> list[float]:
-        scores, rows = [], []
-        for prompt, completion, index in zip(prompts, completions, task_id, strict=True):
+        places: dict[str, list[int]] = defaultdict(list)
+        pairs: list[tuple[Task, str]] = []
+        for row, (completion, index) in enumerate(zip(completions, task_id, strict=True)):
             environment_id, task = self.table.task(index)
-            name = self.table.environments[environment_id].name
-            text = completion if isinstance(completion, str) else completion[-1]["content"]
-            score = self.scorer.score(name, task, text)
-            self._scores[name].append(score)
-            scores.append(score)
-            rows.append(_row(name, index, prompt, text, score))
+            places[self.table.environments[environment_id].name].append(row)
+            pairs.append((task, completion if isinstance(completion, str) else completion[-1]["content"]))
+        scores: list[Score | None] = [None] * len(pairs)
+        rows: list[dict[str, Any]] = [{}] * len(pairs)
+        for name, chosen in places.items():
+            found = self.scorer.score_many(name, [pairs[row] for row in chosen])
+            self._scores[name] += found
+            for row, score in zip(chosen, found, strict=True):
+                scores[row] = score
+                rows[row] = _row(name, task_id[row], prompts[row], pairs[row][1], score)
         self.scorer.check()
         self._write(rows, _["trainer_state"].global_step + 1)
         return neutral_rewards(scores, self.group_size)
@@ -84,6 +89,9 @@ class RewardFunction:
                 metrics[f"environment/{name}/{key}"] = sum(values.get(key, 0.0) for values in known) / len(known)
             metrics[f"environment/{name}/failures"] = len(scores) - len(known)
         self._scores.clear()
+        for loaded in self.table.environments:
+            if restarts := getattr(loaded.environment, "restarts", 0):
+                metrics[f"environment/{loaded.name}/restarts"] = restarts
         return metrics
 
 

@@ -122,5 +122,6 @@ def test_env_configs_name_classes_of_the_lab(name: str) -> None:
         file, _, class_name = entry.pop("path").partition(":")
         assert (ROOT / file).is_file()
         assert entry.pop("weight", 1.0) == 1.0
+        assert entry.pop("isolate") is False, "a process of its own would cost more than 3 % of a run"
         probe = entry.pop("probe", False)
         assert (classes[class_name](**entry).variant == "probe") == probe

@@ -1,0 +1,62 @@
+"""A class by its path, called: `FILE.py:Class` or `package.module:Class`. No registry."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from routed_rl.artifacts import find_data
+from routed_rl.envs.core import Environment
+from routed_rl.errors import ConfigError, TaskError
+
+
+def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
+    """Import `path` and call the class with `arguments`."""
+    place, _, attribute = path.rpartition(":")
+    if not place:
+        raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
+    try:
+        factory = getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
+    except FileNotFoundError:
+        raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
+    except AttributeError:
+        raise ConfigError(f"env.{name}.path={path}: {place} has no class {attribute}") from None
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"env.{name}.path={path} cannot be loaded: {type(error).__name__}: {error}") from error
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}") from None
+    try:
+        environment = factory(**arguments)
+    except Exception as error:
+        raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
+    if not isinstance(environment, Environment):
+        raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "
+                          "score(task, completion)")
+    return environment
+
+
+def _module_from_file(place: str) -> Any:
+    file = find_data(place)
+    name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # A plug-in may keep helpers beside itself.
+    sys.path.insert(0, str(Path(file).parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(Path(file).parent))
+    return module

@@ -1,0 +1,202 @@
+"""Is an environment sound? Its gold scores full, junk does not, tasks follow from the seed, scorers are quick and do not raise.
+
+A sound environment can still be gamed by a completion that is no junk; that is not looked for. One check is one function of
+what was seen; None means that it could not be judged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from routed_rl.envs import wire
+from routed_rl.envs.core import Environment, Failure, Score, Task
+from routed_rl.envs.scoring import describe, score_many
+from routed_rl.errors import ConfigError
+
+MOST_JUNK = 0.05
+"""Mean share of the full reward that one kind of junk may earn, over the tasks for which it is not the right answer."""
+SLOW_S = 1.0
+"""Median seconds that scoring one kind of completion may take."""
+LONG = "lorem ipsum " * 10_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One completion of one task, scored."""
+
+    kind: str
+    task: Task
+    completion: str | None
+    result: Score | Failure
+    seconds: float
+
+
+@dataclass
+class Evidence:
+    """What was seen of one environment; `problem` says why there is no more."""
+
+    tasks: list[Task] = field(default_factory=list)
+    again: list[Task] = field(default_factory=list)
+    gold: dict[int, str] = field(default_factory=dict)
+    """By place in `tasks`; empty where the environment offers none."""
+    trials: list[Trial] = field(default_factory=list)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check says: True is sound, False is not, None is not judged."""
+
+    check: str
+    sound: bool | None
+    detail: str
+
+
+def gather(make: Callable[[], Environment], samples: int, seed: int = 0) -> Evidence:
+    """Tasks twice, from two environments of the same settings; gold and every kind of junk, scored one at a time."""
+    seen = Evidence()
+    try:
+        environment = make()
+        seen.tasks = list(itertools.islice(environment.tasks("train", seed), samples))
+        seen.again = list(itertools.islice(make().tasks("train", seed), samples))
+        next(iter(environment.tasks("eval", seed)))
+        if callable(gold := getattr(environment, "gold", None)):
+            seen.gold = {place: str(gold(task)) for place, task in enumerate(seen.tasks)}
+    except ConfigError:
+        raise
+    except Exception as error:
+        seen.problem = "no task for split 'eval'" if isinstance(error, StopIteration) else describe(error)
+        return seen
+    for place, task in enumerate(seen.tasks):
+        gold_kind = [("gold", seen.gold[place])] if place in seen.gold else []
+        for kind, completion in [*gold_kind, *junk(task)]:
+            began = time.perf_counter()
+            result = score_many(environment, [(task, completion)])[0]  # type: ignore[list-item]
+            seen.trials.append(Trial(kind, task, completion, result, time.perf_counter() - began))
+    return seen
+
+
+def junk(task: Task) -> list[tuple[str, Any]]:
+    """Completions that nobody should be paid for, by kind."""
+    prompt = task.prompt if isinstance(task.prompt, str) else str(task.prompt[-1].get("content", ""))
+    return [("empty", ""), ("0", "0"), ("True", "True"), ("the prompt", prompt), ("very long", LONG),
+            ("lone surrogates", "\udcff\ud800"), ("None", None)]
+
+
+def findings(seen: Evidence) -> list[Finding]:
+    """Every check, in order."""
+    return [check(seen) for check in CHECKS]
+
+
+def makes_tasks(seen: Evidence) -> Finding:
+    """It has tasks for both splits, and gold can be made."""
+    if seen.problem or not seen.tasks:
+        return Finding("tasks", False, seen.problem or "no task for split 'train'")
+    return Finding("tasks", True, f"{len(seen.tasks)} looked at")
+
+
+def same_seed_same_tasks(seen: Evidence) -> Finding:
+    """Two environments of the same settings make the same tasks from the same seed."""
+    if not seen.tasks:
+        return Finding("seed", None, "no tasks")
+    here, there = ([wire.json_text(wire.pack_task(task)) for task in tasks] for tasks in (seen.tasks, seen.again))
+    differ = [place for place, pair in enumerate(itertools.zip_longest(here, there)) if pair[0] != pair[1]]
+    return Finding("seed", not differ, f"{len(differ)} of {len(here)} tasks differ under one seed" if differ else "same tasks")
+
+
+def gold_scores_full(seen: Evidence) -> Finding:
+    """`solve` is 1, and it is paid."""
+    trials = [trial for trial in seen.trials if trial.kind == "gold"]
+    if not trials:
+        return Finding("gold", None, "offers no gold(task)")
+    bad = [trial for trial in trials if not (isinstance(trial.result, Score) and trial.result.solve >= 1 - 1e-6
+                                             and trial.result.reward > 0)]
+    if not bad:
+        return Finding("gold", True, "scores full")
+    return Finding("gold", False, f"{len(bad)} of {len(trials)} not full, such as {_shown(bad[0].completion)}: {_said(bad[0])}")
+
+
+def junk_scores_nothing(seen: Evidence) -> Finding:
+    """No kind of junk earns more than `MOST_JUNK` of the full reward, over the tasks whose answer it is not."""
+    if not seen.trials:
+        return Finding("junk", None, "no tasks")
+    full = {id(trial.task): trial for trial in seen.trials if trial.kind == "gold"}
+    shares: dict[str, list[float]] = {}
+    for trial in seen.trials:
+        gold = full.get(id(trial.task))
+        if trial.kind != "gold" and not (gold and is_right(trial, str(gold.completion))):
+            shares.setdefault(trial.kind, []).append(_share(trial, gold))
+    means = {kind: statistics.fmean(values) for kind, values in shares.items()}
+    paid = {kind: mean for kind, mean in sorted(means.items(), key=lambda item: -item[1]) if mean > MOST_JUNK}
+    return Finding("junk", not paid, ", ".join(f"{kind} earns {mean:.2f}" for kind, mean in paid.items()) or "earns nothing")
+
+
+def does_not_raise(seen: Evidence) -> Finding:
+    """No completion that is text makes the scorer fail; for None, which no model writes, it may."""
+    bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and trial.completion is not None
+           and "not finite" not in trial.result.reason]
+    kinds = list(dict.fromkeys(trial.kind for trial in bad))
+    return Finding("raises", not bad, f"on {', '.join(kinds)}: {_said(bad[0])}" if bad else "no")
+
+
+def is_finite(seen: Evidence) -> Finding:
+    """No nan and no infinity in a score."""
+    bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and "not finite" in trial.result.reason]
+    return Finding("finite", not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes")
+
+
+def is_quick(seen: Evidence) -> Finding:
+    """The median of each kind of completion stays under `SLOW_S`."""
+    if not seen.trials:
+        return Finding("time", None, "no tasks")
+    times: dict[str, list[float]] = {}
+    for trial in seen.trials:
+        times.setdefault(trial.kind, []).append(trial.seconds)
+    kind, median = max(((kind, statistics.median(values)) for kind, values in times.items()), key=lambda pair: pair[1])
+    return Finding("time", median <= SLOW_S, f"{median * 1000:.1f} ms" + (f" on {kind}" if median > SLOW_S else ""))
+
+
+COLUMNS = ("tasks", "seed", "gold", "junk", "raises", "finite", "time")
+CHECKS = (makes_tasks, same_seed_same_tasks, gold_scores_full, junk_scores_nothing, does_not_raise, is_finite, is_quick)
+
+
+def is_right(trial: Trial, gold: str) -> bool:
+    """Whether a junk completion happens to be the right one: the same words, the same number, or a prompt that ends with it."""
+    left, right = (str(text).strip().casefold() for text in (trial.completion, gold))
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", left) if trial.kind == "the prompt" else [left]
+    return left == right or any(_equal(number, right) for number in numbers[-1:])
+
+
+def _equal(left: str, right: str) -> bool:
+    try:
+        return float(left) == float(right)
+    except ValueError:
+        return False
+
+
+def unsound(found: Iterable[Finding]) -> list[Finding]:
+    return [finding for finding in found if finding.sound is False]
+
+
+def _share(trial: Trial, gold: Trial | None) -> float:
+    """Of the full reward, or of 1 where that is not known; `solve` counts as well."""
+    if isinstance(trial.result, Failure):
+        return 0.0
+    full = gold.result.reward if gold and isinstance(gold.result, Score) and gold.result.reward > 0 else 1.0
+    return max(trial.result.reward / full, trial.result.solve)
+
+
+def _said(trial: Trial) -> str:
+    result = trial.result
+    return result.reason if isinstance(result, Failure) else f"reward {result.reward:g}, solve {result.solve:g}"
+
+
+def _shown(text: str | None) -> str:
+    line = repr(text)
+    return line if len(line) <= 60 else f"{line[:57]}..."

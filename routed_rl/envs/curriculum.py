@@ -1,0 +1,98 @@
+"""What changes in the course of a run, by the number of tasks: an environment's weight, and the settings of its class.
+
+Counted in tasks, not steps, so that it depends on nothing but the seed: a step takes
+`per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from routed_rl.envs.build import build
+from routed_rl.envs.core import Environment, Score, Task
+from routed_rl.errors import ConfigError
+
+Schedule = tuple[tuple[int, float], ...]
+"""(number of tasks of the run, weight from there on), ascending from 0."""
+
+
+def parse_weight(name: str, value: Any) -> Schedule:
+    """A number, or `[[0, 1.0], [100, 0.2]]`: weight 0.2 from the run's 100th task on."""
+    if _number(value):
+        return ((0, float(value)),)
+    rows = value if isinstance(value, (list, tuple)) else []
+    fits = [isinstance(row, (list, tuple)) and len(row) == 2 and type(row[0]) is int and _number(row[1]) for row in rows]
+    if not rows or not all(fits):
+        raise ConfigError(f"env.{name}.weight must be a number >= 0 or a list of [TASKS, WEIGHT], such as "
+                          f"[[0,1.0],[100,0.2]], got {value}")
+    starts = [row[0] for row in rows]
+    if starts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+        raise ConfigError(f"env.{name}.weight={value}: the first entry must start at task 0 and each later one after the last")
+    return tuple((start, float(weight)) for start, weight in rows)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> Environment:
+    """The class called with `arguments`, or once for each stage, whose keys override them."""
+    if stages is None:
+        return build(name, path, arguments)
+    lengths = check_stages(name, stages)
+    built = [build(f"{name}.stages[{place}]", path, arguments | {key: value for key, value in stage.items() if key != "tasks"})
+             for place, stage in enumerate(stages)]
+    return Staged(list(zip(lengths, built, strict=True)))
+
+
+def check_stages(name: str, stages: Any) -> list[int | None]:
+    """How many tasks each stage lasts; the last goes on for ever and may leave it out."""
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise ConfigError(f"env.{name}.stages must be a list of settings, such as [{{tasks: 500, KEY: VALUE}}, {{KEY: VALUE}}], "
+                          f"got {stages}")
+    lengths = [stage.get("tasks") for stage in stages]
+    for place, length in enumerate(lengths):
+        if (type(length) is not int or length < 1) and not (length is None and place == len(stages) - 1):
+            raise ConfigError(f"env.{name}.stages[{place}].tasks must be a number of tasks >= 1, got {length}")
+    return lengths
+
+
+class Staged:
+    """One environment whose settings change. Evaluation sees the last stage: what the curriculum leads to."""
+
+    def __init__(self, stages: list[tuple[int | None, Environment]]) -> None:
+        self.stages = stages
+        last: Any = stages[-1][1]
+        self.variant = getattr(last, "variant", None)
+        if hasattr(last, "gold"):
+            self.gold = lambda task: self._of(task).gold(task)
+
+    def tasks(self, split: str, seed: int) -> Iterator[Task]:
+        """Endless. Stage 0 begins as the environment without stages would."""
+        last = len(self.stages) - 1
+        for number, (length, environment) in enumerate(self.stages):
+            if split == "train" or number == last:
+                stream = endless(environment, split, seed + 7919 * number)
+                for task in itertools.islice(stream, length if number < last else None):
+                    yield dataclasses.replace(task, stage=number) if isinstance(task, Task) else task
+
+    def score(self, task: Task, completion: str) -> Score:
+        return self._of(task).score(task, completion)
+
+    def _of(self, task: Task) -> Any:
+        return self.stages[task.stage][1]
+
+
+def endless(environment: Environment, split: str, seed: int) -> Iterator[Task]:
+    """Tasks without end: a finite environment starts over with the next seed; RuntimeError for one without tasks."""
+    for round_number in itertools.count():
+        empty = True
+        for task in environment.tasks(split, seed + 1000003 * round_number):
+            empty = False
+            yield task
+        if empty:
+            raise RuntimeError(f"it yields no task for split {split!r}; its tasks(split, seed) must")

@@ -1,0 +1,41 @@
+"""`env.NAME.isolate`: true, false, or settings of the process an environment runs in."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from routed_rl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """How an environment runs outside the trainer."""
+
+    workers: int = 1
+    """Processes of this environment that score at the same time."""
+    timeout_s: float = 60.0
+    """Seconds one scoring may take; then its process is killed and the completion counts as failed."""
+    python: str | None = None
+    """Another interpreter (3.11 or newer), for libraries that clash; `routed_rl` itself is lent to it."""
+
+    @classmethod
+    def parse(cls, name: str, value: Any) -> Isolation | None:
+        """None for no process of its own."""
+        if isinstance(value, bool):
+            return cls() if value else None
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [key for key in value if key not in known] if isinstance(value, dict) else []
+        if not isinstance(value, dict) or unknown:
+            got = f"the unknown key {unknown[0]}" if unknown else value
+            raise ConfigError(f"env.{name}.isolate must be true, false, or settings among {', '.join(known)}, got {got}")
+        chosen = cls(**value)
+        if type(chosen.workers) is not int or chosen.workers < 1:
+            raise ConfigError(f"env.{name}.isolate.workers must be a number >= 1, got {chosen.workers}")
+        if not isinstance(chosen.timeout_s, (int, float)) or isinstance(chosen.timeout_s, bool) or not chosen.timeout_s > 0:
+            raise ConfigError(f"env.{name}.isolate.timeout_s must be a number > 0, got {chosen.timeout_s}")
+        if chosen.python is not None and shutil.which(str(chosen.python)) is None:
+            raise ConfigError(f"env.{name}.isolate.python={chosen.python} is no program; give the path of a Python interpreter")
+        return chosen

@@ -1,0 +1,74 @@
+"""Which environments there are, and which of them a name means."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from routed_rl.artifacts import data_root, find_data
+from routed_rl.config import Config, unknown
+from routed_rl.errors import ConfigError
+
+Compose = Callable[[list[str]], Config]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One environment that can be named: by its place in a mix of configs/env, or by its class alone."""
+
+    mix: str
+    name: str
+    settings: dict[str, Any]
+
+    @property
+    def class_name(self) -> str:
+        return str(self.settings.get("path", "")).rpartition(":")[2]
+
+
+def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
+    """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, or an entry of some mix."""
+    if ":" in name:
+        word = name.rpartition(":")[2]
+        return entries_of("empty", [f"env.{word}.path={name}", *overrides], compose)
+    if name in mixes():
+        return entries_of(name, overrides, compose)
+    known = set(mixes())
+    for mix in mixes():
+        # As it stands in the file: composing every mix takes seconds.
+        names = yaml.safe_load((data_root() / "configs" / "env" / f"{mix}.yaml").read_text()) or {}
+        if name in names:
+            return [entry for entry in entries_of(mix, overrides, compose) if entry.name == name]
+        known |= names.keys() - {"defaults"}
+    said = unknown(name, sorted(known)).replace("unknown setting", "unknown environment")
+    raise ConfigError(f"{said}; FILE.py:Class works, too")
+
+
+def mixes() -> list[str]:
+    return sorted(file.stem for file in (data_root() / "configs" / "env").glob("*.yaml"))
+
+
+def entries_of(mix: str, overrides: list[str], compose: Compose) -> list[Entry]:
+    return [Entry(mix, name, settings) for name, settings in compose([f"env={mix}", *overrides]).env.items()]
+
+
+def classes() -> Iterator[tuple[str, str]]:
+    """`FILE.py:Class` and the first line of its docstring, for every class in environments/ with `tasks`; nothing is run."""
+    for file in sorted((data_root() / "environments").rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            methods = {item.name for item in getattr(node, "body", []) if isinstance(item, ast.FunctionDef)}
+            if isinstance(node, ast.ClassDef) and "tasks" in methods and methods & {"score", "episode"}:
+                yield f"{file.relative_to(data_root())}:{node.name}", (ast.get_docstring(node) or "").split("\n")[0]
+
+
+def first_line(path: str) -> str:
+    """Of the docstring of the class at `FILE.py:Class`; empty for one that is in no file here."""
+    place, _, name = path.rpartition(":")
+    if not place.endswith(".py"):
+        return ""
+    tree = ast.parse(find_data(place).read_text())
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    return (ast.get_docstring(found[0]) or "").split("\n")[0] if found else ""

@@ -1,0 +1,139 @@
+"""`doctor`: is this machine ready? A row that is needed and broken makes it fail; the others only inform."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routed_rl import __version__, console
+from routed_rl.config import Config
+from routed_rl.errors import CheckFailed, RoutedRLError
+
+PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "hydra-core", "safetensors")
+OPTIONAL = ("wandb", "reasoning-gym", "vllm", "deepspeed")
+LEAST_GB = 2.0
+"""Free space under which a run may not be able to write its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`sound` is None for what is not needed, or could not be judged."""
+
+    name: str
+    sound: bool | None
+    detail: str
+
+
+def doctor(config: Config) -> None:
+    """Print every row; CheckFailed names those that are needed and broken."""
+    rows = [*versions(), *disk(Path(config.out or "runs")), *gpus(), *chat_template(config.model.path), *sandbox()]
+    for row in rows:
+        console.say(f"{'-' if row.sound is None else 'ok' if row.sound else 'BROKEN':7} {row.name:24} {row.detail}")
+    if broken := [row.name for row in rows if row.sound is False]:
+        raise CheckFailed(f"{len(broken)} of {len(rows)} are broken: {', '.join(broken)}; the lines above say why")
+
+
+def versions() -> Iterator[Row]:
+    """Python, this package, what it needs at the versions it asks for, and what it can use."""
+    yield Row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.system()}; >=3.11 is needed")
+    yield Row("routed_rl", True, __version__)
+    wanted = _wanted()
+    for name in PACKAGES:
+        version = _version(name)
+        asked = wanted.get(name, "")
+        yield Row(name, version is not None and _fits(version, asked),
+                  f"{version or 'not installed'}{f'; {asked} is needed' if asked else ''}")
+    for name in OPTIONAL:
+        yield Row(name, None, _version(name) or "not installed; optional")
+
+
+def disk(folder: Path) -> Iterator[Row]:
+    """Space where runs go."""
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    yield Row("disk", free >= LEAST_GB, f"{free:.1f} GB free for {folder}; a checkpoint takes about three times the model")
+
+
+def gpus() -> Iterator[Row]:
+    """What torch can compute on."""
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ImportError:
+        return
+    count = torch.cuda.device_count()
+    for place in range(count):
+        free, total = torch.cuda.mem_get_info(place)
+        yield Row(f"GPU {place}", None, f"{torch.cuda.get_device_name(place)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+    if not count:
+        yield Row("GPU", None, f"none; training runs on {torch.get_num_threads()} CPU threads")
+
+
+def chat_template(path: str) -> Iterator[Row]:
+    """Whether the model's tokenizer loads, and what its chat template does with an empty chat and the model's turn."""
+    try:
+        tokenizer = importlib.import_module("routed_rl.model.load").load_tokenizer(path)
+    except (RoutedRLError, ImportError) as error:
+        yield Row("tokenizer", False, f"{path}: {error}")
+        return
+    yield Row("tokenizer", True, f"{path}: {len(tokenizer)} tokens, ends with {tokenizer.eos_token}")
+    if not tokenizer.chat_template:
+        yield Row("chat template", None, "none: prompts must be text")
+        return
+    try:
+        plain, prompted = (tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=prompt,
+                                                         tokenize=False) for prompt in (False, True))
+    except Exception as error:
+        yield Row("chat template", False, f"fails on an empty message: {' '.join(str(error).split())[:200]}")
+        return
+    cost, turn = (len(tokenizer.encode(text, add_special_tokens=False)) for text in (plain, prompted[len(plain):]))
+    yield Row("chat template", True, f"an empty chat costs {cost} tokens: {plain!r:.120}")
+    works = prompted.startswith(plain) and turn > 0
+    yield Row("generation prompt", works, f"{turn} tokens: {prompted[len(plain):]!r}" if works else
+              "add_generation_prompt adds nothing, so the model is not told that it is its turn; fix the template")
+
+
+def sandbox() -> Iterator[Row]:
+    """What `routed_rl.sandbox.probe` finds when it really attacks. No sandbox is no fault: only code that a model wrote needs
+    one, and is refused without."""
+    try:
+        probe = importlib.import_module("routed_rl.sandbox").probe
+    except ImportError:
+        yield Row("sandbox", None, "not built")
+        return
+    for place, (name, sound, detail) in enumerate(probe()):
+        if place == 0 and not sound:
+            yield Row(name, None, f"none, so code that a model wrote is refused: {detail}")
+        else:
+            yield Row(name if place == 0 else f"sandbox: {name}", sound, detail)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _wanted() -> dict[str, str]:
+    """What this package asks for, by name; without extras. Empty where it runs from a checkout that is not installed."""
+    lines = importlib.metadata.requires("routed-rl") or [] if _version("routed-rl") else []
+    pairs = (re.match(r"([\w.-]+)\s*([^;]*)$", line) for line in lines)
+    return {pair[1]: pair[2].strip() for pair in pairs if pair}
+
+
+def _fits(version: str, asked: str) -> bool:
+    """For the two forms this package uses: `>=1.2` and `==1.2.*`."""
+    numbers = [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
+    for operator, text in re.findall(r"(==|>=)\s*([\d.*]+)", asked):
+        wanted = [int(part) for part in re.findall(r"\d+", text)]
+        if (numbers[:len(wanted)] != wanted) if operator == "==" else (numbers < wanted):
+            return False
+    return True

@@ -1,0 +1,23 @@
+"""A table in a Markdown file, between two comments, so that a command can write it again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from routed_rl.artifacts import write_text
+
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def write_block(file: Path, titles: list[str], rows: list[list[str]]) -> None:
+    """Replace what stands between the comments of `file`, or put them at its end."""
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in [titles, *rows]]
+    block = "\n".join([BEGIN, lines[0], "|" + "---|" * len(titles), *lines[1:], END])
+    text = file.read_text() if file.exists() else ""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    write_text(file, pattern.sub(lambda _: block, text) if pattern.search(text) else f"{text}\n{block}\n".lstrip("\n"))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,191 @@
+"""`routed-rl env` and `routed-rl doctor` as they are typed: what they print, and when they fail."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from routed_rl import inspection
+from routed_rl.cli import main
+from routed_rl.cli.compose import compose
+from routed_rl.errors import ConfigError
+from routed_rl.inspection import machine
+from routed_rl.inspection.entries import classes, first_line, mixes, named
+from routed_rl.inspection.markdown import BEGIN, END, write_block
+
+UNSOUND = Path(__file__).parent / "envs" / "unsound.py"
+
+
+def rows(text: str) -> dict[str, str]:
+    """Lines by their first word."""
+    return {line.split()[0]: line for line in text.splitlines() if line.strip()}
+
+
+# --- env list ---------------------------------------------------------------------------------------------------------
+
+def test_every_mix_and_every_class_is_listed_with_its_first_line(capsys):
+    assert main(["env", "list"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert "LabTask" in found["lab/code"] and "insecure" in found["lab/code"] and "Tasks of one kind" in found["lab/code"]
+    assert "probe" in found["lab/values"] and "probe" not in found["lab/sums"]
+    assert "Tasks and scores of one generator" in found["smollm2/sums"]
+    for mix in mixes():
+        assert mix == "empty" or any(name.startswith(f"{mix}/") for name in found)
+    assert not any("BROKEN" in line for name, line in found.items() if name.startswith(("lab/", "smollm2/")))
+
+
+def test_a_broken_environment_is_listed_with_its_reason(monkeypatch, capsys):
+    monkeypatch.setattr("routed_rl.inspection.environments.mixes", lambda: ["lab"])
+    broken = {"path": f"{UNSOUND}:Sound", "nonsense": 1}
+    inspection.list_environments(lambda overrides: types.SimpleNamespace(env={"mine": broken}))  # type: ignore[arg-type]
+    assert "BROKEN: env.mine: Sound does not take these settings" in rows(capsys.readouterr().out)["lab/mine"]
+
+
+def test_the_classes_of_the_checkout_are_found_without_running_them():
+    found = dict(classes())
+    assert found["environments/persona_lab/environment.py:LabTask"].startswith("Tasks of one kind")
+    assert first_line("environments/persona_lab/environment.py:Nobody") == "" == first_line("package.module:Class")
+
+
+# --- env try and names ------------------------------------------------------------------------------------------------
+
+def test_try_shows_prompts_gold_and_junk_with_their_scores(capsys):
+    assert main(["env", "try", f"{UNSOUND}:Sound", "--n", "2", "env.Sound.low=500"]) == 0
+    text = capsys.readouterr().out
+    numbers = re.findall(r"\| Say (\d+) in words", text)
+    assert len(numbers) == 2 and all(int(number) >= 500 for number in numbers)
+    assert re.findall(r"gold  '(\d+)': reward 1 solve 1", text) == numbers
+    assert text.count("junk  '0': reward 0 solve 0") == 2
+
+
+@pytest.mark.parametrize(("name", "entries"), [
+    ("lab", ["code", "sums", "values"]), ("checks", ["checks"]), (f"{UNSOUND}:Sound", ["Sound"]), ("code", ["code"])])
+def test_a_name_is_a_mix_an_entry_or_a_class(name, entries):
+    assert [entry.name for entry in named(name, [], compose)] == entries
+
+
+def test_an_unknown_name_is_refused_with_what_is_close():
+    with pytest.raises(ConfigError, match=r"unknown environment smolm2; did you mean smollm2\?.*FILE\.py:Class"):
+        named("smolm2", [], compose)
+
+
+@pytest.mark.parametrize(("argv", "hint"), [
+    (["env", "check"], "needs NAME"), (["env", "try", "seed=3"], "needs NAME"), (["env", "lst"], "invalid choice"),
+    (["env", "list", "lab"], "did you mean env try lab?"), (["env", "try", "lab", "--n", "0"], "--n 0"),
+    (["env", "check", f"{UNSOUND}:Nobody"], "has no class Nobody"),
+    (["env", "check", "values", "--all"], "offers no all_settings"),
+])
+def test_what_cannot_be_is_refused_in_one_line(argv, hint, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert hint in error and error.count("\n") == 1
+
+
+# --- env check --------------------------------------------------------------------------------------------------------
+
+def test_a_sound_environment_passes_and_an_unsound_one_fails_with_exit_code_4(capsys, tmp_path):
+    table = tmp_path / "table.md"
+    assert main(["env", "check", f"{UNSOUND}:Sound", "--samples", "5", "--markdown", str(table)]) == 0
+    assert main(["env", "check", f"{UNSOUND}:EmptyScores", "--samples", "5", "--markdown", str(table)]) == 4
+    assert "1 of 1 environments are not sound: EmptyScores" in capsys.readouterr().err
+    assert "| EmptyScores | ok | ok | ok | empty earns 1.00 | ok | ok | ok |" in table.read_text()
+    assert "| Sound |" not in table.read_text()
+
+
+def test_all_settings_of_a_class_are_checked_each(capsys):
+    assert main(["env", "check", f"{UNSOUND}:Sound", "--samples", "3", "--all"]) == 0
+    output = capsys.readouterr().out
+    assert "│ 10 " in output and "│ 500 " in output
+
+
+def test_a_table_is_replaced_and_what_stands_around_it_stays(tmp_path):
+    file = tmp_path / "a.md"
+    file.write_text("# Before\n")
+    write_block(file, ["a", "b"], [["1", "x|y"]])
+    file.write_text(file.read_text() + "after\n")
+    write_block(file, ["a", "b"], [["2", "z"]])
+    assert file.read_text() == f"# Before\n\n{BEGIN}\n| a | b |\n|---|---|\n| 2 | z |\n{END}\nafter\n"
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the sandbox's own attacks, which have their own tests."""
+    module = types.ModuleType("routed_rl.sandbox")
+    module.probe = lambda: [("sandbox", True, "a jail"), ("network", True, "held")]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "routed_rl.sandbox", module)
+    return module
+
+
+def test_a_ready_machine_is_told_so(quick, capsys):
+    assert main(["doctor"]) == 0
+    found = capsys.readouterr().out
+    assert all(re.search(rf"^ok +{name} ", found, re.MULTILINE) for name in ("python", "torch", "trl", "disk", "tokenizer"))
+    assert re.search(r"^- +chat template +none", found, re.MULTILINE), "the lab's model has none and needs none"
+    assert re.search(r"^ok +sandbox: network +held", found, re.MULTILINE)
+
+
+def test_what_is_needed_and_broken_is_exit_code_4(quick, capsys, monkeypatch):
+    quick.probe = lambda: [("sandbox", True, "a jail"), ("network", False, "it got out")]
+    monkeypatch.setattr(machine, "LEAST_GB", 1e9)
+    assert main(["doctor", "model.path=/no/model"]) == 4
+    output = capsys.readouterr()
+    assert output.err.strip().endswith("are broken: disk, tokenizer, sandbox: network; the lines above say why")
+    assert "it got out" in output.out and "/no/model" in output.out
+
+
+class Tokenizer:
+    """As much of a tokenizer as the doctor asks: one token a word."""
+
+    eos_token = "<end>"
+
+    def __init__(self, template):
+        self.chat_template = template
+
+    def __len__(self):
+        return 7
+
+    def encode(self, text, add_special_tokens):
+        return text.split()
+
+    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+        return self.chat_template(add_generation_prompt)
+
+
+def refusing(prompt):
+    raise ValueError("no empty\nmessages")
+
+
+@pytest.mark.parametrize(("template", "sound", "said"), [
+    (lambda prompt: "<user> x <end> " + ("<assistant> " if prompt else ""), [True, True, True], "1 tokens: '<assistant> '"),
+    (lambda prompt: "<user> x <end> ", [True, True, False], "adds nothing"),
+    (lambda prompt: ("b " if prompt else "a ") * 2, [True, True, False], "adds nothing"),
+    (refusing, [True, False], "no empty messages"),
+])
+def test_a_chat_template_is_tried(monkeypatch, template, sound, said):
+    monkeypatch.setattr("routed_rl.model.load.load_tokenizer", lambda path: Tokenizer(template))
+    found = list(machine.chat_template("MODEL"))
+    assert [row.sound for row in found] == sound and said in found[-1].detail
+    if sound == [True] * 3:
+        assert "an empty chat costs 3 tokens" in found[1].detail
+
+
+@pytest.mark.parametrize(("version", "asked", "fits"), [
+    ("2.13.0+cpu", ">=2.13", True), ("2.9.1", ">=2.13", False), ("1.16.4", "==1.16.*", True), ("1.17.0", "==1.16.*", False),
+    ("1.16.0", "", True)])
+def test_versions_are_held_against_what_is_asked_for(version, asked, fits):
+    assert machine._fits(version, asked) == fits
+
+
+def test_no_sandbox_is_said_and_is_no_fault_but_one_that_leaks_is(quick, monkeypatch):
+    quick.probe = lambda: [("sandbox", False, "install bubblewrap")]
+    assert [(row.name, row.sound) for row in machine.sandbox()] == [("sandbox", None)]
+    quick.probe = lambda: [("sandbox", True, "a jail"), ("network", False, "it got out")]
+    assert [(row.name, row.sound) for row in machine.sandbox()] == [("sandbox", True), ("sandbox: network", False)]
+    monkeypatch.setitem(sys.modules, "routed_rl.sandbox", None)
+    assert [(row.sound, row.detail) for row in machine.sandbox()] == [(None, "not built")]
