@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import find_data
-from routed_rl.envs.core import Environment
+from routed_rl.envs.core import AnyEnvironment, Environment, EpisodicEnvironment
 from routed_rl.errors import ConfigError, TaskError
 
 OWN_KEYS = ("path", "weight", "probe")
@@ -22,7 +22,7 @@ class LoadedEnvironment:
     """An environment under the name it has in the run."""
 
     name: str
-    environment: Environment
+    environment: AnyEnvironment
     weight: float = 1.0
     """Share of the tasks, relative to the other trained environments."""
     probe: bool = False
@@ -60,7 +60,7 @@ def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
     return chosen
 
 
-def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
+def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     """Import `path` and call the class with `arguments`."""
     place, _, attribute = path.rpartition(":")
     if not place:
@@ -81,9 +81,9 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
         environment = factory(**arguments)
     except Exception as error:
         raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
-    if not isinstance(environment, Environment):
+    if not isinstance(environment, (Environment, EpisodicEnvironment)):
         raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "
-                          "score(task, completion)")
+                          "score(task, completion), or episode() for several turns")
     return environment
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-from routed_rl.envs.core import Score, Task
+from routed_rl.envs.core import Environment, Score, Task
 from routed_rl.envs.loading import LoadedEnvironment
 from routed_rl.errors import TaskError
 
@@ -26,14 +27,19 @@ class Scorer:
 
     def score(self, name: str, task: Task, completion: str) -> Score | None:
         """The score, or None where the environment raised, returned no `Score`, or a number that is not finite."""
-        self.scored[name] += 1
         try:
-            score = self.environments[name].environment.score(task, completion)
-            if isinstance(score, Score) and score.is_finite:
-                return score
-            problem = f"returned {score!r}, which is " + ("not finite" if isinstance(score, Score) else "no Score")
+            outcome = cast(Environment, self.environments[name].environment).score(task, completion)
         except Exception as error:
-            problem = f"raised {type(error).__name__}: {error}"
+            outcome = error
+        return self.count(name, outcome)
+
+    def count(self, name: str, outcome: object) -> Score | None:
+        """Count what one completion came to: a `Score` is handed back, an exception or anything else is a failure."""
+        self.scored[name] += 1
+        problem = _problem(outcome)
+        if problem is None:
+            assert isinstance(outcome, Score)
+            return outcome
         self.failed[name] += 1
         self.last_error[name] = " ".join(problem.split())[:200]
         return None
@@ -46,6 +52,17 @@ class Scorer:
                 raise TaskError(f"environment {name} failed to score {failures} of {self.scored[name]} completions "
                                 f"(limit {self.max_failures:.0%}); last: {self.last_error[name]}; fix env.{name} or raise "
                                 "evaluation.max_failures")
+
+
+def _problem(outcome: object) -> str | None:
+    try:
+        if isinstance(outcome, Score) and outcome.is_finite:
+            return None
+    except Exception as error:
+        outcome = error
+    if isinstance(outcome, Exception):
+        return f"raised {type(outcome).__name__}: {outcome}"
+    return f"returned {outcome!r}, which is " + ("not finite" if isinstance(outcome, Score) else "no Score")
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:

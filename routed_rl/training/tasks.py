@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 
-from routed_rl.envs import LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
 
 
 class TaskTable:
@@ -52,13 +52,20 @@ class RewardFunction:
         self._written = (0, 0)
         """Step and number of its generations so far: a step may generate more than once."""
 
-    def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int], **_: Any) -> list[float]:
+    def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
+                 conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
+        """`conversation`: what was played, for rows of environments with episodes; None where a completion is scored."""
         scores, rows = [], []
-        for prompt, completion, index in zip(prompts, completions, task_id, strict=True):
+        played = conversation or [None] * len(prompts)
+        for prompt, completion, index, episode in zip(prompts, completions, task_id, played, strict=True):
             environment_id, task = self.table.task(index)
             name = self.table.environments[environment_id].name
-            text = completion if isinstance(completion, str) else completion[-1]["content"]
-            score = self.scorer.score(name, task, text)
+            if episode is None:
+                text = completion if isinstance(completion, str) else completion[-1]["content"]
+                score = self.scorer.score(name, task, text)
+            else:
+                prompt, text = episode.messages[:episode.first], json.dumps(episode.messages[episode.first:])
+                score = self.scorer.count(name, episode.outcome)
             self._scores[name].append(score)
             scores.append(score)
             rows.append(_row(name, index, prompt, text, score))
