@@ -66,7 +66,7 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     if not place:
         raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
     try:
-        factory = getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
+        factory = getattr(module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
     except FileNotFoundError:
         raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
     except AttributeError:
@@ -87,7 +87,8 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     return environment
 
 
-def _module_from_file(place: str) -> Any:
+def module_from_file(place: str) -> Any:
+    """The module that `FILE.py` is, imported once; FileNotFoundError where there is none."""
     file = find_data(place)
     name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
     if name in sys.modules:
