@@ -1,7 +1,8 @@
 """A verifiers v1 taskset as a single-turn environment, in this process: `task.score(trace)` without a harness.
 
 Not covered, and refused by name: harnesses and environment classes, tools, containers, `setup` and `finalize`, stops,
-rewards or metrics that need a runtime (verifiers would leave them out without a word), judges, images, users that speak first.
+intercepts, rewards or metrics that need a runtime (verifiers would leave them out without a word), judges, images, users
+that speak first.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class VerifiersTaskset:
     def _refuse(self, task: Any) -> None:
         """ConfigError that names everything this taskset has and this adapter has not."""
         import verifiers.v1 as vf
+        from verifiers.v1.utils.decorators import discover_decorated
 
         kind, functions = type(task), [*task.hooks("reward"), *task.hooks("metric")]
         found = {
@@ -101,6 +103,7 @@ class VerifiersTaskset:
             "tools": bool(kind.toolsets(task.config) or type(self.source).toolsets(self.source.config)),
             "judges": bool(task.config.judges),
             "stops": bool(task.hooks("stop")),
+            "intercepts": bool(discover_decorated(task, "intercept")),
             **{f"the hook {name}": getattr(kind, name) is not getattr(vf.Task, name) for name in HOOKS},
             **{f"the runtime that {function.__name__} needs": True for function in functions if _needs_runtime(function)},
             "tasks that keep more than data and config": set(vars(task)) != {"data", "config"},
@@ -116,7 +119,9 @@ def _plain(task: Any) -> dict[str, Any]:
 
 
 def _needs_runtime(function: Any) -> bool:
-    return "runtime" in inspect.signature(function).parameters
+    """verifiers' own rule: with a default it is called without a runtime, else it is left out."""
+    runtime = inspect.signature(function).parameters.get("runtime")
+    return runtime is not None and runtime.default is inspect.Parameter.empty
 
 
 def _config_type(kind: Any) -> Any:
