@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from routed_rl.envs.core import EpisodicEnvironment, Message, Score, Task
+from routed_rl.envs.core import Episode, EpisodicEnvironment, Message, Score, Task
 
 ANSWERS = ("user", "tool")
 """Roles that an episode may answer in."""
@@ -15,7 +15,8 @@ ANSWERS = ("user", "tool")
 class Conversation:
     """Drives one `Episode`: `reply` after each of the model's turns, `cut` where there is no room for another one.
 
-    `outcome` is the score, or what came in its place (an exception, a wrong value): `Scorer.count` takes either.
+    `outcome` is the score, or what came in its place (an exception, a wrong value): `Scorer.count` takes either. An episode
+    that is no subclass of `Episode` needs `start` and `step`, and gets the defaults of the rest.
     """
 
     def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
@@ -50,7 +51,7 @@ class Conversation:
 
     def cut(self) -> None:
         """End the episode where it stands: turns or tokens ran out."""
-        self._end(self._guarded(lambda: self._episode.cut(self._copy())))
+        self._end(self._guarded(lambda: getattr(self._episode, "cut", Episode().cut)(self._copy())))
 
     def _start(self, environment: EpisodicEnvironment, task: Task) -> None:
         self._episode = environment.episode()
@@ -59,7 +60,8 @@ class Conversation:
             if not _are_messages(first, ("system", "assistant", *ANSWERS)):
                 raise TypeError(f"start returned {first!r}, which is neither None nor messages")
             self.messages = list(first)
-        self.tools, self._max_turns = list(self._episode.tools), int(self._episode.max_turns)
+        self.tools = list(getattr(self._episode, "tools", Episode.tools))
+        self._max_turns = int(getattr(self._episode, "max_turns", Episode.max_turns))
 
     def _copy(self) -> list[Message]:
         """An episode may change what it is given."""

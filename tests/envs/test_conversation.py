@@ -70,6 +70,20 @@ def test_what_is_cut_is_scored_by_cut_with_the_models_last_turn():
     assert seen[0][-1] == {"role": "assistant", "content": "one"} and conversation.outcome.reward == 0.25
 
 
+def test_an_episode_of_ones_own_kind_needs_start_and_step_alone():
+    class Own:
+        def start(self, task):
+            return None
+
+        def step(self, messages):
+            return AGAIN
+
+    conversation = Conversation(World(Own), TASK)
+    for _ in range(Episode.max_turns):
+        conversation.reply("one")
+    assert conversation.outcome == Score(0.0, flags=["cut"], metrics={"turns": Episode.max_turns})
+
+
 def boom() -> Any:
     raise KeyError("x")
 
