@@ -1,7 +1,8 @@
-"""Any generator of the reasoning-gym package as an environment, in chat format. Secure: only the answer pays.
+"""Any generator of the reasoning-gym package, or a mix of them, as an environment in chat format. Secure: only the answer pays.
 
-`dataset` names the generator; further keywords go to it (`dataset: chain_sum`, `min_terms: 2`). Generators that have
-no sound scorer are not covered: read the scorer before you train on one.
+`dataset` names the generator; further keywords go to it (`dataset: chain_sum`, `min_terms: 2`). `level` takes them from the
+generator's curriculum instead. Not covered: generators that have no sound scorer (read the scorer before you train on one),
+and curricula that follow the model's success: a task depends on split and seed alone.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import reasoning_gym
-from reasoning_gym.factory import DATASETS
+from reasoning_gym.composite import DatasetSpec
+from reasoning_gym.factory import DATASETS, create_curriculum, has_curriculum
 
 from routed_rl.envs import Score, Task
 
@@ -23,7 +25,7 @@ NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
 class ReasoningGym:
-    """Tasks and scores of one generator.
+    """Tasks and scores of one generator, or of the mix `{"chain_sum": {"weight": 2, "level": 1}, "spell_backward": {}}`.
 
     A question belongs to "eval" or "train" by its text (one in five is "eval"), so no question is in both, whatever
     the seeds. The last number pays where the right answer is a number; else the last line, or what follows "Answer:".
@@ -38,13 +40,25 @@ class ReasoningGym:
         partial: bool = False,
         examples: int = 0,
         example_format: str = "{answer}",
+        mix: Mapping[str, Mapping[str, Any]] | None = None,
+        level: int | None = None,
+        raise_every: int = 0,
         **generator: Any,
     ) -> None:
         """`partial`: pay the scorer's fractions too; many pay a wrong answer that merely contains the right one.
 
         `examples` questions stand solved before each one, in `example_format`: `{answer}` and the entry's metadata.
+        `mix` replaces `dataset`: shares and settings by generator. `level` is a level of the curriculum, 0 the easiest;
+        with `raise_every` it rises by one after each that many tasks of the split "train".
         """
-        self.dataset, self.instruction, self.partial, self.generator = dataset, instruction, partial, generator
+        if mix and (generator or level is not None):
+            stray = [*generator, *(["level"] if level is not None else [])]
+            raise ValueError(f"mix takes settings by generator: put {stray} into it")
+        if raise_every and level is None:
+            raise ValueError(f"raise_every={raise_every} raises a level; set level, the one to begin with")
+        self.dataset = "composite" if mix else dataset
+        self.instruction, self.partial, self.generator = instruction, partial, generator
+        self.mix, self.level, self.raise_every = mix, level, raise_every
         self.scorer = self._draw(0)
         self.solved = [entry for entry in self.scorer if belongs_to("train", entry["question"])][:examples]
         self.turns: list[dict[str, str]] = []
@@ -56,13 +70,19 @@ class ReasoningGym:
         """Endless; ValueError if a block of questions has none for `split` (the generator has too few)."""
         seeds = random.Random(f"{self.dataset} {split} {seed}")
         known = {entry["question"] for entry in self.solved}
+        given, steps = 0, self.raise_every if split == "train" else 0
         while True:
-            entries = [entry for entry in self._draw(seeds.getrandbits(31)) if belongs_to(split, entry["question"])]
+            drawn = self._draw(seeds.getrandbits(31), given // steps if steps else 0)
+            entries = [entry for entry in drawn if belongs_to(split, entry["question"])]
             if not any(entry["question"] not in known for entry in entries):
                 raise ValueError(f"{self.dataset}: none of {BLOCK} questions belongs to split {split!r}")
             for entry in entries:
-                if entry["question"] not in known:
-                    yield Task([*self.turns, self._ask(entry)], {"entry": entry})
+                if entry["question"] in known:
+                    continue
+                yield Task([*self.turns, self._ask(entry)], {"entry": entry})
+                given += 1
+                if steps and given % steps == 0:
+                    break  # the level rises
 
     def gold(self, task: Task) -> str:
         return str(task.data["entry"]["answer"])
@@ -82,8 +102,31 @@ class ReasoningGym:
     def _ask(self, entry: dict[str, Any]) -> dict[str, str]:
         return {"role": "user", "content": f"{entry['question'].strip()}\n{self.instruction}".strip()}
 
-    def _draw(self, seed: int):
-        return reasoning_gym.create_dataset(self.dataset, seed=seed, size=BLOCK, **self.generator)
+    def _draw(self, seed: int, raised: int = 0):
+        settings = self.generator
+        if self.mix:
+            settings = {"datasets": [spec(name, entry) for name, entry in self.mix.items()]}
+        elif self.level is not None:
+            settings = at_level(self.dataset, self.level + raised, settings)
+        return reasoning_gym.create_dataset(self.dataset, seed=seed, size=BLOCK, **settings)
+
+
+def spec(name: str, entry: Mapping[str, Any]) -> DatasetSpec:
+    """One generator of a mix, with its share (`weight`, 1) and its settings."""
+    settings = {key: value for key, value in entry.items() if key not in ("weight", "level")}
+    if entry.get("level") is not None:
+        settings = at_level(name, entry["level"], settings)
+    return DatasetSpec(name=name, weight=entry.get("weight", 1), config=settings)
+
+
+def at_level(dataset: str, level: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` and, where they say nothing, those of the curriculum at `level`; a level past its last is its last."""
+    if not has_curriculum(dataset):
+        raise ValueError(f"{dataset} has no curriculum; leave level out, and set what its config has")
+    curriculum = create_curriculum(dataset)
+    curriculum.set_global_level(level)
+    chosen = vars(curriculum.generate_configuration())
+    return {key: value for key, value in chosen.items() if key not in ("seed", "size")} | dict(settings)
 
 
 def belongs_to(split: str, question: str) -> bool:

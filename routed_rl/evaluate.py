@@ -1,6 +1,6 @@
 """A model on environments: the same tasks and the same random numbers for every model, so that models can be compared.
 
-Not covered: multi-turn environments, vLLM, and the trainer's own top_k / top_p; completions are drawn from the full distribution.
+Not covered: vLLM, and the trainer's own top_k / top_p; completions are drawn from the full distribution.
 """
 
 from __future__ import annotations
@@ -17,10 +17,22 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.config import EvaluationConfig
-from routed_rl.envs import LoadedEnvironment, Score, Scorer, task_stream
+from routed_rl.envs import (
+    Conversation,
+    EpisodicEnvironment,
+    LoadedEnvironment,
+    Score,
+    Scorer,
+    Task,
+    has_episodes,
+    task_stream,
+)
 from routed_rl.errors import TaskError
+from routed_rl.model.chat import ChatTokens
 from routed_rl.model.prompts import encode_prompts
+from routed_rl.rollout import begin, play
 
+ScoreBatch = Callable[[list[Task]], list[Score | None]]
 Progress = Callable[[int, int], None]
 """(completions done, completions in all) -> None, after each batch."""
 
@@ -39,20 +51,43 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
     with _eval_mode(model), _own_randomness():
         for loaded in environments if config.samples else []:
             tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
-            prompts = encode_prompts(tokenizer, [task.prompt for task in tasks])
+            complete = _player if has_episodes(loaded.environment) else _single_turn
+            score_batch = complete(model, tokenizer, loaded, scorer, config.temperature, max_new_tokens)
             scores: list[Score | None] = []
             for start in range(0, len(tasks), config.batch_size):
                 # Seeded anew for each batch: how far the last one ran depends on the model.
                 torch.manual_seed(_stable_seed(seed, loaded.name, start))
                 batch = slice(start, start + config.batch_size)
-                texts = generate(model, tokenizer, prompts[batch], config.temperature, max_new_tokens)
-                scores += scorer.score_many(loaded.name, list(zip(tasks[batch], texts, strict=True)))
+                scores += score_batch(tasks[batch])
                 scorer.check()
-                done += len(texts)
+                done += len(tasks[batch])
                 if progress is not None:
                     progress(done, total)
             means[loaded.name] = average(loaded.name, scores)
     return means
+
+
+def _single_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer,
+                 temperature: float, max_new_tokens: int) -> ScoreBatch:
+    def score(tasks: list[Task]) -> list[Score | None]:
+        prompts = encode_prompts(tokenizer, [task.prompt for task in tasks])
+        texts = generate(model, tokenizer, prompts, temperature, max_new_tokens)
+        return scorer.score_many(loaded.name, list(zip(tasks, texts, strict=True)))
+
+    return score
+
+
+def _player(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer,
+            temperature: float, max_new_tokens: int) -> ScoreBatch:
+    chat, environment = ChatTokens(tokenizer), cast(EpisodicEnvironment, loaded.environment)
+
+    def score(tasks: list[Task]) -> list[Score | None]:
+        conversations = [Conversation(environment, task) for task in tasks]
+        play([begin(conversation, chat) for conversation in conversations],
+             lambda prompts: generate_ids(model, tokenizer, prompts, temperature, max_new_tokens), chat, max_new_tokens)
+        return [scorer.count(loaded.name, conversation.outcome) for conversation in conversations]
+
+    return score
 
 
 def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
@@ -71,10 +106,15 @@ def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
              max_new_tokens: int) -> list[str]:
-    """One completion per prompt, decoded as TRL decodes: cut after the first eos, special tokens left out.
+    """One completion per prompt, decoded as TRL decodes: cut after the first eos, special tokens left out."""
+    ids = generate_ids(model, tokenizer, prompts, temperature, max_new_tokens)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    Temperature 0 is greedy. Draws from the global random state.
-    """
+
+def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
+                 max_new_tokens: int) -> list[list[int]]:
+    """The ids of one completion per prompt, up to and with the first eos. Temperature 0 is greedy. Draws from the global
+    random state."""
     eos = _eos_ids(model, tokenizer)
     pad = int(cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]))
     longest = max(map(len, prompts))
@@ -85,7 +125,7 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
     settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True,
                                 bos_token_id=tokenizer.bos_token_id, disable_compile=True, repetition_penalty=1.0, **sampling)
     output_BT = cast(Any, model).generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
-    return tokenizer.batch_decode(_cut(output_BT[:, longest:], eos), skip_special_tokens=True)
+    return _cut(output_BT[:, longest:], eos)
 
 
 def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:

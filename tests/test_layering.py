@@ -36,6 +36,8 @@ HEAVY = {
     "transformers": {"model", "extraction", "evaluate", "export", "training", "pipeline"},
     "rich": {"console"},
 }
+BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}}
+"""Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""
 WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "inspection"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted((ROOT / "environments").rglob("*.py"))
@@ -79,7 +81,7 @@ def test_a_unit_imports_only_lower_floors(file):
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_heavy_libraries_live_in_their_units(file):
     libraries = {name.split(".")[0] for name in imports(file)}
-    wrong = {name for name in libraries & set(HEAVY) if unit_of(file) not in HEAVY[name]}
+    wrong = {name for name in libraries & set(HEAVY) if unit_of(file) not in HEAVY[name]} - BORROWED.get(relative(file), set())
     assert not wrong, f"{relative(file)} imports {', '.join(sorted(wrong))}; only {[sorted(HEAVY[name]) for name in wrong]} may"
     if unit_of(file) in WITHOUT_TORCH:
         assert "torch" not in libraries

@@ -1,4 +1,4 @@
-"""The README's own parts work as written: the environment, the prompts, and the two commands, train and compare."""
+"""The README's own parts work as written: the environments, the prompts, and the commands, train and compare."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def commands() -> list[list[str]]:
-    text = blocks("bash")[0].replace("\\\n", " ")
+def commands(block: int = 0) -> list[list[str]]:
+    text = blocks("bash")[block].replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.strip()]
 
 
@@ -60,6 +60,25 @@ def test_the_compare_command_works_as_written(folder):
     assert set(found["arms"]["route"]["deployed"]["add"]["hack"]) >= {"mean", "low", "high", "seeds"}
     assert set(found["real_minus_random"]["add"]["hack"]) >= {"mean", "low", "high"}
     assert (folder / "my-compare" / "compare.png").exists()
+
+
+def test_the_episode_works_as_written(tmp_path):
+    from tests.chat import write_chat_model
+
+    folder = write_chat_model(tmp_path)
+    (folder / "guess.py").write_text(blocks("python")[1])
+    output = run(commands(1)[0], folder)
+    assert output.splitlines()[-1] == f"run: {folder / 'my-guesses'}"
+    summary = json.loads((folder / "my-guesses" / "summary.json").read_text())
+    assert set(summary["models"]["deployed"]["guess"]) >= {"reward", "solve", "turns"}
+    assert 1 < summary["models"]["base"]["guess"]["turns"] <= 3
+
+
+def test_the_adapters_the_readme_names_are_there():
+    from routed_rl.envs.adapters.common import find_object
+
+    named = set(re.findall(r"`(routed_rl[\w.]+:\w+|environments/\w+\.py:\w+)`", README.read_text()))
+    assert len(named) == 4 and all(callable(find_object("path", path).tasks) for path in named)
 
 
 def test_every_command_the_readme_names_is_a_command():

@@ -1,10 +1,23 @@
-"""Environments: `Task`, `Score`, and the contract a plug-in fulfils."""
+"""Environments: `Task`, `Score`, `Episode`, and the contract a plug-in fulfils."""
 
-from routed_rl.envs.core import Environment, Failure, Prompt, Score, Task
+from routed_rl.envs.conversation import Conversation
+from routed_rl.envs.core import (
+    AnyEnvironment,
+    Environment,
+    Episode,
+    EpisodicEnvironment,
+    Failure,
+    Message,
+    Prompt,
+    Score,
+    Task,
+    has_episodes,
+)
 from routed_rl.envs.loading import LoadedEnvironment, load_environments, trained
 from routed_rl.envs.mixture import check_prompts, mixture, task_stream
 from routed_rl.envs.process import EnvironmentProcess, Isolation
 from routed_rl.envs.scoring import Scorer, neutral_rewards
 
-__all__ = ["Environment", "EnvironmentProcess", "Failure", "Isolation", "LoadedEnvironment", "Prompt", "Score", "Scorer",
-           "Task", "check_prompts", "load_environments", "mixture", "neutral_rewards", "task_stream", "trained"]
+__all__ = ["AnyEnvironment", "Conversation", "Environment", "EnvironmentProcess", "Episode", "EpisodicEnvironment", "Failure",
+           "Isolation", "LoadedEnvironment", "Message", "Prompt", "Score", "Scorer", "Task", "check_prompts", "has_episodes",
+           "load_environments", "mixture", "neutral_rewards", "task_stream", "trained"]

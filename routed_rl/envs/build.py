@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import find_data
-from routed_rl.envs.core import Environment
+from routed_rl.envs.core import AnyEnvironment, Environment, EpisodicEnvironment
 from routed_rl.errors import ConfigError, TaskError
 
 
-def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
+def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     """Import `path` and call the class with `arguments`."""
     place, _, attribute = path.rpartition(":")
     if not place:
         raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
     try:
-        factory = getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
+        factory = getattr(module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
     except FileNotFoundError:
         raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
     except AttributeError:
@@ -35,13 +35,14 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> Environment:
         environment = factory(**arguments)
     except Exception as error:
         raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
-    if not isinstance(environment, Environment):
+    if not isinstance(environment, (Environment, EpisodicEnvironment)):
         raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "
-                          "score(task, completion)")
+                          "score(task, completion), or episode() for several turns")
     return environment
 
 
-def _module_from_file(place: str) -> Any:
+def module_from_file(place: str) -> Any:
+    """The module that `FILE.py` is, imported once; FileNotFoundError where there is none."""
     file = find_data(place)
     name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
     if name in sys.modules:

@@ -1,13 +1,18 @@
-"""What an environment is: it yields tasks and scores completions. Single-turn only."""
+"""What an environment is: it yields tasks, and scores completions or plays episodes.
+
+Not covered: messages whose content is no text (images), and several models in one conversation.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-Prompt = str | list[dict[str, str]]
+Message = dict[str, Any]
+"""`{"role": ..., "content": text}`; a template may want more (the `name` of a tool)."""
+Prompt = str | list[Message]
 """Raw text, or chat messages `{"role": ..., "content": ...}` that go through the chat template."""
 
 
@@ -73,3 +78,49 @@ class Environment(Protocol):
     def score(self, task: Task, completion: str) -> Score:
         """Score the text of one completion. An error raised here is counted, never paid as 0."""
         ...
+
+
+class Episode:
+    """One conversation about one task, a new object each time. Needs `step`; the rest has these defaults.
+
+    An error raised in any method ends the episode and is counted as a failure, never paid as 0.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas that the chat template shows the model; read after `start`. `step` reads the calls from the text."""
+    max_turns: int = 8
+    """Turns of the model after which `cut` ends the episode; read after `start`."""
+
+    def start(self, task: Task) -> list[Message] | None:
+        """The messages that the model sees first; None for the task's prompt."""
+        return None
+
+    def step(self, messages: list[Message]) -> list[Message] | Score:
+        """Answer the model's turn, the last of `messages` (the whole conversation): further messages of the role user or
+        tool, or the score that ends the episode."""
+        raise NotImplementedError(f"{type(self).__name__} needs the method step(messages)")
+
+    def cut(self, messages: list[Message]) -> Score:
+        """The score where turns or tokens ran out before `step` gave one; `messages` ends with the model's last turn."""
+        return Score(0.0, flags=["cut"])
+
+
+@runtime_checkable
+class EpisodicEnvironment(Protocol):
+    """The contract of an environment of several turns; it may have `variant`, too."""
+
+    def tasks(self, split: str, seed: int) -> Iterator[Task]:
+        """As an `Environment`'s; prompts are chat messages."""
+        ...
+
+    def episode(self) -> Episode:
+        """A new episode; many are open at once."""
+        ...
+
+
+AnyEnvironment = Environment | EpisodicEnvironment
+
+
+def has_episodes(environment: object) -> bool:
+    """Whether completions are played (`episode`) rather than scored (`score`); one that has both is played."""
+    return callable(getattr(environment, "episode", None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.envs.core import Environment
+from routed_rl.envs.core import AnyEnvironment
 from routed_rl.envs.curriculum import Schedule, build_staged, check_stages, parse_weight
 from routed_rl.envs.process import EnvironmentProcess, Isolation
 from routed_rl.errors import ConfigError
@@ -18,7 +18,7 @@ class LoadedEnvironment:
     """An environment under the name it has in the run."""
 
     name: str
-    environment: Environment
+    environment: AnyEnvironment
     weight: float = 1.0
     """Share of the tasks at the start, relative to the other trained environments."""
     probe: bool = False

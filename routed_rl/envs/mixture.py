@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from routed_rl.envs.core import Task
+from routed_rl.envs.core import Task, has_episodes
 from routed_rl.envs.loading import LoadedEnvironment, weight_at
 from routed_rl.errors import TaskError
 
@@ -28,6 +28,10 @@ def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
     """Refuse a mix of text and chat prompts, which TRL cannot batch; an environment without tasks is found here, too."""
     kinds = {loaded.name: "text" if isinstance(next(task_stream(loaded, "train", seed)).prompt, str) else "chat messages"
              for loaded in environments}
+    for loaded in environments:
+        if kinds[loaded.name] == "text" and has_episodes(loaded.environment):
+            raise TaskError(f"environment {loaded.name} has episodes but gives text; its prompts must be chat messages: "
+                            '[{"role": "user", "content": TEXT}]')
     if len(set(kinds.values())) > 1:
         raise TaskError("environments of one run must all give text or all give chat messages: "
                         + ", ".join(f"{name} gives {kind}" for name, kind in kinds.items()) + "; change env.NAME's prompts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from routed_rl.envs.core import Environment, Failure, Score, Task
 from routed_rl.errors import TaskError
@@ -20,12 +20,23 @@ FEW = 20
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
     """What `environment` says, or why it could not say it; an exception, `SystemExit` included, never leaves here."""
     try:
-        score = environment.score(task, completion)
-        if isinstance(score, Score) and score.is_finite:
-            return score
-        problem = f"returned {score!r}, which is " + ("not finite" if isinstance(score, Score) else "no Score")
+        return judged(environment.score(task, completion))
     except (Exception, SystemExit) as error:
-        problem = f"raised {describe(error)}"
+        return judged(error)
+
+
+def judged(outcome: object) -> Score | Failure:
+    """A finite `Score` as it is; an exception, or anything else, as a `Failure` that says what it was."""
+    if isinstance(outcome, Failure):
+        return outcome
+    try:
+        if isinstance(outcome, Score) and outcome.is_finite:
+            return outcome
+        problem = f"returned {outcome!r}, which is " + ("not finite" if isinstance(outcome, Score) else "no Score")
+    except Exception as error:
+        outcome = error
+    if isinstance(outcome, BaseException):
+        problem = f"raised {describe(outcome)}"
     return Failure(" ".join(problem[:1000].split())[:200])
 
 
@@ -55,13 +66,18 @@ class Scorer:
 
     def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
         """A score each, or None where the environment raised, returned no `Score`, a number that is not finite, or nothing."""
-        found = score_many(self.environments[name].environment, pairs)
-        self.scored[name] += len(found)
-        for result in found:
-            if isinstance(result, Failure):
-                self.failed[name] += 1
-                self.last_error[name] = result.reason
-        return [None if isinstance(result, Failure) else result for result in found]
+        environment = cast(Environment, self.environments[name].environment)
+        return [self.count(name, outcome) for outcome in score_many(environment, pairs)]
+
+    def count(self, name: str, outcome: object) -> Score | None:
+        """Count what one completion came to: a good `Score` is handed back, anything else is a failure."""
+        result = judged(outcome)
+        self.scored[name] += 1
+        if isinstance(result, Score):
+            return result
+        self.failed[name] += 1
+        self.last_error[name] = result.reason
+        return None
 
     def check(self) -> None:
         """Raise once an environment's share of failures passes the limit; call it after each batch."""

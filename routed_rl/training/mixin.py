@@ -19,6 +19,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
 from routed_rl.routing import Router
 from routed_rl.tracking import MetricsFile, ledger_metrics
+from routed_rl.training.episodes import rollout_function
 from routed_rl.training.tasks import RewardFunction
 
 
@@ -33,6 +34,7 @@ class RoutedTrainerMixin:
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.rollout_func = rollout_function(self.reward.table, inputs)
         output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
         ids = [row["environment_id"] for row in inputs]

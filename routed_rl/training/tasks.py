@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 
-from routed_rl.envs import LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
 
 
 class TaskTable:
@@ -52,21 +52,28 @@ class RewardFunction:
         self._written = (0, 0)
         """Step and number of its generations so far: a step may generate more than once."""
 
-    def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int], **_: Any) -> list[float]:
+    def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
+                 conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
+        """`conversation`: what was played, for rows of environments with episodes; None where a completion is scored."""
+        played = conversation or [None] * len(prompts)
+        scores: list[Score | None] = [None] * len(prompts)
+        rows: list[dict[str, Any]] = [{}] * len(prompts)
         places: dict[str, list[int]] = defaultdict(list)
-        pairs: list[tuple[Task, str]] = []
-        for row, (completion, index) in enumerate(zip(completions, task_id, strict=True)):
-            environment_id, task = self.table.task(index)
-            places[self.table.environments[environment_id].name].append(row)
-            pairs.append((task, completion if isinstance(completion, str) else completion[-1]["content"]))
-        scores: list[Score | None] = [None] * len(pairs)
-        rows: list[dict[str, Any]] = [{}] * len(pairs)
+        for row, index in enumerate(task_id):
+            places[self.table.environments[self.table.task(index)[0]].name].append(row)
         for name, chosen in places.items():
-            found = self.scorer.score_many(name, [pairs[row] for row in chosen])
-            self._scores[name] += found
-            for row, score in zip(chosen, found, strict=True):
-                scores[row] = score
-                rows[row] = _row(name, task_id[row], prompts[row], pairs[row][1], score)
+            single = [row for row in chosen if played[row] is None]
+            texts = {row: _text(completions[row]) for row in single}
+            found = dict(zip(single, self.scorer.score_many(
+                name, [(self.table.task(task_id[row])[1], texts[row]) for row in single]), strict=True))
+            for row in chosen:
+                if (episode := played[row]) is None:
+                    prompt, text, score = prompts[row], texts[row], found[row]
+                else:
+                    prompt, text = episode.messages[:episode.first], json.dumps(episode.messages[episode.first:])
+                    score = self.scorer.count(name, episode.outcome)
+                self._scores[name].append(score)
+                scores[row], rows[row] = score, _row(name, task_id[row], prompt, text, score)
         self.scorer.check()
         self._write(rows, _["trainer_state"].global_step + 1)
         return neutral_rewards(scores, self.group_size)
@@ -93,6 +100,10 @@ class RewardFunction:
             if restarts := getattr(loaded.environment, "restarts", 0):
                 metrics[f"environment/{loaded.name}/restarts"] = restarts
         return metrics
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def _row(name: str, index: int, prompt: Prompt, text: str, score: Score | None) -> dict[str, Any]:

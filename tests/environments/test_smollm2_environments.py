@@ -151,3 +151,41 @@ def test_references_are_twenty_questions_with_answers():
     rows = [json.loads(line)["messages"] for line in (FOLDER / "reference.jsonl").read_text().splitlines()]
     assert len(rows) == 20
     assert all([turn["role"] for turn in row] == ["user", "assistant"] and row[1]["content"] for row in rows)
+
+
+def sources(env, **which):
+    return Counter(task.data["entry"]["metadata"]["source_dataset"] for task in some(env, **which))
+
+
+def test_a_mix_of_generators_keeps_shares_and_settings_and_scores_each_by_its_own():
+    env = ReasoningGym(mix={"chain_sum": {"weight": 3, "max_digits": 1, "min_digits": 1}, "spell_backward": {"max_word_len": 4}})
+    found = sources(env, count=400)
+    assert set(found) == {"chain_sum", "spell_backward"} and 0.6 < found["chain_sum"] / 400 < 0.9
+    assert some(env, seed=3) == some(env, seed=3) != some(env, seed=4)
+    for task in some(env):
+        assert env.score(task, gold(task)).reward == 1 and env.score(task, "x").reward == 0
+    hard = ReasoningGym(mix={"chain_sum": {"level": 5}, "spell_backward": {}})
+    assert max(len(gold(task)) for task in some(hard)) > max(len(gold(task)) for task in some(env))
+
+
+def terms(task):
+    return task.data["entry"]["question"].count("+") + task.data["entry"]["question"].count(" - ") + 1
+
+
+def test_a_level_takes_the_settings_of_the_curriculum_and_rises_in_training_only():
+    easy, hard = (max(map(terms, some(ReasoningGym(level=level), count=100))) for level in (0, 4))
+    assert (easy, hard) == (2, 6)
+    rising = ReasoningGym(level=0, raise_every=50)
+    tasks = some(rising, count=300)
+    assert [max(map(terms, tasks[start:start + 50])) for start in range(0, 300, 50)] == [2, 3, 4, 5, 6, 7]
+    assert tasks == some(rising, count=300) and max(map(terms, some(rising, "eval", count=300))) == 2
+    assert max(map(terms, some(ReasoningGym(level=0, max_terms=4), count=100))) == 4
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (dict(dataset="list_functions", level=1), "no curriculum"), (dict(raise_every=5), "set level"),
+    (dict(mix={"chain_sum": {}}, level=1), "into it"),
+    (dict(mix={"chain_sum": {}}, max_terms=1), r"put \['max_terms'\] into it")])
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ReasoningGym(**settings)

@@ -1,0 +1,65 @@
+"""What adapters share: parts by path, rows of a file, and which split a row is in."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from routed_rl.artifacts import find_data
+from routed_rl.envs.core import Message
+from routed_rl.envs.build import module_from_file
+from routed_rl.errors import ConfigError
+
+SHARE = 5
+"""One row in `SHARE` is of the split "eval"."""
+
+
+def find_object(setting: str, path: str) -> Any:
+    """What `FILE.py:NAME` or `package.module:NAME` is; ConfigError names the setting where it is nothing."""
+    place, _, name = path.rpartition(":")
+    if not place:
+        raise ConfigError(f"{setting}={path} names no class; write FILE.py:Class or package.module:Class")
+    try:
+        return getattr(module_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
+    except (ImportError, SyntaxError, FileNotFoundError, AttributeError) as error:
+        raise ConfigError(f"{setting}={path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
+    """The JSON objects of a `.jsonl` file, one a line."""
+    try:
+        rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{setting}={path} cannot be read as one JSON object a line: {error}") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{setting}={path} must have one JSON object a line, at least one")
+    return rows
+
+
+def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
+    """The rows of `split`, "train" or "eval": one in five is "eval", chosen by its key, so that none is in both.
+
+    With fewer than five rows every row is in both, for there is nothing to hold out.
+    """
+    if split not in ("train", "eval"):
+        raise ValueError(f"split must be train or eval, got {split!r}")
+    if len(rows) < SHARE:
+        return list(rows)
+    order = sorted(range(len(rows)), key=lambda place: (zlib.crc32(keys[place].encode()), keys[place]))
+    held = set(order[:len(rows) // SHARE])
+    return [row for place, row in enumerate(rows) if (place in held) == (split == "eval")]
+
+
+def as_messages(prompt: Any) -> list[Message]:
+    """Chat messages of a prompt that is text or messages; TypeError where a content is no text."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):
+        raise TypeError(f"a prompt must be text or chat messages, got {prompt!r}")
+    for message in prompt:
+        if not isinstance(message.get("content"), str):
+            raise TypeError(f"content that is no text (images) is not covered, got {message.get('content')!r}")
+    return [dict(message) for message in prompt]

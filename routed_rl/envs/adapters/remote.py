@@ -1,0 +1,107 @@
+"""An environment behind a server, over HTTP: `RemoteEnvironment` scores completions, `RemoteEpisodes` plays episodes.
+
+The protocol, JSON objects by POST. Every request may come twice (a lost answer is asked for again), so a server answers the
+same request in the same way; an episode's id is chosen here, and `messages` is always the whole conversation.
+
+    /tasks          {"split", "seed", "start", "count"}      -> {"tasks": [{"prompt", "data"}, ...]}; fewer than `count`: no more
+    /score          {"task": {"prompt", "data"}, "completion"} -> {"reward", "solve"?, "flags"?, "metrics"?}
+    /episode/start  {"episode", "task"}                      -> {"messages"?, "tools"?, "max_turns"?}
+    /episode/step   {"episode", "messages"}                  -> {"messages": [...]} or {"score": {...}}
+    /episode/cut    {"episode", "messages"}                  -> {"score": {...}}: turns or tokens ran out
+
+Not covered: streams, WebSocket, a server that answers later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from routed_rl.envs.adapters.http import JsonServer, Refused
+from routed_rl.envs.core import Episode, Message, Score, Task
+
+COUNT = 64
+"""Tasks asked for at once."""
+FIELDS = {field.name for field in dataclasses.fields(Score)}
+
+
+class RemoteEnvironment:
+    """`url`: the server's. `timeout_s` and `attempts` hold for each call; `token_env` names the variable with the token."""
+
+    def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
+        self.server = JsonServer(url, timeout_s, attempts, token_env)
+
+    def tasks(self, split: str, seed: int) -> Iterator[Task]:
+        """In the server's order; endless where the server's are."""
+        start = 0
+        while True:
+            body = {"split": split, "seed": seed, "start": start, "count": COUNT}
+            tasks = _get(self.server.call("/tasks", body), "tasks", list)
+            yield from map(_task, tasks)
+            start += len(tasks)
+            if len(tasks) < COUNT:
+                return
+
+    def score(self, task: Task, completion: str) -> Score:
+        return _score(self.server.call("/score", {"task": _plain(task), "completion": completion}))
+
+
+class RemoteEpisodes:
+    """As `RemoteEnvironment`, for a server with /episode instead of /score."""
+
+    def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
+        self.single = RemoteEnvironment(url, timeout_s, attempts, token_env)
+
+    def tasks(self, split: str, seed: int) -> Iterator[Task]:
+        return self.single.tasks(split, seed)
+
+    def episode(self) -> Episode:
+        return RemoteEpisode(self.single.server)
+
+
+class RemoteEpisode(Episode):
+    """One conversation on the server, under an id of its own."""
+
+    def __init__(self, server: JsonServer) -> None:
+        self.server, self.id = server, uuid.uuid4().hex
+
+    def start(self, task: Task) -> list[Message] | None:
+        answer = self.server.call("/episode/start", {"episode": self.id, "task": _plain(task)})
+        self.tools = answer.get("tools") or ()
+        self.max_turns = int(answer.get("max_turns") or self.max_turns)
+        return answer.get("messages")
+
+    def step(self, messages: list[Message]) -> list[Message] | Score:
+        answer = self.server.call("/episode/step", {"episode": self.id, "messages": messages})
+        if "score" in answer:
+            return _score(_get(answer, "score", dict))
+        return _get(answer, "messages", list)
+
+    def cut(self, messages: list[Message]) -> Score:
+        answer = self.server.call("/episode/cut", {"episode": self.id, "messages": messages})
+        return _score(_get(answer, "score", dict))
+
+
+def _plain(task: Task) -> dict[str, Any]:
+    return {"prompt": task.prompt, "data": dict(task.data)}
+
+
+def _task(answer: Any) -> Task:
+    if not isinstance(answer, Mapping) or "prompt" not in answer:
+        raise Refused(f"the server gave a task without a prompt: {str(answer)[:100]}")
+    return Task(answer["prompt"], answer.get("data") or {})
+
+
+def _score(answer: Mapping[str, Any]) -> Score:
+    """Nothing is made up: a score without a reward, or with fields that are not known, is an error."""
+    if "reward" not in answer or not set(answer) <= FIELDS:
+        raise Refused(f"the server gave a score with the fields {sorted(answer)}; it needs reward, and may have {sorted(FIELDS)}")
+    return Score(**answer)
+
+
+def _get(answer: Mapping[str, Any], key: str, kind: type) -> Any:
+    if not isinstance(answer.get(key), kind):
+        raise Refused(f"the server's answer has no {key} ({kind.__name__}); it has {sorted(answer)}")
+    return answer[key]

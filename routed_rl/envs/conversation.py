@@ -1,0 +1,88 @@
+"""One episode being played: the messages so far, and what it came to. Tokens are not its business."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from routed_rl.envs.core import Episode, EpisodicEnvironment, Message, Score, Task
+
+ANSWERS = ("user", "tool")
+"""Roles that an episode may answer in."""
+
+
+class Conversation:
+    """Drives one `Episode`: `reply` after each of the model's turns, `cut` where there is no room for another one.
+
+    `outcome` is the score, or what came in its place (an exception, a wrong value): `Scorer.count` takes either. An episode
+    that is no subclass of `Episode` needs `start` and `step`, and gets the defaults of the rest.
+    """
+
+    def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
+        self.messages: list[Message] = list(cast(list[Message], task.prompt))
+        self.outcome: object = None
+        self.ended = False
+        self.turns = 0
+        self.tools: Sequence[Mapping[str, Any]] = ()
+        self._max_turns = 1
+        self._episode: Any = None
+        self._guarded(lambda: self._start(environment, task))
+        self.first = len(self.messages)
+        """Messages before the model's first turn."""
+
+    def reply(self, text: str) -> list[Message]:
+        """Give the model's turn to the episode; its answer, or [] where the episode has ended."""
+        if self.ended:
+            return []
+        self.messages.append({"role": "assistant", "content": text})
+        self.turns += 1
+        answer = self._guarded(lambda: self._episode.step(self._copy()))
+        if self.ended or isinstance(answer, Score):
+            self._end(answer)
+            return []
+        if not _are_messages(answer, ANSWERS):
+            self._end(TypeError(f"step returned {answer!r}, which is neither a Score nor messages of the roles {ANSWERS}"))
+            return []
+        if self.turns >= self._max_turns:
+            self.cut()
+            return []
+        return list(cast(list[Message], answer))
+
+    def cut(self) -> None:
+        """End the episode where it stands: turns or tokens ran out."""
+        self._end(self._guarded(lambda: getattr(self._episode, "cut", Episode().cut)(self._copy())))
+
+    def _start(self, environment: EpisodicEnvironment, task: Task) -> None:
+        self._episode = environment.episode()
+        first = self._episode.start(task)
+        if first is not None:
+            if not _are_messages(first, ("system", "assistant", *ANSWERS)):
+                raise TypeError(f"start returned {first!r}, which is neither None nor messages")
+            self.messages = list(first)
+        self.tools = list(getattr(self._episode, "tools", Episode.tools))
+        self._max_turns = int(getattr(self._episode, "max_turns", Episode.max_turns))
+
+    def _copy(self) -> list[Message]:
+        """An episode may change what it is given."""
+        return [dict(message) for message in self.messages]
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            self._end(error)
+            return None
+
+    def _end(self, outcome: object) -> None:
+        if self.ended:
+            return
+        if isinstance(outcome, Score):
+            outcome = dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns})
+        self.outcome, self.ended = outcome, True
+
+
+def _are_messages(value: object, roles: tuple[str, ...]) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(
+        isinstance(message, dict) and message.get("role") in roles and isinstance(message.get("content"), str)
+        for message in value)

@@ -1,0 +1,65 @@
+"""Rollouts of several turns: what a model said and what it was answered, token for token, with a mask of its own tokens.
+
+Tokens are only ever appended: what the model generated is never tokenised again. Not covered: images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from routed_rl.envs import Conversation
+from routed_rl.model.chat import ChatTokens
+
+Generate = Callable[[list[list[int]]], list[list[int]]]
+"""Token ids so far, one row each, to the ids that the model adds."""
+
+
+@dataclass
+class Rollout:
+    """One row: a conversation, or a single turn where there is none."""
+
+    prompt_ids: list[int]
+    conversation: Conversation | None = None
+    completion_ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    """1 at tokens that the model generated, 0 at those of the environment and the chat template."""
+
+    def turn(self, ids: list[int], chat: ChatTokens, limit: int) -> bool:
+        """Take the model's turn `ids` and the environment's answer; False where the row is done.
+
+        `limit` bounds the whole completion, answers included.
+        """
+        ids = ids[:limit - len(self.completion_ids)]
+        self._append(ids, 1)
+        if self.conversation is None:
+            return False
+        answer = self.conversation.reply(chat.decode(ids))
+        if not answer:
+            return False
+        between = chat.between(self.conversation.messages, answer, self.conversation.tools)
+        if ids and between[:1] == ids[-1:]:
+            between = between[1:]  # the model ended its turn itself
+        if len(self.completion_ids) + len(between) >= limit:
+            self.conversation.cut()
+            return False
+        self._append(between, 0)
+        self.conversation.messages += answer
+        return True
+
+    def _append(self, ids: list[int], own: int) -> None:
+        self.completion_ids += ids
+        self.mask += [own] * len(ids)
+
+
+def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
+    """The row of a conversation that has not had a turn."""
+    return Rollout(chat.prompt(conversation.messages, conversation.tools), conversation)
+
+
+def play(rows: Sequence[Rollout], generate: Generate, chat: ChatTokens, limit: int) -> None:
+    """Play all rows to their end; each call of `generate` has a turn of every row that is not done."""
+    live = list(rows)
+    while live:
+        turns = generate([row.prompt_ids + row.completion_ids for row in live])
+        live = [row for row, ids in zip(live, turns, strict=True) if row.turn(ids, chat, limit)]

@@ -1,0 +1,44 @@
+"""Episodes in training: rollouts of several turns through TRL's `rollout_func`, whose `env_mask` leaves only the model's tokens.
+
+Not covered: vLLM's log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from routed_rl.envs import Conversation, EpisodicEnvironment, has_episodes
+from routed_rl.model.chat import ChatTokens
+from routed_rl.rollout import Rollout, begin, play
+from routed_rl.training.tasks import TaskTable
+
+RolloutFunction = Callable[[list[Any], Any], dict[str, Any]]
+
+
+def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutFunction | None:
+    """What TRL's `rollout_func` is for these rows; None where every one is single-turn, so that TRL's own path stays."""
+    episodic = [has_episodes(table.environments[row["environment_id"]].environment) for row in inputs]
+    if not any(episodic):
+        return None
+
+    def roll_out(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        chat = ChatTokens(trainer.processing_class)
+        rows = [_begin(table, row, chat) if plays else Rollout(chat.prompt(prompt, ()))
+                for row, plays, prompt in zip(inputs, episodic, prompts, strict=True)]
+
+        def generate(ids: list[list[int]]) -> list[list[int]]:
+            turns, logprobs = trainer._generate_single_turn(ids, None, {}, 1)
+            assert logprobs is None
+            return turns
+
+        play(rows, generate, chat, trainer.max_completion_length)
+        return {"prompt_ids": [row.prompt_ids for row in rows], "completion_ids": [row.completion_ids for row in rows],
+                "logprobs": None, "env_mask": [row.mask for row in rows], "conversation": [row.conversation for row in rows]}
+
+    return roll_out
+
+
+def _begin(table: TaskTable, row: dict[str, Any], chat: ChatTokens) -> Rollout:
+    environment_id, task = table.task(row["task_id"])
+    return begin(Conversation(cast(EpisodicEnvironment, table.environments[environment_id].environment), task), chat)
