@@ -156,7 +156,7 @@ def serve() -> None:
     signal.signal(signal.SIGVTALRM, stop)
     for line in sys.stdin:
         right, answer = (wrap(text) for text in json.loads(line))
-        known = parse(right, parsing_timeout=None, raise_on_error=True)
+        known = parse(right, parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
         signal.setitimer(signal.ITIMER_VIRTUAL, WORK)
         try:
             verdict = accepts(known, answer)
@@ -170,7 +170,7 @@ def accepts(known: list[Any], answer: str) -> bool:
     from math_verify import parse, verify
     from sympy import Derivative, Integral, Limit, Product, Sum
 
-    given = parse(answer, parsing_timeout=None)
+    given = parse(answer, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     # math-verify would work these out, so that repeating the question would be an answer to it.
     asks = any(part.has(Derivative, Integral, Limit, Product, Sum) for part in given if hasattr(part, "has"))
     return not asks and bool(verify(known, given, timeout_seconds=None))

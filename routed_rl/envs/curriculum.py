@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from routed_rl.envs.build import build
-from routed_rl.envs.core import Environment, Score, Task
+from routed_rl.envs.core import AnyEnvironment, Score, Task, has_episodes
 from routed_rl.errors import ConfigError
 
 Schedule = tuple[tuple[int, float], ...]
@@ -39,13 +39,15 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> Environment:
+def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> AnyEnvironment:
     """The class called with `arguments`, or once for each stage, whose keys override them."""
     if stages is None:
         return build(name, path, arguments)
     lengths = check_stages(name, stages)
     built = [build(f"{name}.stages[{place}]", path, arguments | {key: value for key, value in stage.items() if key != "tasks"})
              for place, stage in enumerate(stages)]
+    if any(map(has_episodes, built)):
+        raise ConfigError(f"env.{name}.stages needs an environment with score(task, completion); {path} has episodes: leave it out")
     return Staged(list(zip(lengths, built, strict=True)))
 
 
@@ -64,7 +66,7 @@ def check_stages(name: str, stages: Any) -> list[int | None]:
 class Staged:
     """One environment whose settings change. Evaluation sees the last stage: what the curriculum leads to."""
 
-    def __init__(self, stages: list[tuple[int | None, Environment]]) -> None:
+    def __init__(self, stages: Sequence[tuple[int | None, AnyEnvironment]]) -> None:
         self.stages = stages
         last: Any = stages[-1][1]
         self.variant = getattr(last, "variant", None)
@@ -87,7 +89,7 @@ class Staged:
         return self.stages[task.stage][1]
 
 
-def endless(environment: Environment, split: str, seed: int) -> Iterator[Task]:
+def endless(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
     """Tasks without end: a finite environment starts over with the next seed; RuntimeError for one without tasks."""
     for round_number in itertools.count():
         empty = True

@@ -35,6 +35,7 @@ def judged(outcome: object) -> Score | Failure:
         problem = f"returned {outcome!r}, which is " + ("not finite" if isinstance(outcome, Score) else "no Score")
     except Exception as error:
         outcome = error
+        problem = ""
     if isinstance(outcome, BaseException):
         problem = f"raised {describe(outcome)}"
     return Failure(" ".join(problem[:1000].split())[:200])

@@ -94,7 +94,7 @@ class Worker:
         setup = self.setup | {"arguments": request.get("arguments", self.setup["arguments"])}
         self.streams.clear()
         try:
-            self.environment = build_staged(setup["name"], setup["path"], setup["arguments"], setup["stages"])
+            self.environment: Any = build_staged(setup["name"], setup["path"], setup["arguments"], setup["stages"])
             self.send(wire.frame({"ready": describe_environment(self.environment)}))
         except RoutedRLError as error:
             self.send(wire.frame({"error": [type(error).__name__, str(error)]}))

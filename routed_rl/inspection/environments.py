@@ -5,11 +5,19 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from routed_rl import console
 from routed_rl.artifacts import find_data
-from routed_rl.envs import EnvironmentProcess, LoadedEnvironment, Score, Task, load_environments
+from routed_rl.envs import (
+    Environment,
+    EnvironmentProcess,
+    LoadedEnvironment,
+    Score,
+    Task,
+    has_episodes,
+    load_environments,
+)
 from routed_rl.envs.check import COLUMNS, Finding, findings, gather, unsound
 from routed_rl.envs.loading import arguments_of
 from routed_rl.envs.scoring import score_many
@@ -43,14 +51,14 @@ def list_environments(compose: Compose) -> None:
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
     """`count` prompts of each environment that `name` names, with a gold and a junk completion and how they score."""
     for entry in named(name, overrides, compose):
-        loaded = _load(entry)
+        loaded, environment = _single_turn(entry)
         console.say(f"{loaded.label}  ({entry.class_name})")
-        for task in itertools.islice(loaded.environment.tasks("train", 0), count):
+        for task in itertools.islice(environment.tasks("train", 0), count):
             console.say(f"\n{show_prompt(task)}")
-            gold = getattr(loaded.environment, "gold", None)
+            gold = getattr(environment, "gold", None)
             shown: list[tuple[str, Any]] = [("gold", gold(task))] if callable(gold) else []
             for kind, completion in [*shown, ("junk", JUNK)]:
-                result = score_many(loaded.environment, [(task, completion)])[0]
+                result = score_many(environment, [(task, completion)])[0]
                 said = " ".join(f"{key} {value:g}" for key, value in result.values().items()) if isinstance(result, Score) \
                     else f"FAILED: {result.reason}"
                 console.say(f"  {kind:5} {completion!r:.300}: {said}")
@@ -97,7 +105,7 @@ def check_one(entry: Entry, samples: int, opened: list[EnvironmentProcess]) -> l
             environment = waiting.pop(0)
             environment.rebuild(arguments_of(entry.settings))
             return environment
-        environment = _load(Entry(entry.mix, entry.name, entry.settings | limit)).environment
+        _, environment = _single_turn(Entry(entry.mix, entry.name, entry.settings | limit))
         if isinstance(environment, EnvironmentProcess):
             opened.append(environment)
         return environment
@@ -147,3 +155,11 @@ def _facts(entry: Entry) -> tuple[str, str]:
 
 def _load(entry: Entry) -> LoadedEnvironment:
     return load_environments({entry.name: entry.settings})[0]
+
+
+def _single_turn(entry: Entry) -> tuple[LoadedEnvironment, Environment]:
+    """It, and its environment; ConfigError for one whose completions cannot be scored one by one."""
+    loaded = _load(entry)
+    if has_episodes(loaded.environment):
+        raise ConfigError(f"{entry.class_name} has episodes; `env try` and `env check` cover score(task, completion) alone")
+    return loaded, cast(Environment, loaded.environment)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from routed_rl.artifacts import find_data
-from routed_rl.envs.core import Message
 from routed_rl.envs.build import module_from_file
+from routed_rl.envs.core import Message
 from routed_rl.errors import ConfigError
 
 SHARE = 5
