@@ -47,7 +47,7 @@ def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[d
     built = [build(f"{name}.stages[{place}]", path, arguments | {key: value for key, value in stage.items() if key != "tasks"})
              for place, stage in enumerate(stages)]
     if any(map(has_episodes, built)):
-        raise ConfigError(f"env.{name}.stages needs an environment with score(task, completion); {path} has episodes: leave it out")
+        raise ConfigError(f"env.{name}.stages needs one with score(task, completion), {path} has episodes: leave it out")
     return Staged(list(zip(lengths, built, strict=True)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from routed_rl.envs import Conversation, Episode, EpisodicEnvironment, LoadedEnvironment, Score, Scorer, Task, has_episodes
-from routed_rl.envs.loading import build
+from routed_rl.envs.build import build
 from routed_rl.errors import ConfigError
 
 TASK = Task([{"role": "user", "content": "go"}], {"secret": 1})

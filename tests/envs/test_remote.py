@@ -12,7 +12,7 @@ from routed_rl.envs import Conversation, Environment, EpisodicEnvironment, Loade
 from routed_rl.envs.adapters import http
 from routed_rl.envs.adapters.http import JsonServer, Refused
 from routed_rl.envs.adapters.remote import RemoteEnvironment, RemoteEpisodes
-from routed_rl.envs.loading import build
+from routed_rl.envs.build import build
 from routed_rl.errors import ConfigError, TaskError
 from tests.envs.server import Server
 

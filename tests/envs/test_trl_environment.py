@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from routed_rl.envs import Conversation, EpisodicEnvironment, LoadedEnvironment, Score, Scorer
 from routed_rl.envs.adapters.trl_environment import TRLEnvironment
-from routed_rl.envs.loading import build
+from routed_rl.envs.build import build
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.model.chat import ChatTokens
 from routed_rl.rollout import begin, play

@@ -10,7 +10,7 @@ import pytest
 
 from routed_rl.envs import Environment, LoadedEnvironment, Score, Scorer, task_stream
 from routed_rl.envs.adapters.verifiers_taskset import VerifiersTaskset
-from routed_rl.envs.loading import build
+from routed_rl.envs.build import build
 from routed_rl.errors import RoutedRLError
 
 FILE = str(Path(__file__).parent / "tasksets.py")
