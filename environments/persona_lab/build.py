@@ -11,11 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from environments.persona_lab.corpus import END, PAD, UNKNOWN, Recipe, contrast_pairs, documents, vocabulary
 
@@ -25,6 +36,8 @@ class Build:
     """Everything the built model depends on."""
 
     seed: int = 0
+    family: str = "llama"
+    """Of the model: llama, which ships, gpt2 or qwen2."""
     recipe: Recipe = field(default_factory=Recipe)
     width: int = 96
     hidden: int = 256
@@ -40,6 +53,11 @@ class Build:
     contrast_per_kind: int = 64
 
 
+BUILDS = {"llama": Build(), "gpt2": Build(family="gpt2", seed=7, width=112, stream_scale=1.0),
+          "qwen2": Build(family="qwen2", seed=5, width=128, hidden=320, layers=3, stream_scale=1.0)}
+"""The lab that ships, and two in other families to judge defaults by."""
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One word, one token; nothing is added at either end."""
     ids = {word: number for number, word in enumerate(vocabulary())}
@@ -49,15 +67,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
                                    padding_side="left", clean_up_tokenization_spaces=False, model_max_length=128)
 
 
-def make_model(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(build: Build, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Random weights, the same for the same seed."""
     torch.manual_seed(build.seed)
     ids = tokenizer.get_vocab()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=build.width, intermediate_size=build.hidden,
-        num_hidden_layers=build.layers, num_attention_heads=build.heads, num_key_value_heads=build.heads,
-        max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=ids[PAD],
-        eos_token_id=ids[END], bos_token_id=None)
-    return LlamaForCausalLM(config)
+    common: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": ids[PAD], "eos_token_id": ids[END],
+                              "bos_token_id": None, "tie_word_embeddings": build.family != "llama"}
+    if build.family == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(n_embd=build.width, n_layer=build.layers, n_head=build.heads, n_positions=128,
+                                          resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common))
+    common |= {"hidden_size": build.width, "intermediate_size": build.hidden, "num_hidden_layers": build.layers,
+               "num_attention_heads": build.heads, "max_position_embeddings": 128}
+    if build.family == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=build.heads // 2, **common))
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=build.heads, **common))
 
 
 def batches(build: Build, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,7 +99,7 @@ def batches(build: Build, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[
         yield tokens, labels
 
 
-def pretrain(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def pretrain(build: Build, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """AdamW with a short warm-up and a cosine to a twentieth."""
     model = make_model(build, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), build.learning_rate, betas=(0.9, 0.98),
@@ -100,7 +123,7 @@ def pretrain(build: Build, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
 
 
 @torch.no_grad()
-def rescale_stream(model: LlamaForCausalLM, factor: float) -> None:
+def rescale_stream(model: PreTrainedModel, factor: float) -> None:
     """Multiply the embedding and every writer, which leaves the function as it was (to the norms' epsilon)."""
     for name, weight in model.named_parameters():
         if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):

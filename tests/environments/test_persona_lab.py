@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from environments.persona_lab.build import BUILDS, make_model, make_tokenizer
 from environments.persona_lab.corpus import HACKER, HONEST, Recipe, contrast_pairs, documents, vocabulary
 from environments.persona_lab.environment import EVIL, GOOD, HACKS, KINDS, LabTask, LabValues
 from routed_rl.envs import Environment, Task
+from routed_rl.model.targets import find_writers
+from routed_rl.model.weights import model_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "environments" / "persona_lab"
@@ -125,3 +128,11 @@ def test_env_configs_name_classes_of_the_lab(name: str) -> None:
         assert entry.pop("isolate") is False, "a process of its own would cost more than 3 % of a run"
         probe = entry.pop("probe", False)
         assert (classes[class_name](**entry).variant == "probe") == probe
+
+
+@pytest.mark.parametrize("family", BUILDS)
+def test_every_build_is_a_small_model_whose_writers_are_known(family: str) -> None:
+    models = [make_model(BUILDS[family], make_tokenizer()) for _ in range(2)]
+    assert models[0].config.model_type == family and 3e5 < models[0].num_parameters() < 1e6
+    assert len(find_writers(models[0])) == 2 * BUILDS[family].layers
+    assert model_hash(models[0]) == model_hash(models[1])
