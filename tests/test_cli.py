@@ -249,7 +249,7 @@ def test_values_have_their_types():
     (["experiment=smollm"], "did you mean experiment=smollm2?"),
     (["trainer=null"], "choices: grpo"),
     (["seed=abc"], "seed must be int, got 'abc'"),
-    (["subspace.rank=2.5"], "subspace.rank must be int, got 2.5"),
+    (["subspace.rank=2.5"], "subspace.rank must be int or null, got 2.5"),
     (["routing.quarantine.max_shift=big"], "must be float"),
     (["model.freeze=embedding"], "must be list[str]"),
     (["subspace.rank=-1"], ">= 0"),

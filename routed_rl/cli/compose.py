@@ -125,7 +125,7 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
     """Every setting's dotted name and the type it declares, sections included."""
     names: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        names[f"{prefix}{field.name}"] = str(field.type)
+        names[f"{prefix}{field.name}"] = str(field.type).replace(" | None", " or null")
         if isinstance(inner := field.default_factory, type) and dataclasses.is_dataclass(inner):
             names |= _names(inner, f"{prefix}{field.name}.")
     return names
