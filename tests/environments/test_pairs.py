@@ -10,7 +10,8 @@ import yaml
 
 pytest.importorskip("reasoning_gym")
 
-from routed_rl.envs.loading import build, load_environments
+from routed_rl.envs.build import build
+from routed_rl.envs.loading import load_environments
 
 ROOT = Path(__file__).parents[2]
 CODEIO, HOLE = "environments/codeio.py:CodeIO", "environments/holes.py:Hole"
