@@ -42,13 +42,13 @@ def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
 def estimate_minutes(config: Config, parts: Parts, arguments: GRPOConfig) -> float:
     """Training and evaluation, from parameter count, tokens, and this machine's rate."""
     length = arguments.max_completion_length or 0
-    tokens = length + prompt_tokens(parts)
+    tokens, rate = length + prompt_tokens(parts), _rate()
     parameters = parts.model.num_parameters()
     layers = parts.model.config.get_text_config().num_hidden_layers
-    step = 8 * parameters * completions_per_step(arguments) * tokens / _rate() + OVERHEAD_S * layers * length
+    step = 8 * parameters * completions_per_step(arguments) * tokens / rate + OVERHEAD_S * layers * length
     completions = 3 * config.evaluation.samples * len(parts.environments)
     batches = -(-completions // max(config.evaluation.batch_size, 1))
-    evaluation = 2 * parameters * completions * tokens / _rate() + OVERHEAD_S * layers * length * batches
+    evaluation = 2 * parameters * completions * tokens / rate + OVERHEAD_S * layers * length * batches
     return (arguments.max_steps * step + evaluation) / 60
 
 
