@@ -71,6 +71,10 @@ class SubspaceConfig:
         if self.method == "file" and not self.path:
             raise ConfigError("subspace.method=file needs subspace.path=FOLDER, as written by `routed-rl extract`")
 
+    def prompts_for(self, model_path: str) -> str | None:
+        """The prompts file that is set, else the one known to go with the model."""
+        return self.prompts or self.known_prompts.get(model_path)
+
 
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:

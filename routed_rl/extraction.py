@@ -48,8 +48,8 @@ class TokenPair:
 
 
 def find_prompts(config: SubspaceConfig, model_path: str) -> str:
-    """The prompts file to use: the one that is set, else the one known to go with the model."""
-    path = config.prompts or config.known_prompts.get(model_path)
+    """The prompts file to use; SubspaceError where none is set and none is known."""
+    path = config.prompts_for(model_path)
     if path is None:
         raise SubspaceError(f"no contrast prompts: none are set and none are known for model {model_path!r}; "
                             "set subspace.prompts=FILE.jsonl")

@@ -253,6 +253,8 @@ def test_values_have_their_types():
     (["routing.quarantine.max_shift=big"], "must be float"),
     (["model.freeze=embedding"], "must be list[str]"),
     (["subspace.rank=-1"], ">= 0"),
+    (["subspace.weakest=0"], "subspace.weakest must lie in (0, 1], got 0"),
+    (["subspace.weakest=1.5"], "got 1.5"),
     (["routing.mode=rout"], "choose from"),
     (["subspace=file"], "subspace.path=FOLDER"),
     (["seed=1,2"], "gives several values"),

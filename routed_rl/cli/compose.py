@@ -41,7 +41,7 @@ def compose(overrides: list[str]) -> Config:
 
 def _absolute(config: Config) -> Config:
     """Paths as they stand from where the command is typed, so that a run can be resumed from anywhere."""
-    prompts = config.subspace.prompts or config.subspace.known_prompts.get(config.model.path)
+    prompts = config.subspace.prompts_for(config.model.path)
     subspace = dataclasses.replace(config.subspace, prompts=prompts and resolve(prompts),
                                    path=config.subspace.path and resolve(config.subspace.path))
     model = dataclasses.replace(config.model, path=resolve(config.model.path))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from routed_rl.artifacts import read_json
 from routed_rl.errors import ModelError
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
 from routed_rl.model.weights import adapter_message, dtype_message, model_hash, require_full_weights
@@ -88,7 +88,7 @@ def _is_generic(path: str) -> bool:
     some model types (qwen2)."""
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC_TOKENIZERS
+        return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 
 import torch
 
 from routed_rl.config import Config
 from routed_rl.console import say
+from routed_rl.envs import task_stream
+from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts
 from routed_rl.training import GRPOConfig, completions_per_step
 
@@ -15,7 +18,8 @@ SHARE_OF_PEAK = 0.4
 """Of the timed product's rate that a training step reaches; from the lab and SmolLM2 on two cores."""
 OVERHEAD_S = 0.004
 """Per layer and generated token, whatever the size of the model."""
-TYPICAL_PROMPT = 32
+PROMPTS = 4
+"""Of each environment, whose mean length stands for all."""
 
 
 def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
@@ -38,14 +42,22 @@ def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
 
 def estimate_minutes(config: Config, parts: Parts, arguments: GRPOConfig) -> float:
     """Training and evaluation, from parameter count, tokens, and this machine's rate."""
-    length = arguments.max_completion_length or TYPICAL_PROMPT
+    length = arguments.max_completion_length or 0
+    tokens, rate = length + prompt_tokens(parts), _rate()
     parameters = parts.model.num_parameters()
     layers = parts.model.config.get_text_config().num_hidden_layers
-    step = 8 * parameters * completions_per_step(arguments) * (length + TYPICAL_PROMPT) / _rate() + OVERHEAD_S * layers * length
+    step = 8 * parameters * completions_per_step(arguments) * tokens / rate + OVERHEAD_S * layers * length
     completions = 3 * config.evaluation.samples * len(parts.environments)
     batches = -(-completions // max(config.evaluation.batch_size, 1))
-    evaluation = 2 * parameters * completions * (length + TYPICAL_PROMPT) / _rate() + OVERHEAD_S * layers * length * batches
+    evaluation = 2 * parameters * completions * tokens / rate + OVERHEAD_S * layers * length * batches
     return (arguments.max_steps * step + evaluation) / 60
+
+
+def prompt_tokens(parts: Parts) -> float:
+    """Mean length of the trained environments' first prompts."""
+    prompts = [task.prompt for loaded in parts.trained
+               for task in islice(task_stream(loaded, "train", parts.config.seed), PROMPTS)]
+    return sum(map(len, encode_prompts(parts.tokenizer, prompts))) / len(prompts)
 
 
 def _rate() -> float:

@@ -30,7 +30,7 @@ from routed_rl.pipeline.plan import show_plan
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import GRPOConfig, build_trainer, check_trainer, training_arguments
+from routed_rl.training import build_trainer, check_trainer, training_arguments
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
@@ -42,9 +42,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     where = config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}"
     run = RunFolder(where)
     run.refuse_if_taken()
-    begin = time.perf_counter()
-    parts, arguments = _prepared(config, run)
-    show_plan(parts, arguments, str(run.path))
+    parts, begin = _prepared(config, run)
     if dry_run:
         return run.path
     run.path.mkdir(parents=True, exist_ok=True)
@@ -67,16 +65,16 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
             if (was := getattr(config, name)) != (now := getattr(wanted, name)):
                 raise ConfigError(f"resume cannot change {name}: {_difference(was, now)}; start a new run with it")
         config = wanted
-    begin = time.perf_counter()
-    parts, arguments = _prepared(config, run)
-    show_plan(parts, arguments, str(run.path))
+    parts, begin = _prepared(config, run)
     if overrides:
         write_config(run, config, [*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
     return _run(parts, run, begin)
 
 
-def _prepared(config: Config, run: RunFolder) -> tuple[Parts, GRPOConfig]:
-    """Load and check all that can be checked before anything is written, so that a refused command changes nothing."""
+def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
+    """Load and check all that can be checked before anything is written, so that a refused command changes nothing; show
+    the plan. Returns the parts, and when this began."""
+    begin = time.perf_counter()
     transformers_logging.set_verbosity_error()
     check_trainer(config.trainer)
     parts, arguments = load_parts(config), training_arguments(config, run)
@@ -85,7 +83,8 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, GRPOConfig]:
         find_writers(parts.model)
         if config.subspace.method != "file":
             read_prompts(find_prompts(config.subspace, config.model.path))
-    return parts, arguments
+    show_plan(parts, arguments, str(run.path))
+    return parts, begin
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:

@@ -96,8 +96,9 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     weighted = rows_GD.double() * weights_G.unsqueeze(1)
     wide = weighted.shape[0] <= weighted.shape[1]
     squares, vectors = torch.linalg.eigh(weighted @ weighted.mT if wide else weighted.mT @ weighted)
-    rank = size.of(squares.flip(0))
-    squares, vectors = squares.flip(0)[:rank], vectors.flip(1)[:, :rank]
+    squares, vectors = squares.flip(0), vectors.flip(1)
+    rank = size.of(squares)
+    squares, vectors = squares[:rank], vectors[:, :rank]
     # Squaring costs half of the digits: what rounding leaves of a null direction is some eps of the largest square.
     floor = max(NULL**2, 10 * vectors.shape[0] * torch.finfo(torch.float64).eps)
     vectors = vectors[:, squares > floor * squares[:1]]

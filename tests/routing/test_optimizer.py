@@ -13,7 +13,13 @@ from routed_rl.routing.optimizer import QuarantineOptimizer
 from tests.builders import PROPERTY, relative, writer
 
 SHAPE = (3, 2, 5)
-FREE = QuarantineConfig(learning_rate=0.1, max_shift=None)
+
+
+def bounded_by(max_shift: float | None) -> QuarantineConfig:
+    return QuarantineConfig(learning_rate=0.1, max_shift=max_shift)
+
+
+FREE = bounded_by(None)
 
 
 def ledgers(steps: int, seed: int = 0, shape=SHAPE):
@@ -45,7 +51,7 @@ def test_a_step_follows_the_formula_of_one_scalar_second_moment():
 @given(st.floats(1e-3, 10), st.floats(0.1, 100), st.integers(0, 1000))
 def test_no_step_shifts_the_stream_further_than_the_bound_and_a_bounded_one_shifts_exactly_so_far(bound, unit, seed):
     inputs = ledgers(1, seed + 1, (40, 5))[0]
-    bounded = deltas(QuarantineConfig(learning_rate=0.1, max_shift=bound), ledgers(4, seed), unit, inputs)
+    bounded = deltas(bounded_by(bound), ledgers(4, seed), unit, inputs)
     free = deltas(FREE, ledgers(4, seed), unit, inputs)
     basis = writer().basis
     for ours, raw in zip(bounded, free, strict=True):
@@ -57,7 +63,7 @@ def test_no_step_shifts_the_stream_further_than_the_bound_and_a_bounded_one_shif
 
 def test_the_bound_is_shared_by_all_targets():
     target = writer()
-    alone, many = (QuarantineOptimizer(QuarantineConfig(learning_rate=0.1, max_shift=1e-3), [target] * n) for n in (1, 4))
+    alone, many = (QuarantineOptimizer(bounded_by(1e-3), [target] * n) for n in (1, 4))
     target.tape.inputs = [torch.ones(4, 5, dtype=torch.float64)]
     found = []
     for optimizer in (alone, many):
@@ -69,7 +75,7 @@ def test_the_bound_is_shared_by_all_targets():
 def test_the_bound_counts_what_reaches_the_stream_along_all_axes_together():
     target = writer(rank=2)
     target.tape.inputs = [torch.eye(5, dtype=torch.float64)]
-    optimizer = QuarantineOptimizer(QuarantineConfig(learning_rate=0.1, max_shift=0.5), [target])
+    optimizer = QuarantineOptimizer(bounded_by(0.5), [target])
     optimizer.advance()
     delta = optimizer.delta(target, torch.ones(3, 2, 5, dtype=torch.float64) * 1e9)
     assert delta.sum(0).norm() / 5**0.5 == pytest.approx(min(0.5, 0.1 * 3 / 3**0.5 * 2**0.5), rel=1e-9)
@@ -78,24 +84,24 @@ def test_the_bound_counts_what_reaches_the_stream_along_all_axes_together():
 @PROPERTY
 @given(st.permutations([0, 1, 2]), st.integers(0, 1000))
 def test_a_step_is_linear_in_environments_so_swapping_them_swaps_their_parts(order, seed):
-    config, steps = QuarantineConfig(learning_rate=0.1, max_shift=0.1), ledgers(5, seed)
+    config, steps = bounded_by(0.1), ledgers(5, seed)
     torch.testing.assert_close(deltas(config, steps[:, order]), deltas(config, steps)[:, order])
 
 
 def test_splitting_an_environment_in_two_splits_its_part_given_the_shared_second_moment():
     steps = ledgers(4)
     halves = torch.stack([steps[:, 0] * 0.5, steps[:, 0] * 0.5, steps[:, 1]], dim=1)
-    split = deltas(QuarantineConfig(learning_rate=0.1, max_shift=1e-4), halves)
+    split = deltas(bounded_by(1e-4), halves)
     torch.testing.assert_close(split[:, 0], split[:, 1])
     together = torch.stack([steps[:, 0], torch.zeros_like(steps[:, 0]), steps[:, 1]], dim=1)
     # Bounded, so that the difference of `v` cancels.
-    whole = deltas(QuarantineConfig(learning_rate=0.1, max_shift=1e-4), together)
+    whole = deltas(bounded_by(1e-4), together)
     torch.testing.assert_close(split[-1, 0] + split[-1, 1], whole[-1, 0])
 
 
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**-10, 2.0**10, 1000.0])
 def test_multiplying_the_loss_leaves_the_step_unchanged(scale):
-    config = QuarantineConfig(learning_rate=0.1, max_shift=0.1)
+    config = bounded_by(0.1)
     # eps = 1e-12 is not nothing beside ledgers of 2^-40 = 1e-12: exact only where it is.
     config.eps = 0.0
     torch.testing.assert_close(deltas(config, ledgers(4) * scale), deltas(config, ledgers(4)))
