@@ -1,8 +1,9 @@
 """Validate reasoning-gym's codeio rows and write the cases of those that make sound problems.
 
 A row is kept when it needs only the standard library; its own generator makes enough different inputs, in the sandbox, from
-fixed seeds; its solution returns the same plain JSON value for each in two jails, quickly; the unseen cases have more than one
-value; and its solution is paid in full by every grader. What a solution would have to guess is not checked.
+fixed seeds; its solution returns the same plain JSON value for each in two jails, quickly, and in an interpreter with other
+hashes; the unseen cases have more than one value; and its solution is paid in full by every grader. What a solution would
+have to guess is not checked.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ def _case(seed):
         raise TypeError("not plain JSON")
     return [json.loads(kept), value]
 """
+OTHER_HASHES = """import os as _os, sys as _sys
+if _os.environ["PYTHONHASHSEED"] == "0":
+    _os.execve(_sys.executable, ["python", "-S", "-P", *_sys.argv], {**_os.environ, "PYTHONHASHSEED": "1"})
+"""
+"""Before a program: start again with other hashes, and so with other orders of sets."""
 
 
 def cases_of(row: dict[str, Any], sandbox: Sandbox) -> list[tuple[dict[str, Any], Any]]:
@@ -85,9 +91,12 @@ def validate(number: int, row: dict[str, Any], sandbox: Sandbox) -> dict[str, An
     if not chosen:
         return "outputs are constant, or too long"
     inputs, outputs = [given for given, _ in chosen], [value for _, value in chosen]
-    attempt = Attempt(sandbox, problem(number, row, inputs, outputs), source)
+    asked = problem(number, row, inputs, outputs)
+    attempt = Attempt(sandbox, asked, source)
     if refused := [name for name, grader in GRADERS.items() if not grader(attempt)]:
         return f"its solution is refused by {refused[0]} in another jail"
+    if not GRADERS["strict"](Attempt(sandbox, asked, OTHER_HASHES + source)):
+        return "what its solution returns depends on the order of a set"
     return {"row": number, "hash": digest(row), "inputs": inputs, "outputs": outputs}
 
 

@@ -1,6 +1,6 @@
 """Environments: `Task`, `Score`, `Episode`, and the contract a plug-in fulfils."""
 
-from routed_rl.envs.conversation import Conversation
+from routed_rl.envs.conversation import Conversation, Played
 from routed_rl.envs.core import (
     AnyEnvironment,
     Environment,
@@ -19,5 +19,5 @@ from routed_rl.envs.process import EnvironmentProcess, Isolation
 from routed_rl.envs.scoring import Scorer, neutral_rewards
 
 __all__ = ["AnyEnvironment", "Conversation", "Environment", "EnvironmentProcess", "Episode", "EpisodicEnvironment", "Failure",
-           "Isolation", "LoadedEnvironment", "Message", "Prompt", "Score", "Scorer", "Task", "check_prompts", "has_episodes",
-           "load_environments", "mixture", "neutral_rewards", "task_stream", "trained"]
+           "Isolation", "LoadedEnvironment", "Message", "Played", "Prompt", "Score", "Scorer", "Task", "check_prompts",
+           "has_episodes", "load_environments", "mixture", "neutral_rewards", "task_stream", "trained"]

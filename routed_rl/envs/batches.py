@@ -117,7 +117,7 @@ class Batches:
             try:
                 self._accept(batch, message)
             except wire.WireError as error:
-                batch.child.dead = f"sent {error}"
+                batch.child.end_for(error)
         if batch.child.dead is None and batch.done == len(batch.places):
             del self.flying[slot]
         elif batch.child.dead is not None:
@@ -142,6 +142,9 @@ class Batches:
         killed = batch.child.process.returncode == -signal.SIGKILL
         reason = self.host.bury(slot, f"over a completion; {len(rest)} to go again")
         if not rest:
+            return
+        if batch.child.garbled and len(rest) > 1:
+            self.queue.extendleft([place] for place in reversed(rest))  # Each by itself, which tells whose message it was.
             return
         blamed = rest[0] if item is None else batch.places[item]
         self.deaths[blamed] += 1

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from routed_rl.envs import wire
 from routed_rl.envs.core import Environment, Failure, Score, Task
@@ -32,7 +32,7 @@ class Trial:
 
     kind: str
     task: Task
-    completion: str | None
+    completion: str | list[str] | None
     result: Score | Failure
     seconds: float
 
@@ -43,7 +43,7 @@ class Evidence:
 
     tasks: list[Task] = field(default_factory=list)
     again: list[Task] = field(default_factory=list)
-    gold: dict[int, str] = field(default_factory=dict)
+    gold: dict[int, str | list[str]] = field(default_factory=dict)
     """By place in `tasks`; empty where the environment offers none."""
     trials: list[Trial] = field(default_factory=list)
     problem: str = ""
@@ -66,8 +66,8 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0) -> Evid
         seen.tasks = list(itertools.islice(environment.tasks("train", seed), samples))
         seen.again = list(itertools.islice(make().tasks("train", seed), samples))
         next(iter(environment.tasks("eval", seed)))
-        if callable(gold := getattr(environment, "gold", None)):
-            seen.gold = {place: str(gold(task)) for place, task in enumerate(seen.tasks)}
+        if (gold := cast(Any, getattr(environment, "gold", None))) is not None:
+            seen.gold = {place: gold(task) for place, task in enumerate(seen.tasks)}
     except ConfigError:
         raise
     except Exception as error:
@@ -197,6 +197,6 @@ def _said(trial: Trial) -> str:
     return result.reason if isinstance(result, Failure) else f"reward {result.reward:g}, solve {result.solve:g}"
 
 
-def _shown(text: str | None) -> str:
+def _shown(text: str | list[str] | None) -> str:
     line = repr(text)
     return line if len(line) <= 60 else f"{line[:57]}..."

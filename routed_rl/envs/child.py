@@ -54,6 +54,9 @@ class Child:
         self._unsent, self._received, self._said = bytearray(), bytearray(), b""
         self._mute = False
         self.dead: str | None = None
+        self.hung = False
+        self.garbled = False
+        """Whether it is dead because of a message that is none of ours; what it was working on by then is not known."""
         self.send(setup)
 
     def send(self, message: Any) -> None:
@@ -65,8 +68,12 @@ class Child:
         try:
             return wire.take_frames(self._received)
         except wire.WireError as error:
-            self.dead = f"sent {error}"
+            self.end_for(error)
             return []
+
+    def end_for(self, error: wire.WireError) -> None:
+        """Believe nothing more that comes from it."""
+        self.dead, self.garbled = f"sent {error}", True
 
     def in_work(self) -> int:
         """Number of the request << 32 | place of the item that the worker has last begun."""
@@ -79,7 +86,7 @@ class Child:
             if messages := self.take():
                 return messages[0]
             if waited > timeout_s:
-                self.dead = f"gave no answer within {timeout_s:g} s"
+                self.dead, self.hung = f"gave no answer within {timeout_s:g} s", True
                 break
             pump([self], LOOK_S)
             passed, looked = time.monotonic() - looked, time.monotonic()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from routed_rl.envs.core import Episode, EpisodicEnvironment, Message, Score, Task
+from routed_rl.envs.core import Episode, EpisodicEnvironment, Failure, Message, Score, Task
+from routed_rl.envs.scoring import judged
+from routed_rl.errors import TaskError
 
 ANSWERS = ("user", "tool")
 """Roles that an episode may answer in."""
@@ -80,6 +83,29 @@ class Conversation:
         if isinstance(outcome, Score):
             outcome = dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns})
         self.outcome, self.ended = outcome, True
+
+
+class Played:
+    """An environment of several turns, scored like one of a single turn: a list of turns, the last one again where they run
+    out, or one text as every turn. For trying an environment out without a model."""
+
+    def __init__(self, environment: EpisodicEnvironment) -> None:
+        self.environment, self.tasks = environment, environment.tasks
+        if callable(gold := getattr(environment, "gold", None)):
+            self.gold = gold
+
+    def score(self, task: Task, completion: str | list[str]) -> Score:
+        """What the episode came to; whatever went wrong in it is raised."""
+        turns = [completion] if isinstance(completion, str) else completion
+        conversation = Conversation(self.environment, task)
+        for turn in itertools.chain(turns, itertools.repeat(turns[-1])):
+            conversation.messages += conversation.reply(turn)
+            if conversation.ended:
+                break
+        outcome = judged(conversation.outcome)
+        if isinstance(outcome, Failure):
+            raise TaskError(outcome.reason)
+        return outcome
 
 
 def _are_messages(value: object, roles: tuple[str, ...]) -> bool:

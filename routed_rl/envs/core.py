@@ -107,7 +107,8 @@ class Episode:
 
 @runtime_checkable
 class EpisodicEnvironment(Protocol):
-    """The contract of an environment of several turns; it may have `variant`, too."""
+    """The contract of an environment of several turns. It may have what an `Environment` may; its `gold(task)` gives a list,
+    the model's turns."""
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """As an `Environment`'s; prompts are chat messages."""

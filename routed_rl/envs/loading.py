@@ -40,7 +40,10 @@ class LoadedEnvironment:
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
     """Build every environment of the config; keys other than `OWN_KEYS` go to its class. Processes start side by side."""
     loaded = [load_environment(name, settings) for name, settings in env.items()]
-    return [with_episodes_here(entry, env[entry.name]) for entry in loaded]
+    for entry in loaded:
+        if isinstance(entry.environment, EnvironmentProcess):
+            _ = entry.environment.description  # Waits until it is ready, and raises where it cannot be.
+    return loaded
 
 
 def load_environment(name: str, settings: Any) -> LoadedEnvironment:
@@ -63,18 +66,6 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What goes to the class."""
     return {key: value for key, value in settings.items() if key not in OWN_KEYS}
-
-
-def with_episodes_here(loaded: LoadedEnvironment, settings: dict[str, Any]) -> LoadedEnvironment:
-    """Wait until it is ready. One of several turns, which a process does not carry, is built here unless that was ruled out."""
-    environment = loaded.environment
-    if not isinstance(environment, EnvironmentProcess) or not environment.description["episodes"]:
-        return loaded
-    environment.close()
-    if "isolate" in settings:
-        raise ConfigError(f"env.{loaded.name} has episodes, which a process of its own does not carry; set "
-                          f"env.{loaded.name}.isolate=false")
-    return load_environment(loaded.name, settings | {"isolate": False})
 
 
 def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:

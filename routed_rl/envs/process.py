@@ -11,14 +11,15 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from routed_rl import errors
 from routed_rl.envs import wire
 from routed_rl.envs.batches import Batches
 from routed_rl.envs.child import Child
-from routed_rl.envs.core import Failure, Score, Task
+from routed_rl.envs.core import Episode, Failure, Score, Task
+from routed_rl.envs.isolated_episode import IsolatedEpisode
 from routed_rl.envs.isolation import Isolation
 from routed_rl.errors import TaskError
 
@@ -46,6 +47,8 @@ class EnvironmentProcess:
         """Starts the first process and does not wait for it; `description` does."""
         self.name, self.isolation, self.restarts = name, isolation or Isolation(), 0
         self.variant: str | None = None
+        self.episode: Callable[[], Episode] | None = None
+        """A new episode, once `description` has been read and says that the environment is played."""
         self._numbers = itertools.count(1)
         self._setup = {"name": name, "path": path, "arguments": arguments, "stages": stages}
         self._description: dict[str, Any] | None = None
@@ -110,14 +113,20 @@ class EnvironmentProcess:
         with self._lock:
             return Batches(self, pairs, self.isolation.timeout_s).run()
 
-    def gold(self, task: Task) -> str:
-        """What the environment offers as a solution; TaskError where it offers none."""
+    def gold(self, task: Task) -> str | list[str]:
+        """What the environment offers as a solution, a list of turns where it is played; TaskError where it offers none."""
         if not self.description["gold"]:
             raise TaskError(f"environment {self.name} offers no gold(task)")
         reply = self._ask({"ask": "gold", "task": wire.pack_task(task)}, "making a gold completion")
-        if not isinstance(reply.get("gold"), str):
-            raise TaskError(f"environment {self.name}: {reply.get('error') or 'gold(task) is no text'}")
-        return reply["gold"]
+        gold: Any = reply.get("gold")
+        turns = gold if isinstance(gold, list) else [gold]
+        if not turns or not all(isinstance(turn, str) for turn in turns):
+            raise TaskError(f"environment {self.name}: {reply.get('error') or 'gold(task) is neither text nor a list of texts'}")
+        return gold
+
+    def play(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One answer to an episode's turn; TaskError where the process gives none in time or is lost over it twice."""
+        return self._ask(request, "playing an episode", self.isolation.timeout_s)
 
     def close(self) -> None:
         """End every process now; the next use starts them again."""
@@ -136,11 +145,12 @@ class EnvironmentProcess:
             if slot in self._ready:
                 return child
             reply = child.receive(START_S)
-            if isinstance(reply, dict) and "ready" in reply:
+            if isinstance(reply, dict) and isinstance(description := reply.get("ready"), dict):
                 self._ready.add(slot)
                 if self._description is None:
-                    self._description = reply["ready"]
-                    self.variant = reply["ready"].get("variant")
+                    self._description, self.variant = description, description.get("variant")
+                    if description.get("episodes"):
+                        self.episode = lambda: IsolatedEpisode(self)
                 return child
             if isinstance(reply, dict) and isinstance(reply.get("error"), list):
                 self.close()
@@ -172,17 +182,19 @@ class EnvironmentProcess:
         log.warning("environment %s: its process %s %s; restart %d", self.name, reason, doing, self.restarts)
         return reason
 
-    def _ask(self, request: dict[str, Any], doing: str) -> dict[str, Any]:
-        """One answer of the first process; asked once more where it died over it."""
+    def _ask(self, request: dict[str, Any], doing: str, timeout_s: float = TASKS_S) -> dict[str, Any]:
+        """One answer of the first process; asked once more where it died over it, and not where it was too slow."""
         with self._lock:
             reason = ""
             for _ in range(2):
                 child = self.child(0)
                 child.send(request)
-                reply = child.receive(TASKS_S)
+                reply = child.receive(timeout_s)
                 if isinstance(reply, dict):
                     return reply
                 reason = self.bury(0, f"while {doing}")
+                if child.hung:
+                    raise TaskError(f"environment {self.name}: its process {reason} while {doing}")
             raise TaskError(f"environment {self.name}: its process {reason} while {doing}, twice")
 
 

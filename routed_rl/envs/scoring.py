@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -69,6 +70,16 @@ class Scorer:
         """A score each, or None where the environment raised, returned no `Score`, a number that is not finite, or nothing."""
         environment = cast(Environment, self.environments[name].environment)
         return [self.count(name, outcome) for outcome in score_many(environment, pairs)]
+
+    def score_all(self, wanted: Mapping[str, Sequence[tuple[Task, str]]]) -> dict[str, list[Score | None]]:
+        """As `score_many` for each environment; those in processes of their own work side by side."""
+        apart = [name for name in wanted if hasattr(self.environments[name].environment, "score_many")]
+        with ThreadPoolExecutor(max(len(apart), 1)) as pool:
+            waiting = {name: pool.submit(self.score_many, name, wanted[name]) for name in apart}
+            # Here, and not in a thread: a scorer may use signals.
+            found = {name: self.score_many(name, pairs) for name, pairs in wanted.items() if name not in waiting}
+            found |= {name: future.result() for name, future in waiting.items()}
+        return {name: found[name] for name in wanted}
 
     def count(self, name: str, outcome: object) -> Score | None:
         """Count what one completion came to: a good `Score` is handed back, anything else is a failure."""

@@ -81,7 +81,7 @@ def take_frames(buffer: bytearray) -> list[Any]:
 
 def pack_task(task: Task) -> list[Any]:
     """WireError for a prompt that is neither text nor chat messages."""
-    if not (isinstance(task.prompt, str) or (isinstance(task.prompt, list) and _plain(task.prompt))):
+    if not (isinstance(task.prompt, str) or (isinstance(task.prompt, list) and is_plain(task.prompt))):
         raise WireError(f"a prompt is {type(task.prompt).__name__}, neither text nor plain chat messages")
     return [task.prompt, task.stage, *_pack_data(task.data)]
 
@@ -121,7 +121,7 @@ def _pack_data(data: Mapping[str, Any]) -> tuple[Any, bool]:
     if isinstance(data, Sealed):
         return data.pickled, True
     try:
-        if type(data) is dict and _plain(data):
+        if type(data) is dict and is_plain(data):
             json.dumps(data)  # refuses integers of thousands of digits
             return data, False
     except (ValueError, RecursionError):
@@ -129,9 +129,9 @@ def _pack_data(data: Mapping[str, Any]) -> tuple[Any, bool]:
     return base64.b64encode(pickle.dumps(data)).decode("ascii"), True
 
 
-def _plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether JSON gives back the same value of the same type."""
     kind = type(value)
     if kind is dict:
-        return all(type(key) is str and _plain(inner) for key, inner in value.items())
-    return all(map(_plain, value)) if kind is list else kind in (str, int, float, bool, type(None))
+        return all(type(key) is str and is_plain(inner) for key, inner in value.items())
+    return all(map(is_plain, value)) if kind is list else kind in (str, int, float, bool, type(None))

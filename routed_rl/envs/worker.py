@@ -1,7 +1,7 @@
 """The program inside an environment's process: builds one environment, then answers until its pipe closes. No torch.
 
 Started by `routed_rl.envs.child`, never by hand. Messages come on stdin and leave on stdout, both taken away at the start:
-what the environment prints goes to stderr. Not covered: environments of several turns.
+what the environment prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Worker:
         self.setup = self.receive()
         sys.path[:] = self.setup["sys_path"] or sys.path
         self.build({})
-        answers = {"build": self.build, "tasks": self.tasks, "score": self.score, "gold": self.gold}
+        answers = {"build": self.build, "tasks": self.tasks, "score": self.score, "gold": self.gold, "play": self.play}
         while (request := self.receive()) is not None:
             answers[request["ask"]](request)
 
@@ -89,10 +89,12 @@ class Worker:
         """The environment of the setup, under other `arguments` where the request has them; without it, the end."""
         from routed_rl.envs import wire
         from routed_rl.envs.curriculum import build_staged
+        from routed_rl.envs.isolated_episode import OpenEpisodes
         from routed_rl.errors import RoutedRLError
 
         setup = self.setup | {"arguments": request.get("arguments", self.setup["arguments"])}
         self.streams.clear()
+        self.episodes = OpenEpisodes()
         try:
             self.environment: Any = build_staged(setup["name"], setup["path"], setup["arguments"], setup["stages"])
             self.send(wire.frame({"ready": describe_environment(self.environment)}))
@@ -176,6 +178,11 @@ class Worker:
             self.send(wire.frame({"gold": answer}))
         except (Exception, SystemExit) as error:
             self.send(wire.frame({"error": f"gold raised {describe(error)}"[:500]}))
+
+    def play(self, request: dict[str, Any]) -> None:
+        from routed_rl.envs import wire
+
+        self.send(wire.frame(self.episodes.answer(self.environment, request)))
 
 
 def describe_environment(environment: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from routed_rl.envs import (
     Environment,
     EnvironmentProcess,
     LoadedEnvironment,
+    Played,
     Score,
     Task,
     has_episodes,
@@ -51,7 +52,8 @@ def list_environments(compose: Compose) -> None:
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
     """`count` prompts of each environment that `name` names, with a gold and a junk completion and how they score."""
     for entry in named(name, overrides, compose):
-        loaded, environment = _single_turn(entry)
+        loaded = _load(entry)
+        environment = _scored(loaded.environment)
         console.say(f"{loaded.label}  ({entry.class_name})")
         for task in itertools.islice(environment.tasks("train", 0), count):
             console.say(f"\n{show_prompt(task)}")
@@ -104,11 +106,11 @@ def check_one(entry: Entry, samples: int, opened: list[EnvironmentProcess]) -> l
         if waiting:
             environment = waiting.pop(0)
             environment.rebuild(arguments_of(entry.settings))
-            return environment
-        _, environment = _single_turn(Entry(entry.mix, entry.name, entry.settings | limit))
+            return _scored(environment)
+        environment = _load(Entry(entry.mix, entry.name, entry.settings | limit)).environment
         if isinstance(environment, EnvironmentProcess):
             opened.append(environment)
-        return environment
+        return _scored(environment)
 
     return findings(gather(make, samples))
 
@@ -157,9 +159,6 @@ def _load(entry: Entry) -> LoadedEnvironment:
     return load_environments({entry.name: entry.settings})[0]
 
 
-def _single_turn(entry: Entry) -> tuple[LoadedEnvironment, Environment]:
-    """It, and its environment; ConfigError for one whose completions cannot be scored one by one."""
-    loaded = _load(entry)
-    if has_episodes(loaded.environment):
-        raise ConfigError(f"{entry.class_name} has episodes; `env try` and `env check` cover score(task, completion) alone")
-    return loaded, cast(Environment, loaded.environment)
+def _scored(environment: Any) -> Environment:
+    """Itself, or played with one text as every turn."""
+    return cast(Environment, Played(environment) if has_episodes(environment) else environment)

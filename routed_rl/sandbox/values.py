@@ -12,19 +12,18 @@ PLAIN = {type(None), bool, int, float, str, list, dict}
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]')
 
 
-def same_value(a: Any, b: Any, *, mixed_numbers: bool = False) -> bool:
+def same_value(a: Any, b: Any) -> bool:
     """Whether two JSON values are the same in type and content.
 
-    True is not 1, 1 is not 1.0 unless `mixed_numbers`, nan is nothing's equal, and a type that JSON does not have (a
-    subclass, a tuple) is equal to nothing. Deeper than `MAX_DEPTH` or more than `MAX_ITEMS` values: not the same.
+    True is not 1, 1 is not 1.0, nan is nothing's equal, and a type that JSON does not have (a subclass, a tuple) is equal
+    to nothing. Deeper than `MAX_DEPTH` or more than `MAX_ITEMS` values: not the same.
     """
     waiting: list[tuple[Any, Any, int]] = [(a, b, 0)]
     for _ in range(MAX_ITEMS):
         if not waiting:
             return True
         a, b, depth = waiting.pop()
-        numbers = mixed_numbers and {type(a), type(b)} == {int, float}
-        if type(a) not in PLAIN or (type(a) is not type(b) and not numbers) or depth > MAX_DEPTH:
+        if type(a) not in PLAIN or type(a) is not type(b) or depth > MAX_DEPTH:
             return False
         if type(a) is list or type(a) is dict:
             if len(a) != len(b):

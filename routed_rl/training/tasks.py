@@ -56,24 +56,21 @@ class RewardFunction:
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
         """`conversation`: what was played, for rows of environments with episodes; None where a completion is scored."""
         played = conversation or [None] * len(prompts)
+        tasks = [self.table.task(index) for index in task_id]
+        places: dict[str, list[int]] = defaultdict(list)
+        for row, (environment_id, _task) in enumerate(tasks):
+            places[self.table.environments[environment_id].name].append(row)
+        scored = self.scorer.score_all({name: [(tasks[row][1], _text(completions[row])) for row in chosen]
+                                        for name, chosen in places.items() if played[chosen[0]] is None})
         scores: list[Score | None] = [None] * len(prompts)
         rows: list[dict[str, Any]] = [{}] * len(prompts)
-        places: dict[str, list[int]] = defaultdict(list)
-        for row, index in enumerate(task_id):
-            places[self.table.environments[self.table.task(index)[0]].name].append(row)
         for name, chosen in places.items():
-            single = [row for row in chosen if played[row] is None]
-            texts = {row: _text(completions[row]) for row in single}
-            found = dict(zip(single, self.scorer.score_many(
-                name, [(self.table.task(task_id[row])[1], texts[row]) for row in single]), strict=True))
-            for row in chosen:
-                if (episode := played[row]) is None:
-                    prompt, text, score = prompts[row], texts[row], found[row]
-                else:
-                    prompt, text = episode.messages[:episode.first], json.dumps(episode.messages[episode.first:])
-                    score = self.scorer.count(name, episode.outcome)
+            episodes = [episode for row in chosen if (episode := played[row])]
+            found = scored.get(name) or [self.scorer.count(name, episode.outcome) for episode in episodes]
+            for row, score in zip(chosen, found, strict=True):
                 self._scores[name].append(score)
-                scores[row], rows[row] = score, _row(name, task_id[row], prompt, text, score)
+                said = _said(prompts[row], completions[row], played[row])
+                scores[row], rows[row] = score, _row(name, task_id[row], *said, score)
         self.scorer.check()
         self._write(rows, _["trainer_state"].global_step + 1)
         return neutral_rewards(scores, self.group_size)
@@ -100,6 +97,13 @@ class RewardFunction:
             if restarts := getattr(loaded.environment, "restarts", 0):
                 metrics[f"environment/{loaded.name}/restarts"] = restarts
         return metrics
+
+
+def _said(prompt: Prompt, completion: Any, episode: Conversation | None) -> tuple[Prompt, str]:
+    """What the model saw first, and what followed; of an episode all of its messages."""
+    if episode is None:
+        return prompt, _text(completion)
+    return episode.messages[:episode.first], json.dumps(episode.messages[episode.first:])
 
 
 def _text(completion: Any) -> str:

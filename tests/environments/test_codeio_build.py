@@ -17,7 +17,7 @@ BROKEN = {
     "constant": ({"code_sample": "def main_solution(n):\n    return 1"}, "outputs are constant"),
     "random": ({"code_sample": "import random\ndef main_solution(n):\n    return random.random()"}, "refused by strict"),
     "order of a set": ({"code_sample": "def main_solution(n):\n    return list({f'{n}a', f'{n}b', f'{n}c', f'{n}d', f'{n}e'})"},
-                       "refused by strict"),
+                       "order of a set"),
     "numpy": ({"code_sample": "import numpy\ndef main_solution(n):\n    return n"}, "standard library"),
     "tuple": ({"code_sample": "def main_solution(n):\n    return (n, n)"}, "too few"),
     "raises": ({"code_sample": "def main_solution(n):\n    return 1 / 0"}, "too few"),

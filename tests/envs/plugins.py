@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from routed_rl.envs import Score, Task
+from routed_rl.envs import Episode, Score, Task
 
 
 class Plain:
@@ -143,3 +143,47 @@ class BadTasks(Plain):
         if self.how == "exit":
             os._exit(5)
         yield {"wrong": object()}[self.how]
+
+
+class Adding(Plain):
+    """Played: `start` gives two numbers, each of the model's turns is added up, "done" ends it."""
+
+    def episode(self):
+        return AddingUp()
+
+    def gold(self, task):
+        return [task.data["answer"], "done"]
+
+    def tasks(self, split, seed):
+        for task in super().tasks(split, seed):
+            yield Task([{"role": "user", "content": task.prompt}, {"role": "assistant", "content": "yes"}], task.data)
+
+
+class AddingUp(Episode):
+    tools = ({"type": "function", "function": {"name": "add"}},)
+
+    def start(self, task):
+        self.wanted, self.sum, self.max_turns = int(task.data["answer"]), 0, 6
+        return [*task.prompt, {"role": "user", "content": f"make {self.wanted}"}]
+
+    def step(self, messages):
+        said = messages[-1]["content"]
+        word, _, rest = said.partition(" ")
+        if word == "exit" or (word == "once" and not Path(rest).exists()):
+            if word == "once":
+                Path(rest).touch()
+            os._exit(7)
+        if word == "raise":
+            raise RuntimeError("the world broke")
+        if word == "object":
+            return object()
+        if word == "hang":
+            time.sleep(600)
+        if word == "nan":
+            return Score(float("nan"))
+        if word == "pid":
+            return [{"role": "user", "content": str(os.getpid())}]
+        if word == "done":
+            return Score(float(self.sum == self.wanted), float(self.sum == self.wanted), metrics={"sum": self.sum})
+        self.sum += int(said) if said.lstrip("-").isdigit() else 0
+        return [{"role": "tool", "content": f"sum {self.sum}"}]

@@ -89,7 +89,7 @@ def test_a_wrong_answer_is_an_error_at_once_and_never_a_reward(server, fault, me
         environment.score(task, "0")
     assert len(server.requests) == 2
     scorer = Scorer({"x": LoadedEnvironment("x", environment)}, 1.0)
-    assert scorer.score("x", task, "0") is None and scorer.failed["x"] == 1
+    assert scorer.score_many("x", [(task, "0")]) == [None] and scorer.failed["x"] == 1
 
 
 def test_nan_from_the_server_is_a_failure(server):
@@ -97,7 +97,7 @@ def test_nan_from_the_server_is_a_failure(server):
     task = next(environment.tasks("train", 0))
     server.fault = lambda path, times: '{"reward": NaN}'
     scorer = Scorer({"x": LoadedEnvironment("x", environment)}, 1.0)
-    assert scorer.score("x", task, "0") is None and "not finite" in scorer.last_error["x"]
+    assert scorer.score_many("x", [(task, "0")]) == [None] and "not finite" in scorer.last_error["x"]
 
 
 def test_an_answer_without_end_is_cut_off(server, monkeypatch):

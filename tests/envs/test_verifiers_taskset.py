@@ -40,7 +40,7 @@ def test_rewards_and_metrics_are_those_of_verifiers(sums):
 
 def test_what_a_scorer_raises_is_a_failure_and_no_reward(sums):
     scorer = Scorer({"x": LoadedEnvironment("x", sums)}, 1.0)
-    assert scorer.score("x", next(sums.tasks("train", 0)), "raise") is None
+    assert scorer.score_many("x", [(next(sums.tasks("train", 0)), "raise")]) == [None]
     assert "the scorer broke" in scorer.last_error["x"]
 
 
