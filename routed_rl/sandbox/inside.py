@@ -8,7 +8,9 @@ When it is written, no other process is left in the jail.
 """
 
 import _signal  # pyright: ignore[reportMissingImports]  # Without the enums that `signal` makes.
+import atexit
 import builtins
+import gc
 import marshal
 import os
 import resource
@@ -104,9 +106,40 @@ def program(argv: list[str]) -> None:
     sys.modules["__main__"], sys.argv = main, argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(argv[1])))
     builtins.__dict__.update(exit=sys.exit, quit=sys.exit)
-    with open(argv[1], "rb") as file:
-        code = compile(file.read(), argv[1], "exec")
-    exec(code, main.__dict__)
+    try:
+        with open(argv[1], "rb") as file:
+            code = compile(file.read(), argv[1], "exec")
+        exec(code, main.__dict__)
+        status = 0
+    except SystemExit as error:
+        status = exit_status(error.code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    leave(status, main.__dict__)
+
+
+def exit_status(code: object) -> int:
+    """As the interpreter has it: a number is the status, nothing is 0, anything else is printed."""
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def leave(status: int, space: "dict[str, Any]") -> None:
+    """End as the interpreter does, without taking itself apart, which is a fifth of a short program's time: wait for threads,
+    run what was registered for the end, drop the program's own objects (open files are written), flush."""
+    try:
+        if threading := sys.modules.get("threading"):
+            threading._shutdown()
+        atexit._run_exitfuncs()
+        space.clear()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        status = status or 120  # As the interpreter does where it cannot flush.
+    os._exit(status)
 
 
 def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
@@ -125,6 +158,7 @@ def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
         except (EOFError, ValueError):
             os._exit(1)  # Closed before there was a request.
     write_files(request["files"])
+    gc.freeze()  # Nothing of process 1's is looked at, and so copied, when the program collects its garbage.
     child = os.fork()
     if child:
         finish(child, request, source, reply)
