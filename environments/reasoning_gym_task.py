@@ -7,6 +7,7 @@ and curricula that follow the model's success: a task depends on split and seed 
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import zlib
@@ -21,6 +22,7 @@ from routed_rl.envs import Score, Task
 
 BLOCK = 200
 """Questions per generator. Each has a seed of its own: in many, seed s + 1 is seed s shifted by one question."""
+EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
@@ -28,7 +30,8 @@ class ReasoningGym:
     """Tasks and scores of one generator, or of the mix `{"chain_sum": {"weight": 2, "level": 1}, "spell_backward": {}}`.
 
     A question belongs to "eval" or "train" by its text (one in five is "eval"), so no question is in both, whatever
-    the seeds. The last number pays where the right answer is a number; else the last line, or what follows "Answer:".
+    the seeds. The last number pays where the right answer is a number; the last fenced block, or all of the text, where it
+    has several lines or many are right; else the last line. "Answer:" leaves out what stands before it.
     """
 
     variant = "secure"
@@ -84,8 +87,12 @@ class ReasoningGym:
                 if steps and given % steps == 0:
                     break  # the level rises
 
-    def gold(self, task: Task) -> str:
-        return str(task.data["entry"]["answer"])
+    def gold(self, task: Task) -> str | None:
+        """The entry's answer, or the example that its metadata has where many are right."""
+        entry = task.data["entry"]
+        known = [entry["answer"], *map(entry["metadata"].get, EXAMPLES)]
+        found = next((each for each in known if each is not None), None)
+        return found if found is None or isinstance(found, str) else json.dumps(found)
 
     @staticmethod
     def all_settings() -> list[dict[str, Any]]:
@@ -136,9 +143,12 @@ def belongs_to(split: str, question: str) -> bool:
     return (zlib.crc32(question.encode()) % 5 == 0) == (split == "eval")
 
 
-def final_answer(completion: str, right: str) -> str:
-    """The answer that a completion ends with. Of `right` only one thing is used: whether it is a number."""
+def final_answer(completion: str, right: str | None) -> str:
+    """The answer that a completion ends with. Of `right` only its form is used: a number, one line, several, or not known."""
     *before, tail = re.split(r"(?i)\banswer(?: is|\W*:)", completion)
+    if right is None or "\n" in right.strip():
+        blocks = re.findall(r"```[^\n`]*\n(.*?)```", tail, re.DOTALL)
+        return (blocks or [tail])[-1].strip("\n")
     lines = [line.strip(" \t*`$") for line in tail.splitlines() if line.strip(" \t*`$")] or [""]
     line = lines[0] if before else lines[-1]
     if not re.fullmatch("[-+]?" + NUMBER, right.strip()):

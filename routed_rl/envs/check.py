@@ -67,7 +67,7 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0) -> Evid
         seen.again = list(itertools.islice(make().tasks("train", seed), samples))
         next(iter(environment.tasks("eval", seed)))
         if (gold := cast(Any, getattr(environment, "gold", None))) is not None:
-            seen.gold = {place: gold(task) for place, task in enumerate(seen.tasks)}
+            seen.gold = {place: known for place, task in enumerate(seen.tasks) if (known := gold(task)) is not None}
     except ConfigError:
         raise
     except Exception as error:

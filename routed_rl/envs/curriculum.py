@@ -70,7 +70,7 @@ class Staged:
         self.stages = stages
         last: Any = stages[-1][1]
         self.variant = getattr(last, "variant", None)
-        if hasattr(last, "gold"):
+        if callable(getattr(last, "gold", None)):
             self.gold = lambda task: self._of(task).gold(task)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:

@@ -113,12 +113,14 @@ class EnvironmentProcess:
         with self._lock:
             return Batches(self, pairs, self.isolation.timeout_s).run()
 
-    def gold(self, task: Task) -> str | list[str]:
-        """What the environment offers as a solution, a list of turns where it is played; TaskError where it offers none."""
+    def gold(self, task: Task) -> str | list[str] | None:
+        """What the environment offers as a solution, a list of turns where it is played; None where it offers none."""
         if not self.description["gold"]:
-            raise TaskError(f"environment {self.name} offers no gold(task)")
+            return None
         reply = self._ask({"ask": "gold", "task": wire.pack_task(task)}, "making a gold completion")
         gold: Any = reply.get("gold")
+        if gold is None and "error" not in reply:
+            return None
         turns = gold if isinstance(gold, list) else [gold]
         if not turns or not all(isinstance(turn, str) for turn in turns):
             raise TaskError(f"environment {self.name}: {reply.get('error') or 'gold(task) is neither text nor a list of texts'}")

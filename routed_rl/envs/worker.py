@@ -188,7 +188,7 @@ class Worker:
 def describe_environment(environment: Any) -> dict[str, Any]:
     """What the trainer may ask without running it."""
     variant, every = getattr(environment, "variant", None), getattr(environment, "all_settings", None)
-    return {"variant": None if variant is None else str(variant), "gold": hasattr(environment, "gold"),
+    return {"variant": None if variant is None else str(variant), "gold": callable(getattr(environment, "gold", None)),
             "episodes": hasattr(environment, "episode"),
             "all_settings": list(every()) if every is not None else []}
 

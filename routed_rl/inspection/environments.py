@@ -58,8 +58,8 @@ def try_environments(name: str, count: int, overrides: list[str], compose: Compo
         for task in itertools.islice(environment.tasks("train", 0), count):
             console.say(f"\n{show_prompt(task)}")
             gold = getattr(environment, "gold", None)
-            shown: list[tuple[str, Any]] = [("gold", gold(task))] if callable(gold) else []
-            for kind, completion in [*shown, ("junk", JUNK)]:
+            known: Any = gold(task) if callable(gold) else None
+            for kind, completion in [*([] if known is None else [("gold", known)]), ("junk", JUNK)]:
                 result = score_many(environment, [(task, completion)])[0]
                 said = " ".join(f"{key} {value:g}" for key, value in result.values().items()) if isinstance(result, Score) \
                     else f"FAILED: {result.reason}"

@@ -102,19 +102,20 @@ def program(argv: list[str]) -> None:
             sys.exit(f"{argv[0]}: {error.strerror}")
     _signal.signal(SIGINT, _signal.default_int_handler)
     main = type(sys)("__main__")
-    main.__dict__.update(__file__=argv[1], __builtins__=builtins)
+    file = os.path.abspath(argv[1])
+    main.__dict__.update(__file__=file, __builtins__=builtins)
     sys.modules["__main__"], sys.argv = main, argv[1:]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(argv[1])))
+    sys.path.insert(0, os.path.dirname(file))
     builtins.__dict__.update(exit=sys.exit, quit=sys.exit)
     try:
-        with open(argv[1], "rb") as file:
-            code = compile(file.read(), argv[1], "exec")
+        with open(file, "rb") as opened:
+            code = compile(opened.read(), file, "exec")
         exec(code, main.__dict__)
         status = 0
     except SystemExit as error:
         status = exit_status(error.code)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     leave(status, main.__dict__)
 
@@ -133,10 +134,11 @@ def leave(status: int, space: "dict[str, Any]") -> None:
     try:
         if threading := sys.modules.get("threading"):
             threading._shutdown()
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
         space.clear()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
     except BaseException:
         status = status or 120  # As the interpreter does where it cannot flush.
     os._exit(status)

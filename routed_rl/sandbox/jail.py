@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,19 +85,24 @@ class Jail:
 
     def run(self, request: Request) -> Outcome:
         """Run one program. Never twice."""
-        up = select.poll()
-        up.register(self.reply, select.POLLIN)
-        if not up.poll(1000 * START_S) or os.read(self.reply, 1) != b"+":
-            self.fail()
         if self.groups is None:
+            self.wait_until_up()
             return self.watch(request, None)
         group = self.groups.take(request.limits.memory_mb * MEBIBYTE)
         try:
-            group.add(self.pid)
+            with suppress(ProcessLookupError):  # It has ended already; below it is asked why.
+                group.add(self.pid)  # Takes the kernel a while, in which the interpreter comes up.
+            self.wait_until_up()
             return self.watch(request, group)
         finally:
             self.close()
             self.groups.give_back(group)
+
+    def wait_until_up(self) -> None:
+        up = select.poll()
+        up.register(self.reply, select.POLLIN)
+        if not up.poll(1000 * START_S) or os.read(self.reply, 1) != b"+":
+            self.fail()
 
     def watch(self, request: Request, group: Group | None) -> Outcome:
         """Hand over the request, read until all is at its end or a limit is passed, and judge."""
@@ -135,9 +141,12 @@ class Jail:
         """End what still runs, reap it, and close every descriptor. Harmless when repeated."""
         if self.reply < 0:
             return
-        if self.process.poll() is None:
-            self.kill()
+        self.kill()
         self.process.wait()
+        if self.pidfd >= 0:  # bubblewrap may have ended first, with the thread that started it.
+            ended = select.poll()
+            ended.register(self.pidfd, select.POLLIN)
+            ended.poll()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe
             pipe.close()

@@ -83,6 +83,8 @@ def test_examples_show_answers_of_questions_that_are_never_asked():
         ("9 + 3 = 12", "12", "12"), ("The answer is **-4**.", "7", "-4"), ("It is 10-7", "1", "7"),
         ("Answer: 5\nCheck 3 + 2 again.", "1", "5"), ("1,204.", "3", "1,204"), ("nothing", "3", ""), ("\u22124", "3", "-4"),
         ("Sure!\n`nus`", "abc", "nus"), ("**Answer:** nus\nbye", "abc", "nus"), ("", "abc", ""),
+        ("1 2\n3 4\n", "4 3\n2 1", "1 2\n3 4"), ("So:\n```text\n 1 2\n3 4\n```\nDone.", "4 3\n2 1", " 1 2\n3 4"),
+        ("Here it is. Answer:\n1 2\n3 4", "4 3\n2 1", "1 2\n3 4"), ("```json\n{\n}\n```", None, "{\n}"), ("U D\n", None, "U D"),
     ],
 )  # fmt: skip
 def test_the_final_answer_is_found(completion, right, found):

@@ -51,6 +51,17 @@ def test_without_gold_it_is_not_judged_and_junk_still_is():
     assert found["gold"] is None and found["junk"] is True
 
 
+def test_an_environment_without_gold_is_not_judged_in_a_process_of_its_own_either():
+    """Nor is a task whose solution the environment does not know."""
+    opened = [EnvironmentProcess("mine", f"{FILE}:NoGold", {}) for _ in range(2)]
+    found = findings(gather(iter(opened).__next__, 5))
+    for environment in opened:
+        environment.close()
+    assert unsound(found) == [] and {finding.check: finding.sound for finding in found}["gold"] is None
+    unknown = gather(environments.GoldUnknown, 5)
+    assert unknown.gold == {} and unsound(findings(unknown)) == []
+
+
 def test_an_order_that_changes_from_process_to_process_is_found():
     """Two environments in one process agree; in processes of their own, as `env check` runs them, they do not."""
     assert checked("HashOrder") == {}

@@ -112,6 +112,8 @@ def test_another_disk_size_does_not_come_from_the_pool(sandbox):
 
 def test_a_pool_says_what_went_wrong_when_it_starts_a_jail(sandbox, monkeypatch):
     with sandbox.pool(1) as pool:
+        while pool.ready.empty():
+            time.sleep(0.01)
         monkeypatch.setattr(sandbox, "program", "/bin/false")
         pool.run(["python", "a.py"], HELLO)  # Started before.
         with pytest.raises(SandboxError, match="did not start"):

@@ -61,7 +61,7 @@ def test_a_program_gets_its_files_arguments_and_input_and_gives_its_results(sand
 
 def test_python_runs_a_file_and_everything_else_that_python_runs(sandbox):
     files = {"a.py": "print(__name__, __file__)"}
-    assert sandbox.run(["python3", "a.py"], files).stdout == b"__main__ a.py\n"
+    assert sandbox.run(["python3", "a.py"], files).stdout == b"__main__ /tmp/a.py\n"
     assert sandbox.run(["python", "-c", "print(6 * 7)"], files).stdout == b"42\n"
 
 
