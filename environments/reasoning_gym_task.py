@@ -7,6 +7,7 @@ and curricula that follow the model's success: a task depends on split and seed 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -63,7 +64,8 @@ class ReasoningGym:
         self.instruction, self.partial, self.generator = instruction, partial, generator
         self.mix, self.level, self.raise_every = mix, level, raise_every
         self.scorer = self._draw(0)
-        self.solved = [entry for entry in self.scorer if belongs_to("train", entry["question"])][:examples]
+        trained = (entry for entry in self.scorer if belongs_to("train", entry["question"]))
+        self.solved = list(itertools.islice(trained, examples))
         self.turns: list[dict[str, str]] = []
         for entry in self.solved:
             answer = example_format.format(**{**entry["metadata"], "answer": entry["answer"]})
@@ -75,17 +77,16 @@ class ReasoningGym:
         known = {entry["question"] for entry in self.solved}
         given, steps = 0, self.raise_every if split == "train" else 0
         while True:
-            drawn = self._draw(seeds.getrandbits(31), given // steps if steps else 0)
-            entries = [entry for entry in drawn if belongs_to(split, entry["question"])]
-            if not any(entry["question"] not in known for entry in entries):
-                raise ValueError(f"{self.dataset}: none of {BLOCK} questions belongs to split {split!r}")
-            for entry in entries:
-                if entry["question"] in known:
+            none_yet = True
+            for entry in self._draw(seeds.getrandbits(31), given // steps if steps else 0):  # Made one by one: many are slow.
+                if not belongs_to(split, entry["question"]) or entry["question"] in known:
                     continue
                 yield Task([*self.turns, self._ask(entry)], {"entry": entry})
-                given += 1
+                none_yet, given = False, given + 1
                 if steps and given % steps == 0:
                     break  # the level rises
+            if none_yet:
+                raise ValueError(f"{self.dataset}: none of {BLOCK} questions belongs to split {split!r}")
 
     def gold(self, task: Task) -> str | None:
         """The entry's answer, or the example that its metadata has where many are right."""
