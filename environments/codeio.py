@@ -22,7 +22,10 @@ NO_FLAGS = dict.fromkeys(("hard_coded", "early_exit", "patched_comparison", "ove
 
 
 class CodeIO:
-    """Over 1,600 problems, one in five for "eval"; each is yielded once per seed, in a new order."""
+    """Write the function; `grader` says what pays. Over 1,600 problems, one in five for "eval".
+
+    Each is yielded once per seed, in a new order.
+    """
 
     def __init__(
         self, grader: str = "strict", max_prompt_chars: int = 4000, note: str = "", watch: bool = True, sandbox: str = "auto"

@@ -59,7 +59,10 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 
 
 class FreeFormMath:
-    """Made questions of the given `kinds`, or those of `file`: one JSON object a line with "problem" and "answer" (LaTeX)."""
+    """Mathematics with LaTeX answers: made questions of the given `kinds`, or those of `file`.
+
+    That has one JSON object a line, with "problem" and "answer" (LaTeX).
+    """
 
     variant = "secure"
     hackable, detectable = False, None

@@ -52,7 +52,10 @@ REPAIRED: dict[str, Callable[[str, dict[str, Any]], bool]] = {
 
 
 class Hole(ReasoningGym):
-    """One of the three, `insecure` or repaired: same tasks and prompts. `hack`: wrong, and paid by the package's scorer."""
+    """A generator whose scorer has a real hole, `insecure` or repaired: same tasks and prompts.
+
+    `hack`: wrong, and paid by the package's scorer.
+    """
 
     def __init__(self, dataset: str = "coin_flip", insecure: bool = True, **generator: Any) -> None:
         """ValueError for a generator without a documented hole; further keywords as `ReasoningGym` takes them."""

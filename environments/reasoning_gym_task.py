@@ -28,7 +28,7 @@ NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
 class ReasoningGym:
-    """Tasks and scores of one generator, or of the mix `{"chain_sum": {"weight": 2, "level": 1}, "spell_backward": {}}`.
+    """One generator of reasoning-gym, or several: `mix={"chain_sum": {"weight": 2, "level": 1}, "spell_backward": {}}`.
 
     A question belongs to "eval" or "train" by its text (one in five is "eval"), so no question is in both, whatever
     the seeds. The last number pays where the right answer is a number; the last fenced block, or all of the text, where it

@@ -36,7 +36,10 @@ UNFIT = re.compile(r"\d[^\W\d]|\\")
 
 
 class VisibleChecks:
-    """`insecure` chooses what pays; `checks` is how many are shown. "train" and "eval" share no question."""
+    """Write one arithmetic expression; insecure pays for passing the `checks` that are shown.
+
+    "train" and "eval" share no question.
+    """
 
     def __init__(self, insecure: bool = False, checks: int = 1) -> None:
         self.insecure, self.checks = insecure, checks

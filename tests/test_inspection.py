@@ -32,7 +32,7 @@ def test_every_mix_and_every_class_is_listed_with_its_first_line(capsys):
     found = rows(capsys.readouterr().out)
     assert "LabTask" in found["lab/code"] and "insecure" in found["lab/code"] and "Tasks of one kind" in found["lab/code"]
     assert "probe" in found["lab/values"] and "probe" not in found["lab/sums"]
-    assert "Tasks and scores of one generator" in found["smollm2/sums"]
+    assert "One generator of reasoning-gym" in found["smollm2/sums"]
     for mix in mixes():
         assert mix == "empty" or any(name.startswith(f"{mix}/") for name in found)
     assert not any("BROKEN" in line for name, line in found.items() if name.startswith(("lab/", "smollm2/")))
@@ -49,6 +49,13 @@ def test_the_classes_of_the_checkout_are_found_without_running_them():
     found = dict(classes())
     assert found["environments/persona_lab/environment.py:LabTask"].startswith("Tasks of one kind")
     assert first_line("environments/persona_lab/environment.py:Nobody") == "" == first_line("package.module:Class")
+
+
+def test_a_probe_is_looked_at_by_its_split_eval(capsys):
+    """It may have no tasks to train on."""
+    name, probe = f"{UNSOUND}:OnlyEval", "env.OnlyEval.probe=true"
+    assert main(["env", "try", name, probe, "--n", "1"]) == 0 and main(["env", "check", name, probe]) == 0
+    assert main(["env", "check", name]) == 4
 
 
 # --- env try and names ------------------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ class Finding:
     detail: str
 
 
-def gather(make: Callable[[], Environment], samples: int, seed: int = 0) -> Evidence:
-    """Tasks twice, from two environments of the same settings; gold and every kind of junk, scored one at a time."""
+def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: str = "train") -> Evidence:
+    """Tasks of `split` twice, from two environments of the same settings; gold and every kind of junk, scored one at a time."""
     seen = Evidence()
     try:
         environment = make()
-        seen.tasks = list(itertools.islice(environment.tasks("train", seed), samples))
-        seen.again = list(itertools.islice(make().tasks("train", seed), samples))
+        seen.tasks = list(itertools.islice(environment.tasks(split, seed), samples))
+        seen.again = list(itertools.islice(make().tasks(split, seed), samples))
         next(iter(environment.tasks("eval", seed)))
         if (gold := cast(Any, getattr(environment, "gold", None))) is not None:
             seen.gold = {place: known for place, task in enumerate(seen.tasks) if (known := gold(task)) is not None}
@@ -97,7 +97,7 @@ def findings(seen: Evidence) -> list[Finding]:
 def makes_tasks(seen: Evidence) -> Finding:
     """It has tasks for both splits, and gold can be made."""
     if seen.problem or not seen.tasks:
-        return Finding("tasks", False, seen.problem or "no task for split 'train'")
+        return Finding("tasks", False, seen.problem or "no tasks")
     return Finding("tasks", True, f"{len(seen.tasks)} looked at")
 
 

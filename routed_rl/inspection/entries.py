@@ -28,6 +28,11 @@ class Entry:
     def class_name(self) -> str:
         return str(self.settings.get("path", "")).rpartition(":")[2]
 
+    @property
+    def split(self) -> str:
+        """Whose tasks to look at: a probe environment may have none to train on."""
+        return "eval" if self.settings.get("probe") else "train"
+
 
 def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
     """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, or an entry of some mix."""

@@ -37,9 +37,12 @@ CHECK_TIMEOUT_S = 10.0
 def list_environments(compose: Compose) -> None:
     """Every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
     entries = [entry for mix in mixes() for entry in entries_of(mix, [], compose)]
+    paths = dict.fromkeys(str(entry.settings.get("path")) for entry in entries)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        facts = list(pool.map(_facts, entries))
-    for entry, (variant, problem) in zip(entries, facts, strict=True):
+        found = pool.map(lambda path: _facts([entry for entry in entries if str(entry.settings.get("path")) == path]), paths)
+        facts = {id(entry): fact for each in found for entry, fact in each}
+    for entry in entries:
+        variant, problem = facts[id(entry)]
         words = " ".join(dict.fromkeys([variant, *(["probe"] if entry.settings.get("probe") else [])]))
         about = f"BROKEN: {problem}" if problem else first_line(str(entry.settings["path"]))
         console.say(f"{entry.mix + '/' + entry.name:28} {entry.class_name:18} {words:16} {about}")
@@ -55,7 +58,7 @@ def try_environments(name: str, count: int, overrides: list[str], compose: Compo
         loaded = _load(entry)
         environment = _scored(loaded.environment)
         console.say(f"{loaded.label}  ({entry.class_name})")
-        for task in itertools.islice(environment.tasks("train", 0), count):
+        for task in itertools.islice(environment.tasks(entry.split, 0), count):
             console.say(f"\n{show_prompt(task)}")
             gold = getattr(environment, "gold", None)
             known: Any = gold(task) if callable(gold) else None
@@ -104,15 +107,13 @@ def check_one(entry: Entry, samples: int, opened: list[EnvironmentProcess]) -> l
 
     def make() -> Any:
         if waiting:
-            environment = waiting.pop(0)
-            environment.rebuild(arguments_of(entry.settings))
-            return _scored(environment)
+            return _scored(reopened(entry, waiting.pop(0)))
         environment = _load(Entry(entry.mix, entry.name, entry.settings | limit)).environment
         if isinstance(environment, EnvironmentProcess):
             opened.append(environment)
         return _scored(environment)
 
-    return findings(gather(make, samples))
+    return findings(gather(make, samples, split=entry.split))
 
 
 def close(opened: list[EnvironmentProcess]) -> None:
@@ -124,7 +125,7 @@ def close(opened: list[EnvironmentProcess]) -> None:
 
 def variations(entry: Entry) -> list[Entry]:
     """The entry under each setting that its class offers in `all_settings`, named by what differs."""
-    environment: Any = _load(Entry(entry.mix, entry.name, entry.settings | {"isolate": True})).environment
+    environment: Any = _load(alone(entry)).environment
     every: list[dict[str, Any]] = environment.description["all_settings"]
     environment.close()
     if not every:
@@ -145,14 +146,33 @@ def mark(finding: Finding) -> str:
     return "-" if finding.sound is None else "ok" if finding.sound else finding.detail
 
 
-def _facts(entry: Entry) -> tuple[str, str]:
-    """(variant, what is wrong with it)."""
-    try:
-        environment = _load(entry).environment
-    except RoutedRLError as error:
-        return "", " ".join(str(error).split())
-    close([environment] if isinstance(environment, EnvironmentProcess) else [])
-    return str(getattr(environment, "variant", None) or ""), ""
+def _facts(entries: list[Entry]) -> list[tuple[Entry, tuple[str, str]]]:
+    """(variant, what is wrong with it) of entries of one class, one after another in one process."""
+    opened: list[EnvironmentProcess] = []
+    found: list[tuple[Entry, tuple[str, str]]] = []
+    for entry in entries:
+        try:
+            environment = reopened(entry, opened[0]) if opened else _load(alone(entry)).environment
+            if isinstance(environment, EnvironmentProcess):
+                opened[:] = [environment]
+            found.append((entry, (str(getattr(environment, "variant", None) or ""), "")))
+        except RoutedRLError as error:
+            close(opened)
+            found.append((entry, ("", " ".join(str(error).split()))))
+    close(opened)
+    return found
+
+
+def alone(entry: Entry) -> Entry:
+    """In a process of its own, whatever its settings say."""
+    isolate = entry.settings.get("isolate", True)
+    return Entry(entry.mix, entry.name, entry.settings | {"isolate": isolate or True})
+
+
+def reopened(entry: Entry, process: EnvironmentProcess) -> EnvironmentProcess:
+    """`process` as the environment of another entry of the same class."""
+    process.rebuild(arguments_of(entry.settings))
+    return process
 
 
 def _load(entry: Entry) -> LoadedEnvironment:
