@@ -75,6 +75,22 @@ def test_a_name_is_a_mix_an_entry_or_a_class(name, entries):
     assert [entry.name for entry in named(name, [], compose)] == entries
 
 
+def test_what_env_list_prints_can_be_given_back(capsys):
+    assert main(["env", "list"]) == 0
+    for name in [name for name in rows(capsys.readouterr().out) if "/" in name and ":" not in name][::9]:
+        assert [f"{entry.mix}/{entry.name}" for entry in named(name, [], compose)] == [name]
+
+
+def test_a_name_in_several_mixes_says_which_it_takes(capsys):
+    (entry,) = named("code", [], compose)
+    assert f"this is {entry.mix}/code; the others are" in capsys.readouterr().out
+
+
+def test_an_environment_of_the_overrides_is_found_as_train_takes_it():
+    (entry,) = named("mine", ["env=empty", f"env.mine.path={UNSOUND}:Sound", "env.mine.low=7"], compose)
+    assert entry.name == "mine" and entry.settings["low"] == 7
+
+
 def test_an_unknown_name_is_refused_with_what_is_close():
     with pytest.raises(ConfigError, match=r"unknown environment smolm2; did you mean smollm2\?.*FILE\.py:Class"):
         named("smolm2", [], compose)
@@ -82,8 +98,9 @@ def test_an_unknown_name_is_refused_with_what_is_close():
 
 @pytest.mark.parametrize(("argv", "hint"), [
     (["env", "check"], "needs NAME"), (["env", "try", "seed=3"], "needs NAME"), (["env", "lst"], "invalid choice"),
-    (["env", "list", "lab"], "did you mean env try lab?"), (["env", "try", "lab", "--n", "0"], "--n 0"),
-    (["env", "check", f"{UNSOUND}:Nobody"], "has no class Nobody"),
+    (["env", "list", "lab"], "did you mean env try lab?"), (["env", "try", "lab", "--n", "0"], "--n must be at least 1, got 0"),
+    (["env", "check", f"{UNSOUND}:Nobody"], "has no class Nobody"), (["env", "check", str(UNSOUND)], "names no class"),
+    (["env", "check", "empty"], "has no environment"), (["env", "try", f"{UNSOUND}:OnlyEval"], "no tasks to train on"),
     (["env", "check", "values", "--all"], "offers no all_settings"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(argv, hint, capsys):

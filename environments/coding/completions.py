@@ -31,14 +31,20 @@ def fenced(text: str) -> list[str]:
     blocks: list[str] = []
     label: str | None = None
     lines: list[str] = []
-    for line in [*text.splitlines(), "```"]:
+    indent = 0
+    for line in [*text.replace("\r\n", "\n").split("\n"), "```"]:
         mark = line.strip()
         if label is None and mark.startswith("```"):
-            label, lines = mark[3:].strip().lower(), []
+            label, lines, indent = first_word(mark[3:]), [], len(line) - len(line.lstrip(" "))
         elif label is not None and mark == "```":
             if label in LABELS and any(lines):
                 blocks.append("\n".join(lines) + "\n")
             label = None
         else:
-            lines.append(line)
+            lines.append(line[min(indent, len(line) - len(line.lstrip(" "))):])
     return blocks
+
+
+def first_word(label: str) -> str:
+    """Of what stands behind a fence: the language; the rest is for whoever shows the block."""
+    return (label.lower().split() or [""])[0]

@@ -195,8 +195,9 @@ def _env(arguments: argparse.Namespace) -> None:
                           "`routed-rl env list` shows them")
     if arguments.what == "list" and name is not None:
         raise ConfigError(f"env list takes no {name}; did you mean env try {name}?")
-    if arguments.n < 1 or arguments.samples < 1:
-        raise ConfigError(f"env needs at least one task, got --n {arguments.n} --samples {arguments.samples}")
+    for option in ("n", "samples"):
+        if (count := getattr(arguments, option)) < 1:
+            raise ConfigError(f"--{option} must be at least 1, got {count}")
     print("routed_rl: starting environments", flush=True)
     from routed_rl import inspection
     from routed_rl.cli.compose import compose

@@ -10,6 +10,7 @@ import itertools
 import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,6 +24,8 @@ MOST_JUNK = 0.05
 """Mean share of the full reward that one kind of junk may earn, over the tasks for which it is not the right answer."""
 SLOW_S = 1.0
 """Median seconds that scoring one kind of completion may take."""
+ENOUGH = 3
+"""Failures of one kind after which it is not tried again: each may be a hang, and the verdict is clear."""
 LONG = "lorem ipsum " * 10_000
 
 
@@ -64,6 +67,8 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
     try:
         environment = make()
         seen.tasks = list(itertools.islice(environment.tasks(split, seed), samples))
+        if not seen.tasks:
+            return seen
         seen.again = list(itertools.islice(make().tasks(split, seed), samples))
         next(iter(environment.tasks("eval", seed)))
         if (gold := cast(Any, getattr(environment, "gold", None))) is not None:
@@ -73,11 +78,15 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
     except Exception as error:
         seen.problem = "no task for split 'eval'" if isinstance(error, StopIteration) else describe(error)
         return seen
+    failed: Counter[str] = Counter()
     for place, task in enumerate(seen.tasks):
         gold_kind = [("gold", seen.gold[place])] if place in seen.gold else []
         for kind, completion in [*gold_kind, *junk(task)]:
+            if failed[kind] >= ENOUGH:
+                continue
             began = time.perf_counter()
             result = score_many(environment, [(task, completion)])[0]  # type: ignore[list-item]
+            failed[kind] += isinstance(result, Failure)
             seen.trials.append(Trial(kind, task, completion, result, time.perf_counter() - began))
     return seen
 
@@ -97,7 +106,7 @@ def findings(seen: Evidence) -> list[Finding]:
 def makes_tasks(seen: Evidence) -> Finding:
     """It has tasks for both splits, and gold can be made."""
     if seen.problem or not seen.tasks:
-        return Finding("tasks", False, seen.problem or "no tasks")
+        return Finding("tasks", False, seen.problem or "no task")
     return Finding("tasks", True, f"{len(seen.tasks)} looked at")
 
 
@@ -139,6 +148,8 @@ def junk_scores_nothing(seen: Evidence) -> Finding:
 
 def does_not_raise(seen: Evidence) -> Finding:
     """No completion that is text makes the scorer fail; for None, which no model writes, it may."""
+    if not seen.trials:
+        return Finding("raises", None, "no tasks")
     bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and trial.completion is not None
            and "not finite" not in trial.result.reason]
     kinds = list(dict.fromkeys(trial.kind for trial in bad))
@@ -147,6 +158,8 @@ def does_not_raise(seen: Evidence) -> Finding:
 
 def is_finite(seen: Evidence) -> Finding:
     """No nan and no infinity in a score."""
+    if not seen.trials:
+        return Finding("finite", None, "no tasks")
     bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and "not finite" in trial.result.reason]
     return Finding("finite", not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from routed_rl import console
 from routed_rl.artifacts import data_root, find_data
 from routed_rl.config import Config, unknown
 from routed_rl.errors import ConfigError
@@ -35,21 +36,42 @@ class Entry:
 
 
 def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
-    """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, or an entry of some mix."""
+    """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, an entry of a mix by itself or as
+    MIX/NAME (as `env list` writes it), or an environment that `overrides` set (`env.NAME.path=...`)."""
     if ":" in name:
-        word = name.rpartition(":")[2]
-        return entries_of("empty", [f"env.{word}.path={name}", *overrides], compose)
-    if name in mixes():
-        return entries_of(name, overrides, compose)
-    known = set(mixes())
-    for mix in mixes():
-        # As it stands in the file: composing every mix takes seconds.
-        names = yaml.safe_load((data_root() / "configs" / "env" / f"{mix}.yaml").read_text()) or {}
-        if name in names:
-            return [entry for entry in entries_of(mix, overrides, compose) if entry.name == name]
-        known |= names.keys() - {"defaults"}
-    said = unknown(name, sorted(known)).replace("unknown setting", "unknown environment")
-    raise ConfigError(f"{said}; FILE.py:Class works, too")
+        found = entries_of("empty", [f"env.{name.rpartition(':')[2]}.path={name}", *overrides], compose)
+    elif any(text.lstrip("+").startswith(f"env.{name}.path=") for text in overrides):
+        set_here = entries_of("empty", [text for text in overrides if not text.startswith("env=")], compose)
+        found = [each for each in set_here if each.name == name]
+    elif name in mixes():
+        found = entries_of(name, overrides, compose)
+    else:
+        mix, word = _place(name)
+        found = [each for each in entries_of(mix, overrides, compose) if each.name == word]
+    if not found:
+        raise ConfigError(f"{name} has no environment; set env.NAME.path=FILE.py:Class and give NAME")
+    return found
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The mix and the entry that NAME or MIX/NAME means; of several mixes the first, and a line says so."""
+    if name.endswith(".py"):
+        raise ConfigError(f"{name} names no class; write {name}:CLASS")
+    mix, _, word = name.rpartition("/")
+    known = {each: entries_in(each) for each in mixes()}
+    places = [each for each in known if word in known[each] and mix in ("", each)]
+    if not places:
+        words = sorted({*known, *(word for words in known.values() for word in words)})
+        said = unknown(name, words).replace("unknown setting", "unknown environment")
+        raise ConfigError(f"{said}; FILE.py:Class works, too")
+    if len(places) > 1:
+        console.say(f"{word} is in several mixes: this is {places[0]}/{word}; the others are {', '.join(places[1:])}")
+    return places[0], word
+
+
+def entries_in(mix: str) -> set[str]:
+    """As they stand in the file: composing every mix takes seconds."""
+    return (yaml.safe_load((data_root() / "configs" / "env" / f"{mix}.yaml").read_text()) or {}).keys() - {"defaults"}
 
 
 def mixes() -> list[str]:

@@ -22,7 +22,7 @@ from routed_rl.envs import (
 from routed_rl.envs.check import COLUMNS, Finding, findings, gather, unsound
 from routed_rl.envs.loading import arguments_of
 from routed_rl.envs.scoring import score_many
-from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError
+from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError, TaskError
 from routed_rl.inspection.entries import Compose, Entry, classes, entries_of, first_line, mixes, named
 from routed_rl.inspection.markdown import write_block
 
@@ -58,7 +58,10 @@ def try_environments(name: str, count: int, overrides: list[str], compose: Compo
         loaded = _load(entry)
         environment = _scored(loaded.environment)
         console.say(f"{loaded.label}  ({entry.class_name})")
-        for task in itertools.islice(environment.tasks(entry.split, 0), count):
+        tasks = list(itertools.islice(environment.tasks(entry.split, 0), count))
+        if not tasks:
+            raise TaskError(f"environment {entry.name} has no task for split {entry.split!r}")
+        for task in tasks:
             console.say(f"\n{show_prompt(task)}")
             gold = getattr(environment, "gold", None)
             known: Any = gold(task) if callable(gold) else None

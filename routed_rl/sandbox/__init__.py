@@ -8,6 +8,6 @@ from routed_rl.sandbox.core import Sandbox
 from routed_rl.sandbox.find import find_sandbox
 from routed_rl.sandbox.limits import Limits, Outcome
 from routed_rl.sandbox.probe import probe
-from routed_rl.sandbox.values import same_value
+from routed_rl.sandbox.values import read_json, same_value
 
-__all__ = ["Call", "Limits", "Outcome", "Sandbox", "call_function", "find_sandbox", "probe", "same_value"]
+__all__ = ["Call", "Limits", "Outcome", "Sandbox", "call_function", "find_sandbox", "probe", "read_json", "same_value"]

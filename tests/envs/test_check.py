@@ -62,6 +62,17 @@ def test_an_environment_without_gold_is_not_judged_in_a_process_of_its_own_eithe
     assert unknown.gold == {} and unsound(findings(unknown)) == []
 
 
+def test_what_fails_again_and_again_is_not_tried_on_every_task():
+    """Each failure may be a hang; that the scorer is not sound is clear by then."""
+    seen = gather(environments.Raises, 20)
+    assert sum(isinstance(trial.result, Failure) and trial.kind == "lone surrogates" for trial in seen.trials) == 3
+
+
+def test_without_tasks_nothing_is_judged():
+    found = {finding.check: finding.sound for finding in findings(gather(environments.NoTasks, 5))}
+    assert found.pop("tasks") is False and set(found.values()) == {None}
+
+
 def test_an_order_that_changes_from_process_to_process_is_found():
     """Two environments in one process agree; in processes of their own, as `env check` runs them, they do not."""
     assert checked("HashOrder") == {}

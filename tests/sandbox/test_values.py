@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+import time
 
 import pytest
 from hypothesis import given
@@ -98,3 +100,21 @@ def test_json_is_read_to_a_depth_and_brackets_in_text_do_not_count():
     for broken in (b"", b"{", b"\xff", b"[1] 2"):
         with pytest.raises(ValueError):
             read_json(broken)
+
+
+@pytest.mark.parametrize("text", ['"' + '\\"' * 500_000, '["' * 500_000, '"' + "\\" * 1_000_001, "{" * 1_000_000])
+def test_attack_text_that_takes_long_to_read(text):
+    """Paired with a reader that goes back on what it took: for the first its time grows with the square."""
+    began = time.process_time()
+    with pytest.raises(ValueError):
+        read_json(text.encode())
+    assert time.process_time() - began < 2
+
+
+def test_the_naive_reader_takes_long():
+    def seconds(length):
+        began = time.process_time()
+        list(re.finditer(r'"(?:[^"\\]|\\.)*"', '"' + '\\"' * length))
+        return time.process_time() - began
+
+    assert seconds(4000) > 8 * seconds(1000)
