@@ -54,11 +54,14 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, step: int, metrics: dict[str, Any]) -> None:
+    def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Returns the row as a reader will see it."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in metrics.items()}
+        row = {"step": step, **finite}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        return row
 
     def truncate(self, step: int) -> None:
         """Drop what was written after `step`: a resumed run writes those steps again. A torn last line goes too."""

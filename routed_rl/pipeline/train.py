@@ -24,13 +24,14 @@ from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import find_prompts, read_prompts
 from routed_rl.model.targets import find_writers, unrouted
-from routed_rl.pipeline import summary
+from routed_rl.monitor import Monitor
+from routed_rl.pipeline import halting, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import build_trainer, check_trainer, training_arguments
+from routed_rl.training import Watch, build_trainer, check_trainer, training_arguments
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
@@ -157,11 +158,19 @@ def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
     if newest:
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
+    MetricsFile(run.verdicts).truncate(step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
+    halting.put_aside(run)
+    watch = Watch(Monitor(parts.config.monitor), run)
+    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    if watch.halting:  # It was killed between the checkpoint of a halt and its record.
+        halting.halt(run, watch.halting, parts.config.monitor.axis)
     with console.progress("train", "steps") as advance:
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance)])
+                                [ShowProgress(advance)], watch)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if watch.halting:
+        halting.halt(run, watch.halting, parts.config.monitor.axis)
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from routed_rl.routing import Router
 from routed_rl.training.arguments import prompts_needed, training_arguments
 from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.watch import Watch
 
 
 class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
@@ -21,7 +22,7 @@ class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
 
 def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, config: Config, run: RunFolder, callbacks: list[TrainerCallback],
-                  ) -> RoutedGRPOTrainer:
+                  watch: Watch | None = None) -> RoutedGRPOTrainer:
     """The trainer of a run; `environments` are the trained ones, in the order of the router's."""
     arguments = training_arguments(config, run)
     table = TaskTable(environments, config.seed)
@@ -30,6 +31,7 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
     assert arguments.num_generations is not None
     reward = RewardFunction(table, scorer, arguments.num_generations, completions)
     trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
-                                processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks)
+                                processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks,
+                                watch=watch)
     trainer.remove_callback(PrinterCallback)
     return trainer
