@@ -6,7 +6,7 @@ reward and loss never know of it. One rule is one function of a row and the row 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -81,6 +81,8 @@ class Monitor:
     """Judges a run step by step. `judge` for each row in order, `rearm` where a halted run goes on."""
 
     config: MonitorConfig
+    ignore: Collection[str] = ()
+    """Environments that are no longer trained."""
     detectors: dict[tuple[str, str], Detector] = field(default_factory=dict)
     before: Row = field(default_factory=dict)
 
@@ -93,6 +95,8 @@ class Monitor:
             if settings.limit is None:
                 continue
             for environment, reading in rule.read(row, before, self.config.axis).items():
+                if environment in self.ignore:
+                    continue
                 detector = self.detectors.setdefault((name, environment), Detector())
                 value = detector.see(step, reading, settings, sums=rule.sums)
                 if detector.steps >= settings.patience and step > self.config.warmup:

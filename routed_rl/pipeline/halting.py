@@ -33,7 +33,7 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> None:
 
 
 def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> dict[str, Any]:
-    """Verdicts, the environment and since when, all environments by push and shift, the checkpoint before, completions, commands."""
+    """Verdicts, which environment and since when, push and shift of all, the checkpoint before, completions, commands."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since, name = worst.step, min(verdict.since for verdict in verdicts), worst.environment
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
@@ -72,7 +72,7 @@ def completions(run: RunFolder, name: str, since: int, step: int) -> list[dict[s
     table = table[table["reward"].notna() & ((table["environment"] == name) | (name == ""))]
     table = table.assign(over=table["reward"] - table["solve"]).sort_values(["over", "step"], ascending=False, kind="stable")
     rows = table.head(COMPLETIONS)[["step", "environment", "prompt", "completion", "reward", "solve", "flags"]]
-    return json.loads(rows.to_json(orient="records"))
+    return json.loads(rows.to_json(orient="records") or "[]")
 
 
 def commands(run: RunFolder, name: str, before: int) -> list[str]:
@@ -91,5 +91,6 @@ def put_aside(run: RunFolder) -> None:
 
 
 def halted_steps(run: RunFolder) -> set[int]:
-    """Steps at which the run halted and then was told to go on."""
-    return {int(path.stem[5:]) for path in Path(run.path, "halts").glob("step-*.json")}
+    """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
+    steps = {int(path.stem[5:]) for path in Path(run.path, "halts").glob("step-*.json")}
+    return steps | {read_json(run.manifest).get("fresh_from_step") or 0}

@@ -64,7 +64,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
         wanted.out = config.out
         for name in FIXED_ON_RESUME:
             if (was := getattr(config, name)) != (now := getattr(wanted, name)):
-                raise ConfigError(f"resume cannot change {name}: {_difference(was, now)}; start a new run with it")
+                raise ConfigError(f"resume cannot change {name}: {difference(was, now)}; start a new run with it")
         config = wanted
     parts, begin = _prepared(config, run)
     if overrides:
@@ -116,7 +116,8 @@ def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
     subspace = _subspace(parts, run)
     times["extract"] = time.perf_counter()
     models = {"base": _evaluated(parts, run, "base")}
-    router = make_router(parts, subspace)
+    manifest = read_json(run.manifest)
+    router = make_router(parts, subspace, manifest.get("inherited", ()))
     _record_parameters(parts, run)
     weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
     times["base"] = time.perf_counter()
@@ -161,13 +162,13 @@ def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
     MetricsFile(run.verdicts).truncate(step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
-    watch = Watch(Monitor(parts.config.monitor), run)
+    watch = Watch(Monitor(parts.config.monitor, read_json(run.manifest).get("inherited", ())), run)
     watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
         halting.halt(run, watch.halting, parts.config.monitor.axis)
     with console.progress("train", "steps") as advance:
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance)], watch)
+                                [ShowProgress(advance)], watch, read_json(run.manifest).get("fresh_from_step") or 0)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis)
@@ -225,12 +226,12 @@ class ShowProgress(TrainerCallback):
             self.advance(state.global_step, state.max_steps, note.strip())
 
 
-def _difference(was: Any, now: Any) -> str:
+def difference(was: Any, now: Any) -> str:
     """The first setting that differs, as `key: before -> after`."""
     was, now = (_plain(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
-        return f"{key}: {_difference(was.get(key), now.get(key))}"
+        return f"{key}: {difference(was.get(key), now.get(key))}"
     return f"{was} -> {now}"
 
 

@@ -14,6 +14,9 @@ from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.watch import Watch
 
+AFRESH = 7919
+"""Added to the seed of the tasks for each step before a mixture starts afresh."""
+
 
 class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
     """GRPO whose change of the weights is split at a subspace."""
@@ -22,10 +25,13 @@ class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
 
 def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, config: Config, run: RunFolder, callbacks: list[TrainerCallback],
-                  watch: Watch | None = None) -> RoutedGRPOTrainer:
-    """The trainer of a run; `environments` are the trained ones, in the order of the router's."""
+                  watch: Watch | None = None, fresh_from: int = 0) -> RoutedGRPOTrainer:
+    """The trainer of a run; `environments` are the trained ones, in the order of the router's.
+
+    `fresh_from`: the step after which the mixture starts afresh, with tasks of another seed.
+    """
     arguments = training_arguments(config, run)
-    table = TaskTable(environments, config.seed)
+    table = TaskTable(environments, config.seed + AFRESH * fresh_from, prompts_needed(arguments, fresh_from))
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
     completions = run.completions if config.tracking.completions else None
     assert arguments.num_generations is not None
