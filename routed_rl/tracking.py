@@ -20,6 +20,7 @@ METRICS = {
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",
+    "quarantine/relative": "|C| over the norm of the weights' change so far, which is estimated",
     "quarantine/unattributed": "growth that no environment's part explains",
     "routing/routed_fraction": "energy of the routed part over all of the targets' gradient, this step",
     "routing/drift": "‖BᵀW - R‖ / ‖W‖ after the step",
@@ -38,6 +39,8 @@ def ledger_metrics(row: Any) -> dict[str, float]:
     """A `LedgerRow` under the names of `METRICS`."""
     metrics = {"quarantine/norm": row.norm, "quarantine/growth": row.growth, "quarantine/unattributed": row.unattributed,
                "routing/drift": row.drift}
+    if row.retained > 0:
+        metrics["quarantine/relative"] = row.norm / row.retained
     if row.routed_fraction is not None:
         metrics["routing/routed_fraction"] = row.routed_fraction
     for name, entry in row.environments.items():
