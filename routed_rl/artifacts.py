@@ -124,6 +124,8 @@ class RunFolder:
     config = property(lambda self: self.path / "config.yaml")
     manifest = property(lambda self: self.path / "manifest.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
+    verdicts = property(lambda self: self.path / "verdicts.jsonl")
+    halted = property(lambda self: self.path / "HALTED.json")
     completions = property(lambda self: self.path / "completions")
     checkpoints = property(lambda self: self.path / "checkpoints")
     subspace = property(lambda self: self.path / "subspace")

@@ -60,6 +60,37 @@ def load_quarantine(folder: Path, router: Router) -> None:
         router.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
+def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
+    """Rewrite a checkpoint's quarantine for other environments, by name: one that is new begins at nothing, one that is `kept`
+    though no longer trained keeps its part and no momentum, the part of any other leaves the coefficients.
+    """
+    environments = [*trained, *kept]
+    with safe_open(folder / QUARANTINE, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    old = json.loads(metadata["environments"])
+    places = [old.index(name) if name in old else -1 for name in environments]
+    for name in [key.removesuffix(".parts") for key in tensors if key.endswith(".parts")]:
+        parts = tensors[f"{name}.parts"]
+        unexplained = tensors[f"{name}.coefficients"] - parts.sum(0)
+        tensors[f"{name}.parts"] = moved = _rows(parts, places)
+        tensors[f"{name}.coefficients"] = moved.sum(0) + unexplained
+        tensors[f"{name}.moment"] = _rows(tensors[f"{name}.moment"], [*places[:len(trained)], *[-1] * len(kept)])
+    tensors["pushes"] = _rows(tensors["pushes"], places)
+    save_file(tensors, folder / QUARANTINE, metadata=metadata | {"environments": json.dumps(environments)})
+
+
+def start_afresh(folder: Path) -> None:
+    """Drop the completions that a checkpoint has in store: they are of another mixture."""
+    loop = load_loop(folder)
+    save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}})
+
+
+def _rows(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Rows of `tensor` by place; -1 is a row of zeros."""
+    return torch.stack([tensor[place] if place >= 0 else torch.zeros_like(tensor[0]) for place in places]).contiguous()
+
+
 def save_loop(folder: Path, state: dict[str, Any]) -> None:
     """Write counters and buffered completions (numbers, tensors, lists and dicts of them)."""
     torch.save(state, folder / LOOP)

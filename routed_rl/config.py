@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from routed_rl.errors import ConfigError
@@ -127,6 +128,55 @@ class RoutingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RuleConfig:
+    limit: float | None = None
+    """What may not be passed; null: the rule is off."""
+    allowance: float = 0.0
+    """Of rules that sum up: what a step may add without being counted."""
+    patience: int = 1
+    """Steps in a row past the limit."""
+    action: str = "report"
+    """report, or halt: stop the run after a checkpoint."""
+
+    def __post_init__(self) -> None:
+        _check_known("monitor action", [self.action], ("report", "halt"))
+        _check_at_least("monitor rule", self, {"allowance": 0, "patience": 1})
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitorConfig:
+    warmup: int = 5
+    """Steps after which verdicts begin; what is summed up counts from the start."""
+    axis: str | None = None
+    """Axis of the subspace along which a shift counts; null for the first, which points to the positive persona."""
+    shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
+    """An environment's persona shift so far, in units of the gap between the personas."""
+    change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
+    """Its growth, summed up: finds where a slow shift began."""
+    push: RuleConfig = field(default_factory=RuleConfig)
+    """An environment's share of the quarantine's growth in a step."""
+    gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
+    """Paid reward minus true score, summed up."""
+    energy: RuleConfig = field(default_factory=RuleConfig)
+    """Routed energy over the mean of isotropic random bases."""
+    size: RuleConfig = field(default_factory=RuleConfig)
+    """|C| over the norm of the retained change."""
+    share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
+    """The routed share of the targets' gradient energy."""
+    collapse: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.95, patience=5))
+    """Share of groups that are all paid alike."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("monitor", self, {"warmup": 0})
+
+    def reporting(self) -> MonitorConfig:
+        """The same rules, none of which halts."""
+        rules = {each.name: dataclasses.replace(getattr(self, each.name), action="report")
+                 for each in dataclasses.fields(self) if section(each) is not None}
+        return dataclasses.replace(self, **rules)
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     samples: int = 2000
     """Completions per environment and model, one per task."""
@@ -160,6 +210,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     env: dict[str, dict[str, Any]] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -173,11 +224,17 @@ def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") 
     for key, value in mapping.items():
         if key not in fields:
             raise ConfigError(unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
-        inner = fields[key].default_factory
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            value = from_mapping(value or {}, inner, f"{prefix}{key}.")
+        if (inner := section(fields[key])) is not None:
+            defaults = getattr(fields[key].default_factory, "keywords", {})
+            value = from_mapping(defaults | (value or {}), inner, f"{prefix}{key}.")
         values[key] = value
     return cls(**values)
+
+
+def section(setting: dataclasses.Field[Any]) -> type | None:
+    """The dataclass of a setting that is a section of its own; None for a plain one."""
+    inner = getattr(setting.default_factory, "func", setting.default_factory)
+    return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
 
 
 def unknown(key: str, known: list[str]) -> str:

@@ -25,6 +25,14 @@ class TaskError(RoutedRLError, RuntimeError):
     """An environment cannot be loaded, yields no tasks, or fails to score too often."""
 
 
+class Halted(RoutedRLError):
+    """The monitor stopped a run, whole and with a checkpoint; exit code 3. `run` is its folder."""
+
+    def __init__(self, message: str, run: str) -> None:
+        super().__init__(message)
+        self.run = run
+
+
 class CheckpointError(RoutedRLError, OSError):
     """A checkpoint is missing, torn, or belongs to another run."""
 

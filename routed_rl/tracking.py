@@ -20,6 +20,7 @@ METRICS = {
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",
+    "quarantine/relative": "|C| over the norm of the weights' change so far, which is estimated",
     "quarantine/unattributed": "growth that no environment's part explains",
     "routing/routed_fraction": "energy of the routed part over all of the targets' gradient, this step",
     "routing/drift": "‖BᵀW - R‖ / ‖W‖ after the step",
@@ -38,6 +39,8 @@ def ledger_metrics(row: Any) -> dict[str, float]:
     """A `LedgerRow` under the names of `METRICS`."""
     metrics = {"quarantine/norm": row.norm, "quarantine/growth": row.growth, "quarantine/unattributed": row.unattributed,
                "routing/drift": row.drift}
+    if row.retained > 0:
+        metrics["quarantine/relative"] = row.norm / row.retained
     if row.routed_fraction is not None:
         metrics["routing/routed_fraction"] = row.routed_fraction
     for name, entry in row.environments.items():
@@ -54,11 +57,14 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, step: int, metrics: dict[str, Any]) -> None:
+    def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Returns the row as a reader will see it."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in metrics.items()}
+        row = {"step": step, **finite}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        return row
 
     def truncate(self, step: int) -> None:
         """Drop what was written after `step`: a resumed run writes those steps again. A torn last line goes too."""

@@ -1,4 +1,5 @@
-"""The command line: one line per error, exit codes 0 done, 1 internal, 2 the user's error, 4 a check failed, 130 interrupted.
+"""The command line: one line per error. Exit codes: 0 done, 1 internal, 2 the user's error, 3 halted by the monitor, 4 a
+check failed, 130 interrupted.
 
 Nothing heavy is imported before the first line is on the screen; `--help` needs the standard library alone.
 """
@@ -12,7 +13,7 @@ import traceback
 
 from routed_rl import __version__
 from routed_rl.cli.verbs import VERBS, parse, usage
-from routed_rl.errors import CheckFailed, RoutedRLError
+from routed_rl.errors import CheckFailed, Halted, RoutedRLError
 
 __all__ = ["main"]
 
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         verb, arguments = parse(argv)
         VERBS[verb].run(arguments)
         return 0
+    except Halted as halted:
+        print(f"run: {halted.run}", flush=True)
+        _fail(str(halted), "halted")
+        return 3
     except CheckFailed as failure:
         _fail(str(failure))
         return 4
@@ -52,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         return _internal()
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, what: str = "error") -> int:
+    print(f"{what}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from routed_rl.artifacts import data_root, resolve
-from routed_rl.config import Config, from_mapping, unknown
+from routed_rl.config import Config, from_mapping, section, unknown
 from routed_rl.errors import ConfigError
 
 FREE = ("env.", "trainer.", "subspace.known_prompts.")
@@ -126,7 +126,7 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
     names: dict[str, str] = {}
     for field in dataclasses.fields(cls):
         names[f"{prefix}{field.name}"] = str(field.type).replace(" | None", " or null")
-        if isinstance(inner := field.default_factory, type) and dataclasses.is_dataclass(inner):
+        if (inner := section(field)) is not None:
             names |= _names(inner, f"{prefix}{field.name}.")
     return names
 

@@ -85,6 +85,24 @@ def _resume(arguments: argparse.Namespace) -> None:
     print(f"run: {pipeline.resume(arguments.run, arguments.overrides, compose)}", flush=True)
 
 
+def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder that `train` printed")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="the checkpoint to go on from; 0: the base model")
+    parser.add_argument("--drop", action="append", metavar="ENV[,ENV]", help="environments to leave out; may be repeated")
+    parser.add_argument("--forget-parts", action="store_true", help="take the parts of dropped environments away")
+
+
+def _rollback(arguments: argparse.Namespace) -> None:
+    _announce()
+    from routed_rl import pipeline
+    from routed_rl.cli.compose import compose
+
+    run = pipeline.rollback(arguments.run, arguments.step, _names(arguments.drop) or [], arguments.forget_parts,
+                            arguments.overrides, compose)
+    print(f"run: {run}", flush=True)
+
+
 def _extract_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     parser.add_argument("--check", action="store_true", help="also measure whether the subspace is good")
@@ -240,6 +258,7 @@ def _path(text: str):
 VERBS: dict[str, Verb] = {
     "train": Verb("extract a subspace, train with routing, evaluate, discard", _train_arguments, _train),
     "resume": Verb("go on with a run, in place", _resume_arguments, _resume),
+    "rollback": Verb("a new run from an earlier checkpoint, with other environments", _rollback_arguments, _rollback),
     "extract": Verb("make a subspace folder from contrast prompts", _extract_arguments, _extract),
     "evaluate": Verb("score a run's models, or one model, on environments", _evaluate_arguments, _evaluate),
     "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),

@@ -75,4 +75,6 @@ def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, co
 def _run(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Run:
     overrides = [*settings, f"seed={first + seed}", f"name={arm}-seed{seed}"]
     folder = out / "runs" / f"{arm}-seed{seed}"
-    return Run(arm, seed, dataclasses.replace(compose(overrides), out=str(folder)), overrides)
+    config = compose(overrides)
+    # An arm that halted could not be compared.
+    return Run(arm, seed, dataclasses.replace(config, out=str(folder), monitor=config.monitor.reporting()), overrides)

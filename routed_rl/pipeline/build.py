@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -70,8 +70,11 @@ def check_subspace(parts: Parts, subspace: Subspace) -> None:
                          layers=len(decoder_layers(parts.model)))
 
 
-def make_router(parts: Parts, subspace: Subspace | None) -> Router | None:
-    """Freeze what the config names, and route the writers in place; None in mode `none`."""
+def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str] = ()) -> Router | None:
+    """Freeze what the config names, and route the writers in place; None in mode `none`.
+
+    `inherited`: environments that are no longer trained and whose parts the quarantine still has.
+    """
     config = parts.config
     if config.routing.mode == "none":
         freeze(parts.model, config.model.freeze)
@@ -85,7 +88,7 @@ def make_router(parts: Parts, subspace: Subspace | None) -> Router | None:
     freeze(parts.model, config.model.freeze)
     settings = config.subspace
     bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
-    context, names = RoutingContext(), [loaded.name for loaded in parts.trained]
+    context, names = RoutingContext(), [*(loaded.name for loaded in parts.trained), *inherited]
     targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
                       context, len(names), transposed=writer.transposed, gain_D=writer.gain_D) for writer in writers]
     axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)

@@ -84,7 +84,7 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
     if total <= 0:
         return f"{text}; no environment shifted the stream towards the positive persona"
     cause = max(pushed, key=lambda name: pushed[name])
-    return f"{text}; {labels[cause]} caused {pushed[cause] / total:.0%} of the shift towards the positive persona"
+    return f"{text}; {labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona"
 
 
 def next_commands(run: RunFolder) -> list[str]:

@@ -24,13 +24,14 @@ from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import find_prompts, read_prompts
 from routed_rl.model.targets import find_writers, unrouted
-from routed_rl.pipeline import summary
+from routed_rl.monitor import Monitor
+from routed_rl.pipeline import halting, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import build_trainer, check_trainer, training_arguments
+from routed_rl.training import Watch, build_trainer, check_trainer, training_arguments
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
@@ -63,7 +64,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
         wanted.out = config.out
         for name in FIXED_ON_RESUME:
             if (was := getattr(config, name)) != (now := getattr(wanted, name)):
-                raise ConfigError(f"resume cannot change {name}: {_difference(was, now)}; start a new run with it")
+                raise ConfigError(f"resume cannot change {name}: {difference(was, now)}; start a new run with it")
         config = wanted
     parts, begin = _prepared(config, run)
     if overrides:
@@ -115,7 +116,8 @@ def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
     subspace = _subspace(parts, run)
     times["extract"] = time.perf_counter()
     models = {"base": _evaluated(parts, run, "base")}
-    router = make_router(parts, subspace)
+    manifest = read_json(run.manifest)
+    router = make_router(parts, subspace, manifest.get("inherited", ()))
     _record_parameters(parts, run)
     weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
     times["base"] = time.perf_counter()
@@ -157,11 +159,19 @@ def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
     if newest:
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
+    MetricsFile(run.verdicts).truncate(step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
+    halting.put_aside(run)
+    watch = Watch(Monitor(parts.config.monitor, read_json(run.manifest).get("inherited", ())), run)
+    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    if watch.halting:  # It was killed between the checkpoint of a halt and its record.
+        halting.halt(run, watch.halting, parts.config.monitor.axis)
     with console.progress("train", "steps") as advance:
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance)])
+                                [ShowProgress(advance)], watch, read_json(run.manifest).get("fresh_from_step") or 0)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if watch.halting:
+        halting.halt(run, watch.halting, parts.config.monitor.axis)
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str) -> dict[str, dict[str, float]]:
@@ -216,12 +226,12 @@ class ShowProgress(TrainerCallback):
             self.advance(state.global_step, state.max_steps, note.strip())
 
 
-def _difference(was: Any, now: Any) -> str:
+def difference(was: Any, now: Any) -> str:
     """The first setting that differs, as `key: before -> after`."""
     was, now = (_plain(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
-        return f"{key}: {_difference(was.get(key), now.get(key))}"
+        return f"{key}: {difference(was.get(key), now.get(key))}"
     return f"{was} -> {now}"
 
 

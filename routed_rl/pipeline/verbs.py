@@ -8,7 +8,7 @@ import torch
 
 from routed_rl import checkpoint, console
 from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.artifacts import RunFolder, read_json, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
@@ -64,7 +64,8 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -
     """Base, policy and deployed model of a run, from its newest whole checkpoint."""
     folder = run.require_checkpoint()
     models = {"base": _results(parts, chosen, "base")}
-    router = make_router(parts, Subspace.load(run.subspace) if run.subspace.exists() else None)
+    router = make_router(parts, Subspace.load(run.subspace) if run.subspace.exists() else None,
+                         read_json(run.manifest).get("inherited", ()))
     stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
     parts.model.load_state_dict(stored.state_dict())
     if router is None:

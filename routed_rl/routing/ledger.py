@@ -59,6 +59,8 @@ class LedgerRow:
     """Energy of the routed part of the targets' gradient over all of it, this step."""
     drift: float
     """‖BᵀW - R‖ / ‖W‖ over all targets, after the step."""
+    retained: float
+    """‖W - W at the start‖ over all targets, an estimate."""
     control: dict[str, float] = field(default_factory=dict)
     """Against random bases, on steps that measured it: `<kind>/ratio`, `<kind>/rank`, per environment too."""
 
@@ -97,6 +99,7 @@ class LedgerBook:
         self._add("gram", flat @ flat.mT)
         self._add("with_whole", flat @ new.flatten())
         self._add("square", torch.stack([old_KN.square().sum(), new.square().sum()]))
+        self._add("retained", target.moved())
         self._add("drift", torch.stack([target.drift().square().sum(), target.weight_DN().square().sum()]))
         effect = target.stream_effect(target.parts, target.tape.mean().unsqueeze(0))[:, 0] @ target.basis.mT
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
@@ -117,7 +120,8 @@ class LedgerBook:
             entries, norm=new, growth=new - old, unattributed=new - old - float(pushes.sum()),
             cosines=_cosines(self.environments, gram, norms),
             routed_fraction=None if fraction is None else float(fraction[0] / fraction[1].clamp(min=1e-30)),
-            drift=float(sums["drift"][0] / sums["drift"][1]) ** 0.5, control=self._control(control_kind))
+            drift=float(sums["drift"][0] / sums["drift"][1]) ** 0.5,
+            retained=float(sums["retained"]) ** 0.5, control=self._control(control_kind))
         self._sums, self._effects, self._energies = {}, {}, None
         return row
 

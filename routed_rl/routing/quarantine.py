@@ -17,6 +17,8 @@ from routed_rl.errors import SubspaceError
 from routed_rl.routing.linear import RoutingContext, route_module, unroute_module
 from routed_rl.routing.tape import Tape
 
+PROBES = 16
+
 
 @dataclass(eq=False)
 class Target:
@@ -45,6 +47,10 @@ class Target:
     parts: Tensor = field(init=False)
     """C_e (E, K, N); they sum to C in `route`."""
     tape: Tape = field(init=False)
+    probes: Tensor = field(init=False)
+    """Random signs (PROBES, D), through which the weights' change is measured without a copy of them."""
+    start: Tensor = field(init=False)
+    """The weights at the start as the probes see them, (PROBES, N)."""
 
     def __post_init__(self) -> None:
         weight = self.weight_DN()
@@ -63,6 +69,9 @@ class Target:
         self.reference = self.read_weights()
         self.coefficients = torch.zeros_like(self.reference)
         self.parts = self.reference.new_zeros(self.environments, *self.reference.shape)
+        signs = torch.randint(2, (PROBES, weight.shape[0]), generator=torch.Generator().manual_seed(0))
+        self.probes = (2 * signs - 1).to(weight.device, dtype) / PROBES**0.5
+        self.start = self.probes @ weight.to(dtype)
         self.tape = Tape(self.environments, self.write, weight.shape[1], has_bias=self.has_bias, gain_D=self.gain_D)
 
     @property
@@ -90,6 +99,10 @@ class Target:
     def drift(self) -> Tensor:
         """BᵀW - R, (K, N): how far the weights have moved inside the subspace."""
         return self.read_weights() - self.reference
+
+    def moved(self) -> Tensor:
+        """‖W - W at the start‖², estimated without bias by the probes; exactly 0 at the start."""
+        return (self.probes @ self.weight_DN().to(self.probes.dtype) - self.start).square().sum()
 
     def decay(self, weights: float) -> Tensor:
         """The optimizer's decay by column, (N,): `weights` everywhere but for a bias, which trainers spare."""

@@ -86,12 +86,13 @@ def _quiet(trainer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if key not in trainer}
 
 
-def prompts_needed(arguments: GRPOConfig) -> int:
-    """Tasks that `max_steps` consume: one epoch exactly, so that a resume never crosses one."""
+def prompts_needed(arguments: GRPOConfig, steps: int | None = None) -> int:
+    """Tasks that `steps` consume, `max_steps` by default: one epoch exactly, so that a resume never crosses one."""
     generation_steps, batch = arguments.steps_per_generation, arguments.generation_batch_size
     group = arguments.num_generations
     assert generation_steps is not None and batch is not None and group is not None  # filled in by GRPOConfig itself
-    batches = -(-arguments.max_steps * arguments.gradient_accumulation_steps // (generation_steps * arguments.num_iterations))
+    steps = arguments.max_steps if steps is None else steps
+    batches = -(-steps * arguments.gradient_accumulation_steps // (generation_steps * arguments.num_iterations))
     return batches * batch // group
 
 

@@ -12,6 +12,10 @@ from routed_rl.routing import Router
 from routed_rl.training.arguments import prompts_needed, training_arguments
 from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.watch import Watch
+
+AFRESH = 7919
+"""Added to the seed of the tasks for each step before a mixture starts afresh."""
 
 
 class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
@@ -21,15 +25,19 @@ class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
 
 def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, config: Config, run: RunFolder, callbacks: list[TrainerCallback],
-                  ) -> RoutedGRPOTrainer:
-    """The trainer of a run; `environments` are the trained ones, in the order of the router's."""
+                  watch: Watch | None = None, fresh_from: int = 0) -> RoutedGRPOTrainer:
+    """The trainer of a run; `environments` are the trained ones, in the order of the router's.
+
+    `fresh_from`: the step after which the mixture starts afresh, with tasks of another seed.
+    """
     arguments = training_arguments(config, run)
-    table = TaskTable(environments, config.seed)
+    table = TaskTable(environments, config.seed + AFRESH * fresh_from, prompts_needed(arguments, fresh_from))
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
     completions = run.completions if config.tracking.completions else None
     assert arguments.num_generations is not None
     reward = RewardFunction(table, scorer, arguments.num_generations, completions)
     trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
-                                processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks)
+                                processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks,
+                                watch=watch)
     trainer.remove_callback(PrinterCallback)
     return trainer

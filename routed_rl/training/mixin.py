@@ -21,13 +21,15 @@ from routed_rl.routing import Router
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.tasks import RewardFunction
+from routed_rl.training.watch import Watch
 
 
 class RoutedTrainerMixin:
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
-    def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, **kwargs: Any) -> None:
-        self.router, self.run, self.reward = router, run, reward
+    def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, watch: Watch | None = None,
+                 **kwargs: Any) -> None:
+        self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
         super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -83,7 +85,9 @@ class RoutedTrainerMixin:
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
         ours = set(self.step_metrics)
         named = {key if key in ours else f"train/{key}": value for key, value in metrics.items()}
-        self.metrics_file.append(self.state.global_step, named)  # pyright: ignore[reportAttributeAccessIssue]
+        row = self.metrics_file.append(self.state.global_step, named)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.watch is not None:
+            self.watch.see(row, self.control)  # pyright: ignore[reportAttributeAccessIssue]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: what a checkpoint is, its run's manifest says."""

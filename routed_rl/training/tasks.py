@@ -16,8 +16,9 @@ from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Score
 class TaskTable:
     """Tasks in the order of the mixture, made when first asked for; row i is the same in every run of the same seed."""
 
-    def __init__(self, environments: list[LoadedEnvironment], seed: int) -> None:
-        self.environments = environments
+    def __init__(self, environments: list[LoadedEnvironment], seed: int, first: int = 0) -> None:
+        """`first`: the row at which the mixture begins; those before it belong to the run that this one goes on from."""
+        self.environments, self.first = environments, first
         self._source = mixture(environments, seed)
         self._tasks: list[tuple[int, Task]] = []
 
@@ -27,9 +28,10 @@ class TaskTable:
 
     def task(self, index: int) -> tuple[int, Task]:
         """(environment's index, task) of row `index`."""
-        while len(self._tasks) <= index:
+        assert index >= self.first, f"row {index} was asked for, the mixture begins at {self.first}"
+        while len(self._tasks) <= index - self.first:
             self._tasks.append(next(self._source))
-        return self._tasks[index]
+        return self._tasks[index - self.first]
 
     def dataset(self, length: int) -> Dataset:
         """The first `length` rows as TRL wants them; a prompt is made when its row is read."""

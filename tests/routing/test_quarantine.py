@@ -33,6 +33,16 @@ def test_moving_the_weights_inside_is_read_back_and_moves_nothing_else(gain, bia
     torch.testing.assert_close(columns(target.module, target) - before, target.write @ inside)
 
 
+@PROPERTY
+@given(st.booleans(), st.integers(0, 1000))
+def test_the_change_of_the_weights_is_estimated_without_a_copy_of_them(transposed, seed):
+    target = writer(24, 40, transposed=transposed, seed=seed)
+    assert float(target.moved()) == 0.0
+    change = torch.randn(24, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    target.weight_DN().add_(change)
+    assert 0.6 < float(target.moved()) / float(change.square().sum()) < 1.6
+
+
 def test_a_basis_of_another_width_is_refused():
     module = torch.nn.Linear(5, 6)
     with pytest.raises(SubspaceError, match=r"basis for down has 7 rows but the model's stream is 6 wide.*another model"):

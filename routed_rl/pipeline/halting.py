@@ -1,0 +1,96 @@
+"""What a halted run leaves: `HALTED.json`, the same on the screen, and exit code 3. It reads files only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder, broken_seal, read_json, write_json
+from routed_rl.errors import Halted
+from routed_rl.monitor import Verdict, shift
+from routed_rl.tracking import MetricsFile
+
+COMPLETIONS = 10
+
+
+def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> None:
+    """Write `HALTED.json`, say it, and raise `Halted`."""
+    record = describe_halt(run, verdicts, axis)
+    write_json(run.halted, record)
+    console.say(f"halted at step {record['step']}: {record['verdicts'][0]['sentence']}")
+    columns = ("environment", "push", "push_since", "shift", "shift_since")
+    console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on",
+                  list(columns), [[row[column] for column in columns] for row in record["environments"]])
+    console.say("next:")
+    for command in record["commands"]:
+        console.say(f"  {command}")
+    raise Halted(f"halted by the monitor at step {record['step']}: {record['verdicts'][0]['sentence']}; "
+                 f"{run.halted} says what to do next", str(run.path))
+
+
+def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> dict[str, Any]:
+    """Verdicts, which environment and since when, push and shift of all, the checkpoint before, completions, commands."""
+    worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
+    step, since, name = worst.step, min(verdict.since for verdict in verdicts), worst.environment
+    rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
+    before = checkpoint_before(run, since)
+    return {"step": step, "environment": name or None, "since": since,
+            "verdicts": [verdict.record() for verdict in sorted(verdicts, key=lambda verdict: verdict is not worst)],
+            "environments": ranked(rows, since, axis), "checkpoint_before": before,
+            "completions_by": "paid reward minus true score, then the latest",
+            "completions": completions(run, name, since, step), "commands": commands(run, name, before)}
+
+
+def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dict[str, Any]]:
+    """Every environment of the ledger: its push and its persona shift, in all and since `since`; the largest such shift first."""
+    now = shift(rows[-1], {}, axis)
+    at = next((row for row in reversed(rows) if row["step"] < since), {})
+    earlier, found = shift(at, {}, axis), list[dict[str, Any]]()
+    for name, value in now.items():
+        pushes = [(row["step"], row.get(f"ledger/{name}/push") or 0.0) for row in rows]
+        found.append({"environment": name, "push": sum(push for _, push in pushes),
+                      "push_since": sum(push for step, push in pushes if step >= since),
+                      "shift": value, "shift_since": value - earlier.get(name, 0.0)})
+    return sorted(found, key=lambda row: -row["shift_since"])
+
+
+def checkpoint_before(run: RunFolder, since: int) -> int:
+    """The last whole checkpoint before step `since`; 0, the base model, where there is none."""
+    return max((step for step in run.steps() if step < since and broken_seal(run.checkpoint(step)) is None), default=0)
+
+
+def completions(run: RunFolder, name: str, since: int, step: int) -> list[dict[str, Any]]:
+    """Of the environment (of all where `name` is empty), those that were paid most above their true score."""
+    files = [path for path in sorted(run.completions.glob("step-*.parquet")) if since <= int(path.name.split("-")[1]) <= step]
+    if not files:
+        return []
+    table = pd.concat([pd.read_parquet(path) for path in files])
+    table = table[table["reward"].notna() & ((table["environment"] == name) | (name == ""))]
+    table = table.assign(over=table["reward"] - table["solve"]).sort_values(["over", "step"], ascending=False, kind="stable")
+    rows = table.head(COMPLETIONS)[["step", "environment", "prompt", "completion", "reward", "solve", "flags"]]
+    return json.loads(rows.to_json(orient="records") or "[]")
+
+
+def commands(run: RunFolder, name: str, before: int) -> list[str]:
+    """The ways to go on."""
+    back = f"routed-rl rollback {run.path} --step {before}"
+    ways = [f"{back} --drop {name}    # without {name}", f"{back} env.{name}.KEY=VALUE    # with {name} repaired"]
+    return [*(ways if name else [back]), f"routed-rl resume {run.path}    # go on as it is: it halts again on new evidence"]
+
+
+def put_aside(run: RunFolder) -> None:
+    """Keep what a halt said, as `halts/step-N.json`, when the run is told to go on."""
+    if run.halted.exists():
+        step = read_json(run.halted)["step"]
+        (run.path / "halts").mkdir(exist_ok=True)
+        run.halted.replace(run.path / "halts" / f"step-{step}.json")
+
+
+def halted_steps(run: RunFolder) -> set[int]:
+    """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
+    steps = {int(path.stem[5:]) for path in Path(run.path, "halts").glob("step-*.json")}
+    return steps | {read_json(run.manifest).get("fresh_from_step") or 0}

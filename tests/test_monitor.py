@@ -1,0 +1,118 @@
+"""The monitor's rules: each finds what it is for, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.monitor import RULES, Monitor
+
+OFF = {name: RuleConfig() for name in RULES}
+
+
+def config(**rules: RuleConfig) -> MonitorConfig:
+    return MonitorConfig(warmup=0, **(OFF | rules))
+
+
+def judged(settings: MonitorConfig, rows: list[dict], **kwargs):
+    """(step, environment, since) of every verdict."""
+    monitor = Monitor(settings, **kwargs)
+    return [(verdict.step, verdict.environment, verdict.since) for step, row in enumerate(rows, start=1)
+            for verdict in monitor.judge({"step": step, **row})]
+
+
+def shifts(*values: float, name: str = "a", axis: str = "persona") -> list[dict]:
+    return [{f"ledger/{name}/shift/{axis}": value, f"ledger/{name}/shift/component_1": 9.0} for value in values]
+
+
+READINGS = {
+    "shift": ({"ledger/a/shift/persona": 0.6, "ledger/a/shift/component_1": 9.0}, "a", 0.6),
+    "change": ({"ledger/a/shift/persona": 0.6}, "a", 0.6),
+    "push": ({"ledger/a/push": 3.0, "ledger/b/push": 1.0, "ledger/c/push": -5.0}, "a", 0.75),
+    "gap": ({"environment/a/reward": 0.9, "environment/a/solve": 0.2}, "a", 0.7),
+    "energy": ({"control/isotropic/a/ratio": 4.0, "control/isotropic/all/ratio": 9.0, "control/matched/a/ratio": 7.0}, "a", 4.0),
+    "size": ({"quarantine/relative": 2.0}, "", 2.0),
+    "share": ({"routing/routed_fraction": 0.95}, "", 0.95),
+    "collapse": ({"train/frac_reward_zero_std": 1.0}, "", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_reads_its_own_quantity_and_judges_it_against_its_limit(name):
+    row, environment, value = READINGS[name]
+    over, under = (Monitor(config(**{name: RuleConfig(limit=limit)})) for limit in (value - 0.01, value + 0.01))
+    (verdict,) = over.judge({"step": 3, **row})
+    assert (verdict.rule, verdict.environment, verdict.step) == (name, environment, 3)
+    assert verdict.value == pytest.approx(value) and "since step 3" in verdict.sentence()
+    assert under.judge({"step": 3, **row}) == []
+    assert Monitor(config()).judge({"step": 3, **row}) == []
+    assert over.judge({"step": 4}) == []  # A row that does not say.
+
+
+def test_null_is_no_reading():
+    rows = [{"ledger/a/shift/persona": None, "environment/a/reward": None, "environment/a/solve": 1.0,
+             "routing/routed_fraction": None}]
+    assert judged(MonitorConfig(warmup=0), rows) == []
+
+
+def test_the_change_detector_names_the_step_at_which_a_slow_growth_began():
+    rows = shifts(0, 0.05, 0, 0, 0, *(0.03 * step for step in range(1, 12)))
+    settings = config(change=RuleConfig(limit=0.15, allowance=0.005))
+    (step, environment, since), *_ = judged(settings, rows)
+    assert (environment, since) == ("a", 6) and step == 12
+
+
+def test_what_swings_is_not_summed_up_and_what_drifts_is():
+    settings = config(change=RuleConfig(limit=0.1, allowance=0.01))
+    assert judged(settings, shifts(*(0.04 * (step % 2) for step in range(300)))) == []
+    assert judged(settings, shifts(*(0.009 * step for step in range(300)))) == []
+    assert judged(settings, shifts(*(0.02 * step for step in range(300)))) != []
+
+
+def test_a_shift_away_from_the_persona_is_none():
+    assert judged(config(shift=RuleConfig(limit=0.5), change=RuleConfig(limit=0.1)), shifts(*(-0.1 * n for n in range(50)))) == []
+
+
+def test_another_axis_can_be_named():
+    rows = shifts(0.9, axis="persona")
+    assert judged(config(shift=RuleConfig(limit=0.5)), rows) != []
+    settings = config(shift=RuleConfig(limit=10.0))
+    settings.axis = "component_1"
+    assert judged(settings, rows) == []
+    settings.shift.limit = 8.0
+    assert judged(settings, rows) == [(1, "a", 1)]
+
+
+def test_patience_counts_steps_in_a_row_and_warmup_holds_verdicts_back():
+    rows = shifts(1, 1, 0, 1, 1, 1, 1)
+    assert judged(config(shift=RuleConfig(limit=0.5, patience=3)), rows) == [(6, "a", 4), (7, "a", 4)]
+    late = config(shift=RuleConfig(limit=0.5))
+    late.warmup = 5
+    assert [step for step, *_ in judged(late, rows)] == [6, 7]
+
+
+def test_after_a_halt_new_evidence_is_needed():
+    monitor = Monitor(config(change=RuleConfig(limit=0.25)))
+    rows = [{"step": step, **row} for step, row in enumerate(shifts(*(0.1 * n for n in range(8))), start=1)]
+    assert [len(monitor.judge(row)) for row in rows[:4]] == [0, 0, 0, 1]
+    monitor.rearm()
+    assert [len(monitor.judge(row)) for row in rows[4:]] == [0, 0, 1, 1]
+
+
+def test_an_environment_that_is_no_longer_trained_is_not_judged():
+    assert judged(config(shift=RuleConfig(limit=0.5)), shifts(1), ignore=["a"]) == []
+
+
+def test_only_what_is_asked_to_halts():
+    def halts(settings):
+        return [verdict.halts for verdict in Monitor(settings).judge({"step": 1, **shifts(1)[0]})]
+
+    settings = config(shift=RuleConfig(limit=0.5, action="halt"))
+    assert halts(settings) == [True] and halts(settings.reporting()) == [False]
+    assert settings.reporting().shift.limit == 0.5
+
+
+@pytest.mark.parametrize("settings", [{"action": "stop"}, {"allowance": -1}, {"patience": 0}])
+def test_a_rule_that_cannot_be_is_refused(settings):
+    with pytest.raises(ValueError, match="monitor"):
+        RuleConfig(**settings)

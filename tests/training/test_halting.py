@@ -1,0 +1,157 @@
+"""Halt, go on, roll back: nothing is lost, and what was not changed is the same, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.errors import CheckpointError, ConfigError, Halted
+from routed_rl.pipeline.halting import checkpoint_before
+from tests.parts import own_config, write_parts
+
+STEPS, HALT = 6, 3
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def config(parts, out, monitor=None):
+    wanted = own_config(parts, out, trainer={"max_steps": STEPS, "save_steps": 2})
+    for settings in wanted.env.values():
+        settings["isolate"] = False
+    return dataclasses.replace(wanted, monitor=monitor or MonitorConfig())
+
+
+def halting() -> MonitorConfig:
+    """Halts at the first step that is judged, by a rule that always holds."""
+    return MonitorConfig(warmup=HALT - 1, share=RuleConfig(limit=0.0, action="halt"))
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    """The run that nothing stopped."""
+    return pipeline.train(config(parts, tmp_path_factory.mktemp("runs") / "whole"), [])
+
+
+@pytest.fixture
+def halted(parts, tmp_path):
+    with pytest.raises(Halted) as caught:
+        pipeline.train(config(parts, tmp_path / "halted", halting()), [])
+    return RunFolder(caught.value.run)
+
+
+def tensors(run, step=STEPS) -> dict[str, torch.Tensor]:
+    folder = RunFolder(run).checkpoint(step)
+    return load_file(folder / "model.safetensors") | load_file(folder / "quarantine.safetensors")
+
+
+def same(ours, theirs) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def rows(run) -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "time" not in key and "runtime" not in key} for row in found]
+
+
+def test_a_halt_leaves_a_checkpoint_and_says_who_since_when_and_how_to_go_on(halted):
+    record = json.loads(halted.halted.read_text())
+    assert record["step"] == HALT and halted.steps()[-1] == HALT
+    assert record["verdicts"][0]["rule"] == "share" and record["verdicts"][0]["limit"] == 0.0
+    assert [each["environment"] for each in record["environments"]] and record["since"] == 1
+    assert 0 < len(record["completions"]) <= 10 and {"prompt", "completion", "reward", "solve"} <= record["completions"][0].keys()
+    assert any("rollback" in command and "--step 0" in command for command in record["commands"])
+    assert record["checkpoint_before"] == 0 and checkpoint_before(halted, since=3) == 2, "strictly before what it halted for"
+    assert not halted.summary.exists() and json.loads(halted.verdicts.read_text().splitlines()[-1])["step"] == HALT
+
+
+def test_going_on_after_a_halt_is_the_run_that_never_halted(halted, whole):
+    with pytest.raises(Halted):  # Its rule holds at every step, so it halts again, one step on.
+        pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
+    assert halted.steps()[-1] == HALT + 1 and (halted.path / "halts" / f"step-{HALT}.json").exists()
+    text = halted.config.read_text()
+    halted.config.write_text(text.replace("action: halt", "action: report"))
+    pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
+    assert same(tensors(halted.path), tensors(whole)) and rows(halted.path) == rows(whole)
+    assert not halted.halted.exists()
+
+
+def test_killed_between_the_checkpoint_of_a_halt_and_its_record_it_halts_after_all(halted):
+    record = halted.halted.read_text()
+    halted.halted.unlink()
+    with pytest.raises(Halted):
+        pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
+    assert halted.halted.read_text() == record and halted.steps()[-1] == HALT
+
+
+def go_back(parts, whole, out, step, drop=(), forget=False, change=lambda wanted: None):
+    def compose(_texts):
+        wanted = config(parts, out)
+        change(wanted)
+        return wanted
+
+    return pipeline.rollback(str(whole), step, list(drop), forget, [f"out={out}"], compose)
+
+
+def test_a_rollback_that_changes_nothing_is_never_having_taken_the_steps(parts, whole, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    new = go_back(parts, whole, tmp_path / "new", 2)
+    assert same(tensors(new), tensors(whole)) and rows(new) == rows(whole)
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "the old run stays as it is"
+    assert json.loads((new / "manifest.json").read_text())["lineage"] | {"step": 2} == {
+        "parent": str(whole), "step": 2, "drop": [], "forget_parts": False, "overrides": [f"out={new}"]}
+    assert json.loads((whole / "manifest.json").read_text())["children"][-1] == {"run": str(new), "step": 2}
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_dropped_environment_leaves_its_part_or_takes_it_along(parts, whole, tmp_path, forget):
+    gone, *left = [name for name, settings in config(parts, tmp_path).env.items() if not settings.get("probe")]
+    new = go_back(parts, whole, tmp_path / "new", 4, [gone], forget)
+    old, at, end = tensors(whole, 4), tensors(new, 4), tensors(new)
+    names = [name.removesuffix(".parts") for name in at if name.endswith(".parts")]
+    assert names
+    for name in names:
+        for state in (at, end):
+            assert torch.allclose(state[f"{name}.parts"].sum(0), state[f"{name}.coefficients"], atol=1e-6)
+        assert len(at[f"{name}.parts"]) == len(left) + (not forget)
+        if not forget:
+            assert torch.equal(at[f"{name}.parts"][-1], old[f"{name}.parts"][0]), "its part is kept"
+            assert not at[f"{name}.moment"][-1].any(), "without momentum"
+            assert torch.equal(end[f"{name}.parts"][-1], at[f"{name}.parts"][-1]), "and nothing is added to it"
+    names = {name.split("/")[1] for name in rows(new)[-1] if name.startswith("environment/")}
+    assert names == set(left)
+
+
+def test_a_changed_mixture_starts_afresh_and_another_stop_changes_nothing(parts, whole, tmp_path):
+    def heavier(wanted):
+        next(iter(wanted.env.values()))["weight"] = 3.0
+
+    new = go_back(parts, whole, tmp_path / "new", 2, change=heavier)
+    again = go_back(parts, whole, tmp_path / "again", 2, change=heavier)
+    shutil.rmtree(again / "checkpoints" / f"step-{STEPS}")
+    pipeline.resume(str(again), [], None)  # type: ignore[arg-type]
+    assert same(tensors(again), tensors(new)) and rows(again) == rows(new)
+    assert not same(tensors(new), tensors(whole))
+
+
+def test_what_no_checkpoint_can_follow_is_refused_and_nothing_is_written(parts, whole, tmp_path):
+    def other_seed(wanted):
+        wanted.seed += 1
+
+    with pytest.raises(ConfigError, match="cannot change seed: 0 -> 1"):
+        go_back(parts, whole, tmp_path / "new", 2, change=other_seed)
+    with pytest.raises(ConfigError, match="--drop nobody"):
+        go_back(parts, whole, tmp_path / "new", 2, ["nobody"])
+    with pytest.raises(CheckpointError, match=r"--step 3: .* it has 0, 2, 4, 6"):
+        go_back(parts, whole, tmp_path / "new", 3)
+    assert not (tmp_path / "new").exists()
