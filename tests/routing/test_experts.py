@@ -57,7 +57,7 @@ def test_a_gate_cannot_say_inside_the_subspace_what_its_experts_may_not():
     full = [torch.eye(16)] * 2
     gradients = {}
     for contained in (True, False):
-        run, experts = mixture(bases=full, contained=contained)
+        run, _ = mixture(bases=full, contained=contained)
         run.backward(batch(rows=6))
         gradients[contained] = [parameter.grad.norm().item() for name, parameter in run.model.named_parameters()
                                 if "layers.1.mlp" in name]
