@@ -180,8 +180,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _env_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["list", "try", "check"], help="list: all there are; try: see prompts and scores; "
-                                                                       "check: is it sound?")
+    parser.add_argument("what", choices=["list", "try", "check"], help="all there are; see prompts and scores; is it sound?")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     parser.add_argument("--n", type=int, default=3, help="try: how many tasks; default: 3")
