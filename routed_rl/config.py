@@ -191,6 +191,21 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class AuditConfig:
+    """Of `routed-rl audit`, whose options these are; not part of a run's settings."""
+
+    samples: int = 200
+    """Completions per environment and model."""
+    prompts: int = 64
+    """Prompts per environment at whose ends the stream is compared."""
+    blocks: int = 8
+    """Groups of neighbouring layers, at most."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("audit", self, {"samples": 1, "prompts": 1, "blocks": 1})
+
+
+@dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     project: str = "routed_rl"
     """wandb project; wandb itself is asked for with trainer.report_to=wandb."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -52,7 +53,8 @@ def discard(run: RunFolder, out: Path) -> Path:
 def merged_policy(run: RunFolder, out: Path) -> Path:
     """Write the policy to `out` as one stock model, `W + A C`, bias included."""
     checkpoint = run.require_checkpoint()
-    targets = {target.name: target for target in read_quarantine(checkpoint)}
+    row = FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
+    targets = {row.stored_name(target.name) if row else target.name: target for target in read_quarantine(checkpoint)}
     transposed = _transposed(checkpoint)
 
     def fill(folder: Path) -> None:
@@ -79,10 +81,13 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None)
     if not targets:
         raise CheckpointError(f"the quarantine of {run.path} has rank 0 everywhere, so there is no adapter to write; "
                               "the policy is the deployed model: use `routed-rl discard`")
-    ranks = {target.name: target.write_DK.shape[1] for target in targets}
+    ranks = {mixture or target.name: target.write_DK.shape[1] for target in targets for mixture in [_mixture(checkpoint, target)]}
+    mixtures = sorted({mixture for target in targets if (mixture := _mixture(checkpoint, target))})
+    modules = sorted(set(ranks) - set(mixtures))
     base = run.deployed if run.deployed.is_dir() else checkpoint
     config = LoraConfig(task_type="CAUSAL_LM", inference_mode=True, base_model_name_or_path=str(base), bias="none",
-                        target_modules=sorted(ranks), r=max(ranks.values()), lora_alpha=max(ranks.values()),
+                        target_modules=modules, target_parameters=mixtures or None,
+                        r=max(ranks.values()), lora_alpha=max(ranks.values()),
                         rank_pattern=dict(ranks), alpha_pattern=dict(ranks), lora_dropout=0.0,
                         lora_bias=any(target.bias_K is not None for target in targets),
                         fan_in_fan_out=_transposed(checkpoint))
@@ -91,11 +96,35 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None)
         config.save_pretrained(str(folder))
         # PEFT keeps target_modules as a set: sorted, so that the same adapter is the same file.
         written = read_json(folder / "adapter_config.json")
-        write_json(folder / "adapter_config.json", {**written, "target_modules": sorted(ranks)})
-        save_file(adapter_tensors(targets, has_bias=bool(config.lora_bias)), folder / "adapter_model.safetensors",
+        write_json(folder / "adapter_config.json", {**written, "target_modules": modules})
+        save_file(_tensors(checkpoint, targets, has_bias=bool(config.lora_bias)), folder / "adapter_model.safetensors",
                   metadata={"format": "pt"})
 
     return publish(out, fill)
+
+
+def _tensors(checkpoint: Path, targets: list[StoredTarget], *, has_bias: bool) -> dict[str, Tensor]:
+    plain = [target for target in targets if not _mixture(checkpoint, target)]
+    experts: dict[str, list[StoredTarget]] = {}
+    for target in targets:
+        if mixture := _mixture(checkpoint, target):
+            experts.setdefault(mixture, []).append(target)
+    tensors = adapter_tensors(plain, has_bias=has_bias)
+    for mixture, those in experts.items():
+        key = f"base_model.model.{mixture.rpartition('.')[0]}"
+        tensors[f"{key}.lora_A.weight"] = torch.cat([target.coefficients_KN for target in those])
+        # PEFT keeps an expert's columns apart by the number of experts.
+        tensors[f"{key}.lora_B.weight"] = torch.stack([target.write_DK for target in those], 2).flatten(1).contiguous()
+    return tensors
+
+
+def _mixture(checkpoint: Path, target: StoredTarget) -> str | None:
+    """Of an expert, the parameter that holds all of its mixture's writers; None for a plain writer."""
+    row = FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
+    if row is None or row.experts is None or f".{row.experts}." not in target.name:
+        return None
+    layer, _, place = target.name.partition(f".{row.experts}.")
+    return f"{layer}.{row.experts}.{place.partition('.')[2]}"
 
 
 def adapter_tensors(targets: list[StoredTarget], *, has_bias: bool) -> dict[str, Tensor]:

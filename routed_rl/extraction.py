@@ -121,7 +121,7 @@ def collect(model: PreTrainedModel, pairs: list[ContrastPair], tokens: list[Toke
     stream = torch.empty(len(decoder_layers(model)), len(sequence_of), model.config.get_text_config().hidden_size)
     offsets = int(rows[:, 2].max()) + 1
     place = torch.empty(len(sequences), dtype=torch.long)
-    for batch, captured in _run(model, list(sequences), offsets, config.batch_size, progress):
+    for batch, captured in activations(model, list(sequences), offsets, config.batch_size, progress):
         place.fill_(-1)
         place[batch] = torch.arange(len(batch))
         here = (place[sequence_of] >= 0).nonzero().squeeze(1)
@@ -132,8 +132,8 @@ def collect(model: PreTrainedModel, pairs: list[ContrastPair], tokens: list[Toke
 
 
 @torch.no_grad()
-def _run(model: PreTrainedModel, sequences: list[tuple[int, ...]], offsets: int, batch_size: int,
-         progress: Progress | None) -> Iterator[tuple[Tensor, list[Tensor]]]:
+def activations(model: PreTrainedModel, sequences: list[tuple[int, ...]], offsets: int, batch_size: int,
+                progress: Progress | None) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Yield indices of a batch and its stream by layer, (B, offsets, D) on the CPU; offset 0 is the last token.
 
     Padded on the right: with causal attention no token sees the padding and positions count from 0 in every family.

@@ -1,26 +1,17 @@
-"""Tiny random models of every family, batches for them, and the wiring of a routed run. Not a test itself."""
+"""Batches for tiny models, and the wiring of a routed run. Not a test itself."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from routed_rl.config import QuarantineConfig
@@ -30,41 +21,14 @@ from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.modes import MODES
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine, Target
+from tests.families import FAMILIES, VOCAB, WIDTH, tiny
+
+__all__ = ["FAMILIES", "VOCAB", "WIDTH", "tiny"]
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 """Derandomised: the same examples on every machine and run."""
-WIDTH, VOCAB, TOKENS = 16, 32, 7
+TOKENS = 7
 FROZEN = ["embedding", "unembedding", "final_norm", "post_norm"]
-_COMMON = dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2,
-               max_position_embeddings=32, bos_token_id=0, eos_token_id=1, pad_token_id=0, attn_implementation="sdpa")
-CONFIGS: dict[str, Callable[..., object]] = {
-    "llama": lambda **k: LlamaConfig(**_COMMON, **k),
-    "mistral": lambda **k: MistralConfig(**_COMMON, **k),
-    "qwen2": lambda **k: Qwen2Config(**_COMMON, **k),
-    "qwen3": lambda **k: Qwen3Config(**_COMMON, head_dim=8, **k),
-    "gemma2": lambda **k: Gemma2Config(**_COMMON, head_dim=8, query_pre_attn_scalar=8, **k),
-    "gemma3": lambda **k: Gemma3TextConfig(**_COMMON, head_dim=8, query_pre_attn_scalar=8, **k),
-    "gpt2": lambda num_hidden_layers, **k: GPT2Config(
-        vocab_size=VOCAB, n_embd=WIDTH, n_layer=num_hidden_layers, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=1,
-        attn_implementation="sdpa", **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} | k)),
-}
-FAMILIES = tuple(CONFIGS)
-
-
-def tiny(family: str, *, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32, **config) -> PreTrainedModel:
-    """A random model whose layers, gains and biases all matter (the stock initialisation makes most of them no-ops)."""
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](num_hidden_layers=layers, **config))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * 0.8 / parameter.shape[-1] ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
-    return model.to(dtype).eval()
-
-
 @dataclass
 class Batch:
     """Rows with left padding, their environments and advantages; `loss` has one denominator for all rows."""
@@ -118,7 +82,9 @@ def find_targets(model: PreTrainedModel, bases: list[Tensor], context: RoutingCo
     """Targets of every writer; nothing is routed yet."""
     bases = [exact(basis, model.dtype) for basis in bases]
     return [Target(name=w.name, layer=w.layer, module=w.module, basis=bases[w.layer], unit=unit, context=context,
-                   environments=environments, transposed=w.transposed, gain_D=w.gain_D) for w in find_writers(model)]
+                   environments=environments, transposed=w.transposed, gain_D=w.gain_D, norm_eps=w.norm_eps,
+                   expert=w.expert, active=w.active)
+            for w in find_writers(model)]
 
 
 def exact(basis: Tensor, dtype: torch.dtype) -> Tensor:
@@ -196,8 +162,26 @@ class Run:
                    for t in self.targets)
 
 
+def module_of(model: nn.Module, target: Target) -> nn.Module:
+    """The module of `model` that stands where the target's does; of an expert, the whole mixture."""
+    return model.get_submodule(target.name if target.expert is None else target.name.rsplit(".", 2)[0])
+
+
+def by_module(targets: list[Target]) -> list[list[Target]]:
+    """Targets that share a module, the experts of a mixture, in one list."""
+    return [list(group) for _, group in groupby(targets, key=lambda target: id(target.module))]
+
+
+def routed_twin(model: nn.Module, target: Target) -> Target:
+    """The target of a routed copy of the target's model."""
+    found = module_of(model, target).routed_target
+    return found if target.expert is None else found[target.expert]
+
+
 def columns(module: nn.Module, target: Target) -> Tensor:
     """The weight of a writer as (D, N) in float64, the bias as its last column."""
+    if target.expert is not None:
+        return module.down_proj[target.expert].detach().double().clone()
     weight = module.weight.detach().double().clone()
     weight = weight.mT if target.transposed else weight
     return weight if module.bias is None else torch.cat([weight, module.bias.detach().double().unsqueeze(1)], 1)
@@ -212,8 +196,11 @@ def merged(model: PreTrainedModel, targets: list[Target]) -> PreTrainedModel:
     plain = plain_copy(model)
     with torch.no_grad():
         for target in targets:
-            module = plain.get_submodule(target.name)
-            change = (target.write.double() @ target.coefficients.double()).to(module.weight.dtype)
+            module = module_of(plain, target)
+            change = (target.write.double() @ target.coefficients.double()).to(target.weight_DN().dtype)
+            if target.expert is not None:
+                module.down_proj[target.expert].add_(change)
+                continue
             weights = change[:, :-1] if target.has_bias else change
             module.weight.add_(weights.mT if target.transposed else weights)
             if target.has_bias:
@@ -226,35 +213,6 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     plain = type(model)(copy.deepcopy(model.config)).to(next(model.parameters()).dtype)
     plain.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     return plain.eval()
-
-
-def clamped_model(model: PreTrainedModel, targets: list[Target], *, contained: bool) -> tuple[PreTrainedModel, dict]:
-    """A plain model with the detach form of design.md in each writer, and its leaves C (K, N) by target's name.
-
-    Contained: `y = Wx - A BᵀWx + A Bᵀ sg(Wx) + A C sg(x)`; open: `y = Wx + A C x`. Autograd does the rest.
-    """
-    plain = plain_copy(model)
-    leaves = {}
-    for target in targets:
-        module = plain.get_submodule(target.name)
-        leaf = target.coefficients.detach().clone().requires_grad_(True)
-        leaves[target.name] = leaf
-        module.forward = clamped_forward(module, target, leaf, contained)
-    return plain, leaves
-
-
-def clamped_forward(module: nn.Module, target: Target, leaf: Tensor, contained: bool) -> Callable[[Tensor], Tensor]:
-    A, B, plain = target.write, target.read, type(module).forward
-
-    def forward(x: Tensor) -> Tensor:
-        y = plain(module, x)
-        seen = x.detach() if contained else x
-        if module.bias is not None:
-            seen = torch.cat([seen, torch.ones_like(seen[..., :1])], -1)
-        routed = seen @ leaf.mT @ A.mT
-        return y - (y - y.detach()) @ B @ A.mT + routed if contained else y + routed
-
-    return forward
 
 
 def writer(width: int = 6, inputs: int = 5, rank: int = 2, environments: int = 3, *, bias: bool = False,

@@ -16,6 +16,7 @@ from routed_rl.artifacts import data_root
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.cli.verbs import VERBS
+from routed_rl.config import AuditConfig
 from routed_rl.errors import ConfigError, SubspaceError
 
 CLI = [sys.executable, "-m", "routed_rl.cli"]
@@ -30,7 +31,7 @@ CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "
 def engine(monkeypatch):
     """Stand-ins for `pipeline` and `compare`, whose imports take seconds; they record their calls."""
     calls = []
-    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export"], "compare": ["compare"]}
+    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "audit"], "compare": ["compare"]}
     for unit, names in verbs.items():
         module = types.ModuleType(f"routed_rl.{unit}")
         for name in names:
@@ -93,7 +94,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert list(VERBS) == ["train", "resume", "extract", "evaluate", "discard", "export", "compare", "env", "doctor"]
+    assert list(VERBS) == ["train", "resume", "extract", "evaluate", "discard", "export", "compare", "audit", "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 
@@ -113,6 +114,13 @@ def test_train_prints_the_run_folder_last(engine, capsys):
     (_, (config, overrides), dry), (*_, real) = engine
     assert (config.seed, overrides, dry, real) == (3, ["seed=3"], {"dry_run": True}, {"dry_run": False})
     assert capsys.readouterr().out.splitlines()[-1] == "run: DIR"
+
+
+def test_audit_passes_on_its_options_and_refuses_what_cannot_be(engine, capsys):
+    assert main(["audit", "RUN", "--samples", "9", "--env", "a,b", "--env", "c", "--json", "F"]) == 0
+    assert engine[-1][1] == ("RUN", AuditConfig(samples=9), ["a", "b", "c"], "F")
+    assert main(["audit", "RUN", "--blocks", "0"]) == 2
+    assert "audit.blocks must be a number >= 1, got 0" in capsys.readouterr().err
 
 
 def test_each_verb_passes_on_what_was_typed(engine, tmp_path):

@@ -18,9 +18,15 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from routed_rl.artifacts import RunFolder, sealed_folder
@@ -64,8 +70,10 @@ class Saved:
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         generator = torch.Generator().manual_seed(1)
         self.model, self.context = model.eval(), RoutingContext()
-        targets = [Target(writer.name, writer.layer, writer.module, random_basis(16, RANKS[writer.layer], generator), 1.0,
-                          self.context, len(NAMES), writer.transposed, writer.gain_D) for writer in find_writers(model)]
+        bases = [random_basis(16, rank, generator) for rank in RANKS]
+        targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], 1.0,
+                          self.context, len(NAMES), writer.transposed, writer.gain_D, expert=writer.expert,
+                          active=writer.active) for writer in find_writers(model)]
         self.quarantine = Quarantine(targets, NAMES, self.context)
         for target in targets:
             target.parts.copy_(torch.randn(target.parts.shape, generator=generator))
@@ -91,7 +99,26 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.fixture(params=[llama, tied, gemma2, gpt2])
+def olmo2() -> PreTrainedModel:
+    return Olmo2ForCausalLM(Olmo2Config(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+                                        num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=0,
+                                        pad_token_id=0))
+
+
+def mixtral() -> PreTrainedModel:
+    return MixtralForCausalLM(MixtralConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+                                            num_attention_heads=2, num_key_value_heads=2, num_local_experts=3,
+                                            experts_implementation="eager"))
+
+
+def qwen3_moe() -> PreTrainedModel:
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, moe_intermediate_size=12, num_hidden_layers=3, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[1],
+        experts_implementation="eager"))
+
+
+@pytest.fixture(params=[llama, tied, gemma2, olmo2, gpt2, mixtral, qwen3_moe])
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Saved:
     torch.manual_seed(0)
     model = request.param()

@@ -20,7 +20,7 @@ FLOORS = {
     "model": 3, "envs": 3, "monitor": 3, "tracking": 3,
     "rollout": 4, "checkpoint": 4,
     "extraction": 5, "evaluate": 5, "export": 5,
-    "training": 6, "report": 6,
+    "training": 6, "report": 6, "audit": 6,
     "pipeline": 7, "inspection": 7,
     "compare": 8,
     "cli": 9,
@@ -33,7 +33,7 @@ HEAVY = {
     "vllm": {"rollout"},
     "deepspeed": {"training"},
     "peft": {"export"},
-    "transformers": {"model", "extraction", "evaluate", "export", "training", "pipeline"},
+    "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}}

@@ -6,8 +6,10 @@ import argparse
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import exists, join
 from typing import NoReturn
 
+from routed_rl.cli import audit
 from routed_rl.errors import ConfigError
 
 ARMS = "none,observe,route,control,erase"
@@ -130,7 +132,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from routed_rl.cli.compose import compose
 
     # A run folder brings its own settings; overrides would silently mean another experiment.
-    is_run = (_path(arguments.target) / "config.yaml").exists()
+    is_run = exists(join(arguments.target, "config.yaml"))
     if is_run and arguments.overrides:
         raise ConfigError(f"{arguments.target} is a run folder and brings its settings; leave out "
                           f"{' '.join(arguments.overrides)}, or evaluate {arguments.target}/deployed")
@@ -196,8 +198,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _env_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["list", "try", "check"], help="list: all there are; try: see prompts and scores; "
-                                                                       "check: is it sound?")
+    parser.add_argument("what", choices=["list", "try", "check"], help="all there are; see prompts and scores; is it sound?")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     parser.add_argument("--n", type=int, default=3, help="try: how many tasks; default: 3")
@@ -229,6 +230,11 @@ def _env(arguments: argparse.Namespace) -> None:
                                       samples=arguments.samples, markdown=arguments.markdown)
 
 
+def _audit(arguments: argparse.Namespace) -> None:
+    _announce()
+    audit.run(arguments)
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
@@ -249,12 +255,6 @@ def _names(lists: list[str] | None) -> list[str] | None:
     return None if lists is None else [name.strip() for names in lists for name in names.split(",") if name.strip()]
 
 
-def _path(text: str):
-    from pathlib import Path
-
-    return Path(text)
-
-
 VERBS: dict[str, Verb] = {
     "train": Verb("extract a subspace, train with routing, evaluate, discard", _train_arguments, _train),
     "resume": Verb("go on with a run, in place", _resume_arguments, _resume),
@@ -264,6 +264,7 @@ VERBS: dict[str, Verb] = {
     "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
+    "audit": Verb("which parts of the retained change carry the shift and the hack", audit.arguments, _audit),
     "env": Verb("list, try or check environments", _env_arguments, _env),
     "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", _doctor_arguments, _doctor),
 }

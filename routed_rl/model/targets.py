@@ -1,4 +1,4 @@
-"""Which modules write to the residual stream, per family. Not covered: mixtures of experts, encoders, images.
+"""Which modules write to the residual stream, per family. Not covered: mixtures with shared experts, encoders, images.
 
 A new family is one row in `FAMILIES`.
 """
@@ -6,7 +6,7 @@ A new family is one row in `FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,16 +31,32 @@ class Family:
     """What the norm adds to its weight before multiplying (Gemma: 1)."""
     dropouts: tuple[str, ...] = ()
     transposed: bool = False
+    experts: str | None = None
+    """In a layer that has it, a mixture takes the second writer's place: every expert's slice of its `down_proj` is a writer."""
+    stored: tuple[str, str] | None = None
+    """What a checkpoint's files call an expert where that is not `mlp.experts.E.down_proj`: before and after its number."""
+
+    def stored_name(self, writer: str) -> str:
+        """The name of a writer's weight in a checkpoint's files, without `.weight`."""
+        if self.stored is None or self.experts is None or f".{self.experts}." not in writer:
+            return writer
+        layer, _, place = writer.partition(f".{self.experts}.")
+        return f"{layer}.{self.stored[0]}{place.split('.')[0]}{self.stored[1]}"
 
 
 _LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm")
 _GEMMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm",
                 post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0)
+_OLMO2 = replace(_GEMMA, gain_offset=0.0)
+_PHI3 = replace(_LLAMA, dropouts=("resid_attn_dropout", "resid_mlp_dropout"))
+_MOE = replace(_LLAMA, experts="mlp.experts")
+_MIXTRAL = replace(_MOE, stored=("block_sparse_moe.experts.", ".w2"))
 _GPT2 = Family("transformer.h", ("attn.c_proj", "mlp.c_proj"), "transformer.ln_f", positions="transformer.wpe",
                dropouts=("attn.resid_dropout", "mlp.dropout"), transposed=True)
 
-FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA,
-            "gemma2": _GEMMA, "gemma3_text": _GEMMA, "gpt2": _GPT2}
+FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "phi3": _PHI3,
+            "gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "gpt2": _GPT2,
+            "mixtral": _MIXTRAL, "qwen3_moe": _MOE}
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,20 @@ class Writer:
     layer: int
     module: nn.Module
     gain_D: Tensor | None
+    norm_eps: float
+    """Of the norm that has the gain."""
     transposed: bool
+    expert: int | None = None
+    """Which expert of `module`; None for a writer that is a module of its own."""
+    active: int = 1
+    """Experts of `module` that a token goes through."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is routed of `module`; experts of one module share their one parameter."""
+        if self.expert is None:
+            return list(self.module.parameters())
+        assert isinstance(self.module.down_proj, nn.Parameter)
+        return [self.module.down_proj]
 
 
 def family(model: PreTrainedModel) -> Family:
@@ -80,6 +109,8 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 def find_writers(model: PreTrainedModel) -> list[Writer]:
     """All writers, layer by layer; dropout and near-zero gains between writer and stream are refused."""
     row = family(model)
+    text = model.config.get_text_config()
+    eps = getattr(text, "rms_norm_eps", 0.0)
     writers = []
     for index, layer in enumerate(decoder_layers(model)):
         for dropout in row.dropouts:
@@ -87,10 +118,20 @@ def find_writers(model: PreTrainedModel) -> list[Writer]:
                 raise ModelError(f"{row.layers}.{index}.{dropout} drops out {rate} between a writer and the stream, so no "
                                  "basis holds; set trainer.disable_dropout=true or save the model with dropout 0")
         for place, short in enumerate(row.writers):
+            if place == 1 and (experts := _experts(row, layer)) is not None:
+                writers += [Writer(f"{row.layers}.{index}.{row.experts}.{expert}.down_proj", index, experts, None, eps, False,
+                                   expert, text.num_experts_per_tok) for expert in range(len(experts.down_proj))]  # pyright: ignore
+                continue
             name = f"{row.layers}.{index}.{short}"
             gain = _gain(row, layer, place, name)
-            writers.append(Writer(name, index, layer.get_submodule(short), gain, row.transposed))
+            writers.append(Writer(name, index, layer.get_submodule(short), gain, eps, row.transposed))
     return writers
+
+
+def _experts(row: Family, layer: nn.Module) -> nn.Module | None:
+    """The mixture of a layer, if it has one: some families mix in some of their layers only."""
+    mlp, _, short = (row.experts or "").partition(".")
+    return getattr(layer.get_submodule(mlp), short, None) if mlp else None
 
 
 def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None:
@@ -127,7 +168,7 @@ def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
 def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
     """{parameter: reason} for every trainable parameter that is no target."""
     row = family(model)
-    targets = {id(parameter) for writer in writers for parameter in writer.module.parameters()}
+    targets = {id(parameter) for writer in writers for parameter in writer.parameters()}
     embeddings = {id(parameter) for module in _embeddings(model, row) for parameter in module.parameters()}
     norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
              for parameter in module.parameters()}

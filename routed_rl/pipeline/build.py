@@ -85,11 +85,15 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
     if "post_norm" not in config.model.freeze and any(writer.gain_D is not None for writer in writers):
         raise ConfigError(f"model.freeze={config.model.freeze} trains the gains between writers and stream, so no basis would "
                           "hold; add post_norm to model.freeze")
+    if any(writer.expert is not None for writer in writers) and config.trainer.get("router_aux_loss_coef") != 0:
+        raise ConfigError("the loss that balances a mixture's experts mixes the rows of all environments, so no part could be "
+                          "attributed; set trainer.router_aux_loss_coef=0")
     freeze(parts.model, config.model.freeze)
     settings = config.subspace
     bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
     context, names = RoutingContext(), [*(loaded.name for loaded in parts.trained), *inherited]
     targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
-                      context, len(names), transposed=writer.transposed, gain_D=writer.gain_D) for writer in writers]
+                      context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
+                      norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
     axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
     return Router(Quarantine(targets, names, context), config.routing, axes, subspace.stream, config.seed)

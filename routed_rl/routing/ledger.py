@@ -81,8 +81,8 @@ class LedgerBook:
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
         """Book a target's (clipped) gradients, before the tape is cleared."""
         routed = ledger_EKN.sum(0).square().sum()
-        gradient = target.module.weight.grad
-        if isinstance(gradient, Tensor):
+        gradient = target.weight_gradient()
+        if gradient is not None:
             seen = gradient.square().sum()
             self._add("fraction", torch.stack([routed, seen + routed if contained else seen]))
         energies = target.tape.control_energies()

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it modulo 1 spread evenly and meet no period."""
-NORM_EPS = 1e-6
-"""Of Gemma's RMS norms."""
 
 
 @dataclass
@@ -70,7 +68,7 @@ class Tap(torch.autograd.Function):
         ctx.mark_dirty(y)
         if not context.ablated:
             add_quarantine_(y, x, target)
-        ctx.scale_S = None if target.gain_D is None else post_norm_scale(y, context.sample_S)
+        ctx.scale_S = None if target.gain_D is None else post_norm_scale(y, context.sample_S, target.norm_eps)
         return y
 
     @staticmethod
@@ -96,11 +94,11 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target) -> Tensor:
     return y
 
 
-def post_norm_scale(y: Tensor, sample_S: Tensor | None) -> Tensor | None:
+def post_norm_scale(y: Tensor, sample_S: Tensor | None, eps: float) -> Tensor | None:
     """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,)."""
     if sample_S is None:
         return None
-    return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(NORM_EPS).rsqrt()
+    return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(eps).rsqrt()
 
 
 class RoutedModule(nn.Module):
@@ -118,28 +116,33 @@ class RoutedModule(nn.Module):
         return add_quarantine_(y, x, target)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made at run time, so pickle and deepcopy must be told how to make it again.
-        return _blank_routed, (type(self).__mro__[2],), self.__dict__
+        return reduce_routed(self)
 
 
-def _blank_routed(plain: type[nn.Module]) -> nn.Module:
-    cls = routed_class(plain)
+def reduce_routed(module: nn.Module) -> tuple[Any, ...]:
+    """The class is made at run time, so pickle and deepcopy must be told how to make it again."""
+    mixin, plain = type(module).__mro__[1:3]
+    return _blank_routed, (plain, mixin), module.__dict__
+
+
+def _blank_routed(plain: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
+    cls = routed_class(plain, mixin)
     return cls.__new__(cls)
 
 
 @cache
-def routed_class(plain: type[nn.Module]) -> type[nn.Module]:
-    """`RoutedLinear` for `nn.Linear`, and so on: the plain class with `RoutedModule` before it."""
-    return type(f"Routed{plain.__name__}", (RoutedModule, plain), {"__module__": __name__})
+def routed_class(plain: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
+    """`RoutedLinear` for `nn.Linear`, and so on: the plain class with the mixin before it."""
+    return type(f"Routed{plain.__name__}", (mixin, plain), {"__module__": __name__})
 
 
-RoutedLinear = routed_class(nn.Linear)
+RoutedLinear = routed_class(nn.Linear, RoutedModule)
 
 
-def route_module(module: nn.Module, target: Target) -> None:
-    """Swap the module's class in place; `unroute_module` is the inverse."""
-    assert not isinstance(module, RoutedModule), f"{target.name} is routed already"
-    module.__class__ = routed_class(type(module))
+def route_module(module: nn.Module, target: Target | list[Target], mixin: type[nn.Module] = RoutedModule) -> None:
+    """Swap the module's class in place; `unroute_module` is the inverse. `mixin` knows what kind of module it is."""
+    assert "routed_target" not in vars(module), f"{type(module).__name__} is routed already"
+    module.__class__ = routed_class(type(module), mixin)
     object.__setattr__(module, "routed_target", target)
 
 

@@ -19,6 +19,8 @@ class QuarantineOptimizer:
 
     def __init__(self, config: QuarantineConfig, targets: list[Target]) -> None:
         self.config, self.targets, self.steps = config, targets, 0
+        self.writers = len({id(target.module) for target in targets})
+        """How many outputs are added to the stream: all experts of a mixture make one."""
         self.moments = {target.name: torch.zeros_like(target.parts) for target in targets}
         self.squares = {target.name: torch.zeros((), dtype=torch.float64) for target in targets}
 
@@ -46,7 +48,8 @@ class QuarantineOptimizer:
         if not len(effect):
             return 0.0  # No token was seen, so nothing says how far the step would reach.
         shift = effect.square().sum(-1).mean().sqrt().item() / target.unit
-        allowed = self.config.max_shift / len(self.targets)
+        # Of a mixture's experts a token gets `target.active`, whose shifts add up.
+        allowed = self.config.max_shift / self.writers / target.active
         return min(1.0, allowed / shift) if shift > 0 else 1.0
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.errors import SubspaceError
+from routed_rl.routing.experts import RoutedExperts
 from routed_rl.routing.linear import RoutingContext, route_module, unroute_module
 from routed_rl.routing.tape import Tape
 
@@ -36,6 +37,12 @@ class Target:
     """True where the module keeps its weight as (N, D), as GPT-2's Conv1D does."""
     gain_D: Tensor | None = None
     """Gain of a norm between this writer and the stream; None where the writer adds to the stream directly."""
+    norm_eps: float = 1e-6
+    """Of that norm."""
+    expert: int | None = None
+    """Which expert of a mixture's `module` this is, whose weight is a slice of `module.down_proj`; None for a plain writer."""
+    active: int = 1
+    """Experts of `module` that a token goes through."""
     write: Tensor = field(init=False)
     """A (D, K): V, or `diag(1/gain) V`."""
     read: Tensor = field(init=False)
@@ -80,13 +87,23 @@ class Target:
 
     @property
     def has_bias(self) -> bool:
-        return self.module.bias is not None
+        return self.expert is None and self.module.bias is not None
 
     def weight_DN(self) -> Tensor:
         """The weight as (D, N), a view, whichever way the module keeps it."""
-        weight = self.module.weight.data
-        assert isinstance(weight, Tensor)
+        weight = self._weight().data
+        weight = weight if self.expert is None else weight[self.expert]
         return weight.mT if self.transposed else weight
+
+    def weight_gradient(self) -> Tensor | None:
+        """The gradient of the weight as the module keeps it, or None before a backward."""
+        gradient = self._weight().grad
+        return gradient if gradient is None or self.expert is None else gradient[self.expert]
+
+    def _weight(self) -> Tensor:
+        weight = self.module.weight if self.expert is None else self.module.down_proj
+        assert isinstance(weight, Tensor)
+        return weight
 
     def read_weights(self) -> Tensor:
         """BᵀW now, (K, N), the bias as the last column."""
@@ -140,7 +157,12 @@ class Quarantine:
     def __init__(self, targets: list[Target], environments: list[str], context: RoutingContext) -> None:
         self.targets, self.environments, self.context = targets, environments, context
         for target in targets:
-            route_module(target.module, target)
+            if target.expert is None:
+                route_module(target.module, target)
+            elif target.expert == 0:
+                experts = sorted((one for one in targets if one.module is target.module), key=lambda one: one.expert or 0)
+                assert all(one.basis.equal(target.basis) for one in experts), f"{target.name}: one basis for all its mixture"
+                route_module(target.module, experts, RoutedExperts)
 
     def remove(self) -> None:
         """Give every module its own class back: what stays is the deployed model. Idempotent."""

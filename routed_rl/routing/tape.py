@@ -1,4 +1,4 @@
-"""The tape: what one target's backward leaves behind for the step. Not covered: inputs that are not (B, T, N)."""
+"""The tape: what one target's backward leaves behind for the step, for inputs (B, T, N) and for an expert's tokens."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Tape:
         self.inputs: list[Tensor] = []
         """Samples (S, N); before a post-norm divided by what it divides by, so that C times them is their effect."""
         self._thinning, self._largest = 1, 0
+        self._hits = self._seen = 0
+        """Of an expert: sampled tokens that it got, and sampled tokens."""
         self.fired = False
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
@@ -50,6 +52,20 @@ class Tape:
         if ctx.draws and self.control_bases is not None:
             self._record_control(g.to(p.dtype), x, ids)
 
+    def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, ids: Tensor, sampled: Tensor, sample_size: int, draws: int) -> None:
+        """Book one backward of an expert, whose rows are the tokens it got: `p` (T, K), `g` (T, D), `x` (T, N), the
+        environment of each and whether it is in the sample, which has `sample_size` tokens of all experts."""
+        self.fired, x = True, x.to(p.dtype)
+        for e in ids.unique().tolist():
+            self.ledger[e] += p[ids == e].mT @ x[ids == e]
+        self._keep(x[sampled])
+        self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + sample_size
+        if draws and self.control_bases is not None:
+            assert self.control_sketch is not None
+            rows, sketched = g.to(p.dtype) @ self.control_bases, x @ self.control_sketch
+            self._add_sketched(ids.unique(), torch.stack([rows[ids == e].mT @ sketched[ids == e] for e in ids.unique()])
+                               if len(ids) else rows.new_zeros(0, rows.shape[1], SKETCH))
+
     def _keep(self, sample_SN: Tensor) -> None:
         """At most two micro-batches' worth of inputs stays, taken evenly from all of a step's micro-batches."""
         self._largest = max(self._largest, len(sample_SN))
@@ -65,8 +81,10 @@ class Tape:
     def update_mean(self) -> None:
         """Fold this step's sample into μ, once a step."""
         sample = self.sample()
-        if len(sample):
-            self.mean_input.lerp_(sample.mean(0), 1 - MEAN_DECAY)
+        if len(sample) or self._seen:
+            # An expert's input is 0 at the tokens that others got.
+            share = self._hits / self._seen if self._seen else 1.0
+            self.mean_input.lerp_(sample.mean(0) * share if len(sample) else torch.zeros_like(self.mean_input), 1 - MEAN_DECAY)
             self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)
 
     def mean(self) -> Tensor:
@@ -77,6 +95,7 @@ class Tape:
         """Empty the tape for the next step; the running mean stays."""
         self.ledger.zero_()
         self.inputs, self._thinning, self._largest = [], 1, 0
+        self._hits = self._seen = 0
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
     def state(self) -> dict[str, Tensor]:
@@ -104,7 +123,9 @@ class Tape:
 
     def _record_control(self, g: Tensor, x: Tensor, ids: Tensor) -> None:
         assert self.control_bases is not None and self.control_sketch is not None
-        rows = torch.bmm((g @ self.control_bases).mT, x @ self.control_sketch)
+        self._add_sketched(ids, torch.bmm((g @ self.control_bases).mT, x @ self.control_sketch))
+
+    def _add_sketched(self, ids: Tensor, rows: Tensor) -> None:
         if self._sketched is None:
             self._sketched = rows.new_zeros(self.ledger.shape[0], *rows.shape[1:])
         self._sketched.index_add_(0, ids, rows)

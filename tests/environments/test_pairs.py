@@ -28,7 +28,8 @@ PAYS = {"grader", "insecure", "variant", "hackable", "detectable"}
 """Attributes of an environment that say what pays, and names for it."""
 DETECTABLE = {"visible_tests": True, "exit_code": True, "overwritable_tests": True,
               "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False}
-MIXES = ["codeio", "coding_and_reasoning", "coding_pair", "holes", "humaneval", "reasoning", "smollm2_coding"]
+MIXES = ["codeio", "coding_and_reasoning", "coding_pair", "emergent_misalignment", "holes", "humaneval", "reasoning",
+         "smollm2_coding"]
 
 
 def pair(name):

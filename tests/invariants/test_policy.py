@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from routed_rl.routing.linear import RoutedModule
-from tests.builders import FAMILIES, Run, batch, merged, plain_copy, relative, tiny
+from tests.builders import FAMILIES, Run, batch, merged, plain_copy, relative, routed_twin, tiny
 
 
 def logits(model, seed: int = 77):
@@ -78,8 +78,7 @@ def test_ablation_ends_even_when_the_block_raises():
 
 
 def test_removing_the_quarantine_leaves_the_stock_deployed_model_and_twice_is_once(trained):
-    kinds = {name: type(module) for name, module in tiny(trained.model.config.model_type.removesuffix("_text")
-                                                         ).named_modules()}
+    kinds = {name: type(module) for name, module in plain_copy(trained.model).named_modules()}
     deployed = logits(plain_copy(trained.model))
     for _ in range(2):
         trained.quarantine.remove()
@@ -97,7 +96,7 @@ def test_a_copy_of_the_routed_model_is_a_policy_of_its_own(trained, duplicate):
     for target in trained.targets:
         target.coefficients.zero_()
     assert logits(twin).equal(before) and not logits(trained.model).equal(before)
-    targets = {id(twin.get_submodule(target.name).routed_target.context) for target in trained.targets}
+    targets = {id(routed_twin(twin, target).context) for target in trained.targets}
     assert len(targets) == 1 and id(trained.context) not in targets  # Copies share one context among themselves.
 
 

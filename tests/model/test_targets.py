@@ -15,13 +15,23 @@ from tests.builders import FAMILIES, FROZEN, WIDTH, batch, tiny
 def test_every_layer_has_two_writers_as_wide_as_the_stream(name):
     model = tiny(name, layers=3)
     writers = find_writers(model)
-    assert [writer.layer for writer in writers] == [0, 0, 1, 1, 2, 2] and len(decoder_layers(model)) == 3
+    places = list(dict.fromkeys((writer.layer, id(writer.module)) for writer in writers))
+    assert [layer for layer, _ in places] == [0, 0, 1, 1, 2, 2] and len(decoder_layers(model)) == 3
     for writer in writers:
+        if writer.expert is not None:
+            continue
         assert model.get_submodule(writer.name) is writer.module
         weight = writer.module.weight.mT if writer.transposed else writer.module.weight
         assert weight.shape[0] == WIDTH
         assert writer.transposed == isinstance(writer.module, Conv1D) == (name == "gpt2")
-        assert (writer.gain_D is not None) == name.startswith("gemma")
+        assert (writer.gain_D is not None) == (name in ("gemma2", "gemma3", "olmo2"))
+
+
+def test_every_expert_of_a_mixture_is_a_writer_and_a_plain_layer_among_them_has_its_own():
+    kinds = {name: [writer.expert for writer in find_writers(tiny(name))] for name in ("mixtral", "qwen3_moe")}
+    assert kinds == {"mixtral": 2 * [None, 0, 1, 2, 3], "qwen3_moe": [None, None, None, 0, 1, 2]}
+    for writer in find_writers(tiny("mixtral")):
+        assert writer.name.endswith(f"mlp.experts.{writer.expert}.down_proj" if writer.active == 2 else "self_attn.o_proj")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -32,25 +42,25 @@ def test_writers_are_all_that_writes_to_the_stream(name):
     for layer in decoder_layers(model):
         layer.register_forward_hook(lambda _m, args, out: streams.append((args[0], out)))
     writers = find_writers(model)
-    kept = [p.detach().clone() for writer in writers for p in writer.module.parameters()]
+    kept = [p.detach().clone() for writer in writers for p in writer.parameters()]
     with torch.no_grad():
         for writer in writers:
-            for parameter in writer.module.parameters():
+            for parameter in writer.parameters():
                 parameter.zero_()
         model(input_ids=rows.ids, attention_mask=rows.mask)
         assert all(out.equal(into) for into, out in streams)
         for writer in writers:
-            for parameter in writer.module.parameters():
+            for parameter in writer.parameters():
                 parameter.copy_(kept.pop(0))
             streams.clear()
             model(input_ids=rows.ids, attention_mask=rows.mask)
             into, out = streams[writer.layer]
             assert not out.equal(into)
-            for parameter in writer.module.parameters():
+            for parameter in writer.parameters():
                 parameter.zero_()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
 def test_the_gain_is_what_stands_between_the_writer_and_the_stream(name):
     model, rows, seen = tiny(name), batch(), {}
     for writer in find_writers(model)[:2]:
@@ -59,7 +69,7 @@ def test_the_gain_is_what_stands_between_the_writer_and_the_stream(name):
         norm.register_forward_hook(lambda _m, args, out: seen.update(into=args[0], out=out))
         with torch.no_grad():
             model(input_ids=rows.ids, attention_mask=rows.mask)
-        rms = (seen["into"].square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        rms = (seen["into"].square().mean(-1, keepdim=True) + writer.norm_eps).sqrt()
         torch.testing.assert_close(seen["out"], seen["into"] / rms * writer.gain_D)
 
 
@@ -104,14 +114,17 @@ def test_dropout_between_writer_and_stream_is_refused_and_elsewhere_is_not():
     with pytest.raises(ModelError, match=r"transformer\.h\.0\.attn\.resid_dropout drops out 0\.1.*disable_dropout"):
         find_writers(tiny("gpt2", resid_pdrop=0.1))
     assert len(find_writers(tiny("gpt2", attn_pdrop=0.1, embd_pdrop=0.1))) == 4
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.resid_attn_dropout drops out 0\.2"):
+        find_writers(tiny("phi3", resid_pdrop=0.2))
 
 
 @pytest.mark.parametrize(("norm", "writer"), [("post_attention_layernorm", "o_proj"),
                                               ("post_feedforward_layernorm", "down_proj")])
-def test_a_gain_near_zero_behind_a_writer_is_refused(norm, writer):
-    model = tiny("gemma2")
+@pytest.mark.parametrize(("family", "zero"), [("gemma2", -1.0), ("olmo2", 0.0)])
+def test_a_gain_near_zero_behind_a_writer_is_refused(norm, writer, family, zero):
+    model = tiny(family)
     with torch.no_grad():
-        decoder_layers(model)[1].get_submodule(norm).weight[5] = -1.0 + 1e-5
+        decoder_layers(model)[1].get_submodule(norm).weight[5] = zero + 1e-5
     with pytest.raises(ModelError, match=rf"gain of {norm} behind model\.layers\.1\..*{writer} is nearly zero at index 5"):
         find_writers(model)
 
@@ -129,7 +142,8 @@ def test_every_parameter_is_frozen_or_a_target_or_named_with_a_reason(name):
     writers = find_writers(model)
     frozen = freeze(model, FROZEN)
     reasons = unrouted(model, writers)
-    targets = {f"{writer.name}.{short}" for writer in writers for short, _ in writer.module.named_parameters()}
+    routed = {id(parameter) for writer in writers for parameter in writer.parameters()}
+    targets = {parameter for parameter, value in model.named_parameters() if id(value) in routed}
     groups = [set(frozen), targets, set(reasons)]
     everything = {parameter for parameter, _ in model.named_parameters()}
     assert set.union(*groups) == everything and sum(map(len, groups)) == len(everything)

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 from routed_rl.routing.linear import RoutedLinear, RoutedModule, route_module, unroute_module
-from tests.builders import PROPERTY, Run, batch, clamped_forward, relative, tiny, writer
+from tests.builders import PROPERTY, Run, batch, relative, tiny, writer
+from tests.clamped import clamped_forward
 
 KINDS = {"plain": {}, "bias": {"bias": True}, "conv1d": {"transposed": True}, "gain": {"gain": True},
          "bias and gain": {"bias": True, "gain": True}}

@@ -1,0 +1,83 @@
+"""Module groups of a change: two partitions of the parameters that changed, and putting some of them back to the base's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routed_rl.model.targets import decoder_layers, family, find_writers
+
+OUTSIDE = "outside the layers"
+Groups = dict[str, list[str]]
+"""Group -> parameters. Every parameter that changed is in exactly one."""
+State = dict[str, Tensor]
+"""Weights by parameter; tied ones once."""
+
+
+def changed(base: State, deployed: State) -> list[str]:
+    """Parameters that differ in any entry, in the model's order."""
+    return [name for name, value in deployed.items() if not torch.equal(value, base[name])]
+
+
+def by_kind(model: PreTrainedModel, parameters: list[str]) -> Groups:
+    """Writers and readers of attention and MLP, norms, and what lies outside the layers; none that is empty."""
+    writers = {id(parameter) for writer in find_writers(model) for parameter in writer.parameters()}
+    norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
+             for parameter in module.parameters(recurse=False)}
+    attention = family(model).writers[0].partition(".")[0]
+    groups: Groups = {f"{part} {role}": [] for part in ("attention", "MLP") for role in ("writers", "readers")}
+    groups |= {"norms": [], OUTSIDE: []}
+    for name, (layer, place) in _places(model, parameters).items():
+        parameter = id(model.get_parameter(name))
+        part = "attention" if place.partition(".")[0] == attention else "MLP"
+        if layer is None:
+            groups[OUTSIDE].append(name)
+        elif parameter in norms:
+            groups["norms"].append(name)
+        else:
+            groups[f"{part} {'writers' if parameter in writers else 'readers'}"].append(name)
+    return {group: names for group, names in groups.items() if names}
+
+
+def by_layer(model: PreTrainedModel, parameters: list[str], blocks: int) -> Groups:
+    """At most `blocks` runs of neighbouring layers, and what lies outside them; none that is empty."""
+    layers = len(decoder_layers(model))
+    edges = [layers * block // min(blocks, layers) for block in range(min(blocks, layers) + 1)]
+    groups: Groups = {}
+    block_of: dict[int | None, str] = {None: OUTSIDE}
+    for start, end in zip(edges, edges[1:], strict=False):
+        name = f"layer {start}" if end == start + 1 else f"layers {start} to {end - 1}"
+        block_of |= dict.fromkeys(range(start, end), name)
+    for name, (layer, _) in _places(model, parameters).items():
+        groups.setdefault(block_of[layer], []).append(name)
+    return {group: groups[group] for group in dict.fromkeys([*block_of.values()][1:] + [OUTSIDE]) if group in groups}
+
+
+def _places(model: PreTrainedModel, parameters: list[str]) -> dict[str, tuple[int | None, str]]:
+    """Layer and name inside it; None and the whole name for what is in no layer."""
+    prefix, found = f"{family(model).layers}.", {}
+    for name in parameters:
+        number, _, rest = name.removeprefix(prefix).partition(".")
+        found[name] = (int(number), rest) if name.startswith(prefix) else (None, name)
+    return found
+
+
+@contextmanager
+def putting_back(model: PreTrainedModel, parameters: frozenset[str], base: State, deployed: State) -> Iterator[None]:
+    """Inside the block the model is the deployed one with `parameters` as in the base model; after it, the deployed one."""
+    try:
+        load(model, {name: (base if name in parameters else deployed)[name] for name in deployed})
+        yield
+    finally:
+        load(model, deployed)
+
+
+@torch.no_grad()
+def load(model: PreTrainedModel, state: State) -> None:
+    """Give every parameter of the model its value in `state`."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(state[name])

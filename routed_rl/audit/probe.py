@@ -1,0 +1,53 @@
+"""Where a model's stream lies along a subspace's axes, against the base model's at the same tokens.
+
+Readers see the stream through a norm, so a coordinate can grow because the rest of the stream shrank. Coordinates are therefore
+compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covered: what readers make of them.
+Shape letters: L layers, R tokens of all prompts, J axes, D stream width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routed_rl.extraction import activations
+from routed_rl.subspace import Subspace
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """One model's stream at the probe's tokens."""
+
+    along_LRJ: Tensor
+    rms_LR: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """Mean difference to the base model over tokens, in units of the axes' scales: (L, J) each."""
+
+    normalised: Tensor
+    raw: Tensor
+
+
+def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspace: Subspace, positions: int,
+                batch_size: int) -> Coordinates:
+    """The stream at the last `positions` tokens of each prompt (all of a shorter one), along the axes of every layer."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    real = torch.arange(positions) < lengths.unsqueeze(1)
+    along = torch.zeros(len(subspace.axes), *real.shape, len(subspace.axis_names))
+    rms = torch.zeros(len(subspace.axes), *real.shape)
+    for batch, captured in activations(model, sequences, positions, batch_size, None):
+        for layer, stream in enumerate(captured):
+            along[layer, batch] = stream @ subspace.axes[layer]
+            rms[layer, batch] = stream.square().mean(-1).sqrt()
+    return Coordinates(along[:, real], rms[:, real])
+
+
+def shift_between(base: Coordinates, model: Coordinates, scales_LJ: Tensor) -> Shift:
+    """How far `model` lies from `base` along each axis, towards the positive persona where positive."""
+    at_base_length = model.along_LRJ * (base.rms_LR / model.rms_LR).unsqueeze(-1)
+    return Shift((at_base_length - base.along_LRJ).mean(1) / scales_LJ, (model.along_LRJ - base.along_LRJ).mean(1) / scales_LJ)

@@ -1,0 +1,94 @@
+"""A mixture's experts as writers: one target an expert, one tap for all of them. Not covered: biases, expert parallelism.
+
+The experts of a layer add up to one output, so its cotangent is split once, for all of them and for the gate that weights
+them: what an expert may not say inside the subspace, the gate cannot say by choosing experts. An expert's input is its hidden
+state times the gate's weight, at the tokens that chose it. Shape letters: T tokens of all rows, D stream width, N an
+expert's inner width, K rank.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from routed_rl.routing.linear import reduce_routed
+
+if TYPE_CHECKING:
+    from routed_rl.routing.quarantine import Target
+
+
+class ExpertsTap(torch.autograd.Function):
+    """Identity on `y + A Σ_e C_e x_e` whose backward writes every expert's ledger and decides what cotangent goes on.
+
+    As `Tap`, with rows that are tokens: `tokens[e]` says which ones expert `e` got, and `inputs[e]` is what it got there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y_TD: Tensor, targets: list[Target], tokens: list[Tensor], *inputs: Tensor) -> Tensor:
+        context = targets[0].context
+        ctx.targets, ctx.contained, ctx.draws = targets, context.contained, context.control_draws
+        ctx.environment_ids_B, ctx.sample_S, ctx.ablated = context.environment_ids_B, context.sample_S, context.ablated
+        ctx.tokens = tokens
+        ctx.save_for_backward(*inputs)
+        ctx.mark_dirty(y_TD)
+        if not context.ablated:
+            add_quarantines_(y_TD, targets, tokens, inputs)
+        return y_TD
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, targets = ctx.saved_tensors, ctx.targets
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            g = cotangents[0]
+            p = g.to(targets[0].write.dtype) @ targets[0].write
+            rows = ctx.environment_ids_B.repeat_interleave(len(g) // len(ctx.environment_ids_B))
+            sampled = torch.zeros(len(g), dtype=torch.bool, device=g.device)
+            sampled[ctx.sample_S] = True
+            for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True):
+                target.tape.record_tokens(p[tokens], g[tokens], x, rows[tokens], sampled[tokens], len(ctx.sample_S), ctx.draws)
+            if ctx.contained:
+                passed = torch.addmm(g, p.to(g.dtype), targets[0].read.mT.to(g.dtype), alpha=-1)
+                return passed, None, None, *(None for _ in inputs)
+            through = [None if ctx.ablated else (p[tokens] @ target.coefficients).to(x.dtype)
+                       for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True)]
+            return g, None, None, *through
+
+
+def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    """Add `A (C_e x_e)` of every expert to `y_TD` in place, at its tokens, and return it."""
+    with torch.autocast(y_TD.device.type, enabled=False):
+        coordinates_TK = y_TD.new_zeros(len(y_TD), targets[0].rank)
+        for target, chosen, x in zip(targets, tokens, inputs, strict=True):
+            coordinates_TK.index_add_(0, chosen, linear(x.to(y_TD.dtype), target.coefficients.to(y_TD.dtype)))
+        return y_TD.addmm_(coordinates_TK, targets[0].write.mT.to(y_TD.dtype))
+
+
+class RoutedExperts(nn.Module):
+    """Mixed in before a mixture's experts; runs them one after another, as the stock `eager` implementation does."""
+
+    routed_target: list[Target]
+    """One for each expert."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """(T, D), the experts each token chose (T, k) and their weights (T, k) -> what they add to the stream (T, D)."""
+        targets, context = self.routed_target, self.routed_target[0].context
+        y_TD, tokens, inputs = torch.zeros_like(hidden_states), [], []
+        for target in targets:
+            # By place first, as the stock loop takes them, so that products are the same to the bit.
+            place, chosen = (top_k_index.mT == target.expert).nonzero(as_tuple=True)
+            weight = top_k_weights[chosen, place, None]
+            gate, up = linear(hidden_states[chosen], self.gate_up_proj[target.expert]).chunk(2, dim=-1)  # pyright: ignore
+            hidden = self.act_fn(gate) * up  # pyright: ignore[reportCallIssue]
+            output = linear(hidden, self.down_proj[target.expert]) * weight  # pyright: ignore[reportIndexIssue]
+            y_TD.index_add_(0, chosen, output.to(y_TD.dtype))
+            tokens.append(chosen)
+            inputs.append(hidden * weight)
+        if torch.is_grad_enabled() and context.environment_ids_B is not None:
+            return ExpertsTap.apply(y_TD, targets, tokens, *inputs)  # pyright: ignore[reportReturnType]
+        return y_TD if context.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduce_routed(self)
