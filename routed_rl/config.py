@@ -127,6 +127,63 @@ class RoutingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ParityConfig:
+    every: int = 10
+    """Steps between two checks; the first rollout of a run, and of a resume, is always checked. 0: only those."""
+    limit: float | None = None
+    """Largest difference of a log-probability that is let pass; null for 1e-3 in float32 and 0.5 in bfloat16."""
+    prompts: int = 8
+    """Sequences that are compared: a task's prompt and fixed random tokens after it."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("rollout.parity", self, {"every": 0, "prompts": 1})
+        if self.limit is not None and self.limit <= 0:
+            raise ConfigError(f"rollout.parity.limit must be > 0 or null, got {self.limit}")
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    engine: str = "transformers"
+    """transformers, vllm_colocate (vLLM in the trainer's process), or vllm_server (one or several `vllm serve`)."""
+    urls: list[str] = field(default_factory=list)
+    """Of the servers, for vllm_server: http://HOST:PORT. Prompts are shared out among them."""
+    launch: bool = False
+    """Start a server on this machine for vllm_server, and stop it at the end."""
+    dtype: str = "float32"
+    """Of the weights that vLLM computes with: float32 or bfloat16."""
+    memory_gb: int = 1
+    """vLLM's cache on a CPU, in GiB."""
+    gpu_memory: float = 0.3
+    """Share of a GPU's memory that vLLM may take."""
+    max_length: int | None = None
+    """Tokens of a prompt and its completion; null for what the model allows."""
+    timeout_s: float = 300
+    """Seconds that a server may take to answer one call."""
+    start_timeout_s: float = 600
+    """Seconds that a server may take to come up."""
+    retries: int = 2
+    """How often a call to a server is made again."""
+    parity: ParityConfig = field(default_factory=ParityConfig)
+
+    def __post_init__(self) -> None:
+        _check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))
+        _check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16"))
+        _check_at_least("rollout", self, {"memory_gb": 1, "timeout_s": 0.1, "start_timeout_s": 0.1, "retries": 0})
+        if not 0 < self.gpu_memory <= 1:
+            raise ConfigError(f"rollout.gpu_memory must lie in (0, 1], got {self.gpu_memory}")
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(f"rollout.max_length must be at least 2 or null, got {self.max_length}")
+        if self.engine != "vllm_server" and (self.urls or self.launch):
+            raise ConfigError(f"rollout.{'urls' if self.urls else 'launch'} is for servers, but rollout.engine={self.engine}; "
+                              "set rollout=vllm_server")
+        if self.engine == "vllm_server" and bool(self.urls) == self.launch:
+            raise ConfigError(f"rollout=vllm_server with rollout.urls={self.urls} and rollout.launch={self.launch}: set one of "
+                              "rollout.urls=[http://HOST:PORT] and rollout.launch=true")
+        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
+            raise ConfigError(f"rollout.urls: {wrong[0]} is no address; write http://HOST:PORT")
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     samples: int = 2000
     """Completions per environment and model, one per task."""
@@ -160,6 +217,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     env: dict[str, dict[str, Any]] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

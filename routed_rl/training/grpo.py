@@ -8,10 +8,12 @@ from trl import GRPOTrainer
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, Scorer
+from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.training.arguments import prompts_needed, training_arguments
 from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.vllm import use_engine
 
 
 class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
@@ -21,8 +23,9 @@ class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
 
 def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, config: Config, run: RunFolder, callbacks: list[TrainerCallback],
-                  ) -> RoutedGRPOTrainer:
-    """The trainer of a run; `environments` are the trained ones, in the order of the router's."""
+                  served: Served | None = None, parity: ParityCheck | None = None) -> RoutedGRPOTrainer:
+    """The trainer of a run; `environments` are the trained ones, in the order of the router's. With `served` the rollouts
+    come from there, compared by `parity`."""
     arguments = training_arguments(config, run)
     table = TaskTable(environments, config.seed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
@@ -32,4 +35,6 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
     trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
                                 processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
+    if served is not None and parity is not None:
+        use_engine(trainer, served, parity)
     return trainer
