@@ -136,9 +136,7 @@ class ParityConfig:
     """Sequences that are compared: a task's prompt and fixed random tokens after it."""
 
     def __post_init__(self) -> None:
-        _check_at_least("rollout.parity", self, {"every": 0, "prompts": 1})
-        if self.limit is not None and self.limit <= 0:
-            raise ConfigError(f"rollout.parity.limit must be > 0 or null, got {self.limit}")
+        _check_at_least("rollout.parity", self, {"every": 0, "prompts": 1} | ({} if self.limit is None else {"limit": 0}))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -168,17 +166,13 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         _check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))
         _check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16"))
-        _check_at_least("rollout", self, {"memory_gb": 1, "timeout_s": 0.1, "start_timeout_s": 0.1, "retries": 0})
-        if not 0 < self.gpu_memory <= 1:
-            raise ConfigError(f"rollout.gpu_memory must lie in (0, 1], got {self.gpu_memory}")
-        if self.max_length is not None and self.max_length < 2:
-            raise ConfigError(f"rollout.max_length must be at least 2 or null, got {self.max_length}")
+        floors = {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "start_timeout_s": 0.1, "retries": 0}
+        _check_at_least("rollout", self, floors | ({} if self.max_length is None else {"max_length": 32}))
         if self.engine != "vllm_server" and (self.urls or self.launch):
             raise ConfigError(f"rollout.{'urls' if self.urls else 'launch'} is for servers, but rollout.engine={self.engine}; "
                               "set rollout=vllm_server")
-        if self.engine == "vllm_server" and bool(self.urls) == self.launch:
-            raise ConfigError(f"rollout=vllm_server with rollout.urls={self.urls} and rollout.launch={self.launch}: set one of "
-                              "rollout.urls=[http://HOST:PORT] and rollout.launch=true")
+        if self.urls and self.launch:
+            raise ConfigError(f"rollout.launch=true starts a server, but rollout.urls={self.urls} names some; set one of them")
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
             raise ConfigError(f"rollout.urls: {wrong[0]} is no address; write http://HOST:PORT")
 

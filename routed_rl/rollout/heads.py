@@ -23,8 +23,8 @@ from routed_rl.rollout.weights import NamedTensors
 
 CPU_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Of heads, in vLLM's CPU attention."""
-FAMILIES = ("llama", "mistral", "qwen2")
-"""Without norms inside of attention."""
+FAMILIES = ("llama", "mistral")
+"""Without norms inside of attention, and whose width of heads vLLM takes from the config."""
 
 
 @dataclass(frozen=True)
