@@ -17,8 +17,7 @@ from routed_rl.errors import ParityError, RolloutError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.build import Parts
-from routed_rl.rollout import ParityCheck, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
-from routed_rl.rollout.engine import Lora
+from routed_rl.rollout import Lora, ParityCheck, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 

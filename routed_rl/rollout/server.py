@@ -50,6 +50,8 @@ class ServerEngine:
                 _check_settings(client, server, config)
                 if torch.cuda.is_available():
                     client.init_communicator(torch.cuda.current_device())
+                if launched is None:
+                    client.reload(client.root)  # an earlier run may have left its weights there
             return cls(clients, config.dtype, lora if launched is not None else _served_lora(servers, lora), launched, scratch)
         except BaseException:
             if launched is not None:
@@ -109,11 +111,6 @@ class ServerEngine:
             answers = list(pool.map(lambda pair: pair[0].generate(prompts=pair[1], **sampling),
                                     [(client, part) for client, part in zip(self.clients, parts, strict=True) if part]))
         return {key: [row for answer in answers for row in answer[key]] for key in answers[0]}
-
-    def restore(self) -> None:
-        """Servers of others take their own weights again, as they were before any run."""
-        if self._launched is None:
-            self._at_all(lambda client: client.reload(client.root))
 
     def _at_all(self, call: Callable[[PolicyClient], Any]) -> list[Any]:
         with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:

@@ -104,7 +104,8 @@ def test_nobody_there_is_an_error_with_the_address(server):
 def test_the_guard_ends_its_command_when_the_parent_is_gone(tmp_path):
     """Killed outright, as an out-of-memory killer would: the command and its own child end too."""
     pids = tmp_path / "pids"
-    command = ("import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    command = ("import os, subprocess, sys, time\n"
+               "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
                f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}'); time.sleep(60)")
     guarded = [sys.executable, str(GUARD), sys.executable, "-c", command]
     script = (f"import subprocess, time; subprocess.Popen({guarded!r}, stdin=subprocess.PIPE, start_new_session=True)\n"
