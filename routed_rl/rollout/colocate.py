@@ -103,7 +103,7 @@ class ColocatedEngine:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         settings = SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_tokens, detokenize=False,
-                                  stop_token_ids=sampling.stop)
+                                  stop_token_ids=sampling.stop, ignore_eos=True)
         return [list(output.outputs[0].token_ids) for output in self._generate(prompts, settings, adapted)]
 
     def _generate(self, prompts: list[list[int]], sampling: Any, adapted: bool) -> list[Any]:
