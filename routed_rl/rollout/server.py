@@ -70,7 +70,7 @@ class ServerEngine:
         folder = self._folder / "weights"
         folder.mkdir(exist_ok=True)
         try:
-            save_file({name: value.contiguous() for name, value in named}, folder / "model.safetensors")
+            save_file(_unshared(named), folder / "model.safetensors")
             self._at_all(lambda client: client.reload(str(folder)))
         finally:
             shutil.rmtree(folder)
@@ -124,6 +124,16 @@ class ServerEngine:
         if self._launched is not None:
             self._launched.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """For safetensors, which refuses a tensor that comes under two names."""
+    places: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in named:
+        tensors[name] = value.clone() if value.data_ptr() in places else value.contiguous()
+        places.add(value.data_ptr())
+    return tensors
 
 
 def _model(client: PolicyClient, adapted: bool) -> str:
