@@ -136,7 +136,8 @@ class ParityConfig:
     """Sequences that are compared: a task's prompt and fixed random tokens after it."""
 
     def __post_init__(self) -> None:
-        _check_at_least("rollout.parity", self, {"every": 0, "prompts": 1} | ({} if self.limit is None else {"limit": 0}))
+        floors: dict[str, float] = {"every": 0, "prompts": 1}
+        _check_at_least("rollout.parity", self, floors if self.limit is None else floors | {"limit": 0})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -166,11 +167,9 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         _check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))
         _check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16"))
-        floors = {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "start_timeout_s": 0.1, "retries": 0}
-        _check_at_least("rollout", self, floors | ({} if self.max_length is None else {"max_length": 32}))
+        _check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "retries": 0})
         if self.engine != "vllm_server" and (self.urls or self.launch):
-            raise ConfigError(f"rollout.{'urls' if self.urls else 'launch'} is for servers, but rollout.engine={self.engine}; "
-                              "set rollout=vllm_server")
+            raise ConfigError(f"rollout.urls and .launch are for servers, rollout.engine={self.engine}; set rollout=vllm_server")
         if self.urls and self.launch:
             raise ConfigError(f"rollout.launch=true starts a server, but rollout.urls={self.urls} names some; set one of them")
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:

@@ -22,7 +22,7 @@ from routed_rl.training import check_trainer
     ({"engine": "vllm_server", "urls": ["a:1"]}, "a:1 is no address"),
     ({"urls": ["http://a:1"]}, "set rollout=vllm_server"), ({"launch": True}, "set rollout=vllm_server"),
     ({"retries": -1}, "rollout.retries"), ({"timeout_s": 0}, "rollout.timeout_s"), ({"gpu_memory": 0.0}, "rollout.gpu_memory"),
-    ({"max_length": 1}, "rollout.max_length"), ({"memory_gb": 0}, "rollout.memory_gb"),
+    ({"memory_gb": 0}, "rollout.memory_gb"),
 ])
 def test_a_wrong_setting_is_refused_by_name(settings, hint):
     with pytest.raises(ConfigError) as refusal:
