@@ -4,15 +4,18 @@ A script of the standard library alone: `python guard.py COMMAND ...`. However i
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 
+PR_SET_PDEATHSIG = 1
+
 
 def main(command: list[str]) -> int:
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_the_guard)
 
     def end_with_the_parent() -> None:
         while os.read(0, 1):
@@ -25,6 +28,12 @@ def main(command: list[str]) -> int:
     code = child.wait()
     end(child)  # what it left behind
     return code
+
+
+def end_with_the_guard() -> None:
+    """In the child: the kernel kills it when the guard itself is killed. Linux only; elsewhere nothing does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end(child: "subprocess.Popen[bytes]") -> None:

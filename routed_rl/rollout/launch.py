@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,14 +29,15 @@ STOP_S = 20
 class LaunchedServer:
     """A server process; `stop` ends it and all that it started. It ends too when this process dies, however that happens."""
 
-    def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None, log: Path) -> None:
+    def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         port = _free_port()
-        self.url, self.log, self._config = f"http://127.0.0.1:{port}", log, config
+        self.url, self._config = f"http://127.0.0.1:{port}", config
         command = [sys.executable, str(GUARD), sys.executable, "-m", "vllm.entrypoints.cli.main", "serve",
                    *serve_arguments(config, folder, lora), "--host", "127.0.0.1", "--port", str(port)]
         environment = os.environ | process_settings(config) | {"VLLM_SERVER_DEV_MODE": "1",
                                                                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-        with open(log, "w") as output:
+        with tempfile.NamedTemporaryFile("w", prefix="routed_rl-server-", suffix=".log", delete=False) as output:
+            self.log = Path(output.name)
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output,
                                             stderr=subprocess.STDOUT, start_new_session=True)
 

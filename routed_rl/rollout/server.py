@@ -39,7 +39,7 @@ class ServerEngine:
     def open(cls, config: RolloutConfig, folder: Path, lora: Lora | None) -> ServerEngine:
         """Start a server or find those of `config.urls`; whatever was started is stopped if that fails."""
         scratch = memory_folder()
-        launched = LaunchedServer(config, folder, lora, scratch / "server.log") if config.launch else None
+        launched = LaunchedServer(config, folder, lora) if config.launch else None
         try:
             if launched is not None:
                 launched.wait()
@@ -123,6 +123,7 @@ class ServerEngine:
             client.session.close()
         if self._launched is not None:
             self._launched.stop()
+            self._launched.log.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ from routed_rl.rollout import ParityCheck, PolicyWeights, Served, fixed_sequence
 from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from tests.builders import FROZEN, find_targets, random_bases
+from tests.chat import chat_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 VOCABULARY = 64
@@ -43,6 +44,7 @@ class Setup:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
         self.folder, self.context = folder, RoutingContext()
         self.model.eval().save_pretrained(folder)
+        chat_tokenizer().save_pretrained(folder)  # a server wants one
         self.targets = find_targets(self.model, random_bases(2, 64), self.context, 1)
         self.quarantine = Quarantine(self.targets, ["a"], self.context)
         freeze(self.model, frozen)
@@ -78,15 +80,16 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def servers_of(pid: int) -> list[int]:
-    """Processes that descend from `pid` and run vLLM."""
+    """Processes that descend from `pid` and are `vllm serve`, its parts included; not the guard above it."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text() + (folder / "comm").read_text()
+            names[int(folder.name)] = (folder / "cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
     found = [pid]
     for ancestor in found:
         found += [child for child, parent in parents.items() if parent == ancestor]
-    return [child for child in found[1:] if "vllm" in names[child].lower()]
+    return [child for child in found[1:] if "guard.py" not in names[child]
+            and (names[child].startswith("VLLM::") or "vllm.entrypoints.cli.main" in names[child])]

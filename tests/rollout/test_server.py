@@ -114,10 +114,11 @@ def test_a_server_that_hangs_is_given_up_and_does_not_stay(tmp_path):
 
 def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 2}')
-    server = LaunchedServer(RolloutConfig(engine="vllm_server", launch=True), tmp_path, None, tmp_path / "log")
-    with pytest.raises(RolloutError, match="`vllm serve` ended"):
+    server = LaunchedServer(RolloutConfig(engine="vllm_server", launch=True), tmp_path, None)
+    with pytest.raises(RolloutError, match="`vllm serve` ended") as error:
         server.wait()
-    assert server.process.poll() is not None
+    assert server.process.poll() is not None and str(server.log) in str(error.value)
+    server.log.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def own_server(tmp_path_factory):
     """A server that somebody else started for the model of `tests/parts.py`, padded by nobody: heads of 32."""
     parts = write_parts(tmp_path_factory.mktemp("parts"), heads=1)
     config = RolloutConfig(engine="vllm_server", launch=True)
-    server = LaunchedServer(config, parts / "model", Lora(8, ["down_proj", "o_proj"]), parts / "log")
+    server = LaunchedServer(config, parts / "model", Lora(8, ["down_proj", "o_proj"]))
     server.wait()
     yield parts, server.url
     server.stop()
