@@ -43,3 +43,11 @@ class RunFolderError(RoutedRLError, FileExistsError):
 
 class SandboxError(RoutedRLError, RuntimeError):
     """Untrusted code cannot be run: no sandbox works here, a jail did not start, or what was asked for is refused."""
+
+
+class RolloutError(RoutedRLError, ConnectionError):
+    """The engine of the rollouts cannot start, does not answer, or serves another model."""
+
+
+class ParityError(CheckFailed):
+    """The engine of the rollouts and the trainer do not agree on a log-probability."""

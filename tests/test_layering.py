@@ -26,7 +26,7 @@ FLOORS = {
     "cli": 9,
 }
 HEAVY = {
-    "trl": {"training"},
+    "trl": {"training", "rollout"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "wandb": {"tracking"},

@@ -125,6 +125,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     parser.add_argument("--env", action="append", metavar="NAME[,NAME]", help="only these environments; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
+    parser.add_argument("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -139,7 +140,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = None if is_run else compose(arguments.overrides)
     from routed_rl import pipeline
 
-    pipeline.evaluate(arguments.target, _names(arguments.env), arguments.json, config)
+    pipeline.evaluate(arguments.target, _names(arguments.env), arguments.json, config, arguments.engine)
 
 
 def _discard_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from routed_rl.checkpoint import move_quarantine, start_afresh
 from routed_rl.config import Config
 from routed_rl.envs import load_environments, trained
 from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.pipeline.halting import inherited
 from routed_rl.pipeline.train import Compose, difference, read_config, resume, write_config
 from routed_rl.tracking import MetricsFile
 
@@ -76,7 +77,7 @@ def check_step(run: RunFolder, step: int) -> None:
 
 def inherited_of(run: RunFolder, config: Config) -> list[str]:
     """Environments that have a part in the run's quarantine: those it trains, and those it inherited."""
-    return [*(loaded.name for loaded in trained(load_environments(config.env))), *read_json(run.manifest).get("inherited", [])]
+    return [*(loaded.name for loaded in trained(load_environments(config.env))), *inherited(run)]
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:

@@ -19,7 +19,7 @@ from routed_rl import __version__, console
 from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.envs import check_prompts
-from routed_rl.errors import ConfigError, RoutedRLError
+from routed_rl.errors import ConfigError, RolloutError, RoutedRLError
 from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import find_prompts, read_prompts
@@ -27,7 +27,10 @@ from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
+from routed_rl.pipeline.halting import fresh_from_step, inherited
 from routed_rl.pipeline.plan import show_plan
+from routed_rl.pipeline.serving import route_served, serving
+from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
@@ -78,6 +81,7 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     begin = time.perf_counter()
     transformers_logging.set_verbosity_error()
     check_trainer(config.trainer)
+    check_engine(config.rollout)
     parts, arguments = load_parts(config), training_arguments(config, run)
     check_prompts(parts.trained, config.seed)
     if config.routing.mode != "none":
@@ -107,6 +111,10 @@ def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"to go on: routed-rl resume {run.path}")
         raise
+    except RolloutError as error:
+        whole, _ = run.last_checkpoint()
+        place = whole.name if whole else "the start"
+        raise RolloutError(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
 
 
 def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
@@ -115,26 +123,33 @@ def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
         prepare_wandb(run.path)
     subspace = _subspace(parts, run)
     times["extract"] = time.perf_counter()
-    models = {"base": _evaluated(parts, run, "base")}
-    manifest = read_json(run.manifest)
-    router = make_router(parts, subspace, manifest.get("inherited", ()))
-    _record_parameters(parts, run)
-    weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
-    times["base"] = time.perf_counter()
-    _train(parts, run, router)
-    times["train"] = time.perf_counter()
-    models["policy"] = _evaluated(parts, run, "policy")
-    if router is None:
-        models["deployed"] = models["policy"]
-    else:
-        with router.quarantine.ablated():
-            models["deployed"] = _evaluated(parts, run, "deployed")
+    with serving(parts, subspace) as served:
+        models = {"base": _evaluated(parts, run, "base", served)}
+        router = make_router(parts, subspace, inherited(run))
+        parity = route_served(parts, served, router)
+        _record_parameters(parts, run)
+        weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
+        times["base"] = time.perf_counter()
+        _train(parts, run, router, served, parity)
+        times["train"] = time.perf_counter()
+        models |= _evaluated_after(parts, run, router, served)
     times["evaluate"] = time.perf_counter()
     if config.discard:
         shutil.rmtree(run.deployed, ignore_errors=True)
         write_deployed(run, run.deployed)
     _finish(parts, run, router, models, weights, times)
     return run.path
+
+
+def _evaluated_after(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> summary.Results:
+    """The policy and the deployed model; an engine is told the last step's weights first."""
+    if served is not None:
+        served.sync()
+    policy = _evaluated(parts, run, "policy", served)
+    if router is None:
+        return {"policy": policy, "deployed": policy}
+    with router.quarantine.ablated():
+        return {"policy": policy, "deployed": _evaluated(parts, run, "deployed", served)}
 
 
 def _subspace(parts: Parts, run: RunFolder) -> Subspace | None:
@@ -151,7 +166,7 @@ def _subspace(parts: Parts, run: RunFolder) -> Subspace | None:
     return subspace
 
 
-def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
+def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None, parity: ParityCheck | None) -> None:
     newest, skipped = run.last_checkpoint()
     for line in skipped:
         console.say(line)
@@ -162,28 +177,29 @@ def _train(parts: Parts, run: RunFolder, router: Router | None) -> None:
     MetricsFile(run.verdicts).truncate(step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
-    watch = Watch(Monitor(parts.config.monitor, read_json(run.manifest).get("inherited", ())), run)
+    watch = Watch(Monitor(parts.config.monitor, inherited(run)), run)
     watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
         halting.halt(run, watch.halting, parts.config.monitor.axis)
     with console.progress("train", "steps") as advance:
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance)], watch, read_json(run.manifest).get("fresh_from_step") or 0)
+                                [ShowProgress(advance)], watch=watch, fresh_from=fresh_from_step(run), served=served,
+                                parity=parity)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis)
 
 
-def _evaluated(parts: Parts, run: RunFolder, model: str) -> dict[str, dict[str, float]]:
+def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> dict[str, dict[str, float]]:
     """Evaluate the model as it stands under the name `model`; a resume reuses the base model's result, if as it would be now."""
     kept, config = run.path / f"evaluation-{model}.json", parts.config
     settings = {**dataclasses.asdict(config.evaluation), "seed": config.seed, "env": config.env,
-                "max_completion_length": parts.max_new_tokens}
+                "max_completion_length": parts.max_new_tokens, "engine": config.rollout.engine, "dtype": config.rollout.dtype}
     if model == "base" and kept.exists() and (stored := read_json(kept))["settings"] == settings:
         return stored["results"]
     with console.progress(f"evaluate {model}", "completions") as advance:
         results = evaluate(parts.model, parts.tokenizer, parts.environments, parts.config.evaluation, seed=parts.config.seed,
-                           max_new_tokens=parts.max_new_tokens, progress=advance)
+                           max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=model == "deployed")
     write_json(kept, {"settings": settings, "results": results})
     return results
 

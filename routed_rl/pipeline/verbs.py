@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from routed_rl import checkpoint, console
 from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, read_json, write_json
-from routed_rl.config import Config
+from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.evaluate import evaluate as evaluate_model
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, load_parts, make_router, make_subspace
+from routed_rl.pipeline.halting import inherited
+from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.train import read_config
+from routed_rl.rollout import Served, check_engine
 from routed_rl.subspace import Subspace, check_quality, describe_quality
 
 
@@ -37,8 +42,12 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
     return out
 
 
-def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None) -> None:
-    """Evaluate a run's base, policy and deployed models, or one model folder, on its environments."""
+def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,
+             engine: str | None = None) -> None:
+    """Evaluate a run's base, policy and deployed models, or one model folder, on its environments.
+
+    `engine`: transformers, or vllm (the run's own server or, where it has none, in this process); None for the run's own.
+    """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +59,18 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         if missing := [name for name in envs if name not in config.env]:
             raise ConfigError(f"--env {missing[0]} is not configured; there is {', '.join(config.env) or 'none'}")
         config.env = {name: config.env[name] for name in envs} if run is None else config.env
+    if engine is not None:
+        config.rollout = _with_engine(config.rollout, engine)
+    check_engine(config.rollout)
     parts = load_parts(config)
     chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
     if not chosen:
         raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")
-    models = _run_models(parts, run, chosen) if run else {"model": _results(parts, chosen, "model")}
+    if run:
+        models = _run_models(parts, run, chosen)
+    else:
+        with serving(parts, None) as served:
+            models = {"model": _results(parts, chosen, "model", served)}
     summary.show_table(models, chosen)
     if json_file:
         write_json(Path(json_file), {"models": models})
@@ -63,24 +79,34 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
 def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -> summary.Results:
     """Base, policy and deployed model of a run, from its newest whole checkpoint."""
     folder = run.require_checkpoint()
-    models = {"base": _results(parts, chosen, "base")}
-    router = make_router(parts, Subspace.load(run.subspace) if run.subspace.exists() else None,
-                         read_json(run.manifest).get("inherited", ()))
-    stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
-    parts.model.load_state_dict(stored.state_dict())
-    if router is None:
-        return models | {name: _results(parts, chosen, name) for name in ("policy", "deployed")}
-    checkpoint.load_quarantine(folder, router)
-    models["policy"] = _results(parts, chosen, "policy")
-    with router.quarantine.ablated():
-        models["deployed"] = _results(parts, chosen, "deployed")
-    return models
+    subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
+    with serving(parts, subspace) as served:
+        models = {"base": _results(parts, chosen, "base", served)}
+        router = make_router(parts, subspace, inherited(run))
+        parity = route_served(parts, served, router)
+        stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
+        parts.model.load_state_dict(stored.state_dict())
+        if router is not None:
+            checkpoint.load_quarantine(folder, router)
+        if served is not None and parity is not None:
+            served.sync()
+            parity.run(int(folder.name.removeprefix("step-")))
+        models["policy"] = _results(parts, chosen, "policy", served)
+        with router.quarantine.ablated() if router is not None else nullcontext():
+            return models | {"deployed": _results(parts, chosen, "deployed", served)}
 
 
-def _results(parts: Parts, chosen: list[LoadedEnvironment], name: str) -> dict[str, dict[str, float]]:
+def _with_engine(config: RolloutConfig, engine: str) -> RolloutConfig:
+    if engine == "transformers":
+        return dataclasses.replace(config, engine=engine, urls=[], launch=False)
+    return dataclasses.replace(config, engine="vllm_colocate") if config.engine == "transformers" else config
+
+
+def _results(parts: Parts, chosen: list[LoadedEnvironment], name: str, served: Served | None) -> dict[str, dict[str, float]]:
     with console.progress(f"evaluate {name}", "completions") as advance:
         return evaluate_model(parts.model, parts.tokenizer, chosen, parts.config.evaluation, seed=parts.config.seed,
-                              max_new_tokens=parts.max_new_tokens, progress=advance)
+                              max_new_tokens=parts.max_new_tokens, progress=advance, served=served,
+                              deployed=name == "deployed")
 
 
 def discard(run: str, out: str) -> None:

@@ -22,7 +22,7 @@ OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set 
 """Fields that other settings decide."""
 
 UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which keeps float32 weights",
-               "use_vllm": "rollouts go through transformers in this version; leave trainer.use_vllm=false",
+               "use_vllm": "set rollout=vllm_colocate or rollout=vllm_server",
                "use_liger_kernel": "its fused loss hides the writers' cotangents; leave trainer.use_liger_kernel=false",
                "use_transformers_paged": "leave trainer.use_transformers_paged=false",
                "push_to_hub": "push the folder that `routed-rl discard` writes",
@@ -43,6 +43,9 @@ def check_trainer(trainer: dict[str, Any]) -> None:
                               "`routed-rl export RUN --quarantine DIR` writes")
         if f"trainer.{key}" not in known:
             raise ConfigError(unknown(f"trainer.{key}", known))
+        if key.startswith("vllm_") and not key.startswith(("vllm_importance", "vllm_structured")):
+            raise ConfigError(f"trainer.{key} is not set here: vLLM's settings are rollout.{key.removeprefix('vllm_')} and the "
+                              "like; rollout=vllm_colocate or rollout=vllm_server chooses it")
         if key in OURS:
             raise ConfigError(f"trainer.{key} is not set here: {OURS[key]}")
         _check_type(key, value, hints[key])

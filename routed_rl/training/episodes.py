@@ -1,7 +1,4 @@
-"""Episodes in training: rollouts of several turns through TRL's `rollout_func`, whose `env_mask` leaves only the model's tokens.
-
-Not covered: vLLM's log-probabilities.
-"""
+"""Episodes in training: rollouts of several turns by TRL's `rollout_func`; its `env_mask` leaves only the model's tokens."""
 
 from __future__ import annotations
 
@@ -27,14 +24,17 @@ def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutF
         rows = [_begin(table, row, chat) if plays else Rollout(chat.prompt(prompt, ()))
                 for row, plays, prompt in zip(inputs, episodic, prompts, strict=True)]
 
-        def generate(ids: list[list[int]]) -> list[list[int]]:
+        known: list[bool] = []
+
+        def generate(ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
             turns, logprobs = trainer._generate_single_turn(ids, None, {}, 1)
-            assert logprobs is None
-            return turns
+            known.append(logprobs is not None)
+            return turns, logprobs
 
         play(rows, generate, chat, trainer.max_completion_length)
         return {"prompt_ids": [row.prompt_ids for row in rows], "completion_ids": [row.completion_ids for row in rows],
-                "logprobs": None, "env_mask": [row.mask for row in rows], "conversation": [row.conversation for row in rows]}
+                "logprobs": [row.logprobs for row in rows] if all(known) else None,
+                "env_mask": [row.mask for row in rows], "conversation": [row.conversation for row in rows]}
 
     return roll_out
 

@@ -32,6 +32,8 @@ class RoutedTrainerMixin:
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
+        self.rollout_metrics: dict[str, float] = {}
+        """Of this step's rollouts, from whoever made them."""
         super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -63,7 +65,7 @@ class RoutedTrainerMixin:
 
     def step_routing(self, step: int) -> None:
         """After the model's optimizer has stepped: the quarantine's step and the ledger row."""
-        self.step_metrics = self.reward.take_metrics()
+        self.step_metrics, self.rollout_metrics = self.reward.take_metrics() | self.rollout_metrics, {}
         if self.router is not None:
             group = self.optimizer.param_groups[0]  # pyright: ignore[reportAttributeAccessIssue]
             row = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from routed_rl.envs import Conversation
 from routed_rl.model.chat import ChatTokens
 
-Generate = Callable[[list[list[int]]], list[list[int]]]
-"""Token ids so far, one row each, to the ids that the model adds."""
+Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
+"""Token ids so far, one row each, to the ids that the model adds, and their log-probabilities where they are known."""
 
 
 @dataclass
@@ -24,14 +24,16 @@ class Rollout:
     completion_ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     """1 at tokens that the model generated, 0 at those of the environment and the chat template."""
+    logprobs: list[float] = field(default_factory=list)
+    """Of the model's tokens, as they were drawn; 0 at the others, and everywhere where they are not known."""
 
-    def turn(self, ids: list[int], chat: ChatTokens, limit: int) -> bool:
+    def turn(self, ids: list[int], chat: ChatTokens, limit: int, logprobs: list[float] | None = None) -> bool:
         """Take the model's turn `ids` and the environment's answer; False where the row is done.
 
         `limit` bounds the whole completion, answers included.
         """
         ids = ids[:limit - len(self.completion_ids)]
-        self._append(ids, 1)
+        self._append(ids, 1, logprobs)
         if self.conversation is None:
             return False
         answer = self.conversation.reply(chat.decode(ids))
@@ -47,9 +49,10 @@ class Rollout:
         self.conversation.messages += answer
         return True
 
-    def _append(self, ids: list[int], own: int) -> None:
+    def _append(self, ids: list[int], own: int, logprobs: list[float] | None = None) -> None:
         self.completion_ids += ids
         self.mask += [own] * len(ids)
+        self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs[:len(ids)]
 
 
 def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
@@ -61,5 +64,6 @@ def play(rows: Sequence[Rollout], generate: Generate, chat: ChatTokens, limit: i
     """Play all rows to their end; each call of `generate` has a turn of every row that is not done."""
     live = list(rows)
     while live:
-        turns = generate([row.prompt_ids + row.completion_ids for row in live])
-        live = [row for row, ids in zip(live, turns, strict=True) if row.turn(ids, chat, limit)]
+        turns, logprobs = generate([row.prompt_ids + row.completion_ids for row in live])
+        live = [row for row, ids, known in zip(live, turns, logprobs or [None] * len(live), strict=True)
+                if row.turn(ids, chat, limit, known)]

@@ -1,0 +1,132 @@
+"""vLLM in the trainer's process. Not covered: several processes, sleep mode."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from routed_rl.config import RolloutConfig
+from routed_rl.errors import RolloutError
+from routed_rl.rollout.engine import Lora, Sampling
+from routed_rl.rollout.heads import HeadPadding
+from routed_rl.rollout.weights import NamedTensors
+
+BATCHED_TOKENS = 4096
+"""In one forward, at most; TRL's value."""
+
+
+def process_settings(config: RolloutConfig) -> dict[str, str]:
+    """Variables that vLLM reads, for a machine without a GPU and for one process."""
+    return {"VLLM_CPU_KVCACHE_SPACE": str(config.memory_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+
+
+def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
+    """Arguments of vLLM that both modes share."""
+    settings: dict[str, Any] = {"dtype": config.dtype, "generation_config": "vllm", "seed": 0,
+                                "max_num_batched_tokens": BATCHED_TOKENS, "logprobs_mode": "processed_logprobs"}
+    if config.max_length is not None:
+        settings["max_model_len"] = config.max_length
+    if not torch.cuda.is_available():
+        settings["enforce_eager"] = True
+    if lora is not None:
+        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora.rank, "lora_target_modules": lora.modules}
+    return settings
+
+
+def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
+    """A stock PEFT adapter, as far as vLLM reads it."""
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.rank, "target_modules": lora.modules, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+
+
+def memory_folder() -> Path:
+    """A new folder, in memory where the system has such a place."""
+    shared = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="routed_rl-", dir=shared if os.access(shared, os.W_OK) else None))
+
+
+class ColocatedEngine:
+    """`vllm.LLM`, held by this process; without a GPU its random numbers are torch's own, so a seeded run repeats."""
+
+    def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
+        os.environ.update(process_settings(config) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+        self.dtype, self.lora, self._folder = config.dtype, lora, memory_folder()
+        self.padding: HeadPadding | None = None
+        try:
+            with _trainer_state():
+                self.llm: Any = LLM(model=str(folder), skip_tokenizer_init=True, gpu_memory_utilization=config.gpu_memory,
+                                    **engine_settings(config, lora))
+        except Exception as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            reason = " ".join(str(error).split())[:300]
+            raise RolloutError(f"vLLM cannot serve {folder} (rollout.dtype={config.dtype}, rollout.memory_gb={config.memory_gb}, "
+                               f"rollout.max_length={config.max_length}): {reason}; VLLM_LOGGING_LEVEL=INFO tells more, "
+                               "rollout=transformers works for every model") from error
+
+    def load(self, weights: NamedTensors) -> None:
+        worker = self.llm.llm_engine.model_executor.driver_worker
+        # Not `model.load_weights`: on a CPU the packed copies of the weights would stay as they were.
+        worker.reload_weights(weights_iterator=weights)
+        self.llm.reset_prefix_cache()
+
+    def load_adapter(self, tensors: dict[str, Tensor]) -> None:
+        assert self.lora is not None
+        write_adapter(self._folder, tensors, self.lora)
+        self.llm.llm_engine.add_lora(self._request(load_inplace=True))
+        self.llm.reset_prefix_cache()
+
+    def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self._generate(sequences, sampling, adapted)
+        return [[found[token].logprob for token, found in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+                for ids, output in zip(sequences, outputs, strict=True)]
+
+    def complete(self, prompts: list[list[int]], sampling: Sampling, *, adapted: bool) -> list[list[int]]:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        settings = SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_tokens, detokenize=False,
+                                  stop_token_ids=sampling.stop, ignore_eos=True)
+        return [list(output.outputs[0].token_ids) for output in self._generate(prompts, settings, adapted)]
+
+    def _generate(self, prompts: list[list[int]], sampling: Any, adapted: bool) -> list[Any]:
+        return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False,
+                                 lora_request=self._request() if adapted else None)
+
+    def _request(self, load_inplace: bool = False) -> Any:
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+        return LoRARequest("deployed", 1, str(self._folder), load_inplace=load_inplace)
+
+    def close(self) -> None:
+        if hasattr(self, "llm"):
+            self.llm.llm_engine.engine_core.shutdown()
+            del self.llm
+            gc.collect()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _trainer_state() -> Iterator[None]:
+    """What starting vLLM changes in this process and a trainer relies on: random numbers and threads."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,96 @@
+"""Starts `vllm serve` on this machine, and stops it. Stock vLLM with its endpoints for development, bound to 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+
+from routed_rl.config import RolloutConfig
+from routed_rl.errors import RolloutError
+from routed_rl.rollout.colocate import engine_settings, process_settings
+from routed_rl.rollout.engine import Lora
+
+GUARD = Path(__file__).with_name("guard.py")
+LOG_LINES = 3
+"""Of a server that does not start, shown in the error."""
+STOP_S = 20
+
+
+class LaunchedServer:
+    """A server process; `stop` ends it and all that it started. It ends too when this process dies, however that happens."""
+
+    def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
+        port = _free_port()
+        self.url, self._config = f"http://127.0.0.1:{port}", config
+        command = [sys.executable, str(GUARD), sys.executable, "-m", "vllm.entrypoints.cli.main", "serve",
+                   *serve_arguments(config, folder, lora), "--host", "127.0.0.1", "--port", str(port)]
+        environment = os.environ | process_settings(config) | {"VLLM_SERVER_DEV_MODE": "1",
+                                                               "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        with tempfile.NamedTemporaryFile("w", prefix="routed_rl-server-", suffix=".log", delete=False) as output:
+            self.log = Path(output.name)
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
+
+    def wait(self) -> None:
+        """Return when it answers; RolloutError, and no server, when it ends before or takes too long."""
+        give_up = time.monotonic() + self._config.start_timeout_s
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > give_up:
+                state = "ended" if self.process.poll() is not None else f"was not up after {self._config.start_timeout_s:g} s"
+                self.stop()
+                raise RolloutError(f"`vllm serve` {state}: {self.last_lines()} (all of it: {self.log}); raise "
+                                   "rollout.start_timeout_s if it only needs longer")
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def last_lines(self) -> str:
+        """What it said last, on one line; a traceback's last lines say what is wrong."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "Error" in line]
+        return " | ".join(line[-300:] for line in (errors or lines)[-LOG_LINES:]) or "it said nothing"
+
+    def stop(self) -> None:
+        """Idempotent."""
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            self.process.stdin.close()  # the guard's sign to kill
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def serve_arguments(config: RolloutConfig, folder: Path, lora: Lora | None) -> list[str]:
+    """The command line after `vllm serve`."""
+    arguments = [str(folder), "--max-logprobs", "-1", "--gpu-memory-utilization", str(config.gpu_memory)]
+    for name, value in engine_settings(config, lora).items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            arguments.append(option)
+        else:
+            arguments += [option, *value] if isinstance(value, list) else [option, str(value)]
+    if torch.cuda.is_available():
+        arguments += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
+    return arguments
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,83 @@
+"""Does the engine serve what the trainer trains? Log-probabilities of fixed tokens, on both sides, quarantine on and off.
+
+Not covered: differences that only show in sequences longer than the ones compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from routed_rl.config import ParityConfig
+from routed_rl.errors import ParityError
+from routed_rl.rollout.served import Served
+
+LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
+"""Where none is set: float32 agrees to 1e-4 on real models, bfloat16 rounds each weight to 3 digits."""
+RANDOM_TOKENS = 16
+"""After each prompt: unlikely ones, so that every part of the model matters."""
+
+
+def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> list[list[int]]:
+    """Each prompt with random tokens after it, the same in every run; at most `longest` tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tails = torch.randint(vocabulary, (len(prompts), RANDOM_TOKENS), generator=generator).tolist()
+    return [(prompt[-(longest - RANDOM_TOKENS):] + tail)[:longest] for prompt, tail in zip(prompts, tails, strict=True)]
+
+
+@torch.no_grad()
+def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[float]]:
+    """What `Engine.logprobs` answers, by the trainer's own model; it runs in eval mode and goes back."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        rows = []
+        for ids in sequences:
+            ids_BT = torch.tensor([ids], device=device)
+            logits = model(input_ids=ids_BT, use_cache=False).logits[0, :-1].float()
+            rows.append(logits.log_softmax(-1).gather(-1, ids_BT[0, 1:, None]).squeeze(-1).tolist())
+        return rows
+    finally:
+        model.train(training)
+
+
+class ParityCheck:
+    """Compares the first time, and then every `config.every` steps. `ablated` turns the trainer's quarantine off; None where
+    there is none."""
+
+    def __init__(self, served: Served, model: nn.Module, sequences: list[list[int]], config: ParityConfig,
+                 ablated: Callable[[], AbstractContextManager[None]] | None) -> None:
+        self.served, self.model, self.sequences, self.config, self.ablated = served, model, sequences, config, ablated
+        self.limit = config.limit if config.limit is not None else LIMITS[served.engine.dtype]
+        self._last: int | None = None
+
+    def is_due(self, step: int) -> bool:
+        return self._last is None or (self.config.every > 0 and step - self._last >= self.config.every)
+
+    def run(self, step: int) -> dict[str, float]:
+        """Largest difference of each model, by metric; ParityError past the limit."""
+        self._last = step
+        found = {"parity/policy": self._compare("policy", step)}
+        if self.ablated is not None:
+            with self.ablated():
+                found["parity/deployed"] = self._compare("deployed", step)
+            self.served.show_policy()
+        return found
+
+    def _compare(self, name: str, step: int) -> float:
+        engine = self.served.logprobs(self.sequences, deployed=name == "deployed")
+        pairs = [(theirs, ours) for served, own in zip(engine, trainer_logprobs(self.model, self.sequences), strict=True)
+                 for theirs, ours in zip(served, own, strict=True)]
+        worst = max(pairs, key=lambda pair: math.inf if math.isnan(pair[0] - pair[1]) else abs(pair[0] - pair[1]))
+        difference = abs(worst[0] - worst[1])
+        if not difference <= self.limit:
+            raise ParityError(
+                f"rollouts and trainer are not the same model at step {step}: for one token of the {name} the engine has the "
+                f"log-probability {worst[0]:.6f} and the trainer {worst[1]:.6f}, {difference:.2g} apart, rollout.parity.limit is "
+                f"{self.limit:g}; the engine's weights or its arithmetic differ: check rollout.dtype={self.served.engine.dtype}, "
+                "or raise the limit")
+        return difference

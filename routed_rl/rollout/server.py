@@ -1,0 +1,173 @@
+"""One or several `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on this
+machine; on GPUs through NCCL, as TRL sends them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from routed_rl.config import RolloutConfig
+from routed_rl.errors import RolloutError
+from routed_rl.rollout.client import ADAPTER, PolicyClient
+from routed_rl.rollout.colocate import memory_folder, write_adapter
+from routed_rl.rollout.engine import Lora, Sampling
+from routed_rl.rollout.heads import HeadPadding
+from routed_rl.rollout.launch import LaunchedServer
+from routed_rl.rollout.weights import NamedTensors
+
+GROUP_PORT = 51216
+"""Of the first server's NCCL group; TRL's default."""
+
+
+class ServerEngine:
+    """`clients` share out the prompts; weights and adapters go to all."""
+
+    def __init__(self, clients: list[PolicyClient], dtype: str, lora: Lora | None, launched: LaunchedServer | None,
+                 folder: Path) -> None:
+        self.clients, self.dtype, self.lora, self._launched, self._folder = clients, dtype, lora, launched, folder
+        self.padding: HeadPadding | None = None
+
+    @classmethod
+    def open(cls, config: RolloutConfig, folder: Path, lora: Lora | None) -> ServerEngine:
+        """Start a server or find those of `config.urls`; whatever was started is stopped if that fails."""
+        scratch = memory_folder()
+        launched = LaunchedServer(config, folder, lora) if config.launch else None
+        try:
+            if launched is not None:
+                launched.wait()
+            urls = [launched.url] if launched is not None else config.urls
+            clients = [PolicyClient(url, config, GROUP_PORT + place, _fate(launched)) for place, url in enumerate(urls)]
+            servers = [client.get_server_info() for client in clients]
+            for client, server in zip(clients, servers, strict=True):
+                _check_settings(client, server, config)
+                if torch.cuda.is_available():
+                    client.init_communicator(torch.cuda.current_device())
+                if launched is None:
+                    client.reload(client.root)  # an earlier run may have left its weights there
+            return cls(clients, config.dtype, lora if launched is not None else _served_lora(servers, lora), launched, scratch)
+        except BaseException:
+            if launched is not None:
+                launched.stop()
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+    def load(self, weights: NamedTensors) -> None:
+        named = [(name, value.to(getattr(torch, self.dtype))) for name, value in weights]
+        if torch.cuda.is_available():
+            described = [(name, self.dtype, list(value.shape)) for name, value in named]
+            for client in self.clients:
+                client.update_named_params(described, iter(named))
+                client.reset_prefix_cache()
+            return
+        folder = self._folder / "weights"
+        folder.mkdir(exist_ok=True)
+        try:
+            save_file(_unshared(named), folder / "model.safetensors")
+            self._at_all(lambda client: client.reload(str(folder)))
+        finally:
+            shutil.rmtree(folder)
+
+    def load_adapter(self, tensors: dict[str, Tensor]) -> None:
+        assert self.lora is not None
+        write_adapter(self._folder / "adapter", tensors, self.lora)
+        self._at_all(lambda client: client.load_adapter(str(self._folder / "adapter")))
+
+    def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
+        # Every server answers for every sequence: each one may be wrong on its own.
+        settings = {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
+        by_server = self._at_all(lambda client: client.complete(sequences, _model(client, adapted), settings))
+        rows = [[_chosen(ids, choice) for ids, choice in zip(sequences, choices, strict=True)] for choices in by_server]
+        return [max(found, key=lambda row: _distance(row, found[0])) for found in zip(*rows, strict=True)]
+
+    def complete(self, prompts: list[list[int]], sampling: Sampling, *, adapted: bool) -> list[list[int]]:
+        settings = {"temperature": sampling.temperature, "stop_token_ids": sampling.stop, "ignore_eos": True}
+
+        def one(place: int) -> list[int]:
+            # One call a prompt: a call has one seed, and prompts that share it would share their random numbers.
+            client, ids = self.clients[place % len(self.clients)], prompts[place]
+            limit = min(sampling.max_tokens, client.max_length - len(ids))
+            return client.complete([ids], _model(client, adapted), {
+                **settings, "max_tokens": limit, "seed": sampling.seed + place})[0]["token_ids"]
+
+        with ThreadPoolExecutor(max_workers=min(len(prompts), 64 * len(self.clients))) as pool:
+            return list(pool.map(one, range(len(prompts))))
+
+    def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
+        """What TRL's `VLLMGeneration` asks its client for; prompts in as many parts as there are servers."""
+        assert features is None, "images are not covered"
+        share = -(-len(prompts) // len(self.clients))
+        parts = [prompts[place * share:(place + 1) * share] for place in range(len(self.clients))]
+        room = min(client.max_length for client in self.clients) - max(map(len, prompts))
+        sampling["max_tokens"] = min(sampling["max_tokens"], room)
+        with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
+            answers = list(pool.map(lambda pair: pair[0].generate(prompts=pair[1], **sampling),
+                                    [(client, part) for client, part in zip(self.clients, parts, strict=True) if part]))
+        return {key: [row for answer in answers for row in answer[key]] for key in answers[0]}
+
+    def _at_all(self, call: Callable[[PolicyClient], Any]) -> list[Any]:
+        with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
+            return list(pool.map(call, self.clients))
+
+    def close(self) -> None:
+        for client in self.clients:
+            with suppress(Exception):  # a server that is gone cannot be told
+                client.close_communicator()
+            client.session.close()
+        if self._launched is not None:
+            self._launched.stop()
+            self._launched.log.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """For safetensors, which refuses a tensor that comes under two names."""
+    places: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in named:
+        tensors[name] = value.clone() if value.data_ptr() in places else value.contiguous()
+        places.add(value.data_ptr())
+    return tensors
+
+
+def _model(client: PolicyClient, adapted: bool) -> str:
+    return ADAPTER if adapted else client.model
+
+
+def _chosen(ids: list[int], choice: dict[str, Any]) -> list[float]:
+    return [found[str(token)]["logprob"] for token, found in zip(ids[1:], choice["prompt_logprobs"][1:], strict=True)]
+
+
+def _distance(row: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(row, other, strict=True))
+
+
+def _fate(launched: LaunchedServer | None) -> Callable[[], str | None]:
+    return lambda: launched.last_lines() if launched is not None and launched.process.poll() is not None else None
+
+
+def _check_settings(client: PolicyClient, server: dict[str, Any], config: RolloutConfig) -> None:
+    """Refuse a server that computes in another dtype, or whose log-probabilities TRL cannot use."""
+    dtype = str(server["model_config"]["dtype"]).removeprefix("torch.")
+    if dtype != config.dtype:
+        raise RolloutError(f"the server at {client.base_url} computes in {dtype}, rollout.dtype is {config.dtype}; start it with "
+                           f"--dtype {config.dtype}, or set rollout.dtype={dtype}")
+    if (mode := server["model_config"]["logprobs_mode"]) != "processed_logprobs":
+        raise RolloutError(f"the server at {client.base_url} runs with --logprobs-mode {mode}; start it with --logprobs-mode "
+                           "processed_logprobs --max-logprobs -1")
+
+
+def _served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
+    """The adapters that all of others' servers were started for, if the quarantine fits; else weights are replaced."""
+    found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
+    if wanted is None or len(found) < len(servers):
+        return None
+    rank, modules = found[0]["max_lora_rank"], found[0].get("target_modules")
+    return Lora(rank, sorted(modules)) if modules and set(wanted.modules) <= set(modules) and rank >= wanted.rank else None

@@ -1,0 +1,95 @@
+"""Real vLLM for the slow tests: tiny models, engines, and whole commands. Not a test itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+from routed_rl.config import ParityConfig, RolloutConfig
+from routed_rl.model.targets import freeze
+from routed_rl.rollout import ParityCheck, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
+from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing.quarantine import Quarantine
+from tests.builders import FROZEN, find_targets, random_bases
+from tests.chat import chat_tokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+VOCABULARY = 64
+_COMMON = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+               num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+MODELS = {"llama, heads of 16": LlamaConfig(**_COMMON),
+          "llama, tied": LlamaConfig(**_COMMON, head_dim=32, tie_word_embeddings=True),
+          "qwen2, biases": Qwen2Config(**_COMMON | {"num_attention_heads": 2}),
+          "qwen3, heads of 32": Qwen3Config(**_COMMON, head_dim=32)}
+
+
+class Setup:
+    """A routed model in training and an engine that serves it."""
+
+    def __init__(self, name: str, folder: Path, frozen: list[str] = FROZEN) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.model: Any = AutoModelForCausalLM.from_config(MODELS[name])
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
+        self.folder, self.context = folder, RoutingContext()
+        self.model.eval().save_pretrained(folder)
+        chat_tokenizer().save_pretrained(folder)  # a server wants one
+        self.targets = find_targets(self.model, random_bases(2, 64), self.context, 1)
+        self.quarantine = Quarantine(self.targets, ["a"], self.context)
+        freeze(self.model, frozen)
+
+    def move(self, size: float = 0.02) -> None:
+        """As three steps of training would: every trainable weight, and the quarantine."""
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+            for target in self.targets:
+                target.coefficients.add_(0.1 * torch.randn(target.coefficients.shape, generator=generator))
+
+    @contextmanager
+    def serve(self, **settings: Any) -> Iterator[tuple[Served, ParityCheck]]:
+        lora = lora_for(3, [target.name.rpartition(".")[2] for target in self.targets])
+        config = RolloutConfig(**{"engine": "vllm_colocate"} | settings)
+        with open_engine(config, self.folder, lora) as engine:
+            served = Served(engine, PolicyWeights(self.model, self.targets))
+            sequences = fixed_sequences([[3, 4, 5], [6, 7], [8] * 20], VOCABULARY, 100)
+            yield served, ParityCheck(served, self.model, sequences, ParityConfig(), self.quarantine.ablated)
+
+
+def command(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """`routed-rl` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "routed_rl.cli", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          timeout=timeout, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def servers_of(pid: int) -> list[int]:
+    """Processes that descend from `pid` and are `vllm serve`, its parts included; not the guard above it."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = [pid]
+    for ancestor in found:
+        found += [child for child, parent in parents.items() if parent == ancestor]
+    return [child for child in found[1:] if "guard.py" not in names[child]
+            and (names[child].startswith("VLLM::") or "vllm.entrypoints.cli.main" in names[child])]

@@ -1,0 +1,92 @@
+"""Settings of the rollouts: what is wrong is said in one line, before anything is started."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import pytest
+
+from routed_rl.cli.compose import compose
+from routed_rl.config import ParityConfig, RolloutConfig
+from routed_rl.errors import ConfigError, RolloutError
+from routed_rl.rollout import check_engine, lora_for
+from routed_rl.rollout.heads import find_padding
+from routed_rl.training import check_trainer
+
+
+@pytest.mark.parametrize(("settings", "hint"), [
+    ({"engine": "vlm"}, "choose from transformers, vllm_colocate, vllm_server"),
+    ({"dtype": "float16"}, "choose from float32, bfloat16"),
+    ({"engine": "vllm_server", "urls": ["http://a:1"], "launch": True}, "set one of"),
+    ({"engine": "vllm_server", "urls": ["a:1"]}, "a:1 is no address"),
+    ({"urls": ["http://a:1"]}, "set rollout=vllm_server"), ({"launch": True}, "set rollout=vllm_server"),
+    ({"retries": -1}, "rollout.retries"), ({"timeout_s": 0}, "rollout.timeout_s"), ({"gpu_memory": 0.0}, "rollout.gpu_memory"),
+    ({"memory_gb": 0}, "rollout.memory_gb"),
+])
+def test_a_wrong_setting_is_refused_by_name(settings, hint):
+    with pytest.raises(ConfigError) as refusal:
+        RolloutConfig(**settings)
+    assert hint in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("settings", [{"every": -1}, {"limit": -1.0}, {"prompts": 0}])
+def test_a_wrong_setting_of_the_parity_check_is_refused(settings):
+    with pytest.raises(ConfigError, match=f"rollout.parity.{next(iter(settings))}"):
+        ParityConfig(**settings)
+
+
+def test_the_group_chooses_the_engine_and_keeps_other_settings():
+    assert compose([]).rollout.engine == "transformers"
+    config = compose(["rollout=vllm_server", "rollout.urls=[http://127.0.0.1:8000]", "rollout.parity.every=3"])
+    assert config.rollout.urls == ["http://127.0.0.1:8000"] and config.rollout.parity.every == 3
+    assert config.trainer["vllm_importance_sampling_mode"] == "token_truncate" and config.trainer["max_steps"] == 60
+    with pytest.raises(ConfigError, match="did you mean rollout=vllm_colocate"):
+        compose(["rollout=vllm_colocated"])
+
+
+@pytest.mark.parametrize("key", ["vllm_mode", "vllm_gpu_memory_utilization", "vllm_server_host"])
+def test_trls_own_settings_of_vllm_are_not_a_second_way(key):
+    with pytest.raises(ConfigError, match="rollout"):
+        check_trainer({key: "x"})
+    check_trainer({"vllm_importance_sampling_mode": "token_mask"})
+
+
+def test_without_vllm_the_error_says_how_to_install_it(monkeypatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(RolloutError, match=r"scripts/install_vllm_cpu\.sh"):
+        check_engine(RolloutConfig(engine="vllm_colocate"))
+    check_engine(RolloutConfig())
+
+
+def test_a_server_mode_without_a_server_says_what_to_set():
+    with pytest.raises(RolloutError, match=r"rollout.urls=\[http://HOST:PORT\] or rollout.launch=true"):
+        check_engine(RolloutConfig(engine="vllm_server"))
+
+
+def test_an_adapter_has_a_rank_that_vllm_knows():
+    assert lora_for(3, ["o_proj", "down_proj", "o_proj"]).rank == 8 and lora_for(9, ["o_proj"]).rank == 16
+    assert lora_for(0, ["o_proj"]) is None and lora_for(600, ["o_proj"]) is None
+
+
+@pytest.mark.parametrize(("config", "widths"), [
+    ({"model_type": "llama", "hidden_size": 96, "num_attention_heads": 4}, (24, 32)),
+    ({"model_type": "mistral", "hidden_size": 96, "num_attention_heads": 4, "head_dim": 72}, (72, 80)),
+    ({"model_type": "qwen3", "hidden_size": 96, "num_attention_heads": 4, "head_dim": 64}, None),
+])
+def test_heads_that_vllm_does_not_know_on_a_cpu_are_filled_up(tmp_path, config, widths):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    padding = find_padding(tmp_path)
+    assert (padding and (padding.width, padding.padded)) == widths
+
+
+@pytest.mark.parametrize("change", [{"model_type": "qwen3"}, {"head_dim": 520}, {"rope_parameters": {"rope_type": "yarn"}},
+                                    {"partial_rotary_factor": 0.5}])
+def test_heads_that_cannot_be_filled_up_are_refused(tmp_path, change):
+    config = {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 4} | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RolloutError, match="use rollout=transformers"):
+        find_padding(tmp_path)

@@ -1,0 +1,61 @@
+"""What is pushed: the policy, out of place, without what is frozen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from routed_rl.rollout import PolicyWeights
+from tests.builders import FAMILIES, Run, merged, tiny
+
+
+@pytest.fixture(params=FAMILIES)
+def trained(request) -> Run:
+    run = Run(tiny(request.param), optimizers="adamw").train(3)
+    assert run.quarantine.norm() > 1e-2
+    return run
+
+
+def pushed(run: Run) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in PolicyWeights(run.model, run.targets).policy()}
+
+
+def test_the_policy_is_pushed_and_the_model_is_left_as_it_was(trained):
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    found, whole = pushed(trained), merged(trained.model, trained.targets).state_dict()
+    assert all(torch.allclose(value, whole[name], atol=1e-6) for name, value in found.items())  # one rounding of W + A C
+    assert all(torch.equal(value, before[name]) for name, value in trained.model.state_dict().items())
+    assert any(not torch.allclose(found[name], before[name], atol=1e-4) for name in found)
+
+
+def test_every_parameter_is_pushed_or_frozen(trained):
+    frozen = {name for name, parameter in trained.model.named_parameters() if not parameter.requires_grad}
+    names = {name for name, _ in trained.model.named_parameters()}
+    assert frozen and set(pushed(trained)) == names - frozen
+
+
+def test_a_writer_that_is_frozen_is_pushed_all_the_same(trained):
+    """Its own weight stays, its quarantine does not."""
+    target = trained.targets[0]
+    target.module.weight.requires_grad_(False)
+    assert f"{target.name}.weight" in pushed(trained)
+
+
+def test_a_tied_weight_that_trains_is_pushed_under_both_names():
+    model = tiny("llama", tie_word_embeddings=True)
+    names = [name for name, _ in PolicyWeights(model, []).policy()]
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(names)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_minus_the_quarantine_takes_the_policy_to_the_deployed_model(family):
+    run = Run(tiny(family), optimizers="adamw").train(3)
+    weights = PolicyWeights(run.model, run.targets)
+    policy, adapter = pushed(run), weights.minus_quarantine(8)
+    for target in run.targets:
+        key = f"base_model.model.{target.name}"
+        down, up = adapter[f"{key}.lora_A.weight"], adapter[f"{key}.lora_B.weight"]
+        assert down.shape[0] == up.shape[1] == 8
+        deployed = policy[f"{target.name}.weight"] + up @ down
+        assert torch.allclose(deployed, target.module.weight, atol=1e-6)
+        assert not torch.allclose(policy[f"{target.name}.weight"], target.module.weight, atol=1e-6)
