@@ -31,13 +31,16 @@ class Family:
     """What the norm adds to its weight before multiplying (Gemma: 1)."""
     dropouts: tuple[str, ...] = ()
     transposed: bool = False
+    before_mlp: str = "post_attention_layernorm"
+    """The module whose input is the stream between attention and MLP."""
 
 
 _LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm")
 _GEMMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm",
-                post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0)
+                post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0,
+                before_mlp="pre_feedforward_layernorm")
 _GPT2 = Family("transformer.h", ("attn.c_proj", "mlp.c_proj"), "transformer.ln_f", positions="transformer.wpe",
-               dropouts=("attn.resid_dropout", "mlp.dropout"), transposed=True)
+               dropouts=("attn.resid_dropout", "mlp.dropout"), transposed=True, before_mlp="ln_2")
 
 FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA,
             "gemma2": _GEMMA, "gemma3_text": _GEMMA, "gpt2": _GPT2}

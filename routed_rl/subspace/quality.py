@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from routed_rl.linalg import principal_cosines, random_basis
-from routed_rl.subspace.methods import Samples, difference_rows, gaps
+from routed_rl.subspace.methods import difference_rows, gaps
+from routed_rl.subspace.samples import Samples
 
 DRAWS = 64
 FEWEST_PAIRS = 4
@@ -32,7 +33,9 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two random halves of the pairs (indices), each kind in both of them where it has two pairs."""
+    """Two random halves of the pairs (indices), each kind in both of them where it has two pairs; or the folds they have."""
+    if samples.fold_R is not None:
+        return samples.pair_R[samples.fold_R == 0].unique(), samples.pair_R[samples.fold_R == 1].unique()
     pairs = torch.stack([samples.kind_R, samples.pair_R], dim=1).unique(dim=0)
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     _, kind, size = pairs[:, 0].unique(return_inverse=True, return_counts=True)
@@ -79,15 +82,17 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
 
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
     """One row of short texts per layer, for a table; a dash where there is no figure."""
-    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row["auroc"], ".2f"),
-             "pairs in order": _text(row["ordered"], ".0%"), "stability": _text(row["stability"], ".2f"),
-             "captured": _text(row["captured"], ".0%"), "x random": _text(row["captured_ratio"], ".1f"),
-             "place": "-" if row["captured_place"] is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
+    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row.get("auroc"), ".2f"),
+             "pairs in order": _text(row.get("ordered"), ".0%"), "stability": _text(row.get("stability"), ".2f"),
+             "captured": _text(row.get("captured"), ".0%"), "x random": _text(row.get("captured_ratio"), ".1f"),
+             "place": "-" if row.get("captured_place") is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
             for row in quality["layers"]]
 
 
 def check_quality(quality: dict[str, Any]) -> list[str]:
     """One warning per thing that is not as good as it should be, with the layers; empty for a good subspace."""
+    if quality["pairs"] is None:
+        return []
     if quality["pairs"] < FEWEST_PAIRS:
         return [f"{quality['pairs']} contrast pairs are too few to say whether the subspace is good; "
                 f"{FEWEST_PAIRS} are the least, 50 are better"]
