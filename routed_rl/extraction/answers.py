@@ -5,6 +5,7 @@ From a file, or, for roles and traits, written by the model itself under either 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,9 @@ from routed_rl.extraction.personas import neutral, spare_questions, unasked_pair
 from routed_rl.extraction.responses import respond
 from routed_rl.model.prompts import encode_prompts
 
+OWN = ("assistant_axis", "persona_vectors")
+"""Methods whose axes are about what the model writes itself; only a file that the user sets comes before that."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -29,11 +33,11 @@ class Answers:
     negative: tuple[int, ...]
 
 
-def reference_answers(job: Job) -> tuple[list[Answers], str]:
-    """At most `check.answers` of them, and where they are from; empty where there is no source."""
+def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
+    """At most `check.answers` of them, and where they are from; empty where there is no source. `method` found the axes."""
     path = job.config.answers_for(job.model_path)
-    own = job.config.method in ("assistant_axis", "persona_vectors") and job.config.answers is None
-    if own and len(spare_questions(job.config)) > 0:
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, method=method)) if method in OWN else job
+    if method in OWN and path in (None, job.config.known_answers.get(job.model_path)) and spare_questions(job.config):
         return _written_by_the_model(job), "the model's own answers to questions that the axes have not seen"
     if path is None:
         return [], ""

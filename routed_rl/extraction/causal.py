@@ -43,7 +43,7 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     The same length, `check.strength` times the layer's unit, for every axis and every random direction.
     """
     check = job.config.check
-    answers, source = reference_answers(job)
+    answers, source = reference_answers(job, subspace.provenance.method)
     if not answers:
         return {"missing": f"no reference answers are known for {job.model_path}; set subspace.answers=FILE.jsonl"}
     layer = _layer(job, subspace)
@@ -114,7 +114,9 @@ class _scoring:
         with resuming(self.model, self.layer, stream):
             hidden = self._forward()
         where = self.batch.weight_BT != 0
-        logits = self.model.get_output_embeddings()(hidden[where.to(hidden.device)]).float()
+        unembed = self.model.get_output_embeddings()
+        assert unembed is not None
+        logits = unembed(hidden[where.to(hidden.device)]).float()
         if cap := getattr(self.model.config.get_text_config(), "final_logit_softcapping", None):
             logits = cap * torch.tanh(logits / cap)
         following = self.batch.ids_BT.roll(-1, dims=1)[where].to(logits.device)

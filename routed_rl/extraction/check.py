@@ -120,7 +120,8 @@ def _causal(causal: dict[str, Any], limits: SubspaceCheckConfig) -> Verdict:
     best = min(causal["axes"], key=lambda axis: axis["p_corrected"])
     return Verdict("steering changes answers", f"{best['axis']}: {best['steering']:+.2f} nat per token at layer "
                    f"{causal['layer']}, p = {best['p']:.3f} against {len(causal['random']['steering'])} random directions, "
-                   f"{best['p_corrected']:.3f} corrected for {len(causal['axes'])} axes; at most {limits.p:g}", best["p_corrected"] <= limits.p)
+                   f"{best['p_corrected']:.3f} corrected for {len(causal['axes'])} axes; at most {limits.p:g}",
+                   best["p_corrected"] <= limits.p)
 
 
 def _by_axis(axes: dict[str, Any] | None) -> list[dict[str, str]]:

@@ -111,7 +111,9 @@ def _from_adapter(path: Path, width: int, weakest: float, rank: int | None) -> V
     found: Vectors = {}
     for layer, parts in sorted(changes.items()):
         left, singular, _ = torch.linalg.svd(torch.cat(parts, dim=1).double(), full_matrices=False)
-        kept = int((singular >= weakest * singular[0]).sum()) if rank is None else min(rank, int((singular > 0).sum()))
+        # B·A in float32 leaves rounding of this size where there is no direction.
+        strong = singular >= (weakest if rank is None else 1e-5) * singular[0]
+        kept = int(strong.sum()) if rank is None else min(rank, int(strong.sum()))
         for number, column in enumerate(left[:, :kept].mT.float(), start=1):
             sign = torch.sign(column[column.abs().argmax()])
             found.setdefault(f"adapter_{number}", {})[layer] = sign * column

@@ -18,7 +18,8 @@ def write_sae(folder, config: dict | None = None, **changes) -> dict[str, torch.
     tensors = {"W_dec": torch.randn(COUNT, WIDTH, generator=generator), "W_enc": torch.randn(WIDTH, COUNT, generator=generator),
                "b_enc": torch.randn(COUNT, generator=generator), "b_dec": torch.randn(WIDTH, generator=generator)} | changes
     folder.mkdir()
-    save_file({name: value.contiguous() for name, value in tensors.items() if value is not None}, folder / "sae_weights.safetensors")
+    save_file({name: value.contiguous() for name, value in tensors.items() if value is not None},
+              folder / "sae_weights.safetensors")
     if config is not None:
         (folder / "cfg.json").write_text(json.dumps(config))
     return tensors
@@ -132,8 +133,8 @@ def test_an_adapters_directions_span_what_its_writers_add_and_not_what_its_reade
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     prefix = "base_model.model.model.layers.3"
     save_file({f"{prefix}.mlp.down_proj.lora_B.weight": b, f"{prefix}.mlp.down_proj.lora_A.weight": a,
-               f"{prefix}.self_attn.q_proj.lora_B.weight": torch.randn(WIDTH, 2), f"{prefix}.self_attn.q_proj.lora_A.weight": a.clone()},
-              tmp_path / "adapter_model.safetensors")
+               f"{prefix}.self_attn.q_proj.lora_B.weight": torch.randn(WIDTH, 2),
+               f"{prefix}.self_attn.q_proj.lora_A.weight": a.clone()}, tmp_path / "adapter_model.safetensors")
     found = read(tmp_path, rank=8)
     assert set(found) == {"adapter_1", "adapter_2"} and set(found["adapter_1"]) == {3}
     basis = torch.stack([found[name][3] for name in found], dim=1)

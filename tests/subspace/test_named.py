@@ -55,8 +55,8 @@ def test_a_layer_without_a_vector_has_an_empty_basis_and_zero_axes_of_a_positive
 
 
 def test_a_rank_keeps_the_first_axes_directions():
-    found = find_named([NamedVector(str(place), {0: unit(place), 1: unit(place), 2: unit(place)}, {}) for place in range(4)],
-                       stream(), Size(2))
+    vectors = [NamedVector(str(place), {0: unit(place), 1: unit(place), 2: unit(place)}, {}) for place in range(4)]
+    found = find_named(vectors, stream(), Size(2))
     torch.testing.assert_close(found.directions[0], torch.eye(WIDTH)[:, :2])
     assert len(found.axis_names) == 4
 
@@ -73,8 +73,9 @@ def as_subspace(found, model_hash: str = "h") -> Subspace:
 
 def drawn(seed: int, rank: int = 2) -> Subspace:
     generator = torch.Generator().manual_seed(seed)
-    return as_subspace(find_named([NamedVector(f"axis{place}", {layer: random_basis(WIDTH, 1, generator)[:, 0] for layer in
-                                                                range(LAYERS)}, {}) for place in range(rank)], stream(), Size(None)))
+    vectors = [NamedVector(f"axis{place}", {layer: random_basis(WIDTH, 1, generator)[:, 0] for layer in range(LAYERS)}, {})
+               for place in range(rank)]
+    return as_subspace(find_named(vectors, stream(), Size(None)))
 
 
 def test_a_union_spans_its_parts_names_every_axis_and_keeps_the_first_parts_directions_first():
