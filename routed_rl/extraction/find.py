@@ -23,6 +23,7 @@ from routed_rl.subspace import Samples, Subspace, measure_quality
 from routed_rl.subspace import methods as fits
 from routed_rl.subspace.methods import Found, fit
 from routed_rl.subspace.named import union
+from routed_rl.subspace.quality import behind_an_empty_layer
 from routed_rl.subspace.samples import Reservoir
 from routed_rl.subspace.separation import measure_axes
 
@@ -65,17 +66,25 @@ RESPONDING = ("assistant_axis", "persona_vectors")
 
 
 def from_pairs(job: Job) -> Subspace:
-    """Stream the pairs' activations through the fit of the method; only sums and a bounded reservoir are kept."""
+    """Stream the pairs' activations through the fit of the method; only sums and a bounded reservoir are kept.
+
+    The input of layer 0 is the embedding: no writer has written to it, and prompts that end alike do not differ there. So with
+    `resid_pre` that layer has an empty basis.
+    """
     config = job.config
     pairs, source = PAIRS[config.method](config, job.tokenizer, job.model_path)
     gathered = _gather(job, pairs, METHOD_ROWS[config.method])
     kinds = [str(name) for name in gathered.pairs.kinds()]
-    found = fits.METHODS[config.method].name(gathered.rows, job.size, kinds, job.seed)
+    first = int(config.hook == "resid_pre")
+    found = fits.METHODS[config.method].name(gathered.rows.from_layer(first), job.size, kinds, job.seed)
+    quality = _quality(job, gathered.held_out.from_layer(first), found, kinds)
+    if first:
+        found, quality = found.behind_an_empty_layer(), behind_an_empty_layer(quality)
     details = {"pairs": len(pairs), "kinds": len({pair.kind for pair in pairs if pair.kind is not None}), "seed": job.seed,
                "positions": config.positions, "last_weight": config.last_weight, "tokens": _tokens(config)}
     provenance = job.provenance(str(data_file(source)), details)
     return Subspace(found.directions, found.axes, found.axis_names, found.scales, found.units, gathered.stream, provenance,
-                    _quality(job, gathered.held_out, found, kinds), found.spreads)
+                    quality, found.spreads)
 
 
 METHOD_ROWS = {name: method.gather for name, method in fits.METHODS.items()}

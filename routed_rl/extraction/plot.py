@@ -30,9 +30,9 @@ def _separation(panel: Axes, axes: dict[str, Any] | None, shown: int) -> None:
         values = [row["auroc"].get(name) for row in axes["layers"]]
         if any(value is not None for value in values):
             panel.plot(layers, [float("nan") if value is None else value for value in values], marker=".", label=name)
-    if axes["layers"][0]["random"] is not None:
-        panel.fill_between(layers, [row["random"] for row in axes["layers"]], [row["random_best"] for row in axes["layers"]],
-                           color="0.8", label="random: mean to best")
+    if drawn := [row for row in axes["layers"] if row["random"] is not None]:
+        panel.fill_between([row["layer"] for row in drawn], [row["random"] for row in drawn],
+                           [row["random_best"] for row in drawn], color="0.8", label="random: mean to best")
     panel.legend(fontsize=6)
 
 

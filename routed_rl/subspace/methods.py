@@ -6,7 +6,7 @@ Shape letters: L layers, R sample rows (one per pair and position), G rows of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class Found:
     """Per layer (K,): length that counts as 1 along each direction; None where `scales[:, 1:]` are those."""
     kind_of_axis: dict[int, int] = field(default_factory=dict)
     """Axes (index) that stand for the pairs of one kind only."""
+
+    def behind_an_empty_layer(self) -> Found:
+        """The same one layer up, behind one with an empty basis and zero axes."""
+        spreads = None if self.spreads is None else [self.spreads[0][:0], *self.spreads]
+        return replace(self, directions=[self.directions[0][:, :0], *self.directions], spreads=spreads,
+                       axes=[torch.zeros_like(self.axes[0]), *self.axes], scales=torch.cat([self.scales[:1], self.scales]),
+                       units=torch.cat([self.units[:1], self.units]))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,17 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
     return {"pairs": pairs, "rank": rank, "draws": DRAWS, "layers": layers}
 
 
+def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
+    """The same one layer up, behind one of which nothing can be said."""
+    empty = {"layer": 0, "rank": 0} | dict.fromkeys(COLUMNS)
+    shifted = [row | {"layer": row["layer"] + 1} for row in quality["layers"]]
+    if axes := quality.get("axes"):
+        unknown = {"layer": 0, "auroc": {}, "stability": {}, "random": None, "random_best": None}
+        rows = [row | {"layer": row["layer"] + 1} for row in axes["layers"]]
+        quality = quality | {"axes": axes | {"layers": [unknown, *rows]}}
+    return quality | {"layers": [empty, *shifted]}
+
+
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
     """One row of short texts per layer, for a table; a dash where there is no figure."""
     return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row.get("auroc"), ".2f"),
@@ -100,14 +111,14 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
     hardly = [row["captured_ratio"] is not None and row["captured"] < 0.9
               and (row["captured_place"] > 1 or row["captured_ratio"] < LOWEST_RATIO) for row in layers]
     findings = [
-        ([row["auroc"] < LOWEST_AUROC for row in layers],
+        ([row["auroc"] is not None and row["auroc"] < LOWEST_AUROC for row in layers],
          f"the persona axis separates held-out prompts with an AUROC under {LOWEST_AUROC}: use more pairs, or prompts "
          "that set the personas further apart"),
         ([row["stability"] is not None and row["stability"] < LOWEST_STABILITY for row in layers],
          f"the halves of the pairs give different directions (mean squared cosine under {LOWEST_STABILITY}): use more "
          "pairs, or a lower subspace.rank"),
         (hardly, "the basis captures held-out differences hardly better than random ones: it is not the personas'"),
-        ([row["rank"] < (quality["rank"] or 0) for row in layers],
+        ([row["rank"] < (quality["rank"] or 0) and row["auroc"] is not None for row in layers],
          f"fewer directions than subspace.rank={quality['rank']} were found: use more kinds, pairs or positions"),
     ]
     return [f"{_layers(bad)}: {text}" for bad, text in findings if any(bad)]

@@ -5,7 +5,7 @@ Not covered: a number of *kinds* that grows with the prompts. Shape letters: L l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -36,6 +36,10 @@ class Rows:
     """Mean length of the positive persona's activations."""
     kinds_G: Tensor
     """Kind of each row; -1 where a row stands for several."""
+
+    def from_layer(self, first: int) -> Rows:
+        """Without the layers before `first`."""
+        return replace(self, rows_LGD=self.rows_LGD[first:], gap_LD=self.gap_LD[first:], norm_L=self.norm_L[first:])
 
 
 class Gathering(Protocol):

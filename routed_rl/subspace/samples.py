@@ -6,7 +6,7 @@ Shape letters: L layers, R sample rows (one per pair and position), G rows of a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Samples:
     def of_pairs(self, pairs: Tensor) -> Samples:
         """The rows of `pairs` (indices) only."""
         return self.rows(torch.isin(self.pair_R, pairs))
+
+    def from_layer(self, first: int) -> Samples:
+        """Without the layers before `first`."""
+        return replace(self, positive=self.positive[first:], negative=self.negative[first:])
 
     def weights(self, offsets: Tensor) -> Tensor:
         return torch.where(offsets == 0, self.last_weight, 1.0).double()

@@ -133,6 +133,8 @@ def test_another_hook_point_gives_another_subspace_and_is_written_down(files, se
     assert not torch.allclose(post.axes[1][:, 0], other.axes[1][:, 0], rtol=0, atol=1e-3)
     if hook == "resid_pre":
         torch.testing.assert_close(other.axes[1][:, 0], post.axes[0][:, 0], rtol=0, atol=1e-4)
+        assert other.directions[0].shape == (WIDTH, 0)
+        assert other.quality["layers"][1]["auroc"] == post.quality["layers"][0]["auroc"]
 
 
 def test_the_same_seed_gives_the_same_axis_whatever_the_global_random_state(files, settings):
