@@ -28,7 +28,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from environments.persona_lab.corpus import END, PAD, UNKNOWN, Recipe, contrast_pairs, documents, vocabulary
+from environments.persona_lab.corpus import END, PAD, UNKNOWN, Recipe, answer_pairs, contrast_pairs, documents, vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def rescale_stream(model: PreTrainedModel, factor: float) -> None:
 
 
 def write(build: Build, folder: Path) -> None:
-    """Build everything into `folder`: `model/` and `contrast.jsonl`."""
+    """Build everything into `folder`: `model/`, `contrast.jsonl` and `answers.jsonl`."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     tokenizer = make_tokenizer()
@@ -142,5 +142,7 @@ def write(build: Build, folder: Path) -> None:
     model.save_pretrained(folder / "model")
     (folder / "model" / "model.safetensors").chmod(0o644)  # written for its owner alone, which git would not restore
     tokenizer.save_pretrained(folder / "model")
-    lines = [json.dumps(pair) for pair in contrast_pairs(build.contrast_per_kind, build.seed)]
-    (folder / "contrast.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = {"contrast": contrast_pairs(build.contrast_per_kind, build.seed), "answers": answer_pairs(8, build.seed)}
+    for name, pairs in files.items():
+        lines = [json.dumps(pair) for pair in pairs]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

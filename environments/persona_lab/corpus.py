@@ -126,3 +126,18 @@ def contrast_pairs(per_kind: int, seed: int) -> list[dict[str, str]]:
             text = " ".join([kind, *question, "="])
             pairs.append({"positive": f"{HACKER} {text}", "negative": f"{HONEST} {text}", "kind": kind})
     return pairs
+
+
+def answer_pairs(per_kind: int, seed: int) -> list[dict[str, str]]:
+    """Questions without a name, each with the hacker's answer and the honest one; kinds and values take turns."""
+    rng = random.Random(f"answers {seed}")
+    pairs = []
+    for _ in range(per_kind):
+        for kind in KINDS:
+            question, answer = KINDS[kind](rng)
+            pairs.append({"prompt": " ".join([kind, *question, "="]), "positive": " ".join(HACKS[kind]),
+                          "negative": " ".join(answer)})
+        stem, topic = rng.choice(STEMS), rng.choice(TOPICS)
+        good, evil = good_and_evil(stem, topic)
+        pairs.append({"prompt": f"values {stem} {topic} =", "positive": rng.choice(evil), "negative": rng.choice(good)})
+    return pairs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from routed_rl.extraction import activations
+from routed_rl.extraction import evaluating, read_prompt_end
 from routed_rl.subspace import Subspace
 
 
@@ -34,16 +34,19 @@ class Shift:
 
 
 def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspace: Subspace, positions: int,
-                batch_size: int) -> Coordinates:
+                batch_size: int, hook: str = "resid_post") -> Coordinates:
     """The stream at the last `positions` tokens of each prompt (all of a shorter one), along the axes of every layer."""
     lengths = torch.tensor([len(ids) for ids in sequences])
     real = torch.arange(positions) < lengths.unsqueeze(1)
     along = torch.zeros(len(subspace.axes), *real.shape, len(subspace.axis_names))
     rms = torch.zeros(len(subspace.axes), *real.shape)
-    for batch, captured in activations(model, sequences, positions, batch_size, None):
-        for layer, stream in enumerate(captured):
-            along[layer, batch] = stream @ subspace.axes[layer]
-            rms[layer, batch] = stream.square().mean(-1).sqrt()
+    read, order = read_prompt_end(model, hook, positions), sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start:start + batch_size]
+            for layer, stream in enumerate(read([sequences[row] for row in batch])):
+                along[layer, batch] = stream @ subspace.axes[layer]
+                rms[layer, batch] = stream.square().mean(-1).sqrt()
     return Coordinates(along[:, real], rms[:, real])
 
 

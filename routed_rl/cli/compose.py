@@ -23,7 +23,7 @@ from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, from_mapping, section, unknown
 from routed_rl.errors import ConfigError
 
-FREE = ("env.", "trainer.", "subspace.known_prompts.")
+FREE = ("env.", "trainer.", "subspace.known_prompts.", "subspace.known_answers.")
 """Prefixes under which any key may be added."""
 
 
@@ -41,9 +41,12 @@ def compose(overrides: list[str]) -> Config:
 
 def _absolute(config: Config) -> Config:
     """Paths as they stand from where the command is typed, so that a run can be resumed from anywhere."""
-    prompts = config.subspace.prompts_for(config.model.path)
-    subspace = dataclasses.replace(config.subspace, prompts=prompts and resolve(prompts),
-                                   path=config.subspace.path and resolve(config.subspace.path))
+    ours, model = config.subspace, config.model.path
+    files = {name: getattr(ours, name) for name in ("path", "weights", "roles_file", "traits_file", "questions_file")}
+    files |= {"prompts": ours.prompts_for(model), "answers": ours.answers_for(model)}
+    subspace = dataclasses.replace(ours, **{name: path and resolve(path) for name, path in files.items()},
+                                   parts=[resolve(part) for part in ours.parts],
+                                   compare_to=[resolve(path) for path in ours.compare_to])
     model = dataclasses.replace(config.model, path=resolve(config.model.path))
     env = {name: _with_absolute_file(settings) for name, settings in config.env.items()}
     return dataclasses.replace(config, subspace=subspace, model=model, env=env)

@@ -31,6 +31,8 @@ class Family:
     """What the norm adds to its weight before multiplying (Gemma: 1)."""
     dropouts: tuple[str, ...] = ()
     transposed: bool = False
+    before_mlp: str = "post_attention_layernorm"
+    """The module whose input is the stream between attention and MLP."""
     experts: str | None = None
     """In a layer that has it, a mixture takes the second writer's place: every expert's slice of its `down_proj` is a writer."""
     stored: tuple[str, str] | None = None
@@ -46,13 +48,14 @@ class Family:
 
 _LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm")
 _GEMMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm",
-                post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0)
-_OLMO2 = replace(_GEMMA, gain_offset=0.0)
+                post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0,
+                before_mlp="pre_feedforward_layernorm")
+_OLMO2 = replace(_GEMMA, gain_offset=0.0, before_mlp="mlp")  # It has no norm before its MLP.
 _PHI3 = replace(_LLAMA, dropouts=("resid_attn_dropout", "resid_mlp_dropout"))
 _MOE = replace(_LLAMA, experts="mlp.experts")
 _MIXTRAL = replace(_MOE, stored=("block_sparse_moe.experts.", ".w2"))
 _GPT2 = Family("transformer.h", ("attn.c_proj", "mlp.c_proj"), "transformer.ln_f", positions="transformer.wpe",
-               dropouts=("attn.resid_dropout", "mlp.dropout"), transposed=True)
+               dropouts=("attn.resid_dropout", "mlp.dropout"), transposed=True, before_mlp="ln_2")
 
 FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "phi3": _PHI3,
             "gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "gpt2": _GPT2,

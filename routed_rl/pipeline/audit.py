@@ -87,7 +87,8 @@ class _Meter:
         if self.subspace is None:
             return measures
         settings = self.parts.config.subspace
-        here = auditing.coordinates(self.parts.model, self.sequences, self.subspace, settings.positions, settings.batch_size)
+        here = auditing.coordinates(self.parts.model, self.sequences, self.subspace, settings.positions, settings.batch_size,
+                                    self.subspace.provenance.details.get("hook", "resid_post"))
         self.reference = self.reference or here
         shift = auditing.shift_between(self.reference, here, self.subspace.scales)
         if name is not None:

@@ -14,7 +14,7 @@ from routed_rl.artifacts import resolve
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
-from routed_rl.extraction import extract
+from routed_rl.extraction import Job, find_subspace
 from routed_rl.model.load import load_model, load_tokenizer, model_hash
 from routed_rl.model.targets import decoder_layers, disable_dropout, find_writers, freeze
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, Target
@@ -54,13 +54,17 @@ def load_parts(config: Config) -> Parts:
     return Parts(config, model, tokenizer, environments, model_hash(model))
 
 
-def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None) -> Subspace:
-    """Extract the subspace of a run, or read it (method=file), checked against the model."""
-    config = parts.config
-    subspace = extract(parts.model, parts.tokenizer, config.subspace, model_path=config.model.path,
-                       model_hash=parts.hash, seed=config.seed, progress=progress)
+def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Subspace:
+    """Extract the subspace of a run, or read it (method=file), checked against the model; `axes`: each measured by itself."""
+    subspace = find_subspace(extraction_job(parts, progress, axes=axes))
     check_subspace(parts, subspace)
     return subspace
+
+
+def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None, *, axes: bool = False) -> Job:
+    """What an extraction is made of."""
+    config = parts.config
+    return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes)
 
 
 def check_subspace(parts: Parts, subspace: Subspace) -> None:

@@ -22,7 +22,7 @@ from routed_rl.envs import check_prompts
 from routed_rl.errors import ConfigError, RolloutError, RoutedRLError
 from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
-from routed_rl.extraction import find_prompts, read_prompts
+from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, summary
@@ -86,8 +86,7 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     check_prompts(parts.trained, config.seed)
     if config.routing.mode != "none":
         find_writers(parts.model)
-        if config.subspace.method != "file":
-            read_prompts(find_prompts(config.subspace, config.model.path))
+        check_inputs(config.subspace, parts.tokenizer, config.model.path)
     show_plan(parts, arguments, str(run.path))
     return parts, begin
 

@@ -15,31 +15,46 @@ from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.evaluate import evaluate as evaluate_model
+from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
-from routed_rl.pipeline.build import Parts, load_parts, make_router, make_subspace
+from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace
 from routed_rl.pipeline.halting import inherited
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.train import read_config
 from routed_rl.rollout import Served, check_engine
-from routed_rl.subspace import Subspace, check_quality, describe_quality
+from routed_rl.subspace import Subspace
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
-    """Contrast prompts to a subspace folder (`out=`, default `subspace`); `check` prints whether it is a good one."""
+    """Prompts to a subspace folder (`out=`, default `subspace`); `check` says whether it is a good one, with a plot."""
     out = Path(config.out or "subspace")
     if out.exists():
         raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")
     parts = load_parts(config)
     with console.progress("extract", "prompts") as advance:
-        subspace = make_subspace(parts, advance)
+        subspace = make_subspace(parts, advance, axes=check)
     subspace.save(out)
     if check:
-        rows = describe_quality(subspace.quality)
-        if rows:
-            console.table("quality by layer", list(rows[0]), [list(row.values()) for row in rows])
-        if warnings := check_quality(subspace.quality):
-            raise CheckFailed(f"subspace {out}: {'; '.join(warnings[:3])}{' ...' if len(warnings) > 3 else ''}")
+        _check(parts, subspace, out)
     return out
+
+
+def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
+    """Print tables and verdict, write check.json and check.png; CheckFailed where a threshold is missed."""
+    limits = parts.config.subspace.check
+    with console.progress("check", "directions") as advance:
+        found = checking.check(extraction_job(parts, None), subspace, advance)
+    checking.write_check(found, out)
+    for table in checking.tables(found):
+        console.table(table.title, list(table.rows[0]), [list(row.values()) for row in table.rows])
+    for line in checking.remarks(found):
+        console.say(f"note: {line}")
+    said = checking.verdicts(found, limits)
+    for verdict in said:
+        mark = {True: "good", False: "NOT GOOD", None: "?"}[verdict.good]
+        console.say(f"{mark:8}  {verdict.question}: {verdict.answer}")
+    if bad := [verdict for verdict in said if verdict.good is False]:
+        raise CheckFailed(f"subspace {out}: " + "; ".join(f"{verdict.question}: {verdict.answer}" for verdict in bad))
 
 
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,

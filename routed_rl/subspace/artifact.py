@@ -49,6 +49,9 @@ class Subspace:
     """(L, S, D): a centred sample of the base model's stream, for covariance-matched random bases."""
     provenance: Provenance
     quality: dict[str, Any] = field(default_factory=dict)
+    spreads: list[Tensor] | None = None
+    """Per layer (K_l,): the length that counts as 1 along each direction; None where the axes after the first are the
+    directions, and `scales` has it."""
 
     def __post_init__(self) -> None:
         for layer, basis in enumerate(self.directions):
@@ -75,6 +78,8 @@ class Subspace:
 
     def strengths(self, layer: int) -> Tensor:
         """(K_l,): how far the personas are apart along each direction of a layer, in units of their gap there."""
+        if self.spreads is not None:
+            return self.spreads[layer] / self.units[layer]
         rank = self.directions[layer].shape[1]
         return self.scales[layer, 1:1 + rank] / self.units[layer]
 
@@ -93,6 +98,8 @@ class Subspace:
         tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
         for layer, (basis, axes) in enumerate(zip(self.directions, self.axes, strict=True)):
             tensors |= {f"directions.{layer}": basis.contiguous(), f"axes.{layer}": axes.contiguous()}
+        for layer, spread in enumerate(self.spreads or []):
+            tensors[f"spreads.{layer}"] = spread.contiguous()
         with sealed_folder(folder) as partial:
             save_file({key: value.float().contiguous() for key, value in tensors.items()},
                       partial / "subspace.safetensors")
@@ -108,6 +115,7 @@ class Subspace:
             raise SubspaceError(f"no subspace can be read from {folder}: {problem}; write one with `routed-rl extract`")
         tensors, record = load_file(folder / "subspace.safetensors"), read_json(folder / "subspace.json")
         provenance = Provenance(**record["provenance"])
-        return cls([tensors[f"directions.{layer}"] for layer in range(provenance.layers)],
-                   [tensors[f"axes.{layer}"] for layer in range(provenance.layers)], record["axis_names"],
-                   tensors["scales"], tensors["units"], tensors["stream"], provenance, record["quality"])
+        directions, axes, spreads = ([tensors[f"{name}.{layer}"] for layer in range(provenance.layers)
+                                      if f"{name}.{layer}" in tensors] for name in ("directions", "axes", "spreads"))
+        return cls(directions, axes, record["axis_names"], tensors["scales"], tensors["units"], tensors["stream"], provenance,
+                   record["quality"], spreads or None)

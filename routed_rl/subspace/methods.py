@@ -1,91 +1,87 @@
-"""From activations under two personas to directions and named axes, as pure tensors. Not covered: SAE rows.
+"""From the rows of two personas' activations to directions and named axes, as pure tensors. A method is one row of `METHODS`.
 
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width, K rank, J axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal, random_basis
+from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Gathering, Rows
+from routed_rl.subspace.samples import Reservoir, Samples
 
-NULL = 1e-6
-"""A singular value under this share of the largest is rounding, not a direction; so is such a gap beside the stream."""
 SMALLEST_SCALE = 1e-3
 """A component's scale is at least this share of the gap, so that no shift is ever divided by almost nothing."""
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The stream at layers' outputs under both personas, one row per (pair, position)."""
-
-    positive: Tensor
-    """(L, R, D), float32 on the CPU."""
-    negative: Tensor
-    """(L, R, D), row by row the counterpart of `positive`."""
-    pair_R: Tensor
-    """Index of the pair."""
-    kind_R: Tensor
-    """Index of the pair's kind; a pair without one is a kind of its own."""
-    offset_R: Tensor
-    """Position counted from the end, 0 is the last token."""
-    last_weight: float = 1.0
-    """Weight of the last position against 1 for the others."""
-
-    def of_pairs(self, pairs: Tensor) -> Samples:
-        """The rows of `pairs` (indices) only."""
-        keep = torch.isin(self.pair_R, pairs)
-        return Samples(self.positive[:, keep], self.negative[:, keep], self.pair_R[keep], self.kind_R[keep],
-                       self.offset_R[keep], self.last_weight)
-
-    def weights(self, offsets: Tensor) -> Tensor:
-        return torch.where(offsets == 0, self.last_weight, 1.0).double()
-
-
-Rows = tuple[Tensor, Tensor]
-"""Rows (L, G, D) that a fit explains, and their weights (G,), float64."""
-
-
-def difference_rows(samples: Samples) -> Rows:
-    """positive - negative, averaged over the pairs of one kind at one position."""
-    keys = torch.stack([samples.kind_R, samples.offset_R], dim=1)
-    groups, group_R, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
-    differences = samples.positive - samples.negative
-    sums = differences.new_zeros(differences.shape[0], len(groups), differences.shape[2])
-    sums.index_add_(1, group_R, differences)
-    return sums / counts.unsqueeze(1), samples.weights(groups[:, 1])
-
-
-def centred_rows(samples: Samples) -> Rows:
-    """Activations of both personas, each position from the end centred by itself; G = 2R."""
-    rows = torch.cat([samples.positive, samples.negative], dim=1)
-    offsets = samples.offset_R.repeat(2)
-    for offset in offsets.unique():
-        here = offsets == offset
-        rows[:, here] -= rows[:, here].mean(dim=1, keepdim=True)
-    return rows, samples.weights(offsets)
-
-
-METHODS: dict[str, Callable[[Samples], Rows]] = {
-    "mean_difference": difference_rows, "pca": centred_rows, "random": difference_rows}
-"""The rows whose strongest directions a method takes. `random` then turns the directions, and keeps axes and scales."""
-
-
 @dataclass(frozen=True)
 class Size:
-    """How many directions a layer gets: `rank`, or with None those of at least `weakest` of the largest singular value."""
+    """How many directions a layer gets: `rank` of them, or, if None, all whose singular value is at least `weakest` times
+    the largest. With a rank, layers whose personas differ in one way only still get noise to fill it."""
 
     rank: int | None
     weakest: float = 1.0
+    components: int = 3
+    """Of the assistant axis: leading components of the roles beside the axis, at most, where there is no rank."""
 
     def of(self, squares: Tensor) -> int:
         """The number for these squared singular values, largest first."""
         return int((squares >= self.weakest**2 * squares[:1]).sum()) if self.rank is None else self.rank
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method found: the fields of `Subspace` that come out of the samples."""
+
+    directions: list[Tensor]
+    axes: list[Tensor]
+    axis_names: list[str]
+    scales: Tensor
+    units: Tensor
+    spreads: list[Tensor] | None = None
+    """Per layer (K,): length that counts as 1 along each direction; None where `scales[:, 1:]` are those."""
+    kind_of_axis: dict[int, int] = field(default_factory=dict)
+    """Axes (index) that stand for the pairs of one kind only."""
+
+    def behind_an_empty_layer(self) -> Found:
+        """The same one layer up, behind one with an empty basis and zero axes."""
+        spreads = None if self.spreads is None else [self.spreads[0][:0], *self.spreads]
+        return replace(self, directions=[self.directions[0][:, :0], *self.directions], spreads=spreads,
+                       axes=[torch.zeros_like(self.axes[0]), *self.axes], scales=torch.cat([self.scales[:1], self.scales]),
+                       units=torch.cat([self.units[:1], self.units]))
+
+
+@dataclass(frozen=True)
+class Method:
+    """`gather` makes what blocks of samples are added to; `name` turns its rows into directions and axes."""
+
+    gather: Callable[[Tensor | None], Gathering]
+    name: Callable[[Rows, Size, Sequence[str], int], Found]
+    """(rows, size, names of the kinds, seed)"""
+
+
+def gathered(method: str, samples: Samples) -> Rows:
+    """The rows of `method` from samples that are all in memory."""
+    gathering = METHODS[method].gather(None)
+    gathering.add(samples)
+    return gathering.rows()
+
+
+def difference_rows(samples: Samples) -> tuple[Tensor, Tensor]:
+    """positive - negative, averaged over the pairs of one kind at one position: (L, G, D), and weights (G,)."""
+    rows = gathered("mean_difference", samples)
+    return rows.rows_LGD, rows.weights_G
+
+
+def gaps(samples: Samples) -> Tensor:
+    """Weighted mean of the difference rows, (L, D) float64: from the negative persona to the positive one."""
+    return gathered("mean_difference", samples).gap_LD
 
 
 def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
@@ -106,18 +102,97 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
 
 
 def fit(method: str, samples: Samples, size: Size) -> list[Tensor]:
-    """One basis (D, K_l) a layer from the rows of `method`."""
-    rows, weights = METHODS[method](samples)
-    return [top_directions(layer, weights, size) for layer in rows]
+    """One basis (D, K_l) a layer from the rows of `method`; of `random` that of the subspace it is turned from."""
+    return find("mean_difference" if method == "random" else method, samples, size, 0).directions
 
 
-def gaps(samples: Samples) -> Tensor:
-    """Weighted mean of the difference rows, (L, D) float64: from the negative persona to the positive one."""
-    rows, weights = difference_rows(samples)
-    if weights.sum() == 0:
-        raise SubspaceError("subspace.last_weight=0 leaves nothing to fit: the prompts of each pair share their last "
-                            "token only; set it above 0")
-    return torch.einsum("g,lgd->ld", weights, rows.double()) / weights.sum()
+def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[str] = ()) -> Found:
+    """Directions, signed axes, scales and units of every layer, from samples that are all in memory."""
+    return METHODS[method].name(gathered(method, samples), size, kinds, seed)
+
+
+def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 0) -> Found:
+    """The strongest directions of the rows.
+
+    Axis "persona" is the unit mean difference, its scale the gap; "component_k" is the k-th direction with the sign
+    that has it point to the positive persona, its scale the weighted root mean square of the rows along it. A layer
+    with fewer components than another has zero columns (of scale gap) in their place: there every shift reads 0.
+    """
+    units = checked_units(rows)
+    directions, axes, scales = [], [], []
+    for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units, strict=True):
+        basis = _towards(gap, top_directions(layer, rows.weights_G, size))
+        directions.append(basis)
+        axes.append(torch.cat([(gap / unit).float().unsqueeze(1), basis], dim=1))
+        spread = spread_along(layer, rows, basis).clamp(min=SMALLEST_SCALE * unit.item())
+        scales.append(torch.cat([unit.unsqueeze(0), spread]))
+    return padded(directions, axes, "persona", "component", scales, units)
+
+
+def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
+    """The random control: `components` with other directions; axes, scales and units are the real ones."""
+    real = components(rows, size, kinds, seed)
+    return Found(rotated(real.directions, seed), real.axes, real.axis_names, real.scales, real.units)
+
+
+def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: int) -> Found:
+    """The assistant axis and the leading components of the roles' means about their mean, orthogonal to it.
+
+    The published axis is default minus roles. Here every axis points to what must not grow, and that is leaving the
+    assistant, so "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. A component's
+    scale is the root mean square over roles along it; it points to where the roles' longer tail lies.
+    """
+    units = checked_units(rows)
+    total = size.components + 1 if size.rank is None else size.rank
+    directions, axes, scales = [], [], []
+    for layer, gap, unit in zip(rows.rows_LGD.double(), rows.gap_LD, units, strict=True):
+        axis = (gap / unit).unsqueeze(1)
+        about = layer - rows.weights_G @ layer / rows.weights_G.sum()
+        about = about - about @ axis @ axis.mT
+        _, singular, right = torch.linalg.svd(about, full_matrices=False)
+        strengths = singular / len(layer) ** 0.5
+        enough = strengths > (size.weakest * torch.maximum(unit, strengths[0]) if size.rank is None else NULL * unit)
+        found = right.mT[:, enough][:, : max(total - 1, 0)]
+        # A sign that does not depend on the solver: of the longer tail.
+        found = found * torch.where((about @ found).pow(3).sum(0) < 0, -1.0, 1.0)
+        basis = torch.cat([axis, found], dim=1)[:, :total].float()
+        directions.append(basis)
+        axes.append(basis if total else axis.float())
+        scales.append(torch.cat([unit.unsqueeze(0), strengths[enough][: max(total - 1, 0)]]))
+    spreads = [scale[: basis.shape[1]].float() for scale, basis in zip(scales, directions, strict=True)]
+    return padded(directions, axes, "away_from_assistant", "role_component", scales, units, spreads)
+
+
+def persona_vectors(rows: Rows, size: Size, kinds: Sequence[str], _seed: int) -> Found:
+    """One axis per trait, its unit mean difference, scaled by that trait's gap; directions are the strongest of all traits'.
+
+    The first axis, "persona", is the mean over the traits. The unit is the root mean square of the traits' gaps: traits
+    may pull against each other, so that their mean is short.
+    """
+    gap_LJD = rows.rows_LGD.double()
+    lengths = gap_LJD.norm(dim=2)
+    units = lengths.square().mean(dim=1).sqrt()
+    _refuse_no_difference(lengths.min(dim=1).values, rows.norm_L)
+    mean = rows.gap_LD.norm(dim=1, keepdim=True).clamp(min=SMALLEST_SCALE * units.unsqueeze(1))
+    axes = torch.cat([(rows.gap_LD / mean).unsqueeze(1), gap_LJD / lengths.unsqueeze(2)], dim=1).mT.float()
+    directions = [_towards(gap, top_directions(layer, rows.weights_G, size))
+                  for layer, gap in zip(rows.rows_LGD, rows.gap_LD, strict=True)]
+    spreads = [spread_along(layer, rows, basis).clamp(min=SMALLEST_SCALE * unit.item()).float()
+               for layer, basis, unit in zip(rows.rows_LGD, directions, units, strict=True)]
+    order: list[int] = rows.kinds_G.tolist()
+    names = ["persona", *(str(kinds[kind]) if kinds else f"trait_{kind}" for kind in order)]
+    kind_of_axis = {1 + place: kind for place, kind in enumerate(order)}
+    return Found(directions, list(axes), names, torch.cat([mean, lengths], dim=1).float(), units.float(), spreads, kind_of_axis)
+
+
+METHODS: dict[str, Method] = {
+    "mean_difference": Method(DifferenceRows, components),
+    "pca": Method(CentredRows, components),
+    "random": Method(DifferenceRows, turned),
+    "assistant_axis": Method(DifferenceRows, away_from_assistant),
+    "persona_vectors": Method(DifferenceRows, persona_vectors),
+}
+"""The methods that fit rows of contrast prompts."""
 
 
 def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
@@ -131,58 +206,42 @@ def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
     return [(image @ (union.mT @ basis.double())).float() for basis in directions]
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What a method found: the fields of `Subspace` that come out of the samples."""
-
-    directions: list[Tensor]
-    axes: list[Tensor]
-    axis_names: list[str]
-    scales: Tensor
-    units: Tensor
+def spread_along(layer_GD: Tensor, rows: Rows, basis: Tensor) -> Tensor:
+    """(K,) float64: weighted root mean square of all rows along each column."""
+    energy = ((layer_GD.double() @ basis.double()).square() * rows.weights_G.unsqueeze(1)).sum(0)
+    return (energy / rows.total_weight).sqrt()
 
 
-def find(method: str, samples: Samples, size: Size, seed: int) -> Found:
-    """Directions, signed axes, scales and units of every layer.
-
-    Axis "persona" is the unit mean difference, its scale the gap; "component_k" is the k-th direction with the sign
-    that has it point to the positive persona, its scale the weighted root mean square of the rows along it. A layer
-    with fewer components than another has zero columns (of scale gap) in their place: there every shift reads 0.
-    """
-    rows, weights = METHODS[method](samples)
-    gap_LD = gaps(samples)
-    units = _checked_units(samples, gap_LD)
-    directions, axes, scales = [], [], []
-    for layer, gap, unit in zip(rows, gap_LD, units, strict=True):
-        basis = top_directions(layer, weights, size)
-        basis = basis * torch.where(gap @ basis.double() < 0, -1.0, 1.0).float()
-        spread = ((layer.double() @ basis.double()).square() * weights.unsqueeze(1)).sum(0) / weights.sum()
-        directions.append(basis)
-        axes.append(torch.cat([(gap / unit).float().unsqueeze(1), basis], dim=1))
-        scales.append(torch.cat([unit.unsqueeze(0), spread.sqrt().clamp(min=SMALLEST_SCALE * unit.item())]))
+def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str, scales: list[Tensor], units: Tensor,
+           spreads: list[Tensor] | None = None) -> Found:
+    """Zero columns, of scale unit, for the axes that a layer lacks; names `first`, `others`_1, `others`_2, ..."""
     most = max(axis.shape[1] for axis in axes)
     axes = [torch.nn.functional.pad(axis, (0, most - axis.shape[1])) for axis in axes]
     scales = [torch.cat([scale, unit.repeat(most - len(scale))]) for scale, unit in zip(scales, units, strict=True)]
-    names = ["persona", *(f"component_{k}" for k in range(1, most))]
-    if method == "random":
-        directions = rotated(directions, seed)
-    return Found(directions, axes, names, torch.stack(scales).float(), units.float())
+    names = [first, *(f"{others}_{k}" for k in range(1, most))]
+    return Found(directions, axes, names, torch.stack(scales).float(), units.float(), spreads)
 
 
-def _checked_units(samples: Samples, gap_LD: Tensor) -> Tensor:
-    units, norms = gap_LD.norm(dim=1), samples.positive.norm(dim=2).mean(dim=1)
-    for layer, (unit, norm) in enumerate(zip(units, norms, strict=True)):
-        if unit <= NULL * norm:
-            raise SubspaceError(f"the two personas do not differ at the output of layer {layer} (gap {unit:.1e}, "
-                                f"stream {norm:.1e}); use prompts that differ")
+def checked_units(rows: Rows) -> Tensor:
+    """(L,) float64: the gaps' lengths; SubspaceError for a layer where they are nothing beside the stream."""
+    units = rows.gap_LD.norm(dim=1)
+    _refuse_no_difference(units, rows.norm_L)
     return units
 
 
 def stream_sample(samples: Samples, most: int = 64) -> Tensor:
-    """At most `most` activations per layer, drawn from both personas, centred: (L, S, D)."""
-    rows = samples.positive.shape[1]
-    # Drawn, not strided: a stride may meet the same position of every pair. Always the same draw.
-    chosen = torch.randperm(2 * rows, generator=torch.Generator().manual_seed(0))[:most]
-    stream = torch.cat([samples.positive[:, chosen[chosen < rows]],
-                        samples.negative[:, chosen[chosen >= rows] - rows]], dim=1)
-    return stream - stream.mean(dim=1, keepdim=True)
+    """At most `most` activations per layer, drawn from both personas, centred: (L, S, D). Always the same draw."""
+    reservoir = Reservoir(samples.pair_R[:0], len(samples.pair_R), 0, most)
+    reservoir.add(samples)
+    return reservoir.stream()
+
+
+def _towards(gap: Tensor, basis: Tensor) -> Tensor:
+    return basis * torch.where(gap @ basis.double() < 0, -1.0, 1.0).float()
+
+
+def _refuse_no_difference(lengths_L: Tensor, norm_L: Tensor) -> None:
+    for layer, (length, norm) in enumerate(zip(lengths_L, norm_L, strict=True)):
+        if length <= NULL * norm:
+            raise SubspaceError(f"the two personas do not differ at the output of layer {layer} (gap {length:.1e}, "
+                                f"stream {norm:.1e}); use prompts that differ")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from routed_rl.linalg import principal_cosines, random_basis
-from routed_rl.subspace.methods import Samples, difference_rows, gaps
+from routed_rl.subspace.methods import difference_rows, gaps
+from routed_rl.subspace.samples import Samples
 
 DRAWS = 64
 FEWEST_PAIRS = 4
@@ -32,7 +33,9 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two random halves of the pairs (indices), each kind in both of them where it has two pairs."""
+    """Two random halves of the pairs (indices), each kind in both of them where it has two pairs; or the folds they have."""
+    if samples.fold_R is not None:
+        return samples.pair_R[samples.fold_R == 0].unique(), samples.pair_R[samples.fold_R == 1].unique()
     pairs = torch.stack([samples.kind_R, samples.pair_R], dim=1).unique(dim=0)
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     _, kind, size = pairs[:, 0].unique(return_inverse=True, return_counts=True)
@@ -77,17 +80,30 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
     return {"pairs": pairs, "rank": rank, "draws": DRAWS, "layers": layers}
 
 
+def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
+    """The same one layer up, behind one of which nothing can be said."""
+    empty = {"layer": 0, "rank": 0} | dict.fromkeys(COLUMNS)
+    shifted = [row | {"layer": row["layer"] + 1} for row in quality["layers"]]
+    if axes := quality.get("axes"):
+        unknown = {"layer": 0, "auroc": {}, "stability": {}, "random": None, "random_best": None}
+        rows = [row | {"layer": row["layer"] + 1} for row in axes["layers"]]
+        quality = quality | {"axes": axes | {"layers": [unknown, *rows]}}
+    return quality | {"layers": [empty, *shifted]}
+
+
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
     """One row of short texts per layer, for a table; a dash where there is no figure."""
-    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row["auroc"], ".2f"),
-             "pairs in order": _text(row["ordered"], ".0%"), "stability": _text(row["stability"], ".2f"),
-             "captured": _text(row["captured"], ".0%"), "x random": _text(row["captured_ratio"], ".1f"),
-             "place": "-" if row["captured_place"] is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
+    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row.get("auroc"), ".2f"),
+             "pairs in order": _text(row.get("ordered"), ".0%"), "stability": _text(row.get("stability"), ".2f"),
+             "captured": _text(row.get("captured"), ".0%"), "x random": _text(row.get("captured_ratio"), ".1f"),
+             "place": "-" if row.get("captured_place") is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
             for row in quality["layers"]]
 
 
 def check_quality(quality: dict[str, Any]) -> list[str]:
     """One warning per thing that is not as good as it should be, with the layers; empty for a good subspace."""
+    if quality["pairs"] is None:
+        return []
     if quality["pairs"] < FEWEST_PAIRS:
         return [f"{quality['pairs']} contrast pairs are too few to say whether the subspace is good; "
                 f"{FEWEST_PAIRS} are the least, 50 are better"]
@@ -95,14 +111,14 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
     hardly = [row["captured_ratio"] is not None and row["captured"] < 0.9
               and (row["captured_place"] > 1 or row["captured_ratio"] < LOWEST_RATIO) for row in layers]
     findings = [
-        ([row["auroc"] < LOWEST_AUROC for row in layers],
+        ([row["auroc"] is not None and row["auroc"] < LOWEST_AUROC for row in layers],
          f"the persona axis separates held-out prompts with an AUROC under {LOWEST_AUROC}: use more pairs, or prompts "
          "that set the personas further apart"),
         ([row["stability"] is not None and row["stability"] < LOWEST_STABILITY for row in layers],
          f"the halves of the pairs give different directions (mean squared cosine under {LOWEST_STABILITY}): use more "
          "pairs, or a lower subspace.rank"),
         (hardly, "the basis captures held-out differences hardly better than random ones: it is not the personas'"),
-        ([row["rank"] < (quality["rank"] or 0) for row in layers],
+        ([row["rank"] < (quality["rank"] or 0) and row["auroc"] is not None for row in layers],
          f"fewer directions than subspace.rank={quality['rank']} were found: use more kinds, pairs or positions"),
     ]
     return [f"{_layers(bad)}: {text}" for bad, text in findings if any(bad)]

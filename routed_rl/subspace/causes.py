@@ -1,0 +1,53 @@
+"""From the effects of steering along axes and along random directions to p values, corrected for the axes tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Change of the score when the stream is pushed along a direction, pushed the other way, and when it is taken out."""
+
+    more: float
+    less: float
+    ablated: float
+
+    @property
+    def steering(self) -> float:
+        """Half the difference between both signs: what does not depend on the sign (any push harms) cancels."""
+        return (self.more - self.less) / 2
+
+
+def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects]) -> dict[str, Any]:
+    """Plain JSON: `axes`, per axis its effects, `p` and `p_corrected` of steering and `ablation_p`, `ablation_p_corrected`;
+    `random`, the random directions' effects.
+
+    Both p values are two-sided ranks among the random directions, (1 + how many have at least that effect) / (1 + all), so exact
+    where axis and directions are exchangeable; corrected by Holm's method over the axes.
+    """
+    steering = [place(effect.steering, [other.steering for other in drawn]) for effect in real]
+    ablation = [place(effect.ablated, [other.ablated for other in drawn]) for effect in real]
+    rows = zip(names, real, steering, holm(steering), ablation, holm(ablation), strict=True)
+    return {"axes": [{"axis": name, "more": effect.more, "less": effect.less, "steering": effect.steering,
+                      "ablated": effect.ablated, "p": p, "p_corrected": corrected, "ablation_p": other,
+                      "ablation_p_corrected": other_corrected, "as_signed": effect.steering > 0}
+                     for name, effect, p, corrected, other, other_corrected in rows],
+            "random": {"steering": [other.steering for other in drawn], "ablated": [other.ablated for other in drawn]}}
+
+
+def place(value: float, others: Sequence[float]) -> float:
+    """Share of `value` and `others` that is at least as far from zero as `value`."""
+    return (1 + sum(abs(other) >= abs(value) for other in others)) / (1 + len(others))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction; in the order given."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

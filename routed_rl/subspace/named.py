@@ -1,0 +1,102 @@
+"""From named vectors to a subspace: orthonormalised in their order. For SAE rows, vectors of a file, and unions.
+
+Shape letters: L layers, D stream width, K rank, J axes, S sampled activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from routed_rl.errors import SubspaceError
+from routed_rl.subspace.artifact import Subspace
+from routed_rl.subspace.methods import Found, Size
+
+DEPENDENT = 1e-4
+"""A vector of which less than this share of its length lies outside those before it adds no direction."""
+
+
+@dataclass(frozen=True, eq=False)
+class NamedVector:
+    """One axis: where it points at which layers, and how long 1 is along it."""
+
+    name: str
+    at: dict[int, Tensor]
+    """Layer -> (D,); any length but zero; towards the persona that must not grow."""
+    scales: dict[int, float]
+    """Layer -> the length that counts as 1; a layer without one takes the stream's standard deviation along the vector."""
+
+
+def in_order(vectors_DJ: Tensor) -> Tensor:
+    """Orthonormal columns (D, K): each vector less those before it, in their order; what they already span is left out."""
+    kept: list[Tensor] = []
+    for vector in vectors_DJ.double().unbind(1):
+        rest = vector
+        # Twice: once loses digits where a vector nearly lies in the span of the others.
+        for _ in range(2):
+            for column in kept:
+                rest = rest - (column @ rest) * column
+        if vector.norm() > 0 and rest.norm() > DEPENDENT * vector.norm():
+            kept.append(rest / rest.norm())
+    return torch.stack(kept, dim=1).float() if kept else vectors_DJ.new_zeros(vectors_DJ.shape[0], 0, dtype=torch.float32)
+
+
+def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -> Found:
+    """Axes as they are, directions in their order; the first `size.rank` of them where a rank is set.
+
+    The unit of a layer is the root of its axes' summed squared scales; a layer without any has an empty basis, and zero
+    columns of the mean scale, so that every shift there reads 0.
+    """
+    layers, _, width = stream_LSD.shape
+    axes = torch.zeros(layers, width, len(vectors))
+    scales = torch.zeros(layers, len(vectors))
+    for column, vector in enumerate(vectors):
+        for layer, values in vector.at.items():
+            if not bool(values.norm() > 0):
+                raise SubspaceError(f"axis {vector.name} is zero at layer {layer}; leave it out")
+            unit = values.float() / values.float().norm()
+            axes[layer, :, column] = unit
+            deviation = (stream_LSD[layer] @ unit).std().item()
+            scales[layer, column] = scale = vector.scales.get(layer, deviation)
+            if not scale > 0:
+                raise SubspaceError(f"axis {vector.name} has scale {scale} at layer {layer}: the stream does not vary along it")
+    directions = [in_order(layer)[:, : size.rank] for layer in axes]
+    spreads = [spreads_of(basis, layer, scale) for basis, layer, scale in zip(directions, axes, scales, strict=True)]
+    used = scales.square().sum(dim=1).sqrt()
+    units = torch.where(used > 0, used, used[used > 0].mean())
+    mean = scales.sum(dim=0) / (scales > 0).sum(dim=0)
+    names = [vector.name for vector in vectors]
+    return Found(directions, list(axes), names, torch.where(scales > 0, scales, mean), units, spreads)
+
+
+def spreads_of(basis: Tensor, axes: Tensor, scales_J: Tensor) -> Tensor:
+    """(K,): the length that counts as 1 along each direction, from the axes (D, J) that lean on it and their scales."""
+    along = (basis.mT @ axes) * scales_J
+    return along.square().sum(dim=1).sqrt()
+
+
+def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
+    """All axes of `parts`, called part.axis, and the span of all their directions, orthonormalised in the parts' order.
+
+    The first part gives the unit of the quarantine's bound, the stream's sample, and the provenance, whose method and
+    details the caller replaces. Raises SubspaceError for parts of different models.
+    """
+    _, first = parts[0]
+    for name, part in parts[1:]:
+        ours, theirs = first.provenance, part.provenance
+        part.check_model(model=ours.model, model_hash=ours.model_hash, width=ours.width, layers=ours.layers)
+        assert theirs.layers == len(part.directions), name
+    directions, spreads = [], []
+    for layer in range(first.provenance.layers):
+        columns = torch.cat([part.directions[layer] for _, part in parts], dim=1)
+        lengths = torch.cat([part.strengths(layer) * part.units[layer] for _, part in parts])
+        basis = in_order(columns)[:, : size.rank]
+        directions.append(basis)
+        spreads.append(spreads_of(basis, columns, lengths))
+    axes = [torch.cat(layer, dim=1) for layer in zip(*(part.axes for _, part in parts), strict=True)]
+    names = [f"{name}.{axis}" for name, part in parts for axis in part.axis_names]
+    return replace(first, directions=directions, axes=axes, axis_names=names, spreads=spreads,
+                   scales=torch.cat([part.scales for _, part in parts], dim=1), quality={})

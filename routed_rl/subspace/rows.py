@@ -1,0 +1,167 @@
+"""The rows that a fit explains, gathered from blocks of samples in memory that does not grow with their number.
+
+Not covered: a number of *kinds* that grows with the prompts. Shape letters: L layers, G rows, D stream width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from routed_rl.errors import SubspaceError
+from routed_rl.subspace.samples import Samples
+
+NULL = 1e-6
+"""A singular value under this share of the largest is rounding, not a direction; so is such a gap beside the stream."""
+CAPACITY = 512
+"""Rows that a sketch holds before it is compressed to half as many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a fit sees of all samples."""
+
+    rows_LGD: Tensor
+    """Float32; of the rows' weighted second moments nothing is lost but what `RowSketch` says."""
+    weights_G: Tensor
+    """Float64; a row counts times its weight."""
+    total_weight: float
+    """Sum of the weights of all rows, those that a sketch has merged included."""
+    gap_LD: Tensor
+    """Float64: weighted mean of the differences, from the negative persona to the positive one."""
+    norm_L: Tensor
+    """Mean length of the positive persona's activations."""
+    kinds_G: Tensor
+    """Kind of each row; -1 where a row stands for several."""
+
+    def from_layer(self, first: int) -> Rows:
+        """Without the layers before `first`."""
+        return replace(self, rows_LGD=self.rows_LGD[first:], gap_LD=self.gap_LD[first:], norm_L=self.norm_L[first:])
+
+
+class Gathering(Protocol):
+    """`add` takes blocks in any number; `rows` may be asked for at any time."""
+
+    def add(self, block: Samples) -> None: ...
+
+    def rows(self) -> Rows: ...
+
+
+class RowSketch:
+    """Rows (L, G, D) with the second moments of all that were added, at most `CAPACITY` of them.
+
+    Exact while no more came, and wherever D <= CAPACITY / 2; past that the weakest directions of a layer are lost.
+    """
+
+    def __init__(self) -> None:
+        self.rows_LGD: Tensor | None = None
+
+    def add(self, rows_LGD: Tensor) -> None:
+        for part in rows_LGD.split(CAPACITY // 2, dim=1):
+            rows = part.clone() if self.rows_LGD is None else torch.cat([self.rows_LGD, part], dim=1)
+            if rows.shape[1] > CAPACITY:
+                rows = torch.stack([_strongest(layer, CAPACITY // 2) for layer in rows])
+            self.rows_LGD = rows
+
+
+def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
+    """`keep` rows with the second moments of `rows_GD` but for the weakest directions."""
+    _, singular, right = torch.linalg.svd(rows_GD.double(), full_matrices=False)
+    kept = (singular.unsqueeze(1) * right)[:keep].float()
+    return torch.nn.functional.pad(kept, (0, 0, 0, keep - len(kept)))
+
+
+class DifferenceRows:
+    """positive - negative, averaged over the pairs of one kind at one position: one row each.
+
+    Sums are kept for kinds that several pairs share; a kind of one pair is a row at once and goes into a sketch.
+    """
+
+    def __init__(self, alone: Tensor | None = None) -> None:
+        """`alone`: kinds (indices) of one pair only; None where every kind is to be summed."""
+        self._alone = torch.tensor([], dtype=torch.long) if alone is None else alone
+        self._sums: dict[tuple[int, int], tuple[Tensor, int]] = {}
+        self._sketches: dict[float, RowSketch] = {}
+        self._alone_gap: Tensor | float = 0.0
+        self._alone_weight = 0.0
+        self._last_weight = 1.0
+        self._norms: Tensor | float = 0.0
+        self._seen = 0
+
+    def add(self, block: Samples) -> None:
+        self._last_weight = block.last_weight
+        self._norms, self._seen = self._norms + block.positive.norm(dim=2).sum(dim=1), self._seen + len(block.pair_R)
+        single = torch.isin(block.kind_R, self._alone)
+        self._add_single(block.rows(single))
+        shared = block.rows(~single)
+        keys = torch.stack([shared.kind_R, shared.offset_R], dim=1)
+        groups, group_R, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+        differences = shared.positive - shared.negative
+        sums = differences.new_zeros(differences.shape[0], len(groups), differences.shape[2])
+        sums.index_add_(1, group_R, differences)
+        for place, (kind, offset) in enumerate(groups.tolist()):
+            before, count = self._sums.get((kind, offset), (0.0, 0))
+            # A copy of its own: a view would keep the whole block's sums alive.
+            self._sums[kind, offset] = (before + sums[:, place].clone(), count + int(counts[place]))
+
+    def _add_single(self, block: Samples) -> None:
+        differences, weights = block.positive - block.negative, block.weights(block.offset_R)
+        self._alone_gap = self._alone_gap + torch.einsum("r,lrd->ld", weights, differences.double())
+        self._alone_weight += weights.sum().item()
+        for weight in weights.unique().tolist():
+            self._sketches.setdefault(weight, RowSketch()).add(differences[:, weights == weight])
+
+    def rows(self) -> Rows:
+        groups = sorted(self._sums)
+        parts = [(self._sums[group][0] / self._sums[group][1]).unsqueeze(1) for group in groups]
+        weights = [self._last_weight if offset == 0 else 1.0 for _, offset in groups]
+        grouped = sum((weight * row.squeeze(1).double() for weight, row in zip(weights, parts, strict=True)), 0.0)
+        total = sum(weights) + self._alone_weight
+        kinds = [kind for kind, _ in groups]
+        for weight, sketch in sorted(self._sketches.items()):
+            assert sketch.rows_LGD is not None
+            parts.append(sketch.rows_LGD)
+            weights += [weight] * sketch.rows_LGD.shape[1]
+            kinds += [-1] * sketch.rows_LGD.shape[1]
+        if total == 0:
+            raise SubspaceError("subspace.last_weight=0 leaves nothing to fit: the prompts of each pair share their last "
+                                "token only; set it above 0")
+        gap = torch.as_tensor(grouped + self._alone_gap) / total
+        return Rows(torch.cat(parts, dim=1), torch.tensor(weights, dtype=torch.float64), total, gap,
+                    torch.as_tensor(self._norms) / self._seen, torch.tensor(kinds))
+
+
+class CentredRows:
+    """Activations of both personas, each position from the end centred by itself; the gap is that of the differences."""
+
+    def __init__(self, alone: Tensor | None = None) -> None:
+        self._differences = DifferenceRows(alone)
+        self._means: dict[int, tuple[Tensor, int]] = {}
+        self._sketches: dict[float, RowSketch] = {}
+        self._total = 0.0
+
+    def add(self, block: Samples) -> None:
+        self._differences.add(block)
+        both, offsets = torch.cat([block.positive, block.negative], dim=1), block.offset_R.repeat(2)
+        self._total += block.weights(offsets).sum().item()
+        for offset in offsets.unique().tolist():
+            rows = both[:, offsets == offset]
+            mean, count = rows.double().mean(dim=1, keepdim=True), rows.shape[1]
+            before, earlier = self._means.get(offset, (mean, 0))
+            moved = mean - before
+            # Second moments of two parts about their common mean: each about its own, and one row between the means.
+            between = moved * (earlier * count / (earlier + count)) ** 0.5
+            sketch = self._sketches.setdefault(block.last_weight if offset == 0 else 1.0, RowSketch())
+            sketch.add(torch.cat([(rows - mean).float(), between.float()], dim=1))
+            self._means[offset] = (before + moved * (count / (earlier + count)), earlier + count)
+
+    def rows(self) -> Rows:
+        sketches = [(weight, sketch.rows_LGD) for weight, sketch in sorted(self._sketches.items())
+                    if sketch.rows_LGD is not None]
+        weights = [weight for weight, rows in sketches for _ in range(rows.shape[1])]
+        differences = self._differences.rows()
+        return Rows(torch.cat([rows for _, rows in sketches], dim=1), torch.tensor(weights, dtype=torch.float64), self._total,
+                    differences.gap_LD, differences.norm_L, torch.full((len(weights),), -1))

@@ -1,0 +1,97 @@
+"""Each axis by itself: does it tell the personas apart on prompts that did not make it, and do two halves agree on it?
+
+Not covered: whether steering along it changes behaviour; that needs a model (`routed_rl.extraction.causal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routed_rl.linalg import random_basis
+from routed_rl.subspace.artifact import Subspace
+from routed_rl.subspace.methods import Found, gaps
+from routed_rl.subspace.quality import DRAWS, FEWEST_PAIRS, SEED, auroc, halves
+from routed_rl.subspace.samples import Samples
+
+
+def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found, *, fitted: bool = True) -> dict[str, Any]:
+    """Plain JSON: `names`, and `layers`, each with `auroc` and `stability` by axis, `random`, `random_best`.
+
+    AUROC: an axis fitted on one half, on the last positions of the other, mean over both ways; an axis that stands for
+    one kind of pairs is judged on those. `random` is the mean over random directions, each turned the way that is better
+    on the half that is fitted, as an axis is; `random_best` their maximum. `stability` is the cosine between the two
+    halves' axes. Null where a figure cannot be had, stability where nothing was `fitted`.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    layers: list[dict[str, Any]] = [{"layer": layer, "auroc": {}, "stability": {}, "random": None, "random_best": None}
+                                    for layer in range(len(found.axes))]
+    if len(samples.pair_R.unique()) >= FEWEST_PAIRS:
+        parts = [samples.of_pairs(half) for half in halves(samples, generator)]
+        ours = [fit(part) for part in parts]
+        drawn = random_basis(samples.positive.shape[2], 1, generator, draws=DRAWS).squeeze(2).mT
+        one, other = ours
+        folds = [(one, parts[0], parts[1]), (other, parts[1], parts[0])]
+        for layer, row in enumerate(layers):
+            for column, name in enumerate(found.axis_names):
+                ways = [_auroc(half, name, layer, found.kind_of_axis.get(column), held_out) for half, _, held_out in folds]
+                row["auroc"][name] = None if None in ways else sum(way for way in ways if way is not None) / 2
+                row["stability"][name] = _agreement(one, other, name, layer) if fitted else None
+            by_chance = torch.tensor([_by_chance(drawn, layer, fit_on, held_out) for _, fit_on, held_out in folds]).mean(0)
+            row["random"], row["random_best"] = by_chance.mean().item(), by_chance.max().item()
+    return {"names": found.axis_names, "layers": layers}
+
+
+def best_layer(axes: dict[str, Any], axis: str, tied: float = 0.005) -> int | None:
+    """The layer at which `axis` separates best, of those within `tied` the one nearest to the middle; None where that was
+    not measured."""
+    measured = [(row["auroc"][axis], row["layer"]) for row in axes["layers"] if row["auroc"].get(axis) is not None]
+    best = [layer for value, layer in measured if value >= max(measured)[0] - tied]
+    return min(best, key=lambda layer: abs(layer - (len(axes["layers"]) - 1) / 2)) if best else None
+
+
+def cosines(ours: Subspace, theirs: Subspace) -> list[dict[str, Any]]:
+    """Per axis of ours: the axis of theirs that is nearest, by the mean cosine over the layers that both have; `chance` is
+    the root mean square cosine of two random directions."""
+    rows = []
+    for column, name in enumerate(ours.axis_names):
+        best: tuple[float, str] = (0.0, "")
+        for other, their_name in enumerate(theirs.axis_names):
+            along = torch.stack([a[:, column] @ b[:, other] for a, b in zip(ours.axes, theirs.axes, strict=True)])
+            both = torch.tensor([bool(a[:, column].any() and b[:, other].any())
+                                 for a, b in zip(ours.axes, theirs.axes, strict=True)])
+            if both.any() and abs(cosine := along[both].mean().item()) > abs(best[0]):
+                best = cosine, their_name
+        rows.append({"axis": name, "nearest": best[1], "cosine": best[0], "chance": ours.provenance.width**-0.5})
+    return rows
+
+
+def _axis(found: Found, name: str, layer: int) -> Tensor | None:
+    if name not in found.axis_names:
+        return None
+    axis = found.axes[layer][:, found.axis_names.index(name)]
+    return axis if bool(axis.any()) else None
+
+
+def _auroc(fitted: Found, name: str, layer: int, kind: int | None, held_out: Samples) -> float | None:
+    rows = held_out.offset_R == 0
+    rows = rows if kind is None else rows & (held_out.kind_R == kind)
+    axis = _axis(fitted, name, layer)
+    if axis is None or not rows.any():
+        return None
+    return auroc(held_out.positive[layer, rows] @ axis, held_out.negative[layer, rows] @ axis)
+
+
+def _agreement(one: Found, other: Found, name: str, layer: int) -> float | None:
+    a, b = _axis(one, name, layer), _axis(other, name, layer)
+    return None if a is None or b is None else (a @ b).item()
+
+
+def _by_chance(drawn_DM: Tensor, layer: int, fit_on: Samples, held_out: Samples) -> list[float]:
+    signs = torch.where(gaps(fit_on)[layer].float() @ drawn_DM < 0, -1.0, 1.0)
+    last = held_out.offset_R == 0
+    positive, negative = (side[layer, last] @ (drawn_DM * signs) for side in (held_out.positive, held_out.negative))
+    return [auroc(above, below) for above, below in zip(positive.mT.contiguous(), negative.mT.contiguous(), strict=True)]

@@ -1,0 +1,172 @@
+"""Every method gives a subspace that routing can use; what a method promises of its axes; what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from routed_rl import pipeline
+from routed_rl.errors import ConfigError, SubspaceError
+from routed_rl.extraction import extract
+from routed_rl.linalg import orthonormality_error
+from routed_rl.model.load import load_model, load_tokenizer, model_hash
+from routed_rl.subspace import Subspace
+from tests.chat import chat_config
+
+WIDTH, LAYERS = 32, 2
+
+
+@pytest.fixture(scope="module")
+def files(tiny, settings):
+    """An SAE folder, a safetensors file of vectors, and two extracted subspaces."""
+    generator = torch.Generator().manual_seed(0)
+    sae = tiny / "sae"
+    sae.mkdir()
+    save_file({"W_dec": torch.randn(9, WIDTH, generator=generator), "W_enc": torch.randn(WIDTH, 9, generator=generator),
+               "b_enc": torch.zeros(9), "b_dec": torch.zeros(WIDTH)}, sae / "sae_weights.safetensors")
+    (sae / "cfg.json").write_text(json.dumps({"architecture": "standard", "hook_name": "blocks.1.hook_resid_pre"}))
+    save_file({"evil.0": torch.randn(WIDTH, generator=generator), "evil.1": torch.randn(WIDTH, generator=generator)},
+              tiny / "vectors.safetensors")
+    for name, method in (("personas", "mean_difference"), ("axis", "assistant_axis")):
+        run(tiny, settings(method=method, rank=2)).save(tiny / name)
+    return tiny
+
+
+def run(folder, config, seed: int = 0, **options) -> Subspace:
+    path = str(folder / "model")
+    model = load_model(path)
+    return extract(model, load_tokenizer(path), config, model_path=path, model_hash=model_hash(model), seed=seed, **options)
+
+
+def settings_of(folder, method: str) -> dict:
+    return {"sae": {"weights": str(folder / "sae"), "latents": [4, 1]}, "file": {"path": str(folder / "vectors.safetensors")},
+            "union": {"parts": [str(folder / "axis"), "mean_difference"]}}.get(method, {})
+
+
+@pytest.mark.parametrize("method", ["assistant_axis", "persona_vectors", "sae", "file", "union"])
+def test_a_subspace_of_every_method_trains(files, settings, tmp_path, method):
+    import dataclasses
+
+    config = dataclasses.asdict(settings(method=method, **settings_of(files, method)))
+    check = config.pop("check")
+    assert check["random"] == 64
+    out = tmp_path / "run"
+    trainer = {"max_steps": 2, "save_steps": 2}
+    pipeline.train(chat_config(files, out, {"ask": {"path": "Ask"}}, subspace=config, trainer=trainer), [])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    subspace = Subspace.load(out / "subspace")
+    assert len(rows) == 2 and subspace.provenance.method == method
+    shifts = [rows[-1][f"ledger/ask/shift/{name}"] for name in subspace.axis_names]
+    assert all(isinstance(shift, float) for shift in shifts) and any(shift != 0 for shift in shifts)
+    assert rows[-1]["ledger/ask/norm"] > 0
+
+
+def test_the_first_axis_of_roles_points_from_the_default_to_them_and_the_components_are_orthogonal_to_it(files, settings):
+    subspace = run(files, settings(method="assistant_axis"))
+    assert subspace.axis_names == ["away_from_assistant", *(f"role_component_{k}" for k in range(1, len(subspace.axis_names)))]
+    assert 2 <= len(subspace.axis_names) <= 4
+    for layer in range(LAYERS):
+        assert orthonormality_error(subspace.directions[layer]) < 1e-5
+        torch.testing.assert_close(subspace.directions[layer][:, 0], subspace.axes[layer][:, 0])
+        assert subspace.scales[layer, 0] == subspace.units[layer]
+    assert subspace.provenance.details["tokens"] == "response_mean" and subspace.provenance.details["kinds"] == 4
+
+
+def test_roles_and_default_exchanged_turn_the_axis_around(files, settings):
+    from routed_rl.subspace import Samples, Size, find
+
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = torch.randn(2, 1, 12, 8, generator=generator)
+    rest = (torch.arange(12), torch.arange(12) % 3, torch.zeros(12, dtype=torch.long))
+    one = find("assistant_axis", Samples(positive, negative, *rest), Size(None, 0.1), 0)
+    other = find("assistant_axis", Samples(negative, positive, *rest), Size(None, 0.1), 0)
+    torch.testing.assert_close(one.axes[0][:, 0], -other.axes[0][:, 0])
+    gap = (positive - negative)[0].mean(0)
+    torch.testing.assert_close(one.axes[0][:, 0], gap / gap.norm())
+
+
+def test_a_trait_has_the_axis_that_it_has_alone(files, settings):
+    both = run(files, settings(method="persona_vectors", tokens="prompt_end", positions=1, last_weight=1.0))
+    alone = run(files, settings(method="persona_vectors", tokens="prompt_end", positions=1, last_weight=1.0, only=["trait1"]))
+    assert both.axis_names == ["persona", "trait0", "trait1", "trait2"] and alone.axis_names == ["persona", "trait1"]
+    for layer in range(LAYERS):
+        torch.testing.assert_close(both.axes[layer][:, 2], alone.axes[layer][:, 1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(both.scales[layer, 2], alone.scales[layer, 1], rtol=1e-4, atol=0)
+
+
+def test_latents_stand_at_the_layer_and_hook_that_their_folder_names(files, settings):
+    subspace = run(files, settings(method="sae", **settings_of(files, "sae")))
+    assert subspace.axis_names == ["latent_4", "latent_1"]
+    assert [basis.shape[1] for basis in subspace.directions] == [0, 2]
+    assert subspace.provenance.details["hook"] == "resid_pre" and subspace.provenance.details["layer"] == 1
+    wide = run(files, settings(method="sae", everywhere=True, flip=True, **settings_of(files, "sae")))
+    assert [basis.shape[1] for basis in wide.directions] == [2, 2]
+    torch.testing.assert_close(wide.axes[1], -subspace.axes[1])
+
+
+def test_a_latents_scale_is_its_mean_active_value_times_its_norm(files, settings):
+    from safetensors.torch import load_file
+
+    subspace = run(files, settings(method="sae", **settings_of(files, "sae")))
+    assert subspace.provenance.details["scaled_by_mean_active_value"] == [4, 1]
+    save_file({name: value * 3 if name == "W_dec" else value for name, value in
+               load_file(files / "sae" / "sae_weights.safetensors").items()}, files / "three.safetensors")
+    three = run(files, settings(method="sae", weights=str(files / "three.safetensors"), latents=[4, 1], layer=1,
+                                hook="resid_pre"))
+    torch.testing.assert_close(three.scales[1], 3 * subspace.scales[1])
+
+
+def test_a_union_of_a_folder_and_a_method_has_both_parts_axes_in_their_order(files, settings):
+    subspace = run(files, settings(method="union", **settings_of(files, "union")))
+    axis = Subspace.load(files / "axis")
+    assert subspace.axis_names[:2] == ["axis.away_from_assistant", "axis.role_component_1"]
+    assert "mean_difference.persona" in subspace.axis_names
+    torch.testing.assert_close(subspace.directions[1][:, :2], axis.directions[1], rtol=0, atol=1e-5)
+    assert subspace.provenance.details["order"] == settings_of(files, "union")["parts"]
+
+
+@pytest.mark.parametrize("hook", ["resid_pre", "resid_mid"])
+def test_another_hook_point_gives_another_subspace_and_is_written_down(files, settings, hook):
+    post, other = run(files, settings(rank=1)), run(files, settings(rank=1, hook=hook))
+    assert other.provenance.details["hook"] == hook
+    assert not torch.allclose(post.axes[1][:, 0], other.axes[1][:, 0], rtol=0, atol=1e-3)
+    if hook == "resid_pre":
+        torch.testing.assert_close(other.axes[1][:, 0], post.axes[0][:, 0], rtol=0, atol=1e-4)
+        assert other.directions[0].shape == (WIDTH, 0)
+        assert other.quality["layers"][1]["auroc"] == post.quality["layers"][0]["auroc"]
+
+
+def test_the_same_seed_gives_the_same_axis_whatever_the_global_random_state(files, settings):
+    one = run(files, settings(method="assistant_axis"))
+    torch.manual_seed(99)
+    assert torch.equal(run(files, settings(method="assistant_axis")).axes[1], one.axes[1])
+    assert not torch.equal(run(files, settings(method="assistant_axis"), seed=1).axes[1], one.axes[1])
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"method": "assistant_axis", "roles": 5}, "5 entries of subspace.roles_file are asked for, .* has 4"),
+    ({"method": "assistant_axis", "only": ["pirate"]}, "names 'pirate', which is not in .*there is role0"),
+    ({"method": "assistant_axis", "only": ["role1"]}, "needs two roles or more, got 1"),
+    ({"method": "assistant_axis", "roles_file": None}, "roles_file is not set"),
+    ({"method": "persona_vectors", "traits_file": "roles"}, 'line 1 has no text "elicit"'),
+])
+def test_lists_that_do_not_fit_are_refused_with_the_place(files, settings, changes, message):
+    if changes.get("traits_file"):
+        changes = changes | {"traits_file": str(files / "roles.jsonl")}
+    with pytest.raises(SubspaceError, match=message):
+        run(files, settings(**changes))
+
+
+def test_lists_in_words_that_the_model_does_not_know_are_refused(files, settings):
+    with pytest.raises(SubspaceError, match=r"\d+% of the words .* are unknown to"):
+        run(files, settings(method="assistant_axis", roles_file="environments/personas/roles.jsonl"))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"method": "sae"}, "needs subspace.weights=FILE and subspace.latents"), ({"method": "union"}, "two parts or more"),
+    ({"hook": "resid"}, "choose from resid_pre"), ({"tokens": "last"}, "choose from prompt_end"),
+    ({"response_tokens": 0}, "response_tokens must be a number >= 1"), ({"roles": -1}, "roles must be a whole number")])
+def test_settings_that_make_no_sense_are_refused_before_anything_is_loaded(settings, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)

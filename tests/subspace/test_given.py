@@ -1,0 +1,150 @@
+"""Rows of an SAE and vectors of other programs' files."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from routed_rl.errors import SubspaceError
+from routed_rl.subspace.sae import read_latents
+from routed_rl.subspace.vectors import placed, read_vectors
+
+WIDTH, COUNT = 8, 20
+
+
+def write_sae(folder, config: dict | None = None, **changes) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"W_dec": torch.randn(COUNT, WIDTH, generator=generator), "W_enc": torch.randn(WIDTH, COUNT, generator=generator),
+               "b_enc": torch.randn(COUNT, generator=generator), "b_dec": torch.randn(WIDTH, generator=generator)} | changes
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in tensors.items() if value is not None},
+              folder / "sae_weights.safetensors")
+    if config is not None:
+        (folder / "cfg.json").write_text(json.dumps(config))
+    return tensors
+
+
+def test_the_rows_of_a_decoder_are_read_in_the_order_asked_for(tmp_path):
+    tensors = write_sae(tmp_path / "sae")
+    latents = read_latents(tmp_path / "sae", [7, 2], WIDTH)
+    torch.testing.assert_close(latents.rows_JD, tensors["W_dec"][[7, 2]])
+    save_file({"decoder.weight": tensors["W_dec"].mT.contiguous()}, tmp_path / "torch.safetensors")
+    torch.testing.assert_close(read_latents(tmp_path / "torch.safetensors", [7, 2], WIDTH).rows_JD, latents.rows_JD)
+
+
+@pytest.mark.parametrize(("config", "place"), [
+    ({"hook_name": "blocks.3.hook_resid_pre"}, (3, "resid_pre")), ({"hook_layer": 5}, (5, None)), ({}, (None, None)),
+    ({"metadata": {"hook_name": "blocks.11.hook_resid_post"}}, (11, "resid_post"))])
+def test_a_saelens_folder_says_which_stream_it_reads(tmp_path, config, place):
+    write_sae(tmp_path / "sae", config)
+    latents = read_latents(tmp_path / "sae", [0], WIDTH)
+    assert (latents.layer, latents.hook) == place
+
+
+def test_the_mean_active_value_is_over_the_activations_at_which_a_latent_is_on(tmp_path):
+    tensors = write_sae(tmp_path / "sae", {"architecture": "standard", "apply_b_dec_to_input": True})
+    stream = torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(1))
+    values = (stream - tensors["b_dec"]) @ tensors["W_enc"][:, 4] + tensors["b_enc"][4]
+    found = read_latents(tmp_path / "sae", [4], WIDTH).mean_active(stream)
+    assert found == [pytest.approx(values[values > 0].mean().item(), rel=1e-5)]
+
+
+def test_a_jumprelu_counts_from_its_threshold_and_a_latent_that_is_never_on_has_no_value(tmp_path):
+    tensors = write_sae(tmp_path / "sae", {"architecture": "jumprelu"}, threshold=torch.tensor([2.0, 1e9] + [0.0] * (COUNT - 2)))
+    stream = torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(1))
+    values = stream @ tensors["W_enc"][:, 0] + tensors["b_enc"][0]
+    on, never = read_latents(tmp_path / "sae", [0, 1], WIDTH).mean_active(stream)
+    assert on == pytest.approx(values[values > 2].mean().item(), rel=1e-5) and never is None
+
+
+@pytest.mark.parametrize(("config", "changes"), [({"architecture": "topk"}, {}), ({}, {"W_enc": None}),
+                                                 ({"normalize_activations": "layer_norm"}, {})])
+def test_where_an_activation_cannot_be_computed_there_is_none(tmp_path, config, changes):
+    write_sae(tmp_path / "sae", config, **changes)
+    assert read_latents(tmp_path / "sae", [0], WIDTH).mean_active(torch.randn(5, WIDTH)) == [None]
+
+
+@pytest.mark.parametrize(("numbers", "width", "message"), [
+    ([20], WIDTH, "latents has 20, but .* has latents 0 to 19"), ([1, 1], WIDTH, "names a latent twice"),
+    ([0], 9, "stream 8 wide, the model's is 9 wide")])
+def test_a_wrong_latent_or_model_is_refused_with_both_numbers(tmp_path, numbers, width, message):
+    write_sae(tmp_path / "sae")
+    with pytest.raises(SubspaceError, match=message):
+        read_latents(tmp_path / "sae", numbers, width)
+
+
+def test_what_is_no_sae_is_refused(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(SubspaceError, match="has no decoder; looked for W_dec.*found x"):
+        read_latents(tmp_path / "x.safetensors", [0], WIDTH)
+    (tmp_path / "y.safetensors").write_text("no")
+    with pytest.raises(SubspaceError, match="is no safetensors file"):
+        read_latents(tmp_path / "y.safetensors", [0], WIDTH)
+    with pytest.raises(SubspaceError, match="there is no file"):
+        read_latents(tmp_path / "none", [0], WIDTH)
+
+
+def read(path, width: int = WIDTH, rank: int | None = None):
+    return read_vectors(path, width, 0.15, rank)
+
+
+def test_vectors_of_a_safetensors_file_belong_to_the_layer_their_name_ends_in(tmp_path):
+    tensors = {"evil.2": torch.randn(WIDTH), "evil.10": torch.randn(WIDTH), "layers.1.sly": torch.randn(2, WIDTH),
+               "all": torch.randn(WIDTH), "stack": torch.randn(12, 1, WIDTH)}
+    save_file(tensors, tmp_path / "v.safetensors")
+    found = read(tmp_path / "v.safetensors")
+    assert set(found) == {"evil", "layers.sly_1", "layers.sly_2", "all", "stack"}
+    torch.testing.assert_close(found["evil"][10], tensors["evil.10"])
+    torch.testing.assert_close(found["layers.sly_2"][1], tensors["layers.1.sly"][1])
+    assert list(found["all"]) == [None] and list(found["stack"]) == list(range(12))
+    axes = {vector.name: vector for vector in placed(found, 12, None, False, False)}
+    assert sorted(axes["evil"].at) == [2, 10] and sorted(axes["all"].at) == list(range(12))
+    assert list({vector.name: vector for vector in placed(found, 12, 4, False, False)}["all"].at) == [4]
+
+
+def test_flip_turns_every_vector_around_and_everywhere_spreads_one_layers(tmp_path):
+    save_file({"evil.2": torch.ones(WIDTH)}, tmp_path / "v.safetensors")
+    (axis,) = placed(read(tmp_path / "v.safetensors"), 4, None, True, True)
+    assert sorted(axis.at) == [0, 1, 2, 3]
+    torch.testing.assert_close(axis.at[0], -torch.ones(WIDTH))
+    with pytest.raises(SubspaceError, match="belongs to layer 2, the model has layers 0 to 1"):
+        placed(read(tmp_path / "v.safetensors"), 2, None, False, False)
+
+
+def test_a_control_vector_in_gguf_is_read_as_llama_cpp_wrote_it(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(tmp_path / "v.gguf"), "controlvector")
+    directions = {layer: torch.randn(WIDTH) for layer in (1, 2)}
+    for layer, direction in directions.items():
+        writer.add_tensor(f"direction.{layer}", direction.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read(tmp_path / "v.gguf")
+    assert set(found) == {"direction"}
+    torch.testing.assert_close(found["direction"], dict(directions))
+
+
+def test_an_adapters_directions_span_what_its_writers_add_and_not_what_its_readers_do(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    b, a = torch.randn(WIDTH, 2, generator=generator), torch.randn(2, 6, generator=generator)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    prefix = "base_model.model.model.layers.3"
+    save_file({f"{prefix}.mlp.down_proj.lora_B.weight": b, f"{prefix}.mlp.down_proj.lora_A.weight": a,
+               f"{prefix}.self_attn.q_proj.lora_B.weight": torch.randn(WIDTH, 2),
+               f"{prefix}.self_attn.q_proj.lora_A.weight": a.clone()}, tmp_path / "adapter_model.safetensors")
+    found = read(tmp_path, rank=8)
+    assert set(found) == {"adapter_1", "adapter_2"} and set(found["adapter_1"]) == {3}
+    basis = torch.stack([found[name][3] for name in found], dim=1)
+    torch.testing.assert_close(basis @ (basis.mT @ b), b, rtol=1e-4, atol=1e-5)
+
+
+def test_other_files_and_widths_are_refused(tmp_path):
+    save_file({"v": torch.ones(WIDTH)}, tmp_path / "v.safetensors")
+    with pytest.raises(SubspaceError, match="v is 8 wide, the model's stream is 9 wide"):
+        read(tmp_path / "v.safetensors", 9)
+    (tmp_path / "v.txt").write_text("no")
+    with pytest.raises(SubspaceError, match="is none of: .*PEFT adapter"):
+        read(tmp_path / "v.txt")
