@@ -106,7 +106,7 @@ def _gather(job: Job, pairs: list[ContrastPair], gather: Callable[[Tensor], Any]
     known = Pairs(pairs, tokens)
     reservoir = Reservoir(known.with_fold(), known.rows(), config.held_out)
     rows = gather(known.alone())
-    read = read_response_mean(job.model, config.hook, job.respond) if responding else read_prompt_end(
+    read = read_response_mean(job.model, config, job.respond) if responding else read_prompt_end(
         job.model, config.hook, max(token.positions for token in tokens))
     for block in blocks(job.model, known, config, read, job.progress):
         rows.add(block)
