@@ -94,7 +94,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert list(VERBS) == ["train", "resume", "extract", "evaluate", "discard", "export", "compare", "audit", "env", "doctor"]
+    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "audit", "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 
@@ -216,7 +216,7 @@ def test_own_parts_need_no_plus():
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice):
-    compose([choice, "subspace.path=DIR"])
+    compose([choice, "subspace.path=DIR", "subspace.weights=FILE", "subspace.latents=[1]", "subspace.parts=[A,B]"])
 
 
 def test_the_command_line_wins_over_an_experiment():

@@ -19,9 +19,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> li
         encoded = _placed(encoded, texts, rows)
     if chats:
         if not tokenizer.chat_template:
-            raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a chat "
-                             "model (experiment=smollm2 is one), write them as text, or set chat_template in the model "
-                             "folder's tokenizer_config.json")
+            raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a "
+                             "model for chats, write them as text, or set chat_template in the model folder's "
+                             "tokenizer_config.json")
         rendered = tokenizer.apply_chat_template(list(chats.values()), add_generation_prompt=True, tokenize=True,
                                                  return_dict=True)
         encoded = _placed(encoded, chats, cast(Any, rendered)["input_ids"])

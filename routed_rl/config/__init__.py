@@ -1,0 +1,58 @@
+"""Every setting and its default. No torch here: `routed-rl --help` and bad overrides must answer at once.
+
+`trainer` is a free mapping: TRL's own `GRPOConfig` fields, checked against that class when the trainer is built.
+`env` maps a name to `path`, `weight`, `probe` and the keyword arguments of the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from routed_rl.config.checks import section, unknown
+from routed_rl.config.model import ModelConfig
+from routed_rl.config.monitor import MonitorConfig, RuleConfig
+from routed_rl.config.results import AuditConfig, EvaluationConfig, TrackingConfig
+from routed_rl.config.rollout import ParityConfig, RolloutConfig
+from routed_rl.config.routing import QuarantineConfig, RandomControlConfig, RoutingConfig
+from routed_rl.config.subspace import SubspaceCheckConfig, SubspaceConfig
+from routed_rl.errors import ConfigError
+
+__all__ = ["AuditConfig", "Config", "EvaluationConfig", "ModelConfig", "MonitorConfig", "ParityConfig", "QuarantineConfig",
+           "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig",
+           "TrackingConfig", "from_mapping", "section", "unknown"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    name: str = "run"
+    """Goes into the default folder's name."""
+    seed: int = 0
+    out: str | None = None
+    """The run folder; null for runs/<time>-<name>."""
+    discard: bool = True
+    """Write the deployed model to RUN/deployed at the end."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    env: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:
+    """Build `cls` from nested plain mappings; an unknown key is refused with the closest known one."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in fields:
+            raise ConfigError(unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
+        if (inner := section(fields[key])) is not None:
+            defaults = getattr(fields[key].default_factory, "keywords", {})
+            value = from_mapping(defaults | (value or {}), inner, f"{prefix}{key}.")
+        values[key] = value
+    return cls(**values)

@@ -1,0 +1,24 @@
+"""The model, and what of it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from routed_rl.config.checks import check_known
+from routed_rl.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    path: str = ""
+    """A folder in Hugging Face format, a hub name, or `gguf:` and a file or an installed distribution that holds one."""
+    dtype: str = "float32"
+    """Of the weights; only float32. `trainer.bf16=true` computes in bf16 with float32 weights."""
+    freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
+    """What is not trained: any of embedding (learned positions included), unembedding, final_norm, post_norm."""
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32":
+            raise ConfigError(f"model.dtype={self.dtype} is not supported: small updates are lost in it and leak into the "
+                              "subspace; keep model.dtype=float32 and set trainer.bf16=true")
+        check_known("model.freeze", self.freeze, ("embedding", "unembedding", "final_norm", "post_norm"))

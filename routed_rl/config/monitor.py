@@ -1,0 +1,58 @@
+"""The monitor's rules: limits and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+
+from routed_rl.config.checks import check_at_least, check_known, section
+
+
+@dataclass(kw_only=True, slots=True)
+class RuleConfig:
+    limit: float | None = None
+    """What may not be passed; null: the rule is off."""
+    allowance: float = 0.0
+    """Of rules that sum up: what a step may add without being counted."""
+    patience: int = 1
+    """Steps in a row past the limit."""
+    action: str = "report"
+    """report, or halt: stop the run after a checkpoint."""
+
+    def __post_init__(self) -> None:
+        check_known("monitor action", [self.action], ("report", "halt"))
+        check_at_least("monitor rule", self, {"allowance": 0, "patience": 1})
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitorConfig:
+    warmup: int = 5
+    """Steps after which verdicts begin; what is summed up counts from the start."""
+    axis: str | None = None
+    """Axis of the subspace along which a shift counts; null for the first, which points to the positive persona."""
+    shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
+    """An environment's persona shift so far, in units of the gap between the personas."""
+    change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
+    """Its growth, summed up: finds where a slow shift began."""
+    push: RuleConfig = field(default_factory=RuleConfig)
+    """An environment's share of the quarantine's growth in a step."""
+    gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
+    """Paid reward minus true score, summed up."""
+    energy: RuleConfig = field(default_factory=RuleConfig)
+    """Routed energy over the mean of isotropic random bases."""
+    size: RuleConfig = field(default_factory=RuleConfig)
+    """|C| over the norm of the retained change."""
+    share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
+    """The routed share of the targets' gradient energy."""
+    collapse: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.95, patience=5))
+    """Share of groups that are all paid alike."""
+
+    def __post_init__(self) -> None:
+        check_at_least("monitor", self, {"warmup": 0})
+
+    def reporting(self) -> MonitorConfig:
+        """The same rules, none of which halts."""
+        rules = {each.name: dataclasses.replace(getattr(self, each.name), action="report")
+                 for each in dataclasses.fields(self) if section(each) is not None}
+        return dataclasses.replace(self, **rules)

@@ -1,0 +1,44 @@
+"""What is measured and kept: evaluation, audit, tracking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from routed_rl.config.checks import check_at_least
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    samples: int = 2000
+    """Completions per environment and model, one per task."""
+    batch_size: int = 500
+    """Completions generated at once."""
+    temperature: float = 1.0
+    max_failures: float = 0.05
+    """Share of completions an environment may fail to score, in training and in evaluation, before the run stops."""
+
+    def __post_init__(self) -> None:
+        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0})
+
+
+@dataclass(kw_only=True, slots=True)
+class AuditConfig:
+    """Of `routed-rl audit`, whose options these are; not part of a run's settings."""
+
+    samples: int = 200
+    """Completions per environment and model."""
+    prompts: int = 64
+    """Prompts per environment at whose ends the stream is compared."""
+    blocks: int = 8
+    """Groups of neighbouring layers, at most."""
+
+    def __post_init__(self) -> None:
+        check_at_least("audit", self, {"samples": 1, "prompts": 1, "blocks": 1})
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    project: str = "routed_rl"
+    """wandb project; wandb itself is asked for with trainer.report_to=wandb."""
+    completions: bool = True
+    """Keep every completion with its scores in completions/*.parquet."""

@@ -1,0 +1,58 @@
+"""What generates the completions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class ParityConfig:
+    every: int = 10
+    """Steps between two checks; the first rollout of a run, and of a resume, is always checked. 0: only those."""
+    limit: float | None = None
+    """Largest difference of a log-probability that is let pass; null for 1e-3 in float32 and 0.5 in bfloat16."""
+    prompts: int = 8
+    """Sequences that are compared: a task's prompt and fixed random tokens after it."""
+
+    def __post_init__(self) -> None:
+        floors: dict[str, float] = {"every": 0, "prompts": 1}
+        check_at_least("rollout.parity", self, floors if self.limit is None else floors | {"limit": 0})
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    engine: str = "transformers"
+    """transformers, vllm_colocate (vLLM in the trainer's process), or vllm_server (one or several `vllm serve`)."""
+    urls: list[str] = field(default_factory=list)
+    """Of the servers, for vllm_server: http://HOST:PORT. Prompts are shared out among them."""
+    launch: bool = False
+    """Start a server on this machine for vllm_server, and stop it at the end."""
+    dtype: str = "float32"
+    """Of the weights that vLLM computes with: float32 or bfloat16."""
+    memory_gb: int = 1
+    """vLLM's cache on a CPU, in GiB."""
+    gpu_memory: float = 0.3
+    """Share of a GPU's memory that vLLM may take."""
+    max_length: int | None = None
+    """Tokens of a prompt and its completion; null for what the model allows."""
+    timeout_s: float = 300
+    """Seconds that a server may take to answer one call."""
+    start_timeout_s: float = 600
+    """Seconds that a server may take to come up."""
+    retries: int = 2
+    """How often a call to a server is made again."""
+    parity: ParityConfig = field(default_factory=ParityConfig)
+
+    def __post_init__(self) -> None:
+        check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))
+        check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16"))
+        check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "retries": 0})
+        if self.engine != "vllm_server" and (self.urls or self.launch):
+            raise ConfigError(f"rollout.urls and .launch are for servers, rollout.engine={self.engine}; set rollout=vllm_server")
+        if self.urls and self.launch:
+            raise ConfigError(f"rollout.launch=true starts a server, but rollout.urls={self.urls} names some; set one of them")
+        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
+            raise ConfigError(f"rollout.urls: {wrong[0]} is no address; write http://HOST:PORT")

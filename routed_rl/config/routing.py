@@ -1,0 +1,58 @@
+"""How changes are routed: the quarantine's step, the ledger's random control, the mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class QuarantineConfig:
+    learning_rate: float = 0.03
+    """Raw step of the quarantine's optimizer, before the bound; coefficient per update."""
+    max_shift: float | None = 0.64
+    """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first moments and of the one second moment, per step."""
+    eps: float = 1e-12
+    """Added to the root of the second moment."""
+    sample_tokens: int = 256
+    """Real tokens per micro-batch over which the bound's root mean square is taken."""
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ConfigError(f"routing.quarantine.betas takes two numbers, got {self.betas}")
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        check_at_least("routing.quarantine", self, {"learning_rate": 0, "eps": 0, "sample_tokens": 1})
+        if self.max_shift is not None and self.max_shift <= 0:
+            raise ConfigError(f"routing.quarantine.max_shift must be > 0 or null, got {self.max_shift}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"routing.quarantine.betas must lie in [0, 1), got {self.betas}")
+
+
+@dataclass(kw_only=True, slots=True)
+class RandomControlConfig:
+    every: int = 16
+    """Steps between two measurements of the ledger against random bases; 0 for never."""
+    draws: int = 16
+    """Random bases per measurement; isotropic and covariance-matched draws take turns."""
+
+    def __post_init__(self) -> None:
+        check_at_least("routing.random_control", self, {"every": 0, "draws": 1})
+
+
+@dataclass(kw_only=True, slots=True)
+class RoutingConfig:
+    mode: str = "route"
+    """none, observe, route, or erase."""
+    cotangent: str | None = None
+    """contained or open; null for the mode's own."""
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
+
+    def __post_init__(self) -> None:
+        check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase"))
+        if self.cotangent is not None:
+            check_known("routing.cotangent", [self.cotangent], ("contained", "open"))
