@@ -1,6 +1,7 @@
 """What an engine must hold to be the policy, or the deployed model: built out of place, one tensor at a time.
 
-Shape letters: D stream width, K rank, N input width of a target, R rank of the adapter. Not covered: sharded parameters.
+Shape letters: D stream width, K rank, N input width of a target, R rank of the adapter. Not covered: sharded parameters, mixtures of
+experts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from routed_rl.errors import RolloutError
 from routed_rl.routing import Target
 
 NamedTensors = Iterable[tuple[str, Tensor]]
@@ -19,6 +21,9 @@ class PolicyWeights:
     """The weights of a model whose writers are routed; `targets` is empty in mode `none`."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        if mixed := [target.name for target in targets if target.expert is not None]:
+            raise RolloutError(f"{mixed[0]} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
+                               "rollout=transformers")
         self.model, self.targets = model, {target.name: target for target in targets}
 
     @property

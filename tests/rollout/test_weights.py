@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from routed_rl.errors import RolloutError
 from routed_rl.rollout import PolicyWeights
 from tests.builders import FAMILIES, Run, merged, tiny
 
 
-@pytest.fixture(params=FAMILIES)
+MIXTURES = ("mixtral", "qwen3_moe")
+
+
+@pytest.fixture(params=[family for family in FAMILIES if family not in MIXTURES])
 def trained(request) -> Run:
     run = Run(tiny(request.param), optimizers="adamw").train(3)
     assert run.quarantine.norm() > 1e-2
@@ -26,6 +30,14 @@ def test_the_policy_is_pushed_and_the_model_is_left_as_it_was(trained):
     assert all(torch.allclose(value, whole[name], atol=1e-6) for name, value in found.items())  # one rounding of W + A C
     assert all(torch.equal(value, before[name]) for name, value in trained.model.state_dict().items())
     assert any(not torch.allclose(found[name], before[name], atol=1e-4) for name in found)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_is_refused_rather_than_pushed_without_its_quarantine(family):
+    run = Run(tiny(family))
+    with pytest.raises(RolloutError, match=r"expert of a mixture.*rollout=transformers"):
+        PolicyWeights(run.model, run.targets)
+    assert list(PolicyWeights(run.model, []).policy())
 
 
 def test_every_parameter_is_pushed_or_frozen(trained):

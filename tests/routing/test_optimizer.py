@@ -62,8 +62,8 @@ def test_no_step_shifts_the_stream_further_than_the_bound_and_a_bounded_one_shif
 
 
 def test_the_bound_is_shared_by_all_targets():
-    target = writer()
-    alone, many = (QuarantineOptimizer(bounded_by(1e-3), [target] * n) for n in (1, 4))
+    target, *others = [writer() for _ in range(4)]
+    alone, many = (QuarantineOptimizer(bounded_by(1e-3), [target, *more]) for more in ([], others))
     target.tape.inputs = [torch.ones(4, 5, dtype=torch.float64)]
     found = []
     for optimizer in (alone, many):
