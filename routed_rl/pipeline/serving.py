@@ -30,8 +30,8 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
         yield None
         return
     if subspace is not None and any(writer.expert is not None for writer in find_writers(parts.model)):
-        raise RolloutError(f"rollout.engine={config.engine} cannot serve {parts.config.model.path}: the quarantine of a mixture of "
-                           "experts is not pushed to vLLM; set rollout=transformers")
+        raise RolloutError(f"rollout.engine={config.engine} cannot serve {parts.config.model.path}: the quarantine of a "
+                           "mixture of experts is not pushed to vLLM; set rollout=transformers")
     with ExitStack() as stack:
         folder = stack.enter_context(_model_folder(parts))
         say(f"rollouts      starting {config.engine}, {config.dtype}")

@@ -1,7 +1,7 @@
 """What an engine must hold to be the policy, or the deployed model: built out of place, one tensor at a time.
 
-Shape letters: D stream width, K rank, N input width of a target, R rank of the adapter. Not covered: sharded parameters, mixtures of
-experts.
+Shape letters: D stream width, K rank, N input width of a target, R rank of the adapter. Not covered: sharded parameters,
+mixtures of experts.
 """
 
 from __future__ import annotations

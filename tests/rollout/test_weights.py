@@ -9,7 +9,6 @@ from routed_rl.errors import RolloutError
 from routed_rl.rollout import PolicyWeights
 from tests.builders import FAMILIES, Run, merged, tiny
 
-
 MIXTURES = ("mixtral", "qwen3_moe")
 
 
