@@ -60,6 +60,12 @@ def load_quarantine(folder: Path, router: Router) -> None:
         router.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
+def quarantined(folder: Path) -> list[str]:
+    """The environments that have a part in a checkpoint's quarantine."""
+    with safe_open(folder / QUARANTINE, "pt") as file:
+        return json.loads(file.metadata()["environments"])
+
+
 def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
     """Rewrite a checkpoint's quarantine for other environments, by name: one that is new begins at nothing, one that is `kept`
     though no longer trained keeps its part and no momentum, the part of any other leaves the coefficients.

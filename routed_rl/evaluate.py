@@ -29,6 +29,7 @@ from routed_rl.envs import (
 )
 from routed_rl.errors import TaskError
 from routed_rl.model.chat import ChatTokens
+from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.rollout import Sampling, Served, begin, play
 
@@ -53,7 +54,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
     done, total, means = 0, config.samples * len(environments), {}
-    with _eval_mode(model), _own_randomness():
+    with eval_mode(model), _own_randomness():
         for loaded in environments if config.samples else []:
             tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
             score_batch = (_player(tokenizer, loaded, scorer, complete, max_new_tokens) if has_episodes(loaded.environment)
@@ -160,17 +161,6 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 def _stable_seed(seed: int, name: str, start: int) -> int:
     """Not `hash`, which is salted anew in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
-
-
-@contextmanager
-def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from routed_rl.cli.options import names
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them; the defaults are in `AuditConfig`."""
@@ -21,7 +23,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     given = {name: value for name in ("samples", "prompts", "blocks") if (value := getattr(arguments, name)) is not None}
     settings = AuditConfig(**given)
-    envs = None if arguments.env is None else [name for names in arguments.env for name in names.split(",") if name]
     from routed_rl import pipeline
 
-    pipeline.audit(arguments.run, settings, envs, arguments.json)
+    pipeline.audit(arguments.run, settings, names(arguments.env), arguments.json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from routed_rl.cli.options import OVERRIDES
 from routed_rl.errors import ConfigError
 
 
@@ -11,7 +12,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument("what", choices=["list", "try", "check"], help="all there are; see prompts and scores; is it sound?")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings as KEY=VALUE, such as env.NAME.weight=2")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     parser.add_argument("--n", type=int, default=3, help="try: how many tasks; default: 3")
     parser.add_argument("--samples", type=int, default=20, help="check: how many tasks; default: 20")
     parser.add_argument("--all", action="store_true", help="check: every setting that the class offers in all_settings()")

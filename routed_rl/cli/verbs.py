@@ -10,10 +10,10 @@ from os.path import exists, join
 from typing import NoReturn
 
 from routed_rl.cli import audit, env
+from routed_rl.cli.options import OVERRIDES, names
 from routed_rl.errors import ConfigError
 
 ARMS = "none,observe,route,control,erase"
-OVERRIDES = "settings as KEY=VALUE (routing.mode=observe), or a group's choice (env=six_secure)"
 LOADING = "routed_rl: loading, about 15 s"
 
 
@@ -100,7 +100,7 @@ def _rollback(arguments: argparse.Namespace) -> None:
     from routed_rl import pipeline
     from routed_rl.cli.compose import compose
 
-    run = pipeline.rollback(arguments.run, arguments.step, _names(arguments.drop) or [], arguments.forget_parts,
+    run = pipeline.rollback(arguments.run, arguments.step, names(arguments.drop) or [], arguments.forget_parts,
                             arguments.overrides, compose)
     print(f"run: {run}", flush=True)
 
@@ -140,7 +140,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = None if is_run else compose(arguments.overrides)
     from routed_rl import pipeline
 
-    pipeline.evaluate(arguments.target, _names(arguments.env), arguments.json, config, arguments.engine)
+    pipeline.evaluate(arguments.target, names(arguments.env), arguments.json, config, arguments.engine)
 
 
 def _discard_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +181,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    arms = _names([arguments.arms]) or []
+    arms = names([arguments.arms]) or []
     if arguments.seeds < 1 or arguments.jobs < 1 or not arms:
         raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {arguments.arms!r} "
                           f"--seeds {arguments.seeds} --jobs {arguments.jobs}")
@@ -217,10 +217,6 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 def _announce() -> None:
     print(LOADING, flush=True)
-
-
-def _names(lists: list[str] | None) -> list[str] | None:
-    return None if lists is None else [name.strip() for names in lists for name in names.split(",") if name.strip()]
 
 
 VERBS: dict[str, Verb] = {

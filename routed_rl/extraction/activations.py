@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from routed_rl.config import SubspaceConfig
 from routed_rl.extraction.contrast import ContrastPair, TokenPair
 from routed_rl.extraction.responses import Respond, respond
+from routed_rl.model.mode import eval_mode
 from routed_rl.model.stream import capturing
 from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace.samples import Samples, concatenated
@@ -148,11 +149,6 @@ def _block(pairs: Pairs, kinds: dict[object, int], members: list[int], sequences
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode and no gradients; the mode is what it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    """Eval mode and no gradients."""
+    with eval_mode(model), torch.no_grad():
+        yield

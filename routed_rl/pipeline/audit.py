@@ -24,7 +24,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, load_parts, make_router
-from routed_rl.pipeline.train import read_config
+from routed_rl.pipeline.record import read_config
 from routed_rl.subspace import Subspace
 
 SHIFT = "shift"

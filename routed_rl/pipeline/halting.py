@@ -12,6 +12,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, broken_seal, read_json, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
+from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.tracking import MetricsFile
 
 COMPLETIONS = 10
@@ -94,13 +95,3 @@ def halted_steps(run: RunFolder) -> set[int]:
     """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
     steps = {int(path.stem[5:]) for path in Path(run.path, "halts").glob("step-*.json")}
     return steps | {fresh_from_step(run)}
-
-
-def fresh_from_step(run: RunFolder) -> int:
-    """The step after which the mixture of a run that went back starts afresh; 0 for every other run."""
-    return read_json(run.manifest).get("fresh_from_step") or 0
-
-
-def inherited(run: RunFolder) -> list[str]:
-    """Environments that are no longer trained and whose parts the run's quarantine still has."""
-    return read_json(run.manifest).get("inherited", [])

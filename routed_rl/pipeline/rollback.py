@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from routed_rl.artifacts import RunFolder, broken_seal, read_json, sealed_folder, write_json
-from routed_rl.checkpoint import move_quarantine, start_afresh
+from routed_rl.artifacts import RunFolder, broken_seal, read_json, sealed_folder
+from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Config
-from routed_rl.envs import load_environments, trained
+from routed_rl.envs import EnvironmentProcess, load_environments, trained
 from routed_rl.errors import CheckpointError, ConfigError
-from routed_rl.pipeline.halting import inherited
-from routed_rl.pipeline.train import Compose, difference, read_config, resume, write_config
+from routed_rl.pipeline.record import (
+    Compose,
+    fresh_from_step,
+    new_folder,
+    read_config,
+    read_overrides,
+    refuse_changes,
+    tell,
+    write_config,
+)
+from routed_rl.pipeline.train import resume
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
@@ -29,16 +36,15 @@ LINEAGE = "lineage"
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
     """Make the new run and train it to its end; returns its folder."""
     old = RunFolder.open(folder)
-    was, typed = read_config(old), (old.path / "overrides.txt").read_text().splitlines()
+    was, typed = read_config(old), read_overrides(old)
     config = changed(was, compose([*typed, *overrides]), drop)
     config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
-    new = RunFolder(config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}")
-    new.refuse_if_taken()
+    new = new_folder(config)
     check_step(old, step)
     config.out = str(new.path)
     fresh = was.env != config.env
-    before, after = (inherited_of(old, was), [loaded.name for loaded in trained(load_environments(config.env))])
-    kept = [] if forget else [name for name in before if name not in after]
+    after, routed = trained_names(config), step > 0 and was.routing.mode != "none"
+    kept = [name for name in quarantined(old.checkpoint(step)) if name not in after] if routed and not forget else []
     new.path.mkdir(parents=True, exist_ok=True)
     write_config(new, config, [*typed, *overrides])
     copy_until(old, new, step)
@@ -46,12 +52,12 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         with sealed_folder(new.checkpoint(step)) as partial:
             shutil.copytree(old.checkpoint(step), partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("COMPLETE.json"))
             start_afresh(partial)
-            if was.routing.mode != "none":
+            if routed:
                 move_quarantine(partial, after, kept)
     elif step:
         shutil.copytree(old.checkpoint(step), new.checkpoint(step))
     lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
-    tell(new, {LINEAGE: lineage, "inherited": kept, "fresh_from_step": step if fresh else None})
+    tell(new, {LINEAGE: lineage, "inherited": kept, "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
     children = read_json(old.manifest).get("children", [])
     tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
     return resume(str(new.path), [], compose)
@@ -59,9 +65,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
 
 def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
     """The new run's config; ConfigError for a change that no checkpoint can follow, or an environment that is not there."""
-    for name in FIXED:
-        if (before := getattr(was, name)) != (after := getattr(wanted, name)):
-            raise ConfigError(f"rollback cannot change {name}: {difference(before, after)}; start a new run with it")
+    refuse_changes(was, wanted, FIXED, "rollback")
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     return dataclasses.replace(wanted, env={name: settings for name, settings in wanted.env.items() if name not in drop})
@@ -75,9 +79,13 @@ def check_step(run: RunFolder, step: int) -> None:
                               "(0 is the base model)")
 
 
-def inherited_of(run: RunFolder, config: Config) -> list[str]:
-    """Environments that have a part in the run's quarantine: those it trains, and those it inherited."""
-    return [*(loaded.name for loaded in trained(load_environments(config.env))), *inherited(run)]
+def trained_names(config: Config) -> list[str]:
+    """The environments that the new run trains, each of which can be built."""
+    loaded = load_environments(config.env)
+    for each in loaded:
+        if isinstance(each.environment, EnvironmentProcess):
+            each.environment.close()
+    return [each.name for each in trained(loaded)]
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
@@ -93,8 +101,3 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
         if int(file.name.split("-")[1]) <= step:
             new.completions.mkdir(exist_ok=True)
             shutil.copy(file, new.completions / file.name)
-
-
-def tell(run: RunFolder, facts: dict[str, Any]) -> None:
-    """Into a run's manifest."""
-    write_json(run.manifest, read_json(run.manifest) | facts)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import shutil
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from routed_rl import __version__, console
-from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
-from routed_rl.config import Config, from_mapping
+from routed_rl import console
+from routed_rl.artifacts import RunFolder, read_json, write_json
+from routed_rl.config import Config
 from routed_rl.envs import check_prompts
-from routed_rl.errors import ConfigError, RolloutError, RoutedRLError
+from routed_rl.errors import RolloutError, RoutedRLError
 from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
@@ -27,8 +23,18 @@ from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
-from routed_rl.pipeline.halting import fresh_from_step, inherited
 from routed_rl.pipeline.plan import show_plan
+from routed_rl.pipeline.record import (
+    Compose,
+    fresh_from_step,
+    inherited,
+    new_folder,
+    read_config,
+    read_overrides,
+    refuse_changes,
+    tell,
+    write_config,
+)
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
@@ -36,16 +42,12 @@ from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
 from routed_rl.training import Watch, build_trainer, check_trainer, training_arguments
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
-Compose = Callable[[list[str]], Config]
 
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start; returns the run folder. `dry_run` shows the plan and writes nothing."""
-    where = config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}"
-    run = RunFolder(where)
-    run.refuse_if_taken()
+    run = new_folder(config)
     parts, begin = _prepared(config, run)
     if dry_run:
         return run.path
@@ -63,15 +65,13 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     run = RunFolder.open(folder)
     config = read_config(run)
     if overrides:
-        wanted = compose([*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
+        wanted = compose([*read_overrides(run), *overrides])
         wanted.out = config.out
-        for name in FIXED_ON_RESUME:
-            if (was := getattr(config, name)) != (now := getattr(wanted, name)):
-                raise ConfigError(f"resume cannot change {name}: {difference(was, now)}; start a new run with it")
+        refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
         config = wanted
     parts, begin = _prepared(config, run)
     if overrides:
-        write_config(run, config, [*(run.path / "overrides.txt").read_text().splitlines(), *overrides])
+        write_config(run, config, [*read_overrides(run), *overrides])
     return _run(parts, run, begin)
 
 
@@ -89,19 +89,6 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
     show_plan(parts, arguments, str(run.path))
     return parts, begin
-
-
-def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
-    """Resolved settings, what was typed, and the versions it ran with."""
-    write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
-    versions = {"routed_rl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    write_json(run.manifest, {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions,
-                              "overrides": overrides})
-    write_text(run.config, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
-
-
-def read_config(run: RunFolder) -> Config:
-    return from_mapping(yaml.safe_load(run.config.read_text()))
 
 
 def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
@@ -207,9 +194,8 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
     """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
     writers = find_writers(parts.model) if parts.config.routing.mode != "none" else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
-    write_json(run.manifest, read_json(run.manifest) | {
-        "model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
-        "unrouted": unrouted(parts.model, writers) if writers else {}})
+    tell(run, {"model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
+               "unrouted": unrouted(parts.model, writers) if writers else {}})
 
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
@@ -239,18 +225,3 @@ class ShowProgress(TrainerCallback):
             reward, norm = logs.get("reward"), logs.get("quarantine/norm")
             note = " ".join([f"reward {reward:.2f}" if reward is not None else "", f"|C| {norm:.2f}" if norm else ""])
             self.advance(state.global_step, state.max_steps, note.strip())
-
-
-def difference(was: Any, now: Any) -> str:
-    """The first setting that differs, as `key: before -> after`."""
-    was, now = (_plain(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
-    if isinstance(was, dict) and isinstance(now, dict):
-        key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
-        return f"{key}: {difference(was.get(key), now.get(key))}"
-    return f"{was} -> {now}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -18,9 +18,8 @@ from routed_rl.evaluate import evaluate as evaluate_model
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace
-from routed_rl.pipeline.halting import inherited
+from routed_rl.pipeline.record import inherited, read_config
 from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.pipeline.train import read_config
 from routed_rl.rollout import Served, check_engine
 from routed_rl.subspace import Subspace
 

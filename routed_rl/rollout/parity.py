@@ -14,6 +14,7 @@ from torch import nn
 
 from routed_rl.config import ParityConfig
 from routed_rl.errors import ParityError
+from routed_rl.model.mode import eval_mode
 from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
@@ -32,17 +33,13 @@ def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> 
 @torch.no_grad()
 def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[float]]:
     """What `Engine.logprobs` answers, by the trainer's own model; it runs in eval mode and goes back."""
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        rows = []
+    device, rows = next(model.parameters()).device, []
+    with eval_mode(model):
         for ids in sequences:
             ids_BT = torch.tensor([ids], device=device)
             logits = model(input_ids=ids_BT, use_cache=False).logits[0, :-1].float()
             rows.append(logits.log_softmax(-1).gather(-1, ids_BT[0, 1:, None]).squeeze(-1).tolist())
-        return rows
-    finally:
-        model.train(training)
+    return rows
 
 
 class ParityCheck:

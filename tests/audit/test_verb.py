@@ -21,7 +21,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.export import merged_policy
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.prompts import encode_prompts
-from routed_rl.pipeline.train import read_config
+from routed_rl.pipeline.record import read_config
 from routed_rl.subspace import Subspace
 
 SHORT = ["trainer.max_steps=4", "trainer.per_device_train_batch_size=64", "trainer.learning_rate=1e-3", "evaluation.samples=0",

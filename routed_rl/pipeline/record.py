@@ -1,0 +1,80 @@
+"""What a run folder says about itself: its settings, what was typed, and the facts in its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from routed_rl import __version__
+from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
+from routed_rl.config import Config, from_mapping
+from routed_rl.errors import ConfigError
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+Compose = Callable[[list[str]], Config]
+
+
+def new_folder(config: Config) -> RunFolder:
+    """Where a run of `config` goes; one that is taken is refused."""
+    run = RunFolder(config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}")
+    run.refuse_if_taken()
+    return run
+
+
+def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
+    """Resolved settings, what was typed, and the versions it ran with."""
+    write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
+    versions = {"routed_rl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    tell(run, {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions, "overrides": overrides})
+    write_text(run.config, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+
+
+def read_config(run: RunFolder) -> Config:
+    return from_mapping(yaml.safe_load(run.config.read_text()))
+
+
+def read_overrides(run: RunFolder) -> list[str]:
+    """What was typed, for the run itself and for each time that it went on with others."""
+    return (run.path / "overrides.txt").read_text().splitlines()
+
+
+def tell(run: RunFolder, facts: dict[str, Any]) -> None:
+    """Into the manifest, beside what it says already."""
+    write_json(run.manifest, (read_json(run.manifest) if run.manifest.exists() else {}) | facts)
+
+
+def fresh_from_step(run: RunFolder) -> int:
+    """The step after which the mixture of a run that went back starts afresh; 0 for every other run."""
+    return read_json(run.manifest).get("fresh_from_step") or 0
+
+
+def inherited(run: RunFolder) -> list[str]:
+    """Environments that are no longer trained and whose parts the run's quarantine still has."""
+    return read_json(run.manifest).get("inherited", [])
+
+
+def refuse_changes(was: Config, wanted: Config, fixed: tuple[str, ...], verb: str) -> None:
+    """ConfigError for the first of the sections `fixed` that differs."""
+    for name in fixed:
+        if (before := getattr(was, name)) != (after := getattr(wanted, name)):
+            raise ConfigError(f"{verb} cannot change {name}: {_difference(before, after)}; start a new run with it")
+
+
+def _difference(was: Any, now: Any) -> str:
+    """The first setting that differs, as `key: before -> after`."""
+    was, now = (_plain(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
+        return f"{key}: {_difference(was.get(key), now.get(key))}"
+    return f"{was} -> {now}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
