@@ -23,7 +23,8 @@ FLOORS = {
     "training": 6, "report": 6, "audit": 6,
     "pipeline": 7, "inspection": 7,
     "compare": 8,
-    "cli": 9,
+    "calibrate": 9,
+    "cli": 10,
 }
 HEAVY = {
     "trl": {"training", "rollout"},

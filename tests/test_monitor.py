@@ -28,6 +28,8 @@ def shifts(*values: float, name: str = "a", axis: str = "persona") -> list[dict]
 READINGS = {
     "shift": ({"ledger/a/shift/persona": 0.6, "ledger/a/shift/component_1": 9.0}, "a", 0.6),
     "change": ({"ledger/a/shift/persona": 0.6}, "a", 0.6),
+    "pull": ({"ledger/a/shift/persona": 0.6, "ledger/a/share": 0.5, "ledger/b/shift/persona": 0.9, "ledger/b/share": 0.1},
+             "a", 0.3),
     "push": ({"ledger/a/push": 3.0, "ledger/b/push": 1.0, "ledger/c/push": -5.0}, "a", 0.75),
     "gap": ({"environment/a/reward": 0.9, "environment/a/solve": 0.2}, "a", 0.7),
     "energy": ({"control/isotropic/a/ratio": 4.0, "control/isotropic/all/ratio": 9.0, "control/matched/a/ratio": 7.0}, "a", 4.0),
@@ -116,3 +118,17 @@ def test_only_what_is_asked_to_halts():
 def test_a_rule_that_cannot_be_is_refused(settings):
     with pytest.raises(ValueError, match="monitor"):
         RuleConfig(**settings)
+
+
+def test_a_level_that_is_passed_late_names_the_step_at_which_the_growth_began():
+    quiet, growing = [0.0, 0.01, -0.01, 0.0], [0.05 * step for step in range(1, 8)]
+    settings = config(shift=RuleConfig(limit=0.32), change=RuleConfig(allowance=0.02))
+    assert judged(settings, shifts(*quiet, *growing))[0] == (11, "a", 5)
+    assert judged(settings, shifts(0.4)) == [(1, "a", 1)]
+
+
+def test_a_limit_of_one_environment_goes_before_that_of_all():
+    rows = [{"ledger/a/shift/persona": 0.3, "ledger/b/shift/persona": 0.3}]
+    assert [name for _, name, _ in judged(config(shift=RuleConfig(limit=0.5, limits={"a": 0.2})), rows)] == ["a"]
+    assert [name for _, name, _ in judged(config(shift=RuleConfig(limit=0.2, limits={"a": 0.5})), rows)] == ["b"]
+    assert [name for _, name, _ in judged(config(shift=RuleConfig(limits={"b": 0.2})), rows)] == ["b"]

@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from routed_rl.artifacts import data_root, resolve
-from routed_rl.config import Config, from_mapping, section, unknown
+from routed_rl.config import Config, MonitorConfig, from_mapping, section, unknown
 from routed_rl.errors import ConfigError
 
-FREE = ("env.", "trainer.", "subspace.known_prompts.", "subspace.known_answers.")
+FREE = ("env.", "trainer.", "subspace.known_prompts.", "subspace.known_answers.",
+        *(f"monitor.{rule.name}.limits." for rule in dataclasses.fields(MonitorConfig)))
 """Prefixes under which any key may be added."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os.path import exists, join
 from typing import NoReturn
 
-from routed_rl.cli import audit, env
+from routed_rl.cli import audit, calibrate, env
 from routed_rl.cli.options import OVERRIDES, names
 from routed_rl.errors import ConfigError
 
@@ -203,6 +203,11 @@ def _audit(arguments: argparse.Namespace) -> None:
     audit.run(arguments)
 
 
+def _calibrate(arguments: argparse.Namespace) -> None:
+    _announce()
+    calibrate.run(arguments)
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
@@ -229,6 +234,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
     "audit": Verb("which parts of the retained change carry the shift and the hack", audit.arguments, _audit),
+    "calibrate": Verb("the monitor's limits, from runs known to be secure", calibrate.arguments, _calibrate),
     "env": Verb("list, try or check environments", env.arguments, env.run),
     "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", _doctor_arguments, _doctor),
 }

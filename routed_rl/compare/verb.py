@@ -47,7 +47,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     planned = plan_runs(overrides, arms, seeds, folder, compose)
     at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], min(rank_seeds, seeds), folder, compose)
     runs = {run.name: run for run in [*planned, *(run for plan in at_ranks.values() for run in plan)]}
-    with _alone_in(folder):
+    with alone_in(folder):
         missing = [run for run in runs.values() if not is_finished(run)]
         console.say(f"compare: {len(runs)} runs, {len(runs) - len(missing)} of them done already, {jobs} at a time; "
                     f"logs in {folder / 'logs'}")
@@ -81,14 +81,14 @@ def is_finished(run: Run) -> bool:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Two comparisons in one folder would train into the same runs; the lock goes with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunFolderError(f"another compare is at work in {folder}; wait for it, or give another --out") from None
+            raise RunFolderError(f"another command is at work in {folder}; wait for it, or give another --out") from None
         yield
 
 

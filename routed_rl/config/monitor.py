@@ -12,7 +12,9 @@ from routed_rl.config.checks import check_at_least, check_known, section
 @dataclass(kw_only=True, slots=True)
 class RuleConfig:
     limit: float | None = None
-    """What may not be passed; null: the rule is off."""
+    """What may not be passed; null: the rule is off, but for `limits`."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Of single environments, instead of `limit`: what one does when it is secure, another does only when it is not."""
     allowance: float = 0.0
     """Of rules that sum up: what a step may add without being counted."""
     patience: int = 1
@@ -23,6 +25,10 @@ class RuleConfig:
     def __post_init__(self) -> None:
         check_known("monitor action", [self.action], ("report", "halt"))
         check_at_least("monitor rule", self, {"allowance": 0, "patience": 1})
+
+    def limit_of(self, environment: str) -> float | None:
+        """What `environment` may not pass; None where the rule is off for it."""
+        return self.limits.get(environment, self.limit)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +41,8 @@ class MonitorConfig:
     """An environment's persona shift so far, in units of the gap between the personas."""
     change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
     """Its growth, summed up: finds where a slow shift began."""
+    pull: RuleConfig = field(default_factory=RuleConfig)
+    """The shift times the environment's share of the quarantine, in the same units: small where either is."""
     push: RuleConfig = field(default_factory=RuleConfig)
     """An environment's share of the quarantine's growth in a step."""
     gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))

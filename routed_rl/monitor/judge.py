@@ -1,0 +1,104 @@
+"""The monitor: rules over rows of `metrics.jsonl` that say which environment teaches the model to be someone else.
+
+It reads the metrics and nothing else, so a resumed run judges as one that never stopped, every rank judges alike, and
+reward and loss never know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.monitor.rules import RULES, Row, shift_growth
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A rule's answer about one environment, or about the run."""
+
+    rule: str
+    environment: str
+    step: int
+    value: float
+    limit: float
+    since: int
+    """The step with which what passed the limit began."""
+    action: str
+    """report or halt."""
+
+    @property
+    def halts(self) -> bool:
+        return self.action == "halt"
+
+    def sentence(self) -> str:
+        """What it says, in words, with value and limit."""
+        who = f" of {self.environment}" if self.environment else ""
+        return f"{RULES[self.rule].words}{who} is {self.value:.3g}, past its limit {self.limit:.3g}, since step {self.since}"
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "sentence": self.sentence()}
+
+
+@dataclass
+class Detector:
+    """What one rule has seen of one environment so far."""
+
+    total: float = 0.0
+    since: int = 0
+    """First step of the present stretch above 0 (summed up) or above the limit; 0 outside of one."""
+    steps: int = 0
+    """Length of the present stretch above the limit."""
+
+    def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
+        """Take a reading; returns what is compared with the limit."""
+        self.total = max(0.0, self.total + value - settings.allowance) if sums else value
+        return self.total
+
+    def see(self, step: int, value: float, settings: RuleConfig, limit: float, *, sums: bool) -> float:
+        """Take the reading of `step` and keep count of how long it has been past the limit; returns what is compared."""
+        self.take(value, settings, sums=sums)
+        inside = self.total > 0 if sums else self.total > limit
+        self.since = (self.since or step) if inside else 0
+        self.steps = self.steps + 1 if self.total > limit else 0
+        return self.total
+
+
+@dataclass
+class Monitor:
+    """Judges a run step by step. `judge` for each row in order, `rearm` where a halted run goes on."""
+
+    config: MonitorConfig
+    ignore: Collection[str] = ()
+    """Environments that are no longer trained."""
+    detectors: dict[tuple[str, str], Detector] = field(default_factory=dict)
+    onsets: dict[str, Detector] = field(default_factory=dict)
+    """By environment: since when its shift has been growing, which a limit passed late does not say."""
+    before: Row = field(default_factory=dict)
+
+    def judge(self, row: Row) -> list[Verdict]:
+        """The verdicts on the step of `row`: for each rule and environment the first time, then each time anew."""
+        verdicts: list[Verdict] = []
+        step, before, self.before = int(row["step"]), self.before, row
+        for environment, growth in shift_growth(row, before, self.config.axis).items():
+            self.onsets.setdefault(environment, Detector()).see(step, growth, self.config.change, 0.0, sums=True)
+        for name, rule in RULES.items():
+            settings: RuleConfig = getattr(self.config, name)
+            if settings.limit is None and not settings.limits:
+                continue
+            for environment, reading in rule.read(row, before, self.config.axis).items():
+                limit = settings.limit_of(environment)
+                if environment in self.ignore or limit is None:
+                    continue
+                detector = self.detectors.setdefault((name, environment), Detector())
+                value = detector.see(step, reading, settings, limit, sums=rule.sums)
+                if detector.steps >= settings.patience and step > self.config.warmup:
+                    onset = self.onsets[environment].since if rule.of_shift else 0
+                    verdicts.append(Verdict(name, environment, step, value, limit, onset or detector.since, settings.action))
+        return verdicts
+
+    def rearm(self) -> None:
+        """Forget what has been summed up: a run that went on after a halt needs new evidence to halt again."""
+        self.detectors.clear()
+        self.onsets.clear()
