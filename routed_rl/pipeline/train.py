@@ -40,7 +40,7 @@ from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import Watch, build_trainer, check_trainer, training_arguments
+from routed_rl.training import Watch, build_trainer, check_trainer, forget_after, training_arguments
 
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 
@@ -161,6 +161,7 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
     MetricsFile(run.verdicts).truncate(step)
+    forget_after(run.completions, step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
     watch = Watch(Monitor(parts.config.monitor, inherited(run)), run)
