@@ -34,9 +34,11 @@ METRICS = {
     "environment/<env>/<flag>": "share of completions with the flag, or mean of a metric",
     "environment/<env>/failures": "completions that could not be scored, in this step",
     "environment/<env>/restarts": "how often its process was started anew so far; absent where never",
+    "evaluation/<model>/<env>/<metric>": "mean over a small fixed sample, every evaluation.every steps; policy or deployed",
     "parity/policy": "largest difference of a log-probability between the rollouts' engine and the trainer, when compared",
     "parity/deployed": "the same with the quarantine off on both sides",
     "time/sync_s": "seconds to push the policy's weights to the rollouts' engine",
+    "time/evaluation_s": "seconds of an evaluation during training; not in time/step_s",
     "train/*": "what TRL logs, under its own names",
 }
 

@@ -71,7 +71,8 @@ class RowBook:
         if axis is not None and axis not in axes.names:
             raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(axes.names)}")
         place, layers = axes.names.index(axis) if axis else 0, sorted({target.layer for target in targets})
-        along = {layer: axes.directions[layer][:, place].to(targets[0].basis) / axes.scales[layer, place].item() for layer in layers}
+        along = {layer: axes.directions[layer][:, place].to(targets[0].basis) / axes.scales[layer, place].item()
+                 for layer in layers}
         self.targets, self.axes_K = targets, dict[str, Tensor]()
         for target in targets:
             # A writer's effect stays in the stream, so the ledger reads it at its own and at all later layers.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class RoutedTrainerMixin:
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
+        self.evaluator: Callable[[int], dict[str, float]] | None = None
+        """(step) -> metrics of an evaluation that is due after it."""
         self.rollout_metrics: dict[str, float] = {}
         """Of this step's rollouts, from whoever made them."""
         super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -145,6 +148,8 @@ class RoutingCallback(TrainerCallback):
         self.trainer.step_routing(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.evaluator is not None:
+            self.trainer.step_metrics |= self.trainer.evaluator(state.global_step)
         # The default flow callback runs first and has decided by now whether TRL logs this step.
         if not control.should_log:
             self.trainer.write_unlogged_step()

@@ -25,15 +25,16 @@ class Told:
     """A float64 model whose router tells its rows apart, driven as the trainer does."""
 
     def __init__(self, family: str = "gpt2", mode: str = "route", *, told: bool = True, axis: str | None = None,
-                 reentrant: bool | None = None, **quarantine) -> None:
+                 reentrant: bool | None = None, **settings) -> None:
         self.model, bases = tiny(family, dtype=torch.float64), random_bases(2)
         context = RoutingContext()
         self.targets = find_targets(self.model, bases, context, environments=3)
         self.axes = Axes(["hacker", "careless"], [basis[:, :2] for basis in bases], torch.tensor([[2.0, 1.0], [4.0, 1.0]]))
         freeze(self.model, FROZEN)
-        config = RoutingConfig(mode=mode, quarantine=QuarantineConfig(**quarantine), random_control=RandomControlConfig(every=0))
+        config = RoutingConfig(mode=mode, quarantine=QuarantineConfig(**settings), random_control=RandomControlConfig(every=0))
         rows = RowBook(self.targets, self.axes, axis) if told else None
-        self.router = Router(Quarantine(self.targets, ["a", "b", "c"], context), config, self.axes, torch.zeros(2, 4, 16), 5, rows)
+        quarantine = Quarantine(self.targets, ["a", "b", "c"], context)
+        self.router = Router(quarantine, config, self.axes, torch.zeros(2, 4, 16), 5, rows)
         self.optimizer = OPTIMIZERS["adamw"]([p for p in self.model.parameters() if p.requires_grad])
         if reentrant is not None:
             self.model.train()
