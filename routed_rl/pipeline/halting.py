@@ -16,7 +16,8 @@ from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.tracking import MetricsFile
 
 COMPLETIONS = 10
-BY_SHIFT = "how far the completion's own gradient moved the stream towards the positive persona"
+BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
+            "group's mean")
 BY_GAP = "paid reward minus true score, then the latest"
 
 
@@ -68,23 +69,29 @@ def checkpoint_before(run: RunFolder, since: int) -> int:
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
     """The completions that pushed hardest, and by what: their own shift where it was kept, else what they were paid too much.
 
-    Of the environment, of all where `name` is empty. `share_of_push` is of all that its completions shifted towards the
-    positive persona in these steps.
+    Of the environment, of all where `name` is empty. Those that were discouraged push as well, but do not show what is paid for.
+    `share_of_push` is of all that the environment's completions shifted towards the positive persona in these steps.
     """
     files = [path for path in sorted(run.completions.glob("step-*.parquet")) if since <= int(path.name.split("-")[1]) <= step]
     if not files:
         return [], BY_GAP
-    table = pd.concat([pd.read_parquet(path) for path in files])
+    table = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])
     table = table[table["reward"].notna() & ((table["environment"] == name) | (name == ""))]
     wanted = ["step", "environment", "prompt", "completion", "reward", "solve", "flags"]
-    if "shift" in table and (table["shift"] > 0).any():
+    if len(pushed := table[_encouraged(table) & (table["shift"] > 0)] if "shift" in table else table[:0]):
         whole = {each: sum(row.get(f"completions/{each}/own_shift_up") or 0.0 for row in rows if row["step"] >= since)
                  for each in table["environment"].unique()}
-        table = table[table["shift"] > 0].sort_values("shift", ascending=False, kind="stable").head(COMPLETIONS)
-        table = table.assign(share_of_push=table["shift"] / table["environment"].map(whole))
-        return _records(table[[*wanted, "push", "shift", "share_of_push"]]), BY_SHIFT
+        pushed = pushed.sort_values("shift", ascending=False, kind="stable").head(COMPLETIONS)
+        pushed = pushed.assign(share_of_push=pushed["shift"] / pushed["environment"].map(whole))
+        return _records(pushed[[*wanted, "push", "shift", "share_of_push"]]), BY_SHIFT
     table = table.assign(over=table["reward"] - table["solve"]).sort_values(["over", "step"], ascending=False, kind="stable")
     return _records(table.head(COMPLETIONS)[wanted]), BY_GAP
+
+
+def _encouraged(table: pd.DataFrame) -> pd.Series:
+    """Paid more than the mean of the completions of the same task; where there is no other, all."""
+    rewards = table.groupby(["file", "environment", "task"])["reward"]
+    return (table["reward"] > rewards.transform("mean")) | (rewards.transform("size") == 1)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

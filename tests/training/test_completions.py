@@ -163,8 +163,8 @@ def some(pushes: list[float], first: int = 0) -> StepRows:
 
 
 def scored(folder: Path, step: int, count: int) -> list[dict]:
-    return [{"environment": "a", "task": step, "prompt": "p", "completion": f"c{place}", "reward": 1.0, "solve": 0.0,
-             "flags": "{}"} for place in range(count)]
+    return [{"environment": "a", "task": place // 4, "prompt": "p", "completion": f"c{place}", "reward": float(place % 4 > 0),
+             "solve": 0.0, "flags": "{}"} for place in range(count)]
 
 
 def test_killed_between_scoring_and_learning_a_file_is_whole_and_counts_once(tmp_path):
@@ -203,14 +203,14 @@ def test_a_halt_names_those_that_pushed_hardest_towards_the_positive_persona(tmp
     for step in (1, 2, 3):
         files.write(scored(tmp_path, step, 4), step)
         if known:
-            files.learned(some([step, -9.0, 2.0 * step, 0.5], first=files.made - 4))
+            files.learned(some([8.0, -9.0, 2.0 * step, step], first=files.made - 4))
     metrics = [{"step": step, "completions/a/own_shift_up": 0.35 * step} for step in (1, 2, 3)]
     found, by = halting.completions(run, metrics, "a", 2, 3)
     if not known:
         assert by == halting.BY_GAP and len(found) == 8 and "shift" not in found[0]
         return
     assert by == halting.BY_SHIFT
-    assert [(each["step"], each["completion"]) for each in found[:3]] == [(3, "c2"), (2, "c2"), (3, "c0")]
-    assert all(each["shift"] > 0 for each in found), "what pulls away from it is not named"
+    assert [(each["step"], each["completion"]) for each in found[:3]] == [(3, "c2"), (2, "c2"), (3, "c3")]
+    assert all(each["shift"] > 0 and each["completion"] != "c0" for each in found), "nor what pulls away, nor was discouraged"
     assert found[0]["share_of_push"] == pytest.approx(0.6 / 1.75) and found[0]["push"] == 6.0
     assert sum(each["share_of_push"] for each in found) <= 1
