@@ -64,7 +64,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
             scores: list[Score | None] = []
             for start in range(0, len(tasks), config.batch_size):
                 # Seeded anew for each batch: how far the last one ran depends on the model.
-                torch.manual_seed(batch_seed := _stable_seed(seed, loaded.name, start))
+                _seed(batch_seed := _stable_seed(seed, loaded.name, start))
                 batch = slice(start, start + config.batch_size)
                 scores += score_batch(tasks[batch], batch_seed)
                 scorer.check()
@@ -163,6 +163,13 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 def _stable_seed(seed: int, name: str, start: int) -> int:
     """Not `hash`, which is salted anew in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
+
+
+def _seed(seed: int) -> None:
+    """Every global source, since an environment in this process may draw from any."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager
