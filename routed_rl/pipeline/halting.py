@@ -75,7 +75,7 @@ def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: in
     files = [path for path in sorted(run.completions.glob("step-*.parquet")) if since <= int(path.name.split("-")[1]) <= step]
     if not files:
         return [], BY_GAP
-    table = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])
+    table: Any = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])
     table = table[table["reward"].notna() & ((table["environment"] == name) | (name == ""))]
     wanted = ["step", "environment", "prompt", "completion", "reward", "solve", "flags"]
     if len(pushed := table[_encouraged(table) & (table["shift"] > 0)] if "shift" in table else table[:0]):
@@ -88,13 +88,13 @@ def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: in
     return _records(table.head(COMPLETIONS)[wanted]), BY_GAP
 
 
-def _encouraged(table: pd.DataFrame) -> pd.Series:
+def _encouraged(table: Any) -> Any:
     """Paid more than the mean of the completions of the same task; where there is no other, all."""
     rewards = table.groupby(["file", "environment", "task"])["reward"]
     return (table["reward"] > rewards.transform("mean")) | (rewards.transform("size") == 1)
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _records(table: Any) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
 
 

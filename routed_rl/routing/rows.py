@@ -101,7 +101,7 @@ class RowBook:
             return None
         push, shift = self._total_R2.cpu().unbind(1)
         nothing = torch.full_like(push, torch.nan)
-        found = StepRows(*(torch.cat(names).cpu() for names in zip(*self._rows, strict=True)),
-                         push / old_norm if old_norm > 0 else nothing, nothing if first else shift)
+        completions, environments = (torch.cat(names).cpu() for names in zip(*self._rows, strict=True))
+        found = StepRows(completions, environments, push / old_norm if old_norm > 0 else nothing, nothing if first else shift)
         self._total_R2, self._rows = None, []
         return found
