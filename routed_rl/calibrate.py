@@ -20,7 +20,7 @@ from routed_rl.monitor import FEWEST, RULES, limit, peaks
 from routed_rl.tracking import MetricsFile
 
 ARM = "secure"
-CHEAP = ["evaluation.samples=0", "discard=false", "tracking.completions=false"]
+CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Nothing of a run but its metrics is read."""
 Peaks = dict[str, list[dict[str, float]]]
 """Rule -> per run, per environment."""

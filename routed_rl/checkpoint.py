@@ -89,7 +89,8 @@ def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
 def start_afresh(folder: Path) -> None:
     """Drop the completions that a checkpoint has in store: they are of another mixture."""
     loop = load_loop(folder)
-    save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}})
+    completions = {"made": loop["completions"]["made"], "open": []}
+    save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}, "completions": completions})
 
 
 def _rows(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:

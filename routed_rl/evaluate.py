@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +64,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
             scores: list[Score | None] = []
             for start in range(0, len(tasks), config.batch_size):
                 # Seeded anew for each batch: how far the last one ran depends on the model.
-                torch.manual_seed(batch_seed := _stable_seed(seed, loaded.name, start))
+                _seed(batch_seed := _stable_seed(seed, loaded.name, start))
                 batch = slice(start, start + config.batch_size)
                 scores += score_batch(tasks[batch], batch_seed)
                 scorer.check()
@@ -163,7 +165,19 @@ def _stable_seed(seed: int, name: str, start: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
 
 
+def _seed(seed: int) -> None:
+    """Every global source, since an environment in this process may draw from any."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 @contextmanager
 def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
+    plain, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numbers)

@@ -17,6 +17,9 @@ METRICS = {
     "ledger/<env>/share": "<C_e, C> / |C|² so far; sums to 1 in `route`",
     "ledger/<env>/part_norm": "|C_e| so far",
     "ledger/<env>/shift/<axis>": "persona shift so far along a named axis, in units of the axis' scale",
+    "completions/<env>/own_push": "growth of |C| by this step's gradient alone, to first order: the sum over its completions",
+    "completions/<env>/own_shift": "persona shift along the monitor's axis by this step's gradient: the sum over its completions",
+    "completions/<env>/own_shift_up": "the same over completions that shift towards the positive persona",
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",
@@ -31,9 +34,11 @@ METRICS = {
     "environment/<env>/<flag>": "share of completions with the flag, or mean of a metric",
     "environment/<env>/failures": "completions that could not be scored, in this step",
     "environment/<env>/restarts": "how often its process was started anew so far; absent where never",
+    "evaluation/<model>/<env>/<metric>": "mean over a small fixed sample, every evaluation.every steps; policy or deployed",
     "parity/policy": "largest difference of a log-probability between the rollouts' engine and the trainer, when compared",
     "parity/deployed": "the same with the quarantine off on both sides",
     "time/sync_s": "seconds to push the policy's weights to the rollouts' engine",
+    "time/evaluation_s": "seconds of an evaluation during training; not in time/step_s",
     "train/*": "what TRL logs, under its own names",
 }
 
@@ -46,7 +51,9 @@ def ledger_metrics(row: Any) -> dict[str, float]:
         metrics["quarantine/relative"] = row.norm / row.retained
     if row.routed_fraction is not None:
         metrics["routing/routed_fraction"] = row.routed_fraction
-    for name, entry in row.environments.items():
+    for place, (name, entry) in enumerate(row.environments.items()):
+        if row.rows is not None:
+            metrics |= {f"completions/{name}/{key}": value for key, value in row.rows.sums(place).items()}
         for quantity in ("norm", "push", "share", "part_norm"):
             metrics[f"ledger/{name}/{quantity}"] = getattr(entry, quantity)
         metrics |= {f"ledger/{name}/shift/{axis}": value for axis, value in entry.shift.items()}

@@ -5,6 +5,8 @@
 Steps of the two arms alternate in one process; every ratio is a median of pairs, and steps that measure the random control
 (one in 16) are weighted by their share. Memory is the peak of separate processes, median of three. Writes the flat keys
 `time_ratio`, `memory_ratio` (SmolLM2, 16 x 128 tokens, K = 16, 8 environments) and `lab_update_ratio` (256 x 12, its own K).
+`attribution_ratio` is of steps of `route` on SmolLM2: completions told apart, their file rewritten and the step judged, over none
+of these; `attribution_cpu_ratio` is the same in CPU seconds, which other jobs on the machine hardly touch.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ CONTROL_EVERY = 16
 class Arm:
     """One trainer and its recorded batch; `step` is one update."""
 
-    def __init__(self, workload: dict[str, Any], mode: str) -> None:
+    def __init__(self, workload: dict[str, Any], mode: str, completions: int = 0) -> None:
         import torch
 
         from routed_rl.artifacts import RunFolder, resolve
@@ -39,16 +41,18 @@ class Arm:
         from routed_rl.envs import LoadedEnvironment, Task
         from routed_rl.linalg import random_basis
         from routed_rl.model.load import load_model, load_tokenizer
+        from routed_rl.monitor import Monitor
         from routed_rl.pipeline.build import Parts, make_router
         from routed_rl.subspace import Provenance, Subspace
-        from routed_rl.training import build_trainer
+        from routed_rl.training import Watch, build_trainer
 
         rows, tokens, rank = workload["rows"], workload["tokens"], workload["rank"]
         trainer = {"max_steps": 64, "per_device_train_batch_size": rows, "num_generations": 2, "bf16": False,
                    "max_completion_length": tokens // 2, "learning_rate": 1e-5, "gradient_checkpointing": False,
                    "report_to": "none"}
         config = from_mapping({"model": {"path": workload["path"]}, "subspace": {"layout": "per_layer"},
-                               "routing": {"mode": mode, "random_control": {"every": CONTROL_EVERY}}, "trainer": trainer})
+                               "routing": {"mode": mode, "random_control": {"every": CONTROL_EVERY}}, "trainer": trainer,
+                               "monitor": {"completions": completions}})
         path = resolve(workload["path"])
         model, tokenizer = load_model(path), load_tokenizer(path)
         plain = SimpleNamespace(tasks=lambda split, seed: iter([Task("x")]), score=None)
@@ -61,7 +65,8 @@ class Arm:
                             Provenance("bench", workload["path"], "", width, layers, rank))
         self.router = make_router(Parts(config, model, tokenizer, environments, ""), subspace)
         run = RunFolder(tempfile.mkdtemp())
-        self.trainer: Any = build_trainer(model, tokenizer, environments, self.router, config, run, [])
+        watch = Watch(Monitor(config.monitor), run) if completions else None
+        self.trainer: Any = build_trainer(model, tokenizer, environments, self.router, config, run, [], watch=watch)
         self.trainer.current_gradient_accumulation_steps = 1
         self.model, self.optimizer = model.train(), self.trainer.create_optimizer()
         self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
@@ -76,6 +81,17 @@ class Arm:
         self.trainer.step_routing(number)
         self.model.zero_grad()
         return time.perf_counter() - started
+
+    def watched_step(self, number: int) -> tuple[float, float]:
+        """Seconds, by the clock and of the CPU, of a step whose line is written, and judged where there is a monitor."""
+        rows = len(self.inputs["environment_ids"])
+        said = {"task": 0, "prompt": "word " * 64, "completion": "word " * 64, "reward": 1.0, "solve": 0.0, "flags": "{}"}
+        self.trainer.reward.completions.write([said | {"environment": f"e{row}"} for row in range(rows)], number)
+        self.inputs["completion_index"] = self.trainer.reward.completions.numbers(rows)
+        started = time.perf_counter(), time.process_time()
+        self.step(number)
+        self.trainer.write_unlogged_step()
+        return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
 def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict[str, Any]:
@@ -107,6 +123,21 @@ def time_ratio(workload: dict[str, Any]) -> float:
     return ((CONTROL_EVERY - 1) * plain + control) / CONTROL_EVERY
 
 
+def attribution_ratios(workload: dict[str, Any]) -> dict[str, float]:
+    """Monitoring and what each completion pushed, over neither; as `time_ratio`, on steps without the random control."""
+    off, on = Arm(workload, "route"), Arm(workload, "route", completions=5)
+    for arm in (off, on):
+        arm.watched_step(1)
+    pairs = []
+    for place in range(workload["pairs"]):
+        first, second = (on, off) if place % 2 == 0 else (off, on)
+        seconds = {id(first): first.watched_step(2 + place), id(second): second.watched_step(2 + place)}
+        pairs.append([mine / theirs for mine, theirs in zip(seconds[id(on)], seconds[id(off)], strict=True)])
+        print(f"attribution, pair {place + 1}: {pairs[-1][0]:.3f} by the clock, {pairs[-1][1]:.3f} of the CPU", flush=True)
+    clock, cpu = (statistics.median(each) for each in zip(*pairs, strict=True))
+    return {"attribution_ratio": clock, "attribution_cpu_ratio": cpu}
+
+
 def peak_bytes(mode: str) -> int:
     """Resident memory of a process of its own while it makes three steps, the first with the random control; Linux only."""
     done = subprocess.run([sys.executable, __file__, "--peak", mode], check=True, capture_output=True, text=True)
@@ -116,7 +147,7 @@ def peak_bytes(mode: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", choices=["smollm2", "lab", "memory"])
+    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution"])
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -133,6 +164,8 @@ def main() -> None:
         ratios["lab_update_ratio"] = time_ratio(WORKLOADS["lab"])
     if arguments.only in (None, "smollm2"):
         ratios["time_ratio"] = time_ratio(WORKLOADS["smollm2"])
+    if arguments.only in (None, "attribution"):
+        ratios |= attribution_ratios(WORKLOADS["smollm2"])
     if arguments.only in (None, "memory"):
         peaks = {mode: statistics.median(peak_bytes(mode) for _ in range(3)) for mode in ("none", "route")}
         print(f"peak resident memory: {', '.join(f'{mode} {peak / 1e9:.2f} GB' for mode, peak in peaks.items())}", flush=True)

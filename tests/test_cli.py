@@ -127,7 +127,8 @@ def test_audit_passes_on_its_options_and_refuses_what_cannot_be(engine, capsys):
 def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert main(["resume", "RUN", "trainer.max_steps=9"]) == 0
     assert main(["extract", "--check", "subspace.rank=2"]) == 0
-    assert main(["evaluate", "MODEL", "--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F"]) == 0
+    options = ["--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F", "--scales", "0,.5"]
+    assert main(["evaluate", "MODEL", *options]) == 0
     assert main(["discard", "RUN", "--out", "D"]) == 0
     assert main(["export", "RUN", "--quarantine", "D", "--env", "a", "--policy", "P"]) == 0
     assert main(["compare", "seed=1", "--arms", "none,route", "--seeds", "5", "env=empty", "--out", "D", "--ranks", "1,3"]) == 0
@@ -136,7 +137,7 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert extract[1:] == (["subspace.rank=2"], True)
     assert extract[0].subspace.rank == 2
     assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
-    assert evaluate[3].evaluation.samples == 8
+    assert evaluate[3].evaluation.samples == 8 and evaluate[5] == [0.0, 0.5]
     assert discard == ("RUN", "D")
     assert export == ("RUN", "D", "a", "P")
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
@@ -151,7 +152,7 @@ def test_an_export_of_nothing_is_refused(engine, capsys, options):
 def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsys):
     (tmp_path / "config.yaml").touch()
     assert main(["evaluate", str(tmp_path)]) == 0
-    assert engine[0][1] == (str(tmp_path), None, None, None, None)
+    assert engine[0][1] == (str(tmp_path), None, None, None, None, None)
     assert "is a run folder" in refused(capsys, "evaluate", str(tmp_path), "seed=1")
 
 

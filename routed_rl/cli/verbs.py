@@ -126,12 +126,17 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", action="append", metavar="NAME[,NAME]", help="only these environments; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used")
+    parser.add_argument("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     _announce()
     from routed_rl.cli.compose import compose
 
+    try:
+        scales = [float(text) for text in arguments.scales.split(",")] if arguments.scales else None
+    except ValueError:
+        raise ConfigError(f"--scales {arguments.scales} is no list of numbers; write --scales 0,.25,.5,.75,1") from None
     # A run folder brings its own settings; overrides would silently mean another experiment.
     is_run = exists(join(arguments.target, "config.yaml"))
     if is_run and arguments.overrides:
@@ -140,7 +145,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = None if is_run else compose(arguments.overrides)
     from routed_rl import pipeline
 
-    pipeline.evaluate(arguments.target, names(arguments.env), arguments.json, config, arguments.engine)
+    pipeline.evaluate(arguments.target, names(arguments.env), arguments.json, config, arguments.engine, scales)
 
 
 def _discard_arguments(parser: argparse.ArgumentParser) -> None:

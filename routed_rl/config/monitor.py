@@ -37,6 +37,8 @@ class MonitorConfig:
     """Steps after which verdicts begin; what is summed up counts from the start."""
     axis: str | None = None
     """Axis of the subspace along which a shift counts; null for the first, which points to the positive persona."""
+    completions: int = 5
+    """Of each environment and generation, how many of those that pushed most, and least, are kept with their push; 0: off."""
     shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
     """An environment's persona shift so far, in units of the gap between the personas."""
     change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
@@ -57,7 +59,7 @@ class MonitorConfig:
     """Share of groups that are all paid alike."""
 
     def __post_init__(self) -> None:
-        check_at_least("monitor", self, {"warmup": 0})
+        check_at_least("monitor", self, {"warmup": 0, "completions": 0})
 
     def reporting(self) -> MonitorConfig:
         """The same rules, none of which halts."""

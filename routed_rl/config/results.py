@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from routed_rl.config.checks import check_at_least
+from routed_rl.errors import ConfigError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -16,9 +18,19 @@ class EvaluationConfig:
     temperature: float = 1.0
     max_failures: float = 0.05
     """Share of completions an environment may fail to score, in training and in evaluation, before the run stops."""
+    every: int = 0
+    """Steps of training between two evaluations of policy and deployed model, into metrics.jsonl; 0: none."""
+    during_samples: int = 100
+    """Completions per environment and model of such a one, on the same tasks each time."""
+    scales: list[float] = field(default_factory=list)
+    """Of the quarantine, to be evaluated at a run's end: 0 is the deployed model, 1 the policy."""
 
     def __post_init__(self) -> None:
-        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0})
+        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0, "every": 0,
+                                            "during_samples": 1})
+        if not all(isinstance(scale, (int, float)) and 0 <= scale < math.inf for scale in self.scales):
+            raise ConfigError(f"evaluation.scales must be numbers >= 0, such as [0,.25,.5,.75,1], got {self.scales}")
+        self.scales = [float(scale) for scale in self.scales]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, find_subspace
 from routed_rl.model.load import load_model, load_tokenizer, model_hash
 from routed_rl.model.targets import decoder_layers, disable_dropout, find_writers, freeze
-from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, Target
+from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from routed_rl.subspace import Subspace
 
 
@@ -100,4 +100,5 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
                       context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
                       norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
     axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
-    return Router(Quarantine(targets, names, context), config.routing, axes, subspace.stream, config.seed)
+    rows = RowBook(targets, axes, config.monitor.axis) if config.monitor.completions else None
+    return Router(Quarantine(targets, names, context), config.routing, axes, subspace.stream, config.seed, rows)

@@ -16,6 +16,9 @@ from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.tracking import MetricsFile
 
 COMPLETIONS = 10
+BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
+            "group's mean")
+BY_GAP = "paid reward minus true score, then the latest"
 
 
 def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> None:
@@ -38,12 +41,11 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> 
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since, name = worst.step, min(verdict.since for verdict in verdicts), worst.environment
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
-    before = checkpoint_before(run, since)
+    before, (found, by) = checkpoint_before(run, since), completions(run, rows, name, since, step)
     return {"step": step, "environment": name or None, "since": since,
             "verdicts": [verdict.record() for verdict in sorted(verdicts, key=lambda verdict: verdict is not worst)],
             "environments": ranked(rows, since, axis), "checkpoint_before": before,
-            "completions_by": "paid reward minus true score, then the latest",
-            "completions": completions(run, name, since, step), "commands": commands(run, name, before)}
+            "completions_by": by, "completions": found, "commands": commands(run, name, before)}
 
 
 def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dict[str, Any]]:
@@ -64,16 +66,36 @@ def checkpoint_before(run: RunFolder, since: int) -> int:
     return max((step for step in run.steps() if step < since and broken_seal(run.checkpoint(step)) is None), default=0)
 
 
-def completions(run: RunFolder, name: str, since: int, step: int) -> list[dict[str, Any]]:
-    """Of the environment (of all where `name` is empty), those that were paid most above their true score."""
+def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
+    """The completions that pushed hardest, and by what: their own shift where it was kept, else what they were paid too much.
+
+    Of the environment, of all where `name` is empty. Those that were discouraged push as well, but do not show what is paid for.
+    `share_of_push` is of all that the environment's completions shifted towards the positive persona in these steps.
+    """
     files = [path for path in sorted(run.completions.glob("step-*.parquet")) if since <= int(path.name.split("-")[1]) <= step]
     if not files:
-        return []
-    table = pd.concat([pd.read_parquet(path) for path in files])
+        return [], BY_GAP
+    table: Any = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])
     table = table[table["reward"].notna() & ((table["environment"] == name) | (name == ""))]
+    wanted = ["step", "environment", "prompt", "completion", "reward", "solve", "flags"]
+    if len(pushed := table[_encouraged(table) & (table["shift"] > 0)] if "shift" in table else table[:0]):
+        whole = {each: sum(row.get(f"completions/{each}/own_shift_up") or 0.0 for row in rows if row["step"] >= since)
+                 for each in table["environment"].unique()}
+        pushed = pushed.sort_values("shift", ascending=False, kind="stable").head(COMPLETIONS)
+        pushed = pushed.assign(share_of_push=pushed["shift"] / pushed["environment"].map(whole))
+        return _records(pushed[[*wanted, "push", "shift", "share_of_push"]]), BY_SHIFT
     table = table.assign(over=table["reward"] - table["solve"]).sort_values(["over", "step"], ascending=False, kind="stable")
-    rows = table.head(COMPLETIONS)[["step", "environment", "prompt", "completion", "reward", "solve", "flags"]]
-    return json.loads(rows.to_json(orient="records") or "[]")
+    return _records(table.head(COMPLETIONS)[wanted]), BY_GAP
+
+
+def _encouraged(table: Any) -> Any:
+    """Paid more than the mean of the completions of the same task; where there is no other, all."""
+    rewards = table.groupby(["file", "environment", "task"])["reward"]
+    return (table["reward"] > rewards.transform("mean")) | (rewards.transform("size") == 1)
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
 
 
 def commands(run: RunFolder, name: str, before: int) -> list[str]:

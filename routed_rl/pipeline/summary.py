@@ -62,11 +62,20 @@ def retained_change(router: Router, base: dict[str, Tensor]) -> float:
 
 def show_table(models: Results, environments: list[LoadedEnvironment]) -> None:
     """Reward, solve and flags, a row for each environment and model."""
+    _table("policy: quarantine on; deployed: quarantine discarded", "model", models, environments)
+
+
+def show_curve(scales: Results, environments: list[LoadedEnvironment]) -> None:
+    """The same by scale of the quarantine."""
+    _table("scale of the quarantine: 0 is the deployed model, 1 the policy", "scale", scales, environments)
+
+
+def _table(title: str, column: str, models: Results, environments: list[LoadedEnvironment]) -> None:
     metrics = list(dict.fromkeys(metric for results in models.values() for values in results.values()
                                  for metric in values if metric not in NOT_METRICS))
     rows = [[loaded.label if place == 0 else "", model, *(results[loaded.name].get(metric) for metric in metrics)]
             for loaded in environments for place, (model, results) in enumerate(models.items())]
-    console.table("policy: quarantine on; deployed: quarantine discarded", ["environment", "model", *metrics], rows)
+    console.table(title, ["environment", column, *metrics], rows)
 
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment]) -> str:

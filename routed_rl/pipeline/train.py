@@ -16,13 +16,13 @@ from routed_rl.artifacts import RunFolder, read_json, write_json
 from routed_rl.config import Config
 from routed_rl.envs import check_prompts
 from routed_rl.errors import RolloutError, RoutedRLError
-from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
+from routed_rl.pipeline.measuring import DuringTraining, Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.record import (
     Compose,
@@ -40,8 +40,10 @@ from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import Watch, build_trainer, check_trainer, training_arguments
+from routed_rl.training import Watch, build_trainer, check_trainer, forget_after, training_arguments
 
+OF_A_RUN = ("every", "during_samples", "scales")
+"""Settings of `evaluation` that do not change what a model's evaluation gives."""
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 
 
@@ -119,11 +121,12 @@ def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
         _train(parts, run, router, served, parity)
         times["train"] = time.perf_counter()
         models |= _evaluated_after(parts, run, router, served)
+        scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
     times["evaluate"] = time.perf_counter()
     if config.discard:
         shutil.rmtree(run.deployed, ignore_errors=True)
         write_deployed(run, run.deployed)
-    _finish(parts, run, router, models, weights, times)
+    _finish(parts, run, router, models, weights, times, scales)
     return run.path
 
 
@@ -161,6 +164,7 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
     MetricsFile(run.verdicts).truncate(step)
+    forget_after(run.completions, step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
     watch = Watch(Monitor(parts.config.monitor, inherited(run)), run)
@@ -171,21 +175,21 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
                                 [ShowProgress(advance)], watch=watch, fresh_from=fresh_from_step(run), served=served,
                                 parity=parity)
+        trainer.evaluator = DuringTraining(parts, router, served)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis)
 
 
-def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> dict[str, dict[str, float]]:
+def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> Means:
     """Evaluate the model as it stands under the name `model`; a resume reuses the base model's result, if as it would be now."""
     kept, config = run.path / f"evaluation-{model}.json", parts.config
-    settings = {**dataclasses.asdict(config.evaluation), "seed": config.seed, "env": config.env,
+    settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
+    settings |= {"seed": config.seed, "env": config.env,
                 "max_completion_length": parts.max_new_tokens, "engine": config.rollout.engine, "dtype": config.rollout.dtype}
     if model == "base" and kept.exists() and (stored := read_json(kept))["settings"] == settings:
         return stored["results"]
-    with console.progress(f"evaluate {model}", "completions") as advance:
-        results = evaluate(parts.model, parts.tokenizer, parts.environments, parts.config.evaluation, seed=parts.config.seed,
-                           max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=model == "deployed")
+    results = measure(parts, parts.environments, served, deployed=model == "deployed", title=model)
     write_json(kept, {"settings": settings, "results": results})
     return results
 
@@ -199,15 +203,18 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
 
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
-            times: dict[str, float]) -> None:
+            times: dict[str, float], scales: summary.Results) -> None:
     blame = summary.attribution(run, router) if router else {}
     routing = {"mode": "none", "rank": 0} if router is None else summary.routing_summary(
         run, router, summary.retained_change(router, weights))
     marks = list(times.items())
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in zip(marks, marks[1:], strict=False)}
-    write_json(run.summary, {"models": models, "attribution": blame, "routing": routing, "timing": timing})
+    curves = {"scales": scales} if scales else {}
+    write_json(run.summary, {"models": models, "attribution": blame, "routing": routing, "timing": timing} | curves)
     if any(models["base"].values()):
         summary.show_table(models, parts.environments)
+        if scales:
+            summary.show_curve(scales, parts.environments)
         console.say(summary.sentence(models, blame, parts.environments))
     console.say("next:")
     for command in summary.next_commands(run):

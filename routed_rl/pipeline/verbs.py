@@ -14,13 +14,13 @@ from routed_rl.artifacts import RunFolder, write_json
 from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
-from routed_rl.evaluate import evaluate as evaluate_model
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace
+from routed_rl.pipeline.measuring import curve, measure
 from routed_rl.pipeline.record import inherited, read_config
 from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.rollout import Served, check_engine
+from routed_rl.rollout import check_engine
 from routed_rl.subspace import Subspace
 
 
@@ -57,16 +57,21 @@ def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
 
 
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,
-             engine: str | None = None) -> None:
+             engine: str | None = None, scales: list[float] | None = None) -> None:
     """Evaluate a run's base, policy and deployed models, or one model folder, on its environments.
 
     `engine`: transformers, or vllm (the run's own server or, where it has none, in this process); None for the run's own.
+    `scales`: also with the quarantine times each of these.
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
     config = read_config(run) if run else config
     assert config is not None
+    if scales and (run is None or config.routing.mode == "none"):
+        raise ConfigError(f"--scales: {target} has no quarantine to scale; give a run whose routing.mode is not none")
+    # What the run evaluates at its end is its own; here only what was asked for.
+    config.evaluation = dataclasses.replace(config.evaluation, scales=scales or [])
     if run is None:
         config.model.path = target
     if envs is not None:
@@ -81,21 +86,23 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     if not chosen:
         raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")
     if run:
-        models = _run_models(parts, run, chosen)
+        models, curves = _run_models(parts, run, chosen)
     else:
         with serving(parts, None) as served:
-            models = {"model": _results(parts, chosen, "model", served)}
+            models, curves = {"model": measure(parts, chosen, served, title="model")}, {}
     summary.show_table(models, chosen)
+    if curves:
+        summary.show_curve(curves, chosen)
     if json_file:
-        write_json(Path(json_file), {"models": models})
+        write_json(Path(json_file), {"models": models} | ({"scales": curves} if curves else {}))
 
 
-def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -> summary.Results:
-    """Base, policy and deployed model of a run, from its newest whole checkpoint."""
+def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -> tuple[summary.Results, summary.Results]:
+    """Base, policy and deployed model of a run, from its newest whole checkpoint; and by scale of the quarantine."""
     folder = run.require_checkpoint()
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:
-        models = {"base": _results(parts, chosen, "base", served)}
+        models = {"base": measure(parts, chosen, served, title="base")}
         router = make_router(parts, subspace, inherited(run))
         parity = route_served(parts, served, router)
         stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
@@ -105,22 +112,16 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -
         if served is not None and parity is not None:
             served.sync()
             parity.run(int(folder.name.removeprefix("step-")))
-        models["policy"] = _results(parts, chosen, "policy", served)
+        models["policy"] = measure(parts, chosen, served, title="policy")
         with router.quarantine.ablated() if router is not None else nullcontext():
-            return models | {"deployed": _results(parts, chosen, "deployed", served)}
+            models["deployed"] = measure(parts, chosen, served, deployed=True, title="deployed")
+        return models, curve(parts, chosen, router, served, parts.config.evaluation.scales, models) if router else {}
 
 
 def _with_engine(config: RolloutConfig, engine: str) -> RolloutConfig:
     if engine == "transformers":
         return dataclasses.replace(config, engine=engine, urls=[], launch=False)
     return dataclasses.replace(config, engine="vllm_colocate") if config.engine == "transformers" else config
-
-
-def _results(parts: Parts, chosen: list[LoadedEnvironment], name: str, served: Served | None) -> dict[str, dict[str, float]]:
-    with console.progress(f"evaluate {name}", "completions") as advance:
-        return evaluate_model(parts.model, parts.tokenizer, chosen, parts.config.evaluation, seed=parts.config.seed,
-                              max_new_tokens=parts.max_new_tokens, progress=advance, served=served,
-                              deployed=name == "deployed")
 
 
 def discard(run: str, out: str) -> None:

@@ -30,7 +30,8 @@ class ExpertsTap(torch.autograd.Function):
     def forward(ctx: Any, y_TD: Tensor, targets: list[Target], tokens: list[Tensor], *inputs: Tensor) -> Tensor:
         context = targets[0].context
         ctx.targets, ctx.contained, ctx.draws = targets, context.contained, context.control_draws
-        ctx.environment_ids_B, ctx.sample_S, ctx.ablated = context.environment_ids_B, context.sample_S, context.ablated
+        ctx.environment_ids_B, ctx.completions_B = context.environment_ids_B, context.completions_B
+        ctx.sample_S, ctx.ablated = context.sample_S, context.ablated
         ctx.tokens = tokens
         ctx.save_for_backward(*inputs)
         ctx.mark_dirty(y_TD)
@@ -44,11 +45,12 @@ class ExpertsTap(torch.autograd.Function):
         with torch.autocast(inputs[0].device.type, enabled=False):
             g = cotangents[0]
             p = g.to(targets[0].write.dtype) @ targets[0].write
-            rows = ctx.environment_ids_B.repeat_interleave(len(g) // len(ctx.environment_ids_B))
+            batch = len(ctx.environment_ids_B)
+            rows = torch.arange(batch, device=g.device).repeat_interleave(len(g) // batch)
             sampled = torch.zeros(len(g), dtype=torch.bool, device=g.device)
             sampled[ctx.sample_S] = True
             for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True):
-                target.tape.record_tokens(p[tokens], g[tokens], x, rows[tokens], sampled[tokens], len(ctx.sample_S), ctx.draws)
+                target.tape.record_tokens(p[tokens], g[tokens], x, rows[tokens], sampled[tokens], ctx)
             if ctx.contained:
                 passed = torch.addmm(g, p.to(g.dtype), targets[0].read.mT.to(g.dtype), alpha=-1)
                 return passed, None, None, *(None for _ in inputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.routing.quarantine import Target
+from routed_rl.routing.rows import StepRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,8 @@ class LedgerRow:
     """‖W - W at the start‖ over all targets, an estimate."""
     control: dict[str, float] = field(default_factory=dict)
     """Against random bases, on steps that measured it: `<kind>/ratio`, `<kind>/rank`, per environment too."""
+    rows: StepRows | None = None
+    """What each completion did, where they were told apart."""
 
 
 class LedgerBook:

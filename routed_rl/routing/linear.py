@@ -31,6 +31,8 @@ class RoutingContext:
 
     environment_ids_B: Tensor | None = None
     """Environment of each row, (B,) int64; None turns the taps off."""
+    completions_B: Tensor | None = None
+    """Which completion each row is, (B,) int64; None: rows are not told apart."""
     sample_S: Tensor | None = None
     """Flat indices of a sample of real tokens, (S,) int64."""
     ablated: bool = False
@@ -40,7 +42,8 @@ class RoutingContext:
     control_draws: int = 0
     """Random bases to measure in this step's backward; 0 for none."""
 
-    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int) -> None:
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
+                  completions_B: Tensor | None = None) -> None:
         """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens."""
         real = mask_BT.reshape(-1).nonzero().squeeze(1)
         stride = max(1, -(-real.shape[0] // sample_tokens))
@@ -48,7 +51,7 @@ class RoutingContext:
         # A plain stride meets the same positions in every row, and the first token's outliers far too often.
         jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
         self.sample_S = real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))]
-        self.environment_ids_B = environment_ids_B
+        self.environment_ids_B, self.completions_B = environment_ids_B, completions_B
 
 
 class Tap(torch.autograd.Function):
@@ -63,7 +66,8 @@ class Tap(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, target: Target) -> Tensor:
         context = target.context
         ctx.target, ctx.contained, ctx.draws = target, context.contained, context.control_draws
-        ctx.environment_ids_B, ctx.sample_S, ctx.ablated = context.environment_ids_B, context.sample_S, context.ablated
+        ctx.environment_ids_B, ctx.completions_B = context.environment_ids_B, context.completions_B
+        ctx.sample_S, ctx.ablated = context.sample_S, context.ablated
         ctx.save_for_backward(x)
         ctx.mark_dirty(y)
         if not context.ablated:

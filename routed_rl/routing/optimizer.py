@@ -23,6 +23,8 @@ class QuarantineOptimizer:
         """How many outputs are added to the stream: all experts of a mixture make one."""
         self.moments = {target.name: torch.zeros_like(target.parts) for target in targets}
         self.squares = {target.name: torch.zeros((), dtype=torch.float64) for target in targets}
+        self.fresh = dict.fromkeys(self.moments, 0.0)
+        """What multiplied the last step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum."""
 
     def advance(self) -> None:
         """Count one step; bias correction uses this global count also for environments that were absent."""
@@ -37,8 +39,11 @@ class QuarantineOptimizer:
         square = self.squares[target.name]
         square.mul_(beta2).add_((1 - beta2) * ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu())
         root = (square / (1 - beta2**self.steps)).sqrt().item() + self.config.eps
-        step = moment * (-self.config.learning_rate / (1 - beta1**self.steps) / root)
-        return step * self._bound(target, step.sum(0))
+        rate = -self.config.learning_rate / (1 - beta1**self.steps) / root
+        step = moment * rate
+        bound = self._bound(target, step.sum(0))
+        self.fresh[target.name] = (1 - beta1) * rate * bound
+        return step * bound
 
     def _bound(self, target: Target, step_KN: Tensor) -> float:
         """Factor in [0, 1] that keeps the step's root-mean-square shift of the stream within `max_shift`."""

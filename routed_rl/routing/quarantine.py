@@ -7,7 +7,7 @@ E environments, B rows, T tokens, S sampled tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -178,6 +178,22 @@ class Quarantine:
             yield
         finally:
             self.context.ablated = before
+
+    @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """Run with `scale` times the quarantine inside the block: 1 is the policy and 0 the deployed model, to the bit.
+
+        The policy is back, exactly, after it.
+        """
+        before = [target.coefficients.clone() for target in self.targets]
+        try:
+            for target in self.targets:
+                target.coefficients.mul_(scale)
+            with self.ablated() if scale == 0 else nullcontext():
+                yield
+        finally:
+            for target, coefficients in zip(self.targets, before, strict=True):
+                target.coefficients.copy_(coefficients)
 
     def norm(self) -> float:
         """|C| over all targets."""

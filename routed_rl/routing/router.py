@@ -13,6 +13,7 @@ from routed_rl.routing.ledger import Axes, LedgerBook, LedgerRow
 from routed_rl.routing.modes import find_mode
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.rows import RowBook
 
 CONTROL_KINDS = ("isotropic", "matched")
 """Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
@@ -21,13 +22,15 @@ CONTROL_KINDS = ("isotropic", "matched")
 class Router:
     """Drives a `Quarantine` through a run: `begin_step`, `set_batch` before each loss, `after_step`, and its state."""
 
-    def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int) -> None:
+    def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int,
+                 rows: RowBook | None = None) -> None:
+        """With `rows` the completions that a batch names are told apart."""
         self.quarantine, self.config, self.seed = quarantine, config, seed
         self.stream_LSD = stream_LSD
         self.mode = find_mode(config.mode)
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
-        self.book = LedgerBook(quarantine.environments, axes)
+        self.book, self.rows = LedgerBook(quarantine.environments, axes), rows
         self.context = quarantine.context
         self.context.contained = self.contained
         self.pushes = dict.fromkeys(quarantine.environments, 0.0)
@@ -39,6 +42,8 @@ class Router:
         control = self.config.random_control
         due = control.every > 0 and step % control.every == 0
         self.context.control_draws = control.draws if due else 0
+        if self.rows is not None:
+            self.rows.begin()
         if not due:
             return
         for target in self.quarantine.targets:
@@ -46,9 +51,9 @@ class Router:
             if target.rank and target.tape.control_bases is None:
                 target.tape.draw_control(control.draws, _control_seed(self.seed, step, target.name), stream)
 
-    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor) -> None:
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None) -> None:
         """Name the rows of the next loss; see `RoutingContext.set_batch`."""
-        self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens)
+        self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens, completions_B)
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> LedgerRow:
@@ -64,10 +69,14 @@ class Router:
             self.book.before(target, ledger, contained=self.contained)
             target.tape.update_mean()
             delta, old = self.optimizer.delta(target, ledger), target.coefficients.clone()
+            if self.rows is not None:
+                self.rows.after(target, self.optimizer.fresh[target.name] * clip)
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
         row = self.book.close(self._kind(step))
+        if self.rows is not None:
+            row.rows = self.rows.close(row.norm - row.growth, first=self.optimizer.steps == 1)
         for name, entry in row.environments.items():
             self.pushes[name] += entry.push
         return row

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.linalg import orthonormalise_draws, random_basis
+from routed_rl.routing.rows import Along
 
 SKETCH = 32
 """Columns that stand for the N input columns when random bases are compared: an unbiased estimate of their energy."""
@@ -32,6 +33,10 @@ class Tape:
         self._hits = self._seen = 0
         """Of an expert: sampled tokens that it got, and sampled tokens."""
         self.fired = False
+        self.along: Along | None = None
+        """What rows are compared with; None: rows are not told apart."""
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Of each micro-batch: which completions (B,), whose (B,), and what they are along the two directions (B, 2)."""
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
         self._sketched: Tensor | None = None
@@ -42,9 +47,12 @@ class Tape:
         assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
             f"{x.shape[0]} rows reached a tap but {ids.shape[0]} environment ids are set")
         self.fired = True
-        self.ledger[..., :self.width].index_add_(0, ids, torch.bmm(p.mT, x))
+        rows = torch.bmm(p.mT, x)
         if self.has_bias:
-            self.ledger[..., self.width].index_add_(0, ids, p.sum(1))
+            rows = torch.cat([rows, p.sum(1).unsqueeze(2)], 2)
+        self.ledger.index_add_(0, ids, rows)
+        if self.along is not None and ctx.completions_B is not None:
+            self.rows.append((ctx.completions_B, ids, self.along.of_rows(rows)))
         sample = x.reshape(-1, self.width)[ctx.sample_S]
         if self.has_bias:
             sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
@@ -52,19 +60,22 @@ class Tape:
         if ctx.draws and self.control_bases is not None:
             self._record_control(g.to(p.dtype), x, ids)
 
-    def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, ids: Tensor, sampled: Tensor, sample_size: int, draws: int) -> None:
-        """Book one backward of an expert, whose rows are the tokens it got: `p` (T, K), `g` (T, D), `x` (T, N), the
-        environment of each and whether it is in the sample, which has `sample_size` tokens of all experts."""
-        self.fired, x = True, x.to(p.dtype)
+    def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, ctx: Any) -> None:
+        """Book one backward of an expert, of the tokens it got: `p` (T, K), `g` (T, D), `x` (T, N), the row of each and
+        whether it is in the sample."""
+        self.fired, x, ids = True, x.to(p.dtype), ctx.environment_ids_B[rows]
         for e in ids.unique().tolist():
             self.ledger[e] += p[ids == e].mT @ x[ids == e]
         self._keep(x[sampled])
-        self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + sample_size
-        if draws and self.control_bases is not None:
+        self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + len(ctx.sample_S)
+        if self.along is not None and ctx.completions_B is not None:
+            along = p.new_zeros(len(ctx.completions_B), 2).index_add_(0, rows, self.along.of_tokens(p, x))
+            self.rows.append((ctx.completions_B, ctx.environment_ids_B, along))
+        if ctx.draws and self.control_bases is not None:
             assert self.control_sketch is not None
-            rows, sketched = g.to(p.dtype) @ self.control_bases, x @ self.control_sketch
-            self._add_sketched(ids.unique(), torch.stack([rows[ids == e].mT @ sketched[ids == e] for e in ids.unique()])
-                               if len(ids) else rows.new_zeros(0, rows.shape[1], SKETCH))
+            drawn, sketched = g.to(p.dtype) @ self.control_bases, x @ self.control_sketch
+            self._add_sketched(ids.unique(), torch.stack([drawn[ids == e].mT @ sketched[ids == e] for e in ids.unique()])
+                               if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
 
     def _keep(self, sample_SN: Tensor) -> None:
         """At most two micro-batches' worth of inputs stays, taken evenly from all of a step's micro-batches."""
@@ -96,6 +107,7 @@ class Tape:
         self.ledger.zero_()
         self.inputs, self._thinning, self._largest = [], 1, 0
         self._hits = self._seen = 0
+        self.along, self.rows = None, []
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
     def state(self) -> dict[str, Tensor]:

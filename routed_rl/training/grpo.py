@@ -11,6 +11,7 @@ from routed_rl.envs import LoadedEnvironment, Scorer
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.training.arguments import prompts_needed, training_arguments
+from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.vllm import use_engine
@@ -37,7 +38,7 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
     arguments = training_arguments(config, run)
     table = TaskTable(environments, config.seed + AFRESH * fresh_from, prompts_needed(arguments, fresh_from))
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
-    completions = run.completions if config.tracking.completions else None
+    completions = CompletionFiles(run.completions if config.tracking.completions else None, config.monitor.completions)
     assert arguments.num_generations is not None
     reward = RewardFunction(table, scorer, arguments.num_generations, completions)
     trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),

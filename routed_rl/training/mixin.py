@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class RoutedTrainerMixin:
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
+        self.evaluator: Callable[[int], dict[str, float]] | None = None
+        """(step) -> metrics of an evaluation that is due after it."""
         self.rollout_metrics: dict[str, float] = {}
         """Of this step's rollouts, from whoever made them."""
         super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -42,13 +45,15 @@ class RoutedTrainerMixin:
         output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
         ids = [row["environment_id"] for row in inputs]
-        output["environment_ids"] = torch.tensor(ids, device=output["completion_ids"].device)
+        device = output["completion_ids"].device
+        output["environment_ids"] = torch.tensor(ids, device=device)
+        output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
         return output
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if self.router is not None and torch.is_grad_enabled():
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            self.router.set_batch(inputs["environment_ids"], mask)
+            self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"))
         return super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -71,6 +76,8 @@ class RoutedTrainerMixin:
             row = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],
                                          decay=group.get("weight_decay", 0.0))
             self.step_metrics |= ledger_metrics(row)
+            if row.rows is not None:
+                self.reward.completions.learned(row.rows)
         self.step_metrics["time/step_s"] = time.perf_counter() - self._step_started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -113,7 +120,8 @@ class RoutedTrainerMixin:
                 save_quarantine(folder, self.router, step)
             scorer = self.reward.scorer
             save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs,
-                               "scored": dict(scorer.scored), "failed": dict(scorer.failed)})
+                               "scored": dict(scorer.scored), "failed": dict(scorer.failed),
+                               "completions": self.reward.completions.state()})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,6 +132,7 @@ class RoutedTrainerMixin:
             self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
             self.reward.scorer.scored.update(loop["scored"])
             self.reward.scorer.failed.update(loop["failed"])
+            self.reward.completions.load(loop["completions"])
 
 
 class RoutingCallback(TrainerCallback):
@@ -139,6 +148,8 @@ class RoutingCallback(TrainerCallback):
         self.trainer.step_routing(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.evaluator is not None:
+            self.trainer.step_metrics |= self.trainer.evaluator(state.global_step)
         # The default flow callback runs first and has decided by now whether TRL logs this step.
         if not control.should_log:
             self.trainer.write_unlogged_step()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from datasets import Dataset
 
 from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.training.completions import CompletionFiles
 
 
 class TaskTable:
@@ -48,11 +47,9 @@ class RewardFunction:
 
     __name__ = "environment"
 
-    def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: Path | None) -> None:
+    def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles) -> None:
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
         self._scores: dict[str, list[Score | None]] = defaultdict(list)
-        self._written = (0, 0)
-        """Step and number of its generations so far: a step may generate more than once."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
@@ -74,17 +71,8 @@ class RewardFunction:
                 said = _said(prompts[row], completions[row], played[row])
                 scores[row], rows[row] = score, _row(name, task_id[row], *said, score)
         self.scorer.check()
-        self._write(rows, _["trainer_state"].global_step + 1)
+        self.completions.write(rows, _["trainer_state"].global_step + 1)
         return neutral_rewards(scores, self.group_size)
-
-    def _write(self, rows: list[dict[str, Any]], step: int) -> None:
-        if self.completions is not None:
-            self.completions.mkdir(exist_ok=True)
-            self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
-            final = self.completions / f"step-{step:06d}-{self._written[1]}.parquet"
-            partial = final.with_name(f".{final.name}.partial")
-            pd.DataFrame(rows).assign(step=step).to_parquet(partial)
-            partial.replace(final)
 
     def take_metrics(self) -> dict[str, float]:
         """Means by environment since the last call, over what could be scored, and the number of failures."""

@@ -17,6 +17,7 @@ from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training import build_trainer, training_arguments
 from routed_rl.training.arguments import prompts_needed
+from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests.parts import own_config, write_parts
 
@@ -45,7 +46,7 @@ def plain_trl(config, run) -> dict[str, torch.Tensor]:
     arguments = training_arguments(config, RunFolder(run))
     table = TaskTable(loaded.trained, config.seed)
     scorer = Scorer({entry.name: entry for entry in loaded.trained}, 0.0)
-    reward = RewardFunction(table, scorer, arguments.num_generations, None)
+    reward = RewardFunction(table, scorer, arguments.num_generations, CompletionFiles(None))
     trainer = GRPOTrainer(loaded.model, reward, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
                           processing_class=loaded.tokenizer)
     trainer.train()
@@ -95,9 +96,9 @@ def test_labels_stay_with_their_rows_through_trls_shuffle(parts, tmp_path):
     table, seen = trainer.reward.table, []
     original = router.set_batch
 
-    def check(ids, mask):
+    def check(ids, mask, completions):
         seen.append(ids.tolist())
-        original(ids, mask)
+        original(ids, mask, completions)
 
     router.set_batch = check
     compute = trainer._compute_loss

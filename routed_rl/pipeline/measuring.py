@@ -1,0 +1,77 @@
+"""A run's models on environments: the policy, the deployed model and what lies between, while it trains and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from routed_rl import console
+from routed_rl.config import EvaluationConfig
+from routed_rl.envs import LoadedEnvironment
+from routed_rl.evaluate import evaluate
+from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.summary import Results
+from routed_rl.rollout import Served
+from routed_rl.routing import Router
+
+Means = dict[str, dict[str, float]]
+"""environment -> metric -> mean."""
+
+
+def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served | None, *, deployed: bool = False,
+            title: str | None = None, config: EvaluationConfig | None = None) -> Means:
+    """The model as it stands; `title` shows progress under that name, `config` replaces the run's."""
+    with console.progress(f"evaluate {title}", "completions") if title else nullcontext(None) as advance:
+        return evaluate(parts.model, parts.tokenizer, environments, config or parts.config.evaluation, seed=parts.config.seed,
+                        max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed)
+
+
+def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],
+          models: Results) -> Results:
+    """By scale of the quarantine as text, what each gives. 0 is the deployed model and 1 the policy, which are in `models`."""
+    known, found = {0.0: models["deployed"], 1.0: models["policy"]}, Results()
+    for scale in scales:
+        if scale in known:
+            found[f"{scale:g}"] = known[scale]
+            continue
+        with router.quarantine.scaled(scale):
+            if served is not None:
+                served.sync()
+            found[f"{scale:g}"] = measure(parts, environments, served, title=f"scale {scale:g}")
+    if served is not None:
+        served.sync()
+    return found
+
+
+@dataclasses.dataclass
+class DuringTraining:
+    """Every `evaluation.every` steps both models on every environment, on the same few tasks and random numbers each time.
+
+    What trains is left as it was, to the bit: weights, modes, random numbers.
+    """
+
+    parts: Parts
+    router: Router | None
+    served: Served | None
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Metrics of `step`; none where nothing is due."""
+        settings = self.parts.config.evaluation
+        if not settings.every or step % settings.every:
+            return {}
+        begin = time.perf_counter()
+        config = dataclasses.replace(settings, samples=settings.during_samples)
+        if self.served is not None:
+            self.served.sync()
+        policy = deployed = measure(self.parts, self.parts.environments, self.served, config=config)
+        if self.router is not None:
+            with self.router.quarantine.ablated():
+                deployed = measure(self.parts, self.parts.environments, self.served, deployed=True, config=config)
+        if self.served is not None:
+            self.served.show_policy()
+        found = {f"evaluation/{model}/{name}/{metric}": value
+                 for model, results in (("policy", policy), ("deployed", deployed))
+                 for name, means in results.items() for metric, value in means.items() if metric != "completions"}
+        return found | {"time/evaluation_s": time.perf_counter() - begin}

@@ -1,0 +1,107 @@
+"""What each row of a step, one completion, did by itself, read off the same backward.
+
+A step's `ΔC_e` is a fresh part, linear in this step's gradient and so in its rows, and the momentum of earlier steps. Rows
+are told by the fresh part alone, along two directions that are fixed before the step: C itself, and the persona axis at the
+mean input. No row's ledger is kept: two numbers a row and target are. Not covered: momentum, and what is quadratic in a
+step. Shape letters: B rows of a micro-batch, R of a step, T tokens, K rank, N inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from routed_rl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from routed_rl.routing.ledger import Axes
+    from routed_rl.routing.quarantine import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Along:
+    """The two directions of one target, both as products with a ledger (K, N)."""
+
+    coefficients_KN: Tensor
+    """C before the step."""
+    axis_K: Tensor
+    """The named axis in the basis, summed over the layers that a writer reaches."""
+    mean_N: Tensor
+    """μ before the step."""
+
+    def of_rows(self, ledgers_BKN: Tensor) -> Tensor:
+        """`<ledger_r, C>` and `axisᵀ ledger_r μ` of each row, (B, 2)."""
+        return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
+
+    def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:
+        """The same of each token, (T, 2), whose ledger is `p xᵀ`."""
+        return torch.stack([(p_TK * (x_TN @ self.coefficients_KN.mT)).sum(1), (p_TK @ self.axis_K) * (x_TN @ self.mean_N)], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class StepRows:
+    """The rows of one step; nan where there was nothing to compare with: no C yet (in `erase` never), no μ yet."""
+
+    completions_R: Tensor
+    """Which completion each row was, int64."""
+    environments_R: Tensor
+    """Whose it was, int64."""
+    push_R: Tensor
+    """First-order growth of |C| by the row's gradient; sums over a row's environment to that of its fresh part."""
+    shift_R: Tensor
+    """Persona shift along the named axis by the row's gradient, in units of the axis' scale; positive is towards the
+    positive persona. In `erase`, of the step that was refused."""
+
+    def sums(self, environment: int) -> dict[str, float]:
+        """Over one environment's rows; without rows 0, and what is nan is left out. `own_shift_up`: of the positive ones."""
+        mine = self.environments_R == environment
+        push, shift = self.push_R[mine], self.shift_R[mine]
+        found = {"own_push": push.sum(), "own_shift": shift.sum(), "own_shift_up": shift.clamp(min=0).sum()}
+        return {name: value.item() for name, value in found.items() if not value.isnan()}
+
+
+class RowBook:
+    """Collects one step's rows over targets: `begin` before its first backward, `after` for each target, `close`."""
+
+    def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
+        if axis is not None and axis not in axes.names:
+            raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(axes.names)}")
+        place, layers = axes.names.index(axis) if axis else 0, sorted({target.layer for target in targets})
+        along = {layer: axes.directions[layer][:, place].to(targets[0].basis) / axes.scales[layer, place].item()
+                 for layer in layers}
+        self.targets, self.axes_K = targets, dict[str, Tensor]()
+        for target in targets:
+            # A writer's effect stays in the stream, so the ledger reads it at its own and at all later layers.
+            reached = torch.stack([along[layer] for layer in layers if layer >= target.layer]).sum(0) / len(layers)
+            self.axes_K[target.name] = target.basis.mT @ reached
+        self._total_R2: Tensor | None = None
+        self._rows: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Fix the directions for the coming step."""
+        for target in self.targets:
+            target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
+
+    def after(self, target: Target, factor: float) -> None:
+        """Book a target's rows; `factor` is what takes its ledger to the fresh part of its step."""
+        if not target.tape.rows:
+            return
+        found = torch.cat([values for *_, values in target.tape.rows]).double() * factor
+        self._total_R2 = found if self._total_R2 is None else self._total_R2 + found
+        self._rows = [(completions, environments) for completions, environments, _ in target.tape.rows]
+
+    def close(self, old_norm: float, *, first: bool) -> StepRows | None:
+        """The rows of this step, None where they had no names; the book is empty afterwards. `old_norm`: |C| before the step;
+        `first`: no step came before, so there is no μ."""
+        if self._total_R2 is None:
+            return None
+        push, shift = self._total_R2.cpu().unbind(1)
+        nothing = torch.full_like(push, torch.nan)
+        completions, environments = (torch.cat(names).cpu() for names in zip(*self._rows, strict=True))
+        found = StepRows(completions, environments, push / old_norm if old_norm > 0 else nothing, nothing if first else shift)
+        self._total_R2, self._rows = None, []
+        return found

@@ -1,0 +1,120 @@
+"""The completions' files: what was said and paid, written when it is scored; how each pushed, once it has been learned from.
+
+A file is replaced as a whole, from what a checkpoint holds too, so that a run which was killed at any moment writes the same
+again: nothing is lost and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from routed_rl.routing import StepRows
+
+COLUMNS = ("push", "shift")
+"""Of a completion by its own gradient, summed over the steps that learned from it; nan where it is not among those kept."""
+
+
+@dataclass
+class Generation:
+    """Completions that were scored together and may still be learned from."""
+
+    file: str
+    first: int
+    """Number of its first completion."""
+    environments: list[str]
+    values_R2: Tensor
+    """`COLUMNS` so far, float64; nan where nothing was learned yet."""
+
+    def learn(self, rows: StepRows) -> bool:
+        """Add a step's rows, those that are of this generation; whether there were any."""
+        places = rows.completions_R - self.first
+        ours = (places >= 0) & (places < len(self.values_R2))
+        added = torch.stack([rows.push_R, rows.shift_R], 1)[ours]
+        before = self.values_R2[places[ours]]
+        self.values_R2[places[ours]] = torch.where(added.isnan(), before, before.nan_to_num() + added)
+        return bool(ours.any())
+
+    def kept(self, count: int) -> np.ndarray:
+        """`values_R2` of the `count` highest and lowest of each environment in either column, nan elsewhere."""
+        values, environments = self.values_R2.numpy(), np.array(self.environments)
+        keep = np.zeros(len(values), dtype=bool)
+        for name in np.unique(environments):
+            for column in values.T:
+                (places,) = np.nonzero((environments == name) & ~np.isnan(column))
+                order = places[np.argsort(column[places], kind="stable")]
+                keep[order[:count]] = keep[order[-count:]] = True
+        return np.where(keep[:, None], values, np.nan)
+
+
+class CompletionFiles:
+    """`completions/step-<step>-<number>.parquet`; `folder` None: completions are numbered and not kept. `keep`: how many of an
+    environment's get their push, at either end; 0 for none."""
+
+    def __init__(self, folder: Path | None, keep: int = 0) -> None:
+        self.folder, self.keep = folder, keep
+        self.made = 0
+        """Completions so far, by which they are numbered."""
+        self._open: list[Generation] = []
+        self._written = (0, 0)
+        """Step and number of its generations so far: a step may generate more than once."""
+
+    def write(self, rows: list[dict[str, Any]], step: int) -> None:
+        """A generation, as it was scored, before step `step` learns from it."""
+        if self._written[0] != step:
+            self._open = self._open[-1:]  # the trainer goes into a step with its newest generation only
+        self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
+        file = f"step-{step:06d}-{self._written[1]}.parquet"
+        nothing = torch.full((len(rows), len(COLUMNS)), torch.nan, dtype=torch.float64)
+        self._open.append(Generation(file, self.made, [row["environment"] for row in rows], nothing))
+        self.made += len(rows)
+        if self.folder is not None:
+            self.folder.mkdir(exist_ok=True)
+            _replace(self.folder / file, pd.DataFrame(rows).assign(step=step))
+
+    def numbers(self, count: int) -> Tensor:
+        """Of the last `count` completions, (count,) int64: what `StepRows` calls them."""
+        return torch.arange(self.made - count, self.made)
+
+    def learned(self, rows: StepRows) -> None:
+        """Put what a step's rows did beside them."""
+        for generation in self._open:
+            if generation.learn(rows):
+                self._update(generation)
+
+    def _update(self, generation: Generation) -> None:
+        # A file that somebody took away is theirs to miss: training goes on.
+        if self.folder is not None and self.keep and (path := self.folder / generation.file).exists():
+            columns = dict(zip(COLUMNS, generation.kept(self.keep).T, strict=True))
+            _replace(path, pd.read_parquet(path).assign(**columns))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, in plain numbers and tensors."""
+        return {"made": self.made, "open": [vars(generation) | {"values_R2": generation.values_R2.clone()}
+                                            for generation in self._open[-1:]]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; the file of a generation in work is what it was at the checkpoint."""
+        self.made = state["made"]
+        self._open = [Generation(**kept) for kept in state["open"]]
+        for generation in self._open:
+            self._update(generation)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Remove the completions of later steps, which a resumed run makes again, and what a killed one left half written."""
+    for path in [*folder.glob("step-*.parquet"), *folder.glob(".step-*.partial")]:
+        if path.name.startswith(".") or int(path.name.split("-")[1]) > step:
+            path.unlink()
+
+
+def _replace(path: Path, table: pd.DataFrame) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    table.to_parquet(partial)
+    partial.replace(path)
