@@ -203,6 +203,23 @@ def _audit(arguments: argparse.Namespace) -> None:
     audit.run(arguments)
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder that `train` printed; halted, killed or in training will do")
+    parser.add_argument("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from routed_rl.artifacts import RunFolder
+
+    run = RunFolder.open(arguments.run)
+    print("routed_rl: drawing", flush=True)
+    from routed_rl.report import write_report
+
+    print(f"report: {write_report(run, Path(arguments.out) if arguments.out else None)}", flush=True)
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
@@ -229,6 +246,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
     "audit": Verb("which parts of the retained change carry the shift and the hack", audit.arguments, _audit),
+    "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", _report_arguments, _report),
     "env": Verb("list, try or check environments", env.arguments, env.run),
     "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", _doctor_arguments, _doctor),
 }
