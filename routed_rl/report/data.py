@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,14 @@ class RunData:
     def lineage(self) -> dict[str, Any] | None:
         return self.manifest.get("lineage")
 
+    @cached_property
     def names(self) -> list[str]:
         """Metrics of any row, in the order in which they first appear."""
         return list(dict.fromkeys(key for row in self.rows for key in row))
 
     def environments(self) -> list[str]:
         """Those that the ledger attributes to; without a ledger, those that were trained."""
-        keys = [key.split("/") for key in self.names()]
+        keys = [key.split("/") for key in self.names]
         for area, quantity in (("ledger", "push"), ("environment", "reward")):
             if found := [key[1] for key in keys if len(key) == 3 and key[0] == area and key[2] == quantity]:
                 return list(dict.fromkeys(found))
@@ -93,7 +95,7 @@ class RunData:
 
     def axes(self) -> list[str]:
         """Named axes of the shift; the one that the monitor judges is first."""
-        keys = [key.split("/") for key in self.names()]
+        keys = [key.split("/") for key in self.names]
         found = list(dict.fromkeys(key[3] for key in keys if len(key) == 4 and key[0] == "ledger" and key[2] == "shift"))
         judged = self.config.get("monitor", {}).get("axis")
         return sorted(found, key=lambda axis: axis != judged)
@@ -109,7 +111,7 @@ class RunData:
 
     def cosines(self) -> tuple[list[str], list[list[float | None]]]:
         """Environments, and the last cosines between their parts."""
-        keys = [key for key in self.names() if key.startswith("ledger/cosine/")]
+        keys = [key for key in self.names if key.startswith("ledger/cosine/")]
         return cosine_matrix({key: self.last(key) for key in keys})
 
     def recent(self, name: str) -> float | None:
@@ -120,7 +122,7 @@ class RunData:
     def metrics(self) -> list[str]:
         """What environments are evaluated by: flags first, then the true score, then what is paid."""
         found = dict.fromkeys(metric for results in self.models.values() for values in results.values() for metric in values)
-        found |= dict.fromkeys(key.split("/", 3)[3] for key in self.names() if key.startswith("evaluation/"))
+        found |= dict.fromkeys(key.split("/", 3)[3] for key in self.names if key.startswith("evaluation/"))
         order = {"solve": 1, "reward": 2}
         return sorted((name for name in found if name not in NOT_METRICS), key=lambda name: order.get(name, 0))
 

@@ -41,7 +41,7 @@ def pay(run: RunData) -> Section:
     """Paid reward beside the true score."""
     section = Section("pay", "What was paid, and what was true", "Where what is paid stays above what is true, the environment "
                       "pays for something else.", "No step is written yet.")
-    kinds = dict.fromkeys(name.split("/")[2] for name in run.names() if name.startswith("environment/"))
+    kinds = dict.fromkeys(name.split("/")[2] for name in run.names if name.startswith("environment/"))
     flags = [kind for kind in kinds if kind not in ("reward", "solve", "failures", "restarts")][:FLAGS]
     names = {"reward": "paid", "solve": "true", **{flag: flag for flag in flags}}
     grid = {env: {word: series for kind, word in names.items() if len((series := run.series(f"environment/{env}/{kind}")).steps)}
@@ -97,7 +97,7 @@ def _model_table(run: RunData, metrics: list[str]) -> Table:
 
 
 def _evaluated(run: RunData) -> list[str]:
-    during = [name.split("/")[2] for name in run.names() if name.startswith("evaluation/")]
+    during = [name.split("/")[2] for name in run.names if name.startswith("evaluation/")]
     return list(dict.fromkeys([*(env for results in run.models.values() for env in results), *during]))
 
 

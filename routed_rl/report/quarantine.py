@@ -53,7 +53,7 @@ def layers(run: RunData) -> Section:
     """The map of layer by step."""
     section = Section("layers", "Where in the model it lies", "Size of the quarantine by layer and step.",
                       "The metrics of this run do not say what lies in which layer.")
-    found = {int(name.split("/")[2]): run.series(name) for name in run.names() if name.startswith("quarantine/layer/")}
+    found = {int(name.split("/")[2]): run.series(name) for name in run.names if name.startswith("quarantine/layer/")}
     if not found:
         return section
     thin = {layer: found[layer].thinned(COLUMNS, mean=False) for layer in sorted(found)}
@@ -77,7 +77,7 @@ def control(run: RunData) -> Section:
         "1 is chance. Isotropic bases point anywhere; matched ones have the stream's own covariance and are the harder "
         "comparison. A rank of 1 means that no random basis took more.",
         "This run did not measure random bases (routing.random_control.every), or has no ledger.")
-    kinds = list(dict.fromkeys(name.split("/")[1] for name in run.names() if name.startswith("control/")))
+    kinds = list(dict.fromkeys(name.split("/")[1] for name in run.names if name.startswith("control/")))
     names = ["all", *run.environments()]
     for kind in kinds:
         lines = {name: series for name in names if len((series := run.series(f"control/{kind}/{name}/ratio")).steps)}
