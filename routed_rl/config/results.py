@@ -54,3 +54,10 @@ class TrackingConfig:
     """wandb project; wandb itself is asked for with trainer.report_to=wandb."""
     completions: bool = True
     """Keep every completion with its scores in completions/*.parquet."""
+    table_rows: int = 32
+    """Completions of each step that go into wandb's table; they are added at every checkpoint."""
+    upload_checkpoints: bool = False
+    """Whether a checkpoint's artifact in wandb holds its files, or their hashes and the quarantine only."""
+
+    def __post_init__(self) -> None:
+        check_at_least("tracking", self, {"table_rows": 0})

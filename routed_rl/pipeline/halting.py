@@ -12,8 +12,9 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, broken_seal, read_json, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
+from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import fresh_from_step
-from routed_rl.tracking import MetricsFile
+from routed_rl.tracking import MetricsFile, Tracker
 
 COMPLETIONS = 10
 BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
@@ -21,10 +22,12 @@ BY_SHIFT = ("how far the completion's own gradient moved the stream towards the 
 BY_GAP = "paid reward minus true score, then the latest"
 
 
-def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> None:
-    """Write `HALTED.json`, say it, and raise `Halted`."""
+def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tracker) -> None:
+    """Write `HALTED.json` and the report, tell the tracker, say it, and raise `Halted`."""
     record = describe_halt(run, verdicts, axis)
     write_json(run.halted, record)
+    tracker.halted(record)
+    publish(run, tracker)
     console.say(f"halted at step {record['step']}: {record['verdicts'][0]['sentence']}")
     columns = ("environment", "push", "push_since", "shift", "shift_since")
     console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on",

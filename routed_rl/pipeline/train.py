@@ -24,6 +24,7 @@ from routed_rl.pipeline import halting, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.measuring import DuringTraining, Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
+from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import (
     Compose,
     fresh_from_step,
@@ -39,7 +40,7 @@ from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.tracking import MetricsFile, prepare_wandb
+from routed_rl.tracking import MetricsFile, Tracker, tracked
 from routed_rl.training import Watch, build_trainer, check_trainer, forget_after, training_arguments
 
 OF_A_RUN = ("every", "during_samples", "scales")
@@ -95,7 +96,8 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
 
 def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
     try:
-        return _steps(parts, run, begin)
+        with tracked(run, parts.config.tracking, parts.config.trainer.get("report_to")) as tracker:
+            return _steps(parts, run, begin, tracker)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"to go on: routed-rl resume {run.path}")
         raise
@@ -105,10 +107,8 @@ def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
         raise RolloutError(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
 
 
-def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
+def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path:
     config, times = parts.config, {"start": begin, "load": time.perf_counter()}
-    if "wandb" in str(config.trainer.get("report_to", "")):
-        prepare_wandb(run.path)
     subspace = _subspace(parts, run)
     times["extract"] = time.perf_counter()
     with serving(parts, subspace) as served:
@@ -118,7 +118,7 @@ def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
         _record_parameters(parts, run)
         weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
         times["base"] = time.perf_counter()
-        _train(parts, run, router, served, parity)
+        _train(parts, run, router, served, parity, tracker)
         times["train"] = time.perf_counter()
         models |= _evaluated_after(parts, run, router, served)
         scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
@@ -127,6 +127,7 @@ def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
         shutil.rmtree(run.deployed, ignore_errors=True)
         write_deployed(run, run.deployed)
     _finish(parts, run, router, models, weights, times, scales)
+    publish(run, tracker)
     return run.path
 
 
@@ -155,7 +156,8 @@ def _subspace(parts: Parts, run: RunFolder) -> Subspace | None:
     return subspace
 
 
-def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None, parity: ParityCheck | None) -> None:
+def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None, parity: ParityCheck | None,
+           tracker: Tracker) -> None:
     newest, skipped = run.last_checkpoint()
     for line in skipped:
         console.say(line)
@@ -167,18 +169,20 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
     forget_after(run.completions, step)
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
+    tracker.begin(step)
     watch = Watch(Monitor(parts.config.monitor, inherited(run)), run)
     watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
-        halting.halt(run, watch.halting, parts.config.monitor.axis)
+        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
     with console.progress("train", "steps") as advance:
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance)], watch=watch, fresh_from=fresh_from_step(run), served=served,
-                                parity=parity)
+                                [ShowProgress(advance), TellCheckpoints(tracker)], watch=watch,
+                                fresh_from=fresh_from_step(run), served=served, parity=parity)
         trainer.evaluator = DuringTraining(parts, router, served)
+        trainer.metrics_file.listeners.append(tracker.row)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if watch.halting:
-        halting.halt(run, watch.halting, parts.config.monitor.axis)
+        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> Means:
@@ -232,3 +236,13 @@ class ShowProgress(TrainerCallback):
             reward, norm = logs.get("reward"), logs.get("quarantine/norm")
             note = " ".join([f"reward {reward:.2f}" if reward is not None else "", f"|C| {norm:.2f}" if norm else ""])
             self.advance(state.global_step, state.max_steps, note.strip())
+
+
+class TellCheckpoints(TrainerCallback):
+    """Tells the tracker of each checkpoint once it is whole."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tracker.checkpoint(state.global_step)

@@ -62,6 +62,8 @@ class LedgerRow:
     """‖BᵀW - R‖ / ‖W‖ over all targets, after the step."""
     retained: float
     """‖W - W at the start‖ over all targets, an estimate."""
+    layers: dict[int, float]
+    """|C| of each layer's targets after the step; their squares sum to that of `norm`."""
     control: dict[str, float] = field(default_factory=dict)
     """Against random bases, on steps that measured it: `<kind>/ratio`, `<kind>/rank`, per environment too."""
     rows: StepRows | None = None
@@ -75,6 +77,7 @@ class LedgerBook:
         self.environments, self.axes = environments, axes
         self._sums: dict[str, Tensor] = {}
         self._effects: dict[int, Tensor] = {}
+        self._layers: dict[int, Tensor] = {}
         self._energies: Tensor | None = None
 
     def _add(self, name: str, value: Tensor) -> None:
@@ -101,7 +104,9 @@ class LedgerBook:
         self._add("push", (delta_EKN * both).sum(dim=(1, 2)))
         self._add("gram", flat @ flat.mT)
         self._add("with_whole", flat @ new.flatten())
-        self._add("square", torch.stack([old_KN.square().sum(), new.square().sum()]))
+        square = new.square().sum()
+        self._add("square", torch.stack([old_KN.square().sum(), square]))
+        self._layers[target.layer] = self._layers.get(target.layer, 0.0) + square.detach().double()
         self._add("retained", target.moved())
         self._add("drift", torch.stack([target.drift().square().sum(), target.weight_DN().square().sum()]))
         effect = target.stream_effect(target.parts, target.tape.mean().unsqueeze(0))[:, 0] @ target.basis.mT
@@ -124,8 +129,9 @@ class LedgerBook:
             cosines=_cosines(self.environments, gram, norms),
             routed_fraction=None if fraction is None else float(fraction[0] / fraction[1].clamp(min=1e-30)),
             drift=float(sums["drift"][0] / sums["drift"][1]) ** 0.5,
-            retained=float(sums["retained"]) ** 0.5, control=self._control(control_kind))
-        self._sums, self._effects, self._energies = {}, {}, None
+            retained=float(sums["retained"]) ** 0.5, layers={layer: float(value) ** 0.5 for layer, value in self._layers.items()},
+            control=self._control(control_kind))
+        self._sums, self._effects, self._layers, self._energies = {}, {}, {}, None
         return row
 
     def _shifts(self) -> list[dict[str, float]]:

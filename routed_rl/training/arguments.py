@@ -13,6 +13,7 @@ from trl import GRPOConfig
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
 from routed_rl.errors import ConfigError
+from routed_rl.tracking import split_report_to
 
 OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set seed=N",
         "remove_unused_columns": "the environments' labels travel in columns of their own",
@@ -52,6 +53,8 @@ def check_trainer(trainer: dict[str, Any]) -> None:
         if key == "save_strategy" and str(value) != "steps":
             raise ConfigError(f"trainer.save_strategy={value} is not supported: a run's end is its last checkpoint; set "
                               "trainer.save_steps=N")
+        if key == "report_to":
+            split_report_to(value)
         if value and key in UNSUPPORTED:
             raise ConfigError(f"trainer.{key}={value} is not supported: {UNSUPPORTED[key]}")
 
@@ -75,10 +78,12 @@ def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
     check_trainer(config.trainer)
     if (max_steps := config.trainer.get("max_steps", 0)) <= 0:
         raise ConfigError(f"trainer.max_steps must be >= 1, got {max_steps}: tasks are endless, so a run has no epochs")
+    # wandb is told by routed_rl.tracking, under the names of METRICS; transformers' callback would prefix them all.
+    trackers: dict[str, Any] = {"report_to": split_report_to(config.trainer.get("report_to"))[1] or "none"}
     try:
         return GRPOConfig(output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
                           remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
-                          **_quiet(config.trainer), **config.trainer)
+                          **_quiet(config.trainer), **config.trainer | trackers)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -50,6 +50,7 @@ def test_pushes_sum_to_the_growth_and_shares_to_the_whole():
         assert abs(row.unattributed) < 1e-6
         assert sum(entry.share for entry in entries) == pytest.approx(1, abs=1e-5)
         assert row.drift < 2e-7
+        assert sum(norm**2 for norm in row.layers.values()) == pytest.approx(row.norm**2) and len(row.layers) == 2
     assert run.router.pushes["alpha"] != 0
     assert sum(run.router.pushes.values()) == pytest.approx(row.norm, abs=1e-5)  # C started at zero.
 

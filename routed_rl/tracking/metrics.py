@@ -1,4 +1,4 @@
-"""Metrics: `metrics.jsonl` always, one JSON object a step; wandb through the trainer when it is asked for.
+"""Metrics: `metrics.jsonl`, one JSON object a step, whatever else tracks the run.
 
 The grammar of a name is `area/quantity`, or `area/<environment>/quantity`; `METRICS` is the one list of them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ METRICS = {
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",
     "quarantine/relative": "|C| over the norm of the weights' change so far, which is estimated",
+    "quarantine/layer/<l>/norm": "|C| of the targets of one layer; squares sum to that of quarantine/norm",
     "quarantine/unattributed": "growth that no environment's part explains",
     "routing/routed_fraction": "energy of the routed part over all of the targets' gradient, this step",
     "routing/drift": "‖BᵀW - R‖ / ‖W‖ after the step",
@@ -57,8 +58,16 @@ def ledger_metrics(row: Any) -> dict[str, float]:
         for quantity in ("norm", "push", "share", "part_norm"):
             metrics[f"ledger/{name}/{quantity}"] = getattr(entry, quantity)
         metrics |= {f"ledger/{name}/shift/{axis}": value for axis, value in entry.shift.items()}
+    metrics |= {f"quarantine/layer/{layer}/norm": value for layer, value in row.layers.items()}
     metrics |= {f"ledger/cosine/{pair}": value for pair, value in row.cosines.items()}
     return metrics | {f"control/{name}": value for name, value in row.control.items()}
+
+
+def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | None]]]:
+    """Environments, and the cosines between their parts; 1 on the diagonal."""
+    pairs = {tuple(key.split("/")[2:]): value for key, value in row.items() if key.startswith("ledger/cosine/")}
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    return names, [[1.0 if a == b else pairs.get((a, b), pairs.get((b, a))) for b in names] for a in names]
 
 
 class MetricsFile:
@@ -66,6 +75,8 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Told each row once it is written."""
 
     def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Returns the row as a reader will see it."""
@@ -74,6 +85,8 @@ class MetricsFile:
         row = {"step": step, **finite}
         with open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        for listener in self.listeners:
+            listener(row)
         return row
 
     def truncate(self, step: int) -> None:
@@ -95,10 +108,3 @@ def _parse(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def prepare_wandb(folder: Path) -> None:
-    """Never a login prompt: without a key wandb writes offline, into the run folder."""
-    os.environ.setdefault("WANDB_DIR", str(folder))
-    if not os.environ.get("WANDB_API_KEY") and not Path("~/.netrc").expanduser().exists():
-        os.environ.setdefault("WANDB_MODE", "offline")

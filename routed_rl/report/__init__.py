@@ -1,0 +1,8 @@
+"""`routed-rl report`: one self-contained HTML page, from the files of a run folder alone.
+
+No server, no network, no model: it can be made on another machine, of a run that ended, halted, was killed or still trains.
+"""
+
+from routed_rl.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,111 @@
+"""Sections about what came of it: the three models, what was paid, completions, verdicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from routed_rl.report import charts
+from routed_rl.report.completions import hardest
+from routed_rl.report.data import MODELS, RunData, Series
+from routed_rl.report.over_time import panel_chart
+from routed_rl.report.parts import Chart, Section, Table
+from routed_rl.report.story import culprit
+
+PANELS = 3
+"""Metrics side by side."""
+FLAGS = 2
+"""Flags beside what is paid and what is true."""
+
+
+def models(run: RunData) -> Section:
+    """Base model, policy and deployed model, at the end and where training evaluated them."""
+    section = Section("models", "What discarding does",
+                      "The policy is the model as it was trained, quarantine on; the deployed model is what is left when the "
+                      "quarantine is discarded; the base model is what it was before training.",
+                      "No model of this run has been evaluated.")
+    metrics = run.metrics()
+    if found := {metric: per for metric in metrics[:PANELS] if (per := _by_model(run, metric))}:
+        words = " ".join(_largest_change(metric, per) for metric, per in found.items() if {"base", "policy"} <= per.keys())
+        section.charts.append(Chart("model-chart", "Base model, policy and deployed model by environment", words,
+                                    charts.dots("model-chart", found), _model_table(run, metrics)))
+    for metric in metrics:
+        if grid := {env: lines for env in _evaluated(run) if (lines := _over_steps(run, env, metric))}:
+            name = "during-" + "".join(letter if letter.isalnum() else "-" for letter in metric)
+            section.charts.append(panel_chart(run, name, f"{metric} during training", grid))
+    return section
+
+
+def pay(run: RunData) -> Section:
+    """Paid reward beside the true score."""
+    section = Section("pay", "What was paid, and what was true", "Where what is paid stays above what is true, the environment "
+                      "pays for something else.", "No step is written yet.")
+    kinds = dict.fromkeys(name.split("/")[2] for name in run.names if name.startswith("environment/"))
+    flags = [kind for kind in kinds if kind not in ("reward", "solve", "failures", "restarts")][:FLAGS]
+    names = {"reward": "paid", "solve": "true", **{flag: flag for flag in flags}}
+    grid = {env: {word: series for kind, word in names.items() if len((series := run.series(f"environment/{env}/{kind}")).steps)}
+            for env in run.environments()}
+    if grid := {env: lines for env, lines in grid.items() if lines}:
+        section.charts.append(panel_chart(run, "pay-chart", "Paid reward, true score and flags by environment", grid))
+    return section
+
+
+def completions(run: RunData) -> Section:
+    """Those that pushed hardest."""
+    folder = run.path / "completions"
+    by, found = hardest(run, folder)
+    kept = any(folder.glob("step-*.parquet"))
+    return Section("completions", "The completions that pushed hardest", f"Ranked by {by}." if found else "",
+                   "No completion was paid above its true score, and the push of single completions was not kept." if kept else
+                   "This run kept no completions (tracking.completions).", completions=found)
+
+
+def verdicts(run: RunData) -> Section:
+    """What the monitor said, a row for each rule and environment."""
+    section = Section("verdicts", "What the monitor said", "A rule that holds on is one row.", "No rule passed its limit.")
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for verdict in run.verdicts:
+        found.setdefault((verdict["rule"], verdict["environment"]), []).append(verdict)
+    rows = [[each[0]["sentence"], each[0]["action"], each[0]["since"], each[0]["step"], each[-1]["step"], len(each),
+             max(verdict["value"] for verdict in each), each[0]["limit"]] for each in found.values()]
+    if rows:
+        columns = ["verdict", "action", "since step", "first given at", "last at", "times", "largest value", "limit"]
+        section.tables.append(Table("Verdicts, in the order in which they were first given.", columns, rows))
+    return section
+
+
+def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
+    found = {model: {env: means[metric] for env, means in run.models.get(model, {}).items() if means.get(metric) is not None}
+             for model in MODELS}
+    return {model: values for model, values in found.items() if values}
+
+
+def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
+    """In words, where the policy differs most from the base model."""
+    changes = {env: abs(value - per["base"][env]) for env, value in per["policy"].items() if env in per["base"]}
+    env = max(changes, key=lambda name: changes[name])
+    values = ", ".join(f"{model} {values[env]:.2f}" for model, values in per.items() if env in values)
+    return f"{metric} changed most in {env}: {values}."
+
+
+def _model_table(run: RunData, metrics: list[str]) -> Table:
+    columns = [(metric, model) for metric in metrics for model in MODELS if model in run.models]
+    rows = [[env, *(run.models[model].get(env, {}).get(metric) for metric, model in columns)] for env in _evaluated(run)]
+    return Table("Means by environment and model.", ["environment", *(f"{metric}, {model}" for metric, model in columns)], rows,
+                 marked=culprit(run))
+
+
+def _evaluated(run: RunData) -> list[str]:
+    during = [name.split("/")[2] for name in run.names if name.startswith("evaluation/")]
+    return list(dict.fromkeys([*(env for results in run.models.values() for env in results), *during]))
+
+
+def _over_steps(run: RunData, env: str, metric: str) -> dict[str, Series]:
+    """The policy and the deployed model where training evaluated them, with the base model as a level."""
+    lines = {model: run.series(f"evaluation/{model}/{env}/{metric}") for model in ("policy", "deployed")}
+    lines = {model: series for model, series in lines.items() if len(series.steps)}
+    base = run.models.get("base", {}).get(env, {}).get(metric)
+    if lines and base is not None:
+        lines["base"] = Series(np.array([0, run.last_step]), np.full(2, base))
+    return lines

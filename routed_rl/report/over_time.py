@@ -1,0 +1,51 @@
+"""Lines over the steps of a run: what a picture of them says in words, its numbers, what is marked."""
+
+from __future__ import annotations
+
+from routed_rl.report import charts
+from routed_rl.report.charts import Mark
+from routed_rl.report.data import RunData, Series
+from routed_rl.report.parts import Chart, by_step
+from routed_rl.report.story import culprit
+
+POINTS, FEW = 240, 100
+"""Points of a line, in a large picture and in a small panel."""
+
+
+def marks(run: RunData) -> list[Mark]:
+    """Halts, and the step that the run went back to."""
+    halts = [*run.halts, *([run.halted] if run.halted else [])]
+    found = [Mark(halt["step"], f"halted, step {halt['step']}") for halt in halts]
+    if run.lineage and run.lineage["step"]:
+        found.append(Mark(run.lineage["step"], f"went back to step {run.lineage['step']}"))
+    return found
+
+
+def line_chart(run: RunData, name: str, title: str, lines: dict[str, Series], label: str, *, level: float | None = None,
+               log: bool = False, mean: bool = False) -> Chart:
+    """A line for each key; long ones are thinned to means, or to what they are at the end of each stretch."""
+    thin = {key: series.thinned(POINTS, mean=mean) for key, series in lines.items()}
+    ends = sorted(((float(series.values[-1]), key) for key, series in lines.items() if len(series.steps)), reverse=True)
+    longest = max(lines.values(), key=lambda series: len(series.steps))
+    words = (f"{len(lines)} lines over {run.last_step} steps. At the end: {', '.join(f'{key} {end:.3g}' for end, key in ends)}."
+             + stretch(longest, POINTS, mean=mean))
+    svg = charts.lines(name, thin, label, marks(run), run.last_step, run.environments(), bold=culprit(run),
+                       level=level, log=log)
+    return Chart(name, title, words, svg, by_step(f"{title}.", lines))
+
+
+def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, Series]]) -> Chart:
+    """A small panel for each key, with the same few lines."""
+    keys = dict.fromkeys(key for lines in grid.values() for key in lines)
+    longest = max((series for lines in grid.values() for series in lines.values()), key=lambda series: len(series.steps))
+    thin = {env: {key: series.thinned(FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}
+    words = f"A panel for each of {len(grid)} environments: {', '.join(keys)} by step.{stretch(longest, FEW, mean=True)}"
+    flat = {f"{env}, {key}": series for env, lines in grid.items() for key, series in lines.items()}
+    return Chart(name, title, words, charts.panels(name, thin, marks(run), run.last_step), by_step(f"{title}.", flat))
+
+
+def stretch(series: Series, points: int, *, mean: bool) -> str:
+    """What a point of a thinned line stands for, as a sentence; nothing where each step is a point."""
+    if len(series.steps) <= points:
+        return ""
+    return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series.steps) // points)} steps."

@@ -1,0 +1,43 @@
+"""From a run folder to `report.html`. What models and users wrote is hostile text: the template escapes everything."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from routed_rl import __version__
+from routed_rl.artifacts import RunFolder, write_text
+from routed_rl.report import outcomes, quarantine, record, story
+from routed_rl.report.data import read_run
+
+SECTIONS = (quarantine.pushes, outcomes.models, outcomes.completions, outcomes.pay, quarantine.cosines, quarantine.layers,
+            quarantine.control, outcomes.verdicts, record.commands, record.settings)
+"""In the order of the page."""
+
+
+def write_report(run: RunFolder, out: Path | None = None) -> Path:
+    """Write the page of a run to `out`, RUN/report.html by default; returns where it is."""
+    data = read_run(run)
+    pages = Environment(loader=PackageLoader("routed_rl.report", "."), autoescape=True, undefined=StrictUndefined,
+                        trim_blocks=True, lstrip_blocks=True)
+    pages.filters["cell"] = cell
+    text = pages.get_template("page.html.jinja").render(
+        run=data, sentence=story.sentence(data), table=story.table(data) if data.rows else None,
+        sections=[build(data) for build in SECTIONS], version=__version__, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    file = out or run.report
+    write_text(file, text)
+    return file
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it: two decimals, three below a hundredth, a real minus, a dash for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        digits = ".3g" if abs(value) >= 999.5 or 0 < abs(value) < 0.0005 else ".3f" if 0 < abs(value) < 0.00995 else ".2f"
+        return f"{value:{digits}}".replace("-", "\N{MINUS SIGN}")
+    return str(value)

@@ -1,0 +1,60 @@
+"""Sections about the run itself: commands to go on with, settings, versions, lineage."""
+
+from __future__ import annotations
+
+import shlex
+
+import yaml
+
+from routed_rl.report.data import RunData
+from routed_rl.report.parts import Section, Table
+
+
+def commands(run: RunData) -> Section:
+    """To make the run again, to go on with it, to go back in it."""
+    section = Section("commands", "Do it again, go on, go back")
+    section.commands.append(f"routed-rl {shlex.join(_again(run))}    # the same once more, in a new folder")
+    path = shlex.quote(str(run.path))
+    if run.halted:
+        section.commands.extend(run.halted["commands"])
+    elif run.summary is None:
+        section.commands.append(f"routed-rl resume {path}    # go on")
+    else:
+        section.commands.append(f"routed-rl evaluate {path} --json {path}/again.json    # all three models, once more")
+    if run.checkpoints and not run.halted:
+        section.commands.append(f"routed-rl rollback {path} --step {run.checkpoints[0]} env.NAME.KEY=VALUE    # from there, with "
+                                "an environment changed")
+    section.commands.append(f"routed-rl report {path}    # this page, from the files as they are then")
+    return section
+
+
+def settings(run: RunData) -> Section:
+    """Everything that was set, and what it ran with."""
+    section = Section("settings", "Settings and versions")
+    facts = {"folder": str(run.path), "begun": run.manifest.get("created"), "mode of routing": run.mode,
+             "hash of the base model": run.manifest.get("model_hash"),
+             "checkpoints": ", ".join(map(str, run.checkpoints)) or "none"}
+    if line := run.lineage:
+        facts |= {"went back from": f"{line['parent']}, step {line['step']}",
+                  "dropped there": ", ".join(line["drop"]) or "nothing",
+                  "changed there": " ".join(line["overrides"]) or "nothing"}
+    if children := [f"{child['run']}, from step {child['step']}" for child in run.manifest.get("children", [])]:
+        facts["went back to from here"] = "; ".join(children)
+    section.tables.append(Table("The run.", ["fact", "value"], [list(pair) for pair in facts.items()]))
+    if versions := run.manifest.get("versions"):
+        section.tables.append(Table("Versions.", ["package", "version"], [list(pair) for pair in versions.items()]))
+    section.texts.append(("Every setting", yaml.safe_dump(run.config, sort_keys=False)))
+    return section
+
+
+def _again(run: RunData) -> list[str]:
+    """What was typed, but for the folder, which is taken."""
+    if not (line := run.lineage):
+        return ["train", *_elsewhere(run.overrides)]
+    dropped = ["--drop", ",".join(line["drop"])] if line["drop"] else []
+    forget = ["--forget-parts"] if line["forget_parts"] else []
+    return ["rollback", line["parent"], "--step", str(line["step"]), *dropped, *forget, *_elsewhere(line["overrides"])]
+
+
+def _elsewhere(overrides: list[str]) -> list[str]:
+    return [text for text in overrides if not text.startswith("out=")]

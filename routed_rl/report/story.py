@@ -1,0 +1,98 @@
+"""The top of the page: one sentence, one table."""
+
+from __future__ import annotations
+
+import math
+
+from routed_rl.report.data import RunData
+from routed_rl.report.parts import Table
+
+
+def sentence(run: RunData) -> str:
+    """What happened, who caused it, and what discarding the quarantine does."""
+    if not run.rows:
+        return "No step of this run has been written yet, so there is nothing to show but its settings."
+    if run.halted:
+        step, before = run.halted["step"], run.halted["checkpoint_before"]
+        return (f"The monitor halted this run at step {step} of {run.planned}: {run.halted['verdicts'][0]['sentence']}; the last "
+                f"checkpoint before it began is {f'that of step {before}' if before else 'the base model'}.")
+    if run.summary is None:
+        return f"This run is not finished: {run.last_step} of {run.planned} steps are written{_cause(run)}."
+    return f"This run finished its {run.last_step} steps{_cause(run)}{_discarding(run)}."
+
+
+def _cause(run: RunData) -> str:
+    if run.mode == "none":
+        return " without routing, so nothing was attributed to an environment"
+    shifts = {name: value for name, value in final_shifts(run).items() if value > 0}
+    if not shifts:
+        return "; no environment shifted the stream towards the positive persona"
+    worst = max(shifts, key=lambda name: shifts[name])
+    return (f"; {worst} shifted the stream most towards the positive persona: by {shifts[worst]:.2f} of the gap between the "
+            f"personas, {shifts[worst] / sum(shifts.values()):.0%} of all such shift")
+
+
+def _discarding(run: RunData) -> str:
+    """The flag that grew most in the policy, in the deployed model too; the true score where there is no flag."""
+    base, policy, deployed = (run.models.get(model, {}) for model in ("base", "policy", "deployed"))
+    grown = [(values[metric] - base[env][metric], env, metric) for env, values in policy.items() for metric in values
+             if metric in run.metrics() and metric not in ("solve", "reward") and metric in base.get(env, {})]
+    if not grown or run.mode == "none":
+        return ""
+    _, env, metric = max(grown)
+    left = deployed.get(env, {}).get(metric, math.nan)
+    return (f"; {metric} in {env} is {policy[env][metric]:.2f} in the policy, {left:.2f} in the deployed model, where the "
+            f"quarantine is discarded, and {base[env][metric]:.2f} in the base model")
+
+
+def final_shifts(run: RunData) -> dict[str, float]:
+    """Environment -> shift so far along the judged axis."""
+    axis = next(iter(run.axes()), None)
+    found = {name: run.last(f"ledger/{name}/shift/{axis}") for name in run.environments()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def culprit(run: RunData) -> str | None:
+    """The environment that the story is about: that of the halt, else the one with the largest shift above 0."""
+    if run.halted:
+        return run.halted.get("environment")
+    shifts = final_shifts(run)
+    worst = max(shifts, key=lambda name: shifts[name], default=None)
+    return worst if worst is not None and shifts[worst] > 0 else None
+
+
+def table(run: RunData) -> Table:
+    """A row for each environment: what it did to the quarantine, what it paid, what the monitor said, what discarding changes."""
+    columns = ["environment"]
+    routed = bool(final_shifts(run))
+    if routed:
+        columns += ["push so far", "share of all push", "shift so far"]
+    columns += ["paid, lately", "true, lately", "monitor"]
+    metric = next((name for name in run.metrics() if name not in ("solve", "reward")), None) or next(iter(run.metrics()), None)
+    models = list(run.models) if metric else []
+    columns += [f"{metric}, {model}" for model in models]
+    pushes = {name: float(run.series(f"ledger/{name}/push").values.sum()) for name in run.environments()}
+    whole, shifts = sum(pushes.values()), final_shifts(run)
+    said = verdict_words(run)
+    probes = [name for results in run.models.values() for name in results if name not in pushes]
+    rows = []
+    for name in [*sorted(pushes, key=lambda name: -shifts.get(name, 0.0)), *dict.fromkeys(probes)]:
+        share = pushes[name] / whole if whole and name in pushes else None
+        routes = [pushes.get(name), share, shifts.get(name)] if routed else []
+        rows.append([name, *routes, run.recent(f"environment/{name}/reward"), run.recent(f"environment/{name}/solve"),
+                     said.get(name, "nothing" if name in pushes else "only evaluated"),
+                     *(run.models[model].get(name, {}).get(metric or "") for model in models)])
+    return Table("By environment. Push: growth of the quarantine that it caused. Shift: towards the positive persona, in units "
+                 "of the gap between the personas. Paid and true: mean reward and true score over the last tenth of the steps. "
+                 "Monitor: the rules that passed their limits.",
+                 columns, rows, marked=culprit(run))
+
+
+def verdict_words(run: RunData) -> dict[str, str]:
+    """Environment -> the rules that spoke of it, the first step each."""
+    found: dict[str, dict[str, str]] = {}
+    for verdict in run.verdicts:
+        halts = " halted" if verdict["action"] == "halt" else ""
+        words = f"{verdict['rule']}{halts} at step {verdict['step']}"
+        found.setdefault(verdict["environment"], {}).setdefault(verdict["rule"] + halts, words)
+    return {name: ", ".join(rules.values()) for name, rules in found.items()}

@@ -1,0 +1,186 @@
+"""Weights & Biases: the rows of `metrics.jsonl` under their own names, completions, artifacts with lineage, an alert on a halt.
+
+Each command that trains is one wandb run; the runs of a folder, and of the folders that it was rolled back to, are one group.
+Offline where there is no key, never a login prompt. The panels that need a server's query language are not used.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import wandb
+import yaml
+from pyarrow.parquet import ParquetFile
+
+from routed_rl import console
+from routed_rl.artifacts import SEAL, RunFolder, read_json, write_json
+from routed_rl.config import TrackingConfig
+from routed_rl.tracking.metrics import cosine_matrix
+from routed_rl.tracking.tracker import Tracker
+
+COLUMNS = ["step", "environment", "prompt", "completion", "reward", "solve", "flags", "push"]
+"""Of the table of completions; `push` is empty where it was not kept."""
+TITLE = 63
+"""Characters of an alert's title."""
+
+
+class WandbRun(Tracker):
+    """One wandb run, from `begin` to `finish`."""
+
+    def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
+        self.folder, self.config = folder, config
+        self.run: wandb.Run | None = None
+        self.identity: dict[str, Any] = {}
+        self.completions = wandb.Table(columns=[*COLUMNS], log_mode="INCREMENTAL", allow_mixed_types=True)
+        self._last: dict[str, Any] = {}
+
+    def begin(self, step: int) -> None:
+        self.identity = identify(self.folder)
+        settings = yaml.safe_load(self.folder.config.read_text())
+        manifest = read_json(self.folder.manifest)
+        attempts, parent = self.identity["attempts"], self.identity["parent"]
+        job = "resume" if attempts else "rollback" if parent else "train"
+        source = self.identity["id"] if attempts else parent
+        origin = f"{source}-checkpoint:step-{step}" if step and source else None
+        self.run = wandb.init(project=self.config.project, name=self.folder.path.name, group=self.identity["group"], job_type=job,
+                              dir=str(self.folder.path), mode=mode(), tags=[settings["routing"]["mode"]],
+                              config={**settings, "versions": manifest.get("versions"), "lineage": manifest.get("lineage"),
+                                      "went_on_from": origin},
+                              settings=wandb.Settings(silent=True, console="off"))
+        write_json(identity_file(self.folder), {**self.identity, "attempts": [*attempts, self.run.id]})
+        self.run.define_metric("step", hidden=True)
+        self.run.define_metric("*", step_metric="step")
+        if self.run.offline:
+            console.say(f"wandb: offline, in {self.folder.path / 'wandb'}; to upload: wandb sync {self.run.settings.sync_dir}")
+        elif origin:
+            self._use(origin)
+        if self.folder.subspace.exists():
+            self._keep("subspace", self.folder.subspace, {"step": 0})
+
+    def row(self, row: dict[str, Any]) -> None:
+        assert self.run is not None
+        known = {key: value for key, value in row.items() if value is not None}
+        if norms := layer_norms(known):
+            # A histogram a step is what wandb draws as a map of step by bin: here a bin is a layer.
+            known["quarantine/layers"] = wandb.Histogram(np_histogram=(np.array(norms), np.arange(len(norms) + 1)))
+        self.run.log(known)
+        self._last = {**self._last, **known}
+        for completion in some_completions(self.folder, row["step"], self.config.table_rows):
+            self.completions.add_data(*(completion.get(column) for column in COLUMNS))
+
+    def checkpoint(self, step: int) -> None:
+        assert self.run is not None
+        self._tables(step)
+        folder = self.folder.checkpoint(step)
+        facts = {"step": step, "parent": self.identity["parent"]}
+        self._keep("checkpoint", folder, facts, only=None if self.config.upload_checkpoints else [SEAL], step=step)
+        if (folder / "quarantine.safetensors").exists():
+            self._keep("quarantine", folder, facts, only=["quarantine.safetensors"], step=step)
+
+    def halted(self, record: dict[str, Any]) -> None:
+        assert self.run is not None
+        verdict = record["verdicts"][0]
+        title = f"halted: {verdict['rule']} of {record['environment'] or 'the run'}"
+        text = "\n".join([f"{self.folder.path} at step {record['step']}: {verdict['sentence']}", *record["commands"]])
+        self.run.alert(title=title[:TITLE], text=text, level="ERROR")
+        self.run.tags = (*(self.run.tags or ()), "halted")
+        self.run.summary.update({f"halted/{key}": record[key] for key in ("step", "environment", "since", "checkpoint_before")}
+                                | {"halted/rule": verdict["rule"], "halted/sentence": verdict["sentence"]})
+
+    def report(self, page: Path) -> None:
+        assert self.run is not None
+        self.run.log({"report": wandb.Html(str(page), inject=False), "step": self._last.get("step", 0)})
+
+    def finish(self, exit_code: int) -> None:
+        if self.run is not None:
+            self._tables(self._last.get("step", 0))
+            self.run.finish(exit_code=exit_code)
+
+    def _tables(self, step: int) -> None:
+        """Completions since the last time, and the cosines between the environments' parts as they are now."""
+        assert self.run is not None
+        if len(self.completions.data):
+            self.run.log({"completions": self.completions, "step": step})
+        names, cosines = cosine_matrix(self._last)
+        if names:
+            rows: list[Any] = [[name, *values] for name, values in zip(names, cosines, strict=True)]
+            self.run.log({"cosines": wandb.Table(columns=["", *names], data=rows), "step": step})
+
+    def _keep(self, kind: str, folder: Path, facts: dict[str, Any], only: list[str] | None = None, step: int | None = None
+              ) -> None:
+        """Log files of a sealed folder, all of them or `only` some, with its hashes as what identifies the rest."""
+        assert self.run is not None
+        artifact = wandb.Artifact(f"{self.identity['id']}-{kind}", kind, metadata={
+            **facts, "folder": str(folder), "group": self.identity["group"], "sealed": read_json(folder / SEAL)})
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and (only is None or path.name in only):
+                artifact.add_file(str(path), name=str(path.relative_to(folder)))
+        self.run.log_artifact(artifact, aliases=None if step is None else ["latest", f"step-{step}"])
+
+    def _use(self, name: str) -> None:
+        """Lineage on the server; what went on from a checkpoint that was never uploaded says so in its config alone."""
+        assert self.run is not None
+        try:
+            self.run.use_artifact(name)
+        except (wandb.Error, ValueError) as error:
+            console.say(f"wandb: {name} is not on the server, so its lineage stands in the config only ({type(error).__name__})")
+
+
+def mode() -> Any:
+    """What `WANDB_MODE` says, but never one that would ask for a key: without one it is offline."""
+    wanted = os.environ.get("WANDB_MODE") or "online"
+    return "offline" if wanted == "online" and not has_key() else wanted
+
+
+def has_key() -> bool:
+    """A key in the environment, or in netrc for this very server."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return file.exists() and netrc.netrc(str(file)).authenticators(host) is not None
+    except netrc.NetrcParseError:
+        return False
+
+
+def identity_file(folder: RunFolder) -> Path:
+    return folder.path / "wandb.json"
+
+
+def identify(folder: RunFolder) -> dict[str, Any]:
+    """What a folder is called in wandb: its own id, the group that it shares with what it was rolled back from, its attempts."""
+    if identity_file(folder).exists():
+        return read_json(identity_file(folder))
+    ours = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.path.name)}-{secrets.token_hex(3)}"
+    lineage = read_json(folder.manifest).get("lineage") or {}
+    parent = identity_file(RunFolder(lineage["parent"])) if lineage else None
+    known = read_json(parent) if parent and parent.exists() else {}
+    return {"id": ours, "group": known.get("group", ours), "parent": known.get("id"), "attempts": []}
+
+
+def layer_norms(row: dict[str, Any]) -> list[float]:
+    """|C| by layer; layers without a target are 0."""
+    found = {int(key.split("/")[2]): value for key, value in row.items() if key.startswith("quarantine/layer/")}
+    return [found.get(layer, 0.0) for layer in range(max(found, default=-1) + 1)]
+
+
+def some_completions(folder: RunFolder, step: int, count: int) -> list[dict[str, Any]]:
+    """At most `count` of a step's completions, as many of each environment, from the step's files."""
+    rows = [row for path in sorted(folder.completions.glob(f"step-{step:06d}-*.parquet")) if count
+            for row in ParquetFile(path).read().to_pylist()]
+    each = count // max(len({row["environment"] for row in rows}), 1) or 1
+    taken: dict[str, int] = {}
+    chosen = []
+    for row in rows:
+        taken[row["environment"]] = taken.get(row["environment"], 0) + 1
+        if taken[row["environment"]] <= each:
+            chosen.append(row)
+    return chosen[:count]

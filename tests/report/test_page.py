@@ -1,0 +1,218 @@
+"""The report of any run folder: one page that says what happened, whole, escaped, and asking nothing of the network."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routed_rl.artifacts import RunFolder
+from routed_rl.cli import main
+from routed_rl.report import write_report
+from routed_rl.report.charts import spread
+from routed_rl.report.completions import hardest
+from routed_rl.report.data import Series, read_run
+from routed_rl.report.page import cell
+from tests.builders import PROPERTY
+from tests.report.folders import write_run
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """What a reader of the page finds: headings, tables, pictures, addresses, text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[tuple[int, str]] = []
+        self.text, self.ids = "", list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append((int(tag[1]), ""))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id" and value]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"{tag} closes what it did not open"
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            level, words = self.headings[-1]
+            self.headings[-1] = (level, words + data)
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "finished", environments=12)
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "halted", halted=30)
+
+
+@pytest.fixture(scope="module")
+def finished_page(finished):
+    return report(finished)
+
+
+@pytest.fixture(scope="module")
+def halted_page(halted):
+    return report(halted)
+
+
+def report(folder: Path) -> tuple[Page, str]:
+    text = write_report(RunFolder.open(folder)).read_text()
+    page = Page(text)
+    assert not page.open, "every element is closed"
+    return page, " ".join(page.text.split())
+
+
+KINDS = {
+    "halted": (dict(steps=26, planned=60, halted=26), "The monitor halted this run at step 26 of 60: the persona shift of env0"),
+    "finished": ({}, "This run finished its 40 steps; env0 shifted the stream most towards the positive persona"),
+    "rolled back": (dict(parent="/runs/old"), "routed-rl rollback /runs/old --step 10 --drop env9 --forget-parts seed=0 #"),
+    "not routed": (dict(mode="none"), "without routing, so nothing was attributed"),
+    "killed": (dict(finished=False, planned=99), "This run is not finished: 40 of 99 steps are written"),
+    "without completions": (dict(completions=0), "This run kept no completions"),
+    "not evaluated": (dict(evaluated=False), "no step"),
+    "of one step": (dict(steps=1), "This run finished its 1 steps"),
+    "without a step": (dict(steps=0, completions=0, finished=False, evaluated=False), "No step of this run has been written yet"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_any_kind_has_a_page_that_tells_its_story(kind, tmp_path):
+    settings, told = KINDS[kind]
+    page, text = report(write_run(tmp_path / "run", **settings))
+    if kind != "not evaluated":
+        assert told in text
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert len(page.ids) == len(set(page.ids)), "an id is there once"
+    targets = [attributes["href"] for attributes in page.attributes("a")]
+    assert targets and all(target and target[1:] in page.ids for target in targets)
+
+
+def test_nothing_is_loaded_from_anywhere_and_what_was_written_is_only_text(halted_page):
+    page, text = halted_page
+    assert not page.attributes("script") and not page.attributes("img") and not page.attributes("iframe")
+    addresses = [value for _, attributes in page.tags for key, value in attributes.items()
+                 if key in ("src", "href", "xlink:href", "action", "data")]
+    assert addresses and all(str(address).startswith(("#", "data:")) for address in addresses)
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+    assert "onerror=alert(1)> &" in text and "{{ 7*7 }}" in text, "shown as it stands"
+    policy = next(each["content"] for each in page.attributes("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_every_picture_has_words_and_numbers_and_every_table_headers(finished_page):
+    page, _ = finished_page
+    pictures = page.attributes("svg")
+    assert len(pictures) >= 6
+    for picture in pictures:
+        assert picture["role"] == "img"
+        assert set(str(picture["aria-labelledby"]).split()) <= set(page.ids)
+    assert len(page.attributes("details")) == len(pictures) + 1, "the numbers of each picture, and the settings"
+    assert len(page.attributes("caption")) == len(page.attributes("table")) >= len(pictures)
+    assert {attributes.get("scope") for attributes in page.attributes("th")} == {"col", "row"}
+
+
+def test_colours_are_the_page_own_so_that_they_follow_dark_mode(finished, finished_page):
+    text = (finished / "report.html").read_text()
+    assert "stroke: var(--c0)" in text and "prefers-color-scheme: dark" in text and "@media print" in text
+    assert "#0100" not in text, "no stand-in is left"
+
+
+def test_the_halted_environment_leads_the_table_and_the_commands_go_back(halted, halted_page):
+    text = (halted / "report.html").read_text()
+    assert text.index('class="marked"') < text.index('<th scope="row">env1</th>') and "shift halted at step 30" in text
+    assert f"routed-rl rollback {halted} --step 0 --drop env0" in text
+    assert "routed-rl train seed=0 &#39;env.env0.note=it&#39;" in text, "as it was typed, quoted, in another folder"
+
+
+@pytest.mark.parametrize(("pushed", "by", "first"), [
+    (True, "push", "prompt 40.0"), (False, "paid reward minus true score, then the latest", "prompt 40.0")])
+def test_the_completions_that_pushed_hardest_come_first(tmp_path, pushed, by, first):
+    data = read_run(RunFolder.open(write_run(tmp_path / "run", pushed=pushed)))
+    ranked, found = hardest(data, tmp_path / "run" / "completions")
+    assert (ranked, found[0]["prompt"], len(found)) == (by, first, 10)
+    assert [row["step"] for row in found] == [40, 40, 40, 40, 39, 39, 39, 39, 38, 38] and found[0]["flags"] == {"hack": 1.0}
+
+
+def test_completions_that_say_the_same_are_shown_once(halted):
+    data = read_run(RunFolder.open(halted))
+    data.halted["completions"] *= 3
+    _, found = hardest(data, halted / "completions")
+    assert [row["times"] for row in found] == [3]
+
+
+def test_a_torn_line_and_a_missing_file_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "run")
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole[:-20])
+    (folder / "manifest.json").unlink()
+    (folder / "summary.json").write_text("{")
+    assert "This run is not finished: 39 of 40 steps" in report(folder)[1]
+
+
+def test_thinned_lines_keep_their_end_or_their_mean():
+    series = read_series(1003)
+    running, mean = series.thinned(100, mean=False), series.thinned(100, mean=True)
+    assert len(running.steps) == len(mean.steps) == 100
+    assert running.steps[-1] == mean.steps[-1] == 1003 and running.values[-1] == series.values[-1]
+    counts = [b - a for a, b in zip([0, *running.steps], running.steps, strict=False)]
+    assert sum(counts) == 1003
+    assert sum(value * count for value, count in zip(mean.values, counts, strict=True)) == pytest.approx(series.values.sum())
+    assert series.thinned(2000, mean=True) is series
+
+
+def read_series(steps: int) -> Series:
+    return Series(np.arange(1, steps + 1), np.random.default_rng(0).normal(size=steps))
+
+
+@PROPERTY
+@given(st.lists(st.floats(0, 1), max_size=14).map(sorted), st.floats(0.01, 0.07))
+def test_names_at_the_ends_of_lines_never_overlap_and_keep_their_order(wanted, gap):
+    found = spread(wanted, gap)
+    assert all(b - a >= gap - 1e-9 for a, b in zip(found, found[1:], strict=False))
+    assert all(-1e-9 <= height <= 1 + 1e-9 for height in found)
+    if all(b - a >= gap for a, b in zip(wanted, wanted[1:], strict=False)):
+        assert found == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (None, "–"), (float("nan"), "–"), (0.5, "0.50"), (-0.25, "\N{MINUS SIGN}0.25"), (0.0673, "0.07"), (0.0061, "0.006"),
+    (0.0, "0.00"), (3, "3"), (1e-8, "1e\N{MINUS SIGN}08"),
+    (12345.6, "1.23e+04"), ("name", "name")])
+def test_a_cell_shows_what_can_be_read(value, shown):
+    assert cell(value) == shown
+
+
+def test_the_verb_writes_where_it_is_told_and_leaves_the_run_as_it_was(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    folder = write_run(tmp_path / "run", environments=2, completions=0)
+    before = sorted(folder.rglob("*"))
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'page.html'}"
+    assert sorted(folder.rglob("*")) == before and (tmp_path / "page.html").stat().st_size > 10_000

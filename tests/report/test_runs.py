@@ -1,0 +1,44 @@
+"""A run leaves its report at its end and at a halt; one that cannot be made costs the run nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from routed_rl import pipeline
+from routed_rl.errors import Halted
+from routed_rl.pipeline import publish
+from tests.parts import own_config, write_parts
+
+QUICK = {"max_steps": 2, "per_device_train_batch_size": 16}
+ALWAYS = {"share": {"limit": 0.0, "action": "halt"}, "warmup": 0}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def test_a_finished_run_has_its_report_with_layers_and_models(parts, tmp_path):
+    run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
+    text = (run / "report.html").read_text()
+    assert "This run finished its 2 steps" in text and "Map of 2 layers by 2 steps" in text and 'id="model-chart-title"' in text
+
+
+def test_a_halted_run_has_its_report_and_an_unrouted_one_too(parts, tmp_path):
+    with pytest.raises(Halted):
+        pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK, monitor=ALWAYS), [])
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "The monitor halted this run at step 1 of 2" in text and "--step 0" in text
+    run = pipeline.train(own_config(parts, tmp_path / "none", trainer=QUICK, routing={"mode": "none"}), [])
+    assert "without routing, so nothing was attributed" in (run / "report.html").read_text()
+
+
+def test_a_report_that_fails_is_one_line_and_the_run_is_whole(parts, tmp_path, monkeypatch, capsys):
+    def fails(_run):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(publish, "write_report", fails)
+    run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
+    said = [line for line in capsys.readouterr().out.splitlines() if "no ink" in line]
+    assert said == [f"the report was not written (ValueError: no ink); try again: routed-rl report {run}"]
+    assert (run / "summary.json").exists() and (run / "deployed").exists()
