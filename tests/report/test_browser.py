@@ -18,8 +18,8 @@ from tests.report.folders import write_run
 
 pytestmark = pytest.mark.slow
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-OWN = re.compile(r"https?://(update\.googleapis|clients2\.google)\.com/")
-"""What the browser itself asks for, whatever the page: updates and the time."""
+OWN = re.compile(r"https?://(update\.googleapis|clients2\.google|accounts\.google)\.com/")
+"""What the browser itself asks for, whatever the page: updates, the time, whether somebody is signed in."""
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
