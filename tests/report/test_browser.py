@@ -18,8 +18,8 @@ from tests.report.folders import write_run
 
 pytestmark = pytest.mark.slow
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-OWN = re.compile(r"https?://(update\.googleapis|clients2\.google)\.com/")
-"""What the browser itself asks for, whatever the page: updates and the time."""
+OWN = re.compile(r"https?://(update\.googleapis|clients2\.google|accounts\.google)\.com/")
+"""What the browser itself asks for, whatever the page: updates, the time, whether somebody is signed in."""
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
@@ -33,9 +33,8 @@ def page(request, tmp_path_factory) -> Path:
 def browse(page: Path, *options: str, width: int = 1100) -> tuple[str, str]:
     """The page's elements once it is loaded, and what the browser said."""
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-               f"--user-data-dir={page.parent}/profile",
-               f"--window-size={width},900", "--virtual-time-budget=20000", *options, page.as_uri()]
+               "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=20000",
+               f"--user-data-dir={page.parent}/profile", f"--window-size={width},900", *options, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, done.stderr
 
