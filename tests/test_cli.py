@@ -256,7 +256,7 @@ def test_values_have_their_types():
     (["model=lba"], "did you mean model=lab?"),
     (["model=/my/model"], "model.NAME=VALUE"),
     (["experiment=smollm"], "did you mean experiment=smollm2?"),
-    (["trainer=null"], "choices: grpo"),
+    (["trainer=null"], "choices: grpo, ppo, rloo"),
     (["seed=abc"], "seed must be int, got 'abc'"),
     (["subspace.rank=2.5"], "subspace.rank must be int or null, got 2.5"),
     (["routing.quarantine.max_shift=big"], "must be float"),

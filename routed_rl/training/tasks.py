@@ -53,6 +53,8 @@ class RewardFunction:
         self._scores: dict[str, list[Score | None]] = defaultdict(list)
         self._written = (0, 0)
         """Step and number of its generations so far: a step may generate more than once."""
+        self.failed: list[bool] = []
+        """Rows of the last call that could not be scored."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
@@ -75,6 +77,7 @@ class RewardFunction:
                 scores[row], rows[row] = score, _row(name, task_id[row], *said, score)
         self.scorer.check()
         self._write(rows, _["trainer_state"].global_step + 1)
+        self.failed = [score is None for score in scores]
         return neutral_rewards(scores, self.group_size)
 
     def _write(self, rows: list[dict[str, Any]], step: int) -> None:
