@@ -94,8 +94,8 @@ def test_help_lists_the_verbs_that_exist(capsys):
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "audit", "env",
-                           "doctor"]
+    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "sweep", "audit",
+                           "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 

@@ -22,8 +22,9 @@ FLOORS = {
     "extraction": 5, "evaluate": 5, "export": 5,
     "training": 6, "report": 6, "audit": 6,
     "pipeline": 7, "inspection": 7,
-    "compare": 8,
-    "cli": 9,
+    "jobs": 8,
+    "compare": 9, "sweep": 9,
+    "cli": 10,
 }
 HEAVY = {
     "trl": {"training", "rollout"},
@@ -35,6 +36,7 @@ HEAVY = {
     "peft": {"export"},
     "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},
+    "optuna": {"sweep"},
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}}
 """Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""

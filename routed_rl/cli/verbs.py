@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os.path import exists, join
 from typing import NoReturn
 
-from routed_rl.cli import audit, env
+from routed_rl.cli import audit, env, sweep
 from routed_rl.cli.options import OVERRIDES, names
 from routed_rl.errors import ConfigError
 
@@ -198,6 +198,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     compare(arguments.overrides, arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    _announce()
+    sweep.run(arguments)
+
+
 def _audit(arguments: argparse.Namespace) -> None:
     _announce()
     audit.run(arguments)
@@ -228,6 +233,7 @@ VERBS: dict[str, Verb] = {
     "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
+    "sweep": Verb("many runs with other settings, and which are best", sweep.arguments, _sweep),
     "audit": Verb("which parts of the retained change carry the shift and the hack", audit.arguments, _audit),
     "env": Verb("list, try or check environments", env.arguments, env.run),
     "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", _doctor_arguments, _doctor),
