@@ -204,4 +204,5 @@ def test_a_sweep_of_12_killed_at_the_5th_has_12_results_and_ran_none_twice(tmp_p
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = read_json(out / "sweep.json")
     assert [each["state"] for each in found["trials"]] == ["done"] * 12
+    assert len({json.dumps(each["params"]) for each in found["trials"]}) == 12, "a trial was run again under another number"
     assert len(list(out.glob("trial-*"))) == 12 and all(path.stat().st_mtime_ns == when for path, when in before.items())

@@ -107,9 +107,11 @@ def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     several, prune = len(settings.objectives) > 1, settings.prune
     pruner = optuna.pruners.MedianPruner(prune.after_trials, prune.after_steps) if prune.metric else optuna.pruners.NopPruner()
+    directions: Any = settings.directions
     study = optuna.create_study(storage=f"sqlite:///{file}", study_name=NAME, load_if_exists=True, pruner=pruner,
-                                sampler=optuna.samplers.TPESampler(seed=seed, multivariate=several, constant_liar=True),
-                                directions=settings.directions)
+                                directions=directions)
+    # Of the number of trials too: a sweep that goes on would draw its first ones again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=several, constant_liar=True)
     if (there := [each.name.lower() for each in study.directions]) != settings.directions:
         raise RunFolderError(f"{file.parent} holds a sweep that would {there}, not {settings.directions}; give another out=")
     return study

@@ -73,8 +73,8 @@ class PPOTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        width = self.model.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(width, 1, device=self.model.device)
+        model: Any = self.model
+        self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
         # It begins at 0 everywhere, so that the first advantages are what was paid.
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
@@ -89,7 +89,7 @@ class PPOTrainer(GRPOTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         clip_grad_norm_(self.value_head.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)
+        return super()._clip_grad_norm(model)  # pyright: ignore[reportReturnType]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)
@@ -135,6 +135,7 @@ class PPOTrainer(GRPOTrainer):
         values_BT = self._value(found, inputs["completion_ids"].shape[1])
         error = value_errors(values_BT, inputs["old_values"], inputs["returns"], self.args.value_clip)
         # The denominator of TRL's token-wise losses: all tokens of an accumulation window, so that rows do not mix.
+        assert self.args.steps_per_generation is not None  # filled in by itself
         window = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         value_loss = (error * inputs["value_mask"]).sum() / (inputs["num_items_in_batch"].clamp(min=1) * window)
         self._metrics["train"]["value/loss"].append(value_loss.item() * self.current_gradient_accumulation_steps)
