@@ -219,7 +219,8 @@ def test_own_parts_need_no_plus():
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice):
-    compose([choice, "subspace.path=DIR", "subspace.weights=FILE", "subspace.latents=[1]", "subspace.parts=[A,B]"])
+    compose([choice, "subspace.path=DIR", "subspace.weights=FILE", "subspace.latents=[1]", "subspace.parts=[A,B]",
+             "sweep.objective=PATH"])
 
 
 def test_the_command_line_wins_over_an_experiment():

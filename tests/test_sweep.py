@@ -183,6 +183,7 @@ def test_a_trial_has_no_trace_of_the_sweep_in_its_settings():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_of_12_killed_at_the_5th_has_12_results_and_ran_none_twice(tmp_path):
     """Real trainings, kill -9 of the whole command, the same command again."""
     from tests.parts import write_parts  # Here, so that the processes of the other tests need no torch.
@@ -194,11 +195,13 @@ def test_a_sweep_of_12_killed_at_the_5th_has_12_results_and_ran_none_twice(tmp_p
                "trainer.max_completion_length=4", "trainer.save_steps=1", "evaluation.samples=0", "discard=false", "sweep=optuna",
                "sweep.trials=12", "sweep.objective=routing.quarantine_norm", RATE, f"out={out}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(done := sorted(out.glob("trial-*/summary.json"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while len(done := sorted(out.glob("trial-*/summary.json"))) < 5:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     time.sleep(3)  # Its workers notice within a second.
     before = {path: path.stat().st_mtime_ns for path in done}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
