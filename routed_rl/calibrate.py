@@ -5,23 +5,22 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, write_json
-from routed_rl.compare.arms import Compose, Run
-from routed_rl.compare.verb import alone_in, is_finished, train_or_resume
-from routed_rl.compare.workers import Execute, run_all
-from routed_rl.config import MonitorConfig
+from routed_rl.config import Config, MonitorConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+from routed_rl.jobs import Execute, Job, alone_in, is_finished, run_all, train_or_resume
 from routed_rl.monitor import FEWEST, RULES, limit, peaks
 from routed_rl.tracking import MetricsFile
 
 ARM = "secure"
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Nothing of a run but its metrics is read."""
+Compose = Callable[[list[str]], Config]
 Peaks = dict[str, list[dict[str, float]]]
 """Rule -> per run, per environment."""
 
@@ -38,7 +37,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         raise ConfigError(f"--rate is a probability, got {rate:g}")
     if not runs and seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
-    with alone_in(folder):
+    with alone_in(folder, "calibrate", "--out"):
         folders = [RunFolder.open(run) for run in runs] or _trained(overrides, seeds, folder, jobs, compose, execute)
         _check_insecure(folders, config.monitor)
         rules = [name for name in RULES if getattr(config.monitor, name).action == "halt"] or ["pull", "change", "gap"]
@@ -119,16 +118,16 @@ def _largest(per_run: list[dict[str, float]]) -> dict[str, float]:
 
 def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Compose, execute: Execute) -> list[RunFolder]:
     """The runs of the experiment under `seeds` seeds, none of which halts."""
-    first, runs = compose(overrides).seed, list[Run]()
+    first, runs = compose(overrides).seed, list[Job]()
     for seed in range(seeds):
         settings = [*overrides, *CHEAP, f"seed={first + seed}", f"name={ARM}-seed{seed}"]
         config = compose(settings)
         config = dataclasses.replace(config, out=str(out / "runs" / f"{ARM}-seed{seed}"), monitor=config.monitor.reporting())
-        runs.append(Run(ARM, seed, config, settings))
-    missing = [run for run in runs if not is_finished(run)]
+        runs.append(Job(f"{ARM}-seed{seed}", config, settings))
+    missing = [run for run in runs if not is_finished(run, "--out")]
     console.say(f"calibrate: {len(runs)} runs, {len(runs) - len(missing)} of them done already, {jobs} at a time; "
                 f"logs in {out / 'logs'}")
-    if failed := run_all(missing, execute, jobs, out / "logs") if missing else {}:
+    if failed := run_all(missing, len(missing), execute, jobs, out / "logs", "calibrate") if missing else {}:
         raise RoutedRLError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; see {out / 'logs'}; the same "
                             "command tries them again")
     return [run.folder for run in runs]

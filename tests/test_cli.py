@@ -94,7 +94,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "audit",
+    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "sweep", "audit",
                            "calibrate", "report", "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
@@ -165,6 +165,8 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),
     (["compare", "--out", "D", "--ranks", "a"], "--ranks 1,3,8"),
     (["compare", "--out", "D", "modl=x"], "did you mean model?"),
+    (["sweep", "seed=0"], "a setting with several values"),
+    (["sweep", "seed=0,1", "modl=x"], "did you mean model?"),
 ])
 def test_bad_arguments_are_refused_in_one_line(engine, argv, hint, capsys):
     assert hint in refused(capsys, *argv)
@@ -218,7 +220,8 @@ def test_own_parts_need_no_plus():
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice):
-    compose([choice, "subspace.path=DIR", "subspace.weights=FILE", "subspace.latents=[1]", "subspace.parts=[A,B]"])
+    compose([choice, "subspace.path=DIR", "subspace.weights=FILE", "subspace.latents=[1]", "subspace.parts=[A,B]",
+             "sweep.objective=PATH"])
 
 
 def test_the_command_line_wins_over_an_experiment():
@@ -257,7 +260,7 @@ def test_values_have_their_types():
     (["model=lba"], "did you mean model=lab?"),
     (["model=/my/model"], "model.NAME=VALUE"),
     (["experiment=smollm"], "did you mean experiment=smollm2?"),
-    (["trainer=null"], "choices: grpo"),
+    (["trainer=null"], "choices: grpo, ppo, rloo"),
     (["seed=abc"], "seed must be int, got 'abc'"),
     (["subspace.rank=2.5"], "subspace.rank must be int or null, got 2.5"),
     (["routing.quarantine.max_shift=big"], "must be float"),

@@ -22,8 +22,8 @@ FLOORS = {
     "extraction": 5, "evaluate": 5, "export": 5,
     "training": 6, "report": 6, "audit": 6,
     "pipeline": 7, "inspection": 7,
-    "compare": 8,
-    "calibrate": 9,
+    "jobs": 8,
+    "compare": 9, "sweep": 9, "calibrate": 9,
     "cli": 10,
 }
 HEAVY = {
@@ -37,6 +37,7 @@ HEAVY = {
     "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},
     "jinja2": {"report"},
+    "optuna": {"sweep"},
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}}
 """Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""

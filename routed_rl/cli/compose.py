@@ -1,7 +1,7 @@
 """Overrides to a `Config`, with Hydra. Every error is one line that says what is close.
 
 No `+` is needed to add a key: the settings known to `routed_rl.config` are checked there, and `env.*` and `trainer.*`
-are free. Lists of values for sweeps are not covered.
+are free. Overrides with several values are for `routed_rl.cli.space`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def _checked(text: str, folder: Path) -> str:
     """The override as Hydra shall see it; ConfigError if it can be told now that it is wrong."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
-    text, override = _parse(text)
+    text, override = parse_override(text)
     if override.is_sweep_override():
-        raise ConfigError(f"{text!r} gives several values; give one, or write a list as KEY=[A,B]")
+        raise ConfigError(f"{text!r} gives several values; give one, write a list as KEY=[A,B], or "
+                          "try each with `routed-rl sweep`")
     if override.type == OverrideType.DEL:
         return text
     if override.key_or_group in (path.name for path in folder.iterdir() if path.is_dir()):
@@ -77,7 +78,7 @@ def _checked(text: str, folder: Path) -> str:
     return f"++{text.lstrip('+')}"
 
 
-def _parse(text: str) -> tuple[str, Override]:
+def parse_override(text: str) -> tuple[str, Override]:
     """`text` in Hydra's grammar; a bare value that is none of it, such as a path with `=` or `(`, is taken as it stands."""
     parser = OverridesParser.create()
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os.path import exists, join
 from typing import NoReturn
 
-from routed_rl.cli import audit, calibrate, env
+from routed_rl.cli import audit, calibrate, env, sweep
 from routed_rl.cli.options import OVERRIDES, names
 from routed_rl.errors import ConfigError
 
@@ -203,6 +203,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     compare(arguments.overrides, arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    _announce()
+    sweep.run(arguments)
+
+
 def _audit(arguments: argparse.Namespace) -> None:
     _announce()
     audit.run(arguments)
@@ -255,6 +260,7 @@ VERBS: dict[str, Verb] = {
     "discard": Verb("write the deployed model of a run", _discard_arguments, _discard),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", _export_arguments, _export),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", _compare_arguments, _compare),
+    "sweep": Verb("many runs with other settings, and which are best", sweep.arguments, _sweep),
     "audit": Verb("which parts of the retained change carry the shift and the hack", audit.arguments, _audit),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", calibrate.arguments, _calibrate),
     "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", _report_arguments, _report),

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.errors import ConfigError
+from routed_rl.jobs import Job
 
 Compose = Callable[[list[str]], Config]
 
@@ -27,23 +27,12 @@ UNROUTED, ROUTED, CONTROL = "none", "route", "control"
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Job):
     """One training run of a comparison. Equal `seed`s see the same tasks in every arm."""
 
     arm: str
     seed: int
     """Counted from 0; the run's own seed is the experiment's plus this."""
-    config: Config
-    overrides: list[str]
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}-seed{self.seed}"
-
-    @property
-    def folder(self) -> RunFolder:
-        assert self.config.out is not None
-        return RunFolder(self.config.out)
 
 
 def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Run]:
@@ -73,8 +62,9 @@ def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, co
 
 
 def _run(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Run:
-    overrides = [*settings, f"seed={first + seed}", f"name={arm}-seed{seed}"]
-    folder = out / "runs" / f"{arm}-seed{seed}"
+    name = f"{arm}-seed{seed}"
+    overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
     # An arm that halted could not be compared.
-    return Run(arm, seed, dataclasses.replace(config, out=str(folder), monitor=config.monitor.reporting()), overrides)
+    config = dataclasses.replace(config, out=str(out / "runs" / name), monitor=config.monitor.reporting())
+    return Run(name, config, overrides, arm, seed)

@@ -17,11 +17,12 @@ from routed_rl.config.results import AuditConfig, EvaluationConfig, TrackingConf
 from routed_rl.config.rollout import ParityConfig, RolloutConfig
 from routed_rl.config.routing import QuarantineConfig, RandomControlConfig, RoutingConfig
 from routed_rl.config.subspace import SubspaceCheckConfig, SubspaceConfig
+from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 
-__all__ = ["AuditConfig", "Config", "EvaluationConfig", "ModelConfig", "MonitorConfig", "ParityConfig", "QuarantineConfig",
-           "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig",
-           "TrackingConfig", "from_mapping", "section", "unknown"]
+__all__ = ["AuditConfig", "Config", "EvaluationConfig", "ModelConfig", "MonitorConfig", "ParityConfig", "PruneConfig",
+           "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig",
+           "SubspaceConfig", "SweepConfig", "TrackingConfig", "from_mapping", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,6 +43,7 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:

@@ -12,7 +12,7 @@ from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts
-from routed_rl.training import GRPOConfig, completions_per_step
+from routed_rl.training import TrainerArguments, completions_per_step
 
 SHARE_OF_PEAK = 0.4
 """Of the timed product's rate that a training step reaches; from the lab and SmolLM2 on two cores."""
@@ -22,7 +22,7 @@ PROMPTS = 4
 """Of each environment, whose mean length stands for all."""
 
 
-def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
+def show_plan(parts: Parts, arguments: TrainerArguments, folder: str) -> None:
     """Model, environments, steps, estimated minutes, folder."""
     config, model = parts.config, parts.model
     shares = {loaded.name: loaded.weight for loaded in parts.trained}
@@ -40,7 +40,7 @@ def show_plan(parts: Parts, arguments: GRPOConfig, folder: str) -> None:
     say(f"folder        {folder}")
 
 
-def estimate_minutes(config: Config, parts: Parts, arguments: GRPOConfig) -> float:
+def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:
     """Training and evaluation, from parameter count, tokens, and this machine's rate."""
     length = arguments.max_completion_length or 0
     tokens, rate = length + prompt_tokens(parts), _rate()

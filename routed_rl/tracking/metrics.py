@@ -40,6 +40,9 @@ METRICS = {
     "parity/deployed": "the same with the quarantine off on both sides",
     "time/sync_s": "seconds to push the policy's weights to the rollouts' engine",
     "time/evaluation_s": "seconds of an evaluation during training; not in time/step_s",
+    "train/value/explained_variance": "of PPO: 1 - Var(paid - value) / Var(paid) over own tokens, before they are trained on",
+    "train/value/mean": "of PPO: mean value",
+    "train/value/loss": "of PPO: half the squared error of the values, without its coefficient",
     "train/*": "what TRL logs, under its own names",
 }
 

@@ -1,4 +1,4 @@
-"""From the config's `trainer:` to TRL's `GRPOConfig`: every field reachable, unknown and unsupported ones refused."""
+"""From the config's `trainer:` to the algorithm's arguments: every field reachable, unknown and unsupported ones refused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import typing
 from typing import Any
 
 import torch
-from trl import GRPOConfig
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
+from routed_rl.training.trainers import TRAINERS, Algorithm, TrainerArguments
 
 OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set seed=N",
         "remove_unused_columns": "the environments' labels travel in columns of their own",
@@ -36,14 +36,15 @@ UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which k
 
 def check_trainer(trainer: dict[str, Any]) -> None:
     """Refuse unknown keys with the closest known one, and what cannot be routed with the reason."""
-    hints = typing.get_type_hints(GRPOConfig)
-    known = [f"trainer.{field.name}" for field in dataclasses.fields(GRPOConfig) if field.init]
-    for key, value in trainer.items():
+    kind = algorithm(trainer).arguments
+    hints = typing.get_type_hints(kind)
+    known = [f"trainer.{field.name}" for field in dataclasses.fields(kind) if field.init]
+    for key, value in settings(trainer).items():
         if key == "peft_config" or key.startswith("lora"):
             raise ConfigError(f"trainer.{key} is refused: routed_rl trains full weights only for now; an adapter is what "
                               "`routed-rl export RUN --quarantine DIR` writes")
         if f"trainer.{key}" not in known:
-            raise ConfigError(unknown(f"trainer.{key}", known))
+            raise ConfigError(_unknown(key, known, trainer))
         if key.startswith("vllm_") and not key.startswith(("vllm_importance", "vllm_structured")):
             raise ConfigError(f"trainer.{key} is not set here: vLLM's settings are rollout.{key.removeprefix('vllm_')} and the "
                               "like; rollout=vllm_colocate or rollout=vllm_server chooses it")
@@ -57,6 +58,32 @@ def check_trainer(trainer: dict[str, Any]) -> None:
             split_report_to(value)
         if value and key in UNSUPPORTED:
             raise ConfigError(f"trainer.{key}={value} is not supported: {UNSUPPORTED[key]}")
+
+
+def algorithm_name(trainer: dict[str, Any]) -> str:
+    """What `trainer.algorithm` says; grpo where it says nothing, as in runs that are older than the choice."""
+    return trainer.get("algorithm", "grpo")
+
+
+def algorithm(trainer: dict[str, Any]) -> Algorithm:
+    """The row of `TRAINERS` that `trainer.algorithm` names; an unknown one lists them."""
+    if (name := algorithm_name(trainer)) not in TRAINERS:
+        raise ConfigError(f"trainer.algorithm={name} is not known; choose from {', '.join(TRAINERS)}")
+    return TRAINERS[name]
+
+
+def settings(trainer: dict[str, Any]) -> dict[str, Any]:
+    """What of the config's `trainer:` is a field of the algorithm's arguments."""
+    return {key: value for key, value in trainer.items() if key != "algorithm"}
+
+
+def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
+    """What is close, or which algorithms have this setting."""
+    having = [name for name, row in TRAINERS.items() if key in {field.name for field in dataclasses.fields(row.arguments)}]
+    if having:
+        return (f"trainer.{key} is a setting of {' and '.join(having)}, and trainer.algorithm is "
+                f"{algorithm_name(trainer)}; leave it out, or set trainer={having[0]}")
+    return unknown(f"trainer.{key}", [*known, "trainer.algorithm"])
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
@@ -73,37 +100,41 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"trainer.{key} must be {names}, got {value!r}")
 
 
-def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
-    """The `GRPOConfig` of a run; what TRL itself refuses comes back as one line."""
+def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
+    """The arguments of a run's algorithm; what TRL itself refuses comes back as one line."""
     check_trainer(config.trainer)
     if (max_steps := config.trainer.get("max_steps", 0)) <= 0:
         raise ConfigError(f"trainer.max_steps must be >= 1, got {max_steps}: tasks are endless, so a run has no epochs")
     # wandb is told by routed_rl.tracking, under the names of METRICS; transformers' callback would prefix them all.
     trackers: dict[str, Any] = {"report_to": split_report_to(config.trainer.get("report_to"))[1] or "none"}
     try:
-        return GRPOConfig(output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
-                          remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
-                          **_quiet(config.trainer), **config.trainer | trackers)
+        return algorithm(config.trainer).arguments(
+            output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
+            remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True, **_defaults(config) | trackers)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _quiet(trainer: dict[str, Any]) -> dict[str, Any]:
-    """What a machine without an accelerator needs: bf16 asks for `use_cpu`, and pinned memory warns."""
-    wanted = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
-    return {key: value for key, value in wanted.items() if key not in trainer}
+def _defaults(config: Config) -> dict[str, Any]:
+    """The config's `trainer:` with what a machine without an accelerator needs (bf16 asks for `use_cpu`, and pinned memory
+    warns), and with a correction of vLLM's probabilities by token, since TRL's default drops long completions."""
+    wanted: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
+    corrected = "vllm_importance_sampling_mode"
+    if config.rollout.engine != "transformers" and hasattr(algorithm(config.trainer).arguments, corrected):
+        wanted[corrected] = "token_truncate"
+    return wanted | settings(config.trainer)
 
 
-def prompts_needed(arguments: GRPOConfig, steps: int | None = None) -> int:
+def prompts_needed(arguments: TrainerArguments, steps: int | None = None) -> int:
     """Tasks that `steps` consume, `max_steps` by default: one epoch exactly, so that a resume never crosses one."""
     generation_steps, batch = arguments.steps_per_generation, arguments.generation_batch_size
     group = arguments.num_generations
-    assert generation_steps is not None and batch is not None and group is not None  # filled in by GRPOConfig itself
+    assert generation_steps is not None and batch is not None and group is not None  # filled in by itself
     steps = arguments.max_steps if steps is None else steps
     batches = -(-steps * arguments.gradient_accumulation_steps // (generation_steps * arguments.num_iterations))
     return batches * batch // group
 
 
-def completions_per_step(arguments: GRPOConfig) -> int:
+def completions_per_step(arguments: TrainerArguments) -> int:
     """Completions that one optimizer step learns from."""
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

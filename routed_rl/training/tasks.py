@@ -50,6 +50,8 @@ class RewardFunction:
     def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles) -> None:
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
         self._scores: dict[str, list[Score | None]] = defaultdict(list)
+        self.failed: list[bool] = []
+        """Rows of the last call that could not be scored."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
@@ -72,6 +74,7 @@ class RewardFunction:
                 scores[row], rows[row] = score, _row(name, task_id[row], *said, score)
         self.scorer.check()
         self.completions.write(rows, _["trainer_state"].global_step + 1)
+        self.failed = [score is None for score in scores]
         return neutral_rewards(scores, self.group_size)
 
     def take_metrics(self) -> dict[str, float]:

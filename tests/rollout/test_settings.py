@@ -7,12 +7,13 @@ import json
 
 import pytest
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
 from routed_rl.config import ParityConfig, RolloutConfig
 from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.rollout import check_engine, lora_for
 from routed_rl.rollout.heads import find_padding
-from routed_rl.training import check_trainer
+from routed_rl.training import TRAINERS, check_trainer, training_arguments
 
 
 @pytest.mark.parametrize(("settings", "hint"), [
@@ -40,9 +41,22 @@ def test_the_group_chooses_the_engine_and_keeps_other_settings():
     assert compose([]).rollout.engine == "transformers"
     config = compose(["rollout=vllm_server", "rollout.urls=[http://127.0.0.1:8000]", "rollout.parity.every=3"])
     assert config.rollout.urls == ["http://127.0.0.1:8000"] and config.rollout.parity.every == 3
-    assert config.trainer["vllm_importance_sampling_mode"] == "token_truncate" and config.trainer["max_steps"] == 60
+    assert config.trainer["max_steps"] == 60
     with pytest.raises(ConfigError, match="did you mean rollout=vllm_colocate"):
         compose(["rollout=vllm_colocated"])
+
+
+@pytest.mark.parametrize("algorithm", TRAINERS)
+def test_vllms_probabilities_are_corrected_by_token_unless_another_way_is_set(tmp_path, algorithm):
+    def mode(*overrides: str) -> str | None:
+        arguments = training_arguments(compose([f"trainer={algorithm}", *overrides]), RunFolder(tmp_path))
+        return getattr(arguments, "vllm_importance_sampling_mode", None)
+
+    if algorithm == "rloo":  # It has no correction.
+        assert mode("rollout=vllm_colocate") is None
+        return
+    assert mode("rollout=vllm_colocate") == "token_truncate" != mode()
+    assert mode("rollout=vllm_colocate", "trainer.vllm_importance_sampling_mode=token_mask") == "token_mask"
 
 
 @pytest.mark.parametrize("key", ["vllm_mode", "vllm_gpu_memory_utilization", "vllm_server_host"])

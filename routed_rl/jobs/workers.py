@@ -12,8 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -21,11 +20,16 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.compare.arms import Run
 from routed_rl.config import Config
+from routed_rl.jobs.job import Job
 
 Execute = Callable[[Config, list[str]], object]
-"""Trains one run into `config.out`; must be importable by name."""
+"""Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""
+Ended = Callable[[Job, str | None], None]
+"""Told when a job has ended: what went wrong, or None."""
+Stop = Callable[[Job], str | None]
+"""Asked every `POLL_S` seconds of each job at work: why it shall end now, or None."""
+POLL_S = 1.0
 
 
 @dataclass
@@ -52,45 +56,63 @@ class Worker:
         self.connection.close()
 
 
-def run_all(runs: list[Run], execute: Execute, jobs: int, logs: Path) -> dict[str, str]:
-    """Do every run, at most `jobs` at a time; {run: what went wrong} for those that failed."""
+def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, logs: Path, verb: str, *,
+            ended: Ended = lambda _job, _problem: None, stop: Stop | None = None) -> dict[str, str]:
+    """Do `count` jobs, at most `at_once` at a time; {job: what went wrong} for those that failed.
+
+    `jobs` is read when a process is idle, so that a later one may follow from how earlier ones `ended`. `stop` ends a job in
+    progress, by its process.
+    """
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, failed, done = deque(runs), dict[str, str](), 0
-    workers = [Worker.start(jobs) for _ in range(min(jobs, len(runs)))]
-    busy: dict[Connection, tuple[Worker, Run]] = {}
+    waiting, failed, done = iter(jobs), dict[str, str](), 0
+    workers = [Worker.start(at_once) for _ in range(min(at_once, count))]
+    busy: dict[Connection, tuple[Worker, Job]] = {}
     try:
-        with console.progress("compare", "runs") as advance:
-            advance(0, len(runs))
-            while waiting or busy:
-                idle = [worker for worker in workers if worker.connection not in busy]
-                for worker in idle[:len(waiting)]:
-                    run = waiting.popleft()
-                    worker.connection.send((execute, run.config, run.overrides, str(logs / f"{run.name}.log")))
-                    busy[worker.connection] = worker, run
-                for ready in wait(list(busy)):
-                    assert isinstance(ready, Connection)
-                    worker, run = busy.pop(ready)
-                    if problem := _outcome(worker, workers, jobs):
-                        failed[run.name] = problem
-                        console.say(f"{run.name} failed: {problem}; see {logs / run.name}.log")
+        with console.progress(verb, "runs") as advance:
+            advance(0, count)
+            while True:
+                for worker in [worker for worker in workers if worker.connection not in busy]:
+                    if (job := next(waiting, None)) is not None:
+                        worker.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
+                        busy[worker.connection] = worker, job
+                if not busy:
+                    return failed
+                for ready, reason in _ready(busy, stop):
+                    worker, job = busy.pop(ready)
+                    problem = reason or _outcome(worker)
+                    if not worker.process.is_alive() or reason:
+                        worker.stop()
+                        workers[workers.index(worker)] = Worker.start(at_once)
+                    if problem and not reason:
+                        failed[job.name] = problem
+                        console.say(f"{job.name} failed: {problem}; see {logs / job.name}.log")
+                    ended(job, problem)
                     done += 1
-                    advance(done, len(runs), run.name)
+                    advance(done, count, job.name)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("the same command goes on where this one stopped")
         raise
     finally:
         for worker in workers:
             worker.stop()
-    return failed
 
 
-def _outcome(worker: Worker, workers: list[Worker], jobs: int) -> str | None:
-    """What went wrong with the run that this worker has ended; a worker that died is replaced."""
+def _ready(busy: dict[Connection, tuple[Worker, Job]], stop: Stop | None) -> list[tuple[Connection, str | None]]:
+    """Those that have ended, and those that shall end now, with the reason."""
+    while True:
+        if found := wait(list(busy), None if stop is None else POLL_S):
+            return [(each, None) for each in busy if each in found]
+        assert stop is not None
+        if stopped := [(each, reason) for each, (_, job) in busy.items() if (reason := stop(job))]:
+            return list(stopped)
+
+
+def _outcome(worker: Worker) -> str | None:
+    """What went wrong with the job that this worker has ended."""
     try:
         return worker.connection.recv()
     except EOFError:
         worker.process.join()
-        workers[workers.index(worker)] = Worker.start(jobs)
         return f"its process died (exit code {worker.process.exitcode}); was there enough memory?"
 
 

@@ -1,0 +1,51 @@
+"""Overrides with several values, in Hydra's own syntax, to what a sweep varies. Not covered: `glob`, `sort`, `shuffle`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+
+from routed_rl.cli.compose import parse_override
+from routed_rl.errors import ConfigError
+from routed_rl.sweep import Choice, Dimension, Interval
+
+FUNCTIONS = ("choice", "range", "interval", "int", "tag", "glob", "sort", "shuffle")
+
+
+def split(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
+    """(overrides with one value, dimensions), each in the order typed; ConfigError where a dimension is none."""
+    fixed: list[str] = []
+    dimensions: list[Dimension] = []
+    for text in overrides:
+        if "=" not in text or not parse_override(text)[1].is_sweep_override():
+            # What is none of Hydra's grammar is taken as text, which nobody means who writes one of these.
+            if text.partition("=")[2].startswith(tuple(f"{name}(" for name in FUNCTIONS)):
+                raise ConfigError(f"{text!r} cannot be read; write A,B (null only so), choice(A,B), range(1,5), interval(0,1), "
+                                  "int(interval(1,8)) or tag(log,interval(1e-4,1))")
+            fixed.append(text)
+            continue
+        dimension = _dimension(text)
+        if dimension.key.split(".")[0] in ("sweep", "out") or dimension.key in [each.key for each in dimensions]:
+            raise ConfigError(f"{text!r}: {dimension.key} cannot be varied" + (
+                " twice" if dimension.key.split(".")[0] not in ("sweep", "out") else "; give it one value"))
+        dimensions.append(dimension)
+    return fixed, dimensions
+
+
+def _dimension(text: str) -> Dimension:
+    override = parse_override(text)[1]
+    key, value = override.get_key_element().lstrip("+"), override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None and value.end is not None
+        log = "log" in value.tags
+        if value.start >= value.end or (log and value.start <= 0):
+            raise ConfigError(f"{text!r}: an interval's first number must be the smaller one" + ", above 0 with log" * log)
+        return Interval(key, value.start, value.end, log)
+    kind: Any = type(value)
+    if not isinstance(value, RangeSweep) and kind.__name__ != "ChoiceSweep":
+        raise ConfigError(f"{text!r} cannot be varied; write {key}=A,B, choice(A,B), range(1,5) or interval(1e-4,1e-1)")
+    values = [str(each) for each in override.sweep_string_iterator()]
+    if len(values) < 2:
+        raise ConfigError(f"{text!r} gives {len(values)} values; give two or more")
+    return Choice(key, values)

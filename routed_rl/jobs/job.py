@@ -1,0 +1,90 @@
+"""One training run that belongs to a larger whole, and what its folder says about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import Config, from_mapping
+from routed_rl.errors import RunFolderError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done; `config.out` is its folder."""
+
+    name: str
+    config: Config
+    overrides: list[str]
+
+    @property
+    def folder(self) -> RunFolder:
+        assert self.config.out is not None
+        return RunFolder(self.config.out)
+
+
+def train_or_resume(config: Config, overrides: list[str]) -> None:
+    """One run, from the start, or from where it was stopped."""
+    from routed_rl import pipeline
+
+    assert config.out is not None
+    if RunFolder(config.out).config.exists():
+        pipeline.resume(config.out, [], _nothing_to_compose)
+    else:
+        # A process killed while it made the folder leaves one that holds no run.
+        shutil.rmtree(config.out, ignore_errors=True)
+        pipeline.train(config, overrides)
+
+
+def is_finished(job: Job, another: str) -> bool:
+    """Whether its folder holds the finished run; a folder with other settings is refused, so that nothing is mixed up.
+
+    `another`: how one names another place, for the message.
+    """
+    if not job.folder.config.exists():
+        return False
+    there = _comparable(from_mapping(yaml.safe_load(job.folder.config.read_text())))
+    if difference := first_difference(there, _comparable(job.config)):
+        raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
+    return job.folder.summary.exists()
+
+
+@contextmanager
+def alone_in(folder: Path, verb: str, another: str) -> Iterator[None]:
+    """Two of a kind in one folder would train into the same runs; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"another {verb} is at work in {folder}; wait for it, or give another {another}") from None
+        yield
+
+
+def first_difference(there: Any, here: Any, name: str = "") -> str | None:
+    """The first setting that differs, as `key=before there, key=after here`, or None."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in [*there, *(key for key in here if key not in there)]:
+            if found := first_difference(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")):
+                return found
+        return None
+    return None if there == here else f"{name} is {there} there and {here} here"
+
+
+def _comparable(config: Config) -> Any:
+    """Settings as plain JSON, without the folder, which may have been moved."""
+    return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(config, out=None))))
+
+
+def _nothing_to_compose(overrides: list[str]) -> Config:
+    raise AssertionError("a resumed run keeps its own settings")

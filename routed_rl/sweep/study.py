@@ -1,0 +1,129 @@
+"""Trials that follow from earlier ones, by Optuna; the study is a SQLite file in the sweep's folder and outlives a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from routed_rl.config import SweepConfig
+from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.jobs import Job, first_difference, is_finished
+from routed_rl.sweep.space import Choice, Dimension
+from routed_rl.sweep.trials import Outcome, Plan, Trial, outcome
+from routed_rl.tracking import MetricsFile
+
+if TYPE_CHECKING:
+    import optuna
+
+NAME = "sweep"
+
+
+class Study:
+    """An Optuna study as a source of jobs: `jobs` asks, `ended` tells, `stop` prunes."""
+
+    def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig, seed: int) -> None:
+        self.plan, self.dimensions, self.settings = plan, dimensions, settings
+        self.study = _open(plan.folder / "study.db", settings, seed)
+        self._refuse_another_sweep()
+        self.at_work: dict[str, tuple[Trial, optuna.trial.Trial]] = {}
+        self._steps: dict[str, int] = {}
+
+    def _refuse_another_sweep(self) -> None:
+        """Trials of other settings would be judged together."""
+        ours = {"fixed": self.plan.fixed, "space": [str(each) for each in self.dimensions]}
+        there = self.study.user_attrs.get("request")
+        if there is None:
+            self.study.set_user_attr("request", ours)
+        elif difference := first_difference(there, ours):
+            raise RunFolderError(f"{self.plan.folder} holds a sweep of other settings ({difference}); give another out=")
+
+    def left(self) -> int:
+        """How many trials are still to be run."""
+        ended = sum(each.state.is_finished() for each in self.study.get_trials(deepcopy=False))
+        return max(0, self.settings.trials - ended)
+
+    def jobs(self) -> Iterator[Job]:
+        """Those that a killed sweep left at work, with the values they had; then new ones."""
+        import optuna
+
+        for frozen in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            trial = self._at(optuna.trial.Trial(self.study, frozen._trial_id))  # pyright: ignore[reportPrivateUsage]
+            if is_finished(trial, "out="):
+                self.ended(trial, None)
+            else:
+                yield trial
+        while len(self.study.get_trials(deepcopy=False)) < self.settings.trials:
+            yield self._at(self.study.ask())
+
+    def _at(self, asked: optuna.trial.Trial) -> Trial:
+        trial = self.plan.trial(asked.number, {each.key: _suggest(asked, each) for each in self.dimensions})
+        self.at_work[trial.name] = trial, asked
+        return trial
+
+    def ended(self, job: Job, problem: str | None) -> None:
+        """Tell the study; ConfigError for an objective that does not exist, and the trial can still be told later."""
+        import optuna
+
+        trial, asked = self.at_work[job.name]
+        found = outcome(trial, problem, self.settings.objectives)
+        asked.set_user_attr("problem", problem)
+        if found.values is not None:
+            self.study.tell(asked, found.values)
+        else:
+            pruned = problem is not None and problem.startswith(PRUNED)
+            self.study.tell(asked, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
+
+    def stop(self, job: Job) -> str | None:
+        """Report the metric's new values; why the trial shall end, where it is worse than earlier ones."""
+        name, (trial, asked) = self.settings.prune.metric, self.at_work[job.name]
+        assert name is not None
+        rows = [row for row in MetricsFile(trial.folder.metrics).rows() if row.get(name) is not None]
+        for row in rows:
+            if row["step"] > self._steps.get(job.name, 0):
+                asked.report(row[name], row["step"])
+                self._steps[job.name] = row["step"]
+        if rows and asked.should_prune():
+            return f"{PRUNED} {rows[-1]['step']}: {name}={rows[-1][name]:.3g} is worse than the median"
+        return None
+
+    def outcomes(self) -> list[Outcome]:
+        """Of every trial that has ended, of this call and earlier ones."""
+        states = {"COMPLETE": "done", "FAIL": "failed", "PRUNED": "pruned"}
+        ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
+        return [Outcome(self.plan.trial(each.number, {key: _text(value) for key, value in each.params.items()}),
+                        list(each.values) if each.values else None, states[each.state.name], each.user_attrs.get("problem"))
+                for each in ended]
+
+
+PRUNED = "pruned at step"
+
+
+def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise ConfigError("sweep=optuna needs Optuna: pip install 'routed-rl[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    several, prune = len(settings.objectives) > 1, settings.prune
+    pruner = optuna.pruners.MedianPruner(prune.after_trials, prune.after_steps) if prune.metric else optuna.pruners.NopPruner()
+    directions: Any = settings.directions
+    study = optuna.create_study(storage=f"sqlite:///{file}", study_name=NAME, load_if_exists=True, pruner=pruner,
+                                directions=directions)
+    # Of the number of trials too: a sweep that goes on would draw its first ones again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=several, constant_liar=True)
+    if (there := [each.name.lower() for each in study.directions]) != settings.directions:
+        raise RunFolderError(f"{file.parent} holds a sweep that would {there}, not {settings.directions}; give another out=")
+    return study
+
+
+def _suggest(asked: optuna.trial.Trial, dimension: Dimension) -> str:
+    if isinstance(dimension, Choice):
+        return asked.suggest_categorical(dimension.key, dimension.values)
+    if isinstance(dimension.low, int) and isinstance(dimension.high, int):
+        return _text(asked.suggest_int(dimension.key, dimension.low, dimension.high, log=dimension.log))
+    return _text(asked.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)

@@ -1,0 +1,95 @@
+"""The trials of a sweep as jobs, and what became of each. Shape of a point: {key: value as an override writes it}."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routed_rl.artifacts import read_json
+from routed_rl.config import Config, SweepConfig
+from routed_rl.errors import ConfigError
+from routed_rl.jobs import Job
+from routed_rl.sweep.space import overrides_of
+
+Compose = Callable[[list[str]], Config]
+
+
+@dataclass(frozen=True)
+class Trial(Job):
+    """One training run of a sweep."""
+
+    number: int
+    point: dict[str, str]
+
+
+@dataclass
+class Outcome:
+    """What became of a trial."""
+
+    trial: Trial
+    values: list[float] | None
+    """Of the objectives; None where it did not end well."""
+    state: str
+    """done, failed, or pruned."""
+    problem: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {"trial": self.trial.name, "state": self.state, "params": self.trial.point, "overrides": self.trial.overrides,
+                "values": self.values, "problem": self.problem}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials share."""
+
+    fixed: list[str]
+    """Overrides of every trial."""
+    folder: Path
+    compose: Compose
+
+    def trial(self, number: int, point: dict[str, str]) -> Trial:
+        """Trial `number` in its folder; ConfigError where its settings cannot be."""
+        name = f"trial-{number:03d}"
+        overrides = [*self.fixed, *overrides_of(point)]
+        config = self.compose(overrides)
+        config = dataclasses.replace(config, out=str(self.folder / name), name=name, sweep=SweepConfig())
+        return Trial(name, config, overrides, number, point)
+
+
+def outcome(trial: Trial, problem: str | None, objectives: list[str]) -> Outcome:
+    """Of a trial that has ended; ConfigError for an objective that its summary does not have."""
+    if problem is not None:
+        return Outcome(trial, None, "failed", problem)
+    summary = read_json(trial.folder.summary)
+    return Outcome(trial, [value_at(summary, path) for path in objectives], "done")
+
+
+def value_at(summary: dict[str, Any], path: str) -> float:
+    """The number at `path` (keys joined by dots); a path that is none lists those that are."""
+    known = dict(numbers(summary))
+    if path not in known:
+        raise ConfigError(f"sweep.objective={path} is no number in summary.json; there is {', '.join(sorted(known))}")
+    return known[path]
+
+
+def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
+    """Every number of nested mappings, with its path."""
+    if isinstance(tree, dict):
+        return [found for key, inner in tree.items() for found in numbers(inner, f"{path}.{key}".lstrip("."))]
+    return [(path, float(tree))] if isinstance(tree, (int, float)) and not isinstance(tree, bool) else []
+
+
+def best(outcomes: list[Outcome], directions: list[str]) -> list[Outcome]:
+    """Those that no other beats in every objective: the Pareto front, sorted by the first objective, the best of it first."""
+    done = [each for each in outcomes if each.values]
+    signs = [1 if direction == "maximize" else -1 for direction in directions]
+    gains = {each.trial.number: [sign * value for sign, value in zip(signs, each.values or [], strict=True)] for each in done}
+
+    def beaten(mine: list[float]) -> bool:
+        return any(all(a >= b for a, b in zip(theirs, mine, strict=True)) and theirs != mine for theirs in gains.values())
+
+    front = [each for each in done if not beaten(gains[each.trial.number])]
+    return sorted(front, key=lambda each: gains[each.trial.number], reverse=True)

@@ -1,0 +1,112 @@
+"""The verb: which trials there are, those that are missing run, what they found written and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from routed_rl import console
+from routed_rl.artifacts import write_json
+from routed_rl.config import Config, SweepConfig
+from routed_rl.errors import ConfigError, RoutedRLError
+from routed_rl.jobs import Execute, Job, alone_in, is_finished, run_all, train_or_resume
+from routed_rl.sweep import report
+from routed_rl.sweep.space import Dimension, grid
+from routed_rl.sweep.study import Study
+from routed_rl.sweep.trials import Compose, Outcome, Plan, Trial, outcome
+
+FOLDER = "sweep"
+
+
+class Source(Protocol):
+    """Where trials come from: `Grid` and `Study`."""
+
+    def left(self) -> int: ...
+    def jobs(self) -> Iterator[Job]: ...
+    def ended(self, job: Job, problem: str | None) -> None: ...
+    def outcomes(self) -> list[Outcome]: ...
+
+
+class Grid:
+    """Every combination; the folders say which are done, so failed ones are tried again."""
+
+    def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig) -> None:
+        self.trials = [plan.trial(number, point) for number, point in enumerate(grid(dimensions))]
+        self.settings, self.problems = settings, dict[str, str]()
+
+    def missing(self) -> list[Trial]:
+        return [trial for trial in self.trials if not is_finished(trial, "out=")]
+
+    def left(self) -> int:
+        return len(self.missing())
+
+    def jobs(self) -> Iterator[Job]:
+        yield from self.missing()
+
+    def ended(self, job: Job, problem: str | None) -> None:
+        """Remember what went wrong; the first that went well shows whether the objectives exist."""
+        if problem is not None:
+            self.problems[job.name] = problem
+        else:
+            outcome(next(trial for trial in self.trials if trial.name == job.name), None, self.settings.objectives)
+
+    def outcomes(self) -> list[Outcome]:
+        return [outcome(trial, self.problems.get(trial.name), self.settings.objectives) for trial in self.trials
+                if trial.name in self.problems or trial.folder.summary.exists()]
+
+
+def check_trainer_of(config: Config) -> None:
+    """Refuse settings of the trainer that composing does not know."""
+    from routed_rl.training import check_trainer
+
+    check_trainer(config.trainer)
+
+
+def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dry_run: bool = False,
+          execute: Execute = train_or_resume, check: Callable[[Config], None] = check_trainer_of) -> Path | None:
+    """Run the trials of `dimensions` beside the `fixed` overrides, into `out=` (default `sweep`); returns OUT/sweep.json.
+
+    The same call goes on where an earlier one was killed: no trial is run twice. `execute` runs one trial: whoever has other
+    machines passes another one. A `dry_run` lists the trials and writes nothing. Every value of a choice and both ends of
+    an interval are composed, and `check`ed, before any trial begins.
+    """
+    if not dimensions:
+        raise ConfigError("a sweep needs a setting with several values: routing.quarantine.learning_rate=1e-3,1e-2 seed=0,1,2")
+    config = compose(fixed)
+    settings, folder = config.sweep, Path(config.out or FOLDER).absolute()
+    plan = Plan([text for text in fixed if not _of_the_sweep(text)], folder, compose)
+    for trial in _corners(plan, dimensions):
+        check(trial.config)
+    everything = Grid(plan, dimensions, settings) if settings.method == "grid" else None
+    if dry_run:
+        report.show_plan(everything.trials if everything else [], dimensions, settings)
+        return None
+    with alone_in(folder, "sweep", "out="):
+        source = everything or Study(plan, dimensions, settings, config.seed)
+        left = source.left()
+        console.say(f"sweep: {left} trials to run, {settings.jobs} at a time; logs in {folder / 'logs'}")
+        stop = source.stop if isinstance(source, Study) and settings.prune.metric else None
+        if left:
+            run_all(source.jobs(), left, execute, settings.jobs, folder / "logs", "sweep", ended=source.ended, stop=stop)
+        found = source.outcomes()
+        request = {"fixed": fixed, "space": [str(each) for each in dimensions]}
+        write_json(folder / "sweep.json", report.result(found, settings, request))
+    drawn = report.draw(folder / "sweep", found, settings)
+    report.show(found, settings)
+    console.say(f"written: {folder}/{', '.join(['sweep.json', *drawn])}")
+    if failed := [each.trial.name for each in found if each.state == "failed"]:
+        again = "the same command tries them again" if settings.method == "grid" else "they count as tried"
+        raise RoutedRLError(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")
+    return folder / "sweep.json"
+
+
+def _of_the_sweep(text: str) -> bool:
+    return text.lstrip("+~").split("=")[0].split(".")[0] in ("sweep", "out")
+
+
+def _corners(plan: Plan, dimensions: list[Dimension]) -> Iterator[Trial]:
+    """Trials in which every value of a choice, and both ends of an interval, stand once."""
+    longest = max(len(each.ends()) for each in dimensions)
+    for place in range(longest):
+        yield plan.trial(place, {each.key: each.ends()[min(place, len(each.ends()) - 1)] for each in dimensions})

@@ -1,0 +1,52 @@
+"""Generalised advantage estimation over the tokens that a model chose itself (Schulman et al. 2016, arXiv:1506.02438).
+
+Shape letters: B rows, T tokens of a completion. What stands between two of a row's own tokens (an environment's answer, a
+tool's output) is no action: the next state of a token is that of the next own token, and no discount is lost in between.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam: float) -> Tensor:
+    """Advantages (B, T), 0 where `own_BT` (bool) is False; what stands there in the other two is not read.
+
+    `A_t = δ_t + γλ A_next`, `δ_t = r_t + γ V_next - V_t`; nothing follows a row's last own token.
+    """
+    carry, following = torch.zeros_like(values_BT[:, 0]), torch.zeros_like(values_BT[:, 0])
+    advantages = torch.zeros_like(values_BT)
+    for t in reversed(range(values_BT.shape[1])):
+        value, own = values_BT[:, t], own_BT[:, t]
+        here = rewards_BT[:, t] + gamma * following - value + gamma * lam * carry
+        carry, following = torch.where(own, here, carry), torch.where(own, value, following)
+        advantages[:, t] = torch.where(own, here, 0.0)
+    return advantages
+
+
+def rewards_to_go(rewards_BT: Tensor, own_BT: Tensor, gamma: float) -> Tensor:
+    """The discounted sum of what is still paid from each own token on, (B, T): what a value predicts."""
+    return gae(rewards_BT, torch.zeros_like(rewards_BT), own_BT, gamma, 1.0)
+
+
+def at_last_own(rewards_B: Tensor, own_BT: Tensor) -> Tensor:
+    """Each row's reward at its last own token, (B, T); a row without one is paid nothing."""
+    remaining = own_BT.flip(1).cumsum(1).flip(1)
+    return (own_BT & (remaining == 1)) * rewards_B.unsqueeze(1)
+
+
+def whitened(advantages_BT: Tensor, own_BT: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over all own tokens, 0 elsewhere."""
+    chosen = advantages_BT[own_BT]
+    if len(chosen) < 2:
+        return advantages_BT
+    return torch.where(own_BT, (advantages_BT - chosen.mean()) / (chosen.std() + 1e-8), 0.0)
+
+
+def explained_variance(values_BT: Tensor, targets_BT: Tensor, own_BT: Tensor) -> float:
+    """1 - Var(target - value) / Var(target) over own tokens; nan where the target does not vary."""
+    values, targets = values_BT[own_BT], targets_BT[own_BT]
+    if len(targets) < 2 or (spread := targets.var()) == 0:
+        return float("nan")
+    return float(1 - (targets - values).var() / spread)

@@ -1,0 +1,52 @@
+"""The algorithms: TRL's own trainers, or a thin one on it, with the mixin before each. A new one is one row of `TRAINERS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from routed_rl.training.mixin import RoutedTrainerMixin
+from routed_rl.training.ppo import PPOConfig, PPOTrainer
+
+TrainerArguments = GRPOConfig | RLOOConfig
+
+
+class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
+    """GRPO whose change of the weights is split at a subspace."""
+
+
+class RoutedRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
+    """RLOO whose change of the weights is split at a subspace."""
+
+
+class RoutedPPOTrainer(RoutedTrainerMixin, PPOTrainer):
+    """PPO whose change of the weights is split at a subspace."""
+
+    def _calculate_rewards(self, *args: object, **kwargs: object) -> torch.Tensor:
+        by_function = super()._calculate_rewards(*args, **kwargs)
+        # What could not be scored is paid its group's mean, which is no advantage to GRPO; here it would be one.
+        self._scored_B &= ~torch.tensor(self.reward.failed, device=by_function.device)
+        return by_function
+
+
+RoutedTrainer = RoutedGRPOTrainer | RoutedRLOOTrainer | RoutedPPOTrainer
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of `TRAINERS`."""
+
+    trainer: type[RoutedTrainer]
+    arguments: type[TrainerArguments]
+    episodes: bool
+    """Whether TRL's trainer takes rollouts of several turns."""
+
+
+TRAINERS = {
+    "grpo": Algorithm(RoutedGRPOTrainer, GRPOConfig, episodes=True),
+    "rloo": Algorithm(RoutedRLOOTrainer, RLOOConfig, episodes=False),
+    "ppo": Algorithm(RoutedPPOTrainer, PPOConfig, episodes=True),
+}
+"""`trainer.algorithm` -> what trains and which settings it takes."""

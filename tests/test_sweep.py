@@ -1,0 +1,211 @@
+"""Sweeps: what is varied, what is refused, book-keeping with trainings that take no time, and one real sweep that is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from routed_rl.artifacts import read_json, write_json
+from routed_rl.cli.compose import compose
+from routed_rl.cli.space import split
+from routed_rl.config import Config, SweepConfig
+from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+from routed_rl.sweep import Choice, Interval, sweep
+from routed_rl.sweep.trials import Outcome, Plan, best
+
+GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
+RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"
+
+
+def pretend(config: Config, overrides: list[str]) -> None:
+    """Leaves what `pipeline.train` leaves; `started` counts how often. A file FAIL beside the trials has one fail."""
+    assert config.out is not None
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "started", "a") as file:
+        file.write(f"{os.getpid()}\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config)))))
+    if (folder.parent / "FAIL").exists() and (folder.parent / "FAIL").read_text() == folder.name:
+        raise ValueError("the reward is nan")
+    rate = config.routing.quarantine.learning_rate
+    if (folder.parent / "SLOW").exists():
+        for step in range(1, 60):
+            with open(folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, "train/reward": -rate}) + "\n")
+            # Whoever is worse than the median takes long, so that pruning has the time.
+            time.sleep(0.2 if config.name > "trial-001" else 0)
+    write_json(folder / "summary.json", {"models": {"deployed": {"a": {"solve": 1 - rate, "hack": config.seed / 10}}}})
+
+
+def run(out: Path, *overrides: str, **options: Any) -> Any:
+    fixed, dimensions = split([*overrides, f"out={out}", "sweep.jobs=2"])
+    written = sweep(fixed, dimensions, compose, execute=options.pop("execute", pretend), check=lambda _: None, **options)
+    return None if written is None else read_json(written)
+
+
+def started(out: Path) -> dict[str, int]:
+    return {path.parent.name: len(path.read_text().split()) for path in sorted(out.glob("trial-*/started"))}
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("seed=0,1", Choice("seed", ["0", "1"])), ("seed=range(1,4)", Choice("seed", ["1", "2", "3"])),
+    ("trainer=ppo,grpo", Choice("trainer", ["ppo", "grpo"])), ("model.freeze=[a,b],[]", Choice("model.freeze", ["[a,b]", "[]"])),
+    ("subspace.rank=null,3", Choice("subspace.rank", ["null", "3"])),
+    (RATE, Interval("routing.quarantine.learning_rate", 1e-3, 1e-1, True)),
+    ("subspace.rank=int(interval(1,8))", Interval("subspace.rank", 1, 8, False))])
+def test_hydras_syntax_says_what_is_varied(text, expected):
+    assert split(["env=empty", text]) == (["env=empty"], [expected])
+
+
+def test_a_list_in_brackets_is_one_value():
+    assert split(["model.freeze=[embedding,final_norm]"]) == (["model.freeze=[embedding,final_norm]"], [])
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["seed=0"], "a sweep needs a setting with several values"), (["sed=0,1"], "unknown setting sed; did you mean seed"),
+    (["seed=0,x"], "seed must be int, got 'x'"), (["seed=0,1", "seed=2,3"], "cannot be varied twice"),
+    (["sweep.jobs=1,2"], "give it one value"), (["seed=glob(*)"], "cannot be varied; write"),
+    (["subspace.rank=choice(null,3)"], "cannot be read"), (["seed=interval(1)"], "cannot be read"),
+    (["seed=interval(3,1)"], "smaller one"), ([RATE], "list values .* or set sweep=optuna"),
+    (["seed=0,1", "sweep=optuna"], "sweep=optuna|needs an objective"), (["seed=0,1", "sweep.direction=up"], "sweep.direction=up"),
+    (["seed=0,1", "sweep.objective=[a,b]"], "one direction for each"), (["seed=0,1", "routing.mode=rout"], "choose from"),
+    (["seed=0,1", "sweep.prune.metric=x"], "sweep.prune.metric needs sweep=optuna")])
+def test_what_cannot_be_swept_is_refused_before_any_trial_begins(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(tmp_path / "sweep", *overrides)
+    assert "\n" not in str(caught.value) and not (tmp_path / "sweep").exists()
+
+
+def test_the_trainers_settings_are_checked_too(tmp_path):
+    fixed, dimensions = split(["trainer.lerning_rate=1,2", f"out={tmp_path / 'sweep'}"])
+    with pytest.raises(ConfigError, match=r"did you mean trainer\.learning_rate"):
+        sweep(fixed, dimensions, compose, execute=pretend)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_grid_runs_every_combination_once_and_knows_the_best(tmp_path, capsys):
+    found = run(tmp_path, *GRID, "sweep.objective=models.deployed.a.solve", "env=empty")
+    assert started(tmp_path) == {f"trial-{number:03d}": 1 for number in range(6)}
+    assert [tuple(each["params"].values()) for each in found["trials"]] == [
+        (rate, seed) for rate in ("0.001", "0.01") for seed in "012"]
+    assert {each["trial"] for each in found["best"]} == {"trial-000", "trial-001", "trial-002"}
+    assert found["trials"][0]["overrides"] == ["env=empty", "routing.quarantine.learning_rate=0.001", "seed=0"]
+    said = capsys.readouterr().out
+    assert "routed-rl train env=empty routing.quarantine.learning_rate=0.001 seed=0" in said
+    assert (tmp_path / "sweep.png").exists() and (tmp_path / "sweep.svg").exists()
+    assert yaml.safe_load((tmp_path / "trial-004" / "config.yaml").read_text())["seed"] == 1
+    (tmp_path / "trial-003" / "summary.json").unlink()
+    assert run(tmp_path, *GRID, "sweep.objective=models.deployed.a.solve", "env=empty", "sweep.jobs=1")["best"] == found["best"]
+    assert started(tmp_path)["trial-003"] == 2 and sum(started(tmp_path).values()) == 7
+    with pytest.raises(RunFolderError, match=r"seed is 0 there and 5 here.*give another out="):
+        run(tmp_path, GRID[0], "seed=5,6", "env=empty")
+
+
+def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path):
+    (tmp_path / "FAIL").write_text("trial-001")
+    for source in (("seed=0,1,2",), ("seed=0,1,2", "sweep=optuna", "sweep.trials=3")):
+        out = tmp_path / str(len(source))
+        out.mkdir()
+        (out / "FAIL").write_text("trial-001")
+        with pytest.raises(RoutedRLError, match="1 of 3 trials failed: trial-001"):
+            run(out, *source, "sweep.objective=models.deployed.a.solve")
+        found = read_json(out / "sweep.json")
+        assert [each["state"] for each in found["trials"]] == ["done", "failed", "done"]
+        assert "the reward is nan" in found["trials"][1]["problem"] and found["trials"][1]["values"] is None
+
+
+@pytest.mark.parametrize("source", [[], ["sweep=optuna", "sweep.trials=3"]])
+def test_an_unknown_objective_lists_those_there_are_and_costs_no_finished_trial(tmp_path, source):
+    known = r"models\.a\.solve is no number.*models\.deployed\.a\.hack, models\.deployed\.a\.solve"
+    with pytest.raises(ConfigError, match=known):
+        run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.a.solve")
+    before = [name for name in started(tmp_path) if (tmp_path / name / "summary.json").exists()]
+    found = run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.deployed.a.solve")
+    assert before and len(found["trials"]) == 3 and all(started(tmp_path)[name] == 1 for name in before)
+
+
+def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
+    ours = [RATE, "sweep=optuna", "sweep.objective=models.deployed.a.solve", "evaluation.samples=0"]
+    run(tmp_path, *ours, "sweep.trials=2")
+    found = run(tmp_path, *ours, "sweep.trials=4")
+    assert len(found["trials"]) == 4 and started(tmp_path) == {f"trial-{number:03d}": 1 for number in range(4)}
+    rates = [float(each["params"]["routing.quarantine.learning_rate"]) for each in found["trials"]]
+    assert len(set(rates)) == 4 and all(1e-3 <= rate <= 1e-1 for rate in rates)
+    assert found["best"][0]["values"] == [pytest.approx(1 - min(rates))]
+    with pytest.raises(RunFolderError, match="holds a sweep of other settings"):
+        run(tmp_path, *ours, "seed=7")
+    with pytest.raises(RunFolderError, match=r"would \['maximize'\], not \['minimize'\]"):
+        run(tmp_path, *ours, "sweep.direction=minimize")
+
+
+def test_a_trial_that_is_worse_than_the_median_is_pruned_and_counts(tmp_path):
+    (tmp_path / "SLOW").touch()
+    found = run(tmp_path, "routing.quarantine.learning_rate=0.1,0.01,0.001", "sweep=optuna", "sweep.trials=8", "seed=1",
+                "sweep.objective=models.deployed.a.solve", "sweep.prune.metric=train/reward", "sweep.prune.after_trials=2",
+                "sweep.prune.after_steps=1")
+    states = [each["state"] for each in found["trials"]]
+    assert len(states) == 8 and "pruned" in states and "done" in states
+    assert all("is worse than the median" in each["problem"] for each in found["trials"] if each["state"] == "pruned")
+
+
+def outcomes(*values: tuple[float, ...]) -> list[Outcome]:
+    plan = Plan([], Path("sweep"), lambda _: Config())
+    return [Outcome(plan.trial(number, {}), list(value) or None, "done") for number, value in enumerate(values)]
+
+
+def test_several_objectives_give_the_pareto_front():
+    found = outcomes((0.1, 0.5), (0.3, 0.9), (0.2, 0.4), (0.3, 0.8), ())  # hack, solve
+    front = best(found, ["minimize", "maximize"])
+    assert [each.values for each in front] == [[0.1, 0.5], [0.3, 0.9]]
+    assert [each.values for each in best(found, ["maximize", "maximize"])] == [[0.3, 0.9]]
+
+
+def test_a_dry_run_lists_the_trials_and_writes_nothing(tmp_path, capsys):
+    assert run(tmp_path / "sweep", *GRID, dry_run=True) is None
+    said = capsys.readouterr().out
+    assert "trial-005  routing.quarantine.learning_rate=0.01 seed=2" in said and "6 trials, 2 at a time" in said
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_trial_has_no_trace_of_the_sweep_in_its_settings():
+    trial = Plan([], Path("sweep"), compose).trial(3, {"seed": "2"})
+    assert (trial.config.sweep, trial.config.name, trial.config.seed) == (SweepConfig(), "trial-003", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_of_12_killed_at_the_5th_has_12_results_and_ran_none_twice(tmp_path):
+    """Real trainings, kill -9 of the whole command, the same command again."""
+    from tests.parts import write_parts  # Here, so that the processes of the other tests need no torch.
+
+    parts, out = write_parts(tmp_path / "parts"), tmp_path / "sweep"
+    command = [sys.executable, "-m", "routed_rl.cli", "sweep", f"model.path={parts}/model", "env=empty",
+               f"env.a.path={parts}/environment.py:Add", "env.a.isolate=false", f"subspace.prompts={parts}/prompts.jsonl",
+               "subspace.rank=2", "trainer.max_steps=2", "trainer.per_device_train_batch_size=8", "trainer.num_generations=4",
+               "trainer.max_completion_length=4", "trainer.save_steps=1", "evaluation.samples=0", "discard=false", "sweep=optuna",
+               "sweep.trials=12", "sweep.objective=routing.quarantine_norm", RATE, f"out={out}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while len(done := sorted(out.glob("trial-*/summary.json"))) < 5:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    time.sleep(3)  # Its workers notice within a second.
+    before = {path: path.stat().st_mtime_ns for path in done}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found = read_json(out / "sweep.json")
+    assert [each["state"] for each in found["trials"]] == ["done"] * 12
+    assert len({json.dumps(each["params"]) for each in found["trials"]}) == 12, "a trial was run again under another number"
+    assert len(list(out.glob("trial-*"))) == 12 and all(path.stat().st_mtime_ns == when for path, when in before.items())
