@@ -12,7 +12,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, broken_seal, read_json, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
-from routed_rl.pipeline.record import fresh_from_step
+from routed_rl.pipeline.record import completion_files, file_step, fresh_from_step
 from routed_rl.tracking import MetricsFile
 
 COMPLETIONS = 10
@@ -66,7 +66,7 @@ def checkpoint_before(run: RunFolder, since: int) -> int:
 
 def completions(run: RunFolder, name: str, since: int, step: int) -> list[dict[str, Any]]:
     """Of the environment (of all where `name` is empty), those that were paid most above their true score."""
-    files = [path for path in sorted(run.completions.glob("step-*.parquet")) if since <= int(path.name.split("-")[1]) <= step]
+    files = [path for path in completion_files(run) if since <= file_step(path) <= step]
     if not files:
         return []
     table = pd.concat([pd.read_parquet(path) for path in files])

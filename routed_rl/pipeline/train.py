@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_json, write_json
 from routed_rl.config import Config
 from routed_rl.envs import check_prompts
-from routed_rl.errors import RolloutError, RoutedRLError
+from routed_rl.errors import LaunchError, RolloutError, RoutedRLError, Stopped
 from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.monitor import Monitor
-from routed_rl.pipeline import halting, summary
+from routed_rl.pipeline import halting, launched, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.record import (
     Compose,
+    completion_files,
+    file_step,
     fresh_from_step,
     inherited,
     new_folder,
@@ -38,9 +41,10 @@ from routed_rl.pipeline.record import (
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
+from routed_rl.stopping import STOP
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, prepare_wandb
-from routed_rl.training import Watch, build_trainer, check_trainer, training_arguments
+from routed_rl.training import Watch, build_trainer, check_launch, check_trainer, join, training_arguments
 
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 
@@ -82,6 +86,7 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     transformers_logging.set_verbosity_error()
     check_trainer(config.trainer)
     check_engine(config.rollout)
+    check_launch(config)
     parts, arguments = load_parts(config), training_arguments(config, run)
     check_prompts(parts.trained, config.seed)
     if config.routing.mode != "none":
@@ -97,10 +102,10 @@ def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"to go on: routed-rl resume {run.path}")
         raise
-    except RolloutError as error:
+    except (RolloutError, LaunchError) as error:
         whole, _ = run.last_checkpoint()
         place = whole.name if whole else "the start"
-        raise RolloutError(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
+        raise type(error)(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
 
 
 def _steps(parts: Parts, run: RunFolder, begin: float) -> Path:
@@ -156,24 +161,64 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
     newest, skipped = run.last_checkpoint()
     for line in skipped:
         console.say(line)
-    step = int(newest.name[5:]) if newest else 0
+    step = _step(newest)
     if newest:
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
     MetricsFile(run.verdicts).truncate(step)
+    for file in completion_files(run):
+        if file_step(file) > step:
+            file.unlink()
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
-    watch = Watch(Monitor(parts.config.monitor, inherited(run)), run)
-    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    watch = _watch(parts.config, run)
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
         halting.halt(run, watch.halting, parts.config.monitor.axis)
-    with console.progress("train", "steps") as advance:
+    if parts.config.launch.strategy == "none":
+        _train_here(parts, run, router, watch, newest, served, parity)
+    else:
+        launched.train(parts, run, router)
+        watch = _watch(parts.config, run)
+    if watch.halting:
+        halting.halt(run, watch.halting, parts.config.monitor.axis)
+
+
+def _step(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+
+
+def _watch(config: Config, run: RunFolder) -> Watch:
+    """The monitor, which has seen what the run has written so far."""
+    watch = Watch(Monitor(config.monitor, inherited(run)), run)
+    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    return watch
+
+
+def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watch, newest: Path | None,
+                served: Served | None = None, parity: ParityCheck | None = None) -> None:
+    """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
+    with console.progress("train", "steps") as advance, STOP.stepping():
         trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
                                 [ShowProgress(advance)], watch=watch, fresh_from=fresh_from_step(run), served=served,
                                 parity=parity)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if watch.halting:
-        halting.halt(run, watch.halting, parts.config.monitor.axis)
+    if trainer.stopped:
+        name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
+        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: routed-rl resume {run.path}",
+                      trainer.stopped)
+
+
+def work(folder: str) -> None:
+    """Be one process of a launched run: the training, from what the command that started it has written."""
+    transformers_logging.set_verbosity_error()
+    run = RunFolder.open(folder)
+    config = read_config(run)
+    parts = load_parts(config)
+    join(config.launch)
+    newest, _ = run.last_checkpoint()
+    watch = _watch(config, run)
+    router = make_router(parts, _subspace(parts, run), inherited(run))
+    _train_here(parts, run, router, watch, newest)
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from routed_rl.routing.ledger import Axes, LedgerBook, LedgerRow
 from routed_rl.routing.modes import find_mode
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.ranks import RANKS
 
 CONTROL_KINDS = ("isotropic", "matched")
 """Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
@@ -56,21 +57,44 @@ class Router:
 
         `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
         """
+        targets, bytes_before = self.quarantine.targets, RANKS.bytes
+        self._reduce()
         self._check_taps()
         self.optimizer.advance()
         assert self.mode.after_step is not None
-        for target in self.quarantine.targets:
-            ledger = target.tape.ledger * clip
-            self.book.before(target, ledger, contained=self.contained)
-            target.tape.update_mean()
-            delta, old = self.optimizer.delta(target, ledger), target.coefficients.clone()
+        for target in targets:
+            target.tape.ledger.mul_(clip)
+            self.optimizer.update(target, target.tape.ledger)
+        reaches = [self.optimizer.reach(target) for target in targets]
+        RANKS.sum_(reaches)
+        for target, reach in zip(targets, reaches, strict=True):
+            self.book.before(target, target.tape.ledger, contained=self.contained)
+            delta, old = self.optimizer.step(target) * self.optimizer.bound(target, reach), target.coefficients.clone()
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
         row = self.book.close(self._kind(step))
         for name, entry in row.environments.items():
             self.pushes[name] += entry.push
+        row.bytes = RANKS.bytes - bytes_before
         return row
+
+    def measure_start(self) -> None:
+        """From now on the weights' movement is measured from where they are, of what each process holds of them."""
+        for target in self.quarantine.targets:
+            target.start = target.seen()
+
+    def _reduce(self) -> None:
+        """Once a step: ledgers, means of the inputs and random control over all processes, as one process with all rows has
+        them. A process' loss is scaled for the mean of the processes' gradients, so the ledgers' mean is the global one.
+        """
+        tapes = [target.tape for target in self.quarantine.targets]
+        means = [tape.mean_sums() for tape in tapes]
+        RANKS.sum_([*means, *(part for tape in tapes for part in tape.to_sum())])
+        for tape, sums in zip(tapes, means, strict=True):
+            if RANKS.count > 1:
+                tape.ledger.div_(RANKS.count)
+            tape.update_mean(sums)
 
     def _kind(self, step: int) -> str:
         return CONTROL_KINDS[step // max(self.config.random_control.every, 1) % len(CONTROL_KINDS)]

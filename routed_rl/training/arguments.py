@@ -13,6 +13,7 @@ from trl import GRPOConfig
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
 from routed_rl.errors import ConfigError
+from routed_rl.training.backends import backend_arguments
 
 OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set seed=N",
         "remove_unused_columns": "the environments' labels travel in columns of their own",
@@ -78,7 +79,7 @@ def training_arguments(config: Config, run: RunFolder) -> GRPOConfig:
     try:
         return GRPOConfig(output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
                           remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
-                          **_quiet(config.trainer), **config.trainer)
+                          **_quiet(config.trainer), **backend_arguments(config), **config.trainer)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
