@@ -15,6 +15,7 @@ from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.routing import RANKS
 from routed_rl.subspace import Subspace
 from routed_rl.training import build_trainer, join
+from routed_rl.training.whole import whole_weights as whole
 from tests.parts import own_config
 
 ALL_TOKENS = 10_000
@@ -67,7 +68,7 @@ def train(config: Config, subspace: Path, resume: str | None = None) -> dict[str
 
 
 def whole_weights(trainer: Any, base: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()}
+    return whole(trainer.accelerator.unwrap_model(trainer.model))
 
 
 def relative_change(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

@@ -11,9 +11,10 @@ import math
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -76,7 +77,7 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
                                   environments, logs)
     assert isinstance(context, SubprocessContext)
     try:
-        with _forwarding(context) as asked:
+        with _forwarding(context.pids().values()) as asked:
             failures = _wait(context, lambda: bool(asked) and time.monotonic() - asked[0][1] > launch.grace_s)
     except (KeyboardInterrupt, SignalException):
         context.close(signal.SIGKILL)
@@ -103,13 +104,13 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _forwarding(context: SubprocessContext) -> Iterator[list[tuple[int, float]]]:
+def _forwarding(pids: Iterable[int]) -> Iterator[list[tuple[int, float]]]:
     """Hand signals on; yields which ones came, and when."""
     came: list[tuple[int, float]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         came.append((number, time.monotonic()))
-        for pid in context.pids().values():
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -119,6 +120,22 @@ def _forwarding(context: SubprocessContext) -> Iterator[list[tuple[int, float]]]
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def wait_for(command: list[str]) -> None:
+    """Run one command that starts the processes elsewhere, to its end; signals go on to it. Stopped, or LaunchError."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        with _forwarding([process.pid]) as asked:
+            code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    if code > 128 or asked:
+        number = asked[0][0] if asked else code - 128
+        raise Stopped(f"stopped by {signal.Signals(number).name}", number)
+    if code:
+        raise LaunchError(f"{command[0]} ended with exit code {code}; what the processes said is in the run's folder, processes/")
 
 
 def _wait(context: SubprocessContext, overdue: Callable[[], bool]) -> dict[int, ProcessFailure]:

@@ -50,13 +50,17 @@ FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
-    """Run one experiment from the start; returns the run folder. `dry_run` shows the plan and writes nothing."""
+    """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
+    a job's script and settings, where the run is to be a job."""
     run = new_folder(config)
     parts, begin = _prepared(config, run)
-    if dry_run:
+    if dry_run and config.launch.where == "here":
         return run.path
     run.path.mkdir(parents=True, exist_ok=True)
     write_config(run, config, overrides)
+    if config.launch.where == "slurm":
+        launched.submit_job(config, run, dry_run=dry_run)
+        return run.path
     try:
         return _run(parts, run, begin)
     except RoutedRLError:
@@ -76,7 +80,17 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     parts, begin = _prepared(config, run)
     if overrides:
         write_config(run, config, [*read_overrides(run), *overrides])
+    if config.launch.where == "slurm":
+        launched.submit_job(config, run, dry_run=False)
+        return run.path
     return _run(parts, run, begin)
+
+
+def run_job(folder: str) -> None:
+    """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
+    run = RunFolder.open(folder)
+    parts, begin = _prepared(read_config(run), run)
+    _run(parts, run, begin)
 
 
 def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
@@ -92,7 +106,7 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     if config.routing.mode != "none":
         find_writers(parts.model)
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
-    show_plan(parts, arguments, str(run.path))
+    show_plan(parts, arguments, run)
     return parts, begin
 
 

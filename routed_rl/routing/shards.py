@@ -27,7 +27,7 @@ class Piece:
     start: int
     rows: int
     columns: int
-    store: Callable[[Tensor], None]
+    store: Callable[[Tensor], object]
     """Take new entries."""
 
     def __post_init__(self) -> None:
@@ -46,6 +46,17 @@ class Piece:
     def _place(self) -> slice:
         offset = self.start - self.first * self.columns
         return slice(offset, offset + len(self.flat))
+
+    def whole(self) -> Tensor:
+        """All entries, (rows, columns), in every process: one message of that size, for checkpoints alone."""
+        everything = self.flat.new_zeros(self.rows * self.columns)
+        everything[self.start:self.start + len(self.flat)] = self.flat
+        RANKS.sum_([everything])
+        return everything.view(self.rows, self.columns)
+
+    def take(self, whole: Tensor) -> None:
+        """The inverse of `whole`."""
+        self.store(whole.reshape(-1)[self.start:self.start + len(self.flat)].to(self.flat))
 
     def product(self, left_DM: Tensor, *, transposed: bool) -> Tensor:
         """This process' share of `leftᵀ W`, (M, N); over all processes they add up to it."""
@@ -75,32 +86,51 @@ def piece_of(parameter: Tensor) -> Piece | None:
     return None
 
 
-def _rows_held(parameter: Any) -> Piece | None:
+def _rows_held(parameter: Any) -> Piece:
     """Of a DTensor that FSDP2 made: rows of dimension 0."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     local = parameter.to_local().detach()
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    columns = parameter.shape[1] if parameter.dim() > 1 else 1
-    return Piece(local.reshape(-1), offset[0] * columns, parameter.shape[0], columns,
-                 lambda entries: local.copy_(entries.view_as(local)))
+    rows, columns = _matrix(parameter.shape)
+    return Piece(local.reshape(-1), offset[0] * columns, rows, columns, lambda entries: local.copy_(entries.view_as(local)))
 
 
 def _stretch_held(parameter: Any) -> Piece:
-    """Of a parameter that ZeRO-3 partitioned: what this process' optimizer holds of it, in float32."""
-    from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
-
-    rows, columns = parameter.ds_shape[0], parameter.ds_shape[1] if len(parameter.ds_shape) > 1 else 1
-    held = parameter.ds_tensor if not parameter.requires_grad else safe_get_local_fp32_param(parameter)
-    partition = parameter.ds_tensor.ds_numel
+    """Of a parameter that ZeRO-3 partitioned: what this process' optimizer holds of it, in float32, and the model's own copy."""
+    copies = [parameter.ds_tensor.data]
+    if parameter.requires_grad:
+        copies.insert(0, parameter._z3_optimizer.get_local_fp32_param(parameter))
 
     def store(entries: Tensor) -> None:
-        whole = torch.cat([entries, held.reshape(-1)[len(entries):].to(entries.dtype)])
-        if parameter.requires_grad:
-            safe_set_local_fp32_param(parameter, whole)
-        parameter.ds_tensor.data.copy_(whole)
+        for copy in copies:
+            copy.reshape(-1)[:len(entries)].copy_(entries)
 
-    return Piece(held.detach().reshape(-1), RANKS.rank * partition, rows, columns, store)
+    rows, columns = _matrix(parameter.ds_shape)
+    return Piece(copies[0].detach().reshape(-1), RANKS.rank * parameter.ds_tensor.ds_numel, rows, columns, store)
+
+
+def state_piece(parameter: Any, state: Any, key: str) -> Piece:
+    """What this process holds of a parameter's optimizer state `key`.
+
+    `state` is the parameter's under FSDP2, that of every group's stretch under ZeRO-1 and -2; ZeRO-3's hangs on the parameter.
+    """
+    if hasattr(parameter, "device_mesh"):
+        return _rows_held(state[key])
+    if hasattr(parameter, "ds_tensor"):
+        held = parameter._z3_optimizer.get_local_fp32_param(parameter, key).reshape(-1)
+        start, shape = RANKS.rank * parameter.ds_tensor.ds_numel, parameter.ds_shape
+    elif (mapping := parameter._hp_mapping) is None:
+        held, start, shape = parameter.data.new_zeros(0), 0, parameter.shape
+    else:
+        place, start, shape = mapping.get_hp_fragment_address(), mapping.lp_fragment_address.start, parameter.shape
+        held = state[mapping.param_group_index][key].narrow(0, place.start, place.numel)
+    return Piece(held, start, *_matrix(shape), lambda entries: held[:len(entries)].copy_(entries))
+
+
+def _matrix(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns, whatever the number of dimensions."""
+    return (shape[0], shape.numel() // shape[0]) if len(shape) else (1, 1)
 
 
 def follow(parameter: Any) -> None:

@@ -19,7 +19,9 @@ OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set 
         "remove_unused_columns": "the environments' labels travel in columns of their own",
         "shuffle_dataset": "the mixture of environments orders the tasks",
         "resume_from_checkpoint": "use `routed-rl resume RUN`",
-        "disable_tqdm": "progress is shown by routed_rl", "run_name": "set name=NAME", "project": "set tracking.project=NAME"}
+        "disable_tqdm": "progress is shown by routed_rl", "run_name": "set name=NAME", "project": "set tracking.project=NAME",
+        "deepspeed": "set launch=zero1, zero2 or zero3", "fsdp": "set launch=fsdp2", "fsdp_config": "set launch=fsdp2",
+        "ddp_backend": "the machine decides", "ddp_timeout": "set launch.timeout_s=SECONDS"}
 """Fields that other settings decide."""
 
 UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which keeps float32 weights",

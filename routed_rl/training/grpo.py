@@ -42,7 +42,7 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
     reward = RewardFunction(table, scorer, arguments.num_generations, completions)
     trainer = RoutedGRPOTrainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
                                 processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks,
-                                watch=watch)
+                                watch=watch, strategy=config.launch.strategy)
     trainer.remove_callback(PrinterCallback)
     if served is not None and parity is not None:
         use_engine(trainer, served, parity)

@@ -24,15 +24,17 @@ from routed_rl.routing import RANKS, Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function
+from routed_rl.training.sharing import SharedTrainerMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
 
-class RoutedTrainerMixin:
+class RoutedTrainerMixin(SharedTrainerMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, watch: Watch | None = None,
-                 **kwargs: Any) -> None:
+                 strategy: str = "none", **kwargs: Any) -> None:
+        self.strategy = strategy
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()

@@ -52,8 +52,8 @@ def test_a_bug_in_a_process_shows_its_traceback(tmp_path, capfd):
 def test_a_signal_goes_on_to_every_process_and_they_may_end_in_peace(tmp_path, number):
     threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Stopped) as stopped:
-        run("signal.signal(%d, lambda *_: (open(%r + rank, 'w').close(), time.sleep(1), sys.exit(0))); time.sleep(60)"
-            % (number, f"{tmp_path}/told-"), tmp_path / "logs")
+        run(f"signal.signal({number:d}, lambda *_: (open('{tmp_path}/told-' + rank, 'w').close(), time.sleep(1), sys.exit(0))); "
+            "time.sleep(60)", tmp_path / "logs")
     assert stopped.value.signal == number
     assert (tmp_path / "told-0").exists() and (tmp_path / "told-1").exists()
 

@@ -95,3 +95,41 @@ def test_a_checkpoint_of_two_processes_is_gone_on_with_by_one(parts, subspace, a
     then = replay_config(parts, tmp_path / "run", 1, "none", trainer=dict(settings))
     found = on_ranks(train, then, subspace, str(tmp_path / "run" / "checkpoints" / "step-4"), world=1)[0]
     assert max(differences(found, alone("adamw")[0]).values()) < BARS["adamw"]
+
+
+def needs(strategy: str) -> None:
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="pip install 'routed-rl[deepspeed]'")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # DeepSpeed compiles a helper when it is first used
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_way_to_share_the_model_gives_what_one_process_gives(parts, subspace, alone, tmp_path, strategy, optimizer):
+    needs(strategy)
+    config = replay_config(parts, tmp_path / "run", 2, strategy, trainer=dict(OPTIMIZERS[optimizer]))
+    ranks = on_ranks(train, config, subspace, timeout=900)
+    assert max(differences(ranks[0], alone(optimizer)[0]).values()) < BARS[optimizer]
+    assert ranks[0]["drift"] < 1e-6
+    # Ledgers, the weights' part in the subspace before the step and after it, and means: nothing as wide as a weight.
+    environments, entries = 2, sum(part[0].numel() for part in ranks[0]["parts"].values())
+    for row in rows(tmp_path / "run")[1:]:  # the first step measures the random control too
+        assert row["routing/bytes"] <= (2 * environments + 1) * entries * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp2"])
+def test_checkpoints_are_gone_on_with_whatever_wrote_them(parts, subspace, alone, tmp_path, strategy):
+    needs(strategy)
+    settings = OPTIMIZERS["adamw"] | {"save_steps": 4}
+    one, shared = (lambda out: replay_config(parts, out, 1, "none", trainer=dict(settings)),
+                   lambda out: replay_config(parts, out, 2, strategy, trainer=dict(settings)))
+    expected = alone("adamw")[0]
+    on_ranks(train, one(tmp_path / "one"), subspace, world=1)
+    on_ranks(train, shared(tmp_path / "shared"), subspace, timeout=900)
+    back = on_ranks(train, shared(tmp_path / "back"), subspace, str(tmp_path / "one" / "checkpoints" / "step-4"), timeout=900)
+    forth = on_ranks(train, one(tmp_path / "forth"), subspace, str(tmp_path / "shared" / "checkpoints" / "step-4"), world=1)
+    for found in (back[0], forth[0]):
+        assert max(differences(found, expected).values()) < BARS["adamw"]
