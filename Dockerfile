@@ -50,7 +50,7 @@ FROM base AS run
 RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 routed
 ENV PATH=/opt/venv/bin:$PATH HF_HUB_DISABLE_TELEMETRY=1
-USER routed
+USER 1000
 WORKDIR /home/routed
 RUN mkdir runs
 ENTRYPOINT ["routed-rl"]

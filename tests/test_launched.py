@@ -129,11 +129,12 @@ ENDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four launches, each of which imports everything three times
 @pytest.mark.parametrize("end", ENDS)
 def test_a_run_in_two_processes_ends_as_a_whole_and_resumes_bit_for_bit(parts, undisturbed, tmp_path, end):
     rank, number, code, said = ENDS[end]
     out = tmp_path / "run"
-    process, deadline = start(parts, out), time.monotonic() + 240
+    process, deadline = start(parts, out), time.monotonic() + 600
     while lines(out) < 3:
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be ended"
         time.sleep(0.01)
@@ -153,6 +154,7 @@ def test_a_run_in_two_processes_ends_as_a_whole_and_resumes_bit_for_bit(parts, u
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_halt_comes_through_with_its_exit_code_and_record(parts, tmp_path, capfd):
     from routed_rl.errors import Halted
 
@@ -164,6 +166,7 @@ def test_a_halt_comes_through_with_its_exit_code_and_record(parts, tmp_path, cap
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_a_user_did_wrong_comes_through_in_one_line(parts, tmp_path):
     from routed_rl.errors import RoutedRLError
 
