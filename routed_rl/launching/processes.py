@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from unittest.mock import patch
 
 from torch.distributed.elastic.multiprocessing import (
     LogsDest,
@@ -72,9 +71,9 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
     environments = {local: process_variables(launch, first + local, local, address, port) for local in range(launch.processes)}
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # The context would raise at a signal; here signals go on to the processes, which end their step first.
-    with patch.dict(os.environ, {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGHUP"}):
-        context = start_processes("routed_rl", command[0], {local: tuple(command[1:]) for local in environments},
-                                  environments, logs)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
+    arguments = {local: tuple(command[1:]) for local in environments}
+    context = start_processes("routed_rl", command[0], arguments, environments, logs)
     assert isinstance(context, SubprocessContext)
     try:
         with _forwarding(context.pids().values()) as asked:

@@ -16,7 +16,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_json, write_json
 from routed_rl.config import Config
 from routed_rl.envs import check_prompts
-from routed_rl.errors import LaunchError, RolloutError, RoutedRLError, Stopped
+from routed_rl.errors import ConfigError, LaunchError, RolloutError, RoutedRLError, Stopped
 from routed_rl.evaluate import evaluate
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
@@ -104,7 +104,10 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     parts, arguments = load_parts(config), training_arguments(config, run)
     check_prompts(parts.trained, config.seed)
     if config.routing.mode != "none":
-        find_writers(parts.model)
+        writers = find_writers(parts.model)
+        if config.launch.strategy in ("zero3", "fsdp2") and any(writer.expert is not None for writer in writers):
+            raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
+                              "which cannot be routed; set launch=zero2 or launch=ddp")
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
     show_plan(parts, arguments, run)
     return parts, begin
@@ -227,8 +230,8 @@ def work(folder: str) -> None:
     transformers_logging.set_verbosity_error()
     run = RunFolder.open(folder)
     config = read_config(run)
+    join(config.launch)  # first: it says which GPU is this process'
     parts = load_parts(config)
-    join(config.launch)
     newest, _ = run.last_checkpoint()
     watch = _watch(config, run)
     router = make_router(parts, _subspace(parts, run), inherited(run))
