@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 BLOCKS, STEPS = 9, 6
 
@@ -28,8 +29,8 @@ def measure() -> float:
     from routed_rl.training import join
 
     join(LaunchConfig(strategy="ddp", processes=2))
-    workload = WORKLOADS["lab"] | {"rows": WORKLOADS["lab"]["rows"] // 2}
-    arms = {mode: Arm(workload, mode) for mode in ("none", "route")}
+    workload: dict[str, Any] = WORKLOADS["lab"] | {"rows": 128}  # half of them in each process
+    arms: dict[str, Any] = {mode: Arm(workload, mode) for mode in ("none", "route")}
     for arm in arms.values():
         arm.model = DistributedDataParallel(arm.model)
         arm.step(1)

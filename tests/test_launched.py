@@ -16,6 +16,9 @@ import torch
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import Stopped
+from routed_rl.pipeline.arithmetic import memory_bytes
+from routed_rl.pipeline.build import load_parts
+from routed_rl.pipeline.record import read_config
 from routed_rl.stopping import STOP
 from tests.parts import own_config, write_parts
 from tests.ranks import on_ranks
@@ -50,6 +53,27 @@ def test_two_processes_make_one_run_that_discard_and_one_process_can_read(parts,
     folder = RunFolder(undisturbed).require_checkpoint()
     names = {path.name for path in folder.iterdir()}
     assert {"optimizer.pt", "loop.pt", "loop-1.pt", "rng_state_0.pth", "rng_state_1.pth"} <= names
+
+
+def test_a_dry_run_of_a_job_writes_script_and_settings_and_shows_what_runs_where(parts, tmp_path, capsys):
+    job = {"where": "slurm", "strategy": "ddp", "nodes": 4, "processes": 8}
+    config = own_config(parts, tmp_path / "run", launch=job, trainer=HALF)
+    assert pipeline.train(config, ["launch=slurm"], dry_run=True) == tmp_path / "run"
+    said = capsys.readouterr().out
+    assert "512 completions a step = 16 on a device x 1 accumulated x 32 processes; 512 at a time: 64 groups of 8" in said
+    assert "srun --nodes=4" in said and "each of 4 nodes, 8 processes" in said and "not submitted" in said
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "overrides.txt", "manifest.json", "job.sbatch"}
+    assert read_config(RunFolder(tmp_path / "run")) == config
+
+
+def test_pieces_take_their_share_of_a_devices_memory(parts):
+    def need(strategy, processes):
+        return memory_bytes(load_parts(own_config(parts, "unused", launch={"strategy": strategy, "processes": processes})))
+
+    whole, ddp, zero1, fsdp2 = need("none", 1), need("ddp", 4), need("zero1", 4), need("fsdp2", 4)
+    assert ddp == whole and whole["optimizer"] == 2 * whole["weights"]
+    assert zero1["weights"] == whole["weights"] and zero1["optimizer"] == 3 * whole["weights"] // 4  # a copy of the weights too
+    assert fsdp2["weights"] == whole["weights"] // 4 and fsdp2["ledgers"] == whole["ledgers"]
 
 
 def told_to_stop(config, number):

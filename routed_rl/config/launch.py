@@ -42,7 +42,7 @@ class LaunchConfig:
                               "false and set launch=zero3 with more processes")
         if self.strategy == "none" and self.processes * self.nodes > 1:
             raise ConfigError(f"launch.processes={self.processes} launch.nodes={self.nodes} need a way to share the work; set "
-                              "launch.strategy to ddp, zero1, zero2, zero3 or fsdp2")
+                              "launch.strategy to ddp, zero1, zero2, zero3 or fsdp2, or both to 1")
         if self.nodes > 1 and self.where == "here":
             raise ConfigError(f"launch.nodes={self.nodes} needs a job: launch=slurm launch.nodes={self.nodes}")
 

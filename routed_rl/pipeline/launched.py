@@ -53,15 +53,9 @@ def run_node(folder: str) -> None:
 
 
 def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
-    """Write the job's script into the run folder and, but for a dry run, submit it; say every command."""
+    """Write the job's script into the run folder and, but for a dry run, submit it."""
     script = write_job(config.launch, run.path, command("job", run))
-    console.say(f"job           {script}")
-    for line in commands(config, run):
-        console.say(f"  {line}")
-    if dry_run:
-        console.say(f"not submitted; to do so: sbatch {script}")
-    else:
-        console.say(submit(script))
+    console.say(f"job           not submitted; to do so: sbatch {script}" if dry_run else submit(script))
 
 
 def commands(config: Config, run: RunFolder) -> list[str]:

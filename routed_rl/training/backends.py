@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from transformers import PreTrainedModel
 
 from routed_rl.config import Config, LaunchConfig
 from routed_rl.errors import ConfigError
@@ -30,7 +30,7 @@ def join(launch: LaunchConfig) -> None:
         return
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
+    import deepspeed  # pyright: ignore[reportMissingImports]  # an extra
 
     # Before TRL's config is built, which would ask for another backend.
     deepspeed.init_distributed(backend, timeout=timeout)
@@ -58,7 +58,7 @@ def zero_config(stage: int) -> dict[str, Any]:
             "gradient_clipping": "auto", "zero_allow_untested_optimizer": True}
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: PreTrainedModel) -> None:
     """FSDP2: every layer of the model by itself, then the rest; gradients are averaged over the processes."""
     from torch.distributed.fsdp import fully_shard
 

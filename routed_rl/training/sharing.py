@@ -1,6 +1,7 @@
 """What changes in TRL's trainer where the processes share the weights: mixed in before the routed trainer's own part.
 
-With one process, and under DDP, it does nothing.
+With one process it does nothing. Not covered: TRL's adaptive entropy coefficient, which begins anew where several processes
+resume.
 """
 
 from __future__ import annotations
@@ -76,11 +77,15 @@ class SharedTrainerMixin:
         return None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.shared or checkpoint is None:
+        if RANKS.count == 1 or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         trainer: Any = self
+        # transformers would load onto the device "cpu:0", which torch does not know.
         stored = torch.load(Path(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
-        take_optimizer(trainer.optimizer, trainer.model, self.optimizer_names, stored)
+        if self.shared:
+            take_optimizer(trainer.optimizer, trainer.model, self.optimizer_names, stored)
+        else:
+            trainer.optimizer.load_state_dict(stored)
         trainer.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
         return None
 

@@ -88,12 +88,13 @@ def test_without_the_reduction_they_do_not(parts, subspace, alone, tmp_path):
     assert any(not part.equal(ranks[1]["parts"][name]) for name, part in ranks[0]["parts"].items())
 
 
-def test_a_checkpoint_of_two_processes_is_gone_on_with_by_one(parts, subspace, alone, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_of_two_processes_is_gone_on_with_by(parts, subspace, alone, tmp_path, processes):
     settings = OPTIMIZERS["adamw"] | {"save_steps": 4}
     first = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=settings | {"max_steps": 4})
     on_ranks(train, first, subspace)
-    then = replay_config(parts, tmp_path / "run", 1, "none", trainer=dict(settings))
-    found = on_ranks(train, then, subspace, str(tmp_path / "run" / "checkpoints" / "step-4"), world=1)[0]
+    then = replay_config(parts, tmp_path / "run", processes, "ddp" if processes > 1 else "none", trainer=dict(settings))
+    found = on_ranks(train, then, subspace, str(tmp_path / "run" / "checkpoints" / "step-4"), world=processes)[0]
     assert max(differences(found, alone("adamw")[0]).values()) < BARS["adamw"]
 
 
