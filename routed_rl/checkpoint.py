@@ -1,6 +1,7 @@
 """What a checkpoint holds beside a stock model folder: the quarantine, and where the training loop was.
 
-`quarantine.safetensors` is `Router.state_dict()`; `loop.pt` is what TRL's loop keeps in memory and does not save.
+`quarantine.safetensors` is `Router.state_dict()`; `loop.pt`, and `loop-N.pt` of the other processes, is what TRL's loop keeps
+in memory and does not save.
 """
 
 from __future__ import annotations
@@ -88,9 +89,11 @@ def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
 
 def start_afresh(folder: Path) -> None:
     """Drop the completions that a checkpoint has in store: they are of another mixture."""
-    loop = load_loop(folder)
-    completions = {"made": loop["completions"]["made"], "open": []}
-    save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}, "completions": completions})
+    for rank in range(len(list(folder.glob("loop*.pt")))):
+        loop = load_loop(folder, rank)
+        assert loop is not None, f"{folder} has no {_loop(folder, rank).name}"
+        completions = {"made": loop["completions"]["made"], "open": []}
+        save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}, "completions": completions}, rank)
 
 
 def _rows(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:
@@ -98,11 +101,16 @@ def _rows(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:
     return torch.stack([tensor[place] if place >= 0 else torch.zeros_like(tensor[0]) for place in places]).contiguous()
 
 
-def save_loop(folder: Path, state: dict[str, Any]) -> None:
-    """Write counters and buffered completions (numbers, tensors, lists and dicts of them)."""
-    torch.save(state, folder / LOOP)
+def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
+    """Write a process' counters and buffered completions (numbers, tensors, lists and dicts of them)."""
+    torch.save(state, _loop(folder, rank))
 
 
-def load_loop(folder: Path) -> dict[str, Any]:
-    """The inverse of `save_loop`."""
-    return torch.load(folder / LOOP, weights_only=True)
+def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
+    """The inverse of `save_loop`; None where the run that wrote the checkpoint had fewer processes."""
+    file = _loop(folder, rank)
+    return torch.load(file, weights_only=True) if file.exists() else None
+
+
+def _loop(folder: Path, rank: int) -> Path:
+    return folder / (f"{Path(LOOP).stem}-{rank}.pt" if rank else LOOP)

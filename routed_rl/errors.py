@@ -33,6 +33,18 @@ class Halted(RoutedRLError):
         self.run = run
 
 
+class Stopped(RoutedRLError):
+    """A signal ended a run, whole and with a checkpoint; exit code 128 + its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+class LaunchError(RoutedRLError, RuntimeError):
+    """The processes of a run cannot start, do not find each other, or one of them was lost."""
+
+
 class CheckpointError(RoutedRLError, OSError):
     """A checkpoint is missing, torn, or belongs to another run."""
 

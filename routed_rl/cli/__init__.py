@@ -1,5 +1,5 @@
 """The command line: one line per error. Exit codes: 0 done, 1 internal, 2 the user's error, 3 halted by the monitor, 4 a
-check failed, 130 interrupted.
+check failed, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 after a checkpoint.
 
 Nothing heavy is imported before the first line is on the screen; `--help` needs the standard library alone.
 """
@@ -10,12 +10,13 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from routed_rl import __version__
 from routed_rl.cli.verbs import VERBS, parse, usage
-from routed_rl.errors import CheckFailed, Halted, RoutedRLError
+from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped
 
-__all__ = ["main"]
+__all__ = ["guarded", "main"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,12 +28,25 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"routed-rl {__version__}")
         return 0
+
+    def run() -> None:
+        verb, arguments = parse(argv)
+        VERBS[verb].run(arguments)
+
+    return guarded(run, argv)
+
+
+def guarded(action: Callable[[], object], argv: list[str]) -> int:
+    """Do `action`; what goes wrong becomes one line on stderr and an exit code."""
     # Telemetry of the hub is off unless the user asks for it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        verb, arguments = parse(argv)
-        VERBS[verb].run(arguments)
+        action()
         return 0
+    except Stopped as stopped:
+        hint = "" if "resume" in str(stopped) else f"; to go on: routed-rl resume {_run(argv)}"
+        _fail(f"{stopped}{hint}", "stopped")
+        return 128 + stopped.signal
     except Halted as halted:
         print(f"run: {halted.run}", flush=True)
         _fail(str(halted), "halted")

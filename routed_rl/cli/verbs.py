@@ -12,6 +12,7 @@ from typing import NoReturn
 from routed_rl.cli import audit, calibrate, env, sweep
 from routed_rl.cli.options import OVERRIDES, names
 from routed_rl.errors import ConfigError
+from routed_rl.stopping import STOP
 
 ARMS = "none,observe,route,control,erase"
 LOADING = "routed_rl: loading, about 15 s"
@@ -69,7 +70,8 @@ def _train(arguments: argparse.Namespace) -> None:
     config = compose(arguments.overrides)
     from routed_rl import pipeline
 
-    run = pipeline.train(config, arguments.overrides, dry_run=arguments.dry_run)
+    with STOP.listening():
+        run = pipeline.train(config, arguments.overrides, dry_run=arguments.dry_run)
     if not arguments.dry_run:
         print(f"run: {run}", flush=True)
 
@@ -84,7 +86,9 @@ def _resume(arguments: argparse.Namespace) -> None:
     from routed_rl import pipeline
     from routed_rl.cli.compose import compose
 
-    print(f"run: {pipeline.resume(arguments.run, arguments.overrides, compose)}", flush=True)
+    with STOP.listening():
+        run = pipeline.resume(arguments.run, arguments.overrides, compose)
+    print(f"run: {run}", flush=True)
 
 
 def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,8 +104,9 @@ def _rollback(arguments: argparse.Namespace) -> None:
     from routed_rl import pipeline
     from routed_rl.cli.compose import compose
 
-    run = pipeline.rollback(arguments.run, arguments.step, names(arguments.drop) or [], arguments.forget_parts,
-                            arguments.overrides, compose)
+    with STOP.listening():
+        run = pipeline.rollback(arguments.run, arguments.step, names(arguments.drop) or [], arguments.forget_parts,
+                                arguments.overrides, compose)
     print(f"run: {run}", flush=True)
 
 

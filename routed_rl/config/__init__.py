@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from routed_rl.config.checks import section, unknown
+from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig
 from routed_rl.config.results import AuditConfig, EvaluationConfig, TrackingConfig
@@ -20,9 +21,9 @@ from routed_rl.config.subspace import SubspaceCheckConfig, SubspaceConfig
 from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 
-__all__ = ["AuditConfig", "Config", "EvaluationConfig", "ModelConfig", "MonitorConfig", "ParityConfig", "PruneConfig",
-           "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig",
-           "SubspaceConfig", "SweepConfig", "TrackingConfig", "from_mapping", "section", "unknown"]
+__all__ = ["AuditConfig", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
+           "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig",
+           "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "from_mapping", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,6 +44,7 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 

@@ -9,8 +9,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -22,6 +20,7 @@ from pathlib import Path
 from routed_rl import console
 from routed_rl.config import Config
 from routed_rl.jobs.job import Job
+from routed_rl.stopping import die_with
 
 Execute = Callable[[Config, list[str]], object]
 """Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""
@@ -119,7 +118,7 @@ def _outcome(worker: Worker) -> str | None:
 def _serve(connection: Connection, parent: int, jobs: int) -> None:
     """The worker's loop, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     with suppress(EOFError):
         while True:
@@ -144,10 +143,3 @@ def _redirect_output(log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _die_with(parent: int) -> None:
-    """A worker that outlives a killed parent would write into a run that the next call takes up."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -13,7 +13,7 @@ from routed_rl.artifacts import RunFolder, broken_seal, read_json, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
 from routed_rl.pipeline.publish import publish
-from routed_rl.pipeline.record import fresh_from_step
+from routed_rl.pipeline.record import completion_files, file_step, fresh_from_step
 from routed_rl.tracking import MetricsFile, Tracker
 
 COMPLETIONS = 10
@@ -75,7 +75,7 @@ def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: in
     Of the environment, of all where `name` is empty. Those that were discouraged push as well, but do not show what is paid for.
     `share_of_push` is of all that the environment's completions shifted towards the positive persona in these steps.
     """
-    files = [path for path in sorted(run.completions.glob("step-*.parquet")) if since <= int(path.name.split("-")[1]) <= step]
+    files = [path for path in completion_files(run) if since <= file_step(path) <= step]
     if not files:
         return [], BY_GAP
     table: Any = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])

@@ -7,11 +7,14 @@ from itertools import islice
 
 import torch
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.model.prompts import encode_prompts
+from routed_rl.pipeline.arithmetic import batch_sentence, memory_sentence
 from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.launched import commands
 from routed_rl.training import TrainerArguments, completions_per_step
 
 SHARE_OF_PEAK = 0.4
@@ -22,8 +25,8 @@ PROMPTS = 4
 """Of each environment, whose mean length stands for all."""
 
 
-def show_plan(parts: Parts, arguments: TrainerArguments, folder: str) -> None:
-    """Model, environments, steps, estimated minutes, folder."""
+def show_plan(parts: Parts, arguments: TrainerArguments, run: RunFolder) -> None:
+    """Model, environments, steps, estimated minutes and memory, folder, what runs where."""
     config, model = parts.config, parts.model
     shares = {loaded.name: loaded.weight for loaded in parts.trained}
     total = sum(shares.values())
@@ -35,9 +38,18 @@ def show_plan(parts: Parts, arguments: TrainerArguments, folder: str) -> None:
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
         f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "
         f"{config.subspace.layout}")
-    say(f"steps         {arguments.max_steps} of {completions_per_step(arguments)} completions, about "
+    say(f"steps         {arguments.max_steps} of {completions(config, arguments)} completions, about "
         f"{estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
-    say(f"folder        {folder}")
+    say(f"batch         {batch_sentence(config, arguments)}")
+    say(f"memory        {memory_sentence(parts)}")
+    for place, line in enumerate(commands(config, run)):
+        say(f"{'' if place else 'runs on':13} {line}")
+    say(f"folder        {run.path}")
+
+
+def completions(config: Config, arguments: TrainerArguments) -> int:
+    """Of one step, from all processes; this one may be about to start them."""
+    return completions_per_step(arguments) * config.launch.world
 
 
 def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:
@@ -47,9 +59,9 @@ def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) 
     parameters = parts.model.num_parameters()
     layers = parts.model.config.get_text_config().num_hidden_layers
     step = 8 * parameters * completions_per_step(arguments) * tokens / rate + OVERHEAD_S * layers * length
-    completions = 3 * config.evaluation.samples * len(parts.environments)
-    batches = -(-completions // max(config.evaluation.batch_size, 1))
-    evaluation = 2 * parameters * completions * tokens / rate + OVERHEAD_S * layers * length * batches
+    evaluated = 3 * config.evaluation.samples * len(parts.environments)
+    batches = -(-evaluated // max(config.evaluation.batch_size, 1))
+    evaluation = 2 * parameters * evaluated * tokens / rate + OVERHEAD_S * layers * length * batches
     return (arguments.max_steps * step + evaluation) / 60
 
 

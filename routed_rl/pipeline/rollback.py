@@ -17,6 +17,8 @@ from routed_rl.envs import EnvironmentProcess, load_environments, trained
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.record import (
     Compose,
+    completion_files,
+    file_step,
     fresh_from_step,
     new_folder,
     read_config,
@@ -97,7 +99,7 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
             shutil.copy(old.path / name, new.path / name)
     MetricsFile(new.metrics).truncate(step)
     MetricsFile(new.verdicts).truncate(step)
-    for file in sorted(old.completions.glob("step-*.parquet")):
-        if int(file.name.split("-")[1]) <= step:
+    for file in completion_files(old):
+        if file_step(file) <= step:
             new.completions.mkdir(exist_ok=True)
             shutil.copy(file, new.completions / file.name)

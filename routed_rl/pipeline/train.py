@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_json, write_json
 from routed_rl.config import Config
 from routed_rl.envs import check_prompts
-from routed_rl.errors import RolloutError, RoutedRLError
+from routed_rl.errors import ConfigError, LaunchError, RolloutError, RoutedRLError, Stopped
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.monitor import Monitor
-from routed_rl.pipeline import halting, summary
+from routed_rl.pipeline import halting, launched, summary
 from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
 from routed_rl.pipeline.measuring import DuringTraining, Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
@@ -39,9 +40,10 @@ from routed_rl.pipeline.record import (
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import ParityCheck, Served, check_engine
 from routed_rl.routing import Router
+from routed_rl.stopping import STOP
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, Tracker, tracked
-from routed_rl.training import Watch, build_trainer, check_trainer, forget_after, training_arguments
+from routed_rl.training import Watch, build_trainer, check_launch, check_trainer, forget_after, join, training_arguments
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -49,13 +51,17 @@ FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
-    """Run one experiment from the start; returns the run folder. `dry_run` shows the plan and writes nothing."""
+    """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
+    a job's script and settings, where the run is to be a job."""
     run = new_folder(config)
     parts, begin = _prepared(config, run)
-    if dry_run:
+    if dry_run and config.launch.where == "here":
         return run.path
     run.path.mkdir(parents=True, exist_ok=True)
     write_config(run, config, overrides)
+    if config.launch.where == "slurm":
+        launched.submit_job(config, run, dry_run=dry_run)
+        return run.path
     try:
         return _run(parts, run, begin)
     except RoutedRLError:
@@ -75,7 +81,17 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     parts, begin = _prepared(config, run)
     if overrides:
         write_config(run, config, [*read_overrides(run), *overrides])
+    if config.launch.where == "slurm":
+        launched.submit_job(config, run, dry_run=False)
+        return run.path
     return _run(parts, run, begin)
+
+
+def run_job(folder: str) -> None:
+    """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
+    run = RunFolder.open(folder)
+    parts, begin = _prepared(read_config(run), run)
+    _run(parts, run, begin)
 
 
 def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
@@ -85,12 +101,16 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
     transformers_logging.set_verbosity_error()
     check_trainer(config.trainer)
     check_engine(config.rollout)
+    check_launch(config)
     parts, arguments = load_parts(config), training_arguments(config, run)
     check_prompts(parts.trained, config.seed)
     if config.routing.mode != "none":
-        find_writers(parts.model)
+        writers = find_writers(parts.model)
+        if config.launch.strategy in ("zero3", "fsdp2") and any(writer.expert is not None for writer in writers):
+            raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
+                              "which cannot be routed; set launch=zero2 or launch=ddp")
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
-    show_plan(parts, arguments, str(run.path))
+    show_plan(parts, arguments, run)
     return parts, begin
 
 
@@ -101,10 +121,10 @@ def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"to go on: routed-rl resume {run.path}")
         raise
-    except RolloutError as error:
+    except (RolloutError, LaunchError) as error:
         whole, _ = run.last_checkpoint()
         place = whole.name if whole else "the start"
-        raise RolloutError(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
+        raise type(error)(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
 
 
 def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path:
@@ -161,7 +181,7 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
     newest, skipped = run.last_checkpoint()
     for line in skipped:
         console.say(line)
-    step = int(newest.name[5:]) if newest else 0
+    step = _step(newest)
     if newest:
         console.say(f"going on from {newest.name}")
     MetricsFile(run.metrics).truncate(step)
@@ -170,19 +190,60 @@ def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served |
     run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
     halting.put_aside(run)
     tracker.begin(step)
-    watch = Watch(Monitor(parts.config.monitor, inherited(run)), run)
-    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    watch = _watch(parts.config, run)
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
         halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
-    with console.progress("train", "steps") as advance:
-        trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance), TellCheckpoints(tracker)], watch=watch,
-                                fresh_from=fresh_from_step(run), served=served, parity=parity)
-        trainer.evaluator = DuringTraining(parts, router, served)
-        trainer.metrics_file.listeners.append(tracker.row)
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if parts.config.launch.strategy == "none":
+        _train_here(parts, run, router, watch, newest, served, parity, tracker)
+    else:
+        launched.train(parts, run, router)
+        for row in MetricsFile(run.metrics).rows():
+            if row["step"] > step:
+                tracker.row(row)
+        watch = _watch(parts.config, run)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
+
+
+def _step(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+
+
+def _watch(config: Config, run: RunFolder) -> Watch:
+    """The monitor, which has seen what the run has written so far."""
+    watch = Watch(Monitor(config.monitor, inherited(run)), run)
+    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    return watch
+
+
+def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watch, newest: Path | None,
+                served: Served | None = None, parity: ParityCheck | None = None, tracker: Tracker | None = None) -> None:
+    """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
+    with console.progress("train", "steps") as advance, STOP.stepping():
+        trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
+                                [ShowProgress(advance), *([TellCheckpoints(tracker)] if tracker else [])], watch=watch,
+                                fresh_from=fresh_from_step(run), served=served, parity=parity)
+        trainer.evaluator = DuringTraining(parts, router, served)
+        if tracker is not None:
+            trainer.metrics_file.listeners.append(tracker.row)
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if trainer.stopped:
+        name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
+        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: routed-rl resume {run.path}",
+                      trainer.stopped)
+
+
+def work(folder: str) -> None:
+    """Be one process of a launched run: the training, from what the command that started it has written."""
+    transformers_logging.set_verbosity_error()
+    run = RunFolder.open(folder)
+    config = read_config(run)
+    join(config.launch)  # first: it says which GPU is this process'
+    parts = load_parts(config)
+    newest, _ = run.last_checkpoint()
+    watch = _watch(config, run)
+    router = make_router(parts, _subspace(parts, run), inherited(run))
+    _train_here(parts, run, router, watch, newest)
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> Means:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.routing.quarantine import Target
+from routed_rl.routing.ranks import RANKS
 from routed_rl.routing.rows import StepRows
 
 
@@ -67,7 +68,11 @@ class LedgerRow:
     control: dict[str, float] = field(default_factory=dict)
     """Against random bases, on steps that measured it: `<kind>/ratio`, `<kind>/rank`, per environment too."""
     rows: StepRows | None = None
-    """What each completion did, where they were told apart."""
+    """What each completion of this process did, where they were told apart."""
+    own: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Sums over each environment's completions, of all processes: see `StepRows.sums`."""
+    bytes: int = 0
+    """What this process handed to the other ones for this row; 0 in one process."""
 
 
 class LedgerBook:
@@ -76,21 +81,23 @@ class LedgerBook:
     def __init__(self, environments: list[str], axes: Axes) -> None:
         self.environments, self.axes = environments, axes
         self._sums: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
+        """Sums over entries of weights that are in pieces, of this process' pieces."""
         self._effects: dict[int, Tensor] = {}
         self._layers: dict[int, Tensor] = {}
         self._energies: Tensor | None = None
 
-    def _add(self, name: str, value: Tensor) -> None:
-        value = value.detach().double()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def _add(self, name: str, value: Tensor, *, in_pieces: bool = False) -> None:
+        sums, value = self._held if in_pieces else self._sums, value.detach().double()
+        sums[name] = sums[name] + value if name in sums else value
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
         """Book a target's (clipped) gradients, before the tape is cleared."""
-        routed = ledger_EKN.sum(0).square().sum()
-        gradient = target.weight_gradient()
+        routed, gradient = ledger_EKN.sum(0).square().sum(), target.gradient_square()
         if gradient is not None:
-            seen = gradient.square().sum()
-            self._add("fraction", torch.stack([routed, seen + routed if contained else seen]))
+            self._add("routed", routed)
+            self._add("gradient", routed if contained else torch.zeros_like(routed))
+            self._add("gradient", gradient, in_pieces=target.in_pieces)
         energies = target.tape.control_energies()
         if energies is not None:
             self._energies = energies if self._energies is None else self._energies + energies
@@ -107,13 +114,17 @@ class LedgerBook:
         square = new.square().sum()
         self._add("square", torch.stack([old_KN.square().sum(), square]))
         self._layers[target.layer] = self._layers.get(target.layer, 0.0) + square.detach().double()
-        self._add("retained", target.moved())
-        self._add("drift", torch.stack([target.drift().square().sum(), target.weight_DN().square().sum()]))
+        self._add("retained", target.moved(), in_pieces=target.in_pieces)
+        self._add("drift", target.drift().square().sum())
+        self._add("weight", target.weight_square(), in_pieces=target.in_pieces)
         effect = target.stream_effect(target.parts, target.tape.mean().unsqueeze(0))[:, 0] @ target.basis.mT
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
 
     def close(self, control_kind: str) -> LedgerRow:
         """The row of this step; the book is empty afterwards."""
+        RANKS.sum_(list(self._held.values()))
+        for name, value in self._held.items():
+            self._add(name, value)
         sums = {name: value.cpu() for name, value in self._sums.items()}
         old, new = (value**0.5 for value in sums["square"].tolist())
         pushes = sums["push"] / max(old + new, 1e-30)
@@ -123,15 +134,14 @@ class LedgerBook:
             norm=float(sums["norm"][e]) ** 0.5, push=float(pushes[e]), part_norm=float(norms[e]),
             share=float(sums["with_whole"][e]) / max(new**2, 1e-30), shift=shifts[e])
             for e, name in enumerate(self.environments)}
-        fraction = sums.get("fraction")
         row = LedgerRow(
             entries, norm=new, growth=new - old, unattributed=new - old - float(pushes.sum()),
             cosines=_cosines(self.environments, gram, norms),
-            routed_fraction=None if fraction is None else float(fraction[0] / fraction[1].clamp(min=1e-30)),
-            drift=float(sums["drift"][0] / sums["drift"][1]) ** 0.5,
+            routed_fraction=float(sums["routed"] / sums["gradient"].clamp(min=1e-30)) if "routed" in sums else None,
+            drift=float(sums["drift"] / sums["weight"]) ** 0.5,
             retained=float(sums["retained"]) ** 0.5, layers={layer: float(value) ** 0.5 for layer, value in self._layers.items()},
             control=self._control(control_kind))
-        self._sums, self._effects, self._layers, self._energies = {}, {}, {}, None
+        self._sums, self._held, self._effects, self._layers, self._energies = {}, {}, {}, {}, None
         return row
 
     def _shifts(self) -> list[dict[str, float]]:

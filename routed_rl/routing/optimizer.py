@@ -23,7 +23,6 @@ class QuarantineOptimizer:
         """How many outputs are added to the stream: all experts of a mixture make one."""
         self.moments = {target.name: torch.zeros_like(target.parts) for target in targets}
         self.squares = {target.name: torch.zeros((), dtype=torch.float64) for target in targets}
-        self.fresh = dict.fromkeys(self.moments, 0.0)
         """What multiplied the last step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum."""
 
     def advance(self) -> None:
@@ -31,28 +30,44 @@ class QuarantineOptimizer:
         self.steps += 1
 
     def delta(self, target: Target, ledger_EKN: Tensor) -> Tensor:
-        """`ΔC_e` for this step's (reduced, clipped) ledger; moments are updated in place."""
-        beta1, beta2 = self.config.betas
-        moment = self.moments[target.name].lerp_(ledger_EKN, 1 - beta1)
-        if not moment.numel():
-            return torch.zeros_like(moment)
-        square = self.squares[target.name]
-        square.mul_(beta2).add_((1 - beta2) * ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu())
-        root = (square / (1 - beta2**self.steps)).sqrt().item() + self.config.eps
-        rate = -self.config.learning_rate / (1 - beta1**self.steps) / root
-        step = moment * rate
-        bound = self._bound(target, step.sum(0))
-        self.fresh[target.name] = (1 - beta1) * rate * bound
-        return step * bound
+        """`ΔC_e` for this step's (reduced, clipped) ledger; moments are updated in place. In one process."""
+        self.update(target, ledger_EKN)
+        return self.step(target) * self.bound(target, self.reach(target))
 
-    def _bound(self, target: Target, step_KN: Tensor) -> float:
+    def update(self, target: Target, ledger_EKN: Tensor) -> None:
+        """Take a step's ledger into the moments."""
+        beta1, beta2 = self.config.betas
+        if self.moments[target.name].lerp_(ledger_EKN, 1 - beta1).numel():
+            self.squares[target.name].mul_(beta2).add_((1 - beta2) * ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu())
+
+    def rate(self, target: Target) -> float:
+        """What a moment is multiplied by to make a step, before the bound."""
+        beta1, beta2 = self.config.betas
+        root = (self.squares[target.name] / (1 - beta2**self.steps)).sqrt().item() + self.config.eps
+        return -self.config.learning_rate / (1 - beta1**self.steps) / root
+
+    def step(self, target: Target) -> Tensor:
+        """`ΔC_e` before the bound, from the moments as they are."""
+        return self.moments[target.name] * self.rate(target)
+
+    def fresh(self, target: Target, bound: float) -> float:
+        """What this step's ledger is multiplied by to make its own part of `ΔC_e`, without the momentum of earlier ones."""
+        return (1 - self.config.betas[0]) * self.rate(target) * bound
+
+    def reach(self, target: Target) -> Tensor:
+        """How far the step before the bound moves the stream: the sum of squares over the sampled tokens, and their number,
+        (2,) float64. Over processes they add up."""
+        effect = target.stream_effect(self.step(target).sum(0), target.tape.sample()).double()
+        return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
+
+    def bound(self, target: Target, reach: Tensor) -> float:
         """Factor in [0, 1] that keeps the step's root-mean-square shift of the stream within `max_shift`."""
         if self.config.max_shift is None:
             return 1.0
-        effect = target.stream_effect(step_KN, target.tape.sample())
-        if not len(effect):
+        square, tokens = reach.tolist()
+        if not tokens:
             return 0.0  # No token was seen, so nothing says how far the step would reach.
-        shift = effect.square().sum(-1).mean().sqrt().item() / target.unit
+        shift = (square / tokens) ** 0.5 / target.unit
         # Of a mixture's experts a token gets `target.active`, whose shifts add up.
         allowed = self.config.max_shift / self.writers / target.active
         return min(1.0, allowed / shift) if shift > 0 else 1.0

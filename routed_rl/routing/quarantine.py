@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from routed_rl.errors import SubspaceError
 from routed_rl.routing.experts import RoutedExperts
 from routed_rl.routing.linear import RoutingContext, route_module, unroute_module
+from routed_rl.routing.ranks import RANKS
+from routed_rl.routing.shards import Piece, follow, piece_of
 from routed_rl.routing.tape import Tape
 
 PROBES = 16
@@ -78,7 +80,7 @@ class Target:
         self.parts = self.reference.new_zeros(self.environments, *self.reference.shape)
         signs = torch.randint(2, (PROBES, weight.shape[0]), generator=torch.Generator().manual_seed(0))
         self.probes = (2 * signs - 1).to(weight.device, dtype) / PROBES**0.5
-        self.start = self.probes @ weight.to(dtype)
+        self.start = self.seen()
         self.tape = Tape(self.environments, self.write, weight.shape[1], has_bias=self.has_bias, gain_D=self.gain_D)
 
     @property
@@ -89,37 +91,71 @@ class Target:
     def has_bias(self) -> bool:
         return self.expert is None and self.module.bias is not None
 
+    @property
+    def in_pieces(self) -> bool:
+        """Each process holds a piece of the weight; where it is whole, `weight_DN` is."""
+        return piece_of(self._weight()) is not None
+
     def weight_DN(self) -> Tensor:
-        """The weight as (D, N), a view, whichever way the module keeps it."""
+        """The weight as (D, N), a view, whichever way the module keeps it. Not for a weight in pieces."""
         weight = self._weight().data
         weight = weight if self.expert is None else weight[self.expert]
         return weight.mT if self.transposed else weight
 
-    def weight_gradient(self) -> Tensor | None:
-        """The gradient of the weight as the module keeps it, or None before a backward."""
+    def _piece(self) -> Piece | None:
+        return piece_of(self._weight())
+
+    def gradient_square(self) -> Tensor | None:
+        """Energy of the gradient of the entries held here; None where there is no gradient, as under ZeRO."""
         gradient = self._weight().grad
-        return gradient if gradient is None or self.expert is None else gradient[self.expert]
+        if gradient is None:
+            return None
+        if (piece := piece_of(gradient)) is not None:
+            return piece.flat.square().sum()
+        return (gradient if self.expert is None else gradient[self.expert]).square().sum()
+
+    def weight_square(self) -> Tensor:
+        """‖W‖² of the entries held here."""
+        piece = self._piece()
+        return (self.weight_DN() if piece is None else piece.flat).square().sum()
 
     def _weight(self) -> Tensor:
         weight = self.module.weight if self.expert is None else self.module.down_proj
         assert isinstance(weight, Tensor)
         return weight
 
+    def _bias(self) -> Tensor:
+        assert isinstance(self.module.bias, Tensor)
+        return self.module.bias
+
     def read_weights(self) -> Tensor:
-        """BᵀW now, (K, N), the bias as the last column."""
+        """BᵀW now, (K, N), the bias as the last column; of a weight in pieces, summed over the processes."""
+        piece = self._piece()
+        if piece is not None:
+            share = piece.product(self.read, transposed=self.transposed)
+            if self.has_bias and (bias := piece_of(self._bias())) is not None:
+                share = torch.cat([share, bias.product(self.read, transposed=False)], dim=1)
+            RANKS.sum_([share])
+            return share
         inside = self.read.mT @ self.weight_DN().to(self.read.dtype)
         if not self.has_bias:
             return inside
-        assert isinstance(self.module.bias, Tensor)
-        return torch.cat([inside, (self.read.mT @ self.module.bias.data.to(inside.dtype)).unsqueeze(1)], dim=1)
+        return torch.cat([inside, (self.read.mT @ self._bias().data.to(inside.dtype)).unsqueeze(1)], dim=1)
 
     def drift(self) -> Tensor:
         """BᵀW - R, (K, N): how far the weights have moved inside the subspace."""
         return self.read_weights() - self.reference
 
+    def seen(self) -> Tensor:
+        """The weights as the probes see them, (PROBES, N); of a weight in pieces, the rows held here."""
+        piece = self._piece()
+        if piece is None:
+            return self.probes @ self.weight_DN().to(self.probes.dtype)
+        return piece.product(self.probes.mT, transposed=self.transposed)
+
     def moved(self) -> Tensor:
-        """‖W - W at the start‖², estimated without bias by the probes; exactly 0 at the start."""
-        return (self.probes @ self.weight_DN().to(self.probes.dtype) - self.start).square().sum()
+        """‖W - W at the start‖² of the entries held here, estimated without bias by the probes; exactly 0 at the start."""
+        return (self.seen() - self.start).square().sum()
 
     def decay(self, weights: float) -> Tensor:
         """The optimizer's decay by column, (N,): `weights` everywhere but for a bias, which trainers spare."""
@@ -130,13 +166,19 @@ class Target:
 
     @torch.no_grad()
     def move_weights(self, inside_KN: Tensor) -> None:
-        """`W += A inside`, the bias by its column."""
+        """`W += A inside`, the bias by its column; each process moves what it holds."""
+        piece, width = self._piece(), self.tape.width
+        if piece is not None:
+            piece.add(self.write, inside_KN[:, :width], transposed=self.transposed)
+            if self.has_bias and (bias := piece_of(self._bias())) is not None:
+                bias.add(self.write, inside_KN[:, width:], transposed=False)
+            return
         weight = self.weight_DN()
-        width = weight.shape[1]
         weight.addmm_(self.write.to(weight.dtype), inside_KN[:, :width].to(weight.dtype))
+        follow(self._weight())
         if self.has_bias:
-            assert isinstance(self.module.bias, Tensor)
-            self.module.bias.data.addmv_(self.write.to(weight.dtype), inside_KN[:, width].to(weight.dtype))
+            self._bias().data.addmv_(self.write.to(weight.dtype), inside_KN[:, width].to(weight.dtype))
+            follow(self._bias())
 
     def weight_part(self) -> Tensor:
         """The columns of C that multiply the input, (K, N)."""

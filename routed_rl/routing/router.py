@@ -13,7 +13,8 @@ from routed_rl.routing.ledger import Axes, LedgerBook, LedgerRow
 from routed_rl.routing.modes import find_mode
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
-from routed_rl.routing.rows import RowBook
+from routed_rl.routing.ranks import RANKS
+from routed_rl.routing.rows import RowBook, StepRows
 
 CONTROL_KINDS = ("isotropic", "matched")
 """Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
@@ -61,25 +62,62 @@ class Router:
 
         `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
         """
+        targets, bytes_before = self.quarantine.targets, RANKS.bytes
+        self._reduce()
         self._check_taps()
         self.optimizer.advance()
         assert self.mode.after_step is not None
-        for target in self.quarantine.targets:
-            ledger = target.tape.ledger * clip
-            self.book.before(target, ledger, contained=self.contained)
-            target.tape.update_mean()
-            delta, old = self.optimizer.delta(target, ledger), target.coefficients.clone()
+        for target in targets:
+            target.tape.ledger.mul_(clip)
+            self.optimizer.update(target, target.tape.ledger)
+        reaches = [self.optimizer.reach(target) for target in targets]
+        RANKS.sum_(reaches)
+        for target, reach in zip(targets, reaches, strict=True):
+            self.book.before(target, target.tape.ledger, contained=self.contained)
+            bound, old = self.optimizer.bound(target, reach), target.coefficients.clone()
+            delta = self.optimizer.step(target) * bound
             if self.rows is not None:
-                self.rows.after(target, self.optimizer.fresh[target.name] * clip)
+                # A row's own ledger is of this process, whose loss counts for one of them.
+                self.rows.after(target, self.optimizer.fresh(target, bound) * clip / RANKS.count)
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
         row = self.book.close(self._kind(step))
         if self.rows is not None:
             row.rows = self.rows.close(row.norm - row.growth, first=self.optimizer.steps == 1)
+            row.own = self._own(row.rows)
         for name, entry in row.environments.items():
             self.pushes[name] += entry.push
+        row.bytes = RANKS.bytes - bytes_before
         return row
+
+    def _own(self, rows: StepRows | None) -> dict[str, dict[str, float]]:
+        """Of each environment the sums over its completions in all processes."""
+        mine = {} if rows is None else {name: rows.sums(place) for place, name in enumerate(self.quarantine.environments)}
+        whole: dict[str, dict[str, float]] = {}
+        for each in RANKS.gather(mine):
+            for name, sums in each.items():
+                there = whole.setdefault(name, {})
+                for key, value in sums.items():
+                    there[key] = there.get(key, 0.0) + value
+        return whole
+
+    def measure_start(self) -> None:
+        """From now on the weights' movement is measured from where they are, of what each process holds of them."""
+        for target in self.quarantine.targets:
+            target.start = target.seen()
+
+    def _reduce(self) -> None:
+        """Once a step: ledgers, means of the inputs and random control over all processes, as one process with all rows has
+        them. A process' loss is scaled for the mean of the processes' gradients, so the ledgers' mean is the global one.
+        """
+        tapes = [target.tape for target in self.quarantine.targets]
+        means = [tape.mean_sums() for tape in tapes]
+        RANKS.sum_([*means, *(part for tape in tapes for part in tape.to_sum())])
+        for tape, sums in zip(tapes, means, strict=True):
+            if RANKS.count > 1:
+                tape.ledger.div_(RANKS.count)
+            tape.update_mean(sums)
 
     def _kind(self, step: int) -> str:
         return CONTROL_KINDS[step // max(self.config.random_control.every, 1) % len(CONTROL_KINDS)]

@@ -89,14 +89,24 @@ class Tape:
         """Inputs at a sample of this step's real tokens, (S, N)."""
         return torch.cat(self.inputs) if self.inputs else self.ledger.new_zeros(0, self.ledger.shape[2])
 
-    def update_mean(self) -> None:
-        """Fold this step's sample into μ, once a step."""
+    def mean_sums(self) -> Tensor:
+        """Of this step's sample: the sum of its inputs, and the number of tokens; over processes they add up, (N + 1,)."""
         sample = self.sample()
-        if len(sample) or self._seen:
-            # An expert's input is 0 at the tokens that others got.
-            share = self._hits / self._seen if self._seen else 1.0
-            self.mean_input.lerp_(sample.mean(0) * share if len(sample) else torch.zeros_like(self.mean_input), 1 - MEAN_DECAY)
+        # An expert's input is 0 at the tokens that others got.
+        share, tokens = (self._hits / self._seen, self._seen) if self._seen else (1.0, len(sample))
+        mean = sample.mean(0) * share if len(sample) else torch.zeros_like(self.mean_input)
+        return torch.cat([mean * tokens, mean.new_tensor([float(tokens)])])
+
+    def update_mean(self, sums: Tensor | None = None) -> None:
+        """Fold `mean_sums`, here or of all processes, into μ; once a step."""
+        sums = self.mean_sums() if sums is None else sums
+        if sums[-1] > 0:
+            self.mean_input.lerp_(sums[:-1] / sums[-1], 1 - MEAN_DECAY)
             self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)
+
+    def to_sum(self) -> list[Tensor]:
+        """What the processes of a run sum up once a step."""
+        return [self.ledger] if self._sketched is None else [self.ledger, self._sketched]
 
     def mean(self) -> Tensor:
         """μ (N,), unbiased from the first step on."""

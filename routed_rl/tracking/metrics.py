@@ -28,6 +28,7 @@ METRICS = {
     "quarantine/unattributed": "growth that no environment's part explains",
     "routing/routed_fraction": "energy of the routed part over all of the targets' gradient, this step",
     "routing/drift": "‖BᵀW - R‖ / ‖W‖ after the step",
+    "routing/bytes": "what this step's routing handed to the other processes; absent in one process",
     "control/<kind>/<env>/ratio": "routed energy over the mean of random bases; kind is isotropic or matched",
     "control/<kind>/<env>/rank": "rank of the subspace among itself and the random bases, 1 is the largest",
     "environment/<env>/reward": "mean paid reward",
@@ -53,11 +54,12 @@ def ledger_metrics(row: Any) -> dict[str, float]:
                "routing/drift": row.drift}
     if row.retained > 0:
         metrics["quarantine/relative"] = row.norm / row.retained
+    if row.bytes:
+        metrics["routing/bytes"] = row.bytes
     if row.routed_fraction is not None:
         metrics["routing/routed_fraction"] = row.routed_fraction
-    for place, (name, entry) in enumerate(row.environments.items()):
-        if row.rows is not None:
-            metrics |= {f"completions/{name}/{key}": value for key, value in row.rows.sums(place).items()}
+    metrics |= {f"completions/{name}/{key}": value for name, sums in row.own.items() for key, value in sums.items()}
+    for name, entry in row.environments.items():
         for quantity in ("norm", "push", "share", "part_norm"):
             metrics[f"ledger/{name}/{quantity}"] = getattr(entry, quantity)
         metrics |= {f"ledger/{name}/shift/{axis}": value for axis, value in entry.shift.items()}

@@ -13,13 +13,16 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
+from routed_rl.training.backends import backend_arguments
 from routed_rl.training.trainers import TRAINERS, Algorithm, TrainerArguments
 
 OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set seed=N",
         "remove_unused_columns": "the environments' labels travel in columns of their own",
         "shuffle_dataset": "the mixture of environments orders the tasks",
         "resume_from_checkpoint": "use `routed-rl resume RUN`",
-        "disable_tqdm": "progress is shown by routed_rl", "run_name": "set name=NAME", "project": "set tracking.project=NAME"}
+        "disable_tqdm": "progress is shown by routed_rl", "run_name": "set name=NAME", "project": "set tracking.project=NAME",
+        "deepspeed": "set launch=zero1, zero2 or zero3", "fsdp": "set launch=fsdp2", "fsdp_config": "set launch=fsdp2",
+        "ddp_backend": "the machine decides", "ddp_timeout": "set launch.timeout_s=SECONDS"}
 """Fields that other settings decide."""
 
 UNSUPPORTED = {"fp16": "fp16 loses small updates; use trainer.bf16=true, which keeps float32 weights",
@@ -110,7 +113,8 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
     try:
         return algorithm(config.trainer).arguments(
             output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
-            remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True, **_defaults(config) | trackers)
+            remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
+            **_defaults(config) | backend_arguments(config) | trackers)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -43,7 +43,8 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
     assert arguments.num_generations is not None
     reward = RewardFunction(table, scorer, arguments.num_generations, completions)
     trainer = row.trainer(model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
-                          processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks, watch=watch)
+                          processing_class=tokenizer, router=router, run=run, reward=reward, callbacks=callbacks, watch=watch,
+                          strategy=config.launch.strategy)
     trainer.remove_callback(PrinterCallback)
     if beta:
         use_reference(trainer, load_model(config.model.path), beta)

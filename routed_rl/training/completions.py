@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from routed_rl.routing import StepRows
+from routed_rl.routing import RANKS, StepRows
 
 COLUMNS = ("push", "shift")
 """Of a completion by its own gradient, summed over the steps that learned from it; nan where it is not among those kept."""
@@ -54,8 +54,8 @@ class Generation:
 
 
 class CompletionFiles:
-    """`completions/step-<step>-<number>.parquet`; `folder` None: completions are numbered and not kept. `keep`: how many of an
-    environment's get their push, at either end; 0 for none."""
+    """`completions/step-<step>-<number>.parquet`, of further processes each its own; `folder` None: completions are numbered
+    and not kept. `keep`: how many of an environment's get their push, at either end; 0 for none."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep
@@ -70,7 +70,8 @@ class CompletionFiles:
         if self._written[0] != step:
             self._open = self._open[-1:]  # the trainer goes into a step with its newest generation only
         self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
-        file = f"step-{step:06d}-{self._written[1]}.parquet"
+        process = f"-process{RANKS.rank}" if RANKS.rank else ""
+        file = f"step-{step:06d}-{self._written[1]}{process}.parquet"
         nothing = torch.full((len(rows), len(COLUMNS)), torch.nan, dtype=torch.float64)
         self._open.append(Generation(file, self.made, [row["environment"] for row in rows], nothing))
         self.made += len(rows)

@@ -1,14 +1,16 @@
 """The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, whole checkpoints.
 
 It overrides TRL's seams and copies none of its methods, so it fits every trainer that shares GRPO's method names.
-Not covered: several processes, fused losses, PEFT models.
+Not covered: fused losses, PEFT models.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
-from routed_rl.routing import Router
+from routed_rl.errors import ConfigError
+from routed_rl.routing import RANKS, Router
+from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function
+from routed_rl.training.sharing import SharedTrainerMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
 
-class RoutedTrainerMixin:
+class RoutedTrainerMixin(SharedTrainerMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, watch: Watch | None = None,
-                 **kwargs: Any) -> None:
+                 strategy: str = "none", **kwargs: Any) -> None:
+        self.strategy = strategy
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
@@ -37,6 +43,10 @@ class RoutedTrainerMixin:
         """(step) -> metrics of an evaluation that is due after it."""
         self.rollout_metrics: dict[str, float] = {}
         """Of this step's rollouts, from whoever made them."""
+        self.stopped = 0
+        """The signal that ended the training early; 0 for none."""
+        check_alike([loaded.name for loaded in reward.table.environments])
+        _say_what_is_used(kwargs["model"], kwargs["args"])
         super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -94,7 +104,8 @@ class RoutedTrainerMixin:
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
         ours = set(self.step_metrics)
         named = {key if key in ours else f"train/{key}": value for key, value in metrics.items()}
-        row = self.metrics_file.append(self.state.global_step, named)  # pyright: ignore[reportAttributeAccessIssue]
+        step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
+        row = self.metrics_file.append(step, named) if RANKS.rank == 0 else {}
         if self.watch is not None:
             self.watch.see(row, self.control)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -106,33 +117,45 @@ class RoutedTrainerMixin:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step, limit = self.state.global_step, self.args.save_total_limit  # pyright: ignore[reportAttributeAccessIssue]
-        with writing(self.run, step, limit) as folder:
+        with writing(self.run, step, limit) if RANKS.rank == 0 else nullcontext() as own:
+            folder = Path(RANKS.first(str(own)))
             self._checkpoint_root = str(folder)
             try:
                 super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
             finally:
                 self._checkpoint_root = None
-            stock = next(folder.glob("checkpoint-*"))
-            for path in stock.iterdir():
-                shutil.move(path, folder)
-            stock.rmdir()
-            if self.router is not None:
-                save_quarantine(folder, self.router, step)
             scorer = self.reward.scorer
-            save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs,
+            save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs, "shape": self._loop_shape(),
                                "scored": dict(scorer.scored), "failed": dict(scorer.failed),
-                               "completions": self.reward.completions.state()})
+                               "completions": self.reward.completions.state()}, RANKS.rank)
+            RANKS.wait()  # Sealed by the first process when all have written.
+            if RANKS.rank == 0:
+                stock = next(folder.glob("checkpoint-*"))
+                for path in stock.iterdir():
+                    shutil.move(path, folder)
+                stock.rmdir()
+                if self.router is not None:
+                    save_quarantine(folder, self.router, step)
+        RANKS.wait()
+
+    def _loop_shape(self) -> list[int]:
+        """What buffered completions and the count of micro-batches depend on."""
+        return [RANKS.count, self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size]  # pyright: ignore
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         if checkpoint is not None:
             if self.router is not None:
                 load_quarantine(Path(checkpoint), self.router)
-            loop = load_loop(Path(checkpoint))
-            self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
-            self.reward.scorer.scored.update(loop["scored"])
-            self.reward.scorer.failed.update(loop["failed"])
-            self.reward.completions.load(loop["completions"])
+            loop = load_loop(Path(checkpoint), RANKS.rank)
+            step, shape = int(Path(checkpoint).name.removeprefix("step-")), self._loop_shape()
+            # With other processes the completions in store are cut otherwise: they are generated anew.
+            self._step, self._buffered_inputs = step * shape[1], None
+            if loop is not None and loop.get("shape", shape) == shape:
+                self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
+                self.reward.scorer.scored.update(loop["scored"])
+                self.reward.scorer.failed.update(loop["failed"])
+                self.reward.completions.load(loop["completions"])
 
 
 class RoutingCallback(TrainerCallback):
@@ -153,3 +176,20 @@ class RoutingCallback(TrainerCallback):
         # The default flow callback runs first and has decided by now whether TRL logs this step.
         if not control.should_log:
             self.trainer.write_unlogged_step()
+        self.trainer.stopped = max(RANKS.gather(STOP.asked or 0))
+        if self.trainer.stopped:
+            control.should_save = control.should_training_stop = True
+
+
+def _say_what_is_used(model: nn.Module, arguments: Any) -> None:
+    """Spare DDP its search for parameters without gradient: only a mixture has some, experts that no token chose."""
+    if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
+        arguments.ddp_find_unused_parameters = False
+
+
+def check_alike(environments: list[str]) -> None:
+    """The ids of environments go over the wire as places in this list, so it must be the same in every process."""
+    marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
+    if len(set(marks)) > 1:
+        raise ConfigError(f"the processes of this run train different environments, this one {', '.join(environments)}; give all "
+                          "of them the same plug-ins and run folder")

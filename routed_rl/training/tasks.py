@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.routing import RANKS
 from routed_rl.training.completions import CompletionFiles
 
 
@@ -78,17 +79,20 @@ class RewardFunction:
         return neutral_rewards(scores, self.group_size)
 
     def take_metrics(self) -> dict[str, float]:
-        """Means by environment since the last call, over what could be scored, and the number of failures."""
+        """Means by environment since the last call, over what could be scored by any process, and the number of failures."""
+        restarts = {loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments}
+        everyone = RANKS.gather((dict(self._scores), restarts))
+        self._scores.clear()
         metrics: dict[str, float] = {}
-        for name, scores in self._scores.items():
+        for name in sorted({name for scores, _ in everyone for name in scores}):
+            scores = [score for scores, _ in everyone for score in scores.get(name, [])]
             known = [score.values() for score in scores if score is not None]
             for key in dict.fromkeys(key for values in known for key in values):
                 metrics[f"environment/{name}/{key}"] = sum(values.get(key, 0.0) for values in known) / len(known)
             metrics[f"environment/{name}/failures"] = len(scores) - len(known)
-        self._scores.clear()
-        for loaded in self.table.environments:
-            if restarts := getattr(loaded.environment, "restarts", 0):
-                metrics[f"environment/{loaded.name}/restarts"] = restarts
+        for name in restarts:
+            if total := sum(counts[name] for _, counts in everyone):
+                metrics[f"environment/{name}/restarts"] = total
         return metrics
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerControl
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.monitor import Monitor, Row, Verdict
+from routed_rl.routing import RANKS
 from routed_rl.tracking import MetricsFile
 
 
@@ -34,9 +35,10 @@ class Watch:
                 self.halting = []
 
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
-        """Judge the row of a step. A halt stops the training after a checkpoint of this step."""
-        verdicts = self.monitor.judge(row)
-        for verdict in verdicts:
+        """Judge the row of a step; of several processes the first does, for all. A halt stops the training after a checkpoint
+        of this step."""
+        verdicts = RANKS.first(self.monitor.judge(row) if RANKS.rank == 0 else None)
+        for verdict in verdicts if RANKS.rank == 0 else []:
             self.file.append(verdict.step, {key: value for key, value in verdict.record().items() if key != "step"})
             if (key := (verdict.rule, verdict.environment)) not in self._said:
                 self._said.add(key)

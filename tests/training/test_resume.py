@@ -115,11 +115,11 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(parts, undisturbed
     saved = mixin.save_loop
     calls = []
 
-    def full(folder, state):
+    def full(folder, state, rank):
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        saved(folder, state)
+        saved(folder, state, rank)
 
     monkeypatch.setattr(mixin, "save_loop", full)
     out = tmp_path / "run"

@@ -1,0 +1,52 @@
+"""Where a run's processes are, and how they share the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.errors import ConfigError
+
+STRATEGIES = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+
+
+@dataclass(kw_only=True, slots=True)
+class LaunchConfig:
+    where: str = "here"
+    """here, or slurm: the run becomes a job."""
+    strategy: str = "none"
+    """none (this process), ddp, zero1, zero2, zero3, or fsdp2."""
+    processes: int = 1
+    """On each node; with GPUs, one for each GPU."""
+    nodes: int = 1
+    """More than one with where=slurm only."""
+    port: int = 29500
+    """On the first of several nodes, where the processes meet; on one node a free port is taken."""
+    timeout_s: float = 1800
+    """Seconds that a process may wait for the others before the run ends."""
+    grace_s: float = 600
+    """Seconds that a signalled run has to end its step and write a checkpoint before its processes are killed."""
+    offload: bool = False
+    """Refused: DeepSpeed then replaces the optimizer."""
+    sbatch: list[str] = field(default_factory=list)
+    """Options of the job, such as --partition=gpu, --time=24:00:00, --gpus-per-node=8."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines of the job before its first command, such as `module load cuda`."""
+
+    def __post_init__(self) -> None:
+        check_known("launch.where", [self.where], ("here", "slurm"))
+        check_known("launch.strategy", [self.strategy], STRATEGIES)
+        check_at_least("launch", self, {"processes": 1, "nodes": 1, "port": 1, "timeout_s": 1, "grace_s": 1})
+        if self.offload:
+            raise ConfigError("launch.offload=true is refused: DeepSpeed then replaces the optimizer by one of its own; leave it "
+                              "false and set launch=zero3 with more processes")
+        if self.strategy == "none" and self.processes * self.nodes > 1:
+            raise ConfigError(f"launch.processes={self.processes} launch.nodes={self.nodes} need a way to share the work; set "
+                              "launch.strategy to ddp, zero1, zero2, zero3 or fsdp2, or both to 1")
+        if self.nodes > 1 and self.where == "here":
+            raise ConfigError(f"launch.nodes={self.nodes} needs a job: launch=slurm launch.nodes={self.nodes}")
+
+    @property
+    def world(self) -> int:
+        """Processes on all nodes."""
+        return self.processes * self.nodes

@@ -1,0 +1,56 @@
+"""A run as a SLURM job: the script, its submission, and how the job starts a process group on every node.
+
+Not run here on a cluster: what the script says to SLURM was tested with stand-ins for its commands.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from string import Template
+
+from routed_rl.artifacts import write_text
+from routed_rl.config import LaunchConfig
+from routed_rl.errors import LaunchError
+from routed_rl.launching.processes import run_processes
+
+
+class Script(Template):
+    """`@name` stands for a value, so that the shell's own `$name` stays as it is."""
+
+    delimiter = "@"
+
+
+def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
+    """The script of a job that does `command`, in the run folder."""
+    text = Script(Path(__file__).with_name("job.sbatch").read_text()).substitute(
+        name=run.name, nodes=launch.nodes, run=run, grace=round(launch.grace_s), command=shlex.join(command),
+        options="\n".join(f"#SBATCH {option}" for option in launch.sbatch), setup="\n".join(launch.setup))
+    script = run / "job.sbatch"
+    write_text(script, text)
+    return script
+
+
+def submit(script: Path) -> str:
+    """Hand the script to SLURM; what it answered."""
+    if shutil.which("sbatch") is None:
+        raise LaunchError(f"there is no sbatch here, so nothing was submitted; where there is one: sbatch "
+                          f"{script}")
+    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(f"sbatch refused {script}: {' '.join(done.stderr.split())}; change launch.sbatch")
+    return done.stdout.strip()
+
+
+def node_command(launch: LaunchConfig, command: list[str]) -> list[str]:
+    """`command` once on every node of the job."""
+    everywhere = [f"--nodes={launch.nodes}", f"--ntasks={launch.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    return ["srun", *everywhere, *command]
+
+
+def run_on_this_node(command: list[str], launch: LaunchConfig, folder: Path) -> None:
+    """This node's processes, as SLURM's variables place it."""
+    run_processes(command, launch, folder, node=int(os.environ["SLURM_NODEID"]), address=os.environ["MASTER_ADDR"])

@@ -1,0 +1,72 @@
+"""The training of a run in processes of its own; what comes before and after it stays in this one.
+
+Not covered: evaluation in several processes.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import cast
+
+import torch
+from torch import nn
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder
+from routed_rl.checkpoint import load_quarantine
+from routed_rl.config import Config
+from routed_rl.launching import node_command, run_on_this_node, run_processes, submit, wait_for, write_job
+from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.record import read_config
+from routed_rl.routing import Router
+
+LOGS = "processes"
+
+
+def command(role: str, run: RunFolder) -> list[str]:
+    """What starts a process of the run."""
+    return [sys.executable, "-m", "routed_rl.cli.worker", role, str(run.path)]
+
+
+def train(parts: Parts, run: RunFolder, router: Router | None) -> None:
+    """Start the processes, wait for them, and read what they trained into `parts.model` and `router`."""
+    model, device, launch = cast(nn.Module, parts.model), parts.model.device, parts.config.launch
+    model.cpu()  # the processes need the memory of the GPUs
+    torch.cuda.empty_cache()
+    if launch.nodes > 1:
+        wait_for(node_command(launch, command("node", run)))
+    else:
+        run_processes(command("process", run), launch, run.path / LOGS)
+    folder = run.require_checkpoint()
+    stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(cast(nn.Module, stored).state_dict())
+    model.to(device)
+    if router is not None:
+        load_quarantine(folder, router)
+
+
+def run_node(folder: str) -> None:
+    """Be a node of a job: start its processes and wait for them."""
+    run = RunFolder.open(folder)
+    run_on_this_node(command("process", run), read_config(run).launch, run.path / LOGS)
+
+
+def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
+    """Write the job's script into the run folder and, but for a dry run, submit it."""
+    script = write_job(config.launch, run.path, command("job", run))
+    console.say(f"job           not submitted; to do so: sbatch {script}" if dry_run else submit(script))
+
+
+def commands(config: Config, run: RunFolder) -> list[str]:
+    """What runs where, one line each."""
+    launch, processes = config.launch, shlex.join(command("process", run))
+    if launch.strategy == "none":
+        return ["this process"]
+    there = f"{launch.processes} processes: {processes}"
+    if launch.where == "here":
+        return [f"this machine, {there}"]
+    job = [f"first node: {shlex.join(command('job', run))}"]
+    if launch.nodes > 1:
+        job.append(f"first node: {shlex.join(node_command(launch, command('node', run)))}")
+    return [*job, f"each of {launch.nodes} nodes, {there}"]

@@ -1,0 +1,141 @@
+"""A weight of which each process holds a piece: products with it, and changes to it, without putting it together.
+
+A product `leftᵀ W` is made of the rows held here and summed over the processes: (M, N) goes over the wire and never (D, N).
+Pieces are rows of the stored matrix (FSDP2) or a stretch of its flattened form (ZeRO-3), which is filled up with zeros to
+whole rows. ZeRO-1 and -2 hold every weight whole, and a stretch of the optimizer's own copy, which must follow it. Shape
+letters: D stream width, N input width, M columns of `left`. Not covered: the experts of a mixture where weights are in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routed_rl.routing.ranks import RANKS
+
+
+@dataclass
+class Piece:
+    """Entries `start` to `start + len(flat)` of a stored matrix of `rows` x `columns`, flattened."""
+
+    flat: Tensor
+    """This process' entries, float32, a view where it can be."""
+    start: int
+    rows: int
+    columns: int
+    store: Callable[[Tensor], object]
+    """Take new entries."""
+
+    def __post_init__(self) -> None:
+        end = min(self.start + len(self.flat), self.rows * self.columns)
+        self.flat = self.flat[:max(end - self.start, 0)]  # what lies behind the end is padding
+        self.first, self.last = self.start // self.columns, -(-end // self.columns)
+
+    def whole_rows(self) -> Tensor:
+        """Rows `first` to `last`, zero where another process holds the entry."""
+        if not len(self.flat):
+            return self.flat.new_zeros(0, self.columns)
+        padded = self.flat.new_zeros((self.last - self.first) * self.columns)
+        padded[self._place()] = self.flat
+        return padded.view(-1, self.columns)
+
+    def _place(self) -> slice:
+        offset = self.start - self.first * self.columns
+        return slice(offset, offset + len(self.flat))
+
+    def whole(self) -> Tensor:
+        """All entries, (rows, columns), in every process: one message of that size, for checkpoints alone."""
+        everything = self.flat.new_zeros(self.rows * self.columns)
+        everything[self.start:self.start + len(self.flat)] = self.flat
+        RANKS.sum_([everything])
+        return everything.view(self.rows, self.columns)
+
+    def take(self, whole: Tensor) -> None:
+        """The inverse of `whole`."""
+        self.store(whole.reshape(-1)[self.start:self.start + len(self.flat)].to(self.flat))
+
+    def product(self, left_DM: Tensor, *, transposed: bool) -> Tensor:
+        """This process' share of `leftᵀ W`, (M, N); over all processes they add up to it."""
+        held = self.whole_rows().to(left_DM.dtype)
+        if not transposed:
+            return left_DM[self.first:self.last].mT @ held if len(held) else left_DM.new_zeros(left_DM.shape[1], self.columns)
+        share = left_DM.new_zeros(left_DM.shape[1], self.rows)
+        if len(held):
+            share[:, self.first:self.last] = (held @ left_DM).mT
+        return share
+
+    def add(self, left_DM: Tensor, inside_MN: Tensor, *, transposed: bool) -> None:
+        """`W += left inside`, for the entries held here."""
+        if not len(self.flat):
+            return
+        rows = slice(self.first, self.last)
+        change = (inside_MN[:, rows].mT @ left_DM.mT) if transposed else left_DM[rows] @ inside_MN
+        self.store(self.flat + change.reshape(-1)[self._place()].to(self.flat.dtype))
+
+
+def piece_of(parameter: Tensor) -> Piece | None:
+    """What this process holds of a weight or bias (a bias is one column); None where it holds all of it."""
+    if hasattr(parameter, "device_mesh"):
+        return _rows_held(parameter)
+    if hasattr(parameter, "ds_tensor"):
+        return _stretch_held(parameter)
+    return None
+
+
+def _rows_held(parameter: Any) -> Piece:
+    """Of a DTensor that FSDP2 made: rows of dimension 0."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    local = parameter.to_local().detach()
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    rows, columns = _matrix(parameter.shape)
+    return Piece(local.reshape(-1), offset[0] * columns, rows, columns, lambda entries: local.copy_(entries.view_as(local)))
+
+
+def _stretch_held(parameter: Any) -> Piece:
+    """Of a parameter that ZeRO-3 partitioned: what this process' optimizer holds of it, in float32, and the model's own copy."""
+    copies = [parameter.ds_tensor.data]
+    if parameter.requires_grad:
+        copies.insert(0, parameter._z3_optimizer.get_local_fp32_param(parameter))
+
+    def store(entries: Tensor) -> None:
+        for copy in copies:
+            copy.reshape(-1)[:len(entries)].copy_(entries)
+
+    rows, columns = _matrix(parameter.ds_shape)
+    return Piece(copies[0].detach().reshape(-1), RANKS.rank * parameter.ds_tensor.ds_numel, rows, columns, store)
+
+
+def state_piece(parameter: Any, state: Any, key: str) -> Piece:
+    """What this process holds of a parameter's optimizer state `key`.
+
+    `state` is the parameter's under FSDP2, that of every group's stretch under ZeRO-1 and -2; ZeRO-3's hangs on the parameter.
+    """
+    if hasattr(parameter, "device_mesh"):
+        return _rows_held(state[key])
+    if hasattr(parameter, "ds_tensor"):
+        held = parameter._z3_optimizer.get_local_fp32_param(parameter, key).reshape(-1)
+        start, shape = RANKS.rank * parameter.ds_tensor.ds_numel, parameter.ds_shape
+    elif (mapping := parameter._hp_mapping) is None:
+        held, start, shape = parameter.data.new_zeros(0), 0, parameter.shape
+    else:
+        place, start, shape = mapping.get_hp_fragment_address(), mapping.lp_fragment_address.start, parameter.shape
+        held = state[mapping.param_group_index][key].narrow(0, place.start, place.numel)
+    return Piece(held, start, *_matrix(shape), lambda entries: held[:len(entries)].copy_(entries))
+
+
+def _matrix(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns, whatever the number of dimensions."""
+    return (shape[0], shape.numel() // shape[0]) if len(shape) else (1, 1)
+
+
+def follow(parameter: Any) -> None:
+    """Tell the optimizer's own copy of a weight that is held whole (ZeRO-1 and -2) what the weight is now."""
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is not None:
+        place = mapping.lp_fragment_address
+        mapping.get_hp_fragment().copy_(parameter.data.reshape(-1)[place.start:place.start + place.numel])

@@ -1,0 +1,91 @@
+"""How the processes of a run share the model: what TRL, accelerate and DeepSpeed are told for each strategy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from routed_rl.config import Config, LaunchConfig
+from routed_rl.errors import ConfigError
+from routed_rl.model.targets import decoder_layers
+
+SHARED = ("zero1", "zero2", "zero3", "fsdp2")
+"""Strategies under which a process holds a piece of the weights, or of the optimizer's copy of them."""
+
+
+def join(launch: LaunchConfig) -> None:
+    """Meet the other processes of the run."""
+    timeout = timedelta(seconds=launch.timeout_s)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if not launch.strategy.startswith("zero"):
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # pyright: ignore[reportMissingImports]  # an extra
+
+    # Before TRL's config is built, which would ask for another backend.
+    deepspeed.init_distributed(backend, timeout=timeout)
+
+
+def backend_arguments(config: Config) -> dict[str, Any]:
+    """Fields of TRL's config; none in the process that starts the others."""
+    if not dist.is_initialized():
+        return {}
+    fields: dict[str, Any] = {"ddp_timeout": int(config.launch.timeout_s)}
+    if not torch.cuda.is_available():
+        fields["ddp_backend"] = "gloo"
+    if config.launch.strategy.startswith("zero"):
+        fields["deepspeed"] = zero_config(int(config.launch.strategy.removeprefix("zero")))
+    return fields
+
+
+def zero_config(stage: int) -> dict[str, Any]:
+    """DeepSpeed's own settings; float32 throughout, nothing offloaded."""
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Small weights would be kept whole as well, in a copy that does not follow a step of the quarantine.
+        zero |= {"stage3_param_persistence_threshold": 0}
+    return {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto", "zero_allow_untested_optimizer": True}
+
+
+def shard(model: PreTrainedModel) -> None:
+    """FSDP2: every layer of the model by itself, then the rest; gradients are averaged over the processes."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in decoder_layers(model):
+        fully_shard(layer)
+    fully_shard(model)
+    # transformers then keeps generating in every process until the slowest has ended.
+    object.__setattr__(model, "_is_fsdp_managed_module", True)
+
+
+def check_launch(config: Config) -> None:
+    """Refuse what several processes cannot do."""
+    strategy, trainer = config.launch.strategy, config.trainer
+    if strategy == "none":
+        return
+    if config.rollout.engine != "transformers":
+        raise ConfigError(f"rollout.engine={config.rollout.engine} is not supported with launch.strategy={strategy}; set "
+                          "rollout=transformers or launch=local")
+    if config.evaluation.every:
+        raise ConfigError(f"evaluation.every={config.evaluation.every} is not supported with launch.strategy={strategy}; set "
+                          "it to 0, or launch=local")
+    if (algorithm := trainer.get("algorithm")) == "ppo":
+        raise ConfigError(f"trainer.algorithm={algorithm} is not supported with launch.strategy={strategy}: its value head "
+                          "is not reduced over processes; set trainer=grpo or trainer=rloo, or launch=local")
+    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
+                          "'routed-rl[deepspeed]', or set launch=fsdp2")
+    if strategy in SHARED and trainer.get("bf16"):
+        raise ConfigError(f"trainer.bf16=true is not supported with launch.strategy={strategy}, whose weights would be bf16; set "
+                          "trainer.bf16=false, or launch=ddp")

@@ -1,0 +1,94 @@
+"""What changes in TRL's trainer where the processes share the weights: mixed in before the routed trainer's own part.
+
+With one process it does nothing. Not covered: TRL's adaptive entropy coefficient, which begins anew where several processes
+resume.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.routing import RANKS, Router
+from routed_rl.training.backends import SHARED, shard
+from routed_rl.training.whole import take_optimizer, take_weights, whole_optimizer, whole_weights
+
+
+class SharedTrainerMixin:
+    """Shards the model, clips, saves and loads whole checkpoints. `strategy` is `launch.strategy`."""
+
+    strategy: str
+    router: Router | None
+    optimizer_names: list[list[str]]
+
+    @property
+    def shared(self) -> bool:
+        return self.strategy in SHARED
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        trainer: Any = self
+        if trainer.optimizer is not None:
+            return trainer.optimizer
+        if self.strategy == "fsdp2":
+            shard(trainer.model)  # before: it replaces the parameters
+            # Else accelerate would put DDP around it.
+            trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
+        optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+        self.optimizer_names = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepare = super()._prepare_for_training  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.shared:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared, trainer = prepare(max_steps, train_dataloader, None), self
+        if self.router is not None:
+            self.router.measure_start()
+        if resume_from_checkpoint is not None:
+            take_weights(trainer.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if not self.shared:  # else when the model is in its pieces
+            super()._load_from_checkpoint(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.shared:
+            return super().save_model(output_dir, _internal_call)  # pyright: ignore[reportAttributeAccessIssue]
+        state = whole_weights(self.model)  # pyright: ignore[reportAttributeAccessIssue]
+        if RANKS.rank == 0:
+            self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.shared:
+            return super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer: Any = self
+        state = whole_optimizer(trainer.optimizer, trainer.model, self.optimizer_names)
+        if RANKS.rank == 0:
+            torch.save(state, Path(output_dir, "optimizer.pt"))
+            torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+        return None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if RANKS.count == 1 or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer: Any = self
+        # transformers would load onto the device "cpu:0", which torch does not know.
+        stored = torch.load(Path(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
+        if self.shared:
+            take_optimizer(trainer.optimizer, trainer.model, self.optimizer_names, stored)
+        else:
+            trainer.optimizer.load_state_dict(stored)
+        trainer.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
+        return None
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

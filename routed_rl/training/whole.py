@@ -1,0 +1,121 @@
+"""Weights and optimizer state of a model in pieces, whole: checkpoints are those of one process, whatever wrote them.
+
+Not covered: optimizers that keep more than tensors of the weight's size and numbers for each parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from routed_rl.routing.shards import follow, piece_of, state_piece
+
+Names = list[list[str]]
+"""Parameters of each of the optimizer's groups, in its order."""
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state on the CPU; a tensor under two names stays one. Every process must ask."""
+    found: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in found:
+            piece = piece_of(value)
+            shape = getattr(value, "ds_shape", value.shape)
+            found[id(value)] = (value.detach() if piece is None else piece.whole().view(shape)).cpu()
+        state[name] = found[id(value)]
+    return state
+
+
+@torch.no_grad()
+def take_weights(model: nn.Module, checkpoint: Path) -> None:
+    """The inverse of `whole_weights`, from a checkpoint's files."""
+    parameters = dict(model.named_parameters())
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, "pt") as stored:
+            for name in set(stored.keys()) & set(parameters):
+                parameter, value = parameters[name], stored.get_tensor(name)
+                if (piece := piece_of(parameter)) is not None:
+                    piece.take(value)
+                else:
+                    parameter.data.copy_(value)
+                    follow(parameter)
+
+
+def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str, Any]:
+    """The state of `torch`'s own optimizer of the unshared model. Every process must ask."""
+    inner, parameters = _torch_optimizer(optimizer), dict(model.named_parameters())
+    keys, numbers = _keys(optimizer, inner)
+    flat = [name for group in names for name in group]
+    states: dict[int, dict[str, Any]] = {}
+    for place, name in enumerate(flat):
+        parameter = parameters[name]
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        held = _state(optimizer, inner, parameter)
+        found = {key: state_piece(parameter, held, key).whole().view(shape).cpu() for key in keys}
+        if found or numbers:
+            states[place] = {**found, **{key: value.clone() for key, value in numbers.items()}}
+    return {"state": states, "param_groups": list(_groups(inner, names))}
+
+
+def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[str, Any]) -> None:
+    """The inverse of `whole_optimizer`."""
+    inner, parameters, states = _torch_optimizer(optimizer), dict(model.named_parameters()), stored["state"]
+    for group, kept in zip(inner.param_groups, stored["param_groups"], strict=True):
+        group.update({key: value for key, value in kept.items() if key != "params"})
+    if not states:
+        return
+    example = next(iter(states.values()))
+    keys = [key for key, value in example.items() if isinstance(value, Tensor) and value.dim()]
+    numbers = {key: value for key, value in example.items() if key not in keys}
+    for held in _held(optimizer, inner):
+        inner.state[held] = {key: torch.zeros_like(held) for key in keys} | {key: value.clone() for key, value in numbers.items()}
+    for place, name in enumerate(name for group in names for name in group):
+        parameter = parameters[name]
+        for key in keys:
+            state_piece(parameter, _state(optimizer, inner, parameter), key).take(states[place][key])
+
+
+def _zero(optimizer: Any) -> Any:
+    """DeepSpeed's optimizer under accelerate's wrapper, or torch's."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _torch_optimizer(optimizer: Any) -> Any:
+    zero = _zero(optimizer)
+    return getattr(zero, "optimizer", zero)
+
+
+def _held(optimizer: Any, inner: Any) -> Iterator[Any]:
+    """What torch's optimizer keeps state for: parameters, or ZeRO's flat stretches of them."""
+    zero = _zero(optimizer)
+    flat = getattr(zero, "fp32_partitioned_groups_flat", None) or getattr(zero, "single_partition_of_fp32_groups", None)
+    yield from flat or (parameter for group in inner.param_groups for parameter in group["params"])
+
+
+def _state(optimizer: Any, inner: Any, parameter: Any) -> Any:
+    """What `state_piece` needs to find a parameter's."""
+    stretches = getattr(_zero(optimizer), "single_partition_of_fp32_groups", None)
+    return inner.state.get(parameter) if stretches is None else [inner.state[stretch] for stretch in stretches]
+
+
+def _keys(optimizer: Any, inner: Any) -> tuple[list[str], dict[str, Tensor]]:
+    """Names of the state of a weight's size, and numbers such as the step."""
+    state = next((inner.state[held] for held in _held(optimizer, inner) if held in inner.state), {})
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    large = [key for key, value in tensors.items() if value.dim()]
+    return large, {key: value for key, value in tensors.items() if key not in large}
+
+
+def _groups(inner: Any, names: Names) -> Iterator[dict[str, Any]]:
+    first = 0
+    for group, members in zip(inner.param_groups, names, strict=True):
+        last = first + len(members)
+        yield {key: value for key, value in group.items() if key != "params"} | {"params": list(range(first, last))}
+        first = last

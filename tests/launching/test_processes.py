@@ -1,0 +1,76 @@
+"""Starting processes: what one of them says comes back as its error, nobody outlives the others, signals go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from routed_rl.config import LaunchConfig
+from routed_rl.errors import CheckFailed, ConfigError, LaunchError, RoutedRLError, Stopped
+from routed_rl.launching import run_processes
+
+LAUNCH = LaunchConfig(strategy="ddp", processes=2)
+RANK = "import os, signal, sys, time; rank = os.environ['RANK']; "
+
+
+def run(code: str, folder: Path, launch: LaunchConfig = LAUNCH) -> None:
+    run_processes([sys.executable, "-c", RANK + code], launch, folder)
+
+
+def test_every_process_knows_its_place_and_only_the_first_writes_to_the_screen(tmp_path, capfd):
+    run("print('I am', rank, os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'], os.environ['MASTER_ADDR'])", tmp_path)
+    assert capfd.readouterr().out.splitlines() == ["I am 0 0 2 127.0.0.1"]
+    assert next(tmp_path.glob("*/process-1.out")).read_text() == "I am 1 1 2 127.0.0.1\n"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, RoutedRLError), (4, CheckFailed)])
+def test_what_one_process_says_is_the_error_whatever_the_other_does_then(tmp_path, code, kind):
+    with pytest.raises(kind, match="^the grader broke; fix it$"):
+        run(f"rank == '0' and sys.exit(1); print('error: the grader broke; fix it', file=sys.stderr); sys.exit({code})", tmp_path)
+
+
+def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
+    begin = time.monotonic()
+    with pytest.raises(LaunchError, match="process 1 of 2 was killed by SIGKILL; was there enough memory"):
+        run("rank == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)", tmp_path)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_bug_in_a_process_shows_its_traceback(tmp_path, capfd):
+    with pytest.raises(ChildProcessError, match="process 1 of 2 failed"):
+        run("rank == '1' and 1 / 0; time.sleep(60)", tmp_path)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_goes_on_to_every_process_and_they_may_end_in_peace(tmp_path, number):
+    threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(Stopped) as stopped:
+        run(f"signal.signal({number:d}, lambda *_: (open('{tmp_path}/told-' + rank, 'w').close(), time.sleep(1), sys.exit(0))); "
+            "time.sleep(60)", tmp_path / "logs")
+    assert stopped.value.signal == number
+    assert (tmp_path / "told-0").exists() and (tmp_path / "told-1").exists()
+
+
+def test_who_does_not_end_in_time_is_killed(tmp_path):
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    begin = time.monotonic()
+    with pytest.raises((Stopped, LaunchError)):
+        run("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", tmp_path,
+            LaunchConfig(strategy="ddp", processes=2, grace_s=1))
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"offload": True}, "offload=true is refused"), ({"processes": 2}, "launch.strategy"), ({"strategy": "ddd"}, "choose from"),
+    ({"strategy": "ddp", "nodes": 2}, "launch=slurm launch.nodes=2"), ({"processes": 0}, "launch.processes")])
+def test_what_cannot_be_launched_is_refused_in_one_line(settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        LaunchConfig(**settings)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,214 @@
+"""A run in several processes as a whole: one folder, one way out, and `resume` goes on where it was ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder, read_json
+from routed_rl.errors import Stopped
+from routed_rl.pipeline.arithmetic import memory_bytes
+from routed_rl.pipeline.build import load_parts
+from routed_rl.pipeline.record import read_config
+from routed_rl.stopping import STOP
+from tests.parts import own_config, write_parts
+from tests.ranks import on_ranks
+from tests.training.test_resume import assert_same, lines, metrics, no_compose
+
+DDP = {"strategy": "ddp", "processes": 2}
+HALF = {"per_device_train_batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(parts, tmp_path_factory):
+    """Six steps in two processes."""
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return pipeline.train(own_config(parts, out, launch=DDP, trainer=HALF), [])
+
+
+def test_two_processes_make_one_run_that_discard_and_one_process_can_read(parts, undisturbed, tmp_path):
+    rows = metrics(undisturbed)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert all(0 < row["routing/drift"] < 1e-6 and row["routing/bytes"] > 0 for row in rows)
+    scored = [row["environment/a/failures"] for row in rows]
+    assert scored == [0.0] * 6
+    assert len(list(undisturbed.glob("completions/*.parquet"))) == 12
+    assert set(read_json(undisturbed / "summary.json")["models"]) == {"base", "policy", "deployed"}
+    pipeline.discard(str(undisturbed), str(tmp_path / "deployed"))
+    assert (tmp_path / "deployed" / "model.safetensors").exists()
+    folder = RunFolder(undisturbed).require_checkpoint()
+    names = {path.name for path in folder.iterdir()}
+    assert {"optimizer.pt", "loop.pt", "loop-1.pt", "rng_state_0.pth", "rng_state_1.pth"} <= names
+
+
+def test_a_dry_run_of_a_job_writes_script_and_settings_and_shows_what_runs_where(parts, tmp_path, capsys):
+    job = {"where": "slurm", "strategy": "ddp", "nodes": 4, "processes": 8}
+    config = own_config(parts, tmp_path / "run", launch=job, trainer=HALF)
+    assert pipeline.train(config, ["launch=slurm"], dry_run=True) == tmp_path / "run"
+    said = capsys.readouterr().out
+    assert "512 completions a step = 16 on a device x 1 accumulated x 32 processes; 512 at a time: 64 groups of 8" in said
+    assert "srun --nodes=4" in said and "each of 4 nodes, 8 processes" in said and "not submitted" in said
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "overrides.txt", "manifest.json", "job.sbatch"}
+    assert read_config(RunFolder(tmp_path / "run")) == config
+
+
+def test_pieces_take_their_share_of_a_devices_memory(parts):
+    def need(strategy, processes):
+        return memory_bytes(load_parts(own_config(parts, "unused", launch={"strategy": strategy, "processes": processes})))
+
+    whole, ddp, zero1, fsdp2 = need("none", 1), need("ddp", 4), need("zero1", 4), need("fsdp2", 4)
+    assert ddp == whole and whole["optimizer"] == 2 * whole["weights"]
+    assert zero1["weights"] == whole["weights"] and zero1["optimizer"] == 3 * whole["weights"] // 4  # a copy of the weights too
+    assert fsdp2["weights"] == whole["weights"] // 4 and fsdp2["ledgers"] == whole["ledgers"]
+
+
+def told_to_stop(config, number):
+    """Train, and be sent a signal in the third step; what came of it."""
+    def when(state):
+        return state.global_step == 2
+
+    from routed_rl.training.mixin import RoutingCallback
+
+    begin = RoutingCallback.on_step_begin
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        begin(self, args, state, control, **kwargs)
+        if when(state):
+            os.kill(os.getpid(), number)
+
+    RoutingCallback.on_step_begin = on_step_begin
+    try:
+        with STOP.listening():
+            pipeline.train(config, [])
+    except Stopped as stopped:
+        return stopped.signal, str(stopped)
+    return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_a_signal_saves_the_step_and_resume_goes_on_bit_for_bit(parts, tmp_path, number):
+    whole = on_ranks(pipeline.train, own_config(parts, tmp_path / "whole", trainer={"max_steps": 4}), [], world=1)[0]
+    config = own_config(parts, tmp_path / "run", trainer={"max_steps": 4})
+    got, said = on_ranks(told_to_stop, config, number, world=1)[0]
+    assert got == number
+    assert re.search(rf"stopped by {number.name} after step 3, with a checkpoint; to go on: routed-rl resume", said)
+    assert RunFolder(tmp_path / "run").steps() == [2, 3]
+    on_ranks(pipeline.resume, str(tmp_path / "run"), [], no_compose, world=1)
+    assert_same(tmp_path / "run", whole)
+
+
+def start(parts: Path, out: Path) -> subprocess.Popen:
+    """The command line, in two processes."""
+    path = f"{parts}/environment.py:Add"
+    settings = ["launch=ddp", f"out={out}", f"model.path={parts}/model", "env=empty", f"env.a.path={path}", f"env.b.path={path}",
+                "env.b.weight=1", f"env.p.path={path}", "env.p.probe=true", f"subspace.prompts={parts}/prompts.jsonl",
+                "subspace.rank=2", "trainer.max_steps=6", "trainer.save_steps=2", "trainer.per_device_train_batch_size=16",
+                "trainer.max_completion_length=5", "trainer.learning_rate=1e-3", "evaluation.samples=16"]
+    return subprocess.Popen([sys.executable, "-m", "routed_rl.cli", "train", *settings], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+def workers(out: Path) -> list[int]:
+    """Processes of the run, in order."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes().split(b"\0")
+            environment = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"routed_rl.cli.worker" in command and str(out).encode() in command:
+            rank = next(entry for entry in environment if entry.startswith(b"RANK="))
+            found.append((int(rank[5:]), int(path.name)))
+    return [pid for _, pid in sorted(found)]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+ENDS = {
+    "a process is killed": (1, signal.SIGKILL, 2, "process 1 of 2 was killed by SIGKILL.*to go on from step-2: routed-rl resume"),
+    "the launcher is killed": (None, signal.SIGKILL, -9, None),
+    "the launcher is told to stop": (None, signal.SIGTERM, 143, "stopped by SIGTERM.*routed-rl resume"),
+    "a process is told to stop": (1, signal.SIGUSR1, 138, "stopped by SIGUSR1 after step.*routed-rl resume"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # four launches, each of which imports everything three times
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_in_two_processes_ends_as_a_whole_and_resumes_bit_for_bit(parts, undisturbed, tmp_path, end):
+    rank, number, code, said = ENDS[end]
+    out = tmp_path / "run"
+    process, deadline = start(parts, out), time.monotonic() + 600
+    while lines(out) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be ended"
+        time.sleep(0.01)
+    pids = workers(out)
+    assert len(pids) == 2
+    os.kill(process.pid if rank is None else pids[rank], number)
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    while any(running(pid) for pid in pids):
+        assert time.monotonic() - begin < 60
+        time.sleep(0.1)
+    assert process.returncode == code
+    if said:
+        assert len(errors.strip().splitlines()) == 1 and re.search(said, errors)
+    pipeline.resume(str(out), [], no_compose)
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_halt_comes_through_with_its_exit_code_and_record(parts, tmp_path, capfd):
+    from routed_rl.errors import Halted
+
+    config = own_config(parts, tmp_path / "run", launch=DDP, trainer=HALF, evaluation={"samples": 0},
+                        monitor={"gap": {"limit": 0.01, "action": "halt"}, "warmup": 0})
+    with pytest.raises(Halted):
+        pipeline.train(config, [])
+    assert read_json(tmp_path / "run" / "HALTED.json")["step"] == RunFolder(tmp_path / "run").steps()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_user_did_wrong_comes_through_in_one_line(parts, tmp_path):
+    from routed_rl.errors import RoutedRLError
+
+    env = {"a": {"path": f"{parts}/environment.py:Add", "fails": 0.5, "returns": "raises"}}
+    config = own_config(parts, tmp_path / "run", launch=DDP, trainer=HALF, env=env, evaluation={"samples": 0})
+    with pytest.raises(RoutedRLError, match=r"environment a failed to score \d+ of \d+ completions") as caught:
+        pipeline.train(config, [])
+    assert "\n" not in str(caught.value)
+
+
+def test_other_numbers_of_processes_go_on_from_the_same_checkpoint(parts, undisturbed, tmp_path):
+    import shutil
+
+    copied = tmp_path / "run"
+    shutil.copytree(undisturbed, copied)
+    config = own_config(parts, copied, trainer={"max_steps": 7})
+    pipeline.resume(str(copied), ["anything"], lambda _: config)
+    assert [row["step"] for row in metrics(copied)] == list(range(1, 8))
+    old, new = (torch.load(RunFolder(each).require_checkpoint() / "optimizer.pt", weights_only=True)["state"][0]["step"]
+                for each in (undisturbed, copied))
+    assert (old, new) == (6, 7)

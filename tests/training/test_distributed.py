@@ -1,0 +1,136 @@
+"""Law 10: several processes give what one gives on the same global batch; completions are replayed, so all see the same rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from routed_rl.pipeline.build import load_parts, make_subspace
+from routed_rl.routing.ranks import Ranks
+from tests.parts import own_config, write_parts
+from tests.ranks import on_ranks
+from tests.replay import relative_change, replay_config, train
+
+OPTIMIZERS = {"sgd": {"optim": "sgd", "learning_rate": 0.1}, "adamw": {"optim": "adamw_torch", "weight_decay": 0.1}}
+BARS = {"sgd": 1e-4, "adamw": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def subspace(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("subspace") / "subspace"
+    make_subspace(load_parts(own_config(parts, "unused"))).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(parts, subspace, tmp_path_factory):
+    """One process, by optimizer: what came out, and its folder."""
+    made = {}
+
+    def make(optimizer):
+        if optimizer not in made:
+            out = tmp_path_factory.mktemp(f"alone-{optimizer}")
+            config = replay_config(parts, out, 1, "none", trainer=dict(OPTIMIZERS[optimizer]))
+            made[optimizer] = on_ranks(train, config, subspace, world=1)[0], out
+        return made[optimizer]
+
+    return make
+
+
+def differences(found, expected) -> dict[str, float]:
+    """‖ΔW - ΔW'‖ / ‖ΔW‖ of the weights, and of every environment's part."""
+    parts = {f"{name}/{e}": relative_change({"": found["parts"][name][e]}, {"": part[e]})
+             for name, part in expected["parts"].items() for e in range(len(part))}
+    return {"weights": relative_change(found["change"], expected["change"])} | parts
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("optimizer", "accumulation"), [("sgd", 2), ("adamw", 1)])
+def test_two_processes_give_what_one_gives(parts, subspace, alone, tmp_path, optimizer, accumulation):
+    expected, out = alone(optimizer)
+    settings = OPTIMIZERS[optimizer] | {"per_device_train_batch_size": 16 // accumulation,
+                                        "gradient_accumulation_steps": accumulation}
+    config = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=settings)
+    ranks = on_ranks(train, config, subspace)
+    assert max(differences(ranks[0], expected).values()) < BARS[optimizer]
+    assert ranks[0]["drift"] < 1e-6  # float32 rounding
+    for name, part in ranks[0]["parts"].items():
+        assert part.equal(ranks[1]["parts"][name]), f"{name} is not the same in both processes"
+    ours = ("ledger/", "quarantine/", "control/", "environment/", "routing/")
+    for mine, whole in zip(rows(tmp_path / "run"), rows(out), strict=True):
+        keys = {key for key in whole if key.startswith(ours) and key != "routing/drift"}
+        assert keys == {key for key in mine if key.startswith(ours)} - {"routing/drift", "routing/bytes"}
+        for key in keys:
+            assert mine[key] == pytest.approx(whole[key], rel=1e-2, abs=1e-4), key
+
+
+def silent(config, subspace):
+    """Training whose processes do not sum up what their backward has left."""
+    Ranks.sum_ = lambda self, tensors: None
+    return train(config, subspace)
+
+
+def test_without_the_reduction_they_do_not(parts, subspace, alone, tmp_path):
+    config = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=dict(OPTIMIZERS["sgd"]))
+    ranks = on_ranks(silent, config, subspace)
+    found = differences(ranks[0], alone("sgd")[0])
+    assert min(value for name, value in found.items() if name != "weights") > 1e-2
+    assert any(not part.equal(ranks[1]["parts"][name]) for name, part in ranks[0]["parts"].items())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_of_two_processes_is_gone_on_with_by(parts, subspace, alone, tmp_path, processes):
+    settings = OPTIMIZERS["adamw"] | {"save_steps": 4}
+    first = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=settings | {"max_steps": 4})
+    on_ranks(train, first, subspace)
+    then = replay_config(parts, tmp_path / "run", processes, "ddp" if processes > 1 else "none", trainer=dict(settings))
+    found = on_ranks(train, then, subspace, str(tmp_path / "run" / "checkpoints" / "step-4"), world=processes)[0]
+    assert max(differences(found, alone("adamw")[0]).values()) < BARS["adamw"]
+
+
+def needs(strategy: str) -> None:
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="pip install 'routed-rl[deepspeed]'")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # DeepSpeed compiles a helper when it is first used
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_way_to_share_the_model_gives_what_one_process_gives(parts, subspace, alone, tmp_path, strategy, optimizer):
+    needs(strategy)
+    config = replay_config(parts, tmp_path / "run", 2, strategy, trainer=dict(OPTIMIZERS[optimizer]))
+    ranks = on_ranks(train, config, subspace, timeout=900)
+    assert max(differences(ranks[0], alone(optimizer)[0]).values()) < BARS[optimizer]
+    assert ranks[0]["drift"] < 1e-6
+    # Ledgers, the weights' part in the subspace before the step and after it, and means: nothing as wide as a weight.
+    environments, entries = 2, sum(part[0].numel() for part in ranks[0]["parts"].values())
+    for row in rows(tmp_path / "run")[1:]:  # the first step measures the random control too
+        assert row["routing/bytes"] <= (2 * environments + 1) * entries * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp2"])
+def test_checkpoints_are_gone_on_with_whatever_wrote_them(parts, subspace, alone, tmp_path, strategy):
+    needs(strategy)
+    settings = OPTIMIZERS["adamw"] | {"save_steps": 4}
+    one, shared = (lambda out: replay_config(parts, out, 1, "none", trainer=dict(settings)),
+                   lambda out: replay_config(parts, out, 2, strategy, trainer=dict(settings)))
+    expected = alone("adamw")[0]
+    on_ranks(train, one(tmp_path / "one"), subspace, world=1)
+    on_ranks(train, shared(tmp_path / "shared"), subspace, timeout=900)
+    back = on_ranks(train, shared(tmp_path / "back"), subspace, str(tmp_path / "one" / "checkpoints" / "step-4"), timeout=900)
+    forth = on_ranks(train, one(tmp_path / "forth"), subspace, str(tmp_path / "shared" / "checkpoints" / "step-4"), world=1)
+    for found in (back[0], forth[0]):
+        assert max(differences(found, expected).values()) < BARS["adamw"]
