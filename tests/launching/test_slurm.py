@@ -57,5 +57,5 @@ def test_a_job_told_that_time_is_up_lets_the_run_end_its_step(tmp_path):
 
 def test_without_slurm_nothing_is_submitted_and_the_way_out_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="there is no sbatch here.*run: sbatch"):
+    with pytest.raises(LaunchError, match="there is no sbatch here.*: sbatch"):
         submit(tmp_path / "job.sbatch")
