@@ -8,7 +8,7 @@ from routed_rl.config import Config
 from routed_rl.envs import trained
 from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.build import Parts
-from routed_rl.training import GRPOConfig
+from routed_rl.training import TrainerArguments
 
 FLOAT = 4
 """Bytes; weights and all that follows them are float32."""
@@ -16,7 +16,7 @@ STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
 """Numbers that an optimizer keeps for each weight, by how its name begins; 2 for others."""
 
 
-def batch_sentence(config: Config, arguments: GRPOConfig) -> str:
+def batch_sentence(config: Config, arguments: TrainerArguments) -> str:
     """How the completions of a step come about."""
     device, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     world, group = config.launch.world, arguments.num_generations or 1
