@@ -38,8 +38,9 @@ class SharedTrainerMixin:
             # Else accelerate would put DDP around it.
             trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
         optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-        self.optimizer_names = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        if self.shared:
+            names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+            self.optimizer_names = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
