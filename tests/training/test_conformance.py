@@ -22,6 +22,7 @@ from routed_rl.rollout.weights import PolicyWeights
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training import TRAINERS, build_trainer, training_arguments
 from routed_rl.training.arguments import prompts_needed
+from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.ppo import VALUE_HEAD, PPOTrainer
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests.builders import relative
@@ -109,7 +110,8 @@ def test_mode_none_is_the_plain_class_bit_for_bit(parts, tmp_path, name, beta):
     make_router(loaded, None)
     arguments = training_arguments(config, RunFolder(tmp_path / "plain"))
     table = TaskTable(loaded.trained, config.seed)
-    reward = RewardFunction(table, Scorer({entry.name: entry for entry in loaded.trained}, 0.0), 8, None)
+    reward = RewardFunction(table, Scorer({entry.name: entry for entry in loaded.trained}, 0.0), 8,
+                            CompletionFiles(None))
     plain = PLAIN[name](loaded.model, reward, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)),
                         processing_class=loaded.tokenizer)
     plain.train()
