@@ -75,6 +75,19 @@ def reference(run: Told, batches: list[Batch], axis: int, *, contained: bool) ->
     return pushes, shifts
 
 
+def recorded_bounds(run) -> dict[str, float]:
+    """By target, the bound on the steps that follow."""
+    bounds, kept = {}, run.router.optimizer.bound
+
+    def bound(target, reach):
+        bounds[target.name] = kept(target, reach)
+        return bounds[target.name]
+
+    run.router.optimizer.bound = bound
+    return bounds
+
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "mixtral"])
 @pytest.mark.parametrize("mode", ["route", "observe"])
 def test_a_rows_push_and_shift_are_those_of_its_own_gradient(family, mode):
@@ -84,8 +97,9 @@ def test_a_rows_push_and_shift_are_those_of_its_own_gradient(family, mode):
     batches = [batch(seed=70, rows=4, environments=(2, 0)), batch(seed=71, rows=3, environments=(1, 2, 0))]
     pushes, shifts = reference(run, batches, 1, contained=mode == "route")
     norm = run.router.quarantine.norm()
+    bounds = recorded_bounds(run)
     rows = run.step(2, batches).rows
-    factors = [run.router.optimizer.fresh[target.name] * CLIP for target in run.targets]
+    factors = [run.router.optimizer.fresh(target, bounds[target.name]) * CLIP for target in run.targets]
     push = sum(factor * each for factor, each in zip(factors, pushes, strict=True)) / norm
     shift = sum(factor * each for factor, each in zip(factors, shifts, strict=True))
     assert rows.completions_R.tolist() == list(range(10, 17)) and rows.environments_R.tolist() == [2, 0, 2, 0, 1, 2, 0]
@@ -102,16 +116,16 @@ def test_rows_of_an_environment_sum_to_what_its_fresh_gradient_did(mode):
     for step in range(3):
         run.step(step)
     old = {t.name: (t.coefficients.clone(), t.tape.mean(), run.router.optimizer.moments[t.name].clone()) for t in run.targets}
-    deltas = {}
-    kept = run.router.optimizer.delta
-    run.router.optimizer.delta = lambda t, ledger: deltas.setdefault(t.name, kept(t, ledger))
+    bounds, optimizer = recorded_bounds(run), run.router.optimizer
     rows = run.step(3).rows
     norm = sum(c.square().sum() for c, *_ in old.values()).sqrt()
     for e in range(3):
         push, shift = 0.0, 0.0
         for target in run.targets:
             coefficients, mean, moment = old[target.name]
-            fresh = deltas[target.name][e] - run.router.optimizer.fresh[target.name] / (1 - beta1) * beta1 * moment[e]
+            bound = bounds[target.name]
+            delta = optimizer.step(target)[e] * bound
+            fresh = delta - optimizer.fresh(target, bound) / (1 - beta1) * beta1 * moment[e]
             push += (fresh * coefficients).sum() / norm
             effect = target.basis @ (fresh @ mean)
             shift += sum(effect @ run.axes.directions[layer][:, 0].double() / run.axes.scales[layer, 0].double()
