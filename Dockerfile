@@ -21,8 +21,8 @@ WORKDIR /source
 
 # Layers from what changes least to what changes most: torch, the other packages, this one.
 FROM build AS build-cpu
-# Empty: pip's default index, whose torch comes with CUDA and works without a GPU too.
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# Empty: pip's default index, whose torch comes with CUDA and works without a GPU too. The index of PyTorch's CPU builds saves gigabytes.
+ARG TORCH_INDEX_URL=
 COPY constraints.txt ./
 RUN if [ -n "$TORCH_INDEX_URL" ]; then pip install -c constraints.txt --index-url "$TORCH_INDEX_URL" torch; \
     else pip install -c constraints.txt torch; fi
