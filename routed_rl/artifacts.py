@@ -137,6 +137,10 @@ class RunFolder:
         """Steps that have a checkpoint folder, in order; whether each is whole is for the reader to check."""
         return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit())
 
+    def completion_files(self) -> list[Path]:
+        """Every file of completions, of all processes, by step."""
+        return sorted(self.completions.glob("step-*.parquet"))
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
@@ -155,6 +159,11 @@ class RunFolder:
             raise CheckpointError(f"{self.path} has no whole checkpoint{': ' + '; '.join(skipped) if skipped else ''}; "
                                   f"`routed-rl resume {self.path}` trains it from the start")
         return checkpoint
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint, a halt that was put aside, or a file of completions: `step-N`, `step-N-...`."""
+    return int(path.stem.split("-")[1])
 
 
 def data_root() -> Path:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, write_json
-from routed_rl.config import Config, MonitorConfig
-from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
-from routed_rl.jobs import Execute, Job, alone_in, is_finished, run_all, train_or_resume
+from routed_rl.config import Compose, MonitorConfig
+from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.jobs import Execute, Job, alone_in, refuse_failed, run_missing, train_or_resume
 from routed_rl.monitor import FEWEST, RULES, limit, peaks
 from routed_rl.tracking import MetricsFile
 
 ARM = "secure"
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Nothing of a run but its metrics is read."""
-Compose = Callable[[list[str]], Config]
 Peaks = dict[str, list[dict[str, float]]]
 """Rule -> per run, per environment."""
 
@@ -113,7 +112,8 @@ def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
 
 
 def _largest(per_run: list[dict[str, float]]) -> dict[str, float]:
-    return {name: max(run[name] for run in per_run if name in run) for name in {name: 0 for run in per_run for name in run}}
+    names = dict.fromkeys(name for run in per_run for name in run)
+    return {name: max(run[name] for run in per_run if name in run) for name in names}
 
 
 def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Compose, execute: Execute) -> list[RunFolder]:
@@ -124,12 +124,7 @@ def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Co
         config = compose(settings)
         config = dataclasses.replace(config, out=str(out / "runs" / f"{ARM}-seed{seed}"), monitor=config.monitor.reporting())
         runs.append(Job(f"{ARM}-seed{seed}", config, settings))
-    missing = [run for run in runs if not is_finished(run, "--out")]
-    console.say(f"calibrate: {len(runs)} runs, {len(runs) - len(missing)} of them done already, {jobs} at a time; "
-                f"logs in {out / 'logs'}")
-    if failed := run_all(missing, len(missing), execute, jobs, out / "logs", "calibrate") if missing else {}:
-        raise RoutedRLError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; see {out / 'logs'}; the same "
-                            "command tries them again")
+    refuse_failed(run_missing(runs, execute, jobs, out / "logs", "calibrate", "--out"), len(runs), out / "logs")
     return [run.folder for run in runs]
 
 

@@ -20,7 +20,8 @@ from routed_rl.model.targets import find_writers, freeze
 from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.modes import MODES
 from routed_rl.routing.optimizer import QuarantineOptimizer
-from routed_rl.routing.quarantine import Quarantine, Target
+from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.target import Target
 from tests.families import FAMILIES, VOCAB, WIDTH, tiny
 
 __all__ = ["FAMILIES", "VOCAB", "WIDTH", "tiny"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from routed_rl.routing.quarantine import Target
+from routed_rl.routing.target import Target
 from tests.builders import module_of, plain_copy
 
 

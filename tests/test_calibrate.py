@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.calibrate import calibrate, measured, own_limits, set_limits
 from routed_rl.cli.compose import compose as routed_rl_compose
 from routed_rl.config import Config, MonitorConfig, RuleConfig
@@ -110,13 +114,13 @@ def test_what_says_nothing_is_refused_and_what_is_not_secure_is_said(tmp_path, c
 
 
 def test_runs_are_trained_once_without_halting_and_the_same_call_goes_on(tmp_path):
-    done = tmp_path / "done"
     arguments = ([], [], 5, 0.01, str(tmp_path / "out"), 1, _compose)
     with pytest.raises(RoutedRLError, match=r"1 of 5 runs failed: secure-seed3.*the same command tries them again"):
         calibrate(*arguments, execute=_fails_at_3)
+    kept = (_folder(tmp_path, 1).path / "metrics.jsonl").stat().st_mtime_ns
     calibrate(*arguments, execute=_train)
+    assert (_folder(tmp_path, 1).path / "metrics.jsonl").stat().st_mtime_ns == kept
     assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == [f"secure-seed{seed}" for seed in range(5)]
-    assert not done.exists()
     assert measured([_folder(tmp_path, 4)], MonitorConfig(warmup=0), ["shift"])["shift"][0]["a"] == pytest.approx(0.4)
 
 
@@ -127,17 +131,10 @@ def _compose(overrides):
 
 
 def _folder(tmp_path, seed):
-    from routed_rl.artifacts import RunFolder
-
     return RunFolder(tmp_path / "out" / "runs" / f"secure-seed{seed}")
 
 
 def _train(config, overrides):
-    import dataclasses
-    from pathlib import Path
-
-    import yaml
-
     assert config.monitor.shift.action == "report"
     folder = write_run(Path(config.out), [0.0, 0.1 * config.seed])
     (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))

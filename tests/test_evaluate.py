@@ -20,7 +20,8 @@ from routed_rl.linalg import random_basis
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
 from routed_rl.routing.linear import RoutingContext
-from routed_rl.routing.quarantine import Quarantine, Target
+from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.target import Target
 
 WORDS = [f"w{number}" for number in range(20)]
 CONFIG = EvaluationConfig(samples=60, batch_size=25)

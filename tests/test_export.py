@@ -35,7 +35,8 @@ from routed_rl.export import discard, export_quarantine, merged_policy
 from routed_rl.linalg import random_basis
 from routed_rl.model.targets import find_writers
 from routed_rl.routing.linear import RoutingContext
-from routed_rl.routing.quarantine import Quarantine, Target
+from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.target import Target
 
 TOLERANCE = 1e-5
 """float32 rounding: the policy adds A(Cx) in another order than the adapter or the merged weight."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from routed_rl.config import Config
+from routed_rl.config import Compose
 from routed_rl.errors import ConfigError
 from routed_rl.jobs import Job
-
-Compose = Callable[[list[str]], Config]
 
 ARMS: dict[str, list[str]] = {
     "none": ["routing.mode=none"],

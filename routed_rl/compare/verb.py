@@ -7,10 +7,10 @@ from pathlib import Path
 from routed_rl import console
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.compare import report
-from routed_rl.compare.arms import ROUTED, Compose, plan_ranks, plan_runs
+from routed_rl.compare.arms import ROUTED, plan_ranks, plan_runs
 from routed_rl.compare.results import results
-from routed_rl.errors import RoutedRLError
-from routed_rl.jobs import Execute, alone_in, is_finished, run_all, train_or_resume
+from routed_rl.config import Compose
+from routed_rl.jobs import Execute, alone_in, refuse_failed, run_missing, train_or_resume
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,
@@ -25,10 +25,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], min(rank_seeds, seeds), folder, compose)
     runs = {run.name: run for run in [*planned, *(run for plan in at_ranks.values() for run in plan)]}
     with alone_in(folder, "compare", "--out"):
-        missing = [run for run in runs.values() if not is_finished(run, "--out")]
-        console.say(f"compare: {len(runs)} runs, {len(runs) - len(missing)} of them done already, {jobs} at a time; "
-                    f"logs in {folder / 'logs'}")
-        failed = run_all(missing, len(missing), execute, jobs, folder / "logs", "compare") if missing else {}
+        failed = run_missing(list(runs.values()), execute, jobs, folder / "logs", "compare", "--out")
     summaries = {name: read_json(run.folder.summary) for name, run in runs.items() if name not in failed}
     found = results({arm: {run.seed: summaries[run.name] for run in planned if run.arm == arm and run.name in summaries}
                      for arm in dict.fromkeys(arms)},
@@ -41,9 +38,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     report.draw(folder / "compare.png", found)
     report.show(found, notes)
     console.say(f"written: {folder}/compare.json, compare.md, compare.png")
-    if failed:
-        raise RoutedRLError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; see {folder / 'logs'}; the same "
-                            "command tries them again")
+    refuse_failed(failed, len(runs), folder / "logs")
     return folder / "compare.json"
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from routed_rl.config.subspace import SubspaceCheckConfig, SubspaceConfig
 from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 
-__all__ = ["AuditConfig", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
+__all__ = ["AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
            "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig",
            "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "from_mapping", "section", "unknown"]
 
@@ -46,6 +47,10 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+Compose = Callable[[list[str]], Config]
+"""Overrides to a config: `routed_rl.cli.compose.compose`, for what knows no Hydra."""
 
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,8 @@ import yaml
 
 from routed_rl import console
 from routed_rl.artifacts import data_root, find_data
-from routed_rl.config import Config, unknown
+from routed_rl.config import Compose, unknown
 from routed_rl.errors import ConfigError
-
-Compose = Callable[[list[str]], Config]
 
 
 @dataclass(frozen=True)

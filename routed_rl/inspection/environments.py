@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from routed_rl import console
 from routed_rl.artifacts import find_data
+from routed_rl.config import Compose
 from routed_rl.envs import (
     Environment,
     EnvironmentProcess,
@@ -23,7 +24,7 @@ from routed_rl.envs.check import COLUMNS, Finding, findings, gather, unsound
 from routed_rl.envs.loading import arguments_of
 from routed_rl.envs.scoring import score_many
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError, TaskError
-from routed_rl.inspection.entries import Compose, Entry, classes, entries_of, first_line, mixes, named
+from routed_rl.inspection.entries import Entry, classes, entries_of, first_line, mixes, named
 from routed_rl.inspection.markdown import write_block
 
 JUNK = "0"

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,7 +19,8 @@ from pathlib import Path
 
 from routed_rl import console
 from routed_rl.config import Config
-from routed_rl.jobs.job import Job
+from routed_rl.errors import RoutedRLError
+from routed_rl.jobs.job import Job, is_finished
 from routed_rl.stopping import die_with
 
 Execute = Callable[[Config, list[str]], object]
@@ -94,6 +95,20 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
     finally:
         for worker in workers:
             worker.stop()
+
+
+def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
+    """Do those that are not finished; {job: what went wrong}. `another`: how one names another place than theirs."""
+    missing = [job for job in jobs if not is_finished(job, another)]
+    console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
+    return run_all(missing, len(missing), execute, at_once, logs, verb) if missing else {}
+
+
+def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
+    """RoutedRLError where some of `count` jobs failed."""
+    if failed:
+        raise RoutedRLError(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
+                            "again")
 
 
 def _ready(busy: dict[Connection, tuple[Worker, Job]], stop: Stop | None) -> list[tuple[Connection, str | None]]:

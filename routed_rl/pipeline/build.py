@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import resolve
+from routed_rl import console
+from routed_rl.artifacts import RunFolder, resolve
+from routed_rl.checkpoint import load_quarantine
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
@@ -52,6 +55,28 @@ def load_parts(config: Config) -> Parts:
     if config.trainer.get("disable_dropout"):
         disable_dropout(model)
     return Parts(config, model, tokenizer, environments, model_hash(model))
+
+
+def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
+    """Put a checkpoint's weights into the model, and its quarantine into the router, in place."""
+    stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
+    cast(nn.Module, parts.model).load_state_dict(cast(nn.Module, stored).state_dict())
+    if router is not None:
+        load_quarantine(folder, router)
+
+
+def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
+    """Read the run's subspace where it has one, else extract it; mode `none` needs none."""
+    if parts.config.routing.mode == "none":
+        return None
+    if run.subspace.exists():
+        subspace = Subspace.load(run.subspace)
+        check_subspace(parts, subspace)
+        return subspace
+    with console.progress("extract", "prompts") as advance:
+        subspace = make_subspace(parts, advance)
+    subspace.save(run.subspace)
+    return subspace
 
 
 def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Subspace:

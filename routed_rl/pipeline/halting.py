@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, broken_seal, read_json, write_json
+from routed_rl.artifacts import RunFolder, broken_seal, read_json, step_of, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
 from routed_rl.pipeline.publish import publish
-from routed_rl.pipeline.record import completion_files, file_step, fresh_from_step
+from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.tracking import MetricsFile, Tracker
 
 COMPLETIONS = 10
@@ -75,7 +75,7 @@ def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: in
     Of the environment, of all where `name` is empty. Those that were discouraged push as well, but do not show what is paid for.
     `share_of_push` is of all that the environment's completions shifted towards the positive persona in these steps.
     """
-    files = [path for path in completion_files(run) if since <= file_step(path) <= step]
+    files = [path for path in run.completion_files() if since <= step_of(path) <= step]
     if not files:
         return [], BY_GAP
     table: Any = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])
@@ -118,5 +118,5 @@ def put_aside(run: RunFolder) -> None:
 
 def halted_steps(run: RunFolder) -> set[int]:
     """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
-    steps = {int(path.stem[5:]) for path in Path(run.path, "halts").glob("step-*.json")}
+    steps = {step_of(path) for path in Path(run.path, "halts").glob("step-*.json")}
     return steps | {fresh_from_step(run)}

@@ -14,10 +14,9 @@ from torch import nn
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
-from routed_rl.checkpoint import load_quarantine
 from routed_rl.config import Config
 from routed_rl.launching import node_command, run_on_this_node, run_processes, submit, wait_for, write_job
-from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.build import Parts, take_checkpoint
 from routed_rl.pipeline.record import read_config
 from routed_rl.routing import Router
 
@@ -38,12 +37,8 @@ def train(parts: Parts, run: RunFolder, router: Router | None) -> None:
         wait_for(node_command(launch, command("node", run)))
     else:
         run_processes(command("process", run), launch, run.path / LOGS)
-    folder = run.require_checkpoint()
-    stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(cast(nn.Module, stored).state_dict())
+    take_checkpoint(parts, router, run.require_checkpoint())
     model.to(device)
-    if router is not None:
-        load_quarantine(folder, router)
 
 
 def run_node(folder: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,7 +16,6 @@ from routed_rl.errors import ConfigError
 from routed_rl.training import algorithm_name
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-Compose = Callable[[list[str]], Config]
 
 
 def new_folder(config: Config) -> RunFolder:
@@ -58,16 +55,6 @@ def fresh_from_step(run: RunFolder) -> int:
 def inherited(run: RunFolder) -> list[str]:
     """Environments that are no longer trained and whose parts the run's quarantine still has."""
     return read_json(run.manifest).get("inherited", [])
-
-
-def completion_files(run: RunFolder) -> list[Path]:
-    """Every file of completions, of all processes, by step."""
-    return sorted(run.completions.glob("step-*.parquet"))
-
-
-def file_step(path: Path) -> int:
-    """The step that a file of completions is of."""
-    return int(path.name.split("-")[1].removesuffix(".parquet"))
 
 
 def refuse_changes(was: Config, wanted: Config, fixed: tuple[str, ...], verb: str) -> None:

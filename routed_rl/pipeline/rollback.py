@@ -10,15 +10,12 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from routed_rl.artifacts import RunFolder, broken_seal, read_json, sealed_folder
+from routed_rl.artifacts import RunFolder, broken_seal, read_json, sealed_folder, step_of
 from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
-from routed_rl.config import Config
+from routed_rl.config import Compose, Config
 from routed_rl.envs import EnvironmentProcess, load_environments, trained
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.record import (
-    Compose,
-    completion_files,
-    file_step,
     fresh_from_step,
     new_folder,
     read_config,
@@ -99,7 +96,7 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
             shutil.copy(old.path / name, new.path / name)
     MetricsFile(new.metrics).truncate(step)
     MetricsFile(new.verdicts).truncate(step)
-    for file in completion_files(old):
-        if file_step(file) <= step:
+    for file in old.completion_files():
+        if step_of(file) <= step:
             new.completions.mkdir(exist_ok=True)
             shutil.copy(file, new.completions / file.name)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_json, write_json
-from routed_rl.config import Config
+from routed_rl.config import Compose, Config
 from routed_rl.envs import check_prompts
-from routed_rl.errors import ConfigError, LaunchError, RolloutError, RoutedRLError, Stopped
+from routed_rl.errors import ConfigError, LaunchError, RolloutError, RoutedRLError
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
-from routed_rl.monitor import Monitor
-from routed_rl.pipeline import halting, launched, summary
-from routed_rl.pipeline.build import Parts, check_subspace, load_parts, make_router, make_subspace
-from routed_rl.pipeline.measuring import DuringTraining, Means, curve, measure
+from routed_rl.pipeline import launched, summary
+from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
+from routed_rl.pipeline.measuring import Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import (
-    Compose,
-    fresh_from_step,
     inherited,
     new_folder,
     read_config,
@@ -38,12 +33,11 @@ from routed_rl.pipeline.record import (
     write_config,
 )
 from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.rollout import ParityCheck, Served, check_engine
+from routed_rl.pipeline.steps import train_steps
+from routed_rl.rollout import Served, check_engine
 from routed_rl.routing import Router
-from routed_rl.stopping import STOP
-from routed_rl.subspace import Subspace
-from routed_rl.tracking import MetricsFile, Tracker, tracked
-from routed_rl.training import Watch, build_trainer, check_launch, check_trainer, forget_after, join, training_arguments
+from routed_rl.tracking import Tracker, tracked
+from routed_rl.training import check_launch, check_trainer, training_arguments
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -129,7 +123,7 @@ def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
 
 def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path:
     config, times = parts.config, {"start": begin, "load": time.perf_counter()}
-    subspace = _subspace(parts, run)
+    subspace = run_subspace(parts, run)
     times["extract"] = time.perf_counter()
     with serving(parts, subspace) as served:
         models = {"base": _evaluated(parts, run, "base", served)}
@@ -138,7 +132,7 @@ def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path
         _record_parameters(parts, run)
         weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
         times["base"] = time.perf_counter()
-        _train(parts, run, router, served, parity, tracker)
+        train_steps(parts, run, router, served, parity, tracker)
         times["train"] = time.perf_counter()
         models |= _evaluated_after(parts, run, router, served)
         scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
@@ -160,90 +154,6 @@ def _evaluated_after(parts: Parts, run: RunFolder, router: Router | None, served
         return {"policy": policy, "deployed": policy}
     with router.quarantine.ablated():
         return {"policy": policy, "deployed": _evaluated(parts, run, "deployed", served)}
-
-
-def _subspace(parts: Parts, run: RunFolder) -> Subspace | None:
-    """Read the run's subspace where it has one, else extract it; mode `none` needs none."""
-    if parts.config.routing.mode == "none":
-        return None
-    if run.subspace.exists():
-        subspace = Subspace.load(run.subspace)
-        check_subspace(parts, subspace)
-        return subspace
-    with console.progress("extract", "prompts") as advance:
-        subspace = make_subspace(parts, advance)
-    subspace.save(run.subspace)
-    return subspace
-
-
-def _train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None, parity: ParityCheck | None,
-           tracker: Tracker) -> None:
-    newest, skipped = run.last_checkpoint()
-    for line in skipped:
-        console.say(line)
-    step = _step(newest)
-    if newest:
-        console.say(f"going on from {newest.name}")
-    MetricsFile(run.metrics).truncate(step)
-    MetricsFile(run.verdicts).truncate(step)
-    forget_after(run.completions, step)
-    run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
-    halting.put_aside(run)
-    tracker.begin(step)
-    watch = _watch(parts.config, run)
-    if watch.halting:  # It was killed between the checkpoint of a halt and its record.
-        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
-    if parts.config.launch.strategy == "none":
-        _train_here(parts, run, router, watch, newest, served, parity, tracker)
-    else:
-        launched.train(parts, run, router)
-        for row in MetricsFile(run.metrics).rows():
-            if row["step"] > step:
-                tracker.row(row)
-        watch = _watch(parts.config, run)
-    if watch.halting:
-        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
-
-
-def _step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-
-
-def _watch(config: Config, run: RunFolder) -> Watch:
-    """The monitor, which has seen what the run has written so far."""
-    watch = Watch(Monitor(config.monitor, inherited(run)), run)
-    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
-    return watch
-
-
-def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watch, newest: Path | None,
-                served: Served | None = None, parity: ParityCheck | None = None, tracker: Tracker | None = None) -> None:
-    """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
-    with console.progress("train", "steps") as advance, STOP.stepping():
-        trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
-                                [ShowProgress(advance), *([TellCheckpoints(tracker)] if tracker else [])], watch=watch,
-                                fresh_from=fresh_from_step(run), served=served, parity=parity)
-        trainer.evaluator = DuringTraining(parts, router, served)
-        if tracker is not None:
-            trainer.metrics_file.listeners.append(tracker.row)
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if trainer.stopped:
-        name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
-        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: routed-rl resume {run.path}",
-                      trainer.stopped)
-
-
-def work(folder: str) -> None:
-    """Be one process of a launched run: the training, from what the command that started it has written."""
-    transformers_logging.set_verbosity_error()
-    run = RunFolder.open(folder)
-    config = read_config(run)
-    join(config.launch)  # first: it says which GPU is this process'
-    parts = load_parts(config)
-    newest, _ = run.last_checkpoint()
-    watch = _watch(config, run)
-    router = make_router(parts, _subspace(parts, run), inherited(run))
-    _train_here(parts, run, router, watch, newest)
 
 
 def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> Means:
@@ -284,26 +194,3 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     console.say("next:")
     for command in summary.next_commands(run):
         console.say(f"  {command}")
-
-
-class ShowProgress(TrainerCallback):
-    """Moves the bar; TRL's own is off."""
-
-    def __init__(self, advance: console.Advance) -> None:
-        self.advance = advance
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            reward, norm = logs.get("reward"), logs.get("quarantine/norm")
-            note = " ".join([f"reward {reward:.2f}" if reward is not None else "", f"|C| {norm:.2f}" if norm else ""])
-            self.advance(state.global_step, state.max_steps, note.strip())
-
-
-class TellCheckpoints(TrainerCallback):
-    """Tells the tracker of each checkpoint once it is whole."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.tracker.checkpoint(state.global_step)

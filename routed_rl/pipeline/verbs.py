@@ -6,17 +6,15 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
-from routed_rl import checkpoint, console
+from routed_rl import console
 from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.artifacts import RunFolder, step_of, write_json
 from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
-from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace
+from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace, take_checkpoint
 from routed_rl.pipeline.measuring import curve, measure
 from routed_rl.pipeline.record import inherited, read_config
 from routed_rl.pipeline.serving import route_served, serving
@@ -105,13 +103,10 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -
         models = {"base": measure(parts, chosen, served, title="base")}
         router = make_router(parts, subspace, inherited(run))
         parity = route_served(parts, served, router)
-        stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
-        parts.model.load_state_dict(stored.state_dict())
-        if router is not None:
-            checkpoint.load_quarantine(folder, router)
+        take_checkpoint(parts, router, folder)
         if served is not None and parity is not None:
             served.sync()
-            parity.run(int(folder.name.removeprefix("step-")))
+            parity.run(step_of(folder))
         models["policy"] = measure(parts, chosen, served, title="policy")
         with router.quarantine.ablated() if router is not None else nullcontext():
             models["deployed"] = measure(parts, chosen, served, deployed=True, title="deployed")

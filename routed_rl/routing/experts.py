@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from routed_rl.routing.linear import reduce_routed
 
 if TYPE_CHECKING:
-    from routed_rl.routing.quarantine import Target
+    from routed_rl.routing.target import Target
 
 
 class ExpertsTap(torch.autograd.Function):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from routed_rl.routing.quarantine import Target
 from routed_rl.routing.ranks import RANKS
 from routed_rl.routing.rows import StepRows
+from routed_rl.routing.target import Target
 
 
 @dataclass(frozen=True, eq=False)

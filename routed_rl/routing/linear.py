@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 if TYPE_CHECKING:
-    from routed_rl.routing.quarantine import Target
+    from routed_rl.routing.target import Target
 
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it modulo 1 spread evenly and meet no period."""

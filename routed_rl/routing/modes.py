@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.errors import ConfigError
-from routed_rl.routing.quarantine import Target
+from routed_rl.routing.target import Target
 
 AfterStep = Callable[[Target, Tensor, float | Tensor], None]
 """(target, ΔC_e (E, K, N), the weights' decay this step = rate · decay) -> None, in place.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from routed_rl.config import QuarantineConfig
 from routed_rl.errors import CheckpointError
-from routed_rl.routing.quarantine import Target
+from routed_rl.routing.target import Target
 
 
 class QuarantineOptimizer:

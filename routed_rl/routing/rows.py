@@ -19,7 +19,7 @@ from routed_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from routed_rl.routing.ledger import Axes
-    from routed_rl.routing.quarantine import Target
+    from routed_rl.routing.target import Target
 
 
 @dataclass(frozen=True, eq=False)

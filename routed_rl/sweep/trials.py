@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import read_json
-from routed_rl.config import Config, SweepConfig
+from routed_rl.config import Compose, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.jobs import Job
 from routed_rl.sweep.space import overrides_of
-
-Compose = Callable[[list[str]], Config]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Protocol
 
 from routed_rl import console
 from routed_rl.artifacts import write_json
-from routed_rl.config import Config, SweepConfig
+from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.jobs import Execute, Job, alone_in, is_finished, run_all, train_or_resume
 from routed_rl.sweep import report
 from routed_rl.sweep.space import Dimension, grid
 from routed_rl.sweep.study import Study
-from routed_rl.sweep.trials import Compose, Outcome, Plan, Trial, outcome
+from routed_rl.sweep.trials import Outcome, Plan, Trial, outcome
 
 FOLDER = "sweep"
 

@@ -80,9 +80,6 @@ def check_launch(config: Config) -> None:
     if config.evaluation.every:
         raise ConfigError(f"evaluation.every={config.evaluation.every} is not supported with launch.strategy={strategy}; set "
                           "it to 0, or launch=local")
-    if (algorithm := trainer.get("algorithm")) == "ppo":
-        raise ConfigError(f"trainer.algorithm={algorithm} is not supported with launch.strategy={strategy}: its value head "
-                          "is not reduced over processes; set trainer=grpo or trainer=rloo, or launch=local")
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
                           "'routed-rl[deepspeed]', or set launch=fsdp2")

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from routed_rl.artifacts import step_of
 from routed_rl.routing import RANKS, StepRows
 
 COLUMNS = ("push", "shift")
@@ -111,7 +112,7 @@ class CompletionFiles:
 def forget_after(folder: Path, step: int) -> None:
     """Remove the completions of later steps, which a resumed run makes again, and what a killed one left half written."""
     for path in [*folder.glob("step-*.parquet"), *folder.glob(".step-*.partial")]:
-        if path.name.startswith(".") or int(path.name.split("-")[1]) > step:
+        if path.name.startswith(".") or step_of(path) > step:
             path.unlink()
 
 

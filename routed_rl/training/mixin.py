@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
 from routed_rl.errors import ConfigError
 from routed_rl.routing import RANKS, Router
@@ -148,7 +148,7 @@ class RoutedTrainerMixin(SharedTrainerMixin):
             if self.router is not None:
                 load_quarantine(Path(checkpoint), self.router)
             loop = load_loop(Path(checkpoint), RANKS.rank)
-            step, shape = int(Path(checkpoint).name.removeprefix("step-")), self._loop_shape()
+            step, shape = step_of(Path(checkpoint)), self._loop_shape()
             # With other processes the completions in store are cut otherwise: they are generated anew.
             self._step, self._buffered_inputs = step * shape[1], None
             if loop is not None and loop.get("shape", shape) == shape:

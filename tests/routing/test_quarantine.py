@@ -8,7 +8,8 @@ from safetensors.torch import load, save
 
 from routed_rl.errors import SubspaceError
 from routed_rl.routing.linear import RoutingContext
-from routed_rl.routing.quarantine import Quarantine, Target
+from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.target import Target
 from tests.builders import FAMILIES, PROPERTY, Run, batch, columns, exact_inside, random_bases, tiny, writer
 
 

@@ -1,0 +1,116 @@
+"""The steps of a run: from its newest checkpoint, in this process or in several, under the eyes of the monitor."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder, step_of
+from routed_rl.config import Config
+from routed_rl.errors import Stopped
+from routed_rl.monitor import Monitor
+from routed_rl.pipeline import halting, launched
+from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
+from routed_rl.pipeline.measuring import DuringTraining
+from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
+from routed_rl.rollout import ParityCheck, Served
+from routed_rl.routing import Router
+from routed_rl.stopping import STOP
+from routed_rl.tracking import MetricsFile, Tracker
+from routed_rl.training import Watch, build_trainer, forget_after, join
+
+
+def train_steps(parts: Parts, run: RunFolder, router: Router | None, served: Served | None, parity: ParityCheck | None,
+                tracker: Tracker) -> None:
+    """Train from the newest whole checkpoint to the last step, here or in processes of its own; what was written after that
+    checkpoint goes. Raises `Halted` where the monitor halts."""
+    newest, skipped = run.last_checkpoint()
+    for line in skipped:
+        console.say(line)
+    step = step_of(newest) if newest else 0
+    if newest:
+        console.say(f"going on from {newest.name}")
+    MetricsFile(run.metrics).truncate(step)
+    MetricsFile(run.verdicts).truncate(step)
+    forget_after(run.completions, step)
+    run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
+    halting.put_aside(run)
+    tracker.begin(step)
+    watch = _watch(parts.config, run)
+    if watch.halting:  # It was killed between the checkpoint of a halt and its record.
+        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
+    if parts.config.launch.strategy == "none":
+        _train_here(parts, run, router, watch, newest, served, parity, tracker)
+    else:
+        launched.train(parts, run, router)
+        for row in MetricsFile(run.metrics).rows():
+            if row["step"] > step:
+                tracker.row(row)
+        watch = _watch(parts.config, run)
+    if watch.halting:
+        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
+
+
+def _watch(config: Config, run: RunFolder) -> Watch:
+    """The monitor, which has seen what the run has written so far."""
+    watch = Watch(Monitor(config.monitor, inherited(run)), run)
+    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    return watch
+
+
+def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watch, newest: Path | None,
+                served: Served | None = None, parity: ParityCheck | None = None, tracker: Tracker | None = None) -> None:
+    """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
+    with console.progress("train", "steps") as advance, STOP.stepping():
+        trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
+                                [ShowProgress(advance), *([TellCheckpoints(tracker)] if tracker else [])], watch=watch,
+                                fresh_from=fresh_from_step(run), served=served, parity=parity)
+        trainer.evaluator = DuringTraining(parts, router, served)
+        if tracker is not None:
+            trainer.metrics_file.listeners.append(tracker.row)
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if trainer.stopped:
+        name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
+        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: routed-rl resume {run.path}",
+                      trainer.stopped)
+
+
+def work(folder: str) -> None:
+    """Be one process of a launched run: the training, from what the command that started it has written."""
+    transformers_logging.set_verbosity_error()
+    run = RunFolder.open(folder)
+    config = read_config(run)
+    join(config.launch)  # first: it says which GPU is this process'
+    parts = load_parts(config)
+    newest, _ = run.last_checkpoint()
+    watch = _watch(config, run)
+    router = make_router(parts, run_subspace(parts, run), inherited(run))
+    _train_here(parts, run, router, watch, newest)
+
+
+class ShowProgress(TrainerCallback):
+    """Moves the bar; TRL's own is off."""
+
+    def __init__(self, advance: console.Advance) -> None:
+        self.advance = advance
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            reward, norm = logs.get("reward"), logs.get("quarantine/norm")
+            note = " ".join([f"reward {reward:.2f}" if reward is not None else "", f"|C| {norm:.2f}" if norm else ""])
+            self.advance(state.global_step, state.max_steps, note.strip())
+
+
+class TellCheckpoints(TrainerCallback):
+    """Tells the tracker of each checkpoint once it is whole."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tracker.checkpoint(state.global_step)
