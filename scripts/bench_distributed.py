@@ -2,7 +2,8 @@
 
     python scripts/bench_distributed.py --json FILE
 
-Blocks of steps of the two arms alternate in one launch, on the lab's model; `ddp_ratio` is the median over pairs, by the
+Blocks of steps of the two arms alternate in one launch. Writes the flat keys `ddp_ratio` (SmolLM2, 16 x 128 tokens in each
+process, K = 16, 8 environments) and `lab_ddp_ratio` (64 x 12 in each, its own K): medians over pairs of blocks, each by its
 slower process. Steps that measure the random control (one in 16) are left out.
 """
 
@@ -16,34 +17,43 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-BLOCKS, STEPS = 9, 6
+BLOCKS = 9
+ARMS = ("none", "route")
 
 
-def measure() -> float:
-    """In each of the processes: the median ratio of the slower one."""
-    from bench_overhead import WORKLOADS, Arm
-    from torch.nn.parallel import DistributedDataParallel
+def measure() -> dict[str, float]:
+    """In each of the processes."""
+    from bench_overhead import WORKLOADS
 
     from routed_rl.config import LaunchConfig
-    from routed_rl.routing import RANKS
     from routed_rl.training import join
 
     join(LaunchConfig(strategy="ddp", processes=2))
-    workload: dict[str, Any] = WORKLOADS["lab"] | {"rows": 128}  # half of them in each process
-    arms: dict[str, Any] = {mode: Arm(workload, mode) for mode in ("none", "route")}
+    return {"lab_ddp_ratio": ratio(WORKLOADS["lab"] | {"rows": 64}, steps=6),
+            "ddp_ratio": ratio(WORKLOADS["smollm2"], steps=1)}
+
+
+def ratio(workload: dict[str, Any], steps: int) -> float:
+    """Route over none, `rows` completions in each process."""
+    from bench_overhead import Arm
+    from torch.nn.parallel import DistributedDataParallel
+
+    from routed_rl.routing import RANKS
+
+    arms: dict[str, Any] = {mode: Arm(workload, mode) for mode in ARMS}
     for arm in arms.values():
         arm.model = DistributedDataParallel(arm.model)
         arm.step(1)
 
     def block(mode: str) -> float:
         RANKS.wait()
-        return sum(max(RANKS.gather(arms[mode].step(number))) for number in range(1, STEPS + 1))
+        return sum(max(RANKS.gather(arms[mode].step(number))) for number in range(1, steps + 1))
 
     ratios: list[float] = []
     for place in range(BLOCKS):
-        order = ("none", "route") if place % 2 else ("route", "none")
-        seconds = {mode: block(mode) for mode in order}
+        seconds = {mode: block(mode) for mode in (ARMS if place % 2 else ARMS[::-1])}
         ratios.append(seconds["route"] / seconds["none"])
+        print(f"{workload['path']}: block {place + 1}, {ratios[-1]:.3f}", flush=True)
     return statistics.median(ratios)
 
 
@@ -53,8 +63,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        ratio = measure()
-        arguments.worker.write_text(json.dumps({"ddp_ratio": ratio}, indent=2) + "\n")  # both write the same
+        arguments.worker.write_text(json.dumps(measure(), indent=2) + "\n")  # both write the same
         return
     from routed_rl.config import LaunchConfig
     from routed_rl.launching import run_processes
