@@ -113,6 +113,19 @@ class RunFolder:
         if names <= {"config.yaml", "overrides.txt", "manifest.json"}:
             shutil.rmtree(self.path)
 
+    @contextmanager
+    def being_made(self) -> Iterator[RunFolder]:
+        """A folder beside this one that becomes it at the end, whole; whatever happens before, this one is not there."""
+        partial = RunFolder(self.path.with_name(f".{self.path.name}.partial"))
+        shutil.rmtree(partial.path, ignore_errors=True)
+        partial.path.mkdir(parents=True)
+        try:
+            yield partial
+            os.replace(partial.path, self.path)
+        except BaseException:
+            shutil.rmtree(partial.path, ignore_errors=True)
+            raise
+
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         run = cls(path)

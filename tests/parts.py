@@ -66,3 +66,12 @@ def own_config(parts: Path, out: Path | str, **changes: Any) -> Config:
                "env": {"a": {"path": path}, "b": {"path": path, "weight": 1}, "p": {"path": path, "probe": True}},
                "trainer": trainer, "evaluation": {"samples": 16}, "out": str(out)}
     return from_mapping(mapping | changes)
+
+
+def typed(parts: Path | str, out: Path | str, *overrides: str) -> list[str]:
+    """About the same as a command line would say it."""
+    path = f"{parts}/environment.py:Add"
+    return [f"out={out}", f"model.path={parts}/model", "env=empty", f"env.a.path={path}", f"env.b.path={path}", "env.b.weight=1",
+            f"env.p.path={path}", "env.p.probe=true", f"subspace.prompts={parts}/prompts.jsonl", "subspace.rank=2",
+            "trainer.max_steps=6", "trainer.save_steps=2", "trainer.per_device_train_batch_size=32",
+            "trainer.max_completion_length=5", "trainer.learning_rate=1e-3", "evaluation.samples=16", *overrides]

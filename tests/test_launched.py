@@ -20,7 +20,7 @@ from routed_rl.pipeline.arithmetic import memory_bytes
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.record import read_config
 from routed_rl.stopping import STOP
-from tests.parts import own_config, write_parts
+from tests.parts import own_config, typed, write_parts
 from tests.ranks import on_ranks
 from tests.training.test_resume import assert_same, lines, metrics, no_compose
 
@@ -113,11 +113,7 @@ def test_a_signal_saves_the_step_and_resume_goes_on_bit_for_bit(parts, tmp_path,
 
 def start(parts: Path, out: Path) -> subprocess.Popen:
     """The command line, in two processes."""
-    path = f"{parts}/environment.py:Add"
-    settings = ["launch=ddp", f"out={out}", f"model.path={parts}/model", "env=empty", f"env.a.path={path}", f"env.b.path={path}",
-                "env.b.weight=1", f"env.p.path={path}", "env.p.probe=true", f"subspace.prompts={parts}/prompts.jsonl",
-                "subspace.rank=2", "trainer.max_steps=6", "trainer.save_steps=2", "trainer.per_device_train_batch_size=16",
-                "trainer.max_completion_length=5", "trainer.learning_rate=1e-3", "evaluation.samples=16"]
+    settings = typed(parts, out, "launch=ddp", "trainer.per_device_train_batch_size=16")
     return subprocess.Popen([sys.executable, "-m", "routed_rl.cli", "train", *settings], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()})
 

@@ -23,10 +23,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Check the options, then calibrate."""
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
-    from routed_rl.cli.compose import compose
+    from routed_rl.cli.compose import compose, from_anywhere
 
     compose(arguments.overrides)  # a bad override is refused before anything heavy is loaded
     from routed_rl.calibrate import calibrate
 
     out = arguments.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
-    calibrate(arguments.overrides, names(arguments.runs) or [], arguments.seeds, arguments.rate, out, arguments.jobs, compose)
+    calibrate(from_anywhere(arguments.overrides), names(arguments.runs) or [], arguments.seeds, arguments.rate, out,
+              arguments.jobs, compose)

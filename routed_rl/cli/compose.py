@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,40 @@ def compose(overrides: list[str]) -> Config:
     return _absolute(_typed(composed))
 
 
+PATHS = re.compile(r"model\.path|env\.[^.]+\.path|"
+                   r"subspace\.(path|weights|prompts|answers|(roles|traits|questions)_file|parts|compare_to)")
+"""Settings that name files."""
+
+
+def from_anywhere(overrides: list[str]) -> list[str]:
+    """The same overrides with the paths as they stand from here, to be composed again from another folder."""
+    return [_from_anywhere(text) for text in overrides]
+
+
+def _from_anywhere(text: str) -> str:
+    key, equals, _ = text.partition("=")
+    if not equals or not PATHS.fullmatch(key.lstrip("+")) or (override := parse_override(text)[1]).is_sweep_override():
+        return text
+    value: Any = override.value()
+    if isinstance(value, list):
+        found: Any = [_absolute_path(key, path) for path in value]
+        return text if found == value else f"{key}={json.dumps(found)}"
+    found = _absolute_path(key, value)
+    return text if found == value else f"{key}={found}"
+
+
+def _absolute_path(key: str, path: Any) -> Any:
+    """An environment is `FILE.py:CLASS` or a name, which is no file; the other settings name files and folders."""
+    if not isinstance(path, str):
+        return path
+    if not key.lstrip("+").startswith("env."):
+        return resolve(path)
+    file, colon, name = path.rpartition(":")
+    return f"{resolve(file)}{colon}{name}" if file.endswith(".py") else path
+
+
 def _absolute(config: Config) -> Config:
-    """Paths as they stand from where the command is typed, so that a run can be resumed from anywhere."""
+    """Paths as they stand from where the command is typed."""
     ours, model = config.subspace, config.model.path
     files = {name: getattr(ours, name) for name in ("path", "weights", "roles_file", "traits_file", "questions_file")}
     files |= {"prompts": ours.prompts_for(model), "answers": ours.answers_for(model)}
@@ -54,10 +88,9 @@ def _absolute(config: Config) -> Config:
 
 
 def _with_absolute_file(settings: Any) -> Any:
-    if not isinstance(settings, dict) or not isinstance(path := settings.get("path"), str):
+    if not isinstance(settings, dict) or "path" not in settings:
         return settings
-    file, colon, name = path.rpartition(":")
-    return settings | {"path": f"{resolve(file)}{colon}{name}"} if file.endswith(".py") else settings
+    return settings | {"path": _absolute_path("env.path", settings["path"])}
 
 
 def _checked(text: str, folder: Path) -> str:

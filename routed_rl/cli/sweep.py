@@ -16,8 +16,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Split the overrides, then run the trials."""
-    from routed_rl.cli.compose import compose
+    from routed_rl.cli.compose import compose, from_anywhere
     from routed_rl.cli.space import split
     from routed_rl.sweep import sweep
 
-    sweep(*split(arguments.overrides), compose, dry_run=arguments.dry_run)
+    sweep(*split(from_anywhere(arguments.overrides)), compose, dry_run=arguments.dry_run)

@@ -65,13 +65,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     _announce()
-    from routed_rl.cli.compose import compose
+    from routed_rl.cli.compose import compose, from_anywhere
 
     config = compose(arguments.overrides)
     from routed_rl import pipeline
 
     with STOP.listening():
-        run = pipeline.train(config, arguments.overrides, dry_run=arguments.dry_run)
+        run = pipeline.train(config, from_anywhere(arguments.overrides), dry_run=arguments.dry_run)
     if not arguments.dry_run:
         print(f"run: {run}", flush=True)
 
@@ -84,10 +84,10 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
 def _resume(arguments: argparse.Namespace) -> None:
     _announce()
     from routed_rl import pipeline
-    from routed_rl.cli.compose import compose
+    from routed_rl.cli.compose import compose, from_anywhere
 
     with STOP.listening():
-        run = pipeline.resume(arguments.run, arguments.overrides, compose)
+        run = pipeline.resume(arguments.run, from_anywhere(arguments.overrides), compose)
     print(f"run: {run}", flush=True)
 
 
@@ -102,11 +102,11 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
 def _rollback(arguments: argparse.Namespace) -> None:
     _announce()
     from routed_rl import pipeline
-    from routed_rl.cli.compose import compose
+    from routed_rl.cli.compose import compose, from_anywhere
 
     with STOP.listening():
         run = pipeline.rollback(arguments.run, arguments.step, names(arguments.drop) or [], arguments.forget_parts,
-                                arguments.overrides, compose)
+                                from_anywhere(arguments.overrides), compose)
     print(f"run: {run}", flush=True)
 
 
@@ -139,7 +139,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from routed_rl.cli.compose import compose
 
     try:
-        scales = [float(text) for text in arguments.scales.split(",")] if arguments.scales else None
+        scales = [float(text) for text in arguments.scales.split(",")] if arguments.scales is not None else None
     except ValueError:
         raise ConfigError(f"--scales {arguments.scales} is no list of numbers; write --scales 0,.25,.5,.75,1") from None
     # A run folder brings its own settings; overrides would silently mean another experiment.
@@ -200,12 +200,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     except ValueError:
         raise ConfigError(f"--ranks {arguments.ranks} is no list of numbers; write --ranks 1,3,8") from None
     _announce()
-    from routed_rl.cli.compose import compose
+    from routed_rl.cli.compose import compose, from_anywhere
 
     compose(arguments.overrides)  # a bad override is refused before anything heavy is loaded
     from routed_rl.compare import compare
 
-    compare(arguments.overrides, arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
+    compare(from_anywhere(arguments.overrides), arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

@@ -72,11 +72,19 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
     if run.subspace.exists():
         subspace = Subspace.load(run.subspace)
         check_subspace(parts, subspace)
-        return subspace
-    with console.progress("extract", "prompts") as advance:
-        subspace = make_subspace(parts, advance)
-    subspace.save(run.subspace)
+    else:
+        with console.progress("extract", "prompts") as advance:
+            subspace = make_subspace(parts, advance)
+        subspace.save(run.subspace)
+    check_axis(parts.config, subspace)
     return subspace
+
+
+def check_axis(config: Config, subspace: Subspace) -> None:
+    """Refuse an axis to watch that the subspace does not have: no rule of the shift would ever speak."""
+    if config.monitor.axis is not None and config.monitor.axis not in subspace.axis_names:
+        raise ConfigError(f"monitor.axis={config.monitor.axis} is no axis of the subspace; it has "
+                          f"{', '.join(subspace.axis_names)}")
 
 
 def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Subspace:

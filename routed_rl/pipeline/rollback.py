@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from routed_rl.artifacts import RunFolder, broken_seal, read_json, sealed_folder, step_of
 from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
-from routed_rl.envs import EnvironmentProcess, load_environments, trained
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.record import (
     fresh_from_step,
@@ -24,7 +24,7 @@ from routed_rl.pipeline.record import (
     tell,
     write_config,
 )
-from routed_rl.pipeline.train import resume
+from routed_rl.pipeline.train import go_on, prepared
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
@@ -33,33 +33,34 @@ LINEAGE = "lineage"
 
 
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
-    """Make the new run and train it to its end; returns its folder."""
+    """Make the new run and train it to its end; returns its folder. Nothing is written before all that can be is checked."""
     old = RunFolder.open(folder)
-    was, typed = read_config(old), read_overrides(old)
-    config = changed(was, compose([*typed, *overrides]), drop)
+    was, typed = read_config(old), [*still_said(read_overrides(old), overrides), *overrides]
+    config = changed(was, compose(typed), drop)
     config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
     new = new_folder(config)
-    check_step(old, step)
+    check_step(old, step, config)
     config.out = str(new.path)
-    fresh = was.env != config.env
-    after, routed = trained_names(config), step > 0 and was.routing.mode != "none"
-    kept = [name for name in quarantined(old.checkpoint(step)) if name not in after] if routed and not forget else []
-    new.path.mkdir(parents=True, exist_ok=True)
-    write_config(new, config, [*typed, *overrides])
-    copy_until(old, new, step)
-    if step and fresh:
-        with sealed_folder(new.checkpoint(step)) as partial:
-            shutil.copytree(old.checkpoint(step), partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("COMPLETE.json"))
-            start_afresh(partial)
-            if routed:
-                move_quarantine(partial, after, kept)
-    elif step:
-        shutil.copytree(old.checkpoint(step), new.checkpoint(step))
-    lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
-    tell(new, {LINEAGE: lineage, "inherited": kept, "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
+    parts, begin = prepared(config, new, before=old)
+    fresh, routed = trained_settings(was) != trained_settings(config), step > 0 and was.routing.mode != "none"
+    after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
+    kept = [] if forget else [name for name in has if name not in after]
+    with new.being_made() as made:
+        write_config(made, config, [*typed, *(f"~env.{name}" for name in drop)])
+        copy_until(old, made, step)
+        if step:
+            copy_checkpoint(old, made, step, fresh, None if has == [*after, *kept] or not routed else (after, kept))
+        lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
+        tell(made, {LINEAGE: lineage, "inherited": kept, "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
     children = read_json(old.manifest).get("children", [])
     tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
-    return resume(str(new.path), [], compose)
+    return go_on(parts, new, begin)
+
+
+def still_said(typed: list[str], overrides: list[str]) -> list[str]:
+    """What was typed for a run, as it holds for one with more overrides: of another mix nothing was dropped yet."""
+    return [text for text in typed if not text.startswith("~env.")] if any(
+        text.startswith("env=") for text in overrides) else typed
 
 
 def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
@@ -70,25 +71,36 @@ def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
     return dataclasses.replace(wanted, env={name: settings for name, settings in wanted.env.items() if name not in drop})
 
 
-def check_step(run: RunFolder, step: int) -> None:
-    """Refuse a step without a whole checkpoint; 0 is the base model."""
+def check_step(run: RunFolder, step: int, config: Config) -> None:
+    """Refuse a step without a whole checkpoint, or after the new run's last; 0 is the base model."""
     have = [0, *(each for each in run.steps() if broken_seal(run.checkpoint(each)) is None)]
     if step not in have:
         raise CheckpointError(f"--step {step}: {run.path} has no whole checkpoint there; it has {', '.join(map(str, have))} "
                               "(0 is the base model)")
+    if step > (last := config.trainer.get("max_steps", step)):
+        raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
 
 
-def trained_names(config: Config) -> list[str]:
-    """The environments that the new run trains, each of which can be built."""
-    loaded = load_environments(config.env)
-    for each in loaded:
-        if isinstance(each.environment, EnvironmentProcess):
-            each.environment.close()
-    return [each.name for each in trained(loaded)]
+def trained_settings(config: Config) -> dict[str, Any]:
+    """What the mixture is made of; a probe is not."""
+    return {name: settings for name, settings in config.env.items() if not (isinstance(settings, dict) and settings.get("probe"))}
+
+
+def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:
+    """The checkpoint of `step`; `fresh`: for another mixture; `names`: the parts it shall have, trained ones and others."""
+    if not fresh and names is None:
+        shutil.copytree(old.checkpoint(step), new.checkpoint(step))
+        return
+    with sealed_folder(new.checkpoint(step)) as partial:
+        shutil.copytree(old.checkpoint(step), partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("COMPLETE.json"))
+        if fresh:
+            start_afresh(partial)
+        if names is not None:
+            move_quarantine(partial, *names)
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Subspace, base evaluation, metrics and completions up to `step`."""
+    """Subspace, base evaluation; metrics, completions and halts up to `step`."""
     if old.subspace.exists():
         shutil.copytree(old.subspace, new.subspace)
     for name in ("evaluation-base.json", "metrics.jsonl", "verdicts.jsonl"):
@@ -100,3 +112,9 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
         if step_of(file) <= step:
             new.completions.mkdir(exist_ok=True)
             shutil.copy(file, new.completions / file.name)
+    if old.halted.exists() and read_json(old.halted)["step"] <= step:
+        shutil.copy(old.halted, new.halted)
+    for file in Path(old.path, "halts").glob("step-*.json"):
+        if step_of(file) <= step:
+            (new.path / "halts").mkdir(exist_ok=True)
+            shutil.copy(file, new.path / "halts" / file.name)

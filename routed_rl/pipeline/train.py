@@ -19,7 +19,7 @@ from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.pipeline import launched, summary
-from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
+from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
 from routed_rl.pipeline.measuring import Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.publish import publish
@@ -36,6 +36,7 @@ from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.steps import train_steps
 from routed_rl.rollout import Served, check_engine
 from routed_rl.routing import Router
+from routed_rl.subspace import Subspace
 from routed_rl.tracking import Tracker, tracked
 from routed_rl.training import check_launch, check_trainer, training_arguments
 
@@ -48,7 +49,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
     a job's script and settings, where the run is to be a job."""
     run = new_folder(config)
-    parts, begin = _prepared(config, run)
+    parts, begin = prepared(config, run)
     if dry_run and config.launch.where == "here":
         return run.path
     run.path.mkdir(parents=True, exist_ok=True)
@@ -72,11 +73,16 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
         wanted.out = config.out
         refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
         config = wanted
-    parts, begin = _prepared(config, run)
+    parts, begin = prepared(config, run)
     if overrides:
         write_config(run, config, [*read_overrides(run), *overrides])
-    if config.launch.where == "slurm":
-        launched.submit_job(config, run, dry_run=False)
+    return go_on(parts, run, begin)
+
+
+def go_on(parts: Parts, run: RunFolder, begin: float) -> Path:
+    """Train what `prepared` has made, here or as a job, from the newest checkpoint of the folder."""
+    if parts.config.launch.where == "slurm":
+        launched.submit_job(parts.config, run, dry_run=False)
         return run.path
     return _run(parts, run, begin)
 
@@ -84,13 +90,13 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
 def run_job(folder: str) -> None:
     """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
     run = RunFolder.open(folder)
-    parts, begin = _prepared(read_config(run), run)
+    parts, begin = prepared(read_config(run), run)
     _run(parts, run, begin)
 
 
-def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
+def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) -> tuple[Parts, float]:
     """Load and check all that can be checked before anything is written, so that a refused command changes nothing; show
-    the plan. Returns the parts, and when this began."""
+    the plan. Returns the parts, and when this began. `before`: the run whose subspace it takes over, where that is another."""
     begin = time.perf_counter()
     transformers_logging.set_verbosity_error()
     check_trainer(config.trainer)
@@ -104,6 +110,8 @@ def _prepared(config: Config, run: RunFolder) -> tuple[Parts, float]:
             raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
                               "which cannot be routed; set launch=zero2 or launch=ddp")
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
+        if (subspace := (before or run).subspace).exists():
+            check_axis(config, Subspace.load(subspace))
     show_plan(parts, arguments, run)
     return parts, begin
 

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from routed_rl.errors import ConfigError
-
 if TYPE_CHECKING:
     from routed_rl.routing.ledger import Axes
     from routed_rl.routing.target import Target
@@ -68,8 +66,6 @@ class RowBook:
     """Collects one step's rows over targets: `begin` before its first backward, `after` for each target, `close`."""
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
-        if axis is not None and axis not in axes.names:
-            raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(axes.names)}")
         place, layers = axes.names.index(axis) if axis else 0, sorted({target.layer for target in targets})
         along = {layer: axes.directions[layer][:, place].to(targets[0].basis) / axes.scales[layer, place].item()
                  for layer in layers}

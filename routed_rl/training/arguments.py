@@ -133,14 +133,23 @@ def _defaults(config: Config) -> dict[str, Any]:
     return wanted | settings(config.trainer)
 
 
-def prompts_needed(arguments: TrainerArguments, steps: int | None = None) -> int:
-    """Tasks that `steps` consume, `max_steps` by default: one epoch exactly, so that a resume never crosses one."""
-    generation_steps, batch = arguments.steps_per_generation, arguments.generation_batch_size
-    group = arguments.num_generations
-    assert generation_steps is not None and batch is not None and group is not None  # filled in by itself
-    steps = arguments.max_steps if steps is None else steps
-    batches = -(-steps * arguments.gradient_accumulation_steps // (generation_steps * arguments.num_iterations))
-    return batches * batch // group
+def prompts_needed(arguments: TrainerArguments) -> int:
+    """Tasks that the whole run consumes: one epoch exactly, so that a resume never crosses one."""
+    steps, prompts = _generations(arguments)
+    return -(-arguments.max_steps * arguments.gradient_accumulation_steps // steps) * prompts
+
+
+def prompts_used(arguments: TrainerArguments, step: int) -> int:
+    """Tasks of the generations that are done with after `step`; one in the middle of its use is not."""
+    steps, prompts = _generations(arguments)
+    return step * arguments.gradient_accumulation_steps // steps * prompts
+
+
+def _generations(arguments: TrainerArguments) -> tuple[int, int]:
+    """Micro-batches that one generation serves, and its tasks."""
+    steps, batch, group = arguments.steps_per_generation, arguments.generation_batch_size, arguments.num_generations
+    assert steps is not None and batch is not None and group is not None  # filled in by itself
+    return steps * arguments.num_iterations, batch // group
 
 
 def completions_per_step(arguments: TrainerArguments) -> int:

@@ -11,7 +11,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.model.load import load_model
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
-from routed_rl.training.arguments import algorithm, algorithm_name, prompts_needed, training_arguments
+from routed_rl.training.arguments import algorithm, algorithm_name, prompts_needed, prompts_used, training_arguments
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.reference import use_reference
 from routed_rl.training.tasks import RewardFunction, TaskTable
@@ -37,7 +37,7 @@ def build_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
         raise ConfigError(f"environment {playing[0]} has episodes, which TRL's {algorithm_name(config.trainer)} cannot roll out; "
                           "set trainer=grpo or trainer=ppo")
     beta, arguments.beta = arguments.beta, 0.0
-    table = TaskTable(environments, config.seed + AFRESH * fresh_from, prompts_needed(arguments, fresh_from))
+    table = TaskTable(environments, config.seed + AFRESH * fresh_from, prompts_used(arguments, fresh_from))
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
     completions = CompletionFiles(run.completions if config.tracking.completions else None, config.monitor.completions)
     assert arguments.num_generations is not None

@@ -143,8 +143,11 @@ class RoutedTrainerMixin(SharedTrainerMixin):
         return [RANKS.count, self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size]  # pyright: ignore
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        trainer: Any = self
+        wanted = [(group["initial_lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] if checkpoint else []
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         if checkpoint is not None:
+            use_rates(trainer.optimizer, trainer.lr_scheduler, wanted)
             if self.router is not None:
                 load_quarantine(Path(checkpoint), self.router)
             loop = load_loop(Path(checkpoint), RANKS.rank)
@@ -179,6 +182,17 @@ class RoutingCallback(TrainerCallback):
         self.trainer.stopped = max(RANKS.gather(STOP.asked or 0))
         if self.trainer.stopped:
             control.should_save = control.should_training_stop = True
+
+
+def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
+    """Go on with each group's (learning rate, weight decay) where the checkpoint's are others; the schedule stays where it is."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
+        group["weight_decay"] = decay
+        if rate != (was := group["initial_lr"]):
+            group["lr"] = group["lr"] * (rate / was) if was else rate
+            group["initial_lr"] = scheduler.base_lrs[place] = rate
+            scheduler._last_lr[place] = group["lr"]
 
 
 def _say_what_is_used(model: nn.Module, arguments: Any) -> None:

@@ -157,27 +157,6 @@ def test_what_no_checkpoint_can_follow_is_refused_and_nothing_is_written(parts, 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_that_went_back_stays_one_when_it_goes_on_with_overrides(parts, whole, tmp_path):
-    """Its manifest says where its mixture begins and whose parts it inherited."""
-    gone = next(iter(config(parts, tmp_path).env))
-    new = go_back(parts, whole, tmp_path / "new", 2, [gone])
-    told = json.loads((new / "manifest.json").read_text())
-    shutil.rmtree(new / "checkpoints" / f"step-{STEPS}")
-    before = tensors(new, 4)
-
-    def compose(_texts):
-        wanted = config(parts, new)
-        del wanted.env[gone]
-        return dataclasses.replace(wanted, trainer=wanted.trainer | {"max_steps": STEPS + 2})
-
-    pipeline.resume(str(new), ["trainer.max_steps=8"], compose)
-    kept = json.loads((new / "manifest.json").read_text())
-    assert {key: kept[key] for key in ("lineage", "inherited", "fresh_from_step")} == {
-        "lineage": told["lineage"], "inherited": [gone], "fresh_from_step": 2}
-    name = next(name for name in before if name.endswith(".parts"))
-    assert torch.equal(tensors(new, STEPS + 2)[name][-1], before[name][-1])
-
-
 def test_going_back_in_a_run_that_went_back_is_the_same_run_too(parts, whole, tmp_path):
     def heavier(wanted):
         next(iter(wanted.env.values()))["weight"] = 3.0
