@@ -56,6 +56,8 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
     if path.startswith(GGUF):
         forget_quantisation(model)
     require_full_weights(model, path)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # The others leave the cap out (Gemma 2), so an engine would serve another model.
     model.config._name_or_path = path
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in ids.items():

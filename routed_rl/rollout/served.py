@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any, cast
 
 from routed_rl.rollout.engine import Engine, Sampling
 from routed_rl.rollout.weights import NamedTensors, PolicyWeights
@@ -20,6 +21,8 @@ class Served:
         self.sync_seconds = 0.0
         """Of the last `sync`."""
         self._adapter_is_current, self._writers_are_deployed = False, False
+        # vLLM serves some families (OLMo-2) by transformers' own classes and compiles these, the trainer's model too: not so.
+        cast(Any, weights.model).base_model.do_not_compile = True
 
     def sync(self) -> None:
         """Push the policy as it stands now."""

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from routed_rl.errors import ModelError
 from routed_rl.model.load import load_model, load_tokenizer, model_hash, require_full_weights
@@ -57,6 +64,24 @@ def test_a_folder_survives_loading_and_saving(tmp_path):
     assert torch.equal(stock(ids).logits, model(ids).logits)
     assert stock.lm_head.weight is stock.model.embed_tokens.weight
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_cap_on_attention_is_there(tmp_path):
+    """Which torch's own attention leaves out; vLLM has it."""
+    config = Gemma2Config(vocab_size=len(WORDS), hidden_size=8, intermediate_size=16, num_hidden_layers=2, head_dim=4,
+                          num_attention_heads=2, num_key_value_heads=1, query_pre_attn_scalar=1, attn_logit_softcapping=0.01)
+    tiny_folder(tmp_path)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(1000)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(6)[None]
+    capped, uncapped = (AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=way)(ids).logits
+                        for way in ("eager", "sdpa"))
+    loaded = load_model(str(tmp_path))(ids).logits
+    assert torch.allclose(loaded, capped, atol=1e-6) and not torch.allclose(loaded, uncapped, atol=1e-4)
 
 
 def test_special_tokens_follow_the_chat_template_and_nothing_samples(tmp_path):

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from routed_rl.config import ParityConfig, RolloutConfig
 from routed_rl.model.targets import freeze
@@ -29,7 +40,15 @@ _COMMON = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_
 MODELS = {"llama, heads of 16": LlamaConfig(**_COMMON),
           "llama, tied": LlamaConfig(**_COMMON, head_dim=32, tie_word_embeddings=True),
           "qwen2, biases": Qwen2Config(**_COMMON | {"num_attention_heads": 2}),
-          "qwen3, heads of 32": Qwen3Config(**_COMMON, head_dim=32)}
+          "qwen3, heads of 32": Qwen3Config(**_COMMON, head_dim=32),
+          "mistral": MistralConfig(**_COMMON | {"num_attention_heads": 2}),
+          "olmo2": Olmo2Config(**_COMMON | {"num_attention_heads": 2}),
+          "phi3": Phi3Config(**_COMMON | {"num_attention_heads": 2}),
+          # As `load_model` reads it.
+          "gemma2": Gemma2Config(**_COMMON, head_dim=32, query_pre_attn_scalar=32, attn_implementation="eager"),
+          "gemma3": Gemma3TextConfig(**_COMMON, head_dim=32, query_pre_attn_scalar=32),
+          "gpt2, biases": GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=2, n_positions=128, bos_token_id=0,
+                                     eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)}
 
 
 class Setup:
@@ -61,7 +80,8 @@ class Setup:
 
     @contextmanager
     def serve(self, **settings: Any) -> Iterator[tuple[Served, ParityCheck]]:
-        lora = lora_for(3, [target.name.rpartition(".")[2] for target in self.targets])
+        biased = any(target.has_bias for target in self.targets)  # vLLM has no adapters for such
+        lora = None if biased else lora_for(3, [target.name.rpartition(".")[2] for target in self.targets])
         config = RolloutConfig(**{"engine": "vllm_colocate"} | settings)
         with open_engine(config, self.folder, lora) as engine:
             served = Served(engine, PolicyWeights(self.model, self.targets))
