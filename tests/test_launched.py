@@ -18,8 +18,10 @@ from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import Stopped
 from routed_rl.pipeline.arithmetic import memory_bytes
 from routed_rl.pipeline.build import load_parts
+from routed_rl.pipeline.following import following
 from routed_rl.pipeline.record import read_config
 from routed_rl.stopping import STOP
+from routed_rl.tracking import Tracker
 from tests.parts import own_config, typed, write_parts
 from tests.ranks import on_ranks
 from tests.training.test_resume import assert_same, lines, metrics, no_compose
@@ -74,6 +76,37 @@ def test_pieces_take_their_share_of_a_devices_memory(parts):
     assert ddp == whole and whole["optimizer"] == 2 * whole["weights"]
     assert zero1["weights"] == whole["weights"] and zero1["optimizer"] == 3 * whole["weights"] // 4  # a copy of the weights too
     assert fsdp2["weights"] == whole["weights"] // 4 and fsdp2["ledgers"] == whole["ledgers"]
+
+
+class Told(Tracker):
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.checkpoints: list[int] = []
+
+    def row(self, row):
+        self.rows.append(row["step"])
+
+    def checkpoint(self, step):
+        self.checkpoints.append(step)
+
+
+def test_a_tracker_is_told_what_other_processes_write_while_they_do(tmp_path):
+    run, told = RunFolder(tmp_path), Told()
+    run.metrics.write_text('{"step": 1}\n')
+    run.checkpoint(1).mkdir(parents=True)
+    with following(run, told, every_s=0.01), open(run.metrics, "a", buffering=1) as file:
+        for step in (2, 3):
+            file.write(f'{{"step": {step}')
+            file.flush()
+            time.sleep(0.05)
+            assert told.rows == list(range(2, step)), "a line that is being written is none yet"
+            file.write("}\n")
+            deadline = time.monotonic() + 10
+            while told.rows != list(range(2, step + 1)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        run.checkpoint(3).mkdir()
+    assert (told.rows, told.checkpoints) == ([2, 3], [3])
 
 
 def told_to_stop(config, number):

@@ -16,6 +16,7 @@ from routed_rl.errors import Stopped
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
 from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
+from routed_rl.pipeline.following import following
 from routed_rl.pipeline.measuring import DuringTraining
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
 from routed_rl.rollout import ParityCheck, Served
@@ -47,10 +48,8 @@ def train_steps(parts: Parts, run: RunFolder, router: Router | None, served: Ser
     if parts.config.launch.strategy == "none":
         _train_here(parts, run, router, watch, newest, served, parity, tracker)
     else:
-        launched.train(parts, run, router)
-        for row in MetricsFile(run.metrics).rows():
-            if row["step"] > step:
-                tracker.row(row)
+        with following(run, tracker):
+            launched.train(parts, run, router)
         watch = _watch(parts.config, run)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)

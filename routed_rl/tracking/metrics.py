@@ -82,6 +82,7 @@ class MetricsFile:
         self.path = path
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         """Told each row once it is written."""
+        self._read = 0
 
     def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Returns the row as a reader will see it."""
@@ -106,6 +107,16 @@ class MetricsFile:
         if not self.path.exists():
             return []
         return [row for line in self.path.read_text().splitlines() if (row := _parse(line))]
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """Rows that were written since this was asked last, by whoever; a line that is being written is for the next time."""
+        if not self.path.exists():
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            lines = file.read().rpartition(b"\n")[0]
+        self._read += len(lines) + bool(lines)
+        return [row for line in lines.decode(errors="replace").splitlines() if (row := _parse(line))]
 
 
 def _parse(line: str) -> dict[str, Any] | None:
