@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from routed_rl import pipeline
 from routed_rl.config import RolloutConfig
@@ -139,6 +140,29 @@ def test_servers_of_ones_own_are_used_and_stay(own_server, tmp_path):
                             rollout={"engine": "vllm_server", "urls": [url], "parity": {"every": 1}})
         rows = metrics(pipeline.train(config, []))
         assert all(max(row["parity/policy"], row["parity/deployed"]) < 1e-3 for row in rows)
+
+
+def test_several_servers_share_the_work_and_are_all_the_policy(own_server, tmp_path):
+    parts, url = own_server
+    other = LaunchedServer(RolloutConfig(engine="vllm_server", launch=True), parts / "model", Lora(8, ["down_proj", "o_proj"]))
+    try:
+        other.wait()
+        config = own_config(parts, tmp_path / "run", trainer={"max_steps": 3},
+                            rollout={"engine": "vllm_server", "urls": [url, other.url], "parity": {"every": 1}})
+        before = [asked(each) for each in (url, other.url)]
+        rows = metrics(pipeline.train(config, []))
+        shares = [asked(each) - was for each, was in zip((url, other.url), before, strict=True)]
+    finally:
+        other.stop()
+    assert min(shares) > 0.4 * sum(shares) > 0
+    assert all(max(row["parity/policy"], row["parity/deployed"]) < 1e-3 for row in rows)
+    assert all(row["train/sampling/sampling_logp_difference/max"] < 1e-3 for row in rows)
+
+
+def asked(url: str) -> float:
+    """How many requests a server has answered."""
+    lines = requests.get(f"{url}/metrics", timeout=10).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def test_episodes_are_played_by_a_server(tmp_path):
