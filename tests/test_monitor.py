@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.errors import ConfigError
 from routed_rl.monitor import RULES, Monitor, Verdict
 from routed_rl.training import Watch
 
@@ -48,6 +50,7 @@ READINGS = {
     "push": ({"ledger/a/push": 3.0, "ledger/b/push": 1.0, "ledger/c/push": -5.0}, "a", 0.75),
     "gap": ({"environment/a/reward": 0.9, "environment/a/solve": 0.2}, "a", 0.7),
     "energy": ({"control/isotropic/a/ratio": 4.0, "control/isotropic/all/ratio": 9.0, "control/matched/a/ratio": 7.0}, "a", 4.0),
+    "energy_rank": ({"control/matched/a/rank": 4.0, "control/matched/all/rank": 1.0, "control/isotropic/b/rank": 5.0}, "a", 0.25),
     "size": ({"quarantine/relative": 2.0}, "", 2.0),
     "share": ({"routing/routed_fraction": 0.95}, "", 0.95),
     "collapse": ({"train/frac_reward_zero_std": 1.0}, "", 1.0),
@@ -191,6 +194,20 @@ def test_only_what_is_asked_to_halts():
 def test_a_rule_that_cannot_be_is_refused(settings):
     with pytest.raises(ValueError, match="monitor"):
         RuleConfig(**settings)
+
+
+@pytest.mark.parametrize(("rule", "key"), [({"limit": math.nan}, "limit"), ({"limit": math.inf}, "limit"),
+                                           ({"limits": {"a": math.nan}}, "limits.a"), ({"allowance": math.nan}, "allowance")])
+def test_a_limit_that_nothing_passes_or_everything_is_refused(rule, key):
+    with pytest.raises(ConfigError, match=rf"monitor\.gap\.{key} must be a finite number, got (nan|inf)"):
+        MonitorConfig(gap=RuleConfig(**rule))
+
+
+def test_the_subspace_is_above_both_kinds_of_random_bases_before_a_patience_of_two_is_over():
+    settings = config(energy_rank=RuleConfig(limit=0.9, patience=2))
+    kinds, nothing = ("isotropic", "matched", "isotropic", "matched"), [{}] * 15
+    rows = [row for kind, rank in zip(kinds, (1, 2, 1, 1), strict=True) for row in ({f"control/{kind}/a/rank": rank}, *nothing)]
+    assert judged(settings, rows) == [(49, "a", 33)]
 
 
 def test_a_level_that_is_passed_late_names_the_step_at_which_the_growth_began():
