@@ -77,4 +77,4 @@ class MonitorConfig:
     def reporting(self) -> MonitorConfig:
         """The same rules, none of which halts."""
         rules = {name: dataclasses.replace(rule, action="report") for name, rule in self.rules().items()}
-        return dataclasses.replace(self, **rules)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, **rules)
