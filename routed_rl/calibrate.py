@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, write_json
-from routed_rl.config import Compose, MonitorConfig
+from routed_rl.config import Compose, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.jobs import Execute, Job, alone_in, refuse_failed, run_missing, train_or_resume
-from routed_rl.monitor import FEWEST, RULES, limit, peaks
+from routed_rl.monitor import FEWEST, Row, limit, peaks, smallest_rate
 from routed_rl.tracking import MetricsFile
 
 ARM = "secure"
@@ -37,12 +37,14 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     if not runs and seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
     with alone_in(folder, "calibrate", "--out"):
-        folders = [RunFolder.open(run) for run in runs] or _trained(overrides, seeds, folder, jobs, compose, execute)
+        folders = _given(runs) or _trained(overrides, seeds, folder, jobs, compose, execute)
         _check_insecure(folders, config.monitor)
-        rules = [name for name in RULES if getattr(config.monitor, name).action == "halt"] or ["pull", "change", "gap"]
+        rules = [name for name, rule in config.monitor.rules().items() if rule.action == "halt"] or ["pull", "change", "gap"]
         found = measured(folders, config.monitor, rules)
         limits = set_limits(found, rate)
-        settings = [word for name, entry in limits.items() if entry["limit"] is not None for word in _settings(name, entry)]
+        settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
+        if not settings:
+            raise ConfigError(f"the runs set no limit: {', '.join(limits)} read the same in all of them, and have none yet")
         write_json(folder / "calibration.json", {
             "rate": rate, "runs": [str(run.path) for run in folders], "rules": limits,
             "overrides": settings})
@@ -53,16 +55,30 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
-    """The peak of every rule, run and environment; RunFolderError for a run without metrics."""
+    """The peak of every rule, run and environment. RunFolderError for a run without metrics or with nothing for a rule to
+    read, ConfigError for runs of different lengths: the longer one is, the higher its peaks."""
     found: Peaks = {name: [] for name in rules}
+    first: tuple[Path, int] | None = None
     for run in folders:
         rows = MetricsFile(run.metrics).rows()
         if not rows:
             raise RunFolderError(f"{run.path} has no metrics to calibrate on; train it first")
+        first = first or (run.path, rows[-1]["step"])
+        if rows[-1]["step"] != first[1]:
+            raise ConfigError(f"{first[0]} has {first[1]} steps and {run.path} has {rows[-1]['step']}; peaks grow with the "
+                              f"length, so calibrate on runs of one length")
         for name in rules:
-            if peak := peaks(rows, config, name):
-                found[name].append(peak)
+            if not (peak := peaks(rows, config, name)):
+                raise RunFolderError(f"{run.path} has nothing for monitor.{name} to read: {_facts(rows, config)}")
+            found[name].append(peak)
     return found
+
+
+def _facts(rows: Sequence[Row], config: MonitorConfig) -> str:
+    """What a rule's readings depend on."""
+    axes = {key.split("/")[3]: None for key in rows[-1] if key.startswith("ledger/") and "/shift/" in key}
+    return (f"{len(rows)} steps with monitor.warmup={config.warmup}, monitor.axis={config.axis or 'null'}, "
+            f"the axes of its ledger are {', '.join(axes) or 'none: it was not routed'}")
 
 
 def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
@@ -70,9 +86,14 @@ def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
     or no spread at all.
 
     The rate is shared evenly by the rules that have a spread. Few runs are pooled: their environments count as alike.
+    ConfigError for a rate that the simulation behind a limit does not resolve.
     """
     samples = {name: _sample(each) for name, each in found.items()}
     spread = [name for name, (values, _) in samples.items() if len(set(values)) > 1]
+    floor = max((smallest_rate(len(samples[name][0])) * len(spread) * samples[name][1] for name in spread), default=0.0)
+    if rate < floor:  # Named rounded up, so that it can be typed.
+        raise ConfigError(f"--rate {rate:g} is less than the simulation behind a limit resolves; the smallest is "
+                          f"{1.01 * floor:.3g}")
     limits: dict[str, dict[str, Any]] = {}
     for name, (values, shared_by) in samples.items():
         part = rate / max(len(spread), 1) / shared_by
@@ -89,6 +110,9 @@ def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]
     Half of the variance is the average environment's: one that happened to lie still would else halt at a breath.
     """
     names = [name for name in per_run[0] if all(name in run for run in per_run)]
+    if not names:
+        several = ", ".join(dict.fromkeys(name for run in per_run for name in run))
+        raise ConfigError(f"the runs have no environment in common: {several}; calibrate on runs of one experiment")
     columns = {name: [run[name] for run in per_run] for name in names}
     average = statistics.fmean(statistics.variance(column) for column in columns.values())
     spread = {name: ((statistics.variance(column) + average) / 2) ** 0.5 for name, column in columns.items()}
@@ -97,11 +121,15 @@ def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]
     return {name: middle[name] + furthest * spread[name] for name in names}
 
 
-def _settings(name: str, entry: dict[str, Any]) -> list[str]:
-    """The overrides that set a rule's limits."""
-    own = ",".join(f"{environment}:{value:.4g}" for environment, value in entry["limits"].items())
-    return [f"monitor.{name}.limit={entry['limit']:.4g}", *([f"monitor.{name}.limits={{{own}}}"] if own else []),
-            f"monitor.{name}.action=halt"]
+def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
+    """The overrides by which a rule halts: at the limits found, or where there are none at those it has."""
+    if entry["limit"] is None:
+        whole, own = [] if was.limit is None else [f"monitor.{name}.limit={was.limit:g}"], was.limits
+    else:
+        whole = [f"monitor.{name}.limit={entry['limit']:.4g}"]
+        if own := entry["limits"]:
+            whole.append(f"monitor.{name}.limits={{{','.join(f'{each}:{value:.4g}' for each, value in own.items())}}}")
+    return [*whole, f"monitor.{name}.action=halt"] if whole or own else []
 
 
 def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
@@ -114,6 +142,17 @@ def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
 def _largest(per_run: list[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for run in per_run for name in run)
     return {name: max(run[name] for run in per_run if name in run) for name in names}
+
+
+def _given(runs: list[str]) -> list[RunFolder]:
+    """Runs that are there; ConfigError for one that is named twice, which would make the spread too small."""
+    folders = {}
+    for run in runs:
+        folder = RunFolder.open(run)
+        if (place := folder.path.resolve()) in folders:
+            raise ConfigError(f"--runs names {run} twice")
+        folders[place] = folder
+    return list(folders.values())
 
 
 def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Compose, execute: Execute) -> list[RunFolder]:

@@ -89,10 +89,13 @@ def test_limits_of_given_runs_are_written_with_the_overrides_that_set_them(tmp_p
     assert found["rate"] == 0.01 and found["runs"] == runs and set(found["rules"]) == {"pull", "change", "gap"}
     assert found["rules"]["pull"]["peaks"] == pytest.approx([0.01 * seed for seed in range(1, 8)])
     assert {word.split("=")[0] for word in found["overrides"]} == {
-        f"monitor.{rule}.{key}" for rule in ("pull", "change") for key in ("limit", "limits", "action")}  # gap has no spread
+        f"monitor.{rule}.{key}" for rule in ("pull", "change") for key in ("limit", "limits", "action")} | {
+        "monitor.gap.limit", "monitor.gap.action"}  # gap has no spread and keeps its limit
     assert shlex.join(["env=x", *found["overrides"]]) in capsys.readouterr().out
     settings, own = routed_rl_compose(found["overrides"]).monitor.pull, found["rules"]["pull"]["limits"]
     assert settings.limits == pytest.approx(own, rel=1e-3) and settings.action == "halt"
+    gap = routed_rl_compose(found["overrides"]).monitor.gap
+    assert (gap.limit, gap.action) == (1.0, "halt")
 
 
 def test_what_says_nothing_is_refused_and_what_is_not_secure_is_said(tmp_path, capsys):
@@ -111,6 +114,58 @@ def test_what_says_nothing_is_refused_and_what_is_not_secure_is_said(tmp_path, c
         "environment/a/reward": 0.9, "environment/a/solve": 0.1})) for seed in range(5)]
     calibrate([], runs, 20, 0.01, str(tmp_path / "out"), 1, compose)
     assert "a was paid for what was not solved; is it secure?" in capsys.readouterr().out.replace("\n", " ")
+
+
+def spoilt(folder, kind):
+    """Six runs that no limits can be set from, and what is said about them."""
+    true = {"environment/a/reward": 0.5, "environment/a/solve": 0.5}
+    runs = [write_run(folder / f"run{seed}", [0.0, 0.01 * seed, 0.02 * seed], **true) for seed in range(6)]
+    if kind == "no environment in common":
+        for run in runs[:3]:
+            (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace("/a/", "/b/"))
+        return runs, "the runs have no environment in common: b, a; calibrate on runs of one experiment"
+    if kind == "no ledger":
+        (runs[3] / "metrics.jsonl").write_text("".join(json.dumps({"step": step} | true) + "\n" for step in (1, 2, 3)))
+        return runs, r"run3 has nothing for monitor\.pull to read: 3 steps .* are none: it was not routed"
+    if kind == "other lengths":
+        with open(runs[4] / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 300}) + "\n")
+        return runs, "run0 has 3 steps and .*run4 has 300; peaks grow with the length"
+    (folder / "link").symlink_to(runs[1])
+    return [*runs, folder / "link"], "--runs names .*link twice"
+
+
+@pytest.mark.parametrize("kind", ["no environment in common", "no ledger", "other lengths", "one twice"])
+def test_runs_that_no_limits_can_be_set_from_are_refused(tmp_path, kind):
+    runs, said = spoilt(tmp_path, kind)
+    with pytest.raises(RoutedRLError, match=said) as caught:
+        calibrate([], [str(run) for run in runs], 20, 0.05, str(tmp_path / "out"), 1,
+                  lambda _: Config(monitor=MonitorConfig(warmup=0)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out" / "calibration.json").exists()
+
+
+def test_an_axis_that_no_run_has_and_rules_without_any_limit_are_refused(tmp_path):
+    runs = [str(write_run(tmp_path / f"run{seed}", [0.1, 0.1])) for seed in range(5)]
+
+    def set_by(monitor):
+        calibrate([], runs, 20, 0.05, str(tmp_path / "out"), 1, lambda _: Config(monitor=monitor))
+
+    with pytest.raises(RunFolderError, match=r"monitor\.axis=typo, the axes of its ledger are persona"):
+        set_by(MonitorConfig(warmup=0, axis="typo"))
+    with pytest.raises(ConfigError, match="the runs set no limit: pull read the same in all of them, and have none yet"):
+        set_by(MonitorConfig(warmup=0, pull=RuleConfig(action="halt")))
+
+
+def test_a_rate_that_the_simulation_does_not_resolve_is_refused_and_the_smallest_one_is_taken():
+    values = GUMBEL(1.0, 0.1, size=20).tolist()
+    found = {"shift": [{"a": value} for value in values], "change": [{"a": value} for value in values]}
+    with pytest.raises(ConfigError, match="--rate 1e-09 is less than .*; the smallest is") as caught:
+        set_limits(found, 1e-9)
+    smallest = float(str(caught.value).split()[-1])
+    wide, wider = (set_limits(found, rate)["shift"]["limit"] for rate in (2 * smallest, smallest))
+    assert wider > wide > set_limits(found, 0.01)["shift"]["limit"]
+    with pytest.raises(ConfigError, match="the smallest is"):
+        set_limits(found, 0.9 * smallest)
 
 
 def test_runs_are_trained_once_without_halting_and_the_same_call_goes_on(tmp_path):

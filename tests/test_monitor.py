@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
-from routed_rl.monitor import RULES, Monitor
+from routed_rl.errors import ConfigError
+from routed_rl.monitor import RULES, Monitor, Verdict
+from routed_rl.training import Watch
 
 OFF = {name: RuleConfig() for name in RULES}
 
@@ -21,6 +27,17 @@ def judged(settings: MonitorConfig, rows: list[dict], **kwargs):
             for verdict in monitor.judge({"step": step, **row})]
 
 
+def going_on(settings: MonitorConfig, rows: list[dict]) -> list[tuple[int, str, int]]:
+    """(step, rule, since) of every verdict of a run that is told to go on after each of its halts."""
+    monitor, found = Monitor(settings), []
+    for step, row in enumerate(rows, start=1):
+        verdicts = monitor.judge({"step": step, **row})
+        found += [(step, verdict.rule, verdict.since) for verdict in verdicts]
+        if any(verdict.halts for verdict in verdicts):
+            monitor.rearm()
+    return found
+
+
 def shifts(*values: float, name: str = "a", axis: str = "persona") -> list[dict]:
     return [{f"ledger/{name}/shift/{axis}": value, f"ledger/{name}/shift/component_1": 9.0} for value in values]
 
@@ -33,6 +50,7 @@ READINGS = {
     "push": ({"ledger/a/push": 3.0, "ledger/b/push": 1.0, "ledger/c/push": -5.0}, "a", 0.75),
     "gap": ({"environment/a/reward": 0.9, "environment/a/solve": 0.2}, "a", 0.7),
     "energy": ({"control/isotropic/a/ratio": 4.0, "control/isotropic/all/ratio": 9.0, "control/matched/a/ratio": 7.0}, "a", 4.0),
+    "energy_rank": ({"control/matched/a/rank": 4.0, "control/matched/all/rank": 1.0, "control/isotropic/b/rank": 5.0}, "a", 0.25),
     "size": ({"quarantine/relative": 2.0}, "", 2.0),
     "share": ({"routing/routed_fraction": 0.95}, "", 0.95),
     "collapse": ({"train/frac_reward_zero_std": 1.0}, "", 1.0),
@@ -101,6 +119,64 @@ def test_after_a_halt_new_evidence_is_needed():
     assert [len(monitor.judge(row)) for row in rows[4:]] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("name", ["shift", "pull", "push", "energy", "size", "share", "collapse"])
+def test_a_level_halts_again_when_it_has_grown_by_another_limit_or_has_come_back_and_gone_again(name):
+    """Of each level the readings are `levels`, and its limit is 1."""
+    def row(level):
+        return {"shift": {"ledger/a/shift/persona": level},
+                "pull": {"ledger/a/shift/persona": level, "ledger/a/share": 1.0},
+                "push": {"ledger/a/push": level, "ledger/b/push": 10 - level},
+                "energy": {"control/isotropic/a/ratio": level}, "size": {"quarantine/relative": level},
+                "share": {"routing/routed_fraction": level}, "collapse": {"train/frac_reward_zero_std": level}}[name]
+
+    unit = 0.1 if name == "push" else 1.0
+    settings = config(**{name: RuleConfig(limit=unit, limits={"b": 99.0}, action="halt")}, change=RuleConfig(allowance=0.4))
+
+    def halts(*levels):
+        return [step for step, *_ in going_on(settings, [row(level) for level in levels])]
+
+    assert halts(0.5, 1.1, 1.2, 2.0, 1.9, 2.05, 2.15, 2.3, 3.1, 3.2) == [2, 7, 10]
+    assert halts(0.5, 1.8, 1.1, 1.7, 0.9, 1.1, 1.2) == [2, 6]
+    assert going_on(settings, [row(level) for level in (0.5, 1.1, 1.1, 1.1, 2.4, 2.4, 3.6)]) == [
+        (step, name, 1 if RULES[name].of_shift else 2) for step in (2, 5, 7)], "since the first, though it stood still"
+
+
+def test_a_level_below_nothing_needs_to_grow_by_its_size():
+    settings = config(shift=RuleConfig(limit=-0.1, action="halt"))
+    assert [step for step, *_ in going_on(settings, shifts(-0.05, -0.04, 0.04, 0.06))] == [1, 4]
+
+
+def test_a_level_that_was_not_spoken_of_at_a_halt_speaks_in_its_time():
+    settings = config(shift=RuleConfig(limit=0.5, patience=3, action="halt"), size=RuleConfig(limit=1.0, action="halt"))
+    rows = [row | {"quarantine/relative": size} for row, size in zip(shifts(0, 1, 1, 1, 1), (0, 0, 2, 2, 2), strict=True)]
+    assert going_on(settings, rows) == [(3, "size", 3), (4, "shift", 2)]
+
+
+def test_what_is_summed_up_begins_at_0_after_a_halt_but_keeps_the_step_it_began_with_until_it_would_have_been_back_at_0():
+    settings = config(gap=RuleConfig(limit=1.0, allowance=0.1, action="halt"))
+    rows = [{"environment/a/reward": paid, "environment/a/solve": 0.0} for paid in (0, .7, .7, 0, .7, .7, *[0] * 25, .7, .7)]
+    assert going_on(settings, rows) == [(3, "gap", 2), (6, "gap", 2), (33, "gap", 32)]
+
+
+def test_a_run_that_goes_on_is_judged_from_its_rows_alone(tmp_path):
+    """Wherever it is taken up again, and also where it halted more than once."""
+    settings = config(pull=RuleConfig(limit=0.1, action="halt"), gap=RuleConfig(limit=1.0, allowance=0.1, action="halt"))
+    draw = random.Random(0)
+    rows = [{"step": step, "ledger/a/shift/persona": 0.02 * step + draw.gauss(0, 0.05), "ledger/a/share": 0.6,
+             "environment/a/reward": draw.random(), "environment/a/solve": 0.3} for step in range(1, 60)]
+    straight, found, halted = Monitor(settings), list[list[Verdict]](), set[int]()
+    for row in rows:
+        found.append(straight.judge(row))
+        if found[-1]:
+            halted.add(row["step"])
+            straight.rearm()
+    assert len(halted) > 8 and {verdict.rule for verdicts in found for verdict in verdicts} == {"pull", "gap"}
+    for at in range(len(rows)):
+        watch = Watch(Monitor(settings), RunFolder(tmp_path))
+        watch.replay(rows[:at], {step for step in halted if step <= at})
+        assert not watch.halting and watch.monitor.judge(rows[at]) == found[at]
+
+
 def test_an_environment_that_is_no_longer_trained_is_not_judged():
     assert judged(config(shift=RuleConfig(limit=0.5)), shifts(1), ignore=["a"]) == []
 
@@ -118,6 +194,20 @@ def test_only_what_is_asked_to_halts():
 def test_a_rule_that_cannot_be_is_refused(settings):
     with pytest.raises(ValueError, match="monitor"):
         RuleConfig(**settings)
+
+
+@pytest.mark.parametrize(("rule", "key"), [({"limit": math.nan}, "limit"), ({"limit": math.inf}, "limit"),
+                                           ({"limits": {"a": math.nan}}, "limits.a"), ({"allowance": math.nan}, "allowance")])
+def test_a_limit_that_nothing_passes_or_everything_is_refused(rule, key):
+    with pytest.raises(ConfigError, match=rf"monitor\.gap\.{key} must be a finite number, got (nan|inf)"):
+        MonitorConfig(gap=RuleConfig(**rule))
+
+
+def test_the_subspace_is_above_both_kinds_of_random_bases_before_a_patience_of_two_is_over():
+    settings = config(energy_rank=RuleConfig(limit=0.9, patience=2))
+    kinds, nothing = ("isotropic", "matched", "isotropic", "matched"), [{}] * 15
+    rows = [row for kind, rank in zip(kinds, (1, 2, 1, 1), strict=True) for row in ({f"control/{kind}/a/rank": rank}, *nothing)]
+    assert judged(settings, rows) == [(49, "a", 33)]
 
 
 def test_a_level_that_is_passed_late_names_the_step_at_which_the_growth_began():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
 from routed_rl.config.checks import check_at_least, check_known, section
+from routed_rl.errors import ConfigError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,6 +53,8 @@ class MonitorConfig:
     """Paid reward minus true score, summed up."""
     energy: RuleConfig = field(default_factory=RuleConfig)
     """Routed energy over the mean of isotropic random bases."""
+    energy_rank: RuleConfig = field(default_factory=RuleConfig)
+    """One over its rank among random bases, isotropic and matched in turns: 1 is above all of them, which is past .9."""
     size: RuleConfig = field(default_factory=RuleConfig)
     """|C| over the norm of the retained change."""
     share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
@@ -60,9 +64,17 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         check_at_least("monitor", self, {"warmup": 0, "completions": 0})
+        for name, rule in self.rules().items():
+            for key, value in {"limit": rule.limit, "allowance": rule.allowance,
+                               **{f"limits.{environment}": value for environment, value in rule.limits.items()}}.items():
+                if value is not None and not math.isfinite(value):
+                    raise ConfigError(f"monitor.{name}.{key} must be a finite number, got {value}; limit=null turns a rule off")
+
+    def rules(self) -> dict[str, RuleConfig]:
+        """Every rule's settings by its name."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
 
     def reporting(self) -> MonitorConfig:
         """The same rules, none of which halts."""
-        rules = {each.name: dataclasses.replace(getattr(self, each.name), action="report")
-                 for each in dataclasses.fields(self) if section(each) is not None}
+        rules = {name: dataclasses.replace(rule, action="report") for name, rule in self.rules().items()}
         return dataclasses.replace(self, **rules)

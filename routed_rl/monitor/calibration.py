@@ -21,6 +21,8 @@ from routed_rl.monitor.rules import RULES, Row
 FEWEST = 5
 """Peaks below which a spread says nothing."""
 DRAWS = 20_000_000
+TAIL = 20
+"""Draws that must lie beyond a limit: fewer do not tell how many do."""
 
 
 def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, float]:
@@ -43,12 +45,17 @@ def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, fl
 
 def limit(values: Sequence[float], rate: float) -> float:
     """What the next value of the same kind passes with probability `rate`: mean + k · sd, exact for a Gumbel distribution
-    whatever its place and width, so that few values give a wide margin."""
+    whatever its place and width, so that few values give a wide margin. Below `smallest_rate` it is too low."""
     if not 0 < rate < 1:
         raise ConfigError(f"a rate of false alarms must be between 0 and 1, got {rate:g}")
     if len(values) < FEWEST:
         raise ConfigError(f"a limit needs at least {FEWEST} values, got {len(values)}; calibrate on more runs")
     return statistics.fmean(values) + margin(len(values), rate) * statistics.stdev(values)
+
+
+def smallest_rate(count: int) -> float:
+    """The smallest rate that the simulation behind a limit from `count` values resolves."""
+    return TAIL * (count + 1) / DRAWS
 
 
 @cache

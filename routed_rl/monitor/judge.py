@@ -46,22 +46,30 @@ class Detector:
     """What one rule has seen of one environment so far."""
 
     total: float = 0.0
+    """What is compared with the limit."""
+    unbroken: float = 0.0
+    """The same, had no halt begun the sum anew."""
     since: int = 0
-    """First step of the present stretch above 0 (summed up) or above the limit; 0 outside of one."""
+    """First step of the present stretch in which `unbroken` is above 0 (summed up) or above the limit; 0 outside of one."""
     steps: int = 0
-    """Length of the present stretch above the limit."""
+    """Length of the present stretch in which `total` is past what it may not pass."""
+    told: float | None = None
+    """Of a level: where it stood when the run halted and was told to go on; None once it has been back within its limit."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
         """Take a reading; returns what is compared with the limit."""
-        self.total = max(0.0, self.total + value - settings.allowance) if sums else value
+        self.total, self.unbroken = (max(0.0, total + value - settings.allowance) if sums else value
+                                     for total in (self.total, self.unbroken))
         return self.total
 
     def see(self, step: int, value: float, settings: RuleConfig, limit: float, *, sums: bool) -> float:
         """Take the reading of `step` and keep count of how long it has been past the limit; returns what is compared."""
         self.take(value, settings, sums=sums)
-        inside = self.total > 0 if sums else self.total > limit
-        self.since = (self.since or step) if inside else 0
-        self.steps = self.steps + 1 if self.total > limit else 0
+        if self.unbroken > (0.0 if sums else limit):
+            self.since = self.since or step
+        else:
+            self.since, self.told = 0, None
+        self.steps = self.steps + 1 if self.total > (limit if self.told is None else self.told + abs(limit)) else 0
         return self.total
 
 
@@ -76,10 +84,12 @@ class Monitor:
     onsets: dict[str, Detector] = field(default_factory=dict)
     """By environment: since when its shift has been growing, which a limit passed late does not say."""
     before: Row = field(default_factory=dict)
+    said: list[Verdict] = field(default_factory=list)
+    """The verdicts on the last step."""
 
     def judge(self, row: Row) -> list[Verdict]:
-        """The verdicts on the step of `row`: for each rule and environment the first time, then each time anew."""
-        verdicts: list[Verdict] = []
+        """The verdicts on the step of `row`: of each rule and environment that is past its limit."""
+        self.said = []
         step, before, self.before = int(row["step"]), self.before, row
         for environment, growth in shift_growth(row, before, self.config.axis).items():
             self.onsets.setdefault(environment, Detector()).see(step, growth, self.config.change, 0.0, sums=True)
@@ -94,11 +104,20 @@ class Monitor:
                 detector = self.detectors.setdefault((name, environment), Detector())
                 value = detector.see(step, reading, settings, limit, sums=rule.sums)
                 if detector.steps >= settings.patience and step > self.config.warmup:
-                    onset = self.onsets[environment].since if rule.of_shift else 0
-                    verdicts.append(Verdict(name, environment, step, value, limit, onset or detector.since, settings.action))
-        return verdicts
+                    onset = self.onsets[environment].since if rule.of_shift and detector.told is None else 0
+                    self.said.append(Verdict(name, environment, step, value, limit, onset or detector.since, settings.action))
+        return self.said
 
     def rearm(self) -> None:
-        """Forget what has been summed up: a run that went on after a halt needs new evidence to halt again."""
-        self.detectors.clear()
-        self.onsets.clear()
+        """Ask for new evidence: the run halted on the last step and goes on.
+
+        Sums begin at 0 again. A level on which there was a verdict gives one again when it has grown by another limit, or
+        once it has been back within its limit; until then it keeps the step with which it began.
+        """
+        for (name, _), detector in self.detectors.items():
+            if RULES[name].sums:
+                detector.total, detector.steps = 0.0, 0
+        for verdict in self.said:
+            if not RULES[verdict.rule].sums:
+                detector = self.detectors[verdict.rule, verdict.environment]
+                detector.told, detector.since, detector.steps = verdict.value, verdict.since, 0

@@ -65,6 +65,15 @@ def energy(row: Row, before: Row, axis: str | None) -> Readings:
     return {name: value for name, value in _of_environments(row, "control/isotropic", "ratio").items() if name != "all"}
 
 
+def energy_rank(row: Row, before: Row, axis: str | None) -> Readings:
+    """One over the subspace's rank by routed energy among itself and the random bases: 1 is above all of them.
+
+    The kinds of random bases, isotropic and matched, take turns, so a patience of 2 asks for both.
+    """
+    ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
+    return {name: 1 / value for name, value in ranks.items() if name != "all"}
+
+
 def share(row: Row, before: Row, axis: str | None) -> Readings:
     """The routed part's share of the targets' gradient energy."""
     return _of_run(row, "routing/routed_fraction")
@@ -87,6 +96,7 @@ RULES = {
     "push": Rule("the share of the quarantine's growth", push),
     "gap": Rule("the summed gap between paid reward and true score", gap, sums=True),
     "energy": Rule("the routed energy against random bases", energy),
+    "energy_rank": Rule("one over the rank of the routed energy among random bases", energy_rank),
     "size": Rule("the quarantine's size against the retained change", size),
     "share": Rule("the routed share of the gradient", share),
     "collapse": Rule("the share of groups that are all paid alike", collapse),

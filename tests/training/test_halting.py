@@ -76,14 +76,24 @@ def test_a_halt_leaves_a_checkpoint_and_says_who_since_when_and_how_to_go_on(hal
 
 
 def test_going_on_after_a_halt_is_the_run_that_never_halted(halted, whole):
-    with pytest.raises(Halted):  # Its rule holds at every step, so it halts again, one step on.
-        pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
-    assert halted.steps()[-1] == HALT + 1 and (halted.path / "halts" / f"step-{HALT}.json").exists()
-    text = halted.config.read_text()
-    halted.config.write_text(text.replace("action: halt", "action: report"))
+    """Its rule holds at every step, but is never higher than where the run was told to go on."""
     pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
     assert same(tensors(halted.path), tensors(whole)) and rows(halted.path) == rows(whole)
-    assert not halted.halted.exists()
+    assert (halted.path / "halts" / f"step-{HALT}.json").exists() and not halted.halted.exists()
+
+
+def test_a_run_that_halts_again_names_the_checkpoint_before_the_first_harm(parts, tmp_path):
+    """Its environments pay for nothing at every step."""
+    monitor, found = MonitorConfig(warmup=0, gap=RuleConfig(limit=0.9, action="halt")), list[dict]()
+    with pytest.raises(Halted):
+        pipeline.train(config(parts, tmp_path / "run", monitor), [])
+    for times in range(3):
+        if times:
+            with pytest.raises(Halted):
+                pipeline.resume(str(tmp_path / "run"), [], None)  # type: ignore[arg-type]
+        found.append(json.loads((tmp_path / "run" / "HALTED.json").read_text()))
+    assert [(each["since"], each["checkpoint_before"]) for each in found] == [(1, 0)] * 3
+    assert found[0]["step"] < found[1]["step"] < found[2]["step"]
 
 
 def test_killed_between_the_checkpoint_of_a_halt_and_its_record_it_halts_after_all(halted):
