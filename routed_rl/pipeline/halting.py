@@ -9,6 +9,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, broken_seal, read_json, step_of, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
+from routed_rl.pipeline.commands import command
 from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.report import hardest
@@ -25,11 +26,12 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tra
     publish(run, tracker)
     console.say(f"halted at step {record['step']}: {record['verdicts'][0]['sentence']}")
     columns = ("environment", "push", "push_since", "shift", "shift_since")
-    console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on",
+    console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on, "
+                  "the largest push first",
                   list(columns), [[row[column] for column in columns] for row in record["environments"]])
     console.say("next:")
-    for command in record["commands"]:
-        console.say(f"  {command}")
+    for line in record["commands"]:
+        console.say(f"  {line}")
     raise Halted(f"halted by the monitor at step {record['step']}: {record['verdicts'][0]['sentence']}; "
                  f"{run.halted} says what to do next", str(run.path))
 
@@ -47,7 +49,7 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> 
 
 
 def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dict[str, Any]]:
-    """Every environment of the ledger: its push and its persona shift, in all and since `since`; the largest such shift first."""
+    """Every environment of the ledger: its push and its persona shift, in all and since `since`; the largest push since first."""
     now = shift(rows[-1], {}, axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
     earlier, found = shift(at, {}, axis), list[dict[str, Any]]()
@@ -56,7 +58,7 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dic
         found.append({"environment": name, "push": sum(push for _, push in pushes),
                       "push_since": sum(push for step, push in pushes if step >= since),
                       "shift": value, "shift_since": value - earlier.get(name, 0.0)})
-    return sorted(found, key=lambda row: -row["shift_since"])
+    return sorted(found, key=lambda row: -row["push_since"])
 
 
 def checkpoint_before(run: RunFolder, since: int) -> int:
@@ -72,9 +74,11 @@ def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: in
 
 def commands(run: RunFolder, name: str, before: int) -> list[str]:
     """The ways to go on."""
-    back = f"routed-rl rollback {run.path} --step {before}"
-    ways = [f"{back} --drop {name}    # without {name}", f"{back} env.{name}.KEY=VALUE    # with {name} repaired"]
-    return [*(ways if name else [back]), f"routed-rl resume {run.path}    # go on as it is: it halts again on new evidence"]
+    back = ("rollback", run.path, "--step", before)
+    ways = [f"{command(*back, '--drop', name)}    # without {name}",
+            f"{command(*back, f'env.{name}.KEY=VALUE')}    # with {name} repaired"]
+    return [*(ways if name else [command(*back)]),
+            f"{command('resume', run.path)}    # go on as it is: it halts again on new evidence"]
 
 
 def put_aside(run: RunFolder) -> None:

@@ -81,8 +81,10 @@ def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
-    """In words, where the policy differs most from the base model."""
+    """In words, where the policy differs most from the base model; nothing where no environment has it in both."""
     changes = {env: abs(value - per["base"][env]) for env, value in per["policy"].items() if env in per["base"]}
+    if not changes:
+        return ""
     env = max(changes, key=lambda name: changes[name])
     values = ", ".join(f"{model} {values[env]:.2f}" for model, values in per.items() if env in values)
     return f"{metric} changed most in {env}: {values}."
