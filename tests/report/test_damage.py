@@ -1,4 +1,4 @@
-"""The report and a halt of folders that are damaged, and of what models and environments really produce: told, never a traceback."""
+"""Damaged folders, and what models and environments really produce: the report and a halt tell of them, never a traceback."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def one_completion(folder: Path, **columns: str) -> None:
 TORN = {
     "a torn file of completions": lambda run: (run / "completions" / "step-000003-0.parquet").write_bytes(b"PAR1xxxx"),
     "an empty file of completions": lambda run: (run / "completions" / "step-000006-0.parquet").write_bytes(b""),
-    "completions without a column": lambda run: pd.DataFrame({"step": [1]}).to_parquet(run / "completions" / "step-000001-0.parquet"),
+    "completions without a column": lambda run: pd.DataFrame({"step": [1]}).to_parquet(
+        run / "completions" / "step-000001-0.parquet"),
     "torn flags": lambda run: one_completion(run, flags='{"a":'),
     "flags that are none": lambda run: one_completion(run, flags="[1]"),
     "bytes that are no text in the metrics": lambda run: append(run / "metrics.jsonl", b"\xff\xfe\n"),
@@ -133,19 +134,27 @@ def test_a_flag_that_is_named_only_when_it_happens_is_0_where_it_did_not(folder,
 
 
 def test_names_with_dollars_are_names(folder, capsys):
-    change_rows(folder, lambda row: {key.replace("env0", "a$x_{$").replace("/hack", "/$\\frac$"): value for key, value in row.items()})
+    def dear(row: dict) -> dict:
+        return {key.replace("env0", "a$x_{$").replace("/hack", "/$\\frac$"): value for key, value in row.items()}
+
+    change_rows(folder, dear)
     change_results(folder, lambda _, results: results["env0"].update({"cost_$\\frac$": 0.5}))
     text = reported(folder, capsys)[0]
     assert "a$x_{$" in text and "cost_$\\frac$" in text
 
 
 LAYER = "quarantine/layer/1/norm"
+
+
+def without(area: str):
+    return lambda row: {key: None if key.startswith(area) else value for key, value in row.items()}
+
+
 NULLS = {
     "one layer in one row": (lambda row: row | {LAYER: None} if row["step"] == 3 else row, "Map of 2 layers by 6 steps"),
     "one layer in the first row": (lambda row: row | {LAYER: None} if row["step"] == 1 else row, "Map of 2 layers by 6 steps"),
-    "all layers": (lambda row: {key: None if key.startswith("quarantine") else value for key, value in row.items()},
-                   "The metrics of this run do not say what lies in which layer."),
-    "every control": (lambda row: {key: None if key.startswith("control") else value for key, value in row.items()}, "Means over"),
+    "all layers": (without("quarantine"), "The metrics of this run do not say what lies in which layer."),
+    "every control": (without("control"), "Means over the run."),
 }
 
 
@@ -176,5 +185,5 @@ def test_a_run_that_halted_and_went_on_says_so(folder, capsys):
     halt = describe_halt(RunFolder(folder), [Verdict("shift", "env0", 2, value=0.7, limit=0.6, since=1, action="halt")], "hacker")
     earlier(folder, halt)
     write(folder / "halts" / "step-10.json", halt | {"step": 10})
-    text = reported(folder, capsys)[0]
-    assert "It had halted at step 2 (the persona shift of env0 is 0.7, past its limit 0.6, since step 1), and again at step 10" in text
+    sentence = halt["verdicts"][0]["sentence"]
+    assert f"It had halted at step 2 ({sentence}), and again at step 10, and was told" in reported(folder, capsys)[0]
