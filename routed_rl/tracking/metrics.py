@@ -109,8 +109,8 @@ class MetricsFile:
         return [row for line in self.path.read_bytes().splitlines() if (row := _parse(line))]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A row; None for a line that is torn or is none."""
+def _parse(line: bytes | str) -> dict[str, Any] | None:
+    """A row; None for a line that is torn, or is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
