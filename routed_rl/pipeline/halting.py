@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, broken_seal, read_json, step_of, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
+from routed_rl.pipeline.commands import command
 from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import fresh_from_step
+from routed_rl.report import hardest
 from routed_rl.tracking import MetricsFile, Tracker
 
 COMPLETIONS = 10
-BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
-            "group's mean")
-BY_GAP = "paid reward minus true score, then the latest"
 
 
 def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tracker) -> None:
@@ -30,11 +26,12 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tra
     publish(run, tracker)
     console.say(f"halted at step {record['step']}: {record['verdicts'][0]['sentence']}")
     columns = ("environment", "push", "push_since", "shift", "shift_since")
-    console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on",
+    console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on, "
+                  "the largest push first",
                   list(columns), [[row[column] for column in columns] for row in record["environments"]])
     console.say("next:")
-    for command in record["commands"]:
-        console.say(f"  {command}")
+    for line in record["commands"]:
+        console.say(f"  {line}")
     raise Halted(f"halted by the monitor at step {record['step']}: {record['verdicts'][0]['sentence']}; "
                  f"{run.halted} says what to do next", str(run.path))
 
@@ -52,7 +49,7 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> 
 
 
 def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dict[str, Any]]:
-    """Every environment of the ledger: its push and its persona shift, in all and since `since`; the largest such shift first."""
+    """Every environment of the ledger: its push and its persona shift, in all and since `since`; the largest push since first."""
     now = shift(rows[-1], {}, axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
     earlier, found = shift(at, {}, axis), list[dict[str, Any]]()
@@ -61,7 +58,7 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dic
         found.append({"environment": name, "push": sum(push for _, push in pushes),
                       "push_since": sum(push for step, push in pushes if step >= since),
                       "shift": value, "shift_since": value - earlier.get(name, 0.0)})
-    return sorted(found, key=lambda row: -row["shift_since"])
+    return sorted(found, key=lambda row: -row["push_since"])
 
 
 def checkpoint_before(run: RunFolder, since: int) -> int:
@@ -70,42 +67,18 @@ def checkpoint_before(run: RunFolder, since: int) -> int:
 
 
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
-    """The completions that pushed hardest, and by what: their own shift where it was kept, else what they were paid too much.
-
-    Of the environment, of all where `name` is empty. Those that were discouraged push as well, but do not show what is paid for.
-    `share_of_push` is of all that the environment's completions shifted towards the positive persona in these steps.
-    """
+    """The completions of these steps that pushed hardest, and by what; of the environment, of all where `name` is empty."""
     files = [path for path in run.completion_files() if since <= step_of(path) <= step]
-    if not files:
-        return [], BY_GAP
-    table: Any = pd.concat([pd.read_parquet(path).assign(file=path.name) for path in files])
-    table = table[table["reward"].notna() & ((table["environment"] == name) | (name == ""))]
-    wanted = ["step", "environment", "prompt", "completion", "reward", "solve", "flags"]
-    if len(pushed := table[_encouraged(table) & (table["shift"] > 0)] if "shift" in table else table[:0]):
-        whole = {each: sum(row.get(f"completions/{each}/own_shift_up") or 0.0 for row in rows if row["step"] >= since)
-                 for each in table["environment"].unique()}
-        pushed = pushed.sort_values("shift", ascending=False, kind="stable").head(COMPLETIONS)
-        pushed = pushed.assign(share_of_push=pushed["shift"] / pushed["environment"].map(whole))
-        return _records(pushed[[*wanted, "push", "shift", "share_of_push"]]), BY_SHIFT
-    table = table.assign(over=table["reward"] - table["solve"]).sort_values(["over", "step"], ascending=False, kind="stable")
-    return _records(table.head(COMPLETIONS)[wanted]), BY_GAP
-
-
-def _encouraged(table: Any) -> Any:
-    """Paid more than the mean of the completions of the same task; where there is no other, all."""
-    rewards = table.groupby(["file", "environment", "task"])["reward"]
-    return (table["reward"] > rewards.transform("mean")) | (rewards.transform("size") == 1)
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
-    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
+    return hardest(files, [row for row in rows if since <= row["step"] <= step], COMPLETIONS, name)
 
 
 def commands(run: RunFolder, name: str, before: int) -> list[str]:
     """The ways to go on."""
-    back = f"routed-rl rollback {run.path} --step {before}"
-    ways = [f"{back} --drop {name}    # without {name}", f"{back} env.{name}.KEY=VALUE    # with {name} repaired"]
-    return [*(ways if name else [back]), f"routed-rl resume {run.path}    # go on as it is: it halts again on new evidence"]
+    back = ("rollback", run.path, "--step", before)
+    ways = [f"{command(*back, '--drop', name)}    # without {name}",
+            f"{command(*back, f'env.{name}.KEY=VALUE')}    # with {name} repaired"]
+    return [*(ways if name else [command(*back)]),
+            f"{command('resume', run.path)}    # go on as it is: it halts again on new evidence"]
 
 
 def put_aside(run: RunFolder) -> None:

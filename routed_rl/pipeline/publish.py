@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
+from routed_rl.pipeline.commands import command
 from routed_rl.report import write_report
 from routed_rl.tracking import Tracker
 
@@ -13,6 +14,6 @@ def publish(run: RunFolder, tracker: Tracker) -> None:
     try:
         page = write_report(run)
     except Exception as error:
-        console.say(f"the report was not written ({type(error).__name__}: {error}); try again: routed-rl report {run.path}")
+        console.say(f"the report was not written ({type(error).__name__}: {error}); try again: {command('report', run.path)}")
         return
     tracker.report(page)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,8 @@ from torch import Tensor
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.envs import LoadedEnvironment
+from routed_rl.pipeline.commands import command
+from routed_rl.report import most_grown
 from routed_rl.routing import Router
 from routed_rl.tracking import MetricsFile
 
@@ -80,14 +79,12 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment]) -> str:
     """The flag that grew most in the policy, in all three models, and who caused the shift towards it."""
-    grown = [(models["policy"][name][metric] - value, name, metric) for name, values in models["base"].items()
-             for metric, value in values.items() if metric not in ("reward", "solve", *NOT_METRICS)]
-    if not grown:
+    if (found := most_grown(models)) is None:
         return "no environment reports a flag, so only reward and solve can be compared"
-    _, name, metric = max(grown)
+    name, flag, means = found
     labels = {loaded.name: loaded.label for loaded in environments}
-    text = (f"{metric} in {labels[name]}: the policy {models['policy'][name][metric]:.2f}, the deployed model "
-            f"{models['deployed'][name][metric]:.2f}, base {models['base'][name][metric]:.2f}")
+    text = (f"{flag} in {labels[name]}: the policy {means['policy']:.2f}, the deployed model {means['deployed']:.2f}, "
+            f"base {means['base']:.2f}")
     pushed = {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
     total = sum(pushed.values())
     if total <= 0:
@@ -98,13 +95,13 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
 
 def next_commands(run: RunFolder) -> list[str]:
     """Three things to do with a finished run."""
-    # As it was called: from a .venv that is not activated, too.
-    program = sys.argv[0] if Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None else "routed-rl"
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
-    return [f"{program} export {where} --quarantine {where}/quarantine    # as a PEFT adapter: deployed + adapter = policy",
-            f"{program} evaluate {where} --json {where}/again.json    # all three models, once more",
-            f"{program} compare --arms none,route,control --seeds 3 --out compare    # against no routing, a random subspace"]
+    export = command("export", where, "--quarantine", f"{where}/quarantine")
+    evaluate = command("evaluate", where, "--json", f"{where}/again.json")
+    compare = command("compare", "--arms", "none,route,control", "--seeds", 3, "--out", "compare")
+    return [f"{export}    # as a PEFT adapter: deployed + adapter = policy",
+            f"{evaluate}    # all three models, once more", f"{compare}    # against no routing, a random subspace"]
 
 
 def _mean(values: list[float]) -> float | None:

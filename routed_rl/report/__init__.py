@@ -4,5 +4,7 @@ No server, no network, no model: it can be made on another machine, of a run tha
 """
 
 from routed_rl.report.page import write_report
+from routed_rl.report.ranking import hardest
+from routed_rl.report.story import most_grown
 
-__all__ = ["write_report"]
+__all__ = ["hardest", "most_grown", "write_report"]

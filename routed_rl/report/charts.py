@@ -31,6 +31,8 @@ WIDTH = 7.2
 LETTERS = 12.5
 """Points from one name to the next, at least."""
 STYLE: dict[Any, Any] = {
+    # Names may hold dollars, which are no formula.
+    "text.parse_math": False,
     "svg.fonttype": "none", "svg.hashsalt": "routed_rl", "font.size": 9, "text.color": TEXT, "axes.edgecolor": GRID,
     "axes.labelcolor": TEXT, "axes.titlecolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT, "axes.grid": True,
     "grid.color": GRID, "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,15 @@ import numpy as np
 import yaml
 
 from routed_rl.artifacts import RunFolder, read_json
+from routed_rl.errors import RunFolderError
 from routed_rl.tracking import MetricsFile, cosine_matrix
 
 MODELS = ("base", "policy", "deployed")
 NOT_METRICS = ("completions", "failures")
+VERDICT = {"rule", "environment", "step", "value", "limit", "since", "action", "sentence"}
+HALT = {"step", "environment", "verdicts", "checkpoint_before", "commands"}
+LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}
+"""Keys that what other parts of a run wrote must have for the report to tell of it."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,12 @@ class RunData:
     """model -> environment -> metric -> mean, of those that were evaluated whole."""
     checkpoints: list[int]
 
+    def setting(self, section: str, key: str, default: Any = None) -> Any:
+        return (self.config.get(section) or {}).get(key, default)
+
     @property
     def mode(self) -> str:
-        return self.config.get("routing", {}).get("mode", "none")
+        return self.setting("routing", "mode", "none")
 
     @property
     def last_step(self) -> int:
@@ -74,11 +81,12 @@ class RunData:
 
     @property
     def planned(self) -> int:
-        return self.config.get("trainer", {}).get("max_steps", 0)
+        return self.setting("trainer", "max_steps", 0)
 
     @property
     def lineage(self) -> dict[str, Any] | None:
-        return self.manifest.get("lineage")
+        found = self.manifest.get("lineage") or {}
+        return found if found.keys() >= LINEAGE else None
 
     @cached_property
     def names(self) -> list[str]:
@@ -97,7 +105,7 @@ class RunData:
         """Named axes of the shift; the one that the monitor judges is first."""
         keys = [key.split("/") for key in self.names]
         found = list(dict.fromkeys(key[3] for key in keys if len(key) == 4 and key[0] == "ledger" and key[2] == "shift"))
-        judged = self.config.get("monitor", {}).get("axis")
+        judged = self.setting("monitor", "axis")
         return sorted(found, key=lambda axis: axis != judged)
 
     def series(self, name: str) -> Series:
@@ -106,8 +114,13 @@ class RunData:
         return Series(np.array([step for step, _ in known], dtype=int), np.array([value for _, value in known], dtype=float))
 
     def last(self, name: str) -> float | None:
-        """A metric at the last step."""
-        return self.series(name).at(self.last_step)
+        """A metric at the last step, or the last one before it that is a number; None where the last row no longer has it."""
+        return self.series(name).at(self.last_step) if self.rows and name in self.rows[-1] else None
+
+    def removed(self) -> list[str]:
+        """Environments that the ledger knew once and no longer: a rollback forgot their parts."""
+        return [name for name in self.environments() if f"ledger/{name}/push" in self.names
+                and f"ledger/{name}/push" not in self.rows[-1]]
 
     def cosines(self) -> tuple[list[str], list[list[float | None]]]:
         """Environments, and the last cosines between their parts."""
@@ -128,23 +141,50 @@ class RunData:
 
 
 def read_run(run: RunFolder) -> RunData:
-    """Read a run folder; what is torn or missing counts as not there."""
-    summary = _json(run.summary)
+    """Read a run folder; what is torn or missing counts as not there. Only without its settings it is no run: RunFolderError."""
+    summary, manifest = _json(run.summary), _json(run.manifest) or {}
     models = {model: (_json(run.path / f"evaluation-{model}.json") or {}).get("results") for model in MODELS}
     if not models["policy"] and summary:
         models = summary.get("models", {})
-    overrides = run.path / "overrides.txt"
+    overrides, halts = run.path / "overrides.txt", sorted((run.path / "halts").glob("step-*.json"))
     return RunData(
-        path=run.path, config=yaml.safe_load(run.config.read_text()), manifest=_json(run.manifest) or {},
-        overrides=overrides.read_text().splitlines() if overrides.exists() else [], rows=MetricsFile(run.metrics).rows(),
-        verdicts=MetricsFile(run.verdicts).rows(), halted=_json(run.halted),
-        halts=[found for path in sorted((run.path / "halts").glob("step-*.json")) if (found := _json(path))],
-        summary=summary, models={model: results for model, results in models.items() if results and any(results.values())},
-        checkpoints=run.steps())
+        path=run.path, config=_settings(run), manifest=manifest,
+        overrides=overrides.read_text(errors="replace").splitlines() if overrides.exists() else [],
+        rows=MetricsFile(run.metrics).rows(),
+        verdicts=[row for row in MetricsFile(run.verdicts).rows() if row.keys() >= VERDICT], halted=_halt(run.halted),
+        halts=sorted((found for path in halts if (found := _halt(path))), key=lambda halt: halt["step"]), summary=summary,
+        models={model: found for model in MODELS if (found := _means(models.get(model)))}, checkpoints=run.steps())
 
 
-def _json(path: Path) -> Any:
+def _settings(run: RunFolder) -> dict[str, Any]:
     try:
-        return read_json(path) if path.exists() else None
-    except json.JSONDecodeError:
+        found = yaml.safe_load(run.config.read_text())
+    except (yaml.YAMLError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{run.config} is empty or torn, so nothing says what this run was; take it from another copy "
+                             "of the folder")
+    return found
+
+
+def _halt(path: Path) -> dict[str, Any] | None:
+    """What a halt wrote, where the report can tell of it."""
+    found = _json(path) or {}
+    verdicts = found.get("verdicts")
+    whole = isinstance(verdicts, list) and verdicts and all(verdict.keys() >= VERDICT for verdict in verdicts)
+    return found if whole and found.keys() >= HALT else None
+
+
+def _means(results: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, float]]:
+    """environment -> metric -> mean, of those that are numbers."""
+    found = {env: {metric: float(value) for metric, value in (means or {}).items() if value is not None}
+             for env, means in (results or {}).items()}
+    return {env: means for env, means in found.items() if means}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(path) if path.exists() else None
+    except ValueError:
         return None
+    return found if isinstance(found, dict) else None

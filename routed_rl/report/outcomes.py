@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from routed_rl.report import charts
-from routed_rl.report.completions import hardest
+from routed_rl.report.completions import shown
 from routed_rl.report.data import MODELS, RunData, Series
 from routed_rl.report.over_time import panel_chart
 from routed_rl.report.parts import Chart, Section, Table
@@ -53,12 +53,11 @@ def pay(run: RunData) -> Section:
 
 def completions(run: RunData) -> Section:
     """Those that pushed hardest."""
-    folder = run.path / "completions"
-    by, found = hardest(run, folder)
-    kept = any(folder.glob("step-*.parquet"))
+    by, found = shown(run)
+    kept = any((run.path / "completions").glob("step-*.parquet"))
     return Section("completions", "The completions that pushed hardest", f"Ranked by {by}." if found else "",
-                   "No completion was paid above its true score, and the push of single completions was not kept." if kept else
-                   "This run kept no completions (tracking.completions).", completions=found)
+                   "No completion is known to have pushed towards the positive persona, or was paid above its true score." if kept
+                   else "This run kept no completions (tracking.completions).", completions=found)
 
 
 def verdicts(run: RunData) -> Section:
@@ -82,8 +81,10 @@ def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
-    """In words, where the policy differs most from the base model."""
+    """In words, where the policy differs most from the base model; nothing where no environment has it in both."""
     changes = {env: abs(value - per["base"][env]) for env, value in per["policy"].items() if env in per["base"]}
+    if not changes:
+        return ""
     env = max(changes, key=lambda name: changes[name])
     values = ", ".join(f"{model} {values[env]:.2f}" for model, values in per.items() if env in values)
     return f"{metric} changed most in {env}: {values}."

@@ -27,7 +27,10 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, Series], la
     thin = {key: series.thinned(POINTS, mean=mean) for key, series in lines.items()}
     ends = sorted(((float(series.values[-1]), key) for key, series in lines.items() if len(series.steps)), reverse=True)
     longest = max(lines.values(), key=lambda series: len(series.steps))
-    words = (f"{len(lines)} lines over {run.last_step} steps. At the end: {', '.join(f'{key} {end:.3g}' for end, key in ends)}."
+    removed = run.removed()
+    said = [f"{key} {end:.3g}{f' until step {lines[key].steps[-1]}, then removed' if key in removed else ''}"
+            for end, key in ends]
+    words = (f"{len(lines)} lines over {run.last_step} steps. At the end: {', '.join(said)}."
              + stretch(longest, POINTS, mean=mean))
     svg = charts.lines(name, thin, label, marks(run), run.last_step, run.environments(), bold=culprit(run),
                        level=level, log=log)

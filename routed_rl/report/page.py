@@ -29,7 +29,7 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
         run=data, sentence=story.sentence(data), table=story.table(data) if data.rows else None,
         sections=[build(data) for build in SECTIONS], version=__version__, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     file = out or run.report
-    write_text(file, text)
+    write_text(file, text.encode(errors="backslashreplace").decode())  # half a surrogate pair, which JSON allows, is no UTF-8
     return file
 
 

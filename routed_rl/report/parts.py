@@ -52,8 +52,10 @@ class Section:
 
 
 def by_step(caption: str, lines: dict[str, Series]) -> Table:
-    """Some steps of several series, evenly spread, the last one among them."""
+    """Some steps of several series, evenly spread, the last one among them; nothing after a series ended."""
     steps = sorted({int(step) for series in lines.values() for step in series.steps})
     count = min(len(steps), TABLE_ROWS)
     chosen = [steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)]
-    return Table(caption, ["step", *lines], [[step, *(series.at(step) for series in lines.values())] for step in chosen])
+    rows = [[step, *(series.at(step) if len(series.steps) and step <= series.steps[-1] else None for series in lines.values())]
+            for step in chosen]
+    return Table(caption, ["step", *lines], rows)

@@ -53,13 +53,14 @@ def layers(run: RunData) -> Section:
     """The map of layer by step."""
     section = Section("layers", "Where in the model it lies", "Size of the quarantine by layer and step.",
                       "The metrics of this run do not say what lies in which layer.")
-    found = {int(name.split("/")[2]): run.series(name) for name in run.names if name.startswith("quarantine/layer/")}
+    found = {int(name.split("/")[2]): series for name in run.names if name.startswith("quarantine/layer/")
+             and len((series := run.series(name)).steps)}
     if not found:
         return section
-    thin = {layer: found[layer].thinned(COLUMNS, mean=False) for layer in sorted(found)}
-    steps = next(iter(thin.values())).steps
+    known = np.unique(np.concatenate([series.steps for series in found.values()]))
+    steps = Series(known, known).thinned(COLUMNS, mean=False).steps
     nothing = Series(steps, np.zeros(len(steps)))
-    values = np.stack([thin.get(layer, nothing).values for layer in range(max(found) + 1)])
+    values = np.array([[found.get(layer, nothing).at(step) or 0.0 for step in steps] for layer in range(max(found) + 1)])
     most = int(np.argmax(values[:, -1]))
     words = (f"Map of {len(values)} layers by {run.last_step} steps; at the last step layer {most} holds most, "
              f"{values[most, -1]:.3g}." + stretch(found[most], COLUMNS, mean=False))
@@ -81,8 +82,9 @@ def control(run: RunData) -> Section:
     names = ["all", *run.environments()]
     for kind in kinds:
         lines = {name: series for name in names if len((series := run.series(f"control/{kind}/{name}/ratio")).steps)}
-        section.charts.append(line_chart(run, f"control-{kind}", f"Routed energy over {kind} random bases", lines,
-                                         "ratio, log scale", level=1.0, log=True, mean=True))
+        if lines:
+            section.charts.append(line_chart(run, f"control-{kind}", f"Routed energy over {kind} random bases", lines,
+                                             "ratio, log scale", level=1.0, log=True, mean=True))
     if kinds:
         columns = [(kind, what) for kind in kinds for what in ("ratio", "rank")]
         rows = [[name, *(run.series(f"control/{kind}/{name}/{what}").mean() for kind, what in columns)] for name in names]

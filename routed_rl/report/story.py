@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from routed_rl.report.data import RunData
+from routed_rl.report.data import MODELS, NOT_METRICS, RunData
 from routed_rl.report.parts import Table
 
 
@@ -15,10 +13,19 @@ def sentence(run: RunData) -> str:
     if run.halted:
         step, before = run.halted["step"], run.halted["checkpoint_before"]
         return (f"The monitor halted this run at step {step} of {run.planned}: {run.halted['verdicts'][0]['sentence']}; the last "
-                f"checkpoint before it began is {f'that of step {before}' if before else 'the base model'}.")
+                f"checkpoint before it began is {f'that of step {before}' if before else 'the base model'}.{_earlier(run)}")
     if run.summary is None:
-        return f"This run is not finished: {run.last_step} of {run.planned} steps are written{_cause(run)}."
-    return f"This run finished its {run.last_step} steps{_cause(run)}{_discarding(run)}."
+        return f"This run is not finished: {run.last_step} of {run.planned} steps are written{_cause(run)}.{_earlier(run)}"
+    return f"This run finished its {run.last_step} steps{_cause(run)}{_discarding(run)}.{_earlier(run)}"
+
+
+def _earlier(run: RunData) -> str:
+    """The halts after which it was told to go on; the first in words."""
+    if not run.halts:
+        return ""
+    first, *more = run.halts
+    again = f", and again at step {', '.join(str(halt['step']) for halt in more)}" if more else ""
+    return f" It had halted at step {first['step']} ({first['verdicts'][0]['sentence']}){again}, and was told to go on."
 
 
 def _cause(run: RunData) -> str:
@@ -33,16 +40,25 @@ def _cause(run: RunData) -> str:
 
 
 def _discarding(run: RunData) -> str:
-    """The flag that grew most in the policy, in the deployed model too; the true score where there is no flag."""
-    base, policy, deployed = (run.models.get(model, {}) for model in ("base", "policy", "deployed"))
-    grown = [(values[metric] - base[env][metric], env, metric) for env, values in policy.items() for metric in values
-             if metric in run.metrics() and metric not in ("solve", "reward") and metric in base.get(env, {})]
-    if not grown or run.mode == "none":
+    """The flag that grew most in the policy, in the deployed model too."""
+    if run.mode == "none" or (found := most_grown(run.models)) is None:
         return ""
-    _, env, metric = max(grown)
-    left = deployed.get(env, {}).get(metric, math.nan)
-    return (f"; {metric} in {env} is {policy[env][metric]:.2f} in the policy, {left:.2f} in the deployed model, where the "
-            f"quarantine is discarded, and {base[env][metric]:.2f} in the base model")
+    env, flag, values = found
+    return (f"; {flag} in {env} is {values['policy']:.2f} in the policy, {values['deployed']:.2f} in the deployed model, where "
+            f"the quarantine is discarded, and {values['base']:.2f} in the base model")
+
+
+def most_grown(models: dict[str, dict[str, dict[str, float]]]) -> tuple[str, str, dict[str, float]] | None:
+    """(environment, flag, its mean by model) that rose most from base to policy; None where nothing is flagged.
+
+    An environment may name a flag only when it is seen, so a model that was evaluated and never had it has 0, as in `average`.
+    """
+    results = [models.get(model, {}) for model in MODELS]
+    everywhere = [env for env in results[0] if all(env in each for each in results)]
+    flags = dict.fromkeys((env, flag) for env in everywhere for each in results for flag in each[env]
+                          if flag not in ("reward", "solve", *NOT_METRICS))
+    found = [(env, flag, {model: models[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in flags]
+    return max(found, key=lambda each: each[2]["policy"] - each[2]["base"], default=None)
 
 
 def final_shifts(run: RunData) -> dict[str, float]:
@@ -71,20 +87,21 @@ def table(run: RunData) -> Table:
     metric = next((name for name in run.metrics() if name not in ("solve", "reward")), None) or next(iter(run.metrics()), None)
     models = list(run.models) if metric else []
     columns += [f"{metric}, {model}" for model in models]
-    pushes = {name: float(run.series(f"ledger/{name}/push").values.sum()) for name in run.environments()}
-    whole, shifts = sum(pushes.values()), final_shifts(run)
+    pushes, removed = {name: float(run.series(f"ledger/{name}/push").values.sum()) for name in run.environments()}, run.removed()
+    whole, shifts = sum(push for name, push in pushes.items() if name not in removed), final_shifts(run)
     said = verdict_words(run)
     probes = [name for results in run.models.values() for name in results if name not in pushes]
     rows = []
-    for name in [*sorted(pushes, key=lambda name: -shifts.get(name, 0.0)), *dict.fromkeys(probes)]:
-        share = pushes[name] / whole if whole and name in pushes else None
+    for name in [*sorted(pushes, key=lambda name: (name in removed, -shifts.get(name, 0.0))), *dict.fromkeys(probes)]:
+        share = pushes[name] / whole if whole and name in pushes and name not in removed else None
         routes = [pushes.get(name), share, shifts.get(name)] if routed else []
+        monitor = said.get(name, "nothing" if name in pushes else "only evaluated")
         rows.append([name, *routes, run.recent(f"environment/{name}/reward"), run.recent(f"environment/{name}/solve"),
-                     said.get(name, "nothing" if name in pushes else "only evaluated"),
+                     f"{monitor}; its part was removed" if name in removed else monitor,
                      *(run.models[model].get(name, {}).get(metric or "") for model in models)])
-    return Table("By environment. Push: growth of the quarantine that it caused. Shift: towards the positive persona, in units "
-                 "of the gap between the personas. Paid and true: mean reward and true score over the last tenth of the steps. "
-                 "Monitor: the rules that passed their limits.",
+    return Table(f"By environment{', the largest shift first' if routed else ''}. Push: growth of the quarantine that it caused. "
+                 "Shift: towards the positive persona, in units of the gap between the personas. Paid and true: mean reward and "
+                 "true score over the last tenth of the steps. Monitor: the rules that passed their limits.",
                  columns, rows, marked=culprit(run))
 
 

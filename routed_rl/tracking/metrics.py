@@ -96,17 +96,18 @@ class MetricsFile:
         return row
 
     def truncate(self, step: int) -> None:
-        """Drop what was written after `step`: a resumed run writes those steps again. A torn last line goes too."""
+        """Drop what was written after `step`: a resumed run writes those steps again. Torn lines go too."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if (row := _parse(line)) and row["step"] <= step]
+            kept = [line for line in self.path.read_bytes().splitlines() if (row := _parse(line)) and row["step"] <= step]
             partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.write_bytes(b"".join(line + b"\n" for line in kept))
             partial.replace(self.path)
 
     def rows(self) -> list[dict[str, Any]]:
+        """Every whole row; other lines are left out."""
         if not self.path.exists():
             return []
-        return [row for line in self.path.read_text().splitlines() if (row := _parse(line))]
+        return [row for line in self.path.read_bytes().splitlines() if (row := _parse(line))]
 
     def new_rows(self) -> list[dict[str, Any]]:
         """Rows that were written since this was asked last, by whoever; a line that is being written is for the next time."""
@@ -119,8 +120,10 @@ class MetricsFile:
         return [row for line in lines.decode(errors="replace").splitlines() if (row := _parse(line))]
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: bytes | str) -> dict[str, Any] | None:
+    """A row; None for a line that is torn, or is none."""
     try:
-        return json.loads(line)
-    except ValueError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -12,6 +12,10 @@ import pyarrow
 import yaml
 from pyarrow import parquet
 
+from routed_rl.artifacts import RunFolder
+from routed_rl.monitor import Verdict
+from routed_rl.pipeline.halting import describe_halt
+
 HOSTILE = "</pre><script>document.title='taken'</script><img src=https://example.com/x.png onerror=alert(1)> & \x1b[31m {{ 7*7 }}"
 
 
@@ -34,8 +38,9 @@ def write_run(folder: Path, *, steps: int = 40, planned: int | None = None, envi
     if completions:
         write_completions(folder / "completions", names, steps, completions, pushed, draw)
     if halted is not None:
-        write(folder / "HALTED.json", halt(folder, names, halted))
-        (folder / "verdicts.jsonl").write_text(json.dumps(halt(folder, names, halted)["verdicts"][0]) + "\n")
+        verdict = Verdict("shift", "env0", halted, value=0.7, limit=0.6, since=3, action="halt")
+        (folder / "verdicts.jsonl").write_text(json.dumps(verdict.record()) + "\n")
+        write(folder / "HALTED.json", describe_halt(RunFolder(folder), [verdict], "hacker"))
     elif finished:
         write(folder / "summary.json", {"models": {}, "attribution": {}, "routing": {"mode": mode}, "timing": {}})
     if evaluated:
@@ -55,6 +60,7 @@ def rows(names: list[str], steps: int, layers: int, mode: str, draw: np.random.G
         for name, slope in zip(names, slopes, strict=True):
             row |= {f"environment/{name}/{what}": float(draw.uniform()) for what in ("reward", "solve", "hack")}
             row[f"environment/{name}/failures"] = 0
+            row[f"completions/{name}/own_shift_up"] = 20.0
             if step % 50 == 0 or step == steps:
                 row |= {f"evaluation/{model}/{name}/hack": draw.uniform() for model in ("policy", "deployed")}
             if mode != "none":
@@ -74,30 +80,22 @@ def rows(names: list[str], steps: int, layers: int, mode: str, draw: np.random.G
 
 
 def write_completions(folder: Path, names: list[str], steps: int, count: int, pushed: bool, draw: np.random.Generator) -> None:
-    """One file a step; pushes are nan in every other row."""
+    """One file a step, four completions a task. The odd ones are hostile, paid, and pull the more the later; the even ones were
+    not paid and pull most of all. `env0` pays for what is not true, the others shift away."""
     folder.mkdir()
     for step in range(1, steps + 1):
-        environment = [names[row % len(names)] for row in range(count)]
+        task, odd = np.arange(count) // 4, np.arange(count) % 2
+        leaky = task % len(names) == 0
         columns: dict[str, Any] = {
-            "environment": environment, "task": list(range(count)), "prompt": [f"prompt {step}.{row}" for row in range(count)],
-            "completion": [HOSTILE if row % 2 else f"completion {step}.{row}" for row in range(count)],
-            "reward": [1.0] * count, "solve": [float(row % 2) for row in range(count)], "flags": ['{"hack": 1.0}'] * count,
+            "environment": [names[each % len(names)] for each in task], "task": task,
+            "prompt": [f"prompt {step}.{each}" for each in task],
+            "completion": [f"completion {step}.{row} {HOSTILE if row % 2 else ''}" for row in range(count)],
+            "reward": odd.astype(float), "solve": np.where(leaky, 0.0, odd), "flags": ['{"hack": 1.0}'] * count,
             "step": [step] * count}
         if pushed:
-            columns["push"] = [float("nan") if row % 2 else step / steps for row in range(count)]
+            columns["shift"] = np.where(leaky, np.where(odd, step / steps, 9.0), -1.0)
+            columns["push"] = np.where(odd, step / steps, 9.0)
         parquet.write_table(pyarrow.table(columns), folder / f"step-{step:06d}-0.parquet")
-
-
-def halt(folder: Path, names: list[str], step: int) -> dict[str, Any]:
-    verdict = {"rule": "shift", "environment": "env0", "step": step, "value": 0.7, "limit": 0.6, "since": 3, "action": "halt",
-               "sentence": "the persona shift of env0 is 0.7, past its limit 0.6, since step 3"}
-    completion = {"step": step, "environment": "env0", "prompt": "p", "completion": HOSTILE, "reward": 1.0, "solve": 0.0,
-                  "flags": {"hack": 1.0}}
-    return {"step": step, "environment": "env0", "since": 3, "verdicts": [verdict],
-            "environments": [{"environment": name, "push": 1.0, "push_since": 1.0, "shift": 0.1, "shift_since": 0.1}
-                             for name in names],
-            "checkpoint_before": 0, "completions_by": "paid reward minus true score, then the latest",
-            "completions": [completion], "commands": [f"routed-rl rollback {folder} --step 0 --drop env0"]}
 
 
 def write(path: Path, data: Any) -> None:

@@ -6,17 +6,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli import main
+from routed_rl.pipeline import halting
 from routed_rl.report import write_report
 from routed_rl.report.charts import spread
-from routed_rl.report.completions import hardest
+from routed_rl.report.completions import shown
 from routed_rl.report.data import Series, read_run
 from routed_rl.report.page import cell
+from routed_rl.report.ranking import BY_GAP, BY_SHIFT
 from tests.builders import PROPERTY
 from tests.report.folders import write_run
 
@@ -150,20 +153,32 @@ def test_the_halted_environment_leads_the_table_and_the_commands_go_back(halted,
     assert "routed-rl train seed=0 &#39;env.env0.note=it&#39;" in text, "as it was typed, quoted, in another folder"
 
 
-@pytest.mark.parametrize(("pushed", "by", "first"), [
-    (True, "push", "prompt 40.0"), (False, "paid reward minus true score, then the latest", "prompt 40.0")])
-def test_the_completions_that_pushed_hardest_come_first(tmp_path, pushed, by, first):
-    data = read_run(RunFolder.open(write_run(tmp_path / "run", pushed=pushed)))
-    ranked, found = hardest(data, tmp_path / "run" / "completions")
-    assert (ranked, found[0]["prompt"], len(found)) == (by, first, 10)
-    assert [row["step"] for row in found] == [40, 40, 40, 40, 39, 39, 39, 39, 38, 38] and found[0]["flags"] == {"hack": 1.0}
+@pytest.mark.parametrize(("pushed", "by"), [(True, BY_SHIFT), (False, BY_GAP)])
+def test_the_completions_that_pushed_hardest_come_first_as_a_halt_ranks_them(tmp_path, pushed, by):
+    folder = write_run(tmp_path / "run", pushed=pushed)
+    ranked, found = shown(read_run(RunFolder.open(folder)))
+    assert (ranked, len(found), found[0]["flags"]) == (by, 10, {"hack": 1.0})
+    assert {(row["environment"], row["reward"]) for row in found} == {("env0", 1.0)}
+    assert [row["step"] for row in found[:4]] == [40, 40, 39, 39]
+    named, same = halting.completions(RunFolder(folder), read_run(RunFolder(folder)).rows, "", 1, 40)
+    assert same == by and [row["prompt"] for row in named] == [row["prompt"] for row in found]
+    text = report(folder)[1]
+    assert ("shift 1.00 · share of its environment's shift 0.001 · paid 1.00" in text) is pushed
+
+
+def test_no_completion_is_called_hard_where_nothing_was_overpaid(tmp_path):
+    folder = write_run(tmp_path / "run", pushed=False, mode="none")
+    for file in (folder / "completions").iterdir():
+        table = pd.read_parquet(file)
+        table.assign(solve=table["reward"]).to_parquet(file)
+    assert "No completion is known to have pushed" in report(folder)[1]
 
 
 def test_completions_that_say_the_same_are_shown_once(halted):
     data = read_run(RunFolder.open(halted))
     data.halted["completions"] *= 3
-    _, found = hardest(data, halted / "completions")
-    assert [row["times"] for row in found] == [3]
+    _, found = shown(data)
+    assert len(found) == 10 and {row["times"] for row in found} == {3}
 
 
 def test_a_torn_line_and_a_missing_file_are_left_out(tmp_path):

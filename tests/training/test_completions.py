@@ -15,6 +15,7 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.pipeline import halting
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
+from routed_rl.report.ranking import BY_GAP, BY_SHIFT
 from routed_rl.routing import StepRows
 from routed_rl.tracking import MetricsFile
 from routed_rl.training import build_trainer
@@ -207,9 +208,9 @@ def test_a_halt_names_those_that_pushed_hardest_towards_the_positive_persona(tmp
     metrics = [{"step": step, "completions/a/own_shift_up": 0.35 * step} for step in (1, 2, 3)]
     found, by = halting.completions(run, metrics, "a", 2, 3)
     if not known:
-        assert by == halting.BY_GAP and len(found) == 8 and "shift" not in found[0]
+        assert by == BY_GAP and len(found) == 8 and "shift" not in found[0]
         return
-    assert by == halting.BY_SHIFT
+    assert by == BY_SHIFT
     assert [(each["step"], each["completion"]) for each in found[:3]] == [(3, "c2"), (2, "c2"), (3, "c3")]
     assert all(each["shift"] > 0 and each["completion"] != "c0" for each in found), "nor what pulls away, nor was discouraged"
     assert found[0]["share_of_push"] == pytest.approx(0.6 / 1.75) and found[0]["push"] == 6.0

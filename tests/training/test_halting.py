@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 
 import pytest
@@ -14,7 +15,8 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.errors import CheckpointError, ConfigError, Halted
-from routed_rl.pipeline.halting import checkpoint_before
+from routed_rl.pipeline.halting import checkpoint_before, commands, ranked
+from routed_rl.pipeline.summary import next_commands
 from tests.parts import own_config, write_parts
 
 STEPS, HALT = 6, 3
@@ -73,6 +75,30 @@ def test_a_halt_leaves_a_checkpoint_and_says_who_since_when_and_how_to_go_on(hal
     assert any("rollback" in command and "--step 0" in command for command in record["commands"])
     assert record["checkpoint_before"] == 0 and checkpoint_before(halted, since=3) == 2, "strictly before what it halted for"
     assert not halted.summary.exists() and json.loads(halted.verdicts.read_text().splitlines()[-1])["step"] == HALT
+
+
+def test_environments_are_ranked_by_what_they_pushed_since_it_began():
+    def row(step, **pushes):
+        return {"step": step} | {f"ledger/{name}/push": push for name, push in pushes.items()} | {
+            f"ledger/{name}/shift/p": shift * step for name, shift in (("a", 0.1), ("b", 0.3), ("c", 0.2))}
+
+    found = ranked([row(1, a=1.0, b=5.0, c=0.0), row(2, a=1.0, b=0.25, c=2.0)], 2, "p")
+    assert [(each["environment"], each["push"], each["push_since"]) for each in found] == [
+        ("c", 2.0, 2.0), ("a", 2.0, 1.0), ("b", 5.25, 0.25)]
+    assert [each["shift_since"] for each in found] == pytest.approx([0.2, 0.1, 0.3])
+
+
+def test_what_a_halt_says_to_type_is_typed_as_it_stands(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/opt/my tools/routed-rl"])
+    monkeypatch.setenv("PATH", "")
+    run, program = RunFolder("/x/my runs/y"), ["/opt/my tools/routed-rl"]
+    typed = [shlex.split(line, comments=True) for line in commands(run, "it's", 4)]
+    back = [*program, "rollback", "/x/my runs/y", "--step", "4"]
+    assert typed == [[*back, "--drop", "it's"], [*back, "env.it's.KEY=VALUE"], [*program, "resume", "/x/my runs/y"]]
+    assert next(line.split("    # ")[0] for line in commands(run, "", 0)).endswith("--step 0")
+    typed = [shlex.split(line, comments=True) for line in next_commands(run)]
+    assert typed[0][1:3] == ["export", "/x/my runs/y"] and typed[1][-1] == "/x/my runs/y/again.json" and typed[2][:2] == [
+        *program, "compare"]
 
 
 def test_going_on_after_a_halt_is_the_run_that_never_halted(halted, whole):
