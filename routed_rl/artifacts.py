@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from routed_rl.errors import CheckpointError, RunFolderError
 
 SEAL = "COMPLETE.json"
@@ -145,6 +147,17 @@ class RunFolder:
     deployed = property(lambda self: self.path / "deployed")
     summary = property(lambda self: self.path / "summary.json")
     report = property(lambda self: self.path / "report.html")
+
+    def settings(self) -> dict[str, Any]:
+        """The content of config.yaml; RunFolderError where it is none."""
+        try:
+            found = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise RunFolderError(f"{self.config} is empty or torn, so nothing says what this run was; take it from another copy "
+                                 "of the folder")
+        return found
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, in order; whether each is whole is for the reader to check."""

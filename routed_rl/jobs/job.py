@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, from_mapping
 from routed_rl.errors import RunFolderError
@@ -53,7 +51,7 @@ def is_finished(job: Job, another: str) -> bool:
     """
     if not job.folder.config.exists():
         return False
-    there = _comparable(from_mapping(yaml.safe_load(job.folder.config.read_text())))
+    there = _comparable(from_mapping(job.folder.settings()))
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
     return job.folder.summary.exists()

@@ -34,7 +34,7 @@ def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
 
 
 def read_config(run: RunFolder) -> Config:
-    return from_mapping(yaml.safe_load(run.config.read_text()))
+    return from_mapping(run.settings())
 
 
 def read_overrides(run: RunFolder) -> list[str]:

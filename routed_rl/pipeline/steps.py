@@ -16,6 +16,7 @@ from routed_rl.errors import Stopped
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
 from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
+from routed_rl.pipeline.commands import command
 from routed_rl.pipeline.following import following
 from routed_rl.pipeline.measuring import DuringTraining
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
@@ -75,7 +76,7 @@ def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watc
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if trainer.stopped:
         name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
-        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: routed-rl resume {run.path}",
+        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: {command('resume', run.path)}",
                       trainer.stopped)
 
 

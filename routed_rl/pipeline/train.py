@@ -20,6 +20,7 @@ from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.pipeline import launched, summary
 from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
+from routed_rl.pipeline.commands import command
 from routed_rl.pipeline.measuring import Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.publish import publish
@@ -121,12 +122,12 @@ def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
         with tracked(run, parts.config.tracking, parts.config.trainer.get("report_to")) as tracker:
             return _steps(parts, run, begin, tracker)
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"to go on: routed-rl resume {run.path}")
+        interrupt.add_note(f"to go on: {command('resume', run.path)}")
         raise
     except (RolloutError, LaunchError) as error:
         whole, _ = run.last_checkpoint()
         place = whole.name if whole else "the start"
-        raise type(error)(f"{error}; to go on from {place}: routed-rl resume {run.path}") from error
+        raise type(error)(f"{error}; to go on from {place}: {command('resume', run.path)}") from error
 
 
 def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path:
@@ -200,5 +201,5 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
             summary.show_curve(scales, parts.environments)
         console.say(summary.sentence(models, blame, parts.environments))
     console.say("next:")
-    for command in summary.next_commands(run):
-        console.say(f"  {command}")
+    for line in summary.next_commands(run):
+        console.say(f"  {line}")

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from routed_rl.artifacts import RunFolder, read_json
-from routed_rl.errors import RunFolderError
 from routed_rl.tracking import MetricsFile, cosine_matrix
 
 MODELS = ("base", "policy", "deployed")
@@ -148,23 +146,12 @@ def read_run(run: RunFolder) -> RunData:
         models = summary.get("models", {})
     overrides, halts = run.path / "overrides.txt", sorted((run.path / "halts").glob("step-*.json"))
     return RunData(
-        path=run.path, config=_settings(run), manifest=manifest,
+        path=run.path, config=run.settings(), manifest=manifest,
         overrides=overrides.read_text(errors="replace").splitlines() if overrides.exists() else [],
         rows=MetricsFile(run.metrics).rows(),
         verdicts=[row for row in MetricsFile(run.verdicts).rows() if row.keys() >= VERDICT], halted=_halt(run.halted),
         halts=sorted((found for path in halts if (found := _halt(path))), key=lambda halt: halt["step"]), summary=summary,
         models={model: found for model in MODELS if (found := _means(models.get(model)))}, checkpoints=run.steps())
-
-
-def _settings(run: RunFolder) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(run.config.read_text())
-    except (yaml.YAMLError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{run.config} is empty or torn, so nothing says what this run was; take it from another copy "
-                             "of the folder")
-    return found
 
 
 def _halt(path: Path) -> dict[str, Any] | None:

@@ -117,7 +117,7 @@ class MetricsFile:
             file.seek(self._read)
             lines = file.read().rpartition(b"\n")[0]
         self._read += len(lines) + bool(lines)
-        return [row for line in lines.decode(errors="replace").splitlines() if (row := _parse(line))]
+        return [row for line in lines.splitlines() if (row := _parse(line))]
 
 
 def _parse(line: bytes | str) -> dict[str, Any] | None:

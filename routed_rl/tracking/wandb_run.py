@@ -16,7 +16,6 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
-import yaml
 from pyarrow.parquet import ParquetFile
 
 from routed_rl import console
@@ -43,7 +42,7 @@ class WandbRun(Tracker):
 
     def begin(self, step: int) -> None:
         self.identity = identify(self.folder)
-        settings = yaml.safe_load(self.folder.config.read_text())
+        settings = self.folder.settings()
         manifest = read_json(self.folder.manifest)
         attempts, parent = self.identity["attempts"], self.identity["parent"]
         job = "resume" if attempts else "rollback" if parent else "train"
