@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from routed_rl.config import QuarantineConfig, RandomControlConfig, RoutingConfig
-from routed_rl.errors import ConfigError
 from routed_rl.model.targets import freeze
 from routed_rl.routing import Axes, LedgerRow, Quarantine, Router, RoutingContext, RowBook
 from tests.builders import FROZEN, OPTIMIZERS, Batch, batch, find_targets, random_bases, tiny
@@ -197,11 +196,6 @@ def test_what_is_kept_of_a_row_does_not_grow_with_the_model():
         assert [tuple(along.shape) for *_, along in target.tape.rows] == [(6, 2)]
         target.tape.clear()
         assert not target.tape.rows and target.tape.along is None
-
-
-def test_an_axis_that_the_subspace_has_not_is_refused():
-    with pytest.raises(ConfigError, match=r"monitor\.axis=evil .* it has hacker, careless"):
-        Told(axis="evil")
 
 
 def test_a_copied_router_goes_on_with_the_same_rows():
