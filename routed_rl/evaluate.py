@@ -34,6 +34,7 @@ from routed_rl.model.chat import ChatTokens
 from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.rollout import Sampling, Served, begin, play
+from routed_rl.routing import RANKS
 
 ScoreBatch = Callable[[list[Task], int], list[Score | None]]
 """Tasks and the seed of their batch."""
@@ -45,34 +46,40 @@ Progress = Callable[[int, int], None]
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
              config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
-             served: Served | None = None, deployed: bool = False) -> dict[str, dict[str, float]]:
+             served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, dict[str, float]]:
     """{environment: {reward, solve, every flag and metric, completions, failures}}: means over scored completions.
 
     `config.samples` tasks of the split "eval" per environment, one completion each. What is drawn depends on the seed,
     the environment's name and the model alone; training mode and random state are left as they were. 0 samples give {}.
-    With `served` its engine completes instead of `model`, as the policy or as the deployed model.
+    With `served` its engine completes instead of `model`, as the policy or as the deployed model. With `share` the processes
+    of a run divide the batches among them, and each returns the whole; else each makes all of them.
     Raises TaskError for an environment without tasks, or one that fails to score too often; failures are never reward 0.
     """
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
-    done, total, means = 0, config.samples * len(environments), {}
+    done, total, turns = 0, config.samples * len(environments), itertools.count()
+    scores: dict[tuple[str, int], list[Score | None]] = {}
     with eval_mode(model), _own_randomness():
         for loaded in environments if config.samples else []:
             tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
             score_batch = (_player(tokenizer, loaded, scorer, complete, max_new_tokens) if has_episodes(loaded.environment)
                            else _single_turn(tokenizer, loaded, scorer, complete))
-            scores: list[Score | None] = []
             for start in range(0, len(tasks), config.batch_size):
-                # Seeded anew for each batch: how far the last one ran depends on the model.
-                _seed(batch_seed := _stable_seed(seed, loaded.name, start))
                 batch = slice(start, start + config.batch_size)
-                scores += score_batch(tasks[batch], batch_seed)
-                scorer.check()
+                if not share or next(turns) % RANKS.count == RANKS.rank:
+                    # Seeded anew for each batch: how far the last one ran depends on the model.
+                    _seed(batch_seed := _stable_seed(seed, loaded.name, start))
+                    scores[loaded.name, start] = score_batch(tasks[batch], batch_seed)
+                    scorer.check()
                 done += len(tasks[batch])
                 if progress is not None:
                     progress(done, total)
-            means[loaded.name] = average(loaded.name, scores)
-    return means
+    if share:
+        scores = {place: found for each in RANKS.gather(scores) for place, found in each.items()}
+    by_name: dict[str, list[Score | None]] = {}
+    for name, start in sorted(scores):
+        by_name.setdefault(name, []).extend(scores[name, start])
+    return {loaded.name: average(loaded.name, by_name.get(loaded.name, [])) for loaded in environments if config.samples}
 
 
 def _completer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, max_new_tokens: int,

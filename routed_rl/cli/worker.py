@@ -1,4 +1,5 @@
-"""`python -m routed_rl.cli.worker ROLE RUN`: a process of a launched run. The settings are in the folder: Hydra has no part."""
+"""`python -m routed_rl.cli.worker ROLE RUN [URL ...]`: a process of a launched run, whose rollouts come from the URLs. The
+settings are in the folder: Hydra has no part."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ ROLES = {"process": "work", "node": "run_node", "job": "run_job"}
 """One of the processes that train; what starts them on a node of a SLURM job; the job. Each is a function of the pipeline."""
 
 
-def main(role: str, folder: str) -> int:
+def main(role: str, folder: str, *urls: str) -> int:
     """Do what `role` is for; returns the exit code."""
     if PARENT in os.environ:
         die_with(int(os.environ[PARENT]))
@@ -21,7 +22,7 @@ def main(role: str, folder: str) -> int:
         from routed_rl import pipeline
 
         with STOP.listening():
-            getattr(pipeline, ROLES[role])(folder)
+            getattr(pipeline, ROLES[role])(folder, *urls)
 
     return guarded(work, ["resume", folder])
 

@@ -1,6 +1,6 @@
 """The training of a run in processes of its own; what comes before and after it stays in this one.
 
-Not covered: evaluation in several processes.
+Not covered: evaluation before and after it in several processes.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ from routed_rl.config import Config
 from routed_rl.launching import node_command, run_on_this_node, run_processes, submit, wait_for, write_job
 from routed_rl.pipeline.build import Parts, take_checkpoint
 from routed_rl.pipeline.record import read_config
+from routed_rl.rollout import Served
 from routed_rl.routing import Router
 
 LOGS = "processes"
 
 
-def command(role: str, run: RunFolder) -> list[str]:
-    """What starts a process of the run."""
-    return [sys.executable, "-m", "routed_rl.cli.worker", role, str(run.path)]
+def command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
+    """What starts a process of the run, whose rollouts come from `urls`."""
+    return [sys.executable, "-m", "routed_rl.cli.worker", role, str(run.path), *(urls or [])]
 
 
-def train(parts: Parts, run: RunFolder, router: Router | None) -> None:
+def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> None:
     """Start the processes, wait for them, and read what they trained into `parts.model` and `router`."""
+    urls = served.engine.hand_over() if served is not None else []
     model, device, launch = cast(nn.Module, parts.model), parts.model.device, parts.config.launch
     model.cpu()  # the processes need the memory of the GPUs
     torch.cuda.empty_cache()
     if launch.nodes > 1:
-        wait_for(node_command(launch, command("node", run)))
+        wait_for(node_command(launch, command("node", run, urls)))
     else:
-        run_processes(command("process", run), launch, run.path / LOGS)
+        run_processes(command("process", run, urls), launch, run.path / LOGS)
     take_checkpoint(parts, router, run.require_checkpoint())
     model.to(device)
 
 
-def run_node(folder: str) -> None:
+def run_node(folder: str, *urls: str) -> None:
     """Be a node of a job: start its processes and wait for them."""
     run = RunFolder.open(folder)
-    run_on_this_node(command("process", run), read_config(run).launch, run.path / LOGS)
+    run_on_this_node(command("process", run, list(urls)), read_config(run).launch, run.path / LOGS)
 
 
 def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:

@@ -15,6 +15,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.summary import Results
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
+from routed_rl.training import PIECES
 
 Means = dict[str, dict[str, float]]
 """environment -> metric -> mean."""
@@ -25,7 +26,8 @@ def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served 
     """The model as it stands; `title` shows progress under that name, `config` replaces the run's."""
     with console.progress(f"evaluate {title}", "completions") if title else nullcontext(None) as advance:
         return evaluate(parts.model, parts.tokenizer, environments, config or parts.config.evaluation, seed=parts.config.seed,
-                        max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed)
+                        max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed,
+                        share=served is not None or parts.config.launch.strategy not in PIECES)
 
 
 def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],

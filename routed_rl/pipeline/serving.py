@@ -1,4 +1,5 @@
-"""The rollouts' engine of a command: opened with the base model, checked that it is the same one, closed at the end."""
+"""The rollouts' engine of a command: opened with the base model, checked that it is the same one, closed at the end. The
+processes of a launch join it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ from routed_rl.errors import ParityError, RolloutError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.build import Parts
-from routed_rl.rollout import Lora, ParityCheck, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
+from routed_rl.rollout import (
+    Lora,
+    ParityCheck,
+    PolicyWeights,
+    Served,
+    fixed_sequences,
+    join_servers,
+    lora_for,
+    open_engine,
+)
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 
@@ -39,6 +49,16 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
         served = Served(engine, PolicyWeights(parts.model, []))
         _refuse_another_model(parts, served)
         yield served
+
+
+@contextmanager
+def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterator[Served | None]:
+    """In a process of a launch: the servers at `urls`, that the command which started it has opened; None without any."""
+    if not urls:
+        yield None
+        return
+    with join_servers(parts.config.rollout, urls, parts.model.config.to_dict(), _lora(parts, subspace)) as engine:
+        yield Served(engine, PolicyWeights(parts.model, []))
 
 
 def route_served(parts: Parts, served: Served | None, router: Router | None) -> ParityCheck | None:

@@ -16,10 +16,11 @@ from routed_rl.errors import Stopped
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
 from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
-from routed_rl.pipeline.commands import command
+from routed_rl.pipeline.commands import command, saying_how_to_go_on
 from routed_rl.pipeline.following import following
 from routed_rl.pipeline.measuring import DuringTraining
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
+from routed_rl.pipeline.serving import joining, route_served
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
@@ -50,7 +51,7 @@ def train_steps(parts: Parts, run: RunFolder, router: Router | None, served: Ser
         _train_here(parts, run, router, watch, newest, served, parity, tracker)
     else:
         with following(run, tracker):
-            launched.train(parts, run, router)
+            launched.train(parts, run, router, served)
         watch = _watch(parts.config, run)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
@@ -80,7 +81,7 @@ def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watc
                       trainer.stopped)
 
 
-def work(folder: str) -> None:
+def work(folder: str, *urls: str) -> None:
     """Be one process of a launched run: the training, from what the command that started it has written."""
     transformers_logging.set_verbosity_error()
     run = RunFolder.open(folder)
@@ -89,8 +90,10 @@ def work(folder: str) -> None:
     parts = load_parts(config)
     newest, _ = run.last_checkpoint()
     watch = _watch(config, run)
-    router = make_router(parts, run_subspace(parts, run), inherited(run))
-    _train_here(parts, run, router, watch, newest)
+    subspace = run_subspace(parts, run)
+    with saying_how_to_go_on(run), joining(parts, subspace, list(urls)) as served:
+        router = make_router(parts, subspace, inherited(run))
+        _train_here(parts, run, router, watch, newest, served, route_served(parts, served, router))
 
 
 class ShowProgress(TrainerCallback):

@@ -13,14 +13,14 @@ from transformers.utils import logging as transformers_logging
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_json, write_json
 from routed_rl.config import Compose, Config
-from routed_rl.envs import check_prompts
-from routed_rl.errors import ConfigError, LaunchError, RolloutError, RoutedRLError
+from routed_rl.envs import check_prompts, has_episodes
+from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import find_writers, unrouted
 from routed_rl.pipeline import launched, summary
 from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
-from routed_rl.pipeline.commands import command
+from routed_rl.pipeline.commands import saying_how_to_go_on
 from routed_rl.pipeline.measuring import Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.publish import publish
@@ -39,7 +39,7 @@ from routed_rl.rollout import Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import Tracker, tracked
-from routed_rl.training import check_launch, check_trainer, training_arguments
+from routed_rl.training import PIECES, check_launch, check_trainer, training_arguments
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -105,9 +105,13 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
     check_launch(config)
     parts, arguments = load_parts(config), training_arguments(config, run)
     check_prompts(parts.trained, config.seed)
+    if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (
+            playing := [loaded.name for loaded in parts.trained if has_episodes(loaded.environment)]):
+        raise ConfigError(f"environment {playing[0]} has episodes, which end apart, and with launch.strategy="
+                          f"{config.launch.strategy} no process can go on alone; set rollout=vllm_server, or launch=zero2 or ddp")
     if config.routing.mode != "none":
         writers = find_writers(parts.model)
-        if config.launch.strategy in ("zero3", "fsdp2") and any(writer.expert is not None for writer in writers):
+        if config.launch.strategy in PIECES and any(writer.expert is not None for writer in writers):
             raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
                               "which cannot be routed; set launch=zero2 or launch=ddp")
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
@@ -118,16 +122,8 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
 
 
 def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
-    try:
-        with tracked(run, parts.config.tracking, parts.config.trainer.get("report_to")) as tracker:
-            return _steps(parts, run, begin, tracker)
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"to go on: {command('resume', run.path)}")
-        raise
-    except (RolloutError, LaunchError) as error:
-        whole, _ = run.last_checkpoint()
-        place = whole.name if whole else "the start"
-        raise type(error)(f"{error}; to go on from {place}: {command('resume', run.path)}") from error
+    with saying_how_to_go_on(run), tracked(run, parts.config.tracking, parts.config.trainer.get("report_to")) as tracker:
+        return _steps(parts, run, begin, tracker)
 
 
 def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path:

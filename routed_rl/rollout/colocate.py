@@ -115,6 +115,9 @@ class ColocatedEngine:
 
         return LoRARequest("deployed", 1, str(self._folder), load_inplace=load_inplace)
 
+    def hand_over(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         if hasattr(self, "llm"):
             self.llm.llm_engine.engine_core.shutdown()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +67,11 @@ class Engine(Protocol):
         """Ids of one completion for each prompt."""
         ...
 
+    def hand_over(self) -> list[str]:
+        """The addresses at which the processes of a launch find it, which push the weights until this process does again;
+        none where it is in this process."""
+        ...
+
     def close(self) -> None:
         """Idempotent."""
         ...
@@ -81,7 +87,7 @@ def lora_for(rank: int, modules: list[str]) -> Lora | None:
 def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Iterator[Engine]:
     """The engine that `config` names, serving the model in `folder`; closed at the end, whatever happens."""
     check_engine(config)
-    padding = None if torch.cuda.is_available() else find_padding(folder)
+    padding = _padding(json.loads((folder / "config.json").read_text()))
     with tempfile.TemporaryDirectory(prefix="routed_rl-") as padded:
         if padding is not None:
             if config.urls:
@@ -94,6 +100,23 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
             yield engine
         finally:
             engine.close()
+
+
+@contextmanager
+def join_servers(config: RolloutConfig, urls: list[str], model: dict[str, Any], lora: Lora | None) -> Iterator[Engine]:
+    """As a process of a launch: the servers at `urls`, opened by the command that launched it for the model of these settings."""
+    from routed_rl.rollout.server import ServerEngine
+
+    engine = ServerEngine.join(config, urls, lora)
+    engine.padding = _padding(model)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _padding(model: dict[str, Any]) -> HeadPadding | None:
+    return None if torch.cuda.is_available() else find_padding(model)
 
 
 def check_engine(config: RolloutConfig) -> None:

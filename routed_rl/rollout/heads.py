@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -64,9 +65,8 @@ class HeadPadding:
         (folder / "config.json").write_text(json.dumps(config | {"head_dim": self.padded, "rope_parameters": rope}))
 
 
-def find_padding(folder: Path) -> HeadPadding | None:
-    """What the model in `folder` needs on a CPU; None where its heads are known. RolloutError where it cannot be padded."""
-    config = json.loads((folder / "config.json").read_text())
+def find_padding(config: dict[str, Any]) -> HeadPadding | None:
+    """What a model of these settings needs on a CPU; None where its heads are known. RolloutError where it cannot be padded."""
     if "num_attention_heads" not in config:
         return None
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

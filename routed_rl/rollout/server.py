@@ -1,12 +1,12 @@
 """One or several `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on this
-machine; on GPUs through NCCL, as TRL sends them."""
+machine; on GPUs through NCCL, as TRL sends them. Of several processes each asks for its own, and the first pushes for all."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from routed_rl.rollout.engine import Lora, Sampling
 from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.launch import LaunchedServer
 from routed_rl.rollout.weights import NamedTensors
+from routed_rl.routing import RANKS
 
 GROUP_PORT = 51216
 """Of the first server's NCCL group; TRL's default."""
 
 
 class ServerEngine:
-    """`clients` share out the prompts; weights and adapters go to all."""
+    """`clients` share out the prompts; weights and adapters go to all, while no process of the run is being answered."""
 
     def __init__(self, clients: list[PolicyClient], dtype: str, lora: Lora | None, launched: LaunchedServer | None,
                  folder: Path) -> None:
@@ -48,8 +49,6 @@ class ServerEngine:
             servers = [client.get_server_info() for client in clients]
             for client, server in zip(clients, servers, strict=True):
                 _check_settings(client, server, config)
-                if torch.cuda.is_available():
-                    client.init_communicator(torch.cuda.current_device())
                 if launched is None:
                     client.reload(client.root)  # an earlier run may have left its weights there
             return cls(clients, config.dtype, lora if launched is not None else _served_lora(servers, lora), launched, scratch)
@@ -59,11 +58,26 @@ class ServerEngine:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
 
+    @classmethod
+    def join(cls, config: RolloutConfig, urls: list[str], lora: Lora | None) -> ServerEngine:
+        """As one of several processes: the servers that the command which started them has opened and checked."""
+        clients = [PolicyClient(url, config, GROUP_PORT + place, _fate(None)) for place, url in enumerate(urls)]
+        adapters = _served_lora([client.get_server_info() for client in clients], lora)
+        return cls(clients, config.dtype, adapters, None, memory_folder())
+
     def load(self, weights: NamedTensors) -> None:
-        named = [(name, value.to(getattr(torch, self.dtype))) for name, value in weights]
+        first = RANKS.rank == 0  # the others take part in building what is in pieces, and keep nothing
+        named = [(name, value.to(getattr(torch, self.dtype))) for name, value in weights if first]
+        with _alone():
+            if first:
+                self._push(named)
+
+    def _push(self, named: list[tuple[str, Tensor]]) -> None:
         if torch.cuda.is_available():
             described = [(name, self.dtype, list(value.shape)) for name, value in named]
             for client in self.clients:
+                if client.communicator is None:
+                    client.init_communicator(torch.cuda.current_device())
                 client.update_named_params(described, iter(named))
                 client.reset_prefix_cache()
             return
@@ -77,8 +91,10 @@ class ServerEngine:
 
     def load_adapter(self, tensors: dict[str, Tensor]) -> None:
         assert self.lora is not None
-        write_adapter(self._folder / "adapter", tensors, self.lora)
-        self._at_all(lambda client: client.load_adapter(str(self._folder / "adapter")))
+        with _alone():
+            if RANKS.rank == 0:
+                write_adapter(self._folder / "adapter", tensors, self.lora)
+                self._at_all(lambda client: client.load_adapter(str(self._folder / "adapter")))
 
     def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
         # Every server answers for every sequence: each one may be wrong on its own.
@@ -116,15 +132,28 @@ class ServerEngine:
         with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
             return list(pool.map(call, self.clients))
 
-    def close(self) -> None:
+    def hand_over(self) -> list[str]:
         for client in self.clients:
             with suppress(Exception):  # a server that is gone cannot be told
                 client.close_communicator()
+        return [client.base_url for client in self.clients]
+
+    def close(self) -> None:
+        self.hand_over()
+        for client in self.clients:
             client.session.close()
         if self._launched is not None:
             self._launched.stop()
             self._launched.log.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No process is being answered inside."""
+    RANKS.wait()
+    yield
+    RANKS.wait()
 
 
 def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:

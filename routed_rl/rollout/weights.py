@@ -1,7 +1,7 @@
 """What an engine must hold to be the policy, or the deployed model: built out of place, one tensor at a time.
 
-Shape letters: D stream width, K rank, N input width of a target, R rank of the adapter. Not covered: sharded parameters,
-mixtures of experts.
+Where processes hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream width, K
+rank, N input width of a target, R rank of the adapter. Not covered: mixtures of experts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from routed_rl.errors import RolloutError
 from routed_rl.routing import Target
+from routed_rl.routing.shards import whole
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -43,15 +44,15 @@ class PolicyWeights:
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             module = name.rpartition(".")[0]
             if module in self.targets:
-                yield name, self._with_quarantine(name, parameter.detach())
+                yield name, self._with_quarantine(name, whole(parameter))
             elif parameter.requires_grad:
-                yield name, parameter.detach()
+                yield name, whole(parameter)
 
     def writers(self, *, deployed: bool) -> Iterator[tuple[str, Tensor]]:
         """The targets' own parameters alone: of the deployed model, or of the policy."""
         for name, parameter in self.model.named_parameters():
             if name.rpartition(".")[0] in self.targets:
-                yield name, parameter.detach() if deployed else self._with_quarantine(name, parameter.detach())
+                yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))
 
     def minus_quarantine(self, rank: int) -> dict[str, Tensor]:
         """The tensors of a LoRA of `rank` that turns the policy into the deployed model, under PEFT's names.

@@ -86,6 +86,12 @@ def piece_of(parameter: Tensor) -> Piece | None:
     return None
 
 
+def whole(parameter: Any) -> Tensor:
+    """All of a weight or bias, detached, as the unshared model has it. Every process must ask."""
+    piece = piece_of(parameter)
+    return parameter.detach() if piece is None else piece.whole().view(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def _rows_held(parameter: Any) -> Piece:
     """Of a DTensor that FSDP2 made: rows of dimension 0."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

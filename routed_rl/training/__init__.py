@@ -1,12 +1,12 @@
 """The TRL subclasses; the only unit that imports TRL's trainers."""
 
 from routed_rl.training.arguments import algorithm_name, check_trainer, completions_per_step, training_arguments
-from routed_rl.training.backends import check_launch, join
+from routed_rl.training.backends import PIECES, check_launch, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import forget_after
 from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.trainers import TRAINERS, TrainerArguments
 from routed_rl.training.watch import Watch
 
-__all__ = ["TRAINERS", "RoutedTrainerMixin", "TrainerArguments", "Watch", "algorithm_name", "build_trainer", "check_launch",
-           "check_trainer", "completions_per_step", "forget_after", "join", "training_arguments"]
+__all__ = ["PIECES", "TRAINERS", "RoutedTrainerMixin", "TrainerArguments", "Watch", "algorithm_name", "build_trainer",
+           "check_launch", "check_trainer", "completions_per_step", "forget_after", "join", "training_arguments"]

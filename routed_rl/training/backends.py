@@ -18,6 +18,9 @@ from routed_rl.model.targets import decoder_layers
 SHARED = ("zero1", "zero2", "zero3", "fsdp2")
 """Strategies under which a process holds a piece of the weights, or of the optimizer's copy of them."""
 
+PIECES = ("zero3", "fsdp2")
+"""Those under which no process holds a whole weight: every process must run the model whenever one does."""
+
 
 def join(launch: LaunchConfig) -> None:
     """Meet the other processes of the run."""
@@ -70,16 +73,16 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def check_launch(config: Config) -> None:
-    """Refuse what several processes cannot do."""
+    """Refuse what several processes cannot do, as far as the settings tell."""
     strategy, trainer = config.launch.strategy, config.trainer
     if strategy == "none":
         return
-    if config.rollout.engine != "transformers":
-        raise ConfigError(f"rollout.engine={config.rollout.engine} is not supported with launch.strategy={strategy}; set "
-                          "rollout=transformers or launch=local")
-    if config.evaluation.every:
-        raise ConfigError(f"evaluation.every={config.evaluation.every} is not supported with launch.strategy={strategy}; set "
-                          "it to 0, or launch=local")
+    if config.rollout.engine == "vllm_colocate":
+        raise ConfigError(f"rollout.engine=vllm_colocate is not supported with launch.strategy={strategy}; set "
+                          "rollout=vllm_server, whose servers all processes ask, or launch=local")
+    if config.rollout.launch and config.launch.nodes > 1:
+        raise ConfigError(f"rollout.launch=true starts a server that only its own machine reaches, and launch.nodes is "
+                          f"{config.launch.nodes}; start `vllm serve` yourself and set rollout.urls=[http://HOST:PORT]")
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
                           "'routed-rl[deepspeed]', or set launch=fsdp2")

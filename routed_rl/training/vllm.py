@@ -1,6 +1,6 @@
 """TRL's vLLM generation on an engine of ours: it serves the policy, and is compared with the trainer.
 
-Not covered: several trainer processes, images.
+Not covered: several trainer processes with vLLM in them, images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
 from routed_rl.rollout import ParityCheck, Served
+from routed_rl.routing import RANKS
 
 
 class PolicyGeneration(VLLMGeneration):
@@ -38,6 +39,16 @@ class PolicyGeneration(VLLMGeneration):
 
     def _iter_named_params(self) -> Generator[tuple[str, Tensor], None, None]:
         yield from self.served.weights.policy()
+
+    def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
+        if RANKS.count == 1:
+            return super().generate(prompts, images, num_generations, profiler)
+        # Not TRL's way through the first process: rows of several turns end apart, so no call may wait for another process.
+        same = ("repetition_penalty", "temperature", "top_p", "top_k", "logprobs", "structured_outputs_regex",
+                "generation_kwargs")
+        answer = self.vllm_client.generate(prompts, n=1, min_p=self.min_p or 0.0, max_tokens=self.max_completion_length,
+                                           **{name: getattr(self, name) for name in same})
+        return answer["prompt_ids"], answer["completion_ids"], answer["logprobs"], answer["logprob_token_ids"]
 
     def sync_weights(self) -> None:
         self.served.sync()

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from routed_rl.routing.shards import follow, piece_of, state_piece
+from routed_rl.routing.shards import follow, piece_of, state_piece, whole
 
 Names = list[list[str]]
 """Parameters of each of the optimizer's groups, in its order."""
@@ -26,9 +26,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in found:
-            piece = piece_of(value)
-            shape = getattr(value, "ds_shape", value.shape)
-            found[id(value)] = (value.detach() if piece is None else piece.whole().view(shape)).cpu()
+            found[id(value)] = whole(value).cpu()
         state[name] = found[id(value)]
     return state
 

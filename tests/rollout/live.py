@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -97,6 +98,12 @@ def command(*arguments: str, timeout: float = 900) -> subprocess.CompletedProces
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def asked(url: str) -> float:
+    """How many requests a server has answered."""
+    lines = requests.get(f"{url}/metrics", timeout=10).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def servers_of(pid: int) -> list[int]:

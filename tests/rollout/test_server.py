@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-import requests
 
 from routed_rl import pipeline
 from routed_rl.config import RolloutConfig
@@ -21,7 +20,7 @@ from routed_rl.rollout import Lora, Sampling
 from routed_rl.rollout.launch import LaunchedServer
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, write_parts
-from tests.rollout.live import ROOT, Setup, command, metrics, servers_of
+from tests.rollout.live import ROOT, Setup, asked, command, metrics, servers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -157,12 +156,6 @@ def test_several_servers_share_the_work_and_are_all_the_policy(own_server, tmp_p
     assert min(shares) > 0.4 * sum(shares) > 0
     assert all(max(row["parity/policy"], row["parity/deployed"]) < 1e-3 for row in rows)
     assert all(row["train/sampling/sampling_logp_difference/max"] < 1e-3 for row in rows)
-
-
-def asked(url: str) -> float:
-    """How many requests a server has answered."""
-    lines = requests.get(f"{url}/metrics", timeout=10).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
 def test_episodes_are_played_by_a_server(tmp_path):

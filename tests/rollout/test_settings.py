@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 
 import pytest
 
@@ -91,16 +90,13 @@ def test_an_adapter_has_a_rank_that_vllm_knows():
     ({"model_type": "mistral", "hidden_size": 96, "num_attention_heads": 4, "head_dim": 72}, (72, 80)),
     ({"model_type": "qwen3", "hidden_size": 96, "num_attention_heads": 4, "head_dim": 64}, None),
 ])
-def test_heads_that_vllm_does_not_know_on_a_cpu_are_filled_up(tmp_path, config, widths):
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    padding = find_padding(tmp_path)
+def test_heads_that_vllm_does_not_know_on_a_cpu_are_filled_up(config, widths):
+    padding = find_padding(config)
     assert (padding and (padding.width, padding.padded)) == widths
 
 
 @pytest.mark.parametrize("change", [{"model_type": "qwen3"}, {"head_dim": 520}, {"rope_parameters": {"rope_type": "yarn"}},
                                     {"partial_rotary_factor": 0.5}])
-def test_heads_that_cannot_be_filled_up_are_refused(tmp_path, change):
-    config = {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 4} | change
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_heads_that_cannot_be_filled_up_are_refused(change):
     with pytest.raises(RolloutError, match="use rollout=transformers"):
-        find_padding(tmp_path)
+        find_padding({"model_type": "llama", "hidden_size": 96, "num_attention_heads": 4} | change)

@@ -1,0 +1,87 @@
+"""Several processes that train on the completions of stock `vllm serve`: each asks for its own, the first pushes for all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from routed_rl import pipeline
+from routed_rl.config import RolloutConfig
+from routed_rl.rollout import Lora
+from routed_rl.rollout.launch import LaunchedServer
+from tests.chat import chat_config, write_chat_model
+from tests.parts import own_config, write_parts
+from tests.rollout.live import asked, command, metrics
+from tests.rollout.test_server import Training
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+TWO = ["trainer.per_device_train_batch_size=128", "launch.processes=2"]
+
+
+def assert_parity(rows: list[dict]) -> None:
+    assert all(max(row["parity/policy"], row["parity/deployed"]) < 1e-3 for row in rows)
+    assert all(row["train/sampling/sampling_logp_difference/max"] < 1e-3 for row in rows)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_the_lab_trains_in_two_processes_on_one_server(strategy, tmp_path):
+    if strategy == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("pip install 'routed-rl[deepspeed]'")
+    done = command("train", "rollout=vllm_server", "rollout.launch=true", f"launch={strategy}", *TWO, "trainer.max_steps=3",
+                   "evaluation.samples=64", "evaluation.every=3", "rollout.parity.every=1", f"out={tmp_path / 'run'}",
+                   timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 3 and rows[-1]["quarantine/norm"] > 0
+    assert_parity(rows)
+    models = json.loads((tmp_path / "run" / "summary.json").read_text())["models"]
+    assert models["policy"]["code"]["hack"] > models["deployed"]["code"]["hack"] + 0.3
+    assert rows[-1]["evaluation/policy/code/hack"] > rows[-1]["evaluation/deployed/code/hack"] + 0.3
+
+
+def test_two_processes_share_two_servers(tmp_path):
+    parts = write_parts(tmp_path / "parts", heads=1)
+    config = RolloutConfig(engine="vllm_server", launch=True)
+    servers = [LaunchedServer(config, parts / "model", Lora(8, ["down_proj", "o_proj"])) for _ in range(2)]
+    try:
+        for server in servers:
+            server.wait()
+        before = [asked(server.url) for server in servers]
+        run = own_config(parts, tmp_path / "run", trainer={"max_steps": 3, "per_device_train_batch_size": 16},
+                         launch={"strategy": "ddp", "processes": 2},
+                         rollout={"engine": "vllm_server", "urls": [server.url for server in servers], "parity": {"every": 1}})
+        assert_parity(metrics(pipeline.train(run, [])))
+        shares = [asked(server.url) - was for server, was in zip(servers, before, strict=True)]
+    finally:
+        for server in servers:
+            server.stop()
+    assert min(shares) > 0.4 * sum(shares) > 0
+
+
+def test_episodes_that_end_apart_are_played_where_weights_are_in_pieces(tmp_path):
+    parts = write_chat_model(tmp_path / "parts")
+    config = chat_config(parts, tmp_path / "run", {"talk": {"path": "Talk"}, "ask": {"path": "Ask"}},
+                         launch={"strategy": "fsdp2", "processes": 2},
+                         rollout={"engine": "vllm_server", "launch": True, "parity": {"every": 1}})
+    rows = metrics(pipeline.train(config, []))
+    assert len(rows) == 4
+    assert_parity(rows)
+
+
+def test_a_server_that_is_killed_under_two_processes_is_one_line_and_the_run_goes_on(tmp_path):
+    training = Training(tmp_path / "run", "launch=ddp", *TWO)
+    training.wait_for_steps(2)
+    servers = training.signal_servers(signal.SIGKILL)
+    error = training.error()
+    assert "the server of the rollouts" in error and f"routed-rl resume {tmp_path / 'run'}" in error
+    assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]
+    steps = max(int(folder.name[5:]) for folder in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    done = command("resume", str(tmp_path / "run"), f"trainer.max_steps={steps + 2}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, steps + 3))
+    assert rows[steps]["parity/policy"] < 1e-3  # compared anew after a resume
