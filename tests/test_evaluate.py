@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
@@ -22,9 +23,11 @@ from routed_rl.model.targets import find_writers
 from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
+from tests.ranks import on_ranks
 
 WORDS = [f"w{number}" for number in range(20)]
 CONFIG = EvaluationConfig(samples=60, batch_size=25)
+LENIENT = EvaluationConfig(samples=60, batch_size=25, max_failures=0.5)
 
 
 class Echo:
@@ -69,6 +72,25 @@ def measure(model: LlamaForCausalLM, *environments: Echo, config: EvaluationConf
             **options: Any) -> dict[str, dict[str, float]]:
     loaded = [LoadedEnvironment(f"env{index}", environment) for index, environment in enumerate(environments)]
     return evaluate(model, tokenizer(), loaded, config, seed=seed, max_new_tokens=5, **options)
+
+
+def shared() -> tuple[dict[str, dict[str, float]], int, torch.Tensor]:
+    """As one of two processes: what it returns, how many completions it scored itself, and its next random number."""
+    dist.init_process_group("gloo")
+    first, second, model = Echo(fail="w3"), Echo(), tiny()
+    torch.manual_seed(4)
+    means = measure(model, first, second, config=LENIENT, share=True)
+    return means, len(first.seen) + len(second.seen), torch.rand(1)
+
+
+def test_processes_that_share_the_work_make_it_once_and_all_know_the_whole() -> None:
+    alone = measure(tiny(), Echo(fail="w3"), Echo(), config=LENIENT)
+    assert alone["env0"]["failures"] > 0
+    ranks = on_ranks(shared)
+    assert [means for means, _, _ in ranks] == [alone, alone]
+    assert [count for _, count, _ in ranks] == [60, 60]
+    torch.manual_seed(4)
+    assert ranks[0][2] == ranks[1][2] == torch.rand(1)
 
 
 def test_evaluating_twice_gives_the_same_whatever_was_drawn_in_between() -> None:

@@ -15,13 +15,15 @@ import torch
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
-from routed_rl.errors import Stopped
+from routed_rl.errors import ConfigError, Stopped
 from routed_rl.pipeline.arithmetic import memory_bytes
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.following import following
 from routed_rl.pipeline.record import read_config
 from routed_rl.stopping import STOP
 from routed_rl.tracking import Tracker
+from routed_rl.training import check_launch
+from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, typed, write_parts
 from tests.ranks import on_ranks
 from tests.training.test_resume import assert_same, lines, metrics, no_compose
@@ -39,13 +41,17 @@ def parts(tmp_path_factory):
 def undisturbed(parts, tmp_path_factory):
     """Six steps in two processes."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return pipeline.train(own_config(parts, out, launch=DDP, trainer=HALF), [])
+    return pipeline.train(own_config(parts, out, launch=DDP, trainer=HALF,
+                                     evaluation={"samples": 16, "every": 3, "during_samples": 8}), [])
 
 
 def test_two_processes_make_one_run_that_discard_and_one_process_can_read(parts, undisturbed, tmp_path):
     rows = metrics(undisturbed)
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert all(0 < row["routing/drift"] < 1e-6 and row["routing/bytes"] > 0 for row in rows)
+    evaluated = [{key for key in row if key.startswith("evaluation/")} for row in rows]
+    assert [step for step, keys in enumerate(evaluated, 1) if keys] == [3, 6]
+    assert {f"evaluation/{model}/{name}/hack" for model in ("policy", "deployed") for name in "abp"} <= evaluated[2]
     scored = [row["environment/a/failures"] for row in rows]
     assert scored == [0.0] * 6
     assert len(list(undisturbed.glob("completions/*.parquet"))) == 12
@@ -66,6 +72,25 @@ def test_a_dry_run_of_a_job_writes_script_and_settings_and_shows_what_runs_where
     assert "srun --nodes=4" in said and "each of 4 nodes, 8 processes" in said and "not submitted" in said
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "overrides.txt", "manifest.json", "job.sbatch"}
     assert read_config(RunFolder(tmp_path / "run")) == config
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"rollout": {"engine": "vllm_colocate"}}, "rollout.engine=vllm_colocate.*set rollout=vllm_server"),
+    ({"rollout": {"engine": "vllm_server", "launch": True}, "launch": DDP | {"nodes": 2, "where": "slurm"}},
+     r"rollout.launch=true .* launch.nodes is 2; .*rollout.urls=\[http://HOST:PORT\]"),
+    ({"launch": {"strategy": "fsdp2", "processes": 2}, "trainer": {"bf16": True}}, "trainer.bf16=true .* launch=ddp"),
+])
+def test_what_several_processes_cannot_do_is_refused_with_the_way_out(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check_launch(own_config(tmp_path, tmp_path / "run", **{"launch": DDP} | settings))
+
+
+def test_episodes_are_refused_where_no_process_can_go_on_alone(tmp_path):
+    config = chat_config(write_chat_model(tmp_path / "parts"), tmp_path / "run", {"talk": {"path": "Talk"}},
+                         launch={"strategy": "fsdp2", "processes": 2})
+    with pytest.raises(ConfigError, match=r"environment talk has episodes.*launch.strategy=fsdp2.*set rollout=vllm_server"):
+        pipeline.train(config, [])
+    assert not (tmp_path / "run").exists()
 
 
 def test_pieces_take_their_share_of_a_devices_memory(parts):

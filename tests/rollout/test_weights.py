@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from routed_rl.errors import RolloutError
+from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.rollout import PolicyWeights
+from routed_rl.training.backends import shard
 from tests.builders import FAMILIES, Run, merged, tiny
+from tests.parts import own_config, write_parts
+from tests.ranks import on_ranks
 
 MIXTURES = ("mixtral", "qwen3_moe")
 
@@ -43,6 +50,26 @@ def test_every_parameter_is_pushed_or_frozen(trained):
     frozen = {name for name, parameter in trained.model.named_parameters() if not parameter.requires_grad}
     names = {name for name, _ in trained.model.named_parameters()}
     assert frozen and set(pushed(trained)) == names - frozen
+
+
+def sharded(parts: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """As one of two processes: what is pushed of a routed model in pieces, and of the same one before it was cut."""
+    dist.init_process_group("gloo")
+    loaded = load_parts(own_config(parts, "unused"))
+    router = make_router(loaded, make_subspace(loaded))
+    for target in router.quarantine.targets:
+        target.coefficients.fill_(0.1)
+    weights = PolicyWeights(loaded.model, router.quarantine.targets)
+    before = {name: value.clone() for name, value in weights.policy()}
+    shard(loaded.model)
+    assert not any(before[name].shape == value.to_local().shape for name, value in loaded.model.named_parameters()
+                   if name in before), "it is in no pieces"
+    return before, {name: value.clone() for name, value in weights.policy()}
+
+
+def test_of_a_model_in_pieces_every_process_pushes_the_whole(tmp_path):
+    for before, after in on_ranks(sharded, write_parts(tmp_path)):
+        assert before.keys() == after.keys() and all(after[name].equal(value) for name, value in before.items())
 
 
 def test_a_writer_that_is_frozen_is_pushed_all_the_same(trained):
