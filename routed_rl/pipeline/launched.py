@@ -58,12 +58,14 @@ def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
 def commands(config: Config, run: RunFolder) -> list[str]:
     """What runs where, one line each."""
     launch, processes = config.launch, shlex.join(command("process", run))
+    servers = ["`vllm serve` beside the command, for the rollouts"] if config.rollout.launch else [
+        f"the rollouts: {url}" for url in config.rollout.urls]
     if launch.strategy == "none":
-        return ["this process"]
+        return ["this process", *servers]
     there = f"{launch.processes} processes: {processes}"
     if launch.where == "here":
-        return [f"this machine, {there}"]
+        return [f"this machine, {there}", *servers]
     job = [f"first node: {shlex.join(command('job', run))}"]
     if launch.nodes > 1:
         job.append(f"first node: {shlex.join(node_command(launch, command('node', run)))}")
-    return [*job, f"each of {launch.nodes} nodes, {there}"]
+    return [*job, f"each of {launch.nodes} nodes, {there}", *servers]

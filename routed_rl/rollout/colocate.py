@@ -20,29 +20,8 @@ from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
 from routed_rl.rollout.engine import Lora, Sampling
 from routed_rl.rollout.heads import HeadPadding
+from routed_rl.rollout.settings import engine_settings, process_settings
 from routed_rl.rollout.weights import NamedTensors
-
-BATCHED_TOKENS = 4096
-"""In one forward, at most; TRL's value."""
-
-
-def process_settings(config: RolloutConfig) -> dict[str, str]:
-    """Variables that vLLM reads, for a machine without a GPU and for one process."""
-    return {"VLLM_CPU_KVCACHE_SPACE": str(config.memory_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
-
-
-def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
-    """Arguments of vLLM that both modes share."""
-    settings: dict[str, Any] = {"dtype": config.dtype, "generation_config": "vllm", "seed": 0,
-                                "max_num_batched_tokens": BATCHED_TOKENS, "logprobs_mode": "processed_logprobs"}
-    if config.max_length is not None:
-        settings["max_model_len"] = config.max_length
-    if not torch.cuda.is_available():
-        settings["enforce_eager"] = True
-    if lora is not None:
-        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora.rank, "lora_target_modules": lora.modules}
-    return settings
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:

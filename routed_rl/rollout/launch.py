@@ -11,14 +11,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
-from routed_rl.rollout.colocate import engine_settings, process_settings
 from routed_rl.rollout.engine import Lora
+from routed_rl.rollout.settings import engine_settings, process_settings
 
 GUARD = Path(__file__).with_name("guard.py")
 LOG_LINES = 3
@@ -34,8 +35,8 @@ class LaunchedServer:
         self.url, self._config = f"http://127.0.0.1:{port}", config
         command = [sys.executable, str(GUARD), sys.executable, "-m", "vllm.entrypoints.cli.main", "serve",
                    *serve_arguments(config, folder, lora), "--host", "127.0.0.1", "--port", str(port)]
-        environment = os.environ | process_settings(config) | {"VLLM_SERVER_DEV_MODE": "1",
-                                                               "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        environment = os.environ | process_settings(config) | own_gpu(os.environ, torch.cuda.device_count()) | {
+            "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         with tempfile.NamedTemporaryFile("w", prefix="routed_rl-server-", suffix=".log", delete=False) as output:
             self.log = Path(output.name)
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output,
@@ -74,6 +75,12 @@ class LaunchedServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def own_gpu(environment: Mapping[str, str], count: int) -> dict[str, str]:
+    """The last one of `count`, which the trainer leaves alone: NCCL sends nothing from a GPU to itself. None without GPUs."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[-1] if visible else str(count - 1)} if count else {}
 
 
 def serve_arguments(config: RolloutConfig, folder: Path, lora: Lora | None) -> list[str]:

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from routed_rl.config import RolloutConfig
-from routed_rl.errors import RolloutError
 from routed_rl.rollout.client import ADAPTER, PolicyClient
 from routed_rl.rollout.colocate import memory_folder, write_adapter
 from routed_rl.rollout.engine import Lora, Sampling
 from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.launch import LaunchedServer
+from routed_rl.rollout.settings import check_settings, served_lora
 from routed_rl.rollout.weights import NamedTensors
 from routed_rl.routing import RANKS
 
@@ -48,10 +48,10 @@ class ServerEngine:
             clients = [PolicyClient(url, config, GROUP_PORT + place, _fate(launched)) for place, url in enumerate(urls)]
             servers = [client.get_server_info() for client in clients]
             for client, server in zip(clients, servers, strict=True):
-                _check_settings(client, server, config)
+                check_settings(client.base_url, server, config)
                 if launched is None:
                     client.reload(client.root)  # an earlier run may have left its weights there
-            return cls(clients, config.dtype, lora if launched is not None else _served_lora(servers, lora), launched, scratch)
+            return cls(clients, config.dtype, lora if launched is not None else served_lora(servers, lora), launched, scratch)
         except BaseException:
             if launched is not None:
                 launched.stop()
@@ -62,7 +62,7 @@ class ServerEngine:
     def join(cls, config: RolloutConfig, urls: list[str], lora: Lora | None) -> ServerEngine:
         """As one of several processes: the servers that the command which started them has opened and checked."""
         clients = [PolicyClient(url, config, GROUP_PORT + place, _fate(None)) for place, url in enumerate(urls)]
-        adapters = _served_lora([client.get_server_info() for client in clients], lora)
+        adapters = served_lora([client.get_server_info() for client in clients], lora)
         return cls(clients, config.dtype, adapters, None, memory_folder())
 
     def load(self, weights: NamedTensors) -> None:
@@ -180,23 +180,3 @@ def _distance(row: list[float], other: list[float]) -> float:
 
 def _fate(launched: LaunchedServer | None) -> Callable[[], str | None]:
     return lambda: launched.last_lines() if launched is not None and launched.process.poll() is not None else None
-
-
-def _check_settings(client: PolicyClient, server: dict[str, Any], config: RolloutConfig) -> None:
-    """Refuse a server that computes in another dtype, or whose log-probabilities TRL cannot use."""
-    dtype = str(server["model_config"]["dtype"]).removeprefix("torch.")
-    if dtype != config.dtype:
-        raise RolloutError(f"the server at {client.base_url} computes in {dtype}, rollout.dtype is {config.dtype}; start it with "
-                           f"--dtype {config.dtype}, or set rollout.dtype={dtype}")
-    if (mode := server["model_config"]["logprobs_mode"]) != "processed_logprobs":
-        raise RolloutError(f"the server at {client.base_url} runs with --logprobs-mode {mode}; start it with --logprobs-mode "
-                           "processed_logprobs --max-logprobs -1")
-
-
-def _served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
-    """The adapters that all of others' servers were started for, if the quarantine fits; else weights are replaced."""
-    found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
-    if wanted is None or len(found) < len(servers):
-        return None
-    rank, modules = found[0]["max_lora_rank"], found[0].get("target_modules")
-    return Lora(rank, sorted(modules)) if modules and set(wanted.modules) <= set(modules) and rank >= wanted.rank else None

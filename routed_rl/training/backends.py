@@ -74,7 +74,10 @@ def shard(model: PreTrainedModel) -> None:
 
 def check_launch(config: Config) -> None:
     """Refuse what several processes cannot do, as far as the settings tell."""
-    strategy, trainer = config.launch.strategy, config.trainer
+    strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
+    if config.rollout.launch and 0 < gpus <= config.launch.processes:
+        raise ConfigError(f"rollout.launch=true needs a GPU beside those of launch.processes={config.launch.processes}, and "
+                          f"there are {gpus}; set fewer processes, or rollout=vllm_colocate")
     if strategy == "none":
         return
     if config.rollout.engine == "vllm_colocate":

@@ -12,6 +12,7 @@ from routed_rl.config import ParityConfig, RolloutConfig
 from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.rollout import check_engine, lora_for
 from routed_rl.rollout.heads import find_padding
+from routed_rl.rollout.launch import own_gpu
 from routed_rl.training import TRAINERS, check_trainer, training_arguments
 
 
@@ -78,6 +79,13 @@ def test_without_vllm_the_error_says_how_to_install_it(monkeypatch):
 def test_a_server_mode_without_a_server_says_what_to_set():
     with pytest.raises(RolloutError, match=r"rollout.urls=\[http://HOST:PORT\] or rollout.launch=true"):
         check_engine(RolloutConfig(engine="vllm_server"))
+
+
+@pytest.mark.parametrize(("environment", "count", "found"), [
+    ({}, 0, {}), ({}, 4, {"CUDA_VISIBLE_DEVICES": "3"}), ({"CUDA_VISIBLE_DEVICES": "2,5"}, 2, {"CUDA_VISIBLE_DEVICES": "5"}),
+])
+def test_a_server_that_is_started_has_the_last_gpu_for_itself(environment, count, found):
+    assert own_gpu(environment, count) == found
 
 
 def test_an_adapter_has_a_rank_that_vllm_knows():

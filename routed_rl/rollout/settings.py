@@ -1,0 +1,54 @@
+"""What vLLM is started with, and what a server that somebody else started must have been started with."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from routed_rl.config import RolloutConfig
+from routed_rl.errors import RolloutError
+from routed_rl.rollout.engine import Lora
+
+BATCHED_TOKENS = 4096
+"""In one forward, at most; TRL's value."""
+
+
+def process_settings(config: RolloutConfig) -> dict[str, str]:
+    """Variables that vLLM reads, for a machine without a GPU and for one process."""
+    return {"VLLM_CPU_KVCACHE_SPACE": str(config.memory_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+
+
+def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
+    """Arguments of vLLM that both modes share."""
+    settings: dict[str, Any] = {"dtype": config.dtype, "generation_config": "vllm", "seed": 0,
+                                "max_num_batched_tokens": BATCHED_TOKENS, "logprobs_mode": "processed_logprobs"}
+    if config.max_length is not None:
+        settings["max_model_len"] = config.max_length
+    if not torch.cuda.is_available():
+        settings["enforce_eager"] = True
+    if lora is not None:
+        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora.rank, "lora_target_modules": lora.modules}
+    return settings
+
+
+def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> None:
+    """Refuse a server that computes in another dtype, or whose log-probabilities TRL cannot use."""
+    dtype = str(server["model_config"]["dtype"]).removeprefix("torch.")
+    if dtype != config.dtype:
+        raise RolloutError(f"the server at {url} computes in {dtype}, rollout.dtype is {config.dtype}; start it with "
+                           f"--dtype {config.dtype}, or set rollout.dtype={dtype}")
+    if (mode := server["model_config"]["logprobs_mode"]) != "processed_logprobs":
+        raise RolloutError(f"the server at {url} runs with --logprobs-mode {mode}; start it with --logprobs-mode "
+                           "processed_logprobs --max-logprobs -1")
+
+
+def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
+    """The adapters that all of others' servers were started for, if the quarantine fits; else weights are replaced."""
+    found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
+    if wanted is None or len(found) < len(servers):
+        return None
+    rank, modules = found[0]["max_lora_rank"], found[0].get("target_modules")
+    return Lora(rank, sorted(modules)) if modules and set(wanted.modules) <= set(modules) and rank >= wanted.rank else None
