@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
-from routed_rl.config import EvaluationConfig
+from routed_rl.config import EvaluationConfig, LaunchConfig
 from routed_rl.errors import ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.tracking import METRICS, MetricsFile
@@ -76,6 +76,25 @@ def test_evaluating_changes_nothing_that_is_trained(parts, measured, tmp_path, m
     assert final(ours).keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in final(ours).items())
     assert rows(ours, without="evaluation/") == rows(plain)
     assert rows(ours) != rows(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_nor_does_it_in_several_processes_that_share_it(parts, tmp_path, strategy):
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed", reason="pip install 'routed-rl[deepspeed]'")
+
+    def run(name: str, **evaluation: int) -> Path:
+        wanted = config(parts, tmp_path / name, **evaluation)
+        wanted.launch, wanted.trainer["per_device_train_batch_size"] = LaunchConfig(strategy=strategy, processes=2), 16
+        return pipeline.train(wanted, [])
+
+    ours, plain = run("ours", every=2), run("plain")
+    theirs = final(plain)
+    assert all(torch.equal(value, theirs[name]) for name, value in final(ours).items())
+    assert rows(ours, without="evaluation/") == rows(plain)
+    assert [row["step"] for row in rows(ours) if "evaluation/deployed/p/solve" in row] == [2, 4]
 
 
 def test_every_so_many_steps_both_models_are_measured_on_everything(measured):
