@@ -23,8 +23,9 @@ from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training import TRAINERS, build_trainer, training_arguments
 from routed_rl.training.arguments import prompts_needed
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.ppo import VALUE_HEAD, PPOTrainer
+from routed_rl.training.ppo import PPOTrainer
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.value import VALUE_HEAD
 from tests.builders import relative
 from tests.clamped import clamped_model
 from tests.parts import own_config, write_parts
