@@ -59,6 +59,8 @@ def train(config: Config, subspace: Path, resume: str | None = None) -> dict[str
     trainer.train(resume_from_checkpoint=resume)
     weights = whole_weights(trainer, base)
     found: dict[str, Any] = {"change": {name: weights[name] - base[name] for name in base}, "bytes": RANKS.bytes}
+    if config.trainer.get("algorithm") == "ppo":
+        found["head"] = torch.cat([value.detach().flatten() for value in trainer.value_head.parameters()])
     if router is not None:
         targets = router.quarantine.targets
         found["parts"] = {target.name: target.parts.clone() for target in targets}

@@ -108,10 +108,6 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
     check_trainer(config.trainer)
     if (max_steps := config.trainer.get("max_steps", 0)) <= 0:
         raise ConfigError(f"trainer.max_steps must be >= 1, got {max_steps}: tasks are endless, so a run has no epochs")
-    if not algorithm(config.trainer).processes and config.launch.strategy != "none":
-        others = " or ".join(f"trainer={name}" for name, row in TRAINERS.items() if row.processes)
-        raise ConfigError(f"trainer.algorithm={algorithm_name(config.trainer)} is not supported with "
-                          f"launch.strategy={config.launch.strategy}; set {others}, or launch=local")
     # wandb is told by routed_rl.tracking, under the names of METRICS; transformers' callback would prefix them all.
     trackers: dict[str, Any] = {"report_to": split_report_to(config.trainer.get("report_to"))[1] or "none"}
     try:

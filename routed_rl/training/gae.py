@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from routed_rl.routing import RANKS
+
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam: float) -> Tensor:
     """Advantages (B, T), 0 where `own_BT` (bool) is False; what stands there in the other two is not read.
@@ -36,17 +38,27 @@ def at_last_own(rewards_B: Tensor, own_BT: Tensor) -> Tensor:
     return (own_BT & (remaining == 1)) * rewards_B.unsqueeze(1)
 
 
+def moments(values_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean (nan of none) and unbiased variance of all processes' `values_N`, float64; every process must ask."""
+    values_N = values_N.double()
+    sums = torch.stack([values_N.new_tensor(len(values_N)), values_N.sum()])
+    RANKS.sum_([sums])
+    count, mean = sums[0], sums[1] / sums[0]
+    square = (values_N - mean).square().sum()
+    RANKS.sum_([square])
+    return count, mean, square / (count - 1)
+
+
 def whitened(advantages_BT: Tensor, own_BT: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 over all own tokens, 0 elsewhere."""
-    chosen = advantages_BT[own_BT]
-    if len(chosen) < 2:
+    """Mean 0 and deviation 1 over the own tokens of all processes, 0 elsewhere."""
+    count, mean, variance = moments(advantages_BT[own_BT])
+    if count < 2:
         return advantages_BT
-    return torch.where(own_BT, (advantages_BT - chosen.mean()) / (chosen.std() + 1e-8), 0.0)
+    return torch.where(own_BT, (advantages_BT - mean) / (variance.sqrt() + 1e-8), 0.0)
 
 
 def explained_variance(values_BT: Tensor, targets_BT: Tensor, own_BT: Tensor) -> float:
-    """1 - Var(target - value) / Var(target) over own tokens; nan where the target does not vary."""
+    """1 - Var(target - value) / Var(target) over the own tokens of all processes; nan where the target does not vary."""
     values, targets = values_BT[own_BT], targets_BT[own_BT]
-    if len(targets) < 2 or (spread := targets.var()) == 0:
-        return float("nan")
-    return float(1 - (targets - values).var() / spread)
+    spread, rest = moments(targets)[2], moments(targets - values)[2]
+    return float(1 - rest / spread) if spread > 0 else float("nan")

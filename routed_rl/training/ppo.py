@@ -1,7 +1,7 @@
 """PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, advantages by token.
 
 The policy's loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside
-the model: it is neither routed nor deployed nor pushed to an engine. Not covered: several processes.
+the model: it is neither routed nor deployed nor pushed to an engine. Several processes give what one gives on the same rows.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from routed_rl.errors import CheckpointError
-from routed_rl.training.gae import at_last_own, explained_variance, gae, rewards_to_go, whitened
+from routed_rl.routing import RANKS
+from routed_rl.training.gae import at_last_own, explained_variance, gae, moments, rewards_to_go, whitened
+from routed_rl.training.value import ValueHead
 
-VALUE_HEAD = "value_head.safetensors"
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
 """Those of TRL that read an advantage for each token."""
 
@@ -37,7 +36,7 @@ class PPOConfig(GRPOConfig):
     whiten_advantages: bool = True
     """Mean 0 and deviation 1 over the own tokens of a generation."""
     value_learning_rate: float = 3e-3
-    """Of the head alone, under the same schedule as `learning_rate`; 0 freezes it."""
+    """Of the head alone, under the same schedule as `learning_rate` (constant where that is 0); 0 freezes it."""
     value_coefficient: float = 0.5
     """Of the value's loss beside the policy's."""
     value_clip: float | None = 0.2
@@ -62,8 +61,6 @@ class PPOConfig(GRPOConfig):
         if self.scale_rewards != "group":
             raise ValueError(f"scale_rewards={self.scale_rewards} is about groups, which PPO does not compare; set "
                              "whiten_advantages")
-        if self.world_size > 1:
-            raise ValueError("PPO's value head is not reduced over processes; run it in one, or take grpo or rloo")
 
 
 class PPOTrainer(GRPOTrainer):
@@ -74,27 +71,26 @@ class PPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model: Any = self.model
-        self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
-        # It begins at 0 everywhere, so that the first advantages are what was paid.
-        for parameter in self.value_head.parameters():
-            nn.init.zeros_(parameter)
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.value_head = ValueHead(model.config.get_text_config().hidden_size, self.accelerator.device, kind, settings)
+        self.add_callback(ValueCallback(self))
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
-        optimizer.add_param_group({"params": list(self.value_head.parameters()), "lr": self.args.value_learning_rate,
-                                   "weight_decay": 0.0})
-        # The trainer's loop empties the gradients of the model alone.
-        optimizer.register_step_post_hook(lambda *_: self.value_head.zero_grad())
-        return optimizer
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            self.value_head.load(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        clip_grad_norm_(self.value_head.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)  # pyright: ignore[reportReturnType]
+    def step_value(self) -> None:
+        """After the model's optimizer, before its schedule moves."""
+        optimizer: Any = self.optimizer
+        now, whole = optimizer.param_groups[0]["lr"], self.args.learning_rate
+        self.value_head.step(self.args.value_learning_rate * (now / whole if whole else 1.0), self.args.max_grad_norm)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)
-        self._paid_B = (by_function * self.reward_weights.to(by_function.device)).nansum(1)
-        self._scored_B = ~by_function.isnan().all(1)
+        own = by_function.chunk(RANKS.count)[RANKS.rank]  # TRL has gathered them
+        self._paid_B = (own * self.reward_weights.to(own.device)).nansum(1)
+        self._scored_B = ~own.isnan().all(1)
         return by_function
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -105,7 +101,7 @@ class PPOTrainer(GRPOTrainer):
         advantages = gae(rewards_BT, values_BT, own_BT, self.args.gamma, self.args.gae_lambda)
         paid = rewards_to_go(rewards_BT, own_BT, self.args.gamma)
         self._metrics["train"]["value/explained_variance"].append(explained_variance(values_BT, paid, own_BT))
-        self._metrics["train"]["value/mean"].append(float(values_BT[own_BT].mean()))
+        self._metrics["train"]["value/mean"].append(float(moments(values_BT[own_BT])[1]))
         output |= {"value_mask": own_BT.float(), "old_values": values_BT, "returns": advantages + values_BT}
         output["advantages"] = whitened(advantages, own_BT) if self.args.whiten_advantages else advantages
         return output
@@ -115,43 +111,43 @@ class PPOTrainer(GRPOTrainer):
         """The values before each token of the completions, (B, T)."""
         ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1)
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1)
-        size, backbone = self.args.per_device_train_batch_size, self.accelerator.unwrap_model(self.model).base_model
-        values: list[Tensor] = []
-        for start in range(0, len(ids), size):
-            with self.accelerator.autocast():
-                found = backbone(input_ids=ids[start:start + size], attention_mask=mask[start:start + size], use_cache=False)
-            values.append(self._value(found.last_hidden_state, rows["completion_ids"].shape[1]))
+        model, values = cast(Any, self.model), list[Tensor]()
+        for some, seen in zip(*(tensor.split(self.args.per_device_train_batch_size) for tensor in (ids, mask)), strict=True):
+            # The whole model is called, since that is what a backend that holds it in pieces has its hooks on.
+            with _final_states(self.accelerator.unwrap_model(model).base_model) as states, self.accelerator.autocast():
+                model(input_ids=some, attention_mask=seen, use_cache=False, logits_to_keep=1)
+            values.append(self.value_head.values(states[0], rows["completion_ids"].shape[1]))
         return torch.cat(values)
-
-    def _value(self, states: Tensor, tokens: int) -> Tensor:
-        """From the final hidden states (B, P + T, D) to (B, T): what is read before a token is chosen."""
-        with torch.autocast(states.device.type, enabled=False):
-            return self.value_head(states[:, -tokens - 1:-1].float()).squeeze(-1)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         with _final_states(self.accelerator.unwrap_model(model).base_model) as states:
             loss = super()._compute_loss(model, inputs)
         found = states[0].detach() if self.args.value_detach else states[0]
-        values_BT = self._value(found, inputs["completion_ids"].shape[1])
+        values_BT = self.value_head.values(found, inputs["completion_ids"].shape[1])
         error = value_errors(values_BT, inputs["old_values"], inputs["returns"], self.args.value_clip)
-        # The denominator of TRL's token-wise losses: all tokens of an accumulation window, so that rows do not mix.
+        # The denominator of TRL's token-wise losses: all tokens of an accumulation window, so that rows do not mix; those of all
+        # processes over their number, since the gradients of the processes are averaged.
         assert self.args.steps_per_generation is not None  # filled in by itself
         window = self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        value_loss = (error * inputs["value_mask"]).sum() / (inputs["num_items_in_batch"].clamp(min=1) * window)
-        self._metrics["train"]["value/loss"].append(value_loss.item() * self.current_gradient_accumulation_steps)
+        value_loss = (error * inputs["value_mask"]).sum() / (inputs["num_items_in_batch"].clamp(min=1) / RANKS.count * window)
+        RANKS.sum_([everyones := value_loss.detach().clone()])
+        self._metrics["train"]["value/loss"].append(everyones.item() / RANKS.count * self.current_gradient_accumulation_steps)
         return loss + self.args.value_coefficient * value_loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        save_file(self.value_head.state_dict(), folder / VALUE_HEAD)
+        if RANKS.rank == 0:
+            self.value_head.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            if not (Path(checkpoint) / VALUE_HEAD).exists():
-                raise CheckpointError(f"{checkpoint} has no {VALUE_HEAD}: it is not of a run of PPO; start a new run")
-            self.value_head.load_state_dict(load_file(Path(checkpoint) / VALUE_HEAD))
-        super()._load_optimizer_and_scheduler(checkpoint)
+
+class ValueCallback(TrainerCallback):
+    """Steps the head where every backend has done the model's step."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.step_value()
 
 
 def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:

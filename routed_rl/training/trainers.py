@@ -42,13 +42,11 @@ class Algorithm:
     arguments: type[TrainerArguments]
     episodes: bool
     """Whether TRL's trainer takes rollouts of several turns."""
-    processes: bool = True
-    """Whether several processes may share the work."""
 
 
 TRAINERS = {
     "grpo": Algorithm(RoutedGRPOTrainer, GRPOConfig, episodes=True),
     "rloo": Algorithm(RoutedRLOOTrainer, RLOOConfig, episodes=False),
-    "ppo": Algorithm(RoutedPPOTrainer, PPOConfig, episodes=True, processes=False),
+    "ppo": Algorithm(RoutedPPOTrainer, PPOConfig, episodes=True),
 }
 """`trainer.algorithm` -> what trains and which settings it takes."""

@@ -17,14 +17,16 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.envs import Scorer
 from routed_rl.errors import CheckpointError, ConfigError
-from routed_rl.pipeline.build import load_parts, make_router, make_subspace
+from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.rollout.weights import PolicyWeights
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import TRAINERS, build_trainer, training_arguments
+from routed_rl.training import TRAINERS, training_arguments
 from routed_rl.training.arguments import prompts_needed
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.ppo import VALUE_HEAD, PPOTrainer
+from routed_rl.training.ppo import PPOTrainer
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.value import VALUE_HEAD
+from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
 from tests.clamped import clamped_model
 from tests.parts import own_config, write_parts
@@ -45,19 +47,6 @@ def trained(parts, tmp_path_factory):
     """{algorithm: a finished run of two steps}."""
     folder = tmp_path_factory.mktemp("runs")
     return {name: pipeline.train(config_of(parts, folder / name, name, max_steps=2), []) for name in TRAINERS}
-
-
-def config_of(parts: Path, out: Path, name: str, routing: dict[str, Any] | None = None, **trainer: Any) -> Any:
-    return own_config(parts, out, trainer={"algorithm": name} | trainer, routing=routing or {}, evaluation={"samples": 8})
-
-
-def make_trainer(config: Any, folder: Path, mode: str = "route") -> Any:
-    loaded = load_parts(config)
-    router = make_router(loaded, make_subspace(loaded) if mode != "none" else None)
-    trainer = build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, config, RunFolder(folder), [])
-    loaded.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer
 
 
 def test_every_algorithm_has_a_plain_class_to_be_compared_with_and_a_config():
@@ -132,6 +121,16 @@ def test_going_on_in_the_middle_of_inner_epochs_is_not_stopping(parts, tmp_path,
     for file in sorted(path.name for path in theirs.glob("*.safetensors")):
         a, b = load_file(ours / file), load_file(theirs / file)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
+    if name == "ppo":  # Its optimizer's moments too.
+        assert torch.equal(*(torch.cat([value.flatten() for value in tensors(torch.load(folder / VALUE_HEAD, weights_only=True))])
+                             for folder in (ours, theirs)))
+
+
+def tensors(stored: Any) -> list[torch.Tensor]:
+    """All in nested dicts, in their order."""
+    if isinstance(stored, dict):
+        return [tensor for value in stored.values() for tensor in tensors(value)]
+    return [stored] if isinstance(stored, torch.Tensor) else []
 
 
 @pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in TRAINERS), ("ppo", {"value_detach": False})])
@@ -177,46 +176,6 @@ def only(inputs: dict[str, Any], environment: int) -> dict[str, Any]:
     rows = (inputs["environment_ids"] == environment).float()
     masks = {"advantages": rows.view(-1, *[1] * (inputs["advantages"].dim() - 1)), "value_mask": rows.unsqueeze(1)}
     return inputs | {key: inputs[key] * mask for key, mask in masks.items() if key in inputs}
-
-
-FORESEEN = '''
-import random
-from routed_rl.envs import Score, Task
-
-
-class Given:
-    """Pays by the prompt alone, whatever the model says."""
-
-    def tasks(self, split, seed):
-        draw = random.Random(f"{split}{seed}")
-        while True:
-            yield Task(f"add {draw.randrange(2)} =")
-
-    def score(self, task, completion):
-        return Score(reward=float(task.prompt == "add 1 ="))
-'''
-
-
-@pytest.mark.parametrize(("rate", "low", "high"), [(0.03, 0.3, 1.0), (0.0, -1e-6, 1e-6)])
-def test_a_value_head_learns_what_prompts_pay_and_a_frozen_one_explains_nothing(parts, tmp_path, rate, low, high):
-    (tmp_path / "given.py").write_text(FORESEEN)
-    config = own_config(parts, tmp_path / "run", env={"a": {"path": f"{tmp_path}/given.py:Given", "isolate": False}},
-                        trainer={"algorithm": "ppo", "max_steps": 16, "num_generations": 2, "value_learning_rate": rate},
-                        evaluation={"samples": 0})
-    rows = MetricsFile(pipeline.train(config, []) / "metrics.jsonl").rows()
-    last = [row["train/value/explained_variance"] for row in rows if "train/value/explained_variance" in row][-4:]
-    assert all(low <= value <= high for value in last), last
-
-
-def test_a_completion_that_could_not_be_scored_has_no_advantage_under_ppo(parts, tmp_path):
-    env = {"a": {"path": f"{parts}/environment.py:Add", "fails": 0.5, "returns": "nan"}}
-    config = own_config(parts, tmp_path, env=env, trainer={"algorithm": "ppo"}, evaluation={"max_failures": 1.0})
-    trainer = make_trainer(config, tmp_path)
-    inputs = trainer._generate_and_score_completions([trainer.train_dataset[row] for row in range(4) for _ in range(8)])
-    failed = torch.tensor(trainer.reward.failed)
-    assert failed.any() and not failed.all()
-    assert (inputs["advantages"][failed] == 0).all() and (inputs["value_mask"][failed] == 0).all()
-    assert (inputs["advantages"][~failed] != 0).any()
 
 
 @pytest.mark.parametrize(("trainer", "message"), [

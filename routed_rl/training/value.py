@@ -1,0 +1,70 @@
+"""PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be in pieces.
+
+Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, Muon, those by layers).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.routing import RANKS
+
+VALUE_HEAD = "value_head.pt"
+"""Of a checkpoint: the head and its optimizer's state, as one process has them, whatever wrote it."""
+
+
+class ValueHead(nn.Linear):
+    """From a final hidden state to one value; it begins at 0, so that the first advantages are what was paid."""
+
+    def __init__(self, width: int, device: torch.device, optimizer: Any, settings: dict[str, Any]) -> None:
+        """`optimizer`: a class, for the head made with `settings` and without weight decay."""
+        if not issubclass(optimizer, torch.optim.Optimizer) or settings.keys() & {"params", "model", "optimizer_dict"}:
+            raise ConfigError(f"trainer.optim: {optimizer.__name__} is made for a certain model's parameters and cannot train a "
+                              "value head beside it; set trainer.optim=adamw_torch")
+        super().__init__(width, 1, device=device)
+        self.optimizer = optimizer([{"params": list(self.parameters()), "weight_decay": 0.0}], **settings)
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def values(self, states: Tensor, tokens: int) -> Tensor:
+        """From the final hidden states (B, P + T, D) to (B, T): what is read before a token is chosen."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self(states[:, -tokens - 1:-1].float()).squeeze(-1)
+
+    def average(self) -> None:
+        """Its gradient becomes the mean of all processes', whose losses are scaled for that."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        RANKS.sum_(gradients)
+        for gradient in gradients:
+            gradient.div_(RANKS.count)
+
+    def step(self, rate: float, limit: float) -> None:
+        """One step at learning rate `rate` by the gradient of all processes, its norm at most `limit` (0: any)."""
+        self.average()
+        if limit > 0:
+            clip_grad_norm_(self.parameters(), limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, checkpoint: Path) -> None:
+        """By the first process alone."""
+        torch.save({"head": self.state_dict(), "optimizer": self.optimizer.state_dict()}, checkpoint / VALUE_HEAD)
+
+    def load(self, checkpoint: Path) -> None:
+        """The inverse of `save`, in every process."""
+        if not (checkpoint / VALUE_HEAD).exists():
+            raise CheckpointError(f"{checkpoint} has no {VALUE_HEAD}: another algorithm wrote it, or an older version of PPO; "
+                                  "resume it with the version that its run's manifest.json names, or start a new run")
+        stored = torch.load(checkpoint / VALUE_HEAD, map_location="cpu", weights_only=True)
+        self.load_state_dict(stored["head"])
+        self.optimizer.load_state_dict(stored["optimizer"])
