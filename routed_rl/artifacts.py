@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,8 @@ class RunFolder:
         """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             holds = "a run" if self.config.exists() else "files"
-            way_out = f"`routed-rl resume {self.path}` goes on with it, or set " if self.config.exists() else "set "
+            resume = f"`routed-rl resume {shlex.quote(str(self.path))}` goes on with it, or "
+            way_out = f"{resume if self.config.exists() else ''}set "
             raise RunFolderError(f"out={self.path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
 
     def abandon_if_empty(self) -> None:
@@ -183,7 +185,7 @@ class RunFolder:
         checkpoint, skipped = self.last_checkpoint()
         if checkpoint is None:
             raise CheckpointError(f"{self.path} has no whole checkpoint{': ' + '; '.join(skipped) if skipped else ''}; "
-                                  f"`routed-rl resume {self.path}` trains it from the start")
+                                  f"`routed-rl resume {shlex.quote(str(self.path))}` trains it from the start")
         return checkpoint
 
 

@@ -7,6 +7,7 @@ in memory and does not save.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
         problem = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {problem}; "
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
-                              f"`routed-rl resume {run.path}`") from error
+                              f"`routed-rl resume {shlex.quote(str(run.path))}`") from error
     for old in run.steps()[:-keep] if keep else []:
         shutil.rmtree(run.checkpoint(old))
 

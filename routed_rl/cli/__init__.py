@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -85,5 +86,5 @@ def _internal() -> int:
 def _run(argv: list[str]) -> str:
     """The run folder as far as the command line names it."""
     if argv[0] == "resume" and len(argv) > 1:
-        return argv[1]
-    return next((text[4:] for text in reversed(argv) if text.startswith("out=")), "RUN (the folder named above)")
+        return shlex.quote(argv[1])
+    return next((shlex.quote(text[4:]) for text in reversed(argv) if text.startswith("out=")), "RUN (the folder named above)")

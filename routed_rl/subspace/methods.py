@@ -14,7 +14,7 @@ from torch import Tensor
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal, random_basis
 from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Gathering, Rows
-from routed_rl.subspace.samples import Reservoir, Samples
+from routed_rl.subspace.samples import Samples
 
 SMALLEST_SCALE = 1e-3
 """A component's scale is at least this share of the gap, so that no shift is ever divided by almost nothing."""
@@ -227,13 +227,6 @@ def checked_units(rows: Rows) -> Tensor:
     units = rows.gap_LD.norm(dim=1)
     _refuse_no_difference(units, rows.norm_L)
     return units
-
-
-def stream_sample(samples: Samples, most: int = 64) -> Tensor:
-    """At most `most` activations per layer, drawn from both personas, centred: (L, S, D). Always the same draw."""
-    reservoir = Reservoir(samples.pair_R[:0], len(samples.pair_R), 0, most)
-    reservoir.add(samples)
-    return reservoir.stream()
 
 
 def _towards(gap: Tensor, basis: Tensor) -> Tensor:

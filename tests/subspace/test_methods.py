@@ -7,7 +7,8 @@ from torch import Tensor
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal, orthonormality_error, principal_cosines, random_basis
 from routed_rl.subspace import METHODS, Provenance, Samples, Size, Subspace, find
-from routed_rl.subspace.methods import rotated, stream_sample, top_directions
+from routed_rl.subspace.methods import rotated, top_directions
+from routed_rl.subspace.samples import Reservoir
 
 WIDTH, LAYERS, PAIRS = 24, 3, 40
 
@@ -217,6 +218,12 @@ def test_a_last_weight_of_zero_is_refused_where_only_the_last_position_is_shared
     none = Samples(samples.positive, samples.negative, samples.pair_R, samples.kind_R, samples.offset_R, 0.0)
     with pytest.raises(SubspaceError, match="last_weight=0"):
         find("mean_difference", none, Size(1), 0)
+
+
+def stream_sample(samples: Samples, most: int = 64) -> Tensor:
+    reservoir = Reservoir(samples.pair_R[:0], len(samples.pair_R), 0, most)
+    reservoir.add(samples)
+    return reservoir.stream()
 
 
 def test_the_stream_sample_is_centred_small_and_the_same_every_time():
