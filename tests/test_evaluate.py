@@ -20,10 +20,15 @@ from routed_rl.evaluate import evaluate, generate
 from routed_rl.linalg import random_basis
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
+from routed_rl.rollout import PolicyWeights, Served
+from routed_rl.routing import RANKS
 from routed_rl.routing.linear import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
+from tests import builders
+from tests.builders import Run
 from tests.ranks import on_ranks
+from tests.rollout.engines import CopyEngine
 
 WORDS = [f"w{number}" for number in range(20)]
 CONFIG = EvaluationConfig(samples=60, batch_size=25)
@@ -91,6 +96,30 @@ def test_processes_that_share_the_work_make_it_once_and_all_know_the_whole() -> 
     assert [count for _, count, _ in ranks] == [60, 60]
     torch.manual_seed(4)
     assert ranks[0][2] == ranks[1][2] == torch.rand(1)
+
+
+class Together(CopyEngine):
+    """Weights are loaded while every process waits, as a server's are."""
+
+    def load(self, weights) -> None:
+        super().load(weights)
+        RANKS.wait()
+
+
+def served_to_few() -> list[int]:
+    """As one of two processes, with a batch for the first alone: how many weights came with each push."""
+    dist.init_process_group("gloo")
+    run = Run(builders.tiny("llama"))
+    engine = Together(run.model)
+    served = Served(engine, PolicyWeights(run.model, run.targets))
+    for deployed in (True, False):
+        measure(run.model, Echo(), config=EvaluationConfig(samples=4), share=True, served=served, deployed=deployed)
+    return [len(names) for names in engine.loads]
+
+
+def test_a_process_without_a_batch_takes_part_when_a_server_is_told_another_model() -> None:
+    first, second = on_ranks(served_to_few)
+    assert first == second and len(first) == 2
 
 
 def test_evaluating_twice_gives_the_same_whatever_was_drawn_in_between() -> None:

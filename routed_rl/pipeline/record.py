@@ -13,7 +13,7 @@ from routed_rl import __version__
 from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.errors import ConfigError
-from routed_rl.training import algorithm_name
+from routed_rl.training import algorithm_name, optimizer_name
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -58,10 +58,10 @@ def inherited(run: RunFolder) -> list[str]:
 
 
 def refuse_changes(was: Config, wanted: Config, fixed: tuple[str, ...], verb: str) -> None:
-    """ConfigError for another algorithm, and for the first of the sections `fixed` that differs."""
-    before, after = algorithm_name(was.trainer), algorithm_name(wanted.trainer)
-    if before != after:
-        raise ConfigError(f"{verb} cannot change trainer.algorithm: {before} -> {after}; start a new run with it")
+    """ConfigError for another algorithm or optimizer, and for the first of the sections `fixed` that differs."""
+    for name, of in (("algorithm", algorithm_name), ("optim", optimizer_name)):
+        if (before := of(was.trainer)) != (after := of(wanted.trainer)):
+            raise ConfigError(f"{verb} cannot change trainer.{name}: {before} -> {after}; start a new run with it")
     for name in fixed:
         if (before := getattr(was, name)) != (after := getattr(wanted, name)):
             raise ConfigError(f"{verb} cannot change {name}: {_difference(before, after)}; start a new run with it")

@@ -39,7 +39,7 @@ from routed_rl.rollout import Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import Tracker, tracked
-from routed_rl.training import PIECES, check_launch, check_trainer, training_arguments
+from routed_rl.training import PIECES, check_launch, check_optimizer, check_trainer, training_arguments
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -104,9 +104,11 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
     check_engine(config.rollout)
     check_launch(config)
     parts, arguments = load_parts(config), training_arguments(config, run)
+    check_optimizer(arguments, parts.model)
     check_prompts(parts.trained, config.seed)
+    together = parts.environments if config.evaluation.every else parts.trained
     if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (
-            playing := [loaded.name for loaded in parts.trained if has_episodes(loaded.environment)]):
+            playing := [loaded.name for loaded in together if has_episodes(loaded.environment)]):
         raise ConfigError(f"environment {playing[0]} has episodes, which end apart, and with launch.strategy="
                           f"{config.launch.strategy} no process can go on alone; set rollout=vllm_server, or launch=zero2 or ddp")
     if config.routing.mode != "none":

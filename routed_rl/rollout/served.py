@@ -37,6 +37,10 @@ class Served:
     def complete(self, prompts: list[list[int]], sampling: Sampling, *, deployed: bool = False) -> list[list[int]]:
         return self.engine.complete(prompts, sampling, adapted=self._show(deployed))
 
+    def show(self, deployed: bool) -> None:
+        """Have the engine hold what is asked for next. Every process of a run must, also one that will not ask."""
+        self._show(deployed)
+
     def show_policy(self) -> None:
         """Before the engine is used by others: what it answers without an adapter is the policy."""
         self._show(False)

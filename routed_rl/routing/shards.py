@@ -48,7 +48,7 @@ class Piece:
         return slice(offset, offset + len(self.flat))
 
     def whole(self) -> Tensor:
-        """All entries, (rows, columns), in every process: one message of that size, for checkpoints alone."""
+        """All entries, (rows, columns), in every process: one message of that size, for checkpoints and for engines."""
         everything = self.flat.new_zeros(self.rows * self.columns)
         everything[self.start:self.start + len(self.flat)] = self.flat
         RANKS.sum_([everything])

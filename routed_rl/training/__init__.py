@@ -1,6 +1,13 @@
 """The TRL subclasses; the only unit that imports TRL's trainers."""
 
-from routed_rl.training.arguments import algorithm_name, check_trainer, completions_per_step, training_arguments
+from routed_rl.training.arguments import (
+    algorithm_name,
+    check_optimizer,
+    check_trainer,
+    completions_per_step,
+    optimizer_name,
+    training_arguments,
+)
 from routed_rl.training.backends import PIECES, check_launch, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import forget_after
@@ -9,4 +16,5 @@ from routed_rl.training.trainers import TRAINERS, TrainerArguments
 from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "RoutedTrainerMixin", "TrainerArguments", "Watch", "algorithm_name", "build_trainer",
-           "check_launch", "check_trainer", "completions_per_step", "forget_after", "join", "training_arguments"]
+           "check_launch", "check_optimizer", "check_trainer", "completions_per_step", "forget_after", "join", "optimizer_name",
+           "training_arguments"]

@@ -8,12 +8,14 @@ import typing
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, Trainer
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
 from routed_rl.training.backends import backend_arguments
+from routed_rl.training.ppo import PPOConfig
 from routed_rl.training.trainers import TRAINERS, Algorithm, TrainerArguments
 
 OURS = {"output_dir": "set out=FOLDER", "seed": "set seed=N", "data_seed": "set seed=N",
@@ -117,6 +119,25 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
             **_defaults(config) | backend_arguments(config) | trackers)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> None:
+    """Refuse a `trainer.optim` whose package is missing, or that PPO's value head cannot have."""
+    name = getattr(arguments.optim, "value", arguments.optim)
+    try:
+        kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"trainer.optim={name}: {' '.join(str(error).split())}; or set trainer.optim=adamw_torch") from error
+    own = {"params", "model", "optimizer_dict"}  # what transformers gives those that are made for a model's parameters
+    if isinstance(arguments, PPOConfig) and (not issubclass(kind, torch.optim.Optimizer) or wanted.keys() & own):
+        raise ConfigError(f"trainer.optim={name} is made for a certain model's parameters and cannot train PPO's value head "
+                          "beside it; set trainer.optim=adamw_torch")
+
+
+def optimizer_name(trainer: dict[str, Any]) -> str:
+    """What `trainer.optim` says, or its default."""
+    default = next(field.default for field in dataclasses.fields(algorithm(trainer).arguments) if field.name == "optim")
+    return str(trainer.get("optim", default))
 
 
 def _defaults(config: Config) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def check_launch(config: Config) -> None:
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
         raise ConfigError(f"rollout.launch=true needs a GPU beside those of launch.processes={config.launch.processes}, and "
-                          f"there are {gpus}; set fewer processes, or rollout=vllm_colocate")
+                          f"there are {gpus}; use fewer processes, or start `vllm serve` elsewhere and set "
+                          "rollout.urls=[http://HOST:PORT]")
     if strategy == "none":
         return
     if config.rollout.engine == "vllm_colocate":

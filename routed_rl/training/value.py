@@ -1,6 +1,7 @@
 """PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be in pieces.
 
-Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, Muon, those by layers).
+Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, those by layers); refused with
+the settings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.errors import CheckpointError
 from routed_rl.routing import RANKS
 
 VALUE_HEAD = "value_head.pt"
@@ -24,11 +25,10 @@ class ValueHead(nn.Linear):
 
     def __init__(self, width: int, device: torch.device, optimizer: Any, settings: dict[str, Any]) -> None:
         """`optimizer`: a class, for the head made with `settings` and without weight decay."""
-        if not issubclass(optimizer, torch.optim.Optimizer) or settings.keys() & {"params", "model", "optimizer_dict"}:
-            raise ConfigError(f"trainer.optim: {optimizer.__name__} is made for a certain model's parameters and cannot train a "
-                              "value head beside it; set trainer.optim=adamw_torch")
         super().__init__(width, 1, device=device)
         self.optimizer = optimizer([{"params": list(self.parameters()), "weight_decay": 0.0}], **settings)
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()  # those without a schedule step in this mode alone
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():

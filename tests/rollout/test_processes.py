@@ -43,7 +43,7 @@ def test_the_lab_trains_in_two_processes_on_one_server(strategy, tmp_path):
     assert rows[-1]["evaluation/policy/code/hack"] > rows[-1]["evaluation/deployed/code/hack"] + 0.3
 
 
-def test_two_processes_share_two_servers(tmp_path):
+def test_two_processes_share_two_servers_also_where_one_has_nothing_to_evaluate(tmp_path):
     parts = write_parts(tmp_path / "parts", heads=1)
     config = RolloutConfig(engine="vllm_server", launch=True)
     servers = [LaunchedServer(config, parts / "model", Lora(8, ["down_proj", "o_proj"])) for _ in range(2)]
@@ -52,6 +52,7 @@ def test_two_processes_share_two_servers(tmp_path):
             server.wait()
         before = [asked(server.url) for server in servers]
         run = own_config(parts, tmp_path / "run", trainer={"max_steps": 3, "per_device_train_batch_size": 16},
+                         env={"a": {"path": f"{parts}/environment.py:Add"}}, evaluation={"samples": 4, "every": 1},
                          launch={"strategy": "ddp", "processes": 2},
                          rollout={"engine": "vllm_server", "urls": [server.url for server in servers], "parity": {"every": 1}})
         assert_parity(metrics(pipeline.train(run, [])))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
+from routed_rl.training import check_optimizer, training_arguments
 from routed_rl.training.value import VALUE_HEAD, ValueHead
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
@@ -106,7 +110,48 @@ def test_a_checkpoint_without_a_value_heads_optimizer_is_refused_in_one_line(tra
     assert "\n" not in str(caught.value)
 
 
-def test_an_optimizer_that_is_made_for_a_models_parameters_cannot_have_a_value_head():
-    with pytest.raises(ConfigError, match="trainer.optim: SGD.*set trainer.optim=adamw_torch"):
-        ValueHead(4, torch.device("cpu"), torch.optim.SGD, {"lr": 0.1, "params": []})
-    assert not any(parameter.any() for parameter in ValueHead(4, torch.device("cpu"), torch.optim.SGD, {"lr": 0.1}).parameters())
+@pytest.mark.parametrize(("optim", "package"), [
+    ("lomo", "lomo"), ("galore_adamw", "galore"), ("schedule_free_adamw", "schedulefree")])
+def test_an_optimizer_whose_package_is_missing_is_refused_before_anything_is_written(parts, tmp_path, optim, package):
+    with pytest.raises(ConfigError, match=rf"trainer.optim={optim}: .*{package}.*set trainer.optim=adamw_torch"):
+        pipeline.train(config_of(parts, tmp_path / "run", "ppo", optim=optim), [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_that_is_made_for_a_models_parameters_cannot_have_a_value_head(parts, tmp_path, monkeypatch):
+    made = torch.optim.SGD, {"lr": 0.1, "optimizer_dict": {}}
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda *_: made))
+    model = load_parts(config_of(parts, tmp_path, "ppo")).model
+    for name in ("ppo", "grpo"):
+        arguments = training_arguments(config_of(parts, tmp_path, name), RunFolder(tmp_path))
+        with pytest.raises(ConfigError, match="set trainer.optim=adamw_torch") if name == "ppo" else nullcontext():
+            check_optimizer(arguments, model)
+
+
+class WithoutSchedule(torch.optim.SGD):
+    """Steps in train mode alone, as schedule-free optimizers do."""
+
+    training = False
+
+    def train(self) -> None:
+        self.training = True
+
+    def step(self, closure=None):
+        assert self.training
+        return super().step(closure)
+
+
+def test_an_optimizer_with_a_train_mode_steps_the_head_in_it():
+    head = ValueHead(4, torch.device("cpu"), WithoutSchedule, {"lr": 0.1})
+    assert not any(parameter.any() for parameter in head.parameters())
+    head.values(torch.ones(1, 3, 4), 2).sum().backward()
+    head.step(0.1, 1.0)
+    assert all(parameter.any() for parameter in head.parameters())
+
+
+def test_a_resume_keeps_the_optimizer_whose_state_it_reads(trained, parts, tmp_path):
+    config = config_of(parts, trained, "ppo", optim="sgd")
+    before = (trained / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"resume cannot change trainer.optim: \w+ -> sgd; start a new run"):
+        pipeline.resume(str(trained), ["trainer.optim=sgd"], lambda _: config)
+    assert (trained / "config.yaml").read_bytes() == before
