@@ -35,7 +35,7 @@ def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
 
 
 def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> None:
-    """Refuse a server that computes in another dtype, or whose log-probabilities TRL cannot use."""
+    """Refuse a server that computes in another dtype, whose log-probabilities TRL cannot use, or that takes no weights."""
     dtype = str(server["model_config"]["dtype"]).removeprefix("torch.")
     if dtype != config.dtype:
         raise RolloutError(f"the server at {url} computes in {dtype}, rollout.dtype is {config.dtype}; start it with "
@@ -43,6 +43,9 @@ def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> N
     if (mode := server["model_config"]["logprobs_mode"]) != "processed_logprobs":
         raise RolloutError(f"the server at {url} runs with --logprobs-mode {mode}; start it with --logprobs-mode "
                            "processed_logprobs --max-logprobs -1")
+    if torch.cuda.is_available() and server.get("weight_transfer_config") is None:
+        raise RolloutError(f"the server at {url} takes no weights; start it with --weight-transfer-config "
+                           """'{"backend": "nccl"}'""")
 
 
 def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
