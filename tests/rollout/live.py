@@ -36,6 +36,8 @@ from tests.chat import chat_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 VOCABULARY = 64
+TWO = ["trainer.per_device_train_batch_size=128", "launch.processes=2"]
+"""The lab's batch, halved."""
 _COMMON = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=0)
 MODELS = {"llama, heads of 16": LlamaConfig(**_COMMON),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import signal
-from pathlib import Path
 
 import pytest
 
@@ -15,11 +13,9 @@ from routed_rl.rollout import Lora
 from routed_rl.rollout.launch import LaunchedServer
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, write_parts
-from tests.rollout.live import asked, command, metrics
-from tests.rollout.test_server import Training
+from tests.rollout.live import TWO, asked, command, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-TWO = ["trainer.per_device_train_batch_size=128", "launch.processes=2"]
 
 
 def assert_parity(rows: list[dict]) -> None:
@@ -71,18 +67,3 @@ def test_episodes_that_end_apart_are_played_where_weights_are_in_pieces(tmp_path
     rows = metrics(pipeline.train(config, []))
     assert len(rows) == 4
     assert_parity(rows)
-
-
-def test_a_server_that_is_killed_under_two_processes_is_one_line_and_the_run_goes_on(tmp_path):
-    training = Training(tmp_path / "run", "launch=ddp", *TWO)
-    training.wait_for_steps(2)
-    servers = training.signal_servers(signal.SIGKILL)
-    error = training.error()
-    assert "the server of the rollouts" in error and f"routed-rl resume {tmp_path / 'run'}" in error
-    assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]
-    steps = max(int(folder.name[5:]) for folder in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    done = command("resume", str(tmp_path / "run"), f"trainer.max_steps={steps + 2}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = metrics(tmp_path / "run")
-    assert [row["step"] for row in rows] == list(range(1, steps + 3))
-    assert rows[steps]["parity/policy"] < 1e-3  # compared anew after a resume

@@ -20,7 +20,7 @@ from routed_rl.rollout import Lora, Sampling
 from routed_rl.rollout.launch import LaunchedServer
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, write_parts
-from tests.rollout.live import ROOT, Setup, asked, command, metrics, servers_of
+from tests.rollout.live import ROOT, TWO, Setup, asked, command, metrics, servers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -87,8 +87,9 @@ class Training:
         return output.splitlines()[-1]
 
 
-def test_a_server_that_is_killed_is_a_clear_error_and_the_run_goes_on(tmp_path):
-    training = Training(tmp_path / "run")
+@pytest.mark.parametrize("settings", [[], ["launch=ddp", *TWO]], ids=["one process", "two processes"])
+def test_a_server_that_is_killed_is_a_clear_error_and_the_run_goes_on(tmp_path, settings):
+    training = Training(tmp_path / "run", *settings)
     training.wait_for_steps(2)
     servers = training.signal_servers(signal.SIGKILL)
     error = training.error()
