@@ -58,7 +58,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
     if served is not None and config.samples:
-        served.show(deployed)  # here, since a process may have no batch
+        served.show(deployed=deployed)  # here, since a process may have no batch
     done, total, turns = 0, config.samples * len(environments), itertools.count()
     scores: dict[tuple[str, int], list[Score | None]] = {}
     with eval_mode(model), _own_randomness():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_dry_run_of_a_job_writes_script_and_settings_and_shows_what_runs_where
 def test_what_several_processes_cannot_do_is_refused_with_the_way_out(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         check_launch(own_config(tmp_path, tmp_path / "run", **{"launch": DDP} | settings))
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2, 3])
+def test_a_server_that_is_started_is_refused_where_no_gpu_is_left_for_it(tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = own_config(tmp_path, tmp_path / "run", launch=DDP, rollout={"engine": "vllm_server", "launch": True})
+    refused = pytest.raises(ConfigError, match=rf"launch.processes=2, and there are {gpus}; .*set rollout.urls")
+    with refused if gpus in (1, 2) else nullcontext():
+        check_launch(config)
 
 
 def test_episodes_are_refused_where_no_process_can_go_on_alone(tmp_path):

@@ -72,7 +72,7 @@ class DuringTraining:
             with self.router.quarantine.ablated():
                 deployed = measure(self.parts, self.parts.environments, self.served, deployed=True, config=config)
         if self.served is not None:
-            self.served.show_policy()
+            self.served.show(deployed=False)
         found = {f"evaluation/{model}/{name}/{metric}": value
                  for model, results in (("policy", policy), ("deployed", deployed))
                  for name, means in results.items() for metric, value in means.items() if metric != "completions"}

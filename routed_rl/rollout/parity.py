@@ -62,7 +62,7 @@ class ParityCheck:
         if self.ablated is not None:
             with self.ablated():
                 found["parity/deployed"] = self._compare("deployed", step)
-            self.served.show_policy()
+            self.served.show(deployed=False)
         return found
 
     def _compare(self, name: str, step: int) -> float:

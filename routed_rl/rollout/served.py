@@ -32,25 +32,18 @@ class Served:
         self.sync_seconds = time.perf_counter() - begin
 
     def logprobs(self, sequences: list[list[int]], *, deployed: bool = False) -> list[list[float]]:
-        return self.engine.logprobs(sequences, adapted=self._show(deployed))
+        return self.engine.logprobs(sequences, adapted=self.show(deployed=deployed))
 
     def complete(self, prompts: list[list[int]], sampling: Sampling, *, deployed: bool = False) -> list[list[int]]:
-        return self.engine.complete(prompts, sampling, adapted=self._show(deployed))
-
-    def show(self, deployed: bool) -> None:
-        """Have the engine hold what is asked for next. Every process of a run must, also one that will not ask."""
-        self._show(deployed)
-
-    def show_policy(self) -> None:
-        """Before the engine is used by others: what it answers without an adapter is the policy."""
-        self._show(False)
+        return self.engine.complete(prompts, sampling, adapted=self.show(deployed=deployed))
 
     def _load(self, weights: NamedTensors) -> None:
         padding = self.engine.padding
         self.engine.load(weights if padding is None else padding.weights(weights))
 
-    def _show(self, deployed: bool) -> bool:
-        """Make the engine ready for the model; whether it is to be asked with the adapter."""
+    def show(self, *, deployed: bool) -> bool:
+        """Make the engine ready for the model; whether it is to be asked with the adapter. Every process of a run must, also
+        one that will not ask; and for the policy before the engine is used by others."""
         if not self.weights.targets:
             return False
         if self.engine.lora is None:

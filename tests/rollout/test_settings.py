@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 import pytest
+import torch
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
@@ -13,6 +14,7 @@ from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.rollout import check_engine, lora_for
 from routed_rl.rollout.heads import find_padding
 from routed_rl.rollout.launch import own_gpu
+from routed_rl.rollout.settings import check_settings
 from routed_rl.training import TRAINERS, check_trainer, training_arguments
 
 
@@ -86,6 +88,14 @@ def test_a_server_mode_without_a_server_says_what_to_set():
 ])
 def test_a_server_that_is_started_has_the_last_gpu_for_itself(environment, count, found):
     assert own_gpu(environment, count) == found
+
+
+def test_on_gpus_a_server_that_takes_no_weights_is_refused_when_it_is_found(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    server = {"model_config": {"dtype": "float32", "logprobs_mode": "processed_logprobs"}, "weight_transfer_config": None}
+    with pytest.raises(RolloutError, match="http://here takes no weights; start it with --weight-transfer-config"):
+        check_settings("http://here", server, RolloutConfig())
+    check_settings("http://here", server | {"weight_transfer_config": {"backend": "nccl"}}, RolloutConfig())
 
 
 def test_an_adapter_has_a_rank_that_vllm_knows():
