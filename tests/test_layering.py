@@ -62,7 +62,7 @@ def tree_of(file: Path) -> ast.Module:
 
 @cache
 def imports(file: Path) -> tuple[str, ...]:
-    """Every dotted name that a file imports: at whatever depth, under TYPE_CHECKING, and by a string that names a module of ours."""
+    """Every dotted name that a file imports: at any depth, under TYPE_CHECKING, and by a string that names a module of ours."""
     return tuple(_imports(file))
 
 
