@@ -1,9 +1,7 @@
-"""Files that must be whole or absent: JSON, tensors, folders; and the run folder. Nothing here knows what is in them."""
+"""The run folder: where everything of one run lives, and which of its checkpoints is whole."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -14,87 +12,8 @@ from typing import Any
 
 import yaml
 
+from routed_rl.artifacts.whole import broken_seal
 from routed_rl.errors import CheckpointError, RunFolderError
-
-SEAL = "COMPLETE.json"
-"""Written last into a sealed folder: every file's size and SHA-256."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Replace `path` by `data` as JSON in one step; nan is refused, since not every reader takes it."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def sealed_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder to write into; on success it is sealed and renamed to `final`, on failure removed.
-
-    A process killed at any moment leaves either no `final`, or a whole one; one that was there stays until the new one is whole.
-    """
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        write_json(partial / SEAL, {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-                                    for path in files})
-        for path in files:
-            _sync(path)
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(partial, final)
-        _sync(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def broken_seal(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None: files that are missing, torn or changed."""
-    if not (folder / SEAL).exists():
-        return f"{SEAL} is missing"
-    try:
-        sealed = read_json(folder / SEAL)
-    except ValueError:
-        return f"{SEAL} is torn"
-    for name, expected in sealed.items():
-        path = folder / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-            return f"{name} is not what was written"
-    return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class RunFolder:
@@ -192,25 +111,3 @@ class RunFolder:
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint, a halt that was put aside, or a file of completions: `step-N`, `step-N-...`."""
     return int(path.stem.split("-")[1])
-
-
-def data_root() -> Path:
-    """Where configs, environments and the lab are: inside the wheel, else the checkout this package lies in."""
-    packaged = Path(__file__).parent / "_data"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent
-
-
-def resolve(path: str) -> str:
-    """An existing file or folder by its absolute path, as `find_data` finds it; anything else as it stands."""
-    try:
-        return str(find_data(path)) if path else path
-    except FileNotFoundError:
-        return path
-
-
-def find_data(path: str | Path) -> Path:
-    """`path` as it stands (absolute, or relative to here), else inside `data_root()`; FileNotFoundError if neither."""
-    for candidate in (Path(path).expanduser(), data_root() / path):
-        if candidate.exists():
-            return candidate.absolute()
-    raise FileNotFoundError(path)
