@@ -33,8 +33,8 @@ from routed_rl.errors import TaskError
 from routed_rl.model.chat import ChatTokens
 from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import encode_prompts
+from routed_rl.ranks import RANKS
 from routed_rl.rollout import Sampling, Served, begin, play
-from routed_rl.routing import RANKS
 
 ScoreBatch = Callable[[list[Task], int], list[Score | None]]
 """Tasks and the seed of their batch."""

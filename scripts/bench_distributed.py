@@ -38,7 +38,7 @@ def ratio(workload: dict[str, Any], steps: int) -> float:
     from bench_overhead import Arm
     from torch.nn.parallel import DistributedDataParallel
 
-    from routed_rl.routing import RANKS
+    from routed_rl.ranks import RANKS
 
     arms: dict[str, Any] = {mode: Arm(workload, mode) for mode in ARMS}
     for arm in arms.values():

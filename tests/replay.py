@@ -12,7 +12,7 @@ from torch import Tensor
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.pipeline.build import load_parts, make_router
-from routed_rl.routing import RANKS
+from routed_rl.ranks import RANKS
 from routed_rl.subspace import Subspace
 from routed_rl.training import build_trainer, join
 from routed_rl.training.whole import whole_weights as whole

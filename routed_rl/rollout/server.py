@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from routed_rl.config import RolloutConfig
+from routed_rl.ranks import RANKS
 from routed_rl.rollout.client import ADAPTER, PolicyClient
 from routed_rl.rollout.colocate import memory_folder, write_adapter
 from routed_rl.rollout.engine import Lora, Sampling
@@ -22,7 +23,6 @@ from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.launch import LaunchedServer
 from routed_rl.rollout.settings import check_settings, served_lora
 from routed_rl.rollout.weights import NamedTensors
-from routed_rl.routing import RANKS
 
 GROUP_PORT = 51216
 """Of the first server's NCCL group; TRL's default."""

@@ -4,10 +4,9 @@ from routed_rl.routing.ledger import Axes, EnvironmentEntry, LedgerRow
 from routed_rl.routing.linear import RoutedLinear, RoutingContext
 from routed_rl.routing.modes import MODES
 from routed_rl.routing.quarantine import Quarantine
-from routed_rl.routing.ranks import RANKS
 from routed_rl.routing.router import Router
 from routed_rl.routing.rows import RowBook, StepRows
 from routed_rl.routing.target import Target
 
-__all__ = ["MODES", "RANKS", "Axes", "EnvironmentEntry", "LedgerRow", "Quarantine", "RoutedLinear", "Router", "RoutingContext",
+__all__ = ["MODES", "Axes", "EnvironmentEntry", "LedgerRow", "Quarantine", "RoutedLinear", "Router", "RoutingContext",
            "RowBook", "StepRows", "Target"]

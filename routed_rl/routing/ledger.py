@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from routed_rl.routing.ranks import RANKS
+from routed_rl.ranks import RANKS
 from routed_rl.routing.rows import StepRows
 from routed_rl.routing.target import Target
 

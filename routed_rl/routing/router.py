@@ -9,11 +9,11 @@ from torch import Tensor
 
 from routed_rl.config import RoutingConfig
 from routed_rl.errors import ModelError
+from routed_rl.ranks import RANKS
 from routed_rl.routing.ledger import Axes, LedgerBook, LedgerRow
 from routed_rl.routing.modes import find_mode
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
-from routed_rl.routing.ranks import RANKS
 from routed_rl.routing.rows import RowBook, StepRows
 
 CONTROL_KINDS = ("isotropic", "matched")

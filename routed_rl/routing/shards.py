@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routed_rl.routing.ranks import RANKS
+from routed_rl.ranks import RANKS
 
 
 @dataclass

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.errors import SubspaceError
+from routed_rl.ranks import RANKS
 from routed_rl.routing.linear import RoutingContext
-from routed_rl.routing.ranks import RANKS
 from routed_rl.routing.shards import Piece, follow, piece_of
 from routed_rl.routing.tape import Tape
 

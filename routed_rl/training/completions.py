@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from routed_rl.artifacts import step_of
-from routed_rl.routing import RANKS, StepRows
+from routed_rl.ranks import RANKS
+from routed_rl.routing import StepRows
 
 COLUMNS = ("push", "shift")
 """Of a completion by its own gradient, summed over the steps that learned from it; nan where it is not among those kept."""

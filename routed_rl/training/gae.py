@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from routed_rl.routing import RANKS
+from routed_rl.ranks import RANKS
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam: float) -> Tensor:

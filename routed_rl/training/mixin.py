@@ -21,7 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
 from routed_rl.errors import ConfigError
-from routed_rl.routing import RANKS, Router
+from routed_rl.ranks import RANKS
+from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from routed_rl.routing import RANKS
+from routed_rl.ranks import RANKS
 from routed_rl.training.gae import at_last_own, explained_variance, gae, moments, rewards_to_go, whitened
 from routed_rl.training.value import ValueHead
 

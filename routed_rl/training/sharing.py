@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routed_rl.routing import RANKS, Router
+from routed_rl.ranks import RANKS
+from routed_rl.routing import Router
 from routed_rl.training.backends import SHARED, shard
 from routed_rl.training.whole import take_optimizer, take_weights, whole_optimizer, whole_weights
 

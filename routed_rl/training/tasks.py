@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
-from routed_rl.routing import RANKS
+from routed_rl.ranks import RANKS
 from routed_rl.training.completions import CompletionFiles
 
 

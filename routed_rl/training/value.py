@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from routed_rl.errors import CheckpointError
-from routed_rl.routing import RANKS
+from routed_rl.ranks import RANKS
 
 VALUE_HEAD = "value_head.pt"
 """Of a checkpoint: the head and its optimizer's state, as one process has them, whatever wrote it."""

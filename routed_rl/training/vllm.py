@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
+from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
-from routed_rl.routing import RANKS
 
 
 class PolicyGeneration(VLLMGeneration):

@@ -10,7 +10,7 @@ from transformers import TrainerControl
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.monitor import Monitor, Row, Verdict
-from routed_rl.routing import RANKS
+from routed_rl.ranks import RANKS
 from routed_rl.tracking import MetricsFile
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from routed_rl.pipeline.build import load_parts, make_subspace
-from routed_rl.routing.ranks import Ranks
+from routed_rl.ranks import Ranks
 from routed_rl.training.value import ValueHead
 from tests.parts import own_config, write_parts
 from tests.ranks import on_ranks
