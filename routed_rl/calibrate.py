@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.artifacts import RunFolder, alone_in, write_json
 from routed_rl.config import Compose, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError
-from routed_rl.jobs import Execute, Job, alone_in, refuse_failed, run_missing, train_or_resume
+from routed_rl.jobs import Execute, Job, refuse_failed, run_missing, train_or_resume
 from routed_rl.monitor import FEWEST, Row, limit, peaks, smallest_rate
 from routed_rl.tracking import MetricsFile
 
@@ -36,7 +36,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         raise ConfigError(f"--rate is a probability, got {rate:g}")
     if not runs and seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
-    with alone_in(folder, "calibrate", "--out"):
+    with alone_in(folder):
         folders = _given(runs) or _trained(overrides, seeds, folder, jobs, compose, execute)
         _check_insecure(folders, config.monitor)
         rules = [name for name, rule in config.monitor.rules().items() if rule.action == "halt"] or ["pull", "change", "gap"]

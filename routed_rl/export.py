@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from routed_rl.artifacts import SEAL, RunFolder, broken_seal, read_json, sealed_folder, write_json
+from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, read_json, sealed_folder, write_json
 from routed_rl.checkpoint import QUARANTINE
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.model.targets import FAMILIES
@@ -172,15 +172,16 @@ def publish(out: Path, fill: Callable[[Path], None]) -> Path:
     """Fill a sealed folder and move it to `out`; an `out` with the same content stays, any other content is refused."""
     out = Path(out).absolute()
     fresh = out.with_name(f".{out.name}.new")
-    with sealed_folder(fresh) as folder:
-        fill(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        same = out.is_dir() and broken_seal(out) is None and read_json(out / SEAL) == read_json(fresh / SEAL)
-        shutil.rmtree(fresh)
-        if not same:
-            raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
-        return out
-    os.replace(fresh, out)
+    with alone_making(out):
+        with sealed_folder(fresh) as folder:
+            fill(folder)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            same = out.is_dir() and broken_seal(out) is None and read_json(out / SEAL) == read_json(fresh / SEAL)
+            shutil.rmtree(fresh)
+            if not same:
+                raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
+        else:
+            os.replace(fresh, out)
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from routed_rl.artifacts.lock import LOCK
 from routed_rl.artifacts.whole import broken_seal
 from routed_rl.errors import CheckpointError, RunFolderError
 
@@ -24,16 +25,18 @@ class RunFolder:
 
     def refuse_if_taken(self) -> None:
         """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or self._names() - {LOCK}):
             holds = "a run" if self.config.exists() else "files"
             resume = f"`routed-rl resume {shlex.quote(str(self.path))}` goes on with it, or "
             way_out = f"{resume if self.config.exists() else ''}set "
             raise RunFolderError(f"out={self.path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
 
+    def _names(self) -> set[str]:
+        return {path.name for path in self.path.iterdir()}
+
     def abandon_if_empty(self) -> None:
         """Remove the folder of a run that was refused before it had any result."""
-        names = {path.name for path in self.path.iterdir()}
-        if names <= {"config.yaml", "overrides.txt", "manifest.json"}:
+        if self._names() <= {LOCK, "config.yaml", "overrides.txt", "manifest.json"}:
             shutil.rmtree(self.path)
 
     @contextmanager

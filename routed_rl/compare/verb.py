@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.artifacts import read_json, write_json
+from routed_rl.artifacts import alone_in, read_json, write_json
 from routed_rl.compare import report
 from routed_rl.compare.arms import ROUTED, plan_ranks, plan_runs
 from routed_rl.compare.results import results
 from routed_rl.config import Compose
-from routed_rl.jobs import Execute, alone_in, refuse_failed, run_missing, train_or_resume
+from routed_rl.jobs import Execute, refuse_failed, run_missing, train_or_resume
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,
@@ -24,7 +24,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     planned = plan_runs(overrides, arms, seeds, folder, compose)
     at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], min(rank_seeds, seeds), folder, compose)
     runs = {run.name: run for run in [*planned, *(run for plan in at_ranks.values() for run in plan)]}
-    with alone_in(folder, "compare", "--out"):
+    with alone_in(folder):
         failed = run_missing(list(runs.values()), execute, jobs, folder / "logs", "compare", "--out")
     summaries = {name: read_json(run.folder.summary) for name, run in runs.items() if name not in failed}
     found = results({arm: {run.seed: summaries[run.name] for run in planned if run.arm == arm and run.name in summaries}

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import RunFolder
@@ -55,18 +51,6 @@ def is_finished(job: Job, another: str) -> bool:
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
     return job.folder.summary.exists()
-
-
-@contextmanager
-def alone_in(folder: Path, verb: str, another: str) -> Iterator[None]:
-    """Two of a kind in one folder would train into the same runs; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(f"another {verb} is at work in {folder}; wait for it, or give another {another}") from None
-        yield
 
 
 def first_difference(there: Any, here: Any, name: str = "") -> str | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import RunFolder, broken_seal, read_json, sealed_folder, step_of
+from routed_rl.artifacts import RunFolder, alone_in, alone_making, broken_seal, read_json, sealed_folder, step_of
 from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
 from routed_rl.errors import CheckpointError, ConfigError
@@ -33,27 +34,33 @@ LINEAGE = "lineage"
 
 
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
-    """Make the new run and train it to its end; returns its folder. Nothing is written before all that can be is checked."""
+    """Make the new run and train it to its end; returns its folder. Nothing is written before all that can be is checked.
+
+    A run that is being written is refused, so that its manifest and its checkpoints stay as they are while they are copied.
+    """
     old = RunFolder.open(folder)
-    was, typed = read_config(old), [*still_said(read_overrides(old), overrides), *overrides]
-    config = changed(was, compose(typed), drop)
-    config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
-    new = new_folder(config)
-    check_step(old, step, config)
-    config.out = str(new.path)
-    parts, begin = prepared(config, new, before=old)
-    fresh, routed = trained_settings(was) != trained_settings(config), step > 0 and was.routing.mode != "none"
-    after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
-    kept = [] if forget else [name for name in has if name not in after]
-    with new.being_made() as made:
-        write_config(made, config, [*typed, *(f"~env.{name}" for name in drop)])
-        copy_until(old, made, step)
-        if step:
-            copy_checkpoint(old, made, step, fresh, None if has == [*after, *kept] or not routed else (after, kept))
-        lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
-        tell(made, {LINEAGE: lineage, "inherited": kept, "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
-    children = read_json(old.manifest).get("children", [])
-    tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
+    with alone_in(old.path), ExitStack() as making:
+        was, typed = read_config(old), [*still_said(read_overrides(old), overrides), *overrides]
+        config = changed(was, compose(typed), drop)
+        config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
+        new = new_folder(config)
+        making.enter_context(alone_making(new.path))
+        check_step(old, step, config)
+        config.out = str(new.path)
+        parts, begin = prepared(config, new, before=old)
+        fresh, routed = trained_settings(was) != trained_settings(config), step > 0 and was.routing.mode != "none"
+        after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
+        kept = [] if forget else [name for name in has if name not in after]
+        with new.being_made() as made:
+            write_config(made, config, [*typed, *(f"~env.{name}" for name in drop)])
+            copy_until(old, made, step)
+            if step:
+                copy_checkpoint(old, made, step, fresh, None if has == [*after, *kept] or not routed else (after, kept))
+            lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
+            tell(made, {LINEAGE: lineage, "inherited": kept,
+                        "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
+        children = read_json(old.manifest).get("children", [])
+        tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
     return go_on(parts, new, begin)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, read_json, write_json
+from routed_rl.artifacts import RunFolder, alone_in, read_json, write_json
 from routed_rl.config import Compose, Config
 from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
@@ -53,30 +53,32 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     parts, begin = prepared(config, run)
     if dry_run and config.launch.where == "here":
         return run.path
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_config(run, config, overrides)
-    if config.launch.where == "slurm":
-        launched.submit_job(config, run, dry_run=dry_run)
-        return run.path
-    try:
-        return _run(parts, run, begin)
-    except RoutedRLError:
-        run.abandon_if_empty()
-        raise
+    with alone_in(run.path):
+        run.refuse_if_taken()  # by another one that was loading at the same time
+        write_config(run, config, overrides)
+        if config.launch.where == "here":
+            try:
+                return _run(parts, run, begin)
+            except RoutedRLError:
+                run.abandon_if_empty()
+                raise
+    launched.submit_job(config, run, dry_run=dry_run)
+    return run.path
 
 
 def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     """Go on with a run in place, from its newest whole checkpoint, or from the start where there is none."""
     run = RunFolder.open(folder)
-    config = read_config(run)
-    if overrides:
-        wanted = compose([*read_overrides(run), *overrides])
-        wanted.out = config.out
-        refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
-        config = wanted
-    parts, begin = prepared(config, run)
-    if overrides:
-        write_config(run, config, [*read_overrides(run), *overrides])
+    with alone_in(run.path):
+        config = read_config(run)
+        if overrides:
+            wanted = compose([*read_overrides(run), *overrides])
+            wanted.out = config.out
+            refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
+            config = wanted
+        parts, begin = prepared(config, run)
+        if overrides:
+            write_config(run, config, [*read_overrides(run), *overrides])
     return go_on(parts, run, begin)
 
 
@@ -85,14 +87,16 @@ def go_on(parts: Parts, run: RunFolder, begin: float) -> Path:
     if parts.config.launch.where == "slurm":
         launched.submit_job(parts.config, run, dry_run=False)
         return run.path
-    return _run(parts, run, begin)
+    with alone_in(run.path):
+        return _run(parts, run, begin)
 
 
 def run_job(folder: str) -> None:
     """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
     run = RunFolder.open(folder)
-    parts, begin = prepared(read_config(run), run)
-    _run(parts, run, begin)
+    with alone_in(run.path):
+        parts, begin = prepared(read_config(run), run)
+        _run(parts, run, begin)
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) -> tuple[Parts, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from routed_rl import console
 from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, step_of, write_json
+from routed_rl.artifacts import RunFolder, alone_making, step_of, write_json
 from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
@@ -25,14 +25,15 @@ from routed_rl.subspace import Subspace
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
     """Prompts to a subspace folder (`out=`, default `subspace`); `check` says whether it is a good one, with a plot."""
     out = Path(config.out or "subspace")
-    if out.exists():
-        raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")
-    parts = load_parts(config)
-    with console.progress("extract", "prompts") as advance:
-        subspace = make_subspace(parts, advance, axes=check)
-    subspace.save(out)
-    if check:
-        _check(parts, subspace, out)
+    with alone_making(out):
+        if out.exists():
+            raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")
+        parts = load_parts(config)
+        with console.progress("extract", "prompts") as advance:
+            subspace = make_subspace(parts, advance, axes=check)
+        subspace.save(out)
+        if check:
+            _check(parts, subspace, out)
     return out
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from routed_rl import console
-from routed_rl.artifacts import write_json
+from routed_rl.artifacts import alone_in, write_json
 from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError
-from routed_rl.jobs import Execute, Job, alone_in, is_finished, run_all, train_or_resume
+from routed_rl.jobs import Execute, Job, is_finished, run_all, train_or_resume
 from routed_rl.sweep import report
 from routed_rl.sweep.space import Dimension, grid
 from routed_rl.sweep.study import Study
@@ -82,7 +82,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     if dry_run:
         report.show_plan(everything.trials if everything else [], dimensions, settings)
         return None
-    with alone_in(folder, "sweep", "out="):
+    with alone_in(folder):
         source = everything or Study(plan, dimensions, settings, config.seed)
         left = source.left()
         console.say(f"sweep: {left} trials to run, {settings.jobs} at a time; logs in {folder / 'logs'}")

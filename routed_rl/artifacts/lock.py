@@ -1,0 +1,78 @@
+"""One writer at a time for a folder. The lock is the kernel's (flock): it goes with its process, however that ends.
+
+Across machines it holds where the file system carries it: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A
+file system without locks is said in one line, and nothing is held there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from routed_rl.errors import RunFolderError
+
+LOCK = ".lock"
+"""In a folder that has a writer; its text says who."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the one process that writes into `folder`, which is made where it is not there; RunFolderError says who else is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _holding(folder / LOCK, folder):
+        yield
+
+
+@contextmanager
+def alone_making(path: Path) -> Iterator[None]:
+    """The same for a file or folder that is not there yet and becomes whole in one step: the lock lies beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _holding(path.with_name(f".{path.name}{LOCK}"), path):
+        yield
+
+
+@contextmanager
+def _holding(file: Path, what: Path) -> Iterator[None]:
+    lock = FileLock(file, timeout=0, on_acquired=_sign, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(f"{what} is being written by {_holder(file)}; wait until that has ended, or end it") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(f"warning: the file system of {what} has no locks ({error.strerror}); see to it that nothing else writes there",
+              file=sys.stderr)
+        yield
+        return
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # before the release: a file without a name is nobody's lock
+        lock.release()
+
+
+def _sign(descriptor: int) -> None:
+    """Write who holds the lock into it."""
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": command,
+              "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+
+def _holder(file: Path) -> str:
+    try:
+        found = json.loads(file.read_bytes())
+        return f"`{found['command']}` (process {found['pid']} on {found['host']}, since {found['since']})"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return "another process, which has not said who it is"
