@@ -1,4 +1,4 @@
-"""The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, whole checkpoints.
+"""The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, metrics.
 
 It overrides TRL's seams and copies none of its methods, so it fits every trainer that shares GRPO's method names.
 Not covered: fused losses, PEFT models.
@@ -6,32 +6,27 @@ Not covered: fused losses, PEFT models.
 
 from __future__ import annotations
 
-import shutil
 import time
-import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from routed_rl.artifacts import RunFolder, step_of
-from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
-from routed_rl.errors import ConfigError
+from routed_rl.artifacts import RunFolder
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function
-from routed_rl.training.sharing import SharedTrainerMixin
+from routed_rl.training.processes import check_alike, say_what_is_used
+from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
 
-class RoutedTrainerMixin(SharedTrainerMixin):
+class RoutedTrainerMixin(SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, watch: Watch | None = None,
@@ -47,7 +42,7 @@ class RoutedTrainerMixin(SharedTrainerMixin):
         self.stopped = 0
         """The signal that ended the training early; 0 for none."""
         check_alike([loaded.name for loaded in reward.table.environments])
-        _say_what_is_used(kwargs["model"], kwargs["args"])
+        say_what_is_used(kwargs["model"], kwargs["args"])
         super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -110,57 +105,6 @@ class RoutedTrainerMixin(SharedTrainerMixin):
         if self.watch is not None:
             self.watch.see(row, self.control)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: what a checkpoint is, its run's manifest says."""
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return getattr(self, "_checkpoint_root", None) or super()._get_output_dir(trial)  # pyright: ignore
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step, limit = self.state.global_step, self.args.save_total_limit  # pyright: ignore[reportAttributeAccessIssue]
-        with writing(self.run, step, limit) if RANKS.rank == 0 else nullcontext() as own:
-            folder = Path(RANKS.first(str(own)))
-            self._checkpoint_root = str(folder)
-            try:
-                super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
-            finally:
-                self._checkpoint_root = None
-            scorer = self.reward.scorer
-            save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs, "shape": self._loop_shape(),
-                               "scored": dict(scorer.scored), "failed": dict(scorer.failed),
-                               "completions": self.reward.completions.state()}, RANKS.rank)
-            RANKS.wait()  # Sealed by the first process when all have written.
-            if RANKS.rank == 0:
-                stock = next(folder.glob("checkpoint-*"))
-                for path in stock.iterdir():
-                    shutil.move(path, folder)
-                stock.rmdir()
-                if self.router is not None:
-                    save_quarantine(folder, self.router, step)
-        RANKS.wait()
-
-    def _loop_shape(self) -> list[int]:
-        """What buffered completions and the count of micro-batches depend on."""
-        return [RANKS.count, self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size]  # pyright: ignore
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        trainer: Any = self
-        wanted = [(group["initial_lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] if checkpoint else []
-        super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
-        if checkpoint is not None:
-            use_rates(trainer.optimizer, trainer.lr_scheduler, wanted)
-            if self.router is not None:
-                load_quarantine(Path(checkpoint), self.router)
-            loop = load_loop(Path(checkpoint), RANKS.rank)
-            step, shape = step_of(Path(checkpoint)), self._loop_shape()
-            # With other processes the completions in store are cut otherwise: they are generated anew.
-            self._step, self._buffered_inputs = step * shape[1], None
-            if loop is not None and loop.get("shape", shape) == shape:
-                self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
-                self.reward.scorer.scored.update(loop["scored"])
-                self.reward.scorer.failed.update(loop["failed"])
-                self.reward.completions.load(loop["completions"])
-
 
 class RoutingCallback(TrainerCallback):
     """Calls the mixin at the only seams that hold in every backend."""
@@ -183,28 +127,3 @@ class RoutingCallback(TrainerCallback):
         self.trainer.stopped = max(RANKS.gather(STOP.asked or 0))
         if self.trainer.stopped:
             control.should_save = control.should_training_stop = True
-
-
-def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
-    """Go on with each group's (learning rate, weight decay) where the checkpoint's are others; the schedule stays where it is."""
-    scheduler = getattr(scheduler, "scheduler", scheduler)
-    for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
-        group["weight_decay"] = decay
-        if rate != (was := group["initial_lr"]):
-            group["lr"] = group["lr"] * (rate / was) if was else rate
-            group["initial_lr"] = scheduler.base_lrs[place] = rate
-            scheduler._last_lr[place] = group["lr"]
-
-
-def _say_what_is_used(model: nn.Module, arguments: Any) -> None:
-    """Spare DDP its search for parameters without gradient: only a mixture has some, experts that no token chose."""
-    if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
-        arguments.ddp_find_unused_parameters = False
-
-
-def check_alike(environments: list[str]) -> None:
-    """The ids of environments go over the wire as places in this list, so it must be the same in every process."""
-    marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
-    if len(set(marks)) > 1:
-        raise ConfigError(f"the processes of this run train different environments, this one {', '.join(environments)}; give all "
-                          "of them the same plug-ins and run folder")
