@@ -21,7 +21,7 @@ from routed_rl.errors import SandboxError
 from routed_rl.sandbox.core import Sandbox
 from routed_rl.sandbox.jail import ENVIRONMENT, INTERPRETER, Jail
 from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
-from routed_rl.sandbox.memory import Groups, find_groups
+from routed_rl.sandbox.memory import Groups, can_watch, find_groups
 from routed_rl.sandbox.pool import Pool
 from routed_rl.sandbox.seccomp import MACHINES, seccomp_filter
 
@@ -98,10 +98,14 @@ class Bubblewrap(Sandbox):
             raise SandboxError("this interpreter lacks os.pidfd_open; take a Python built for Linux 5.3 or newer")
         self.program, self.filter, self.host_files = program, filter, host_files()
         self.groups: Groups | None = find_groups()
-        if self.groups is None and not Path("/proc/thread-self/children").exists():
-            raise SandboxError("memory can be capped neither by a control group nor by watching: /proc lists no children here")
-        memory = "a control group" if self.groups else "watching its processes, as no control group can be made"
+        memory = "a control group" if self.groups else "watching it, as no control group can be made, so without what pipes hold"
         self.way = self.first_that_works([AS_ROOT, AS_OTHER] if os.geteuid() == 0 else [AS_USER])
+        if self.groups is None:
+            with self.start(Limits().disk_mb) as jail:
+                jail.wait_until_up()
+                if not can_watch(jail.pid):
+                    raise SandboxError("memory can be capped neither by a control group nor by watching: /proc does not show "
+                                       "the jail's children, files and sockets here")
         self.confines_by = f"bubblewrap {self.way.in_words}; memory by {memory}; processes by a limit for the jail's own uid"
 
     def first_that_works(self, ways: Sequence[Way]) -> Way:

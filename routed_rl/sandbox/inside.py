@@ -52,8 +52,8 @@ def prepare(request: "dict[str, Any]") -> None:
     os.closerange(3, 1 << 16)
     os.setsid()
     limits = request["limits"]
-    hard = {"AS": limits["memory"], "FSIZE": limits["disk"], "NPROC": limits["processes"] + 1, "NOFILE": 256,
-            "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}
+    hard = {"AS": limits["memory"], "FSIZE": limits["disk"], "NPROC": limits["processes"] + 1, "NOFILE": 128,
+            "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 128}
     for name, value in hard.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))

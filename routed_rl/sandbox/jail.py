@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox.limits import MEBIBYTE, Outcome, Request
-from routed_rl.sandbox.memory import WATCH_S, Group, Groups, resident
+from routed_rl.sandbox.memory import WATCH_S, Group, Groups, passes
 from routed_rl.sandbox.reply import CHUNK, Reader, Report
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
@@ -117,7 +117,7 @@ class Jail:
                 left = left[process.stdin.write(left):]
         except BrokenPipeError:
             self.fail()
-        stopped = reader.read(began + limits.wall_s, WATCH_S if group is None else None, lambda: resident(self.pid) > memory)
+        stopped = reader.read(began + limits.wall_s, WATCH_S if group is None else None, lambda: passes(self.pid, memory))
         self.close()
         wall_s, out_of_memory = time.monotonic() - began, group is not None and group.passed()
         stdout, stderr = bytes(reader.data[out]), bytes(reader.data[err])

@@ -1,7 +1,7 @@
-"""The cap on the memory of a whole jail: a control group where we may make one, else its processes are watched.
+"""The cap on the memory of a whole jail: a control group where we may make one, else the jail is watched.
 
-Without a group, memory that no process has mapped (pipes, sockets, the jail's /tmp up to its own size) is not counted, and
-a jail can pass its cap for as long as one look at it takes (`WATCH_S`).
+Without a group a jail can pass its cap for as long as one look at it takes (`WATCH_S`). Counted are what processes have
+mapped, files and their inodes, and sockets at the most that they can hold; pipes are not, which hold 64 MiB for one user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import count
 from pathlib import Path
 
 WATCH_S = 0.02
-PAGE = os.sysconf("SC_PAGE_SIZE")
 PREFIX = "routed-rl-"
 
 
@@ -145,16 +144,53 @@ def find_groups() -> Groups | None:
     return None
 
 
-def resident(pid: int) -> int:
-    """Bytes of unshared memory of a process and all its descendants."""
+INODE = 2048
+"""Bytes of the kernel for a file in memory and its name, at most."""
+SOCKETS = {"0001": 213_000, "0002": 11 * 213_000, "0005": 213_000}
+"""By kind: bytes that wait in a socket at most. One that takes single messages holds ten more of others."""
+PROPORTIONAL = ("Pss_Anon:", "Pss_Shmem:")
+
+
+def passes(pid: int, cap: int) -> bool:
+    """Whether the jail of process `pid` holds more than `cap` bytes. Memory that processes share counts once, which takes
+    longer to find out, so it is only asked where it matters."""
+    beside = _files(pid) + _sockets(pid)
+    return beside + _mapped(pid, "status", ("RssAnon:", "RssShmem:")) > cap and (
+        beside + _mapped(pid, "smaps_rollup", PROPORTIONAL) > cap)
+
+
+def can_watch(pid: int) -> bool:
+    """Whether all that `passes` reads can be read here."""
+    shown = (Path(f"/proc/{pid}/task/{pid}/children"), Path(f"/proc/{pid}/net/unix"))
+    return all(path.exists() for path in shown) and _files(pid) > 0 and _mapped(pid, "smaps_rollup", PROPORTIONAL) > 0
+
+
+def _mapped(pid: int, file: str, fields: tuple[str, ...]) -> int:
+    """Bytes of these fields of a process and all its descendants."""
     total, waiting = 0, [pid]
     while waiting:
         pid = waiting.pop()
         try:
-            _, pages, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
-            total += (int(pages) - int(shared)) * PAGE
+            total += sum(1024 * int(line.split()[1]) for line in Path(f"/proc/{pid}/{file}").read_text().splitlines()
+                         if line.startswith(fields))
             for thread in os.listdir(f"/proc/{pid}/task"):
                 waiting += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
         except OSError:
             pass  # It has ended since.
     return total
+
+
+def _files(pid: int) -> int:
+    try:
+        found = os.statvfs(f"/proc/{pid}/root/tmp")
+    except OSError:
+        return 0
+    return (found.f_blocks - found.f_bfree) * found.f_frsize + (found.f_files - found.f_ffree) * INODE
+
+
+def _sockets(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
+    except OSError:
+        return 0
+    return sum(SOCKETS[line.split()[4]] for line in lines)

@@ -181,3 +181,38 @@ except OSError as error: print(error)"""
     assert both(sandbox, program, tmp_path)[0]
     outcome = sandbox.run(["python", "a.py"], {"a.py": program.replace(f"== {os.getuid()} ", "== 0 ")}, limits=LIMITS)
     assert b"got" not in outcome.stdout
+
+
+LIBRARY = "import ctypes, fcntl, os\nlibc, file = ctypes.CDLL(None, use_errno=True), open(os.__file__, 'rb')\n"
+TOUCHES = {
+    "a lock that others see": "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+    "a record lock that others see": "fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+    "an open file's lock": "fcntl.fcntl(file, 37, bytes(32))",
+    "a lease": "fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
+    "a watch on a file": "notify = libc.inotify_init1(0)\nassert libc.inotify_add_watch(notify, os.__file__.encode(), 32) >= 0",
+    "a watch on a folder": "fcntl.fcntl(os.open(os.path.dirname(os.__file__), 0), fcntl.F_NOTIFY, 1)",
+    "limits of its parent": "import resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)",
+    "cores of its parent": "os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0))",
+    "priority of its parent": "os.setpriority(os.PRIO_PROCESS, os.getppid(), os.getpriority(os.PRIO_PROCESS, os.getppid()))",
+    "priority of all of its user": "os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_USER, 0))",
+    "sockets of the kernel": "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+}
+"""What reaches others than the program's own processes, each by a call that the plain process is allowed."""
+
+
+@pytest.mark.parametrize("what", TOUCHES)
+def test_attack_through_what_all_jails_share_or_the_process_that_reports(sandbox, tmp_path, what):
+    body = TOUCHES[what].replace("\n", "\n    ")
+    program = f"{LIBRARY}try:\n    {body}\n    print('got')\nexcept (OSError, AssertionError) as error: print(error)"
+    assert both(sandbox, program, tmp_path) == (True, False)
+
+
+def test_attack_the_hosts_mounts(sandbox, tmp_path):
+    """Where the kernel has the call that lists them."""
+    program = """
+import ctypes, struct
+request, found = ctypes.create_string_buffer(struct.pack("=IIQQ", 24, 0, 0xFFFFFFFFFFFFFFFF, 0)), (ctypes.c_uint64 * 64)()
+made = ctypes.CDLL(None).syscall(458, request, found, 64, 0)
+print("got" if made > 0 else made)"""
+    naive, jailed = both(sandbox, program, tmp_path)
+    assert not jailed and (naive or os.uname().release < "6.8")

@@ -17,7 +17,7 @@ import routed_rl.sandbox.bubblewrap as bubblewrap
 from routed_rl.errors import SandboxError
 from routed_rl.sandbox import Limits, find_sandbox, probe
 from routed_rl.sandbox.bubblewrap import AS_OTHER, AS_ROOT, AS_USER, Bubblewrap
-from routed_rl.sandbox.memory import find_groups, resident
+from routed_rl.sandbox.memory import find_groups, passes
 from tests.sandbox.processes import MARK, of_jails
 
 HELLO = {"a.py": "print('hello')"}
@@ -160,6 +160,12 @@ def test_the_probe_really_holds_and_its_attacks_are_attacks():
     assert len(rows) >= 10 and [row for row in rows if not row[1]] == []
 
 
+@pytest.fixture
+def watching(monkeypatch) -> Bubblewrap:
+    monkeypatch.setattr(bubblewrap, "find_groups", lambda: None)
+    return Bubblewrap()
+
+
 @pytest.mark.parametrize("way", [AS_ROOT, AS_OTHER] if os.geteuid() == 0 else [AS_USER], ids=lambda way: way.in_words)
 def test_memory_is_capped_where_no_group_can_be_made(monkeypatch, way):
     """By watching; and by each way of starting bubblewrap that this user has and whose files it can reach."""
@@ -176,17 +182,72 @@ def test_memory_is_capped_where_no_group_can_be_made(monkeypatch, way):
     assert sandbox.run(["python", "a.py"], HELLO, limits=Limits(memory_mb=64)).ok
 
 
+HOARDS = {
+    "files": "for number in range(60): open(str(number), 'wb').write(bytes(1 << 20))",
+    "empty files": "for number in range(60_000): open(str(number), 'w').close()",
+    "names": "import os\nopen('a', 'w').close()\nfor number in range(60_000): os.link('a', str(number))",
+    "sockets": """
+import os, socket
+os.fork(), os.fork()
+kept = [socket.socketpair() for _ in range(50)]
+for pair in kept:
+    for end in pair:
+        end.setblocking(False)
+        try:
+            while True: end.send(bytes(4096))
+        except BlockingIOError: pass
+while True: pass""",
+    "calls that nobody answers": """
+import socket
+server = socket.socket(socket.AF_UNIX)
+server.bind("server"), server.listen(4096)
+for _ in range(200):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("server")
+        client.setblocking(False)
+        try:
+            while True: client.send(bytes(4096))
+        except BlockingIOError: pass
+while True: pass""",
+    "memory that is shared": """
+import mmap, os, time
+os.fork(), os.fork()
+kept = mmap.mmap(-1, 10 << 20)
+for at in range(0, 10 << 20, 4096): kept[at] = 1
+time.sleep(10)""",
+}
+
+
+@pytest.mark.parametrize("what", HOARDS)
+def test_what_the_kernel_holds_for_a_jail_is_capped_by_watching_too(watching, what):
+    limits = Limits(memory_mb=40, disk_mb=120, wall_s=20, cpu_s=20)
+    outcome = watching.run(["python", "a.py"], {"a.py": HOARDS[what]}, limits=limits)
+    assert outcome.reason == "memory", (outcome.reason, outcome.stderr[-300:])
+
+
+def test_what_cannot_be_counted_is_refused(sandbox):
+    program = "import os\ntry: os.setxattr('a.py', 'user.b', bytes(9))\nexcept OSError as error: print(error.errno)"
+    assert sandbox.run(["python", "a.py"], {"a.py": program}).stdout == b"1\n"
+
+
+def test_memory_that_processes_share_counts_once(watching):
+    """Each of them shows all of it as its own."""
+    program = "import os, time\nkept = bytearray(os.urandom(1) * (24 << 20))\nfor _ in range(3): os.fork()\ntime.sleep(.5)"
+    assert watching.run(["python", "a.py"], {"a.py": program}, limits=Limits(memory_mb=128)).ok
+
+
 def test_what_a_process_and_its_children_hold_is_counted():
     code = "import os, time\nkept = bytearray(os.urandom(1) * (30 << 20))\nprint(flush=True)\ntime.sleep(20)"
     middle = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}])"
     parent = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE)
     assert parent.stdout and parent.stdout.readline()
     (child,) = descendants(parent.pid)
-    assert resident(parent.pid) > resident(child) > 30 << 20
+    assert passes(parent.pid, 30 << 20) and passes(child, 30 << 20)
+    assert not passes(parent.pid, 1 << 40)
     os.kill(child, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    assert resident(parent.pid) == 0
+    assert not passes(parent.pid, 0)
 
 
 def test_groups_are_removed():
