@@ -206,10 +206,8 @@ def test_versions_are_held_against_what_is_asked_for(version, asked, fits):
     assert machine._fits(version, asked) == fits
 
 
-def test_no_sandbox_is_said_and_is_no_fault_but_one_that_leaks_is(quick, monkeypatch):
+def test_no_sandbox_is_said_and_is_no_fault_but_one_that_leaks_is(quick):
     quick.probe = lambda: [("sandbox", False, "install bubblewrap")]
     assert [(row.name, row.sound) for row in machine.sandbox()] == [("sandbox", None)]
     quick.probe = lambda: [("sandbox", True, "a jail"), ("network", False, "it got out")]
     assert [(row.name, row.sound) for row in machine.sandbox()] == [("sandbox", True), ("sandbox: network", False)]
-    monkeypatch.setitem(sys.modules, "routed_rl.sandbox", None)
-    assert [(row.sound, row.detail) for row in machine.sandbox()] == [(None, "not built")]

@@ -205,7 +205,7 @@ def workers(out: Path) -> list[int]:
             environment = (path / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"routed_rl.cli.worker" in command and str(out).encode() in command:
+        if b"routed_rl.pipeline" in command and str(out).encode() in command:
             rank = next(entry for entry in environment if entry.startswith(b"RANK="))
             found.append((int(rank[5:]), int(path.name)))
     return [pid for _, pid in sorted(found)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import platform
 import re
@@ -65,7 +64,7 @@ def disk(folder: Path) -> Iterator[Row]:
 def gpus() -> Iterator[Row]:
     """What torch can compute on."""
     try:
-        torch: Any = importlib.import_module("torch")
+        import torch
     except ImportError:
         return
     count = torch.cuda.device_count()
@@ -79,7 +78,9 @@ def gpus() -> Iterator[Row]:
 def chat_template(path: str) -> Iterator[Row]:
     """Whether the model's tokenizer loads, and what its chat template does with an empty chat and the model's turn."""
     try:
-        tokenizer = importlib.import_module("routed_rl.model.load").load_tokenizer(path)
+        from routed_rl.model.load import load_tokenizer
+
+        tokenizer: Any = load_tokenizer(path)
     except (RoutedRLError, ImportError) as error:
         yield Row("tokenizer", False, f"{path}: {error}")
         return
@@ -103,11 +104,8 @@ def chat_template(path: str) -> Iterator[Row]:
 def sandbox() -> Iterator[Row]:
     """What `routed_rl.sandbox.probe` finds when it really attacks. No sandbox is no fault: only code that a model wrote needs
     one, and is refused without."""
-    try:
-        probe = importlib.import_module("routed_rl.sandbox").probe
-    except ImportError:
-        yield Row("sandbox", None, "not built")
-        return
+    from routed_rl.sandbox import probe
+
     for place, (name, sound, detail) in enumerate(probe()):
         if place == 0 and not sound:
             yield Row(name, None, f"none, so code that a model wrote is refused: {detail}")

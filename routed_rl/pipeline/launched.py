@@ -25,8 +25,8 @@ LOGS = "processes"
 
 
 def command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
-    """What starts a process of the run, whose rollouts come from `urls`."""
-    return [sys.executable, "-m", "routed_rl.cli.worker", role, str(run.path), *(urls or [])]
+    """What starts a process of the run, whose rollouts come from `urls`: this unit's own `__main__`."""
+    return [sys.executable, "-m", str(__package__), role, str(run.path), *(urls or [])]
 
 
 def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> None:

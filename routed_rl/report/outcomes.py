@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from routed_rl.report import charts
+from routed_rl.report.charts import dots
 from routed_rl.report.completions import shown
 from routed_rl.report.data import MODELS, RunData, Series
 from routed_rl.report.over_time import panel_chart
@@ -29,7 +29,7 @@ def models(run: RunData) -> Section:
     if found := {metric: per for metric in metrics[:PANELS] if (per := _by_model(run, metric))}:
         words = " ".join(_largest_change(metric, per) for metric, per in found.items() if {"base", "policy"} <= per.keys())
         section.charts.append(Chart("model-chart", "Base model, policy and deployed model by environment", words,
-                                    charts.dots("model-chart", found), _model_table(run, metrics)))
+                                    dots("model-chart", found), _model_table(run, metrics)))
     for metric in metrics:
         if grid := {env: lines for env in _evaluated(run) if (lines := _over_steps(run, env, metric))}:
             name = "during-" + "".join(letter if letter.isalnum() else "-" for letter in metric)

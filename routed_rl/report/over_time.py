@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from routed_rl.report import charts
-from routed_rl.report.charts import Mark
+from routed_rl.report.charts import Mark, panels
+from routed_rl.report.charts import lines as draw_lines
 from routed_rl.report.data import RunData, Series
 from routed_rl.report.parts import Chart, by_step
 from routed_rl.report.story import culprit
@@ -32,7 +32,7 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, Series], la
             for end, key in ends]
     words = (f"{len(lines)} lines over {run.last_step} steps. At the end: {', '.join(said)}."
              + stretch(longest, POINTS, mean=mean))
-    svg = charts.lines(name, thin, label, marks(run), run.last_step, run.environments(), bold=culprit(run),
+    svg = draw_lines(name, thin, label, marks(run), run.last_step, run.environments(), bold=culprit(run),
                        level=level, log=log)
     return Chart(name, title, words, svg, by_step(f"{title}.", lines))
 
@@ -44,7 +44,7 @@ def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, S
     thin = {env: {key: series.thinned(FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}
     words = f"A panel for each of {len(grid)} environments: {', '.join(keys)} by step.{stretch(longest, FEW, mean=True)}"
     flat = {f"{env}, {key}": series for env, lines in grid.items() for key, series in lines.items()}
-    return Chart(name, title, words, charts.panels(name, thin, marks(run), run.last_step), by_step(f"{title}.", flat))
+    return Chart(name, title, words, panels(name, thin, marks(run), run.last_step), by_step(f"{title}.", flat))
 
 
 def stretch(series: Series, points: int, *, mean: bool) -> str:

@@ -7,26 +7,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from routed_rl import __version__
 from routed_rl.artifacts import RunFolder, write_text
-from routed_rl.report import outcomes, quarantine, record, story
 from routed_rl.report.data import read_run
+from routed_rl.report.outcomes import completions, models, pay, verdicts
+from routed_rl.report.quarantine import control, cosines, layers, pushes
+from routed_rl.report.record import commands, settings
+from routed_rl.report.story import sentence, table
 
-SECTIONS = (quarantine.pushes, outcomes.models, outcomes.completions, outcomes.pay, quarantine.cosines, quarantine.layers,
-            quarantine.control, outcomes.verdicts, record.commands, record.settings)
+SECTIONS = (pushes, models, completions, pay, cosines, layers, control, verdicts, commands, settings)
 """In the order of the page."""
 
 
 def write_report(run: RunFolder, out: Path | None = None) -> Path:
     """Write the page of a run to `out`, RUN/report.html by default; returns where it is."""
     data = read_run(run)
-    pages = Environment(loader=PackageLoader("routed_rl.report", "."), autoescape=True, undefined=StrictUndefined,
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
     pages.filters["cell"] = cell
     text = pages.get_template("page.html.jinja").render(
-        run=data, sentence=story.sentence(data), table=story.table(data) if data.rows else None,
+        run=data, sentence=sentence(data), table=table(data) if data.rows else None,
         sections=[build(data) for build in SECTIONS], version=__version__, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     file = out or run.report
     write_text(file, text.encode(errors="backslashreplace").decode())  # half a surrogate pair, which JSON allows, is no UTF-8

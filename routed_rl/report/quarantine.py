@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from routed_rl.report import charts
+from routed_rl.report.charts import heatmap
 from routed_rl.report.data import RunData, Series
 from routed_rl.report.over_time import line_chart, stretch
 from routed_rl.report.parts import Chart, Section, Table, by_step
@@ -66,7 +66,7 @@ def layers(run: RunData) -> Section:
              f"{values[most, -1]:.3g}." + stretch(found[most], COLUMNS, mean=False))
     numbers = by_step("The quarantine's size by layer.", {f"layer {layer}": one for layer, one in sorted(found.items())})
     section.charts.append(Chart("layer-chart", "The quarantine's size by layer and step", words,
-                                charts.heatmap("layer-chart", values, steps, "size"), numbers))
+                                heatmap("layer-chart", values, steps, "size"), numbers))
     return section
 
 

@@ -27,9 +27,9 @@ def stand_ins(folder: Path) -> dict[str, str]:
 
 
 def test_the_job_says_what_it_needs_and_what_it_does(tmp_path):
-    text = write_job(LAUNCH, tmp_path, ["python", "-m", "routed_rl.cli.worker", "job", "my run"]).read_text()
+    text = write_job(LAUNCH, tmp_path, ["python", "-m", "routed_rl.pipeline", "job", "my run"]).read_text()
     for line in ("#SBATCH --nodes=4", "#SBATCH --ntasks-per-node=1", "#SBATCH --requeue", "#SBATCH --signal=B:USR1@90",
-                 "#SBATCH --partition=gpu", "module load cuda", "python -m routed_rl.cli.worker job 'my run' &"):
+                 "#SBATCH --partition=gpu", "module load cuda", "python -m routed_rl.pipeline job 'my run' &"):
         assert line in text.splitlines()
     assert node_command(LAUNCH, ["x"])[:3] == ["srun", "--nodes=4", "--ntasks=4"]
 

@@ -1,0 +1,65 @@
+"""How a command ends: with one line on stderr and an exit code, whatever went wrong in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+
+from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped
+
+
+def guarded(action: Callable[[], object], argv: list[str]) -> int:
+    """Do `action`; what goes wrong becomes one line on stderr and an exit code."""
+    # Telemetry of the hub is off unless the user asks for it.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        action()
+        return 0
+    except Stopped as stopped:
+        hint = "" if "resume" in str(stopped) else f"; to go on: routed-rl resume {_run(argv)}"
+        _fail(f"{stopped}{hint}", "stopped")
+        return 128 + stopped.signal
+    except Halted as halted:
+        print(f"run: {halted.run}", flush=True)
+        _fail(str(halted), "halted")
+        return 3
+    except CheckFailed as failure:
+        _fail(str(failure))
+        return 4
+    except RoutedRLError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: routed-rl resume {_run(argv)}"
+        print(f"\ninterrupted; {hint}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}; give another path")
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _internal()
+        return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, then "
+                     f"routed-rl resume {_run(argv)}")
+    except Exception:
+        return _internal()
+
+
+def _fail(message: str, what: str = "error") -> int:
+    print(f"{what}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _internal() -> int:
+    traceback.print_exc()
+    print("error: this is a bug of routed_rl or of a plug-in, see above", file=sys.stderr)
+    return 1
+
+
+def _run(argv: list[str]) -> str:
+    """The run folder as far as the command line names it."""
+    if argv[0] == "resume" and len(argv) > 1:
+        return shlex.quote(argv[1])
+    return next((shlex.quote(text[4:]) for text in reversed(argv) if text.startswith("out=")), "RUN (the folder named above)")
