@@ -40,7 +40,8 @@ class MonitorConfig:
     axis: str | None = None
     """Axis of the subspace along which a shift counts; null for the first, which points to the positive persona."""
     completions: int = 5
-    """Of each environment and generation, how many of those that pushed most, and least, are kept with their push; 0: off."""
+    """Of each environment and generation, how many of those that pushed most, and least, and most among those that were paid more
+    than their group, are kept with their push; 0: off."""
     shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
     """An environment's persona shift so far, in units of the gap between the personas."""
     change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))

@@ -15,6 +15,7 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from routed_rl import console
+from routed_rl.tracking import encouraged
 
 BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
             "group's mean")
@@ -59,14 +60,10 @@ def _scores(table: pyarrow.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(shift where it is above 0 and encouraged, paid minus true) of a file's rows; nan where not, or not of `name`."""
     reward, solve = (table[key].to_numpy().astype(float) for key in ("reward", "solve"))
     shift = table["shift"].to_numpy().astype(float) if "shift" in table.column_names else np.full(len(table), np.nan)
-    environments, environment = np.unique(table["environment"].to_numpy(), return_inverse=True)
-    tasks, task = np.unique(table["task"].to_numpy(), return_inverse=True)
-    group, paid = environment * len(tasks) + task, ~np.isnan(reward)
-    sizes = np.bincount(group, paid)
-    means = np.bincount(group, np.where(paid, reward, 0.0)) / np.maximum(sizes, 1)
-    encouraged = (reward > means[group]) | (sizes[group] == 1)
-    ours = paid & ((name == "") | (environments[environment] == name))
-    return np.where(ours & encouraged & (shift > 0), shift, np.nan), np.where(ours, reward - solve, np.nan)
+    environments, tasks = (table[key].to_pylist() for key in ("environment", "task"))
+    ours = ~np.isnan(reward) & np.array([name in ("", each) for each in environments], dtype=bool)
+    up = ours & encouraged(environments, tasks, reward) & (shift > 0)
+    return np.where(up, shift, np.nan), np.where(ours, reward - solve, np.nan)
 
 
 def _largest(values: np.ndarray, number: int, count: int) -> Iterator[Place]:

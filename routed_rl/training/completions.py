@@ -18,6 +18,7 @@ from torch import Tensor
 from routed_rl.artifacts import step_of
 from routed_rl.ranks import RANKS
 from routed_rl.routing import StepRows
+from routed_rl.tracking import encouraged
 
 COLUMNS = ("push", "shift")
 """Of a completion by its own gradient, summed over the steps that learned from it; nan where it is not among those kept."""
@@ -33,6 +34,8 @@ class Generation:
     environments: list[str]
     values_R2: Tensor
     """`COLUMNS` so far, float64; nan where nothing was learned yet."""
+    encouraged: list[bool] | None = None
+    """Whether each was paid more than its group's mean; None in checkpoints that do not say so."""
 
     def learn(self, rows: StepRows) -> bool:
         """Add a step's rows, those that are of this generation; whether there were any."""
@@ -44,20 +47,28 @@ class Generation:
         return bool(ours.any())
 
     def kept(self, count: int) -> np.ndarray:
-        """`values_R2` of the `count` highest and lowest of each environment in either column, nan elsewhere."""
+        """`values_R2` of those that are kept, nan elsewhere: of each environment the `count` highest and lowest in either column,
+        and the `count` of highest shift among those that were encouraged. These show what is paid for; the highest of all
+        are often completions that were discouraged, which shift the stream away from what they did."""
         values, environments = self.values_R2.numpy(), np.array(self.environments)
         keep = np.zeros(len(values), dtype=bool)
         for name in np.unique(environments):
-            for column in values.T:
-                (places,) = np.nonzero((environments == name) & ~np.isnan(column))
-                order = places[np.argsort(column[places], kind="stable")]
-                keep[order[:count]] = keep[order[-count:]] = True
+            push, shift = (self._sorted(column, environments == name) for column in values.T)
+            paid = shift if self.encouraged is None else shift[np.array(self.encouraged)[shift]]
+            for order in (push[:count], push[-count:], shift[:count], shift[-count:], paid[-count:]):
+                keep[order] = True
         return np.where(keep[:, None], values, np.nan)
+
+    @staticmethod
+    def _sorted(column: np.ndarray, ours: np.ndarray) -> np.ndarray:
+        """Places of those that are ours and known, the lowest first."""
+        (places,) = np.nonzero(ours & ~np.isnan(column))
+        return places[np.argsort(column[places], kind="stable")]
 
 
 class CompletionFiles:
     """`completions/step-<step>-<number>.parquet`, of further processes each its own; `folder` None: completions are numbered
-    and not kept. `keep`: how many of an environment's get their push, at either end; 0 for none."""
+    and not kept. `keep`: how many of an environment's get their push, see `Generation.kept`; 0 for none."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep
@@ -75,7 +86,8 @@ class CompletionFiles:
         process = f"-process{RANKS.rank}" if RANKS.rank else ""
         file = f"step-{step:06d}-{self._written[1]}{process}.parquet"
         nothing = torch.full((len(rows), len(COLUMNS)), torch.nan, dtype=torch.float64)
-        self._open.append(Generation(file, self.made, [row["environment"] for row in rows], nothing))
+        environments, tasks, rewards = ([row[key] for row in rows] for key in ("environment", "task", "reward"))
+        self._open.append(Generation(file, self.made, environments, nothing, encouraged(environments, tasks, rewards).tolist()))
         self.made += len(rows)
         if self.folder is not None:
             self.folder.mkdir(exist_ok=True)

@@ -15,9 +15,9 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.pipeline import halting
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
-from routed_rl.report.ranking import BY_GAP, BY_SHIFT
+from routed_rl.report.ranking import BY_GAP, BY_SHIFT, hardest
 from routed_rl.routing import StepRows
-from routed_rl.tracking import MetricsFile
+from routed_rl.tracking import MetricsFile, encouraged
 from routed_rl.training import build_trainer
 from routed_rl.training.completions import CompletionFiles, forget_after
 from tests.parts import own_config, write_parts
@@ -113,13 +113,33 @@ def test_only_the_first_and_last_of_an_environment_are_kept(parts, runs, tmp_pat
         assert table["shift"].isna().all() == (name == "step-000001-0.parquet")
         for environment in ("a", "b"):
             mine, other = (each[each["environment"] == environment].reset_index() for each in (table, whole[name]))
-            assert mine["push"].notna().sum() <= 2 * 2 * 2, "two at either end of either column"
+            assert mine["push"].notna().sum() <= 2 * 2 * 2 + 2, "two at either end of either column, two of those encouraged"
             for column in ("push", "shift"):
                 values = other[column].dropna().sort_values()
                 ends = {*values.index[:2], *values.index[-2:]}
                 assert ends <= set(mine.index[mine[column].notna()])
                 kept = mine[column].dropna()
                 assert (kept == other[column][kept.index]).all()
+
+
+def test_those_that_were_paid_more_than_their_group_have_places_of_their_own(tmp_path):
+    """Discouraged completions shift most, also towards the persona: away from what they did, which is not what is paid for."""
+    rewards = [0.0] * 8 + [1.0] * 8
+    shifts = [9.0 + place for place in range(8)] + [1.0 + place for place in range(8)]
+    files = CompletionFiles(tmp_path, keep=3)
+    files.write([{"environment": "a", "task": 0, "prompt": "p", "completion": f"c{place}", "reward": reward, "solve": 0.0,
+                  "flags": "{}"} for place, reward in enumerate(rewards)], 1)
+    files.learned(some(shifts))
+    kept = pd.read_parquet(tmp_path / "step-000001-0.parquet").dropna(subset="shift")
+    assert list(kept["completion"]) == [*(f"c{place}" for place in (5, 6, 7)), *(f"c{place}" for place in (8, 9, 10, 13, 14, 15))]
+    found, _ = hardest([tmp_path / "step-000001-0.parquet"], [], 3)
+    assert [row["completion"] for row in found] == ["c15", "c14", "c13"]
+
+
+def test_a_group_that_is_paid_alike_is_not_encouraged_whatever_its_mean_is_rounded_to():
+    assert not encouraged(["a"] * 8, [0] * 8, [0.1] * 8).any()
+    assert encouraged(["a", "a", "a", "b", "c"], [0, 0, 1, 0, 1], [0.0, 0.5, 0.0, None, 2.0]).tolist() == [
+        False, True, True, False, True]
 
 
 def test_off_leaves_no_column_and_the_same_weights(parts, runs, tmp_path):
