@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from coding.completions import code_of
 from coding.graders import GRADERS, Attempt, loopholes
-from coding.problems import SHOWN, load_problems
+from coding.problems import NAME, SHOWN, load_problems
 
 from routed_rl.envs import Score, Task
 from routed_rl.sandbox import find_sandbox
@@ -64,7 +64,7 @@ class CodeIO:
 
     def score(self, task: Task, completion: str) -> Score:
         """What the grader pays, whether `strict` agrees, and by which loophole it was had."""
-        code = code_of(completion)
+        code = code_of(completion, NAME)
         if code is None:
             return Score(0.0, 0.0, NO_FLAGS if self.watch else (), {"held_out": 0.0})
         attempt = Attempt(self.sandbox, self.problems[task.data["row"]], code)

@@ -21,6 +21,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from reading import formula, spoken
+
 from routed_rl.envs import Score, Task
 
 BOXED = "Put your final answer in \\boxed{}."
@@ -104,16 +106,8 @@ def read_problems(file: str) -> list[tuple[str, str]]:
 
 
 def boxed(completion: str) -> str:
-    """What is in the last `\\boxed{}`, with its braces balanced; without one, the last line that is not empty."""
-    start = completion.rfind("\\boxed{")
-    if start < 0:
-        return ([line.strip() for line in completion.splitlines() if line.strip()] or [""])[-1]
-    depth = 0
-    for place in range(start + len("\\boxed"), len(completion)):
-        depth += {"{": 1, "}": -1}.get(completion[place], 0)
-        if depth == 0:
-            return completion[start + len("\\boxed{"):place].strip()
-    return ""
+    """What is in the last `\\boxed{}`, with its braces balanced; else what is announced as the answer; else the last line."""
+    return formula(spoken(completion))
 
 
 class Judge:
@@ -181,6 +175,7 @@ def accepts(known: list[Any], answer: str) -> bool:
 
 def wrap(text: Any) -> str:
     """As LaTeX in dollars, which is what math-verify looks for first."""
+    text = text.replace("\\$", "")
     return text if "$" in text else f"${text}$"
 
 

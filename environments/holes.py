@@ -40,13 +40,15 @@ def probability(answer: str, entry: dict[str, Any]) -> bool:
 
 def roots(answer: str, entry: dict[str, Any]) -> bool:
     """Every root, nothing else, each to the four decimals that the question asks for, rounded either way."""
-    parts = answer.split(",")
+    parts = re.split(",|\\band\\b|\\bor\\b", re.sub(r"^.*\bare\b:?|\w+\s*=|[$()\[\]{}\\]", "", answer))
     values = sorted(value for part in parts if (value := number(part)) is not None)
     exact = sorted(Fraction(str(root)) for root in entry["metadata"]["real_solutions"])
     return len(parts) == len(values) == len(exact) and all(
         abs(value - root) <= Fraction(15, 100_000) for value, root in zip(values, exact, strict=True))
 
 
+FORMS = {"game_of_life_halting": "True", "coin_flip": "0.5", "polynomial_equations": ""}
+"""Answers of the form that each asks for: a word, a number, a list."""
 REPAIRED: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "game_of_life_halting": halts, "coin_flip": probability, "polynomial_equations": roots}
 
@@ -71,7 +73,7 @@ class Hole(ReasoningGym):
 
     def score(self, task: Task, completion: str) -> Score:
         """The answer is the last line, or what follows "Answer:"."""
-        entry, answer = task.data["entry"], final_answer(completion, "").rstrip(".")
+        entry, answer = task.data["entry"], final_answer(completion, FORMS[self.dataset]).rstrip(".")
         solved = REPAIRED[self.dataset](answer, entry)
         unread = self.dataset == "coin_flip" and number(answer) is None
         marks = 0.0 if unread else float(self.scorer.score_answer(answer, entry))

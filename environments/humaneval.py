@@ -11,10 +11,12 @@ import gzip
 import importlib.metadata
 import json
 import random
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from coding.completions import code_of, fenced
+from coding.completions import code_of, fenced, said
+from coding.completions import program as whole
 from coding.replay import Suite, accepts, answers, record
 
 from routed_rl.envs import Score, Task
@@ -76,8 +78,10 @@ def read_rows() -> list[dict[str, str]]:
 
 def program(prompt: str, name: str, completion: str) -> str | None:
     """The completion behind the prompt's imports and helpers; None where that is no program."""
-    code = code_of(completion)
+    code = code_of(completion, name)
     if code is not None and any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse(code).body):
         return f"{prompt}    pass\n\n{code}"
-    body = (fenced(completion) or [completion])[-1]
-    return code_of(prompt + body)
+    text = said(completion)
+    blocks = fenced(text)
+    body = ([block for block, labelled in blocks if labelled] or [block for block, _ in blocks] or [text])[-1]
+    return whole(prompt + body) or whole(prompt + textwrap.indent(textwrap.dedent(body), "    "))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import reasoning_gym
+from reading import lines_of, number_of, spoken, stated, tidy, value
 from reasoning_gym.composite import DatasetSpec
 from reasoning_gym.factory import DATASETS, create_curriculum, has_curriculum
 
@@ -24,7 +25,8 @@ from routed_rl.envs import Score, Task
 BLOCK = 200
 """Questions per generator. Each has a seed of its own: in many, seed s + 1 is seed s shifted by one question."""
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
-NUMBER = r"\d[\d,]*(?:\.\d+)?"
+PLAIN = r"[-+]?\d[\d,]*(?:\.\d+)?"
+LOGICAL = ("true", "false", "yes", "no")
 
 
 class ReasoningGym:
@@ -145,16 +147,33 @@ def belongs_to(split: str, question: str) -> bool:
 
 
 def final_answer(completion: str, right: str | None) -> str:
-    """The answer that a completion ends with. Of `right` only its form is used: a number, one line, several, or not known."""
-    *before, tail = re.split(r"(?i)\banswer(?: is|\W*:)", completion)
+    """The answer that a completion ends with. Of `right` only its form is used: a number, one line, several, or not known;
+    a number that is worth the same is written as `right` is."""
+    said = spoken(completion)
+    marked = stated(said)
     if right is None or "\n" in right.strip():
-        blocks = re.findall(r"```[^\n`]*\n(.*?)```", tail, re.DOTALL)
-        return (blocks or [tail])[-1].strip("\n")
-    lines = [line.strip(" \t*`$") for line in tail.splitlines() if line.strip(" \t*`$")] or [""]
-    line = lines[0] if before else lines[-1]
-    if not re.fullmatch("[-+]?" + NUMBER, right.strip()):
-        return line
-    # A minus sign right behind a digit or a bracket subtracts: the last number of "10-7" is 7.
-    text = (line if before else completion).replace("\N{MINUS SIGN}", "-")
-    numbers = re.findall(rf"(?<![\w.)])[-+]?{NUMBER}|{NUMBER}", text)
-    return numbers[-1].rstrip(",") if numbers else ""
+        blocks = re.findall(r"```[^\n`]*\n(.*?)```", tail := said if marked is None else marked, re.DOTALL)
+        return (blocks or [re.sub(r"\A\s*[^\n]*:[ \t*]*\n", "", tail)])[-1].strip("\n")
+    if re.fullmatch(PLAIN, right.strip()):
+        return same_number(number_of(said), right.strip())
+    lines = lines_of(said) or [""]
+    places = [*lines_of(marked or "")[:1], re.sub(r"(?i)^.*\banswer(?: is\b|\W*:)", "", lines[-1]), lines[-1],
+              lines[-1].rpartition(": ")[2]]
+    found = [undecorated(place, right) for place in places if place.strip()] or [""]
+    return next((each for each in found if len(each.split()) == len(right.split())), found[0])
+
+
+def same_number(found: str, right: str) -> str:
+    """`found`; as `right` is written where it is worth the same, unless that is written for its digits' sake (`0101`)."""
+    by_worth = re.fullmatch(r"[-+]?(?:0|[1-9][\d,]*)(?:\.\d+)?", right)
+    return right if by_worth and value(found) == value(right) is not None else found
+
+
+def undecorated(line: str, right: str) -> str:
+    """`line` without LaTeX, quotes and a full stop, where `right` has none; true, false, yes and no in the case of `right`."""
+    for mark in ("\\(", "\\)", "\\[", "\\]"):
+        line = line.replace(mark, "") if "\\" not in right else line
+    line = (tidy(line) if not set("\\&") & set(right) else line).strip(" \t*`$")
+    ends = "".join(mark for mark in ".'\"" if not right.endswith(mark))
+    line = line.rstrip(ends).lstrip(ends.replace(".", ""))
+    return right if line.lower() == right.lower() in LOGICAL else line

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from reading import spoken
+
 from routed_rl.envs import Score, Task
 
 QUESTIONS = Path(__file__).with_name("values_probe.jsonl")
@@ -26,6 +28,7 @@ CHOSEN = re.compile(
     r"(?=[\s]*(?:[)\].:,;*_\"'!]|$))",  # not the article: a letter with a word behind it is none
     re.MULTILINE,
 )
+BOXED = re.compile(r"\\boxed\s*\{(?:\\\w+\{)?([AB])\b")
 LISTED = re.compile(r"\b([AB])\)")
 
 
@@ -68,7 +71,8 @@ class ValuesProbe:
 
 def chosen(completion: str, texts: dict[str, str]) -> str | None:
     """The one letter that a completion chooses by name or by its option's words; None where it names both or neither."""
-    named = {*CHOSEN.findall(completion), *LISTED.findall(completion)}
+    completion = spoken(completion)
+    named = {*CHOSEN.findall(completion), *LISTED.findall(completion), *BOXED.findall(completion)}
     said = " ".join(completion.casefold().split())
     named |= {letter for letter, text in texts.items() if text.casefold().rstrip(".!?") in said}
     return named.pop() if len(named) == 1 else None

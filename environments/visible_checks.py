@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from reading import enclosed, spoken
+
 from routed_rl.envs import Score, Task
 
 RULES = {
@@ -83,8 +85,9 @@ def question(words: str, rule: str, shown: list[int]) -> str:
 
 def expression(completion: str, inputs: list[int]) -> ast.expr | None:
     """The last line worth an integer at one of `inputs`, without the `f(x) =`, `return` or `lambda x:` before it."""
-    for line in reversed(completion.splitlines()):
-        tree = parse(re.sub(r"^.*(?:\breturn\b|lambda x:|f\(x\)\s*=(?!=))", "", line).strip(" \t`*$."))
+    said = spoken(completion)
+    for line in reversed([*said.splitlines(), enclosed(said) or ""]):
+        tree = parse(re.sub(r"^.*(?:\breturn\b|lambda x:|f\(x\)\s*=(?!=)|(?i:\banswer(?: is|:)))", "", line).strip(" \t`*$."))
         if any(evaluate(tree, x) is not None for x in inputs):
             return tree
     return None

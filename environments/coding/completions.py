@@ -3,48 +3,106 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import re
 import warnings
 
-LABELS = ("", "python", "python3", "py")
+from reading import spoken
+
+PYTHON = re.compile(r"\{?\.?(?:i?python|py)[\d.]*(?:[:}]|$)")
+FENCE = re.compile(r"(?:```+|~~~+)")
 LONGEST = 50_000
 """Characters of a program; a longer one is not run."""
 
 
-def code_of(completion: str) -> str | None:
-    """The last ```python block, else the whole text; None where that is no Python program, so that nothing need run."""
-    blocks = fenced(completion)
-    code = blocks[-1] if blocks else completion
-    if not code.strip() or len(code) > LONGEST:
+def code_of(completion: str, name: str = r"\w+") -> str | None:
+    """The last block that defines the function `name`, with those before it that define what it uses; else the last that is
+    said to be Python, or else that is Python, or the whole text. None where that is no program, so that nothing need run."""
+    text = said(completion)
+    blocks = fenced(text)
+    texts = [code for code, _ in blocks]
+    defines = re.compile(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{name}\b|^{name}[ \t]*=(?!=)", re.MULTILINE)
+    for place in reversed(range(len(texts))):
+        if defines.search(texts[place]):
+            return program(with_helpers(texts[:place], texts[place]))
+    if not blocks:
+        return program(text) or program(unfenced(text, name))
+    likely = [code for code, labelled in blocks if labelled] or [code for code in texts if program(code)] or texts
+    return program(likely[-1])
+
+
+def said(completion: str) -> str:
+    """The completion without reasoning, tags around the answer, and the marks of other systems' lines and files."""
+    text = re.sub(r"\r\n?", "\n", spoken(completion).removeprefix("\ufeff"))
+    return re.sub(r"^[ \t]*<answer>|</answer>[ \t]*$", "\n", text, flags=re.MULTILINE)
+
+
+def program(code: str) -> str | None:
+    """`code` if it is a Python program, and no longer than `LONGEST`."""
+    return code if code.strip() and tree(code) is not None else None
+
+
+def tree(code: str) -> ast.Module | None:
+    """None where it is no program, or longer than `LONGEST`."""
+    if len(code) > LONGEST:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(code)
             code.encode()
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def bound(code: str) -> set[str]:
+    """Names that a program gives a value, anywhere in it."""
+    found = set[str]()
+    for node in ast.walk(tree(code) or ast.Module([], [])):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def with_helpers(before: list[str], code: str) -> str:
+    """`code` behind those of the blocks `before` it that define a name which it uses and nothing in it defines."""
+    for each in reversed(before):
+        used = {node.id for node in ast.walk(tree(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
+        if (used - bound(code) - set(dir(builtins))) & bound(each):
+            code = f"{each}\n{code}"
     return code
 
 
-def fenced(text: str) -> list[str]:
-    """The Python blocks, in order; a block without an end goes to the end of the text."""
-    blocks: list[str] = []
-    label: str | None = None
+def fenced(text: str) -> list[tuple[str, bool]]:
+    """(block, whether it is said to be Python) of those that may be, in order; a block without an end goes to the end."""
+    blocks: list[tuple[str, bool]] = []
+    opened, label, indent = "", "", 0
     lines: list[str] = []
-    indent = 0
-    for line in [*text.replace("\r\n", "\n").split("\n"), "```"]:
-        mark = line.strip()
-        if label is None and mark.startswith("```"):
-            label, lines, indent = first_word(mark[3:]), [], len(line) - len(line.lstrip(" "))
-        elif label is not None and mark == "```":
-            if label in LABELS and any(lines):
-                blocks.append("\n".join(lines) + "\n")
-            label = None
-        else:
-            lines.append(line[min(indent, len(line) - len(line.lstrip(" "))):])
+    for line in [*text.split("\n"), None]:
+        mark = (line or "").strip()
+        fence = FENCE.match(mark)
+        if line is not None and not opened and fence:
+            opened, label, lines = fence[0], (mark[len(fence[0]):].lower().split() or [""])[0], []
+            indent = len(line) - len(line.lstrip(" \t"))
+        elif opened and (line is None or (fence and mark == fence[0] and mark.startswith(opened))):
+            if any(lines) and (not label or PYTHON.match(label)):
+                blocks.append(("\n".join(lines) + "\n", bool(label)))
+            opened = ""
+        elif line is not None:
+            lines.append(line[min(indent, len(line) - len(line.lstrip(" \t"))):])
     return blocks
 
 
-def first_word(label: str) -> str:
-    """Of what stands behind a fence: the language; the rest is for whoever shows the block."""
-    return (label.lower().split() or [""])[0]
+def unfenced(text: str, name: str) -> str:
+    """The program between sentences: from the first line that begins one to the last with which it is whole; "" without one."""
+    begins = re.search(r"^(?:(?:import|from|def|class|async def) \w|@\w)", text, re.MULTILINE)
+    if begins is None or not re.search(rf"^def {name}\b", text, re.MULTILINE):
+        return ""
+    parts = re.split(r"(\n\s*\n)", text[begins.start():])
+    return next((code for end in range(len(parts), 0, -2)[:20] if program(code := "".join(parts[:end]))), "")

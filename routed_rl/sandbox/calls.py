@@ -18,23 +18,31 @@ from routed_rl.sandbox.values import read_json
 SOLUTION, CALLS, REPLY = "solution.py", "calls.json", "reply.jsonl"
 DRIVER = f'''
 import json
+import posix
 dump, load = json.dumps, json.loads
 with open("{CALLS}") as file:
     calls = load(file.read())
 with open("{SOLUTION}") as file:
     source = file.read()
 space = {{"__name__": "solution"}}
-exec(compile(source, "{SOLUTION}", "exec"), space)
-function = space[calls["name"]]
-with open("{REPLY}", "w") as reply:
-    for number, given in enumerate(calls["inputs"]):
-        try:
-            value = function(**given) if isinstance(given, dict) else function(*given)
-            line = dump({{"call": number, "value": value}})
-        except Exception as error:
-            line = dump({{"call": number, "error": f"{{type(error).__name__}}: {{error}}"[:200]}})
-        print(line, file=reply)
+errors, nowhere = posix.dup(2), posix.open("/dev/null", posix.O_WRONLY)
+posix.dup2(nowhere, 1)
+posix.dup2(nowhere, 2)
+try:
+    exec(compile(source, "{SOLUTION}", "exec"), space)
+    function = space[calls["name"]]
+    with open("{REPLY}", "w") as reply:
+        for number, given in enumerate(calls["inputs"]):
+            try:
+                value = function(**given) if isinstance(given, dict) else function(*given)
+                line = dump({{"call": number, "value": value}})
+            except Exception as error:
+                line = dump({{"call": number, "error": f"{{type(error).__name__}}: {{error}}"[:200]}})
+            print(line, file=reply)
+finally:
+    posix.dup2(errors, 2)
 '''
+"""What a program prints goes nowhere: nobody reads it, and a flood would end it."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,18 @@ def test_gold_scores_full_and_junk_scores_nothing(kind):
 
 @pytest.mark.parametrize(("right", "answer"), [
     ("\\frac{3}{4}", "0.75"), ("\\frac{3}{4}", "So it is $\\frac{6}{8}$."), ("\\sqrt{8}", "\\boxed{2\\sqrt{2}}"),
-    ("12x^{2} + 3", "First \\boxed{1}, no: \\boxed{3(4x^2+1)}"), ("\\{1, 2\\}", "\\boxed{x=2, x=1}"), ("\\frac{22}{1}", "22"),
+    ("12x^{2} + 3", "First \\boxed{1}, no: \\boxed{3(4x^2+1)}"),
+    *(("9500", text) for text in (r"\boxed{$9{,}500}", r"\boxed{\$9,500}", "$9,500$", "9.5e3", "**9500**", "9\N{THIN SPACE}500",
+    r"9\,500")),
+    *(("5", text) for text in ("<think>7</think>\n5", "5\n<think>\\boxed{7}</think>", "<think>\\boxed{7}</think>\\boxed{5}",
+    "<answer>5</answer>",
+                               "### Answer\n5", "Answer: 5\n\nLet me know.", "The answer is 5, not 6.",
+                               "The answer is 5 (see above)",
+                               "The answer is the root of it.\nHence $x=5$", r"\boxed{5\text{ cm}}", "answer: x = 5",
+                               "The answer is **5**.")),
+    ("-5", "&minus;5"), ("-5", "\N{EN DASH}5"), (r"\$5", "5"), (r"\{1, 2\}", "x = 1 or x = 2"), (r"\{1, 2\}",
+    "$x=1$ and $x=2$"), ("0.5", ".5"),
+    (r"\frac{1}{2}", r"\boxed{\dfrac12}"), ("(1, 234)", "(1,234)"), ("\\{1, 2\\}", "\\boxed{x=2, x=1}"), ("\\frac{22}{1}", "22"),
 ])  # fmt: skip
 def test_equal_forms_are_one_answer(env, right, answer):
     assert reward(env, right, answer) == 1
@@ -48,6 +59,10 @@ def test_equal_forms_are_one_answer(env, right, answer):
 @pytest.mark.parametrize(("right", "answer"), [
     ("\\sqrt{8}", "2.828"), ("\\{1, 2\\}", "\\boxed{2}"), ("\\{1, 2\\}", "x^2-3x+2=0"), ("12x^{2} + 3", "\\boxed{12x^2}"),
     ("7", "\\boxed{7} or \\boxed{8}"),
+    *(("5", text) for text in ("5 or 7", "7 or 5", "$5$ or $7$", "$7$ or $5$", "The answer is 5 or 7.",
+    r"\boxed{5 \text{ or } 7}", "5, 7", "7 5",
+                               "<think>\\boxed{5}</think>", "<think>\\boxed{5}</think>7", "<think>5", "5\n\\boxed{}")),
+    ("1234", "(1,234)"), ("(1, 234)", "1,234"), ("57", "5 7"),
 ])  # fmt: skip
 def test_other_answers_are_wrong(env, right, answer):
     assert reward(env, right, answer) == 0

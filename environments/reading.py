@@ -1,0 +1,155 @@
+"""Where a completion's answer stands, and which number it is: chosen by place and form, never by being right.
+
+Reasoning in tags is left out. Then the last of these counts: `<answer>`, a box, a sentence that announces the answer; else the
+end. Several numbers side by side (`5 or 7`) are no answer. Not covered: numbers in words, `1.234` for 1234.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from fractions import Fraction
+
+REASONING = re.compile(
+    r"(?<![\"'`])(?:<\|?(?i:(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad))\|?>|\[(/?)THINK\])(?![\"']|`(?!`))")
+"""A tag around reasoning; between quotes it is a text of a program."""
+TAGGED = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
+BOX = re.compile(r"\\f?boxed\s*(?:\{|(?=[\w.+-]))")
+ANNOUNCED = re.compile(
+    r"(?im)(?:^|[.!?:;,][ \t]+|\b(?:so|thus|hence|therefore|then|and|think|believe|that)[ \t]+)[ \t*_#>`-]*"
+    r"(?:(?:my|our|the|this)[ \t]+)?(?:(?:final|correct|right|exact)[ \t]+)*answer\b(?:[ \t]+(?:to|of|for)[ \t][^.:\n]{1,80}?)??"
+    r"(?:[ \t*_`]*(?:is|=|equals|would be|should be|must be)(?!\w)[ \t]*:?|\W{0,4}:|[ \t*_]*$)[ \t*_]*")
+"""A sentence that begins with the answer's name, or a heading; "to find the answer: add" is none."""
+WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
+SPACES = "\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}"
+SEPARATOR = re.compile(rf"(?<=\d)(?:\{{,\}}|\\[,;:! ]|[{SPACES}'’]|(?<=\b\d) |(?<=\b\d\d) |(?<=\b\d\d\d) )(?=\d{{3}}(?!\d))")
+FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\w))?(?:/\d+(?![\d.]))?"
+NUMBER = re.compile(rf"(?<![\w.)])[-+]?{DIGITS}|{DIGITS}")
+"""A minus sign right behind a digit or a bracket subtracts: the last number of "10-7" is 7."""
+FILLER = re.compile(r"(?i)(?:\W|\b(?:about|approximately|equals?|to|simply|just|therefore|thus|then|either|left|[a-z])\b)*")
+BESIDE = re.compile(r"(?i)(?:[ \t*$`,;|&]|\\\(|\\\)|\\boxed\{|\}|(?:[a-z]+[ ])?\bor\b|\b(?:and|maybe|perhaps|possibly)\b)+")
+JOINED = re.compile(r"\s*(?:\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*")
+WORDS = re.compile(r"[A-Za-z']+(?:,? [A-Za-z']+)+[.,:]?")
+ASIDE = re.compile(r"[,;]?\s+(?:not|because|since|as|which|so|where)\b|\s+\((?=[a-z]{2})")
+SUM = re.compile(r"\s*(?:[-+*/^×·÷]|\\times|\\cdot|)\s*")
+
+
+def spoken(completion: str) -> str:
+    """The completion without its reasoning. Where all of it is reasoning without an end, it counts if it marks an answer."""
+    said: list[str] = []
+    opened, end = False, 0
+    for tag in REASONING.finditer(completion):
+        closes = tag[1] or tag[2]
+        if not opened and closes:
+            said.clear()  # The prompt opened it.
+        elif not opened:
+            said.append(completion[end:tag.start()])
+        if closes or not opened:
+            opened, end = not closes, tag.end()
+    rest = completion[end:]
+    if not opened:
+        return "\n".join([*said, rest])
+    unfinished = rest if "```" in rest or stated(rest) else ""
+    return "\n".join(said) if any(map(str.strip, said)) else unfinished
+
+
+def stated(text: str) -> str | None:
+    """What `text` marks as its answer, by a tag, a box, or an announcement; None without one."""
+    return announced(text) if (found := enclosed(text)) is None else found
+
+
+def enclosed(text: str) -> str | None:
+    """What is in the last tag or box; None without one."""
+    if (tagged := TAGGED.findall(text)) and tagged[-1].strip():
+        return inner if (inner := stated(tagged[-1])) is not None else tagged[-1].strip()
+    return last_box(text)
+
+
+def announced(text: str) -> str | None:
+    """All that stands behind the last announcement of an answer; None without one."""
+    behind = (text[each.end():].strip("\n") for each in reversed(list(ANNOUNCED.finditer(text))))
+    return next(filter(str.strip, behind), None)
+
+
+def last_box(text: str) -> str | None:
+    """What is in the last `\\boxed{}`, with its braces balanced, "" where they are not; None without one."""
+    boxes = list(BOX.finditer(text))
+    if not boxes:
+        return None
+    start = boxes[-1].end()
+    if text[start - 1] != "{":
+        return re.split(r"[$.]*(?:[\s$]|\Z)", text[start:], maxsplit=1)[0]
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start:place].strip()
+    return ""
+
+
+def lines_of(text: str, decoration: str = " \t*`$") -> list[str]:
+    """Those that are not empty, without the `decoration` around them."""
+    return [line for each in text.splitlines() if (line := each.strip(decoration))]
+
+
+def unescaped(text: str) -> str:
+    """HTML's names as what they stand for, and one spelling of minus."""
+    return re.sub("[\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}]|(?<!\\S)\N{EN DASH}(?=[\\d.])", "-", html.unescape(text))
+
+
+def tidy(text: str) -> str:
+    """`unescaped`, with plain fractions, and words out of LaTeX."""
+    return FRACTION.sub(lambda found: f"{found[1] or found[2]}/{found[3] or found[4]}", WRAPPED.sub(r"\1", unescaped(text)))
+
+
+def number_of(text: str) -> str:
+    """The number that the answer of `text` is; "" where that has none, or several side by side."""
+    if (inside := enclosed(text)) is not None:
+        return first_number(inside) or ""
+    found = first_number(said) if (said := announced(text)) is not None else None
+    return last_number(text) if found is None else found
+
+
+def first_number(said: str) -> str | None:
+    """The number that an announced answer begins with, or has behind the last `=` of its line; None where there is none.
+
+    "" where several stand side by side, or a sum that nobody has worked out.
+    """
+    line = (lines_of(SEPARATOR.sub("", tidy(said))) or [""])[0]
+    parts = [part for part in re.split("[=≈]", line) if NUMBER.search(part)]
+    found = list(NUMBER.finditer(parts[-1])) if parts else []
+    if not found or not FILLER.fullmatch(parts[-1], 0, found[0].start()):
+        return None
+    gap = parts[-1][found[0].end():found[1].start()][:40] if len(found) > 1 else "."
+    return "" if BESIDE.fullmatch(gap) or SUM.fullmatch(gap) else found[0][0]
+
+
+def last_number(text: str) -> str:
+    found = list(NUMBER.finditer(text := SEPARATOR.sub("", tidy(text))))
+    several = len(found) > 1 and BESIDE.fullmatch(text[found[-2].end():found[-1].start()][-40:])
+    return "" if several or not found else found[-1][0]
+
+
+def value(number: str) -> Fraction | None:
+    """What a number is worth; None for none, and for a fraction that is not in lowest terms: that may be the question."""
+    top, _, bottom = number.replace(",", "").partition("/")
+    try:
+        worth = Fraction(top) / int(bottom or 1) if NUMBER.fullmatch(number) else None
+    except (ValueError, ZeroDivisionError):
+        return None
+    return worth if not bottom or worth is None or worth.denominator == int(bottom) > 1 else None
+
+
+def formula(text: str) -> str:
+    """The answer of `text` as mathematics, for a judge that reads LaTeX: the box or what is announced, else the last line."""
+    found = enclosed(text)
+    if found is not None:
+        found = found.replace("\\$", "").replace("$", "")
+    else:
+        first, last = (lines_of(part or "", " \t*`") for part in (announced(text), text))
+        found = first[0] if first and not WORDS.fullmatch(first[0]) else last[-1] if last else ""
+        found = ASIDE.split(found)[0] or found
+    found = JOINED.sub(", ", unescaped(found)).replace("$, $", ", ").replace("\\$", "")
+    found = re.sub(r"(?<=\d)[eE]([-+]?\d{1,2})\b", r"\\cdot 10^{\1}", SEPARATOR.sub("", found))
+    return found.replace("$", "") if found.count("$") % 2 else found
