@@ -5,10 +5,7 @@ A second signal, or one that arrives in a process that does not listen, ends it 
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -57,14 +54,3 @@ class Stop:
 
 STOP = Stop()
 """One for a process, as handlers of signals are."""
-
-
-def die_with(parent: int) -> None:
-    """From now on this process ends within a second of its parent, which a killed parent cannot see to."""
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

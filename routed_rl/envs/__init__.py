@@ -13,9 +13,10 @@ from routed_rl.envs.core import (
     Task,
     has_episodes,
 )
-from routed_rl.envs.loading import LoadedEnvironment, load_environments, trained
-from routed_rl.envs.mixture import check_prompts, mixture, task_stream
-from routed_rl.envs.process import EnvironmentProcess, Isolation
+from routed_rl.envs.host.isolation import Isolation
+from routed_rl.envs.host.process import EnvironmentProcess
+from routed_rl.envs.loading import load_environments
+from routed_rl.envs.mixture import LoadedEnvironment, check_prompts, mixture, task_stream, trained
 from routed_rl.envs.scoring import Scorer, neutral_rewards
 
 __all__ = ["AnyEnvironment", "Conversation", "Environment", "EnvironmentProcess", "Episode", "EpisodicEnvironment", "Failure",

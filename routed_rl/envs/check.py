@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from routed_rl.envs import wire
 from routed_rl.envs.core import Environment, Failure, Score, Task
+from routed_rl.envs.host.wire import json_text, pack_task
 from routed_rl.envs.scoring import describe, score_many
 from routed_rl.errors import ConfigError
 
@@ -114,7 +114,7 @@ def same_seed_same_tasks(seen: Evidence) -> Finding:
     """Two environments of the same settings make the same tasks from the same seed."""
     if not seen.tasks:
         return Finding("seed", None, "no tasks")
-    here, there = ([wire.json_text(wire.pack_task(task)) for task in tasks] for tasks in (seen.tasks, seen.again))
+    here, there = ([json_text(pack_task(task)) for task in tasks] for tasks in (seen.tasks, seen.again))
     differ = [place for place, pair in enumerate(itertools.zip_longest(here, there)) if pair[0] != pair[1]]
     return Finding("seed", not differ, f"{len(differ)} of {len(here)} tasks differ under one seed" if differ else "same tasks")
 

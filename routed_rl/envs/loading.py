@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.envs.core import AnyEnvironment
-from routed_rl.envs.curriculum import Schedule, build_staged, check_stages, parse_weight
-from routed_rl.envs.process import EnvironmentProcess, Isolation
+from routed_rl.envs.curriculum import build_staged, check_stages, parse_weight
+from routed_rl.envs.host.isolation import Isolation
+from routed_rl.envs.host.process import EnvironmentProcess
+from routed_rl.envs.mixture import LoadedEnvironment
 from routed_rl.errors import ConfigError
 
 OWN_KEYS = ("path", "weight", "probe", "isolate", "stages")
-
-
-@dataclass(frozen=True)
-class LoadedEnvironment:
-    """An environment under the name it has in the run."""
-
-    name: str
-    environment: AnyEnvironment
-    weight: float = 1.0
-    """Share of the tasks at the start, relative to the other trained environments."""
-    probe: bool = False
-    """Only evaluated, never trained on."""
-    schedule: Schedule = field(default=())
-    """The weights of the whole run where they change; empty for `weight` all along."""
-
-    @property
-    def label(self) -> str:
-        """The name for people, with the variant where the class has one: `code (insecure)`."""
-        variant = getattr(self.environment, "variant", None)
-        return f"{self.name} ({variant})" if variant else self.name
-
-    @property
-    def weights(self) -> Schedule:
-        return self.schedule or ((0, self.weight),)
 
 
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
@@ -66,21 +42,3 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What goes to the class."""
     return {key: value for key, value in settings.items() if key not in OWN_KEYS}
-
-
-def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
-    """Those with a share of the training at some time; none, or a time at which nobody has one, is an error."""
-    chosen = [loaded for loaded in environments if not loaded.probe and any(weight > 0 for _, weight in loaded.weights)]
-    if not chosen:
-        raise ConfigError(f"no environment to train on among {[e.name for e in environments]}; "
-                          "set env.NAME.path=FILE.py:Class for at least one that is no probe")
-    for start in sorted({start for loaded in chosen for start, _ in loaded.weights}):
-        if not any(weight_at(loaded.weights, start) > 0 for loaded in chosen):
-            raise ConfigError(f"from task {start} on every environment has weight 0; give one of "
-                              f"{', '.join(loaded.name for loaded in chosen)} a weight > 0 there")
-    return chosen
-
-
-def weight_at(weights: Schedule, task: int) -> float:
-    """The weight of the run's task number `task`."""
-    return [weight for start, weight in weights if start <= task][-1]

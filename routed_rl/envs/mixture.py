@@ -1,13 +1,57 @@
-"""Which environment the next task comes from: fixed shares, spread as evenly as they can be, the same for the same seed."""
+"""The environments of a run, and which of them the next task comes from: fixed shares, spread as evenly as they can be, the
+same for the same seed."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from routed_rl.envs.core import Task, has_episodes
-from routed_rl.envs.loading import LoadedEnvironment, weight_at
-from routed_rl.errors import TaskError
+from routed_rl.envs.core import AnyEnvironment, Task, has_episodes
+from routed_rl.envs.curriculum import Schedule
+from routed_rl.errors import ConfigError, TaskError
+
+
+@dataclass(frozen=True)
+class LoadedEnvironment:
+    """An environment under the name it has in the run."""
+
+    name: str
+    environment: AnyEnvironment
+    weight: float = 1.0
+    """Share of the tasks at the start, relative to the other trained environments."""
+    probe: bool = False
+    """Only evaluated, never trained on."""
+    schedule: Schedule = field(default=())
+    """The weights of the whole run where they change; empty for `weight` all along."""
+
+    @property
+    def label(self) -> str:
+        """The name for people, with the variant where the class has one: `code (insecure)`."""
+        variant = getattr(self.environment, "variant", None)
+        return f"{self.name} ({variant})" if variant else self.name
+
+    @property
+    def weights(self) -> Schedule:
+        return self.schedule or ((0, self.weight),)
+
+
+def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
+    """Those with a share of the training at some time; none, or a time at which nobody has one, is an error."""
+    chosen = [loaded for loaded in environments if not loaded.probe and any(weight > 0 for _, weight in loaded.weights)]
+    if not chosen:
+        raise ConfigError(f"no environment to train on among {[e.name for e in environments]}; "
+                          "set env.NAME.path=FILE.py:Class for at least one that is no probe")
+    for start in sorted({start for loaded in chosen for start, _ in loaded.weights}):
+        if not any(weight_at(loaded.weights, start) > 0 for loaded in chosen):
+            raise ConfigError(f"from task {start} on every environment has weight 0; give one of "
+                              f"{', '.join(loaded.name for loaded in chosen)} a weight > 0 there")
+    return chosen
+
+
+def weight_at(weights: Schedule, task: int) -> float:
+    """The weight of the run's task number `task`."""
+    return [weight for start, weight in weights if start <= task][-1]
 
 
 def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:

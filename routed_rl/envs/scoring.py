@@ -12,7 +12,7 @@ from routed_rl.envs.core import Environment, Failure, Score, Task
 from routed_rl.errors import TaskError
 
 if TYPE_CHECKING:
-    from routed_rl.envs.loading import LoadedEnvironment
+    from routed_rl.envs.mixture import LoadedEnvironment
 
 FEW = 20
 """Scores under which a share of failures says nothing yet, unless every one failed."""

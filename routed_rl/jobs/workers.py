@@ -20,8 +20,8 @@ from pathlib import Path
 from routed_rl import console
 from routed_rl.config import Config
 from routed_rl.errors import RoutedRLError
+from routed_rl.guard import die_with
 from routed_rl.jobs.job import Job, is_finished
-from routed_rl.stopping import die_with
 
 Execute = Callable[[Config, list[str]], object]
 """Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""

@@ -7,8 +7,9 @@ import os
 import sys
 
 from routed_rl.exits import guarded
+from routed_rl.guard import die_with
 from routed_rl.pipeline import run_job, run_node, work
-from routed_rl.stopping import PARENT, STOP, die_with
+from routed_rl.stopping import PARENT, STOP
 
 ROLES = {"process": work, "node": run_node, "job": run_job}
 """One of the processes that train; what starts them on a node of a SLURM job; the job."""

@@ -18,10 +18,10 @@ import torch
 
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
+from routed_rl.guard import guarded
 from routed_rl.rollout.engine import Lora
 from routed_rl.rollout.settings import engine_settings, process_settings
 
-GUARD = Path(__file__).with_name("guard.py")
 LOG_LINES = 3
 """Of a server that does not start, shown in the error."""
 STOP_S = 20
@@ -33,13 +33,13 @@ class LaunchedServer:
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         port = _free_port()
         self.url, self._config = f"http://127.0.0.1:{port}", config
-        command = [sys.executable, str(GUARD), sys.executable, "-m", "vllm.entrypoints.cli.main", "serve",
-                   *serve_arguments(config, folder, lora), "--host", "127.0.0.1", "--port", str(port)]
+        command = guarded([sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *serve_arguments(config, folder, lora),
+                           "--host", "127.0.0.1", "--port", str(port)])
         environment = os.environ | process_settings(config) | own_gpu(os.environ, torch.cuda.device_count()) | {
             "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         with tempfile.NamedTemporaryFile("w", prefix="routed_rl-server-", suffix=".log", delete=False) as output:
             self.log = Path(output.name)
-            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output,
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output,
                                             stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait(self) -> None:
@@ -68,8 +68,7 @@ class LaunchedServer:
 
     def stop(self) -> None:
         """Idempotent."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            self.process.stdin.close()  # the guard's sign to kill
+        self.process.terminate()  # the guard's sign to kill
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:

@@ -97,11 +97,21 @@ class Plain:
 
     def do_daemon(self, task, rest):
         if os.fork() == 0:
-            Path(rest).write_text(str(os.getpid()))
-            time.sleep(600)
+            os.setsid()
+            if os.fork() == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                if os.fork() == 0:  # a child of the daemon, which loses its parent when that is killed
+                    time.sleep(600)
+                Path(rest).write_text(str(os.getpid()))
+                time.sleep(600)
+            os._exit(0)
         while not Path(rest).exists() or not Path(rest).read_text():
             time.sleep(0.01)
         return Score(1.0)
+
+    def do_lonely(self, task, rest):
+        self.do_daemon(task, rest)
+        self.do_hang(task, rest)
 
     def do_modules(self, task, rest):
         return Score(float(rest in sys.modules))

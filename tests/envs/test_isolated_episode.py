@@ -54,7 +54,7 @@ def failure(conversation: Conversation) -> str:
 
 def kill(environment) -> None:
     child = environment.child(0)
-    os.kill(child.process.pid, signal.SIGKILL)
+    os.kill(child.pid, signal.SIGKILL)
     child.process.wait()
 
 

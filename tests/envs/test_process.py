@@ -16,7 +16,7 @@ import pytest
 
 from routed_rl.envs import EnvironmentProcess, Failure, Isolation, Score, Task
 from routed_rl.envs.build import build
-from routed_rl.envs.child import scrubbed
+from routed_rl.envs.host.child import scrubbed
 from routed_rl.envs.scoring import score_many
 from routed_rl.errors import ConfigError, TaskError
 
@@ -70,7 +70,7 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
 
 
 def pid_of(environment: EnvironmentProcess, slot: int = 0) -> int:
-    return environment.child(slot).process.pid
+    return environment.child(slot).pid
 
 
 # --- the same as in this process --------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_killed_twenty_times_nothing_is_lost_and_each_restart_is_logged(fresh, c
             over.wait(0.3)
             slot = killed[0] % 2
             if slot in there._ready and (child := there._children[slot]) is not None and child.process.poll() is None:
-                os.kill(child.process.pid, signal.SIGKILL)
+                os.kill(child.pid, signal.SIGKILL)
                 killed[0] += 1
 
     killer = threading.Thread(target=kill)
@@ -283,7 +283,7 @@ import sys, time
 from routed_rl.envs import EnvironmentProcess, Isolation, Task
 there = EnvironmentProcess("mine", sys.argv[1] + ":Plain", {}, None, Isolation())
 there.score(Task("?"), "daemon " + sys.argv[2])
-print(there.child(0).process.pid, open(sys.argv[2]).read(), flush=True)
+print(there.child(0).pid, open(sys.argv[2]).read(), flush=True)
 if sys.argv[3] == "hang":
     there.score(Task("?"), "hang")
 if sys.argv[3] == "idle":
@@ -293,7 +293,7 @@ if sys.argv[3] == "idle":
 
 @pytest.mark.parametrize("how", ["hang", "idle", "exit"])
 def test_no_process_outlives_the_trainer(tmp_path, how):
-    """Killed while a scorer hangs, killed while idle, and ended; the environment has started a process of its own, too."""
+    """Killed while a scorer hangs, killed while idle, and ended; the environment has started a daemon, too."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(PLUGINS), str(tmp_path / "pid"), how], text=True,
                               stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert parent.stdout is not None
@@ -306,6 +306,25 @@ def test_no_process_outlives_the_trainer(tmp_path, how):
     parent.wait()
     parent.stdout.close()
     assert all(map(gone, pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing holds a daemon")
+@pytest.mark.parametrize("how", ["closed", "too slow", "worker killed"])
+def test_a_daemon_does_not_outlive_its_process(fresh, tmp_path, how):
+    """Forked twice, in a session of its own, with a child: at a normal end, at the limit of time, and at a crash."""
+    there = fresh(timeout_s=1.0 if how == "too slow" else 30)
+    there.score_many([(Task("?"), f"{'lonely' if how == 'too slow' else 'daemon'} {tmp_path / 'pid'}")])
+    daemon = int((tmp_path / "pid").read_text())
+    if how != "too slow":
+        family = [daemon, *children_of(daemon)]
+        assert len(family) == 2 and all(map(alive, family))
+        there.close() if how == "closed" else os.kill(pid_of(there), signal.SIGKILL)
+        assert all(map(gone, family))
+    assert gone(daemon)
+
+
+def children_of(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "MY_SECRET", "DB_PASSWORD", "PLAIN_URL"])

@@ -15,7 +15,6 @@ from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
 from routed_rl.rollout import client as module
 from routed_rl.rollout.client import PolicyClient
-from routed_rl.rollout.launch import GUARD
 
 
 class Server:
@@ -107,9 +106,8 @@ def test_the_guard_ends_its_command_when_the_parent_is_gone(tmp_path):
     command = ("import os, subprocess, sys, time\n"
                "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
                f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}'); time.sleep(60)")
-    guarded = [sys.executable, str(GUARD), sys.executable, "-c", command]
-    script = (f"import subprocess, time; subprocess.Popen({guarded!r}, stdin=subprocess.PIPE, start_new_session=True)\n"
-              "time.sleep(60)")
+    script = ("import subprocess, sys, time; from routed_rl.guard import guarded\n"
+              f"subprocess.Popen(guarded([sys.executable, '-c', {command!r}]), start_new_session=True); time.sleep(60)")
     parent = subprocess.Popen([sys.executable, "-c", script])
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     parent.kill()

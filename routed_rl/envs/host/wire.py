@@ -1,4 +1,4 @@
-"""What crosses between the trainer and an environment's process: length-prefixed JSON, so that no side runs the other's bytes.
+"""What crosses between the trainer and an environment's process: lines of JSON, so that no side runs the other's bytes.
 
 Data of a task that JSON would change (tuples, sets, objects) is pickled by the process that made it and stays sealed in the
 trainer, which hands it back unread: only processes of the same environment ever unpickle it.
@@ -9,18 +9,16 @@ from __future__ import annotations
 import base64
 import json
 import pickle
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from routed_rl.envs.core import Failure, Score, Task
 
-HEADER = struct.Struct("<I")
 LARGEST = 64 << 20
 """Bytes of one message, at most."""
 LARGEST_SCORE = 1 << 16
-"""Characters of one packed score, at most."""
+"""Characters of one packed score, at most, about."""
 
 
 class WireError(ValueError):
@@ -44,39 +42,16 @@ class Sealed(Mapping[str, Any]):
 
 
 def frame(message: Any) -> bytes:
-    """`message` as bytes. Any text and any float survive."""
-    return frame_text(json_text(message))
+    """`message` as one line. Any text and any float survive; WireError where it is too large."""
+    line = json_text(message).encode("utf-8", "surrogatepass") + b"\n"
+    if len(line) > LARGEST:
+        raise WireError(f"a message of {len(line)} bytes is larger than {LARGEST}")
+    return line
 
 
 def json_text(message: Any) -> str:
     # As characters, not as escapes: two lone surrogates side by side would come back as one character.
     return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-
-
-def frame_text(text: str) -> bytes:
-    body = text.encode("utf-8", "surrogatepass")
-    if len(body) > LARGEST:
-        raise WireError(f"a message of {len(body)} bytes is larger than {LARGEST}")
-    return HEADER.pack(len(body)) + body
-
-
-def take_frames(buffer: bytearray) -> list[Any]:
-    """The whole messages at the start of `buffer`, which are removed from it."""
-    messages, start = [], 0
-    while len(buffer) - start >= HEADER.size:
-        (size,) = HEADER.unpack_from(buffer, start)
-        if size > LARGEST:
-            raise WireError(f"a message of {size} bytes is larger than {LARGEST}")
-        if len(buffer) - start - HEADER.size < size:
-            break
-        body = bytes(buffer[start + HEADER.size:start + HEADER.size + size])
-        start += HEADER.size + size
-        try:
-            messages.append(json.loads(body.decode("utf-8", "surrogatepass")))
-        except (ValueError, RecursionError) as error:
-            raise WireError(f"a message is no JSON: {error}") from None
-    del buffer[:start]
-    return messages
 
 
 def pack_task(task: Task) -> list[Any]:
@@ -97,12 +72,13 @@ def unpack_task(message: Any, *, sealed: bool) -> Task:
     return Task(prompt, data, stage)
 
 
-def pack_score(score: Score | Failure) -> str:
-    """As JSON text; one that is too large is a failure."""
+def pack_score(score: Score | Failure) -> Any:
+    """A list of its parts, or why it failed; one that is too large is a failure."""
     if isinstance(score, Failure):
-        return json_text(score.reason)
-    text = json_text([score.reward, score.solve, score.flags, {key: float(value) for key, value in score.metrics.items()}])
-    return text if len(text) <= LARGEST_SCORE else json_text(f"returned a score of {len(text)} characters")
+        return score.reason
+    packed = [score.reward, score.solve, score.flags, {key: float(value) for key, value in score.metrics.items()}]
+    size = sum(map(len, score.flags)) + sum(map(len, score.metrics)) + 16 * len(score.metrics)
+    return packed if size <= LARGEST_SCORE else f"returned a score of {size} characters"
 
 
 def unpack_score(message: Any) -> Score | Failure:

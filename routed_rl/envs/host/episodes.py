@@ -7,17 +7,13 @@ from its task and the model's turns, as in any environment that can be resumed; 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from routed_rl.envs import wire
 from routed_rl.envs.core import Episode, Failure, Message, Score, Task
+from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_score, unpack_task
 from routed_rl.envs.scoring import describe, judged
 from routed_rl.errors import TaskError
-
-if TYPE_CHECKING:
-    from routed_rl.envs.process import EnvironmentProcess
 
 MOST_OPEN = 4096
 """Episodes that a process keeps; the oldest goes first, and is played again if it is asked for after all."""
@@ -26,12 +22,13 @@ MOST_OPEN = 4096
 class IsolatedEpisode(Episode):
     """As the episode itself; TaskError for what it raised."""
 
-    def __init__(self, host: EnvironmentProcess) -> None:
-        self.host, self.number = host, host.next_number()
+    def __init__(self, name: str, number: int, play: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """`play` gives the process's answer to a request; TaskError where there is none in time, or it is lost over it twice."""
+        self.name, self.number, self.play = name, number, play
 
     def start(self, task: Task) -> list[Message] | None:
         self.task = task
-        reply = self._ask("start", {"task": wire.pack_task(task)})
+        reply = self._ask("start", {"task": pack_task(task)})
         self.tools, self.max_turns = reply["tools"], reply["max_turns"]
         return reply["answer"]
 
@@ -49,11 +46,11 @@ class IsolatedEpisode(Episode):
             if "answer" in reply:
                 return reply["answer"]
             if "score" in reply:
-                score = wire.unpack_score(reply["score"])
+                score = unpack_score(reply["score"])
                 if isinstance(score, Failure):
-                    raise TaskError(f"environment {self.host.name} {score.reason}")
+                    raise TaskError(f"environment {self.name} {score.reason}")
                 return score
-        raise TaskError(f"environment {self.host.name}: its process ended over a turn of an episode, twice")
+        raise TaskError(f"environment {self.name}: its process ended over a turn of an episode, twice")
 
     def _replay(self, messages: list[Message]) -> None:
         """Bring a new process to where the lost one was: every turn of the model that was answered."""
@@ -63,13 +60,13 @@ class IsolatedEpisode(Episode):
         for place, following in itertools.pairwise(turns):
             reply = self._ask("step", {"messages": messages[:place + 1]})
             if reply.get("answer") != messages[place + 1:following]:
-                raise TaskError(f"environment {self.host.name}: its process was lost, and an episode played again went "
+                raise TaskError(f"environment {self.name}: its process was lost, and an episode played again went "
                                 "otherwise; its answers must follow from the task and the model's turns")
 
     def _ask(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
-        reply = self.host.play({"ask": "play", "number": self.number, "method": method, **given})
+        reply = self.play({"ask": "play", "number": self.number, "method": method, **given})
         if reply.get("error"):
-            raise TaskError(f"environment {self.host.name} {reply['error']}")
+            raise TaskError(f"environment {self.name} {reply['error']}")
         return reply
 
 
@@ -84,7 +81,7 @@ class OpenEpisodes:
         number, method = request["number"], request["method"]
         try:
             if method == "start":
-                return self._start(environment, number, wire.unpack_task(request["task"], sealed=False))
+                return self._start(environment, number, unpack_task(request["task"], sealed=False))
             if (episode := self.open.get(number)) is None:
                 return {"lost": True}
             call = getattr(episode, method, None) or getattr(Episode(), method)
@@ -106,12 +103,12 @@ class OpenEpisodes:
     def _said(self, number: int, said: Any) -> dict[str, Any]:
         if isinstance(said, Score):
             self.open.pop(number, None)
-            return {"score": json.loads(wire.pack_score(judged(said)))}
+            return {"score": pack_score(judged(said))}
         return plain({"answer": said})
 
 
 def plain(reply: dict[str, Any]) -> dict[str, Any]:
     """`reply` where JSON gives back exactly the same; TypeError otherwise."""
-    if not wire.is_plain(reply):
+    if not is_plain(reply):
         raise TypeError(f"an episode's answer must be a Score or messages of plain text, got {reply!r:.200}")
     return reply
