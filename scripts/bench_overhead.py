@@ -44,7 +44,7 @@ class Arm:
         from routed_rl.monitor import Monitor
         from routed_rl.pipeline.build import Parts, make_router
         from routed_rl.subspace import Provenance, Subspace
-        from routed_rl.training import Watch, build_trainer
+        from routed_rl.training import Watch, build_trainer, make_plan
 
         rows, tokens, rank = workload["rows"], workload["tokens"], workload["rank"]
         trainer = {"max_steps": 64, "per_device_train_batch_size": rows, "num_generations": 2, "bf16": False,
@@ -66,7 +66,7 @@ class Arm:
         self.router = make_router(Parts(config, model, tokenizer, environments, ""), subspace)
         run = RunFolder(tempfile.mkdtemp())
         watch = Watch(Monitor(config.monitor), run) if completions else None
-        self.trainer: Any = build_trainer(model, tokenizer, environments, self.router, config, run, [], watch=watch)
+        self.trainer: Any = build_trainer(make_plan(config, run), model, tokenizer, environments, self.router, watch=watch)
         self.trainer.current_gradient_accumulation_steps = 1
         self.model, self.optimizer = model.train(), self.trainer.create_optimizer()
         self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)

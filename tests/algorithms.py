@@ -7,7 +7,7 @@ from typing import Any
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
-from routed_rl.training import build_trainer
+from routed_rl.training import build_trainer, make_plan
 from tests.parts import own_config
 
 
@@ -18,7 +18,7 @@ def config_of(parts: Path, out: Path, name: str, routing: dict[str, Any] | None 
 def make_trainer(config: Any, folder: Path, mode: str = "route") -> Any:
     loaded = load_parts(config)
     router = make_router(loaded, make_subspace(loaded) if mode != "none" else None)
-    trainer = build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, config, RunFolder(folder), [])
+    trainer = build_trainer(make_plan(config, RunFolder(folder)), loaded.model, loaded.tokenizer, loaded.trained, router)
     loaded.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer

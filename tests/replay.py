@@ -14,7 +14,7 @@ from routed_rl.config import Config
 from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.ranks import RANKS
 from routed_rl.subspace import Subspace
-from routed_rl.training import build_trainer, join
+from routed_rl.training import build_trainer, join, make_plan
 from routed_rl.training.whole import whole_weights as whole
 from tests.parts import own_config
 
@@ -54,7 +54,7 @@ def train(config: Config, subspace: Path, resume: str | None = None) -> dict[str
     base = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     run = RunFolder(config.out or "")
     run.path.mkdir(parents=True, exist_ok=True)
-    trainer = build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, config, run, [])
+    trainer = build_trainer(make_plan(config, run), loaded.model, loaded.tokenizer, loaded.trained, router)
     replayed(trainer)
     trainer.train(resume_from_checkpoint=resume)
     weights = whole_weights(trainer, base)

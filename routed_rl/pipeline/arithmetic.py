@@ -6,9 +6,8 @@ from typing import Any
 
 from routed_rl.config import Config
 from routed_rl.envs import trained
-from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.build import Parts
-from routed_rl.training import TrainerArguments
+from routed_rl.training import TrainerArguments, optimizer_name
 
 FLOAT = 4
 """Bytes; weights and all that follows them are float32."""
@@ -31,7 +30,7 @@ def memory_bytes(parts: Parts) -> dict[str, int]:
     config, world = parts.config, parts.config.launch.world
     strategy = config.launch.strategy
     everything = sum(parameter.numel() for parameter in parts.model.parameters())
-    states = next((count for name, count in STATES.items() if _optimizer(config.trainer).startswith(name)), 2)
+    states = next((count for name, count in STATES.items() if optimizer_name(config.trainer).startswith(name)), 2)
     weights, trainable = everything * FLOAT, everything * FLOAT
     share = {"weights": world if strategy in ("zero3", "fsdp2") else 1,
              "gradients": world if strategy in ("zero2", "zero3", "fsdp2") else 1,
@@ -51,9 +50,8 @@ def ranks(parts: Parts) -> list[tuple[int, int]]:
     settings, model = parts.config.subspace, parts.model.config.get_text_config()
     rank, layers = settings.rank or 8, model.num_hidden_layers
     spans = settings.layout == "spanning"
-    writers = find_writers(parts.model)
     return [(min(model.hidden_size, rank * (layers - writer.layer) if spans else rank),
-             _inputs(writer, model.hidden_size)) for writer in writers]
+             _inputs(writer, model.hidden_size)) for writer in parts.writers]
 
 
 def _inputs(writer: Any, width: int) -> int:
@@ -87,7 +85,3 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
-
-
-def _optimizer(trainer: dict[str, Any]) -> str:
-    return str(trainer.get("optim", "adamw_torch"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -19,12 +20,12 @@ from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, find_subspace
 from routed_rl.model.load import load_model, load_tokenizer, model_hash
-from routed_rl.model.targets import decoder_layers, disable_dropout, find_writers, freeze
+from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from routed_rl.subspace import Subspace
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parts:
     """What every verb that touches a model needs."""
 
@@ -34,6 +35,11 @@ class Parts:
     environments: list[LoadedEnvironment]
     hash: str
     """Of the base model's weights."""
+
+    @cached_property
+    def writers(self) -> list[Writer]:
+        """Of the model, found once; a model whose writers are not known, or cannot be routed, is refused."""
+        return find_writers(self.model)
 
     @property
     def trained(self) -> list[LoadedEnvironment]:
@@ -118,7 +124,7 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
         return None
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
-    writers = find_writers(parts.model)
+    writers = parts.writers
     if "post_norm" not in config.model.freeze and any(writer.gain_D is not None for writer in writers):
         raise ConfigError(f"model.freeze={config.model.freeze} trains the gains between writers and stream, so no basis would "
                           "hold; add post_norm to model.freeze")

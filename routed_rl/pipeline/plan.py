@@ -7,7 +7,6 @@ from itertools import islice
 
 import torch
 
-from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.console import say
 from routed_rl.envs import task_stream
@@ -15,7 +14,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.arithmetic import batch_sentence, memory_sentence
 from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.launched import commands
-from routed_rl.training import TrainerArguments, completions_per_step
+from routed_rl.training import Plan, TrainerArguments, completions_per_step
 
 SHARE_OF_PEAK = 0.4
 """Of the timed product's rate that a training step reaches; from the lab and SmolLM2 on two cores."""
@@ -25,9 +24,9 @@ PROMPTS = 4
 """Of each environment, whose mean length stands for all."""
 
 
-def show_plan(parts: Parts, arguments: TrainerArguments, run: RunFolder) -> None:
+def show_plan(parts: Parts, plan: Plan) -> None:
     """Model, environments, steps, estimated minutes and memory, folder, what runs where."""
-    config, model = parts.config, parts.model
+    config, model, arguments, run = parts.config, parts.model, plan.arguments, plan.run
     shares = {loaded.name: loaded.weight for loaded in parts.trained}
     total = sum(shares.values())
     say(f"model         {config.model.path}, {model.num_parameters() / 1e6:.2f} M parameters")

@@ -47,7 +47,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         making.enter_context(alone_making(new.path))
         check_step(old, step, config)
         config.out = str(new.path)
-        parts, begin = prepared(config, new, before=old)
+        parts, plan = prepared(config, new, before=old)
         fresh, routed = trained_settings(was) != trained_settings(config), step > 0 and was.routing.mode != "none"
         after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
         kept = [] if forget else [name for name in has if name not in after]
@@ -61,7 +61,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
                         "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
         children = read_json(old.manifest).get("children", [])
         tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
-    return go_on(parts, new, begin)
+    return go_on(parts, plan)
 
 
 def still_said(typed: list[str], overrides: list[str]) -> list[str]:

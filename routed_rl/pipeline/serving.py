@@ -16,7 +16,6 @@ from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.errors import ParityError, RolloutError
 from routed_rl.model.prompts import encode_prompts
-from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.build import Parts
 from routed_rl.rollout import (
     Lora,
@@ -39,7 +38,7 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
     if config.engine == "transformers":
         yield None
         return
-    if subspace is not None and any(writer.expert is not None for writer in find_writers(parts.model)):
+    if subspace is not None and any(writer.expert is not None for writer in parts.writers):
         raise RolloutError(f"rollout.engine={config.engine} cannot serve {parts.config.model.path}: the quarantine of a "
                            "mixture of experts is not pushed to vLLM; set rollout=transformers")
     with ExitStack() as stack:
@@ -99,7 +98,7 @@ def _lora(parts: Parts, subspace: Subspace | None) -> Lora | None:
     """An adapter for the quarantine; None where there is none, or vLLM has no adapters for such writers."""
     if subspace is None:
         return None
-    writers, settings = find_writers(parts.model), parts.config.subspace
+    writers, settings = parts.writers, parts.config.subspace
     if any(writer.module.bias is not None for writer in writers):
         return None
     bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)

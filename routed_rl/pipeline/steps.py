@@ -25,13 +25,14 @@ from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, Tracker
-from routed_rl.training import Watch, build_trainer, forget_after, join
+from routed_rl.training import Plan, Watch, build_trainer, forget_after, join, make_plan
 
 
-def train_steps(parts: Parts, run: RunFolder, router: Router | None, served: Served | None, parity: ParityCheck | None,
+def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served | None, parity: ParityCheck | None,
                 tracker: Tracker) -> None:
     """Train from the newest whole checkpoint to the last step, here or in processes of its own; what was written after that
     checkpoint goes. Raises `Halted` where the monitor halts."""
+    run = plan.run
     newest, skipped = run.last_checkpoint()
     for line in skipped:
         console.say(line)
@@ -48,7 +49,7 @@ def train_steps(parts: Parts, run: RunFolder, router: Router | None, served: Ser
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
         halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
     if parts.config.launch.strategy == "none":
-        _train_here(parts, run, router, watch, newest, served, parity, tracker)
+        _train_here(parts, plan, router, watch, newest, served, parity, tracker)
     else:
         with following(run, tracker):
             launched.train(parts, run, router, served)
@@ -64,20 +65,18 @@ def _watch(config: Config, run: RunFolder) -> Watch:
     return watch
 
 
-def _train_here(parts: Parts, run: RunFolder, router: Router | None, watch: Watch, newest: Path | None,
-                served: Served | None = None, parity: ParityCheck | None = None, tracker: Tracker | None = None) -> None:
+def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, newest: Path | None, served: Served | None,
+                parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
     """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
     with console.progress("train", "steps") as advance, STOP.stepping():
-        trainer = build_trainer(parts.model, parts.tokenizer, parts.trained, router, parts.config, run,
+        trainer = build_trainer(plan, parts.model, parts.tokenizer, parts.trained, router,
                                 [ShowProgress(advance), *([TellCheckpoints(tracker)] if tracker else [])], watch=watch,
-                                fresh_from=fresh_from_step(run), served=served, parity=parity)
-        trainer.evaluator = DuringTraining(parts, router, served)
-        if tracker is not None:
-            trainer.metrics_file.listeners.append(tracker.row)
+                                fresh_from=fresh_from_step(plan.run), served=served, parity=parity,
+                                evaluator=DuringTraining(parts, router, served), listener=tracker.row if tracker else None)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if trainer.stopped:
         name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
-        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: {command('resume', run.path)}",
+        raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: {command('resume', plan.run.path)}",
                       trainer.stopped)
 
 
@@ -87,13 +86,13 @@ def work(folder: str, *urls: str) -> None:
     run = RunFolder.open(folder)
     config = read_config(run)
     join(config.launch)  # first: it says which GPU is this process'
-    parts = load_parts(config)
+    plan, parts = make_plan(config, run), load_parts(config)
     newest, _ = run.last_checkpoint()
     watch = _watch(config, run)
     subspace = run_subspace(parts, run)
     with saying_how_to_go_on(run), joining(parts, subspace, list(urls)) as served:
         router = make_router(parts, subspace, inherited(run))
-        _train_here(parts, run, router, watch, newest, served, route_served(parts, served, router))
+        _train_here(parts, plan, router, watch, newest, served, route_served(parts, served, router))
 
 
 class ShowProgress(TrainerCallback):

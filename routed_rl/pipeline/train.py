@@ -17,7 +17,7 @@ from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import check_inputs
-from routed_rl.model.targets import find_writers, unrouted
+from routed_rl.model.targets import unrouted
 from routed_rl.pipeline import launched, summary
 from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
 from routed_rl.pipeline.commands import saying_how_to_go_on
@@ -35,11 +35,11 @@ from routed_rl.pipeline.record import (
 )
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.steps import train_steps
-from routed_rl.rollout import Served, check_engine
+from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import Tracker, tracked
-from routed_rl.training import PIECES, check_launch, check_optimizer, check_trainer, training_arguments
+from routed_rl.training import PIECES, Plan, check_optimizer, make_plan
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -50,7 +50,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
     a job's script and settings, where the run is to be a job."""
     run = new_folder(config)
-    parts, begin = prepared(config, run)
+    parts, plan = prepared(config, run)
     if dry_run and config.launch.where == "here":
         return run.path
     with alone_in(run.path):
@@ -58,7 +58,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
         write_config(run, config, overrides)
         if config.launch.where == "here":
             try:
-                return _run(parts, run, begin)
+                return _run(parts, plan)
             except RoutedRLError:
                 run.abandon_if_empty()
                 raise
@@ -76,39 +76,35 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
             wanted.out = config.out
             refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
             config = wanted
-        parts, begin = prepared(config, run)
+        parts, plan = prepared(config, run)
         if overrides:
             write_config(run, config, [*read_overrides(run), *overrides])
-    return go_on(parts, run, begin)
+    return go_on(parts, plan)
 
 
-def go_on(parts: Parts, run: RunFolder, begin: float) -> Path:
+def go_on(parts: Parts, plan: Plan) -> Path:
     """Train what `prepared` has made, here or as a job, from the newest checkpoint of the folder."""
-    if parts.config.launch.where == "slurm":
-        launched.submit_job(parts.config, run, dry_run=False)
-        return run.path
-    with alone_in(run.path):
-        return _run(parts, run, begin)
+    if plan.config.launch.where == "slurm":
+        launched.submit_job(plan.config, plan.run, dry_run=False)
+        return plan.run.path
+    with alone_in(plan.run.path):
+        return _run(parts, plan)
 
 
 def run_job(folder: str) -> None:
     """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
-        parts, begin = prepared(read_config(run), run)
-        _run(parts, run, begin)
+        parts, plan = prepared(read_config(run), run)
+        _run(parts, plan)
 
 
-def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) -> tuple[Parts, float]:
+def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) -> tuple[Parts, Plan]:
     """Load and check all that can be checked before anything is written, so that a refused command changes nothing; show
-    the plan. Returns the parts, and when this began. `before`: the run whose subspace it takes over, where that is another."""
-    begin = time.perf_counter()
+    the plan. `before`: the run whose subspace it takes over, where that is another."""
     transformers_logging.set_verbosity_error()
-    check_trainer(config.trainer)
-    check_engine(config.rollout)
-    check_launch(config)
-    parts, arguments = load_parts(config), training_arguments(config, run)
-    check_optimizer(arguments, parts.model)
+    plan, parts = make_plan(config, run), load_parts(config)
+    check_optimizer(plan.arguments, parts.model)
     check_prompts(parts.trained, config.seed)
     together = parts.environments if config.evaluation.every else parts.trained
     if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (
@@ -116,24 +112,24 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
         raise ConfigError(f"environment {playing[0]} has episodes, which end apart, and with launch.strategy="
                           f"{config.launch.strategy} no process can go on alone; set rollout=vllm_server, or launch=zero2 or ddp")
     if config.routing.mode != "none":
-        writers = find_writers(parts.model)
-        if config.launch.strategy in PIECES and any(writer.expert is not None for writer in writers):
+        if any(writer.expert is not None for writer in parts.writers) and config.launch.strategy in PIECES:
             raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
                               "which cannot be routed; set launch=zero2 or launch=ddp")
         check_inputs(config.subspace, parts.tokenizer, config.model.path)
         if (subspace := (before or run).subspace).exists():
             check_axis(config, Subspace.load(subspace))
-    show_plan(parts, arguments, run)
-    return parts, begin
+    show_plan(parts, plan)
+    return parts, plan
 
 
-def _run(parts: Parts, run: RunFolder, begin: float) -> Path:
-    with saying_how_to_go_on(run), tracked(run, parts.config.tracking, parts.config.trainer.get("report_to")) as tracker:
-        return _steps(parts, run, begin, tracker)
+def _run(parts: Parts, plan: Plan) -> Path:
+    config, run = plan.config, plan.run
+    with saying_how_to_go_on(run), tracked(run, config.tracking, config.trainer.get("report_to")) as tracker:
+        return _steps(parts, plan, tracker)
 
 
-def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path:
-    config, times = parts.config, {"start": begin, "load": time.perf_counter()}
+def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
+    config, run, times = plan.config, plan.run, {"start": plan.begun, "load": time.perf_counter()}
     subspace = run_subspace(parts, run)
     times["extract"] = time.perf_counter()
     with serving(parts, subspace) as served:
@@ -143,7 +139,7 @@ def _steps(parts: Parts, run: RunFolder, begin: float, tracker: Tracker) -> Path
         _record_parameters(parts, run)
         weights = {target.name: target.weight_DN().clone() for target in router.quarantine.targets} if router else {}
         times["base"] = time.perf_counter()
-        train_steps(parts, run, router, served, parity, tracker)
+        train_steps(parts, plan, router, served, parity, tracker)
         times["train"] = time.perf_counter()
         models |= _evaluated_after(parts, run, router, served)
         scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
@@ -182,7 +178,7 @@ def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) 
 
 def _record_parameters(parts: Parts, run: RunFolder) -> None:
     """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
-    writers = find_writers(parts.model) if parts.config.routing.mode != "none" else []
+    writers = parts.writers if parts.config.routing.mode != "none" else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
     tell(run, {"model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
                "unrouted": unrouted(parts.model, writers) if writers else {}})

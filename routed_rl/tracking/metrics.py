@@ -78,11 +78,9 @@ def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | Non
 class MetricsFile:
     """Appends one line a step to `metrics.jsonl`; not-a-number becomes null."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.listeners: list[Callable[[dict[str, Any]], None]] = []
-        """Told each row once it is written."""
-        self._read = 0
+    def __init__(self, path: Path, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """`listener` is told each row once it is written."""
+        self.path, self.listener, self._read = path, listener, 0
 
     def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Returns the row as a reader will see it."""
@@ -91,8 +89,8 @@ class MetricsFile:
         row = {"step": step, **finite}
         with open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
-        for listener in self.listeners:
-            listener(row)
+        if self.listener is not None:
+            self.listener(row)
         return row
 
     def truncate(self, step: int) -> None:

@@ -6,15 +6,14 @@ from routed_rl.training.arguments import (
     check_trainer,
     completions_per_step,
     optimizer_name,
-    training_arguments,
 )
-from routed_rl.training.backends import PIECES, check_launch, join
+from routed_rl.training.backends import PIECES, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import forget_after
 from routed_rl.training.mixin import RoutedTrainerMixin
+from routed_rl.training.plan import Plan, make_plan
 from routed_rl.training.trainers import TRAINERS, TrainerArguments
 from routed_rl.training.watch import Watch
 
-__all__ = ["PIECES", "TRAINERS", "RoutedTrainerMixin", "TrainerArguments", "Watch", "algorithm_name", "build_trainer",
-           "check_launch", "check_optimizer", "check_trainer", "completions_per_step", "forget_after", "join", "optimizer_name",
-           "training_arguments"]
+__all__ = ["PIECES", "TRAINERS", "Plan", "RoutedTrainerMixin", "TrainerArguments", "Watch", "algorithm_name", "build_trainer",
+           "check_optimizer", "check_trainer", "completions_per_step", "forget_after", "join", "make_plan", "optimizer_name"]

@@ -6,45 +6,69 @@ Not covered: fused losses, PEFT models.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.ranks import RANKS
+from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.processes import check_alike, say_what_is_used
+from routed_rl.training.reference import use_reference
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
+from routed_rl.training.vllm import use_engine
 from routed_rl.training.watch import Watch
 
 
 class RoutedTrainerMixin(SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
-    def __init__(self, *args: Any, router: Router | None, run: RunFolder, reward: RewardFunction, watch: Watch | None = None,
-                 strategy: str = "none", **kwargs: Any) -> None:
-        self.strategy = strategy
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
+                 reward: RewardFunction, reference: PreTrainedModel | None = None, watch: Watch | None = None,
+                 served: Served | None = None, parity: ParityCheck | None = None,
+                 evaluator: Callable[[int], dict[str, float]] | None = None,
+                 listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
+        """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0. With `served` the
+        rollouts come from there, compared by `parity`. `evaluator`: (step) -> metrics of an evaluation that is due after it.
+        `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
+        """
+        self.strategy, self.evaluator = strategy, evaluator
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
-        self.metrics_file = MetricsFile(run.metrics)
+        self.metrics_file = MetricsFile(run.metrics, listener)
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
-        self.evaluator: Callable[[int], dict[str, float]] | None = None
-        """(step) -> metrics of an evaluation that is due after it."""
         self.rollout_metrics: dict[str, float] = {}
         """Of this step's rollouts, from whoever made them."""
         self.stopped = 0
         """The signal that ended the training early; 0 for none."""
         check_alike([loaded.name for loaded in reward.table.environments])
-        say_what_is_used(kwargs["model"], kwargs["args"])
-        super().__init__(*args, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
+        arguments: Any = copy.copy(args)
+        say_what_is_used(model, arguments)
+        beta, arguments.beta = arguments.beta, 0.0  # TRL would load again whatever the model's config names
+        super().__init__(model=model, args=arguments, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
+        self.remove_callback(PrinterCallback)  # pyright: ignore[reportAttributeAccessIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
+        if beta:
+            assert reference is not None, f"beta={beta} needs a reference model"
+            use_reference(self, reference, beta)
+        if served is not None and parity is not None:
+            use_engine(self, served, parity)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rollout_func = rollout_function(self.reward.table, inputs)

@@ -18,7 +18,7 @@ from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.report.ranking import BY_GAP, BY_SHIFT, hardest
 from routed_rl.routing import StepRows
 from routed_rl.tracking import MetricsFile, encouraged
-from routed_rl.training import build_trainer
+from routed_rl.training import build_trainer, make_plan
 from routed_rl.training.completions import CompletionFiles, forget_after
 from tests.parts import own_config, write_parts
 
@@ -63,7 +63,8 @@ def test_rows_meet_the_completions_that_they_were(parts, tmp_path, settings):
     loaded = load_parts(wanted)
     router = make_router(loaded, make_subspace(loaded))
     (tmp_path / "run").mkdir()
-    trainer = build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, wanted, RunFolder(tmp_path / "run"), [])
+    plan = make_plan(wanted, RunFolder(tmp_path / "run"))
+    trainer = build_trainer(plan, loaded.model, loaded.tokenizer, loaded.trained, router)
     said: dict[int, tuple[str, str]] = {}
     booked: dict[int, list[float]] = {}
     compute, learned = trainer._compute_loss, trainer.reward.completions.learned

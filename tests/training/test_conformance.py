@@ -20,7 +20,7 @@ from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.rollout.weights import PolicyWeights
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import TRAINERS, training_arguments
+from routed_rl.training import TRAINERS, make_plan
 from routed_rl.training.arguments import prompts_needed
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.ppo import PPOTrainer
@@ -97,7 +97,7 @@ def test_mode_none_is_the_plain_class_bit_for_bit(parts, tmp_path, name, beta):
     ours.train()
     loaded = load_parts(config)
     make_router(loaded, None)
-    arguments = training_arguments(config, RunFolder(tmp_path / "plain"))
+    arguments = make_plan(config, RunFolder(tmp_path / "plain")).arguments
     table = TaskTable(loaded.trained, config.seed)
     reward = RewardFunction(table, Scorer({entry.name: entry for entry in loaded.trained}, 0.0), 8,
                             CompletionFiles(None))
@@ -193,7 +193,7 @@ def only(inputs: dict[str, Any], environment: int) -> dict[str, Any]:
 def test_settings_that_do_not_fit_the_algorithm_are_refused_in_one_line(parts, tmp_path, trainer, message):
     config = own_config(parts, tmp_path / "run", trainer=trainer)
     with pytest.raises(ConfigError, match=message) as caught:
-        training_arguments(config, RunFolder(tmp_path))
+        make_plan(config, RunFolder(tmp_path))
     assert "\n" not in str(caught.value)
 
 

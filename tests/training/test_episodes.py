@@ -16,7 +16,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.errors import TaskError
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import build_trainer
+from routed_rl.training import build_trainer, make_plan
 from tests.chat import EOS, chat_config, write_chat_model
 
 MIXED = {"talk": {"path": "Talk"}, "ask": {"path": "Ask"}}
@@ -31,7 +31,7 @@ def make_trainer(parts: Path, out: Path, env: dict[str, Any] = MIXED, **changes:
     config = chat_config(parts, out, env, **changes)
     loaded = load_parts(config)
     router = make_router(loaded, make_subspace(loaded))
-    return build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, config, RunFolder(out), [])
+    return build_trainer(make_plan(config, RunFolder(out)), loaded.model, loaded.tokenizer, loaded.trained, router)
 
 
 class Batch:

@@ -17,7 +17,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import check_optimizer, training_arguments
+from routed_rl.training import check_optimizer, make_plan
 from routed_rl.training.value import VALUE_HEAD, ValueHead
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
@@ -123,7 +123,7 @@ def test_an_optimizer_that_is_made_for_a_models_parameters_cannot_have_a_value_h
     monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda *_: made))
     model = load_parts(config_of(parts, tmp_path, "ppo")).model
     for name in ("ppo", "grpo"):
-        arguments = training_arguments(config_of(parts, tmp_path, name), RunFolder(tmp_path))
+        arguments = make_plan(config_of(parts, tmp_path, name), RunFolder(tmp_path)).arguments
         with pytest.raises(ConfigError, match="set trainer.optim=adamw_torch") if name == "ppo" else nullcontext():
             check_optimizer(arguments, model)
 

@@ -15,7 +15,7 @@ from routed_rl.envs import Scorer
 from routed_rl.errors import ConfigError, TaskError
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import build_trainer, training_arguments
+from routed_rl.training import build_trainer, make_plan
 from routed_rl.training.arguments import prompts_needed
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.tasks import RewardFunction, TaskTable
@@ -32,7 +32,7 @@ def routed(config, run) -> dict[str, torch.Tensor]:
     router = None if config.routing.mode == "none" else make_router(loaded, make_subspace(loaded))
     if router is None:
         make_router(loaded, None)
-    trainer = build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, config, RunFolder(run), [])
+    trainer = build_trainer(make_plan(config, RunFolder(run)), loaded.model, loaded.tokenizer, loaded.trained, router)
     trainer.train()
     if router is not None:
         router.quarantine.remove()
@@ -43,7 +43,7 @@ def plain_trl(config, run) -> dict[str, torch.Tensor]:
     """TRL's own class, fed the same rows and rewards; nothing of the mixin."""
     loaded = load_parts(config)
     make_router(loaded, None)
-    arguments = training_arguments(config, RunFolder(run))
+    arguments = make_plan(config, RunFolder(run)).arguments
     table = TaskTable(loaded.trained, config.seed)
     scorer = Scorer({entry.name: entry for entry in loaded.trained}, 0.0)
     reward = RewardFunction(table, scorer, arguments.num_generations, CompletionFiles(None))
@@ -92,7 +92,7 @@ def test_labels_stay_with_their_rows_through_trls_shuffle(parts, tmp_path):
     config = own_config(parts, tmp_path / "run", trainer={"max_steps": 2, "steps_per_generation": 2})
     loaded = load_parts(config)
     router = make_router(loaded, make_subspace(loaded))
-    trainer = build_trainer(loaded.model, loaded.tokenizer, loaded.trained, router, config, RunFolder(tmp_path), [])
+    trainer = build_trainer(make_plan(config, RunFolder(tmp_path)), loaded.model, loaded.tokenizer, loaded.trained, router)
     table, seen = trainer.reward.table, []
     original = router.set_batch
 
