@@ -14,14 +14,10 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from routed_rl.config import QuarantineConfig
+from routed_rl.config import QuarantineConfig, RandomControlConfig, RoutingConfig
 from routed_rl.linalg import orthonormalise_draws, random_basis
 from routed_rl.model.targets import find_writers, freeze
-from routed_rl.routing.linear import RoutingContext
-from routed_rl.routing.modes import MODES
-from routed_rl.routing.optimizer import QuarantineOptimizer
-from routed_rl.routing.quarantine import Quarantine
-from routed_rl.routing.target import Target
+from routed_rl.routing import Axes, LedgerRow, Quarantine, Router, RoutingContext, RowBook, Target
 from tests.families import FAMILIES, VOCAB, WIDTH, tiny
 
 __all__ = ["FAMILIES", "VOCAB", "WIDTH", "tiny"]
@@ -62,12 +58,17 @@ def batch(seed: int = 0, rows: int = 4, tokens: int = TOKENS, environments: Iter
                  advantages=torch.randn(rows, generator=generator))
 
 
-Optimizers = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-OPTIMIZERS: dict[str, Optimizers] = {
+def groups(parameters: list[nn.Parameter], decay: float) -> list[dict]:
+    """Biases and gains are spared the decay, as trainers do."""
+    return [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}]
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.03),
     "sgd with momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
     "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.0),
-    "adamw with weight decay": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
+    "adamw with weight decay": lambda p: torch.optim.AdamW(groups(p, 0.1), lr=3e-3),
 }
 
 
@@ -95,7 +96,7 @@ def exact(basis: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Run:
-    """A model in training, routed as `mode` says; the loop of one step as the trainer drives it."""
+    """A model in training: the router and optimizer that a trainer has, driven as a trainer drives them."""
 
     model: PreTrainedModel
     mode: str = "route"
@@ -104,56 +105,75 @@ class Run:
     environments: int = 2
     optimizers: str = "adamw"
     clip: float | None = None
+    """Largest norm of the gradient; None for none."""
     contained: bool | None = None
     config: QuarantineConfig = field(default_factory=QuarantineConfig)
     unit: float = 1.0
-    deltas: dict[str, Tensor] = field(default_factory=dict)
-    """ΔC_e of the last step, by target."""
-    ledgers: dict[str, Tensor] = field(default_factory=dict)
-    """The last step's ledgers, clipped, by target."""
+    names: list[str] | None = None
+    control: int = 0
+    """Steps between two measurements against random bases."""
+    rows: bool = False
+    """Whether completions are told apart, along `axis`."""
+    axis: str | None = None
+    steps: int = 0
 
     def __post_init__(self) -> None:
-        bases = self.bases or random_bases(self.model.config.num_hidden_layers, self.model.config.hidden_size, self.rank)
+        layers, width = self.model.config.num_hidden_layers, self.model.config.hidden_size
+        bases = self.bases or random_bases(layers, width, self.rank)
         self.context = RoutingContext()
         self.targets = find_targets(self.model, bases, self.context, self.environments, self.unit)
-        row = MODES[self.mode]
-        self.context.contained = row.contained if self.contained is None else self.contained
-        names = [f"env{e}" for e in range(self.environments)]
-        self.quarantine = Quarantine(self.targets, names, self.context) if row.taps else None
+        self.axes = Axes(["hacker", "careless"], [basis[:, :2] for basis in random_bases(layers, width)],
+                         torch.tensor([[2.0, 1.0], [4.0, 1.0]]).repeat(layers, 1)[:layers])
+        self.router = self.make_router() if self.mode != "none" else None
+        self.quarantine = self.router and self.router.quarantine
         freeze(self.model, FROZEN)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = OPTIMIZERS[self.optimizers](self.parameters)
-        self.quarantine_optimizer = QuarantineOptimizer(self.config, self.targets)
+        self.begun = False
 
-    def backward(self, rows: Batch, scale: float = 1.0) -> float:
-        self.context.set_batch(rows.environments, rows.mask, self.config.sample_tokens)
+    def make_router(self) -> Router:
+        cotangent = None if self.contained is None else "contained" if self.contained else "open"
+        config = RoutingConfig(mode=self.mode, cotangent=cotangent, quarantine=self.config,
+                               random_control=RandomControlConfig(every=self.control, draws=4))
+        names = self.names or [f"env{e}" for e in range(self.environments)]
+        stream = torch.randn(len(self.axes.directions), 50, self.axes.directions[0].shape[0],
+                             generator=torch.Generator().manual_seed(3))
+        return Router(Quarantine(self.targets, names, self.context), config, self.axes, stream, seed=5,
+                      rows=RowBook(self.targets, self.axes, self.axis) if self.rows else None)
+
+    def begin(self) -> None:
+        """What a trainer does before the first micro-batch of a step, once."""
+        if self.router is not None and not self.begun:
+            self.router.begin_step(self.steps)
+        self.begun = True
+
+    def backward(self, rows: Batch, scale: float = 1.0, first: int = 0) -> float:
+        """A micro-batch, whose completions are numbered from `first` on."""
+        self.begin()
+        if self.router is not None:
+            self.router.set_batch(rows.environments, rows.mask, torch.arange(first, first + len(rows.ids)))
         loss = rows.loss(self.model) * scale
         loss.backward()
         return loss.item()
 
-    @torch.no_grad()
-    def step(self) -> None:
-        coefficient = 1.0
+    def step(self) -> LedgerRow | None:
+        """The end of a step; its row in the ledger, None without a router."""
+        clip = 1.0
         if self.clip is not None:
-            norm = clip_grad_norm_(self.parameters, self.clip)
-            coefficient = min(1.0, self.clip / (norm.item() + 1e-6))
+            clip = min(1.0, self.clip / (clip_grad_norm_(self.parameters, self.clip).item() + 1e-6))
+        self.coefficient = clip
         self.optimizer.step()
-        group = self.optimizer.param_groups[0]
-        decay = group["lr"] * group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0
-        after_step = MODES[self.mode].after_step
-        if after_step is not None:
-            self.quarantine_optimizer.advance()
-            for target in self.targets:
-                ledger = target.tape.ledger * coefficient
-                self.ledgers[target.name] = ledger
-                self.deltas[target.name] = self.quarantine_optimizer.delta(target, ledger)
-                after_step(target, self.deltas[target.name], decay)
-                target.tape.clear()
+        group, row = self.optimizer.param_groups[0], None
+        if self.router is not None:
+            decay = group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0
+            row = self.router.after_step(self.steps, clip=clip, rate=group["lr"], decay=decay)
         self.optimizer.zero_grad()
+        self.steps, self.begun = self.steps + 1, False
+        return row
 
     def train(self, steps: int, **kinds) -> Run:
-        for step in range(steps):
-            self.backward(batch(seed=step, **kinds))
+        for _ in range(steps):
+            self.backward(batch(seed=self.steps, **kinds))
             self.step()
         return self
 

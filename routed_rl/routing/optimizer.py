@@ -1,92 +1,126 @@
-"""The quarantine's optimizer: first moments per environment, one scalar second moment, a step bounded in the stream's units.
+"""The quarantine's optimizer: the step of all targets as one function, and the state that it carries from step to step.
 
 `ΔC_e = -rate · m̂_e / (sqrt(v̂) + eps)`, `v` the running mean of `Σ_e mean(ledger_e²)`: linear in the ledgers, so what an
 environment caused stays separable. Not a counterfactual: `v`, the bound and clipping are shared by all environments.
+Shape letters: E environments, K rank, N inputs, S sampled tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from routed_rl.config import QuarantineConfig
 from routed_rl.errors import CheckpointError
+from routed_rl.ranks import RANKS
 from routed_rl.routing.target import Target
 
 
+class Moments(NamedTuple):
+    """What one target's step leaves to the next one."""
+
+    first_EKN: Tensor
+    second: Tensor
+    """Of all environments together, (), float64, on the CPU."""
+
+
+class Gradient(NamedTuple):
+    """What one target's step is made of."""
+
+    ledger_EKN: Tensor
+    inputs_SN: Tensor
+    """A sample of the step's inputs, which says how far the step moves the stream."""
+    unit: float
+    """Length in the stream that counts as 1."""
+    limit: float
+    """How far the step may move the stream, root mean square over tokens, in that unit; infinite for no bound."""
+
+
+class Step(NamedTuple):
+    """What one target's coefficients do."""
+
+    delta_EKN: Tensor
+    """ΔC_e."""
+    fresh: float
+    """Factor of this step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum of earlier ones."""
+
+
+def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig,
+                     add_up: Callable[[list[Tensor]], None]) -> tuple[list[Step], list[Moments]]:
+    """The `count`-th step (from 1) of all targets, and their new moments. `add_up` sums tensors over the processes, in place.
+
+    Bias correction goes by `count` also for environments that were absent.
+    """
+    beta1, beta2 = config.betas
+    moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
+               for (first, second), (ledger, *_) in zip(moments, gradients, strict=True)]
+    rates = [-config.learning_rate / (1 - beta1**count) / ((second / (1 - beta2**count)).sqrt().item() + config.eps)
+             for _, second in moments]
+    reaches = [_reach(first * rate, inputs) for (first, _), rate, (_, inputs, *_) in zip(moments, rates, gradients, strict=True)]
+    add_up(reaches)
+    bounds = [_bound(*reach.tolist(), unit, limit) for reach, (*_, unit, limit) in zip(reaches, gradients, strict=True)]
+    return [Step(first * rate * bound, (1 - beta1) * rate * bound)
+            for (first, _), rate, bound in zip(moments, rates, bounds, strict=True)], moments
+
+
+def _mean_square(ledger_EKN: Tensor) -> Tensor | float:
+    """`Σ_e mean(ledger_e²)`; 0 for a basis of rank 0, where there is nothing to take the mean of."""
+    return ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu() if ledger_EKN.numel() else 0.0
+
+
+def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
+    """How far a step moves the stream: the sum of squares over the sampled tokens, and their number, (2,) float64."""
+    effect = (inputs_SN.to(step_EKN.dtype) @ step_EKN.sum(0).mT).double()
+    return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
+
+
+def _bound(square: float, tokens: float, unit: float, limit: float) -> float:
+    """Factor in [0, 1] that keeps a step within its limit; 0 where no token was seen, so that nothing says how far it goes."""
+    if limit == float("inf"):
+        return 1.0
+    shift = (square / tokens) ** 0.5 / unit if tokens else float("inf")
+    return min(1.0, limit / shift) if shift > 0 else 1.0
+
+
 class QuarantineOptimizer:
-    """Turns each target's ledger (E, K, N) into its change `ΔC_e` (E, K, N)."""
+    """Turns every target's ledger (E, K, N) into its step."""
 
     def __init__(self, config: QuarantineConfig, targets: list[Target]) -> None:
         self.config, self.targets, self.steps = config, targets, 0
         self.writers = len({id(target.module) for target in targets})
         """How many outputs are added to the stream: all experts of a mixture make one."""
-        self.moments = {target.name: torch.zeros_like(target.parts) for target in targets}
-        self.squares = {target.name: torch.zeros((), dtype=torch.float64) for target in targets}
-        """What multiplied the last step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum."""
+        self.moments = {target.name: Moments(torch.zeros_like(target.parts), torch.zeros((), dtype=torch.float64))
+                        for target in targets}
 
-    def advance(self) -> None:
-        """Count one step; bias correction uses this global count also for environments that were absent."""
+    def step(self, ledgers: list[Tensor]) -> list[Step]:
+        """The next step for the targets' (reduced, clipped) ledgers."""
         self.steps += 1
+        gradients = [Gradient(ledger, target.tape.sample(), target.unit, self._limit(target))
+                     for target, ledger in zip(self.targets, ledgers, strict=True)]
+        steps, moments = quarantine_steps(gradients, list(self.moments.values()), self.steps, self.config, RANKS.sum_)
+        self.moments = dict(zip(self.moments, moments, strict=True))
+        return steps
 
-    def delta(self, target: Target, ledger_EKN: Tensor) -> Tensor:
-        """`ΔC_e` for this step's (reduced, clipped) ledger; moments are updated in place. In one process."""
-        self.update(target, ledger_EKN)
-        return self.step(target) * self.bound(target, self.reach(target))
-
-    def update(self, target: Target, ledger_EKN: Tensor) -> None:
-        """Take a step's ledger into the moments."""
-        beta1, beta2 = self.config.betas
-        if self.moments[target.name].lerp_(ledger_EKN, 1 - beta1).numel():
-            self.squares[target.name].mul_(beta2).add_((1 - beta2) * ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu())
-
-    def rate(self, target: Target) -> float:
-        """What a moment is multiplied by to make a step, before the bound."""
-        beta1, beta2 = self.config.betas
-        root = (self.squares[target.name] / (1 - beta2**self.steps)).sqrt().item() + self.config.eps
-        return -self.config.learning_rate / (1 - beta1**self.steps) / root
-
-    def step(self, target: Target) -> Tensor:
-        """`ΔC_e` before the bound, from the moments as they are."""
-        return self.moments[target.name] * self.rate(target)
-
-    def fresh(self, target: Target, bound: float) -> float:
-        """What this step's ledger is multiplied by to make its own part of `ΔC_e`, without the momentum of earlier ones."""
-        return (1 - self.config.betas[0]) * self.rate(target) * bound
-
-    def reach(self, target: Target) -> Tensor:
-        """How far the step before the bound moves the stream: the sum of squares over the sampled tokens, and their number,
-        (2,) float64. Over processes they add up."""
-        effect = target.stream_effect(self.step(target).sum(0), target.tape.sample()).double()
-        return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
-
-    def bound(self, target: Target, reach: Tensor) -> float:
-        """Factor in [0, 1] that keeps the step's root-mean-square shift of the stream within `max_shift`."""
-        if self.config.max_shift is None:
-            return 1.0
-        square, tokens = reach.tolist()
-        if not tokens:
-            return 0.0  # No token was seen, so nothing says how far the step would reach.
-        shift = (square / tokens) ** 0.5 / target.unit
-        # Of a mixture's experts a token gets `target.active`, whose shifts add up.
-        allowed = self.config.max_shift / self.writers / target.active
-        return min(1.0, allowed / shift) if shift > 0 else 1.0
+    def _limit(self, target: Target) -> float:
+        """A target's share of `max_shift`; of a mixture's experts a token gets `target.active`, whose shifts add up."""
+        return float("inf") if self.config.max_shift is None else self.config.max_shift / self.writers / target.active
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments by `<target>.moment`, `<target>.square`, and the step count."""
-        return {name: value.clone() for name, value in self._tensors().items()} | {"steps": torch.tensor(self.steps)}
+        found = {"steps": torch.tensor(self.steps)}
+        for name, (first, second) in self.moments.items():
+            found |= {f"{name}.moment": first, f"{name}.square": second}
+        return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
-        ours = self._tensors()
-        for key, value in (ours | {"steps": torch.tensor(self.steps)}).items():
+        """The inverse of `state_dict`; raises CheckpointError for another subspace's or other environments'."""
+        for key, value in self.state_dict().items():
             if key not in state or state[key].shape != value.shape:
                 raise CheckpointError(f"the quarantine's optimizer state has no {key} of shape {tuple(value.shape)}; "
                                       "resume with the same subspace and environments")
-        for key, value in ours.items():
-            value.copy_(state[key])
+        for name, (first, second) in self.moments.items():
+            self.moments[name] = Moments(state[f"{name}.moment"].to(first), state[f"{name}.square"].to(second))
         self.steps = int(state["steps"])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return ({f"{name}.moment": value for name, value in self.moments.items()}
-                | {f"{name}.square": value for name, value in self.squares.items()})

@@ -62,23 +62,17 @@ class Router:
 
         `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
         """
+        assert self.mode.after_step is not None
         targets, bytes_before = self.quarantine.targets, RANKS.bytes
         self._reduce()
         self._check_taps()
-        self.optimizer.advance()
-        assert self.mode.after_step is not None
-        for target in targets:
-            target.tape.ledger.mul_(clip)
-            self.optimizer.update(target, target.tape.ledger)
-        reaches = [self.optimizer.reach(target) for target in targets]
-        RANKS.sum_(reaches)
-        for target, reach in zip(targets, reaches, strict=True):
+        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets])
+        for target, (delta, fresh) in zip(targets, steps, strict=True):
             self.book.before(target, target.tape.ledger, contained=self.contained)
-            bound, old = self.optimizer.bound(target, reach), target.coefficients.clone()
-            delta = self.optimizer.step(target) * bound
+            old = target.coefficients.clone()
             if self.rows is not None:
                 # A row's own ledger is of this process, whose loss counts for one of them.
-                self.rows.after(target, self.optimizer.fresh(target, bound) * clip / RANKS.count)
+                self.rows.after(target, fresh * clip / RANKS.count)
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()

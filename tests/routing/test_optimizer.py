@@ -33,8 +33,7 @@ def deltas(config: QuarantineConfig, steps: torch.Tensor, unit: float = 1.0, inp
     found = []
     for ledger in steps:
         target.tape.inputs = [ledgers(1, 99, (40, 5))[0] if inputs is None else inputs]
-        optimizer.advance()
-        found.append(optimizer.delta(target, ledger))
+        found.append(optimizer.step([ledger])[0].delta_EKN)
     return torch.stack(found)
 
 
@@ -63,12 +62,11 @@ def test_no_step_shifts_the_stream_further_than_the_bound_and_a_bounded_one_shif
 
 def test_the_bound_is_shared_by_all_targets():
     target, *others = [writer() for _ in range(4)]
+    for place, other in enumerate(others):
+        other.name = f"other {place}"
     alone, many = (QuarantineOptimizer(bounded_by(1e-3), [target, *more]) for more in ([], others))
     target.tape.inputs = [torch.ones(4, 5, dtype=torch.float64)]
-    found = []
-    for optimizer in (alone, many):
-        optimizer.advance()
-        found.append(optimizer.delta(target, ledgers(1)[0]))
+    found = [optimizer.step([ledgers(1)[0]] * len(optimizer.targets))[0].delta_EKN for optimizer in (alone, many)]
     torch.testing.assert_close(found[0], 4 * found[1])
 
 
@@ -76,8 +74,7 @@ def test_the_bound_counts_what_reaches_the_stream_along_all_axes_together():
     target = writer(rank=2)
     target.tape.inputs = [torch.eye(5, dtype=torch.float64)]
     optimizer = QuarantineOptimizer(bounded_by(0.5), [target])
-    optimizer.advance()
-    delta = optimizer.delta(target, torch.ones(3, 2, 5, dtype=torch.float64) * 1e9)
+    delta = optimizer.step([torch.ones(3, 2, 5, dtype=torch.float64) * 1e9])[0].delta_EKN
     assert delta.sum(0).norm() / 5**0.5 == pytest.approx(min(0.5, 0.1 * 3 / 3**0.5 * 2**0.5), rel=1e-9)
 
 
@@ -112,16 +109,14 @@ def test_the_default_eps_does_not_show_down_to_ledgers_of_a_millionth():
 
 
 def test_an_absent_environment_decays():
-    target = writer()
-    optimizer = QuarantineOptimizer(FREE, [target])
+    optimizer = QuarantineOptimizer(FREE, [writer()])
     moments = []
     for step in range(6):
         ledger = ledgers(1, step)[0]
         if step:
             ledger[1] = 0
-        optimizer.advance()
-        optimizer.delta(target, ledger)
-        moments.append(optimizer.moments["writer"][1].clone())
+        optimizer.step([ledger])
+        moments.append(optimizer.moments["writer"].first_EKN[1])
     for earlier, later in pairwise(moments):
         torch.testing.assert_close(later, 0.9 * earlier)
     assert moments[-1].any()
@@ -166,23 +161,19 @@ def test_going_on_from_a_saved_state_is_not_stopping_bit_for_bit():
                 saved = optimizer.state_dict()
                 optimizer = QuarantineOptimizer(FREE, [target])
                 optimizer.load_state_dict(saved)
-            optimizer.advance()
-            delta = optimizer.delta(target, ledger)
+            delta = optimizer.step([ledger])[0].delta_EKN
         return delta
     assert run(stop=True).equal(run(stop=False))
 
 
 def test_a_saved_state_does_not_change_as_training_goes_on():
-    target = writer()
-    optimizer = QuarantineOptimizer(FREE, [target])
-    optimizer.advance()
-    optimizer.delta(target, ledgers(1)[0])
+    optimizer = QuarantineOptimizer(FREE, [writer()])
+    optimizer.step([ledgers(1)[0]])
     saved = optimizer.state_dict()
     before = {key: value.clone() for key, value in saved.items()}
-    optimizer.advance()
-    optimizer.delta(target, ledgers(1, 1)[0])
+    optimizer.step([ledgers(1, 1)[0]])
     assert all(before[key].equal(value) for key, value in saved.items())
-    assert relative(optimizer.moments["writer"], before["writer.moment"]) > 0.01
+    assert relative(optimizer.moments["writer"].first_EKN, before["writer.moment"]) > 0.01
 
 
 @pytest.mark.parametrize("key", ["writer.moment", "writer.square"])

@@ -79,7 +79,6 @@ def test_a_state_on_disk_restores_bit_for_bit(family):
     again = fresh.quarantine.state_dict()
     assert sorted(again) == sorted(stored) and all(again[key].equal(value) for key, value in stored.items())
     rows = batch(50)
-    fresh.optimizer, fresh.quarantine_optimizer = run.optimizer, run.quarantine_optimizer
     fresh.backward(rows)
     run.backward(rows)
     assert all(a.tape.ledger.equal(b.tape.ledger) for a, b in zip(fresh.targets, run.targets, strict=True))
