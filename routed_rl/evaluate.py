@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -27,6 +26,7 @@ from routed_rl.envs import (
     Scorer,
     Task,
     has_episodes,
+    means,
     task_stream,
 )
 from routed_rl.errors import TaskError
@@ -117,17 +117,10 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
 
 
 def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
-    """Means over the scores that are not None. A flag that a score does not name counts as 0; a metric is averaged over
-    the scores that have it. `completions` and `failures` are counts. Raises TaskError where every score is None."""
-    known = [score for score in scores if score is not None]
-    if not known:
+    """`means`, and how many `completions` there are and `failures` among them. Raises TaskError where every one failed."""
+    if not (found := means(scores)):
         raise TaskError(f"environment {name} scored none of {len(scores)} completions; fix env.{name}")
-    sums, named = Counter[str](), Counter[str]()
-    for score in known:
-        sums.update(score.values())
-        named.update(score.metrics.keys())
-    means = {key: total / named.get(key, len(known)) for key, total in sums.items()}
-    return {**means, "completions": float(len(scores)), "failures": float(len(scores) - len(known))}
+    return {**found, "completions": float(len(scores)), "failures": float(sum(score is None for score in scores))}
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.config.checks import section, unknown
+from routed_rl.config.checks import check_finite, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig
@@ -24,7 +24,8 @@ from routed_rl.errors import ConfigError
 
 __all__ = ["AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
            "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig",
-           "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "from_mapping", "section", "unknown"]
+           "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite", "from_mapping",
+           "name_problem", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +49,8 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
+    def __post_init__(self) -> None:
+        check_finite("", self)
 
 Compose = Callable[[list[str]], Config]
 """Overrides to a config: `routed_rl.cli.compose.compose`, for what knows no Hydra."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Collection
 from typing import Any
 
 from routed_rl.errors import ConfigError
+
+LONGEST_NAME = 100
 
 
 def section(setting: dataclasses.Field[Any]) -> type | None:
@@ -30,5 +34,28 @@ def check_known(name: str, values: list[str], known: tuple[str, ...]) -> None:
 def check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:
     for key, floor in floors.items():
         value = getattr(config, key)
+        check_finite(f"{prefix}.{key}", value)
         if not isinstance(value, (int, float)) or value < floor:
             raise ConfigError(f"{prefix}.{key} must be a number >= {floor}, got {value}")
+
+
+def check_finite(key: str, value: Any) -> None:
+    """ConfigError for a nan or an infinity, also inside of sections, mappings and lists; `key` is what `value` is called."""
+    if dataclasses.is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if isinstance(value, (dict, list, tuple)):
+        for inner, each in value.items() if isinstance(value, dict) else enumerate(value):
+            check_finite(f"{key}.{inner}".lstrip("."), each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} must be a finite number, got {value}")
+
+
+def name_problem(name: object, taken: Collection[str]) -> str:
+    """Why `name` can be no part of a metric's name, which "/" and "." divide; empty where it can."""
+    if not isinstance(name, str):
+        return "is no text"
+    if not 0 < len(name) <= LONGEST_NAME:
+        return f"is empty or longer than {LONGEST_NAME} characters"
+    if wrong := [letter for letter in name if letter in "/." or letter.isspace() or not letter.isprintable()]:
+        return f"has the character {wrong[0]!r}"
+    return "is a name that routed_rl uses itself" if name in taken else ""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from functools import partial
 
-from routed_rl.config.checks import check_at_least, check_known, section
+from routed_rl.config.checks import check_at_least, check_finite, check_known, section
 from routed_rl.errors import ConfigError
 
 
@@ -26,7 +25,8 @@ class RuleConfig:
 
     def __post_init__(self) -> None:
         check_known("monitor action", [self.action], ("report", "halt"))
-        check_at_least("monitor rule", self, {"allowance": 0, "patience": 1})
+        if self.allowance < 0 or self.patience < 1:  # nan is for `MonitorConfig`, which knows the rule's name
+            raise ConfigError(f"a monitor rule needs allowance >= 0 and patience >= 1, got {self.allowance} and {self.patience}")
 
     def limit_of(self, environment: str) -> float | None:
         """What `environment` may not pass; None where the rule is off for it."""
@@ -65,11 +65,7 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         check_at_least("monitor", self, {"warmup": 0, "completions": 0})
-        for name, rule in self.rules().items():
-            for key, value in {"limit": rule.limit, "allowance": rule.allowance,
-                               **{f"limits.{environment}": value for environment, value in rule.limits.items()}}.items():
-                if value is not None and not math.isfinite(value):
-                    raise ConfigError(f"monitor.{name}.{key} must be a finite number, got {value}; limit=null turns a rule off")
+        check_finite("monitor", self)
 
     def rules(self) -> dict[str, RuleConfig]:
         """Every rule's settings by its name."""

@@ -49,7 +49,8 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))
         check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16"))
-        check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "retries": 0})
+        check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "start_timeout_s": 0.1,
+                                         "retries": 0})
         if self.engine != "vllm_server" and (self.urls or self.launch):
             raise ConfigError(f"rollout.urls and .launch are for servers, rollout.engine={self.engine}; set rollout=vllm_server")
         if self.urls and self.launch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.config.checks import check_at_least, check_finite, check_known
 from routed_rl.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ class QuarantineConfig:
         if len(self.betas) != 2:
             raise ConfigError(f"routing.quarantine.betas takes two numbers, got {self.betas}")
         self.betas = (float(self.betas[0]), float(self.betas[1]))
+        check_finite("routing.quarantine", self)
         check_at_least("routing.quarantine", self, {"learning_rate": 0, "eps": 0, "sample_tokens": 1})
         if self.max_shift is not None and self.max_shift <= 0:
             raise ConfigError(f"routing.quarantine.max_shift must be > 0 or null, got {self.max_shift}")

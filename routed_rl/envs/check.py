@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from routed_rl.envs.core import Environment, Failure, Score, Task
 from routed_rl.envs.host.wire import json_text, pack_task
-from routed_rl.envs.scoring import describe, score_many
+from routed_rl.envs.scoring import WRONG, accepted, describe, score_many
 from routed_rl.errors import ConfigError
 
 MOST_JUNK = 0.05
@@ -85,7 +85,7 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
             if failed[kind] >= ENOUGH:
                 continue
             began = time.perf_counter()
-            result = score_many(environment, [(task, completion)])[0]  # type: ignore[list-item]
+            result = accepted(score_many(environment, [(task, completion)])[0])  # type: ignore[list-item]
             failed[kind] += isinstance(result, Failure)
             seen.trials.append(Trial(kind, task, completion, result, time.perf_counter() - began))
     return seen
@@ -151,16 +151,16 @@ def does_not_raise(seen: Evidence) -> Finding:
     if not seen.trials:
         return Finding("raises", None, "no tasks")
     bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and trial.completion is not None
-           and "not finite" not in trial.result.reason]
+           and not trial.result.reason.startswith(WRONG)]
     kinds = list(dict.fromkeys(trial.kind for trial in bad))
     return Finding("raises", not bad, f"on {', '.join(kinds)}: {_said(bad[0])}" if bad else "no")
 
 
 def is_finite(seen: Evidence) -> Finding:
-    """No nan and no infinity in a score."""
+    """No nan and no infinity in a score, and no number that is too large or out of its range."""
     if not seen.trials:
         return Finding("finite", None, "no tasks")
-    bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and "not finite" in trial.result.reason]
+    bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and trial.result.reason.startswith(WRONG)]
     return Finding("finite", not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes")
 
 

@@ -81,7 +81,9 @@ class Conversation:
         if self.ended:
             return
         if isinstance(outcome, Score):
-            outcome = dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns})
+            taken = Failure("calls a flag or a metric 'turns', which counts the model's turns; rename it", fatal=True)
+            outcome = (taken if "turns" in outcome.values()
+                       else dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns}))
         self.outcome, self.ended = outcome, True
 
 

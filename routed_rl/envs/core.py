@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from routed_rl.config import name_problem
+
 Message = dict[str, Any]
 """`{"role": ..., "content": text}`; a template may want more (the `name` of a tool)."""
 Prompt = str | list[Message]
@@ -26,12 +28,21 @@ class Task:
     """Which stage of a curriculum made it, and scores it; set by `routed_rl`, not by the environment."""
 
 
+LARGEST = 1e15
+"""Numbers of a score may be as large: float32 holds their squares, summed over as many completions as a step can have."""
+RESERVED = frozenset(
+    ["reward", "solve", "completions", "failures", "restarts", "environment", "task", "prompt", "completion", "flags", "metrics",
+     "step", "push", "shift", "own_push", "own_shift", "own_shift_up", "advantage", "norm", "share", "part_norm"])
+"""Names that a flag or a metric may not have, because numbers and columns of ours are called so."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What a completion earned.
 
     `reward` is paid to the model; `solve` is the truth, in [0, 1], whether or not it is what pays; `flags` name what
     was seen (`{"hack": True}`, or just the names that hold); `metrics` are further numbers to average.
+    ValueError for a value that is no number, text included, and for a name that is no text.
     """
 
     reward: float
@@ -40,19 +51,57 @@ class Score:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        named = self.flags if isinstance(self.flags, Mapping) else dict.fromkeys(self.flags, True)
-        object.__setattr__(self, "flags", {str(name): float(value) for name, value in named.items()})
-        object.__setattr__(self, "reward", float(self.reward))
-        object.__setattr__(self, "solve", float(self.solve))
+        flags: Any = [self.flags] if isinstance(self.flags, str) else self.flags
+        if isinstance(flags, Iterable) and not isinstance(flags, Mapping):
+            flags = dict.fromkeys(flags, True)
+        for field_name, given in ("flags", flags), ("metrics", self.metrics):
+            if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+                raise ValueError(f"{field_name} must have names, which are text, got {given!r:.100}")
+            object.__setattr__(self, field_name, {name: _number(name, value) for name, value in given.items()})
+        object.__setattr__(self, "reward", _number("reward", self.reward))
+        object.__setattr__(self, "solve", _number("solve", self.solve))
 
     @property
     def is_finite(self) -> bool:
-        return all(map(math.isfinite, self.values().values()))
+        """Whether every number is one that can be counted, but for its range."""
+        return all(abs(value) <= LARGEST for value in self.values().values())
+
+    @property
+    def problem(self) -> str:
+        """Which number cannot be counted, and why; empty where all can."""
+        assert isinstance(self.flags, Mapping)
+        for name, value in self.values().items():
+            if not abs(value) <= LARGEST:
+                return f"{name} is {value:g}, which is not {f'within {LARGEST:g}' if math.isfinite(value) else 'finite'}"
+        for name, value in {"solve": self.solve, **self.flags}.items():
+            if not 0 <= value <= 1:
+                return f"{name} is {value:g}, which does not lie in [0, 1]"
+        return ""
+
+    @property
+    def wrong_name(self) -> str:
+        """What is wrong with the name of a flag or a metric; empty where nothing is."""
+        names = [*self.flags, *self.metrics]
+        found = [f"{name!r:.60}, which {problem}" for name in names if (problem := name_problem(name, RESERVED))]
+        found += [f"{name!r:.60} twice" for name in self.metrics if name in self.flags]
+        return f"calls a flag or a metric {found[0]}; rename it" if found else ""
 
     def values(self) -> dict[str, float]:
         """Every number of this score under one name each: `reward`, `solve`, the flags, the metrics."""
         assert isinstance(self.flags, Mapping)
-        return {"reward": self.reward, "solve": self.solve, **self.flags, **{k: float(v) for k, v in self.metrics.items()}}
+        ours = {"reward": self.reward, "solve": self.solve}
+        return {**ours, **self.flags, **self.metrics, **ours}
+
+
+def _number(name: object, value: Any) -> float:
+    try:
+        if isinstance(value, (str, bytes, bytearray)):
+            raise TypeError
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r:.100}") from None
 
 
 @dataclass(frozen=True)
@@ -60,6 +109,8 @@ class Failure:
     """A completion that could not be scored, and why. It is counted, never paid as 0."""
 
     reason: str
+    fatal: bool = False
+    """Whether it will be so for every completion, since the environment itself is wrong."""
 
 
 @runtime_checkable

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from routed_rl.envs.build import build
-from routed_rl.envs.core import AnyEnvironment, Score, Task, has_episodes
+from routed_rl.envs.core import LARGEST, AnyEnvironment, Score, Task, has_episodes
 from routed_rl.errors import ConfigError
 
 Schedule = tuple[tuple[int, float], ...]
@@ -27,7 +26,7 @@ def parse_weight(name: str, value: Any) -> Schedule:
     rows = value if isinstance(value, (list, tuple)) else []
     fits = [isinstance(row, (list, tuple)) and len(row) == 2 and type(row[0]) is int and _number(row[1]) for row in rows]
     if not rows or not all(fits):
-        raise ConfigError(f"env.{name}.weight must be a number >= 0 or a list of [TASKS, WEIGHT], such as "
+        raise ConfigError(f"env.{name}.weight must be a number from 0 to {LARGEST:g} or a list of [TASKS, WEIGHT], such as "
                           f"[[0,1.0],[100,0.2]], got {value}")
     starts = [row[0] for row in rows]
     if starts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(starts)):
@@ -36,7 +35,7 @@ def parse_weight(name: str, value: Any) -> Schedule:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 
 def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> AnyEnvironment:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from routed_rl.config import check_finite, name_problem
 from routed_rl.envs.curriculum import build_staged, check_stages, parse_weight
 from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.process import EnvironmentProcess
 from routed_rl.envs.mixture import LoadedEnvironment
 from routed_rl.errors import ConfigError
 
+TAKEN = ("all", "cosine", "norm", "total", "unattributed")
+"""Names that no environment may have, because metrics use them."""
 OWN_KEYS = ("path", "weight", "probe", "isolate", "stages")
 
 
@@ -24,8 +27,11 @@ def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]
 
 def load_environment(name: str, settings: Any) -> LoadedEnvironment:
     """One of them; a process of its own has been started, and is not waited for."""
+    if problem := name_problem(name, TAKEN):
+        raise ConfigError(f"env.{name!r:.60}: an environment's name {problem}; choose another one")
     if not isinstance(settings, dict) or not settings.get("path"):
         raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class")
+    check_finite(f"env.{name}", settings)
     weights, probe = parse_weight(name, settings.get("weight", 1.0)), settings.get("probe", False)
     if not isinstance(probe, bool):
         raise ConfigError(f"env.{name}.probe must be true or false, got {probe}")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from routed_rl.envs.mixture import LoadedEnvironment
 
 FEW = 20
-"""Scores under which a share of failures says nothing yet, unless every one failed."""
+"""Shares of failures are taken of this many scores at least, so that a first one does not end a run; all that there are do."""
+WRONG = "returned Score(...) whose "
+"""How the reason of a score begins that has a number which cannot be counted."""
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
@@ -27,19 +29,36 @@ def score_one(environment: Environment, task: Task, completion: str) -> Score | 
 
 
 def judged(outcome: object) -> Score | Failure:
-    """A finite `Score` as it is; an exception, or anything else, as a `Failure` that says what it was."""
+    """A `Score` whose numbers can be counted as it is; an exception, or anything else, as a `Failure` that says what it was."""
     if isinstance(outcome, Failure):
         return outcome
     try:
-        if isinstance(outcome, Score) and outcome.is_finite:
+        if isinstance(outcome, Score) and not outcome.problem:
             return outcome
-        problem = f"returned {outcome!r}, which is " + ("not finite" if isinstance(outcome, Score) else "no Score")
+        problem = WRONG + outcome.problem if isinstance(outcome, Score) else f"returned {outcome!r}, which is no Score"
     except Exception as error:
         outcome = error
         problem = ""
     if isinstance(outcome, BaseException):
         problem = f"raised {describe(outcome)}"
     return Failure(" ".join(problem[:1000].split())[:200])
+
+
+def accepted(outcome: object) -> Score | Failure:
+    """As `judged`; a score with a name that is wrong or taken is a fatal failure."""
+    result = judged(outcome)
+    return Failure(result.wrong_name, fatal=True) if isinstance(result, Score) and result.wrong_name else result
+
+
+def means(scores: Sequence[Score | None]) -> dict[str, float]:
+    """Means over the scores that are not None: a flag that a score does not name counts as 0, a metric is averaged over the
+    scores that have it. Empty where every score is None."""
+    known = [score for score in scores if score is not None]
+    sums, holders = Counter[str](), Counter[str]()
+    for score in known:
+        sums.update(score.values())
+        holders.update(score.metrics.keys())
+    return {key: total / holders.get(key, len(known)) for key, total in sums.items()}
 
 
 def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
@@ -67,7 +86,7 @@ class Scorer:
     last_error: dict[str, str] = field(default_factory=dict)
 
     def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
-        """A score each, or None where the environment raised, returned no `Score`, a number that is not finite, or nothing."""
+        """A score each, or None where it failed: see `count`."""
         environment = cast(Environment, self.environments[name].environment)
         return [self.count(name, outcome) for outcome in score_many(environment, pairs)]
 
@@ -82,23 +101,29 @@ class Scorer:
         return {name: found[name] for name in wanted}
 
     def count(self, name: str, outcome: object) -> Score | None:
-        """Count what one completion came to: a good `Score` is handed back, anything else is a failure."""
-        result = judged(outcome)
+        """Count what one completion came to: a good `Score` is handed back, anything else is a failure. TaskError for a flag
+        or a metric under a name that is wrong or taken."""
+        result = accepted(outcome)
         self.scored[name] += 1
         if isinstance(result, Score):
             return result
+        if result.fatal:
+            raise TaskError(f"environment {name} {result.reason}")
         self.failed[name] += 1
         self.last_error[name] = result.reason
         return None
 
     def check(self) -> None:
-        """Raise once an environment's share of failures passes the limit; call it after each batch."""
+        """Raise once an environment's share of failures passes the limit, or every completion failed; call it after each batch.
+
+        The share is that of `FEW` completions where there are fewer.
+        """
         for name, failures in self.failed.items():
-            share = failures / self.scored[name]
-            if share > self.max_failures and (self.scored[name] >= FEW or share == 1):
-                raise TaskError(f"environment {name} failed to score {failures} of {self.scored[name]} completions "
-                                f"(limit {self.max_failures:.0%}); last: {self.last_error[name]}; fix env.{name} or raise "
-                                "evaluation.max_failures")
+            scored = self.scored[name]
+            if failures / max(scored, FEW) > self.max_failures or failures == scored > scored * self.max_failures:
+                raise TaskError(f"environment {name} failed to score {failures} of {scored} completions "
+                                f"(limit {self.max_failures:.0%}{f' of {FEW}' if scored < FEW else ''}); last: "
+                                f"{self.last_error[name]}; fix env.{name} or raise evaluation.max_failures")
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:

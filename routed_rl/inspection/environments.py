@@ -22,7 +22,7 @@ from routed_rl.envs import (
 )
 from routed_rl.envs.check import COLUMNS, Finding, findings, gather, unsound
 from routed_rl.envs.loading import arguments_of
-from routed_rl.envs.scoring import score_many
+from routed_rl.envs.scoring import accepted, score_many
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError, TaskError
 from routed_rl.inspection.entries import Entry, classes, entries_of, first_line, mixes, named
 from routed_rl.inspection.markdown import write_block
@@ -67,7 +67,7 @@ def try_environments(name: str, count: int, overrides: list[str], compose: Compo
             gold = getattr(environment, "gold", None)
             known: Any = gold(task) if callable(gold) else None
             for kind, completion in [*([] if known is None else [("gold", known)]), ("junk", JUNK)]:
-                result = score_many(environment, [(task, completion)])[0]
+                result = accepted(score_many(environment, [(task, completion)])[0])
                 said = " ".join(f"{key} {value:g}" for key, value in result.values().items()) if isinstance(result, Score) \
                     else f"FAILED: {result.reason}"
                 console.say(f"  {kind:5} {completion!r:.300}: {said}")
@@ -176,6 +176,7 @@ def alone(entry: Entry) -> Entry:
 def reopened(entry: Entry, process: EnvironmentProcess) -> EnvironmentProcess:
     """`process` as the environment of another entry of the same class."""
     process.rebuild(arguments_of(entry.settings))
+    _ = process.description  # Waits until it is that one, and raises where it cannot be.
     return process
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, means, mixture, neutral_rewards
 from routed_rl.ranks import RANKS
 from routed_rl.training.completions import CompletionFiles
 
@@ -86,10 +86,8 @@ class RewardFunction:
         metrics: dict[str, float] = {}
         for name in sorted({name for scores, _ in everyone for name in scores}):
             scores = [score for scores, _ in everyone for score in scores.get(name, [])]
-            known = [score.values() for score in scores if score is not None]
-            for key in dict.fromkeys(key for values in known for key in values):
-                metrics[f"environment/{name}/{key}"] = sum(values.get(key, 0.0) for values in known) / len(known)
-            metrics[f"environment/{name}/failures"] = len(scores) - len(known)
+            metrics |= {f"environment/{name}/{key}": value for key, value in means(scores).items()}
+            metrics[f"environment/{name}/failures"] = sum(score is None for score in scores)
         for name in restarts:
             if total := sum(counts[name] for _, counts in everyone):
                 metrics[f"environment/{name}/restarts"] = total

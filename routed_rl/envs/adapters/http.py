@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import time
 from typing import Any
@@ -40,7 +41,7 @@ class JsonServer:
             raise ConfigError(f"url={parts.scheme}://{parts.hostname} is no server; write http://HOST:PORT")
         if parts.username or parts.password:
             raise ConfigError(f"url has a password for {parts.hostname}; put it into an environment variable, set token_env=NAME")
-        if timeout_s <= 0 or attempts < 1:
+        if not 0 < timeout_s < math.inf or not attempts >= 1:
             raise ConfigError(f"timeout_s must be > 0 and attempts >= 1, got {timeout_s} and {attempts}")
         if token_env and not os.environ.get(token_env):
             raise ConfigError(f"token_env={token_env}: there is no such environment variable; export it, or leave token_env out")

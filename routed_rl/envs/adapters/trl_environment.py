@@ -108,7 +108,7 @@ class TRLEpisode(Episode):
         return {"role": "tool", "name": name, "content": str(result)}
 
     def _score(self, *flags: str) -> Score:
-        reward = float(self.instance.get_reward())
+        reward = self.instance.get_reward()
         self.environment.idle.append(self.instance)
         return Score(reward, solve=float(reward >= self.environment.solve_at), flags=flags,
                      metrics={"tool_calls": self.calls, "tool_failures": self.failures})

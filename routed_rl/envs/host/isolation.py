@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
+from routed_rl.config import check_finite
 from routed_rl.errors import ConfigError
 
 
@@ -34,6 +35,7 @@ class Isolation:
         chosen = cls(**value)
         if type(chosen.workers) is not int or chosen.workers < 1:
             raise ConfigError(f"env.{name}.isolate.workers must be a number >= 1, got {chosen.workers}")
+        check_finite(f"env.{name}.isolate.timeout_s", chosen.timeout_s)
         if not isinstance(chosen.timeout_s, (int, float)) or isinstance(chosen.timeout_s, bool) or not chosen.timeout_s > 0:
             raise ConfigError(f"env.{name}.isolate.timeout_s must be a number > 0, got {chosen.timeout_s}")
         if chosen.python is not None and shutil.which(str(chosen.python)) is None:
