@@ -30,7 +30,7 @@ LOOP = "loop.pt"
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
     """Yield the folder to fill; sealed afterwards, so that a kill or a full disk never costs an earlier checkpoint.
 
-    `keep` older and newer checkpoints stay at most (None: all).
+    Of this one and those before it, `keep` stay (None: all). A later one is damaged, or the run would go on from there.
     """
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
@@ -41,7 +41,7 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
         raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {problem}; "
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
                               f"`routed-rl resume {shlex.quote(str(run.path))}`") from error
-    for old in run.steps()[:-keep] if keep else []:
+    for old in [each for each in run.steps() if each <= step][:-keep] if keep else []:
         shutil.rmtree(run.checkpoint(old))
 
 

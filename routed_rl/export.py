@@ -1,6 +1,6 @@
 """What leaves a run: the deployed model, the policy merged into one model, the quarantine as a stock PEFT adapter.
 
-Opens the files of the last checkpoint, never a trainer or a model. Shape letters: D stream width, K rank, N input width.
+Opens the files of one checkpoint, never a trainer or a model. Shape letters: D stream width, K rank, N input width.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class StoredTarget:
     bias_K: Tensor | None
 
 
-def discard(run: RunFolder, out: Path) -> Path:
-    """Write the deployed model to `out`: the stock files of the last checkpoint and nothing of the quarantine.
+def discard(run: RunFolder, out: Path, step: int | None = None) -> Path:
+    """Write the deployed model to `out`: the stock files of a checkpoint (default: the last) and nothing of the quarantine.
 
     Doing it again is fine; an `out` that holds anything else is refused.
     """
-    checkpoint = run.require_checkpoint()
+    checkpoint = run.require_checkpoint(step)
     return publish(out, lambda folder: copy_stock_files(checkpoint, folder))
 
 
-def merged_policy(run: RunFolder, out: Path) -> Path:
+def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
     """Write the policy to `out` as one stock model, `W + A C`, bias included."""
-    checkpoint = run.require_checkpoint()
+    checkpoint = run.require_checkpoint(step)
     row = FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
     targets = {row.stored_name(target.name) if row else target.name: target for target in read_quarantine(checkpoint)}
     transposed = _transposed(checkpoint)
@@ -70,13 +70,13 @@ def merged_policy(run: RunFolder, out: Path) -> Path:
     return publish(out, fill)
 
 
-def export_quarantine(run: RunFolder, out: Path, environment: str | None = None) -> Path:
+def export_quarantine(run: RunFolder, out: Path, environment: str | None = None, step: int | None = None) -> Path:
     """Write the quarantine, or one environment's part of it, to `out` as a stock PEFT LoRA.
 
     `PeftModel.from_pretrained(deployed, out)` has the policy's logits: `lora_A` is C (K, N), `lora_B` is A (D, K), every
     alpha equals its rank. Targets of rank 0 are left out. In modes other than `route` the parts do not sum to the whole.
     """
-    checkpoint = run.require_checkpoint()
+    checkpoint = run.require_checkpoint(step)
     targets = [target for target in read_quarantine(checkpoint, environment) if target.write_DK.shape[1]]
     if not targets:
         raise CheckpointError(f"the quarantine of {run.path} has rank 0 everywhere, so there is no adapter to write; "

@@ -1,17 +1,20 @@
 """Files that must be whole or absent, the run folder, and where the package's own data are."""
 
 from routed_rl.artifacts.data import data_root, find_data, resolve
+from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK, alone_in, alone_making
-from routed_rl.artifacts.run import RunFolder, step_of
+from routed_rl.artifacts.run import RunFolder, damage, step_of
 from routed_rl.artifacts.whole import (
     SEAL,
     broken_seal,
     read_json,
+    read_object,
     sealed_folder,
     sha256,
     write_json,
     write_text,
 )
 
-__all__ = ["LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal", "data_root", "find_data", "read_json",
-           "resolve", "sealed_folder", "sha256", "step_of", "write_json", "write_text"]
+__all__ = ["LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal", "damage", "data_root", "find_data",
+           "first_nonfinite", "read_json", "read_object", "resolve", "sealed_folder", "sha256", "step_of", "write_json",
+           "write_text"]

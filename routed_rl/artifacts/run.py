@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
-from routed_rl.artifacts.whole import broken_seal
+from routed_rl.artifacts.whole import broken_seal, read_object
 from routed_rl.errors import CheckpointError, RunFolderError
 
 
@@ -75,17 +77,39 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The content of config.yaml; RunFolderError where it is none."""
         try:
-            found = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, ValueError):
+            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise RunFolderError(f"{self.config} is empty or torn, so nothing says what this run was; take it from another copy "
                                  "of the folder")
         return found
 
+    def facts(self) -> dict[str, Any]:
+        """The content of manifest.json; RunFolderError where it is none, since what it says decides how a run goes on."""
+        shape = {"fresh_from_step": int | None, "inherited": list[str], "children": list[dict[str, Any]], "model_hash": str,
+                 "lineage": dict[str, Any] | None}
+        return self._whole(self.manifest, shape)
+
+    def halt(self) -> dict[str, Any] | None:
+        """The content of HALTED.json, or None where the run has not halted; RunFolderError where it is damaged."""
+        return self._whole(self.halted, {"step": int}, "step") if self.halted.exists() else None
+
+    def results(self) -> dict[str, Any]:
+        """The content of summary.json; RunFolderError where it is missing or damaged."""
+        return self._whole(self.summary, {"models": dict[str, dict[str, dict[str, float | None]]]}, "models")
+
+    def _whole(self, path: Path, shape: dict[str, Any], *keys: str) -> dict[str, Any]:
+        found = read_object(path, shape)
+        if found is None or not found.keys() >= set(keys):
+            problem = "damaged" if path.exists() else "missing"
+            raise RunFolderError(f"{path} is {problem}; take it from another copy of the folder")
+        return found
+
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, in order; whether each is whole is for the reader to check."""
-        return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit())
+        names = [path.name for path in self.checkpoints.glob("step-*")]
+        return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-[1-9][0-9]*", name))
 
     def completion_files(self) -> list[Path]:
         """Every file of completions, of all processes, by step."""
@@ -95,20 +119,37 @@ class RunFolder:
         return self.checkpoints / f"step-{step}"
 
     def last_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint, or None, and one line for each torn one that was passed over."""
+        """The newest checkpoint to go on from, or None, and one line for each damaged one that was passed over."""
         skipped = []
         for step in reversed(self.steps()):
-            if (problem := broken_seal(self.checkpoint(step))) is None:
+            if (problem := damage(self.checkpoint(step))) is None:
                 return self.checkpoint(step), skipped
             skipped.append(f"skipped checkpoint step-{step}: {problem}")
         return None, skipped
 
-    def require_checkpoint(self) -> Path:
+    def require_checkpoint(self, step: int | None = None) -> Path:
+        """The checkpoint of `step`, or the newest one that is whole, and then the damaged ones that were passed over are said;
+        CheckpointError where there is none."""
+        if step is not None:
+            if problem := damage(self.checkpoint(step)) if step in self.steps() else "there is none":
+                whole = ", ".join(str(each) for each in self.steps() if damage(self.checkpoint(each)) is None) or "none"
+                raise CheckpointError(f"--step {step}: {self.path} has no whole checkpoint there ({problem}); it has {whole}")
+            return self.checkpoint(step)
         checkpoint, skipped = self.last_checkpoint()
         if checkpoint is None:
             raise CheckpointError(f"{self.path} has no whole checkpoint{': ' + '; '.join(skipped) if skipped else ''}; "
                                   f"`routed-rl resume {shlex.quote(str(self.path))}` trains it from the start")
+        for line in skipped:
+            print(f"{line}; this is of {checkpoint.name}", flush=True)
         return checkpoint
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why nothing can go on from a checkpoint, or None: it is torn, changed, or holds numbers that are not finite."""
+    if problem := broken_seal(checkpoint):
+        return problem
+    found = first_nonfinite(checkpoint)
+    return found and f"{found} is not finite"
 
 
 def step_of(path: Path) -> int:

@@ -11,14 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from routed_rl.shapes import fits
+
 SEAL = "COMPLETE.json"
 """Written last into a sealed folder: every file's size and SHA-256."""
 
+LARGEST = 2**26
+"""Bytes that a record of ours may have."""
+
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
+    """Replace `path` by `text` in one step, whoever else does so at the same time."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -31,7 +36,20 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file; ValueError where it is none, or nested too deeply."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+
+
+def read_object(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
+    """A JSON object whose keys have the types of `shape`, where they are there; None where the file is missing or damaged."""
+    try:
+        found = read_json(path) if path.stat().st_size <= LARGEST else None
+    except (OSError, ValueError):
+        return None
+    return found if fits(found, shape) else None
 
 
 def sha256(path: Path) -> str:
@@ -71,17 +89,19 @@ def broken_seal(folder: Path) -> str | None:
     """What is wrong with a sealed folder, or None: files that are missing, torn or changed."""
     if not (folder / SEAL).exists():
         return f"{SEAL} is missing"
-    try:
-        sealed = read_json(folder / SEAL)
-    except ValueError:
+    sealed = read_object(folder / SEAL, {})
+    if not sealed or not fits(sealed, dict[str, dict[str, Any]]):
         return f"{SEAL} is torn"
     for name, expected in sealed.items():
-        path = folder / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-            return f"{name} is not what was written"
-    return None
+        try:
+            if not (folder / name).exists():
+                return f"{name} is missing"
+            if (folder / name).stat().st_size != expected.get("bytes") or sha256(folder / name) != expected.get("sha256"):
+                return f"{name} is not what was written"
+        except (OSError, ValueError):  # no name of a file, or of a folder
+            return f"{SEAL} is torn"
+    weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+    return f"{min(weights - sealed.keys())} is not sealed" if weights - sealed.keys() else None
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from routed_rl.cli.options import names
+from routed_rl.cli.options import names, step
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, metavar="N", help="prompts per environment for the stream; default: 64")
     parser.add_argument("--blocks", type=int, metavar="N", help="groups of neighbouring layers, at most; default: 8")
     parser.add_argument("--env", action="append", metavar="NAME[,NAME]", help="only these environments; may be repeated")
+    step(parser)
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
 
 
@@ -25,4 +26,4 @@ def run(arguments: argparse.Namespace) -> None:
     settings = AuditConfig(**given)
     from routed_rl import pipeline
 
-    pipeline.audit(arguments.run, settings, names(arguments.env), arguments.json)
+    pipeline.audit(arguments.run, settings, names(arguments.env), arguments.json, arguments.step)

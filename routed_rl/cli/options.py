@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+
 OVERRIDES = "settings as KEY=VALUE (routing.mode=observe), or a group's choice (env=six_secure)"
+
+
+def step(parser: argparse.ArgumentParser) -> None:
+    """Declare which checkpoint is meant."""
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; default: the newest that is whole")
 
 
 def names(lists: list[str] | None) -> list[str] | None:

@@ -10,7 +10,7 @@ from os.path import exists, join
 from typing import NoReturn
 
 from routed_rl.cli import audit, calibrate, env, sweep
-from routed_rl.cli.options import OVERRIDES, names
+from routed_rl.cli.options import OVERRIDES, names, step
 from routed_rl.errors import ConfigError
 from routed_rl.stopping import STOP
 
@@ -131,6 +131,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", action="append", metavar="NAME[,NAME]", help="only these environments; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used")
+    step(parser)
     parser.add_argument("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only")
 
 
@@ -150,19 +151,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = None if is_run else compose(arguments.overrides)
     from routed_rl import pipeline
 
-    pipeline.evaluate(arguments.target, names(arguments.env), arguments.json, config, arguments.engine, scales)
+    pipeline.evaluate(arguments.target, names(arguments.env), arguments.json, config, arguments.engine, scales,
+                      arguments.step)
 
 
 def _discard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the deployed model goes")
+    step(parser)
 
 
 def _discard(arguments: argparse.Namespace) -> None:
     _announce()
     from routed_rl import pipeline
 
-    pipeline.discard(arguments.run, arguments.out)
+    pipeline.discard(arguments.run, arguments.out, arguments.step)
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +173,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quarantine", metavar="DIR", help="where the PEFT adapter goes")
     parser.add_argument("--env", metavar="NAME", help="of the adapter, only the part this environment caused")
     parser.add_argument("--policy", metavar="DIR", help="where the policy goes, merged into one plain model")
+    step(parser)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -178,7 +182,7 @@ def _export(arguments: argparse.Namespace) -> None:
     _announce()
     from routed_rl import pipeline
 
-    pipeline.export(arguments.run, arguments.quarantine, arguments.env, arguments.policy)
+    pipeline.export(arguments.run, arguments.quarantine, arguments.env, arguments.policy, arguments.step)
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.artifacts import alone_in, read_json, write_json
+from routed_rl.artifacts import alone_in, write_json
 from routed_rl.compare import report
 from routed_rl.compare.arms import ROUTED, plan_ranks, plan_runs
 from routed_rl.compare.results import results
@@ -26,7 +26,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     runs = {run.name: run for run in [*planned, *(run for plan in at_ranks.values() for run in plan)]}
     with alone_in(folder):
         failed = run_missing(list(runs.values()), execute, jobs, folder / "logs", "compare", "--out")
-    summaries = {name: read_json(run.folder.summary) for name, run in runs.items() if name not in failed}
+    summaries = {name: run.folder.results() for name, run in runs.items() if name not in failed}
     found = results({arm: {run.seed: summaries[run.name] for run in planned if run.arm == arm and run.name in summaries}
                      for arm in dict.fromkeys(arms)},
                     {rank: {run.seed: summaries[run.name] for run in plan if run.name in summaries}

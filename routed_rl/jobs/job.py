@@ -50,7 +50,10 @@ def is_finished(job: Job, another: str) -> bool:
     there = _comparable(from_mapping(job.folder.settings()))
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
-    return job.folder.summary.exists()
+    try:
+        return bool(job.folder.results())
+    except RunFolderError:
+        return False
 
 
 def first_difference(there: Any, here: Any, name: str = "") -> str | None:

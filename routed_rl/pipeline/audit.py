@@ -16,7 +16,7 @@ import torch
 
 from routed_rl import audit as auditing
 from routed_rl import checkpoint, console
-from routed_rl.artifacts import RunFolder, read_json, write_json
+from routed_rl.artifacts import RunFolder, write_json
 from routed_rl.config import AuditConfig
 from routed_rl.envs import LoadedEnvironment, task_stream
 from routed_rl.errors import CheckpointError, ConfigError
@@ -32,12 +32,14 @@ SHIFT = "shift"
 Measures = dict[str, float]
 
 
-def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file: str | None) -> dict[str, Any]:
-    """Measure the base, the policy, the deployed model and those in between; show the tables; returns what `--json` writes."""
+def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file: str | None,
+          step: int | None = None) -> dict[str, Any]:
+    """Measure the base, the policy, the deployed model and those in between; show the tables; returns what `--json` writes.
+    `step`: of this checkpoint instead of the last."""
     run = RunFolder.open(target)
-    config, folder = read_config(run), run.require_checkpoint()
+    config, folder = read_config(run), run.require_checkpoint(step)
     parts = load_parts(config)
-    if (was := read_json(run.manifest).get("model_hash", parts.hash)) != parts.hash:
+    if (was := run.facts().get("model_hash", parts.hash)) != parts.hash:
         raise CheckpointError(f"{config.model.path} is not the base model of {target}: its weights are {parts.hash[:12]}, the "
                               f"run began with {was[:12]}; put that model back")
     meter = _Meter(parts, settings, _chosen(parts, envs), Subspace.load(run.subspace) if run.subspace.exists() else None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, broken_seal, read_json, step_of, write_json
+from routed_rl.artifacts import RunFolder, damage, step_of, write_json
 from routed_rl.errors import Halted
 from routed_rl.monitor import Verdict, shift
 from routed_rl.pipeline.commands import command
@@ -63,7 +63,7 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dic
 
 def checkpoint_before(run: RunFolder, since: int) -> int:
     """The last whole checkpoint before step `since`; 0, the base model, where there is none."""
-    return max((step for step in run.steps() if step < since and broken_seal(run.checkpoint(step)) is None), default=0)
+    return max((step for step in run.steps() if step < since and damage(run.checkpoint(step)) is None), default=0)
 
 
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
@@ -83,13 +83,12 @@ def commands(run: RunFolder, name: str, before: int) -> list[str]:
 
 def put_aside(run: RunFolder) -> None:
     """Keep what a halt said, as `halts/step-N.json`, when the run is told to go on."""
-    if run.halted.exists():
-        step = read_json(run.halted)["step"]
+    if halt := run.halt():
         (run.path / "halts").mkdir(exist_ok=True)
-        run.halted.replace(run.path / "halts" / f"step-{step}.json")
+        run.halted.replace(run.path / "halts" / f"step-{halt['step']}.json")
 
 
 def halted_steps(run: RunFolder) -> set[int]:
     """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
-    steps = {step_of(path) for path in Path(run.path, "halts").glob("step-*.json")}
+    steps = {step_of(path) for path in Path(run.path, "halts").glob("step-[0-9]*.json")}
     return steps | {fresh_from_step(run)}

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.config import Config
+from routed_rl.errors import CheckpointError
 from routed_rl.launching import node_command, run_on_this_node, run_processes, submit, wait_for, write_job
 from routed_rl.pipeline.build import Parts, take_checkpoint
 from routed_rl.pipeline.record import read_config
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
+from routed_rl.tracking import MetricsFile
 
 LOGS = "processes"
 
@@ -39,7 +41,11 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
         wait_for(node_command(launch, command("node", run, urls)))
     else:
         run_processes(command("process", run, urls), launch, run.path / LOGS)
-    take_checkpoint(parts, router, run.require_checkpoint())
+    last, trained = run.require_checkpoint(), MetricsFile(run.metrics).rows()[-1]["step"]
+    if step_of(last) < trained:
+        raise CheckpointError(f"the checkpoint of the last step, {trained}, was damaged after it was written; to train it again "
+                              f"from {last.name}: routed-rl resume {shlex.quote(str(run.path))}")
+    take_checkpoint(parts, router, last)
     model.to(device)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from routed_rl import __version__
-from routed_rl.artifacts import RunFolder, read_json, write_json, write_text
+from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.training import algorithm_name, optimizer_name
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -34,27 +34,38 @@ def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
 
 
 def read_config(run: RunFolder) -> Config:
-    return from_mapping(run.settings())
+    """The run's settings; RunFolderError where they, or what the run says of itself, are damaged."""
+    run.facts(), run.halt()
+    try:
+        return from_mapping(run.settings())
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(f"{run.config} does not say what this run was ({error}); take it from another copy of the "
+                             "folder") from error
 
 
 def read_overrides(run: RunFolder) -> list[str]:
     """What was typed, for the run itself and for each time that it went on with others."""
-    return (run.path / "overrides.txt").read_text().splitlines()
+    try:
+        return (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise RunFolderError(f"{run.path}/overrides.txt is damaged ({error}); take it from another copy of the folder") from error
 
 
 def tell(run: RunFolder, facts: dict[str, Any]) -> None:
     """Into the manifest, beside what it says already."""
-    write_json(run.manifest, (read_json(run.manifest) if run.manifest.exists() else {}) | facts)
+    write_json(run.manifest, (run.facts() if run.manifest.exists() else {}) | facts)
 
 
 def fresh_from_step(run: RunFolder) -> int:
     """The step after which the mixture of a run that went back starts afresh; 0 for every other run."""
-    return read_json(run.manifest).get("fresh_from_step") or 0
+    return run.facts().get("fresh_from_step") or 0
 
 
 def inherited(run: RunFolder) -> list[str]:
     """Environments that are no longer trained and whose parts the run's quarantine still has."""
-    return read_json(run.manifest).get("inherited", [])
+    return run.facts().get("inherited", [])
 
 
 def refuse_changes(was: Config, wanted: Config, fixed: tuple[str, ...], verb: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import RunFolder, alone_in, alone_making, broken_seal, read_json, sealed_folder, step_of
+from routed_rl.artifacts import RunFolder, alone_in, alone_making, damage, sealed_folder, step_of
 from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
 from routed_rl.errors import CheckpointError, ConfigError
@@ -59,7 +59,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
             tell(made, {LINEAGE: lineage, "inherited": kept,
                         "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
-        children = read_json(old.manifest).get("children", [])
+        children = old.facts().get("children", [])
         tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
     return go_on(parts, plan)
 
@@ -80,7 +80,7 @@ def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
 
 def check_step(run: RunFolder, step: int, config: Config) -> None:
     """Refuse a step without a whole checkpoint, or after the new run's last; 0 is the base model."""
-    have = [0, *(each for each in run.steps() if broken_seal(run.checkpoint(each)) is None)]
+    have = [0, *(each for each in run.steps() if damage(run.checkpoint(each)) is None)]
     if step not in have:
         raise CheckpointError(f"--step {step}: {run.path} has no whole checkpoint there; it has {', '.join(map(str, have))} "
                               "(0 is the base model)")
@@ -119,7 +119,7 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
         if step_of(file) <= step:
             new.completions.mkdir(exist_ok=True)
             shutil.copy(file, new.completions / file.name)
-    if old.halted.exists() and read_json(old.halted)["step"] <= step:
+    if (halt := old.halt()) and halt["step"] <= step:
         shutil.copy(old.halted, new.halted)
     for file in Path(old.path, "halts").glob("step-*.json"):
         if step_of(file) <= step:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_in, read_json, write_json
+from routed_rl.artifacts import RunFolder, alone_in, read_object, write_json
 from routed_rl.config import Compose, Config
 from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
@@ -169,7 +169,8 @@ def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) 
     settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
     settings |= {"seed": config.seed, "env": config.env,
                 "max_completion_length": parts.max_new_tokens, "engine": config.rollout.engine, "dtype": config.rollout.dtype}
-    if model == "base" and kept.exists() and (stored := read_json(kept))["settings"] == settings:
+    stored = read_object(kept, {"results": Means}) if model == "base" else None
+    if stored and stored.get("settings") == settings and "results" in stored:
         return stored["results"]
     results = measure(parts, parts.environments, served, deployed=model == "deployed", title=model)
     write_json(kept, {"settings": settings, "results": results})

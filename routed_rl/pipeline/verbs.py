@@ -8,10 +8,10 @@ from pathlib import Path
 
 from routed_rl import console
 from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, alone_making, step_of, write_json
+from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, resolve, step_of, write_json
 from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
-from routed_rl.errors import CheckFailed, ConfigError
+from routed_rl.errors import CheckFailed, CheckpointError, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace, take_checkpoint
@@ -56,11 +56,11 @@ def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
 
 
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,
-             engine: str | None = None, scales: list[float] | None = None) -> None:
+             engine: str | None = None, scales: list[float] | None = None, step: int | None = None) -> None:
     """Evaluate a run's base, policy and deployed models, or one model folder, on its environments.
 
     `engine`: transformers, or vllm (the run's own server or, where it has none, in this process); None for the run's own.
-    `scales`: also with the quarantine times each of these.
+    `scales`: also with the quarantine times each of these. `step`: a run's checkpoint of that step instead of its last.
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
@@ -69,6 +69,8 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     assert config is not None
     if scales and (run is None or config.routing.mode == "none"):
         raise ConfigError(f"--scales: {target} has no quarantine to scale; give a run whose routing.mode is not none")
+    if run is None:
+        check_seal(Path(resolve(target)), step)
     # What the run evaluates at its end is its own; here only what was asked for.
     config.evaluation = dataclasses.replace(config.evaluation, scales=scales or [])
     if run is None:
@@ -85,7 +87,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     if not chosen:
         raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")
     if run:
-        models, curves = _run_models(parts, run, chosen)
+        models, curves = _run_models(parts, run, chosen, step)
     else:
         with serving(parts, None) as served:
             models, curves = {"model": measure(parts, chosen, served, title="model")}, {}
@@ -96,9 +98,19 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         write_json(Path(json_file), {"models": models} | ({"scales": curves} if curves else {}))
 
 
-def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment]) -> tuple[summary.Results, summary.Results]:
-    """Base, policy and deployed model of a run, from its newest whole checkpoint; and by scale of the quarantine."""
-    folder = run.require_checkpoint()
+def check_seal(folder: Path, step: int | None) -> None:
+    """Refuse a folder that was sealed, such as RUN/deployed, and is no longer what was written; and the step of a mere model."""
+    if step is not None:
+        raise ConfigError(f"--step {step}: {folder} is no run folder, so it has no steps; leave --step out")
+    if (folder / SEAL).exists() and (problem := broken_seal(folder)):
+        raise CheckpointError(f"{folder} is damaged: {problem}; write it again with `routed-rl discard RUN --out FOLDER`, or "
+                              f"remove {SEAL} if the change is yours")
+
+
+def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment],
+                step: int | None) -> tuple[summary.Results, summary.Results]:
+    """Base, policy and deployed model of a run, from a whole checkpoint; and by scale of the quarantine."""
+    folder = run.require_checkpoint(step)
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:
         models = {"base": measure(parts, chosen, served, title="base")}
@@ -120,16 +132,16 @@ def _with_engine(config: RolloutConfig, engine: str) -> RolloutConfig:
     return dataclasses.replace(config, engine="vllm_colocate") if config.engine == "transformers" else config
 
 
-def discard(run: str, out: str) -> None:
-    """Write the deployed model of a run to `out`."""
-    folder = exporting.discard(RunFolder.open(run), Path(out))
+def discard(run: str, out: str, step: int | None = None) -> None:
+    """Write the deployed model of a run, after `step` or its last, to `out`."""
+    folder = exporting.discard(RunFolder.open(run), Path(out), step)
     console.say(f"deployed model: {folder}")
 
 
-def export(run: str, quarantine: str | None, env: str | None, policy: str | None) -> None:
+def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None) -> None:
     """Write the quarantine, or one environment's part of it, as a stock PEFT adapter; and the policy as one plain model."""
     opened = RunFolder.open(run)
     if quarantine:
-        console.say(f"quarantine: {exporting.export_quarantine(opened, Path(quarantine), env)}")
+        console.say(f"quarantine: {exporting.export_quarantine(opened, Path(quarantine), env, step)}")
     if policy:
-        console.say(f"policy: {exporting.merged_policy(opened, Path(policy))}")
+        console.say(f"policy: {exporting.merged_policy(opened, Path(policy), step)}")

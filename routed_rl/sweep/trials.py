@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import read_json
 from routed_rl.config import Compose, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.jobs import Job
@@ -60,7 +59,7 @@ def outcome(trial: Trial, problem: str | None, objectives: list[str]) -> Outcome
     """Of a trial that has ended; ConfigError for an objective that its summary does not have."""
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
-    summary = read_json(trial.folder.summary)
+    summary = trial.folder.results()
     return Outcome(trial, [value_at(summary, path) for path in objectives], "done")
 
 

@@ -7,6 +7,7 @@ Not covered: fused losses, PEFT models.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +30,16 @@ from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, ledger_metrics
 from routed_rl.training.episodes import rollout_function
+from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.processes import check_alike, say_what_is_used
 from routed_rl.training.reference import use_reference
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.vllm import use_engine
 from routed_rl.training.watch import Watch
+
+ALIKE = "frac_reward_zero_std"
+"""TRL's name for the share of groups that are all paid alike."""
 
 
 class RoutedTrainerMixin(SavingMixin):
@@ -52,6 +57,10 @@ class RoutedTrainerMixin(SavingMixin):
         self.strategy, self.evaluator = strategy, evaluator
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics, listener)
+        names = router.quarantine.environments if router is not None else [each.name for each in reward.table.environments]
+        self.finite = FiniteCheck(run, router, names)
+        self.groups_alike: list[float] = []
+        """Of this step's generations, the share of groups that are all paid alike."""
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
         self.rollout_metrics: dict[str, float] = {}
         """Of this step's rollouts, from whoever made them."""
@@ -72,7 +81,9 @@ class RoutedTrainerMixin(SavingMixin):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rollout_func = rollout_function(self.reward.table, inputs)
-        output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        with self.finite.sampling(self.state.global_step + 1):  # pyright: ignore[reportAttributeAccessIssue]
+            output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.groups_alike.append(self._metrics["train"][ALIKE][-1])  # pyright: ignore[reportAttributeAccessIssue]
         # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
         ids = [row["environment_id"] for row in inputs]
         device = output["completion_ids"].device
@@ -84,12 +95,14 @@ class RoutedTrainerMixin(SavingMixin):
         if self.router is not None and torch.is_grad_enabled():
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
             self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"))
-        return super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        loss = super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
         limit = self.args.max_grad_norm  # pyright: ignore[reportAttributeAccessIssue]
-        self.clip_coefficient = min(1.0, limit / (float(norm) + 1e-6))
+        self.finite.norm = float(norm)
+        self.clip_coefficient = min(1.0, limit / (self.finite.norm + 1e-6))
         return norm
 
     def begin_routing(self, step: int) -> None:
@@ -101,10 +114,14 @@ class RoutedTrainerMixin(SavingMixin):
     def step_routing(self, step: int) -> None:
         """After the model's optimizer has stepped: the quarantine's step and the ledger row."""
         self.step_metrics, self.rollout_metrics = self.reward.take_metrics() | self.rollout_metrics, {}
+        if known := [share for share in self.groups_alike if not math.isnan(share)]:
+            self.step_metrics[f"train/{ALIKE}"] = sum(known) / len(known)
+        self.groups_alike = []
         if self.router is not None:
             group = self.optimizer.param_groups[0]  # pyright: ignore[reportAttributeAccessIssue]
             row = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],
                                          decay=group.get("weight_decay", 0.0))
+            self.finite.quarantine(step + 1, row)
             self.step_metrics |= ledger_metrics(row)
             if row.rows is not None:
                 self.reward.completions.learned(row.rows)
@@ -122,8 +139,8 @@ class RoutedTrainerMixin(SavingMixin):
         self._write_metrics(self.step_metrics)
 
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
-        ours = set(self.step_metrics)
-        named = {key if key in ours else f"train/{key}": value for key, value in metrics.items()}
+        # Ours are of this step; those of TRL, of all steps since it logged last.
+        named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
         step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
         row = self.metrics_file.append(step, named) if RANKS.rank == 0 else {}
         if self.watch is not None:
@@ -138,6 +155,9 @@ class RoutingCallback(TrainerCallback):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.begin_routing(state.global_step)
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.finite.step(state.global_step + 1)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.step_routing(state.global_step)

@@ -53,6 +53,7 @@ class SavingMixin(SharedTrainerMixin):
                 stock.rmdir()
                 if self.router is not None:
                     save_quarantine(folder, self.router, step)
+            self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
 
     def _loop_shape(self) -> list[int]:

@@ -15,6 +15,7 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.errors import CheckpointError, ConfigError, Halted
+from routed_rl.monitor import RULES
 from routed_rl.pipeline.halting import checkpoint_before, commands, ranked
 from routed_rl.pipeline.summary import next_commands
 from tests.parts import own_config, write_parts
@@ -120,6 +121,20 @@ def test_a_run_that_halts_again_names_the_checkpoint_before_the_first_harm(parts
         found.append(json.loads((tmp_path / "run" / "HALTED.json").read_text()))
     assert [(each["since"], each["checkpoint_before"]) for each in found] == [(1, 0)] * 3
     assert found[0]["step"] < found[1]["step"] < found[2]["step"]
+
+
+def test_what_every_rule_reads_does_not_depend_on_how_often_something_is_logged(parts, whole, tmp_path):
+    """Step 4 is logged, with TRL's means over four steps beside ours."""
+    monitor = MonitorConfig(warmup=STEPS - 1, collapse=RuleConfig(limit=-1.0, action="halt"))
+    seldom = config(parts, tmp_path / "run", monitor)
+    seldom.trainer["logging_steps"] = 4
+    with pytest.raises(Halted, match="paid alike"):
+        pipeline.train(seldom, [])
+    often, found = rows(whole), rows(tmp_path / "run")
+    for name, rule in RULES.items():
+        readings = [[rule.read(row, {}, None) for row in each] for each in (often, found)]
+        assert readings[0] == readings[1] and any(readings[0]), name
+    assert len({row["train/frac_reward_zero_std"] for row in found}) > 1
 
 
 def test_killed_between_the_checkpoint_of_a_halt_and_its_record_it_halts_after_all(halted):

@@ -1,0 +1,43 @@
+"""Which tensor of a folder is not finite. torch is loaded when that is asked, since those who only read reports need none."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STATES = ("optimizer.pt", "value_head.pt")
+"""Files of a checkpoint that hold tensors beside the weights. One that torch alone cannot read is for its own reader."""
+
+
+def first_nonfinite(folder: Path) -> str | None:
+    """The first tensor of a folder's weights, quarantine and optimizers that holds nan or inf, as `TENSOR in FILE`, or None."""
+    for file, name, value in _tensors(folder):
+        if value.is_floating_point() and not value.isfinite().all():
+            return f"{name} in {file}"
+    return None
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, str, Any]]:
+    import torch
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as stored:
+            yield from ((path.name, name, stored.get_tensor(name)) for name in stored.keys())  # noqa: SIM118
+    for path in (folder / name for name in STATES):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path.exists() else None
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            continue
+        yield from ((path.name, name, value) for name, value in _inside(state, "") if isinstance(value, torch.Tensor))
+
+
+def _inside(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts and lists, each with its place."""
+    if isinstance(tree, (dict, list, tuple)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _inside(value, f"{place}.{key}".lstrip("."))
+    else:
+        yield place, tree

@@ -1,0 +1,104 @@
+"""What stands between a number that is not finite and a checkpoint: every step, and every checkpoint before it is sealed.
+
+In several processes all of them find the same and end alike. Not covered: an engine of the rollouts that samples from such
+numbers; the loss shows them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from routed_rl.artifacts import RunFolder, first_nonfinite
+from routed_rl.errors import CheckFailed
+from routed_rl.ranks import RANKS
+from routed_rl.routing import LedgerRow, Router
+
+SAMPLING = ("probability tensor contains", "device-side assert")
+"""What torch says, on a CPU and on a GPU, of probabilities that are not finite."""
+
+
+class FiniteCheck:
+    """Looks at one trainer's numbers; CheckFailed names the step and, where it can be told, the environment."""
+
+    def __init__(self, run: RunFolder, router: Router | None, environments: list[str]) -> None:
+        self.run, self.router, self.environments = run, router, environments
+        self.norm = 0.0
+        """Of this step's gradient."""
+        self._losses: list[tuple[Tensor, Tensor]] = []
+        """Of this step's micro-batches: the loss, and the environments of its rows."""
+        self._row: dict[str, Tensor] = {}
+        """The last one that was learned from, as the model takes it."""
+
+    def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Take note of a micro-batch; returns `loss`."""
+        self._losses.append((loss.detach(), inputs["environment_ids"]))
+        ids, mask = (torch.cat([inputs[f"prompt_{what}"][-1:], inputs[f"completion_{what}"][-1:]], 1) for what in ("ids", "mask"))
+        self._row = {"input_ids": ids, "attention_mask": mask}
+        return loss
+
+    @contextmanager
+    def sampling(self, step: int) -> Iterator[None]:
+        """Weights that are huge, or not finite, give no probabilities to sample from."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(text in str(error) for text in SAMPLING):
+                raise
+            self._refuse(step, "a probability of the policy", [])
+
+    def step(self, step: int) -> None:
+        """Before the optimizer's step `step`: the losses and the norm of the gradient."""
+        losses = [bool(loss.isfinite()) for loss, _ in self._losses]
+        found = RANKS.gather("" if all(losses) and math.isfinite(self.norm) else "the loss" if not all(losses) else
+                             "the norm of the gradient")
+        if any(found):
+            everyone = {name for names in RANKS.gather(self._suspects(losses)) for name in names}
+            self._refuse(step, max(found), [name for name in self.environments if name in everyone])
+        self._losses, self.norm = [], 0.0
+
+    def quarantine(self, step: int, row: LedgerRow) -> None:
+        """After the quarantine's step `step`."""
+        if not math.isfinite(row.norm) or not math.isfinite(row.growth):
+            self._refuse(step, "the quarantine", [name for name, entry in row.environments.items()
+                                                  if not math.isfinite(entry.part_norm)])
+
+    def checkpoint(self, step: int, folder: Path, model: Any) -> None:
+        """Before the checkpoint in `folder` is sealed: all its tensors, and the logits that the policy gives."""
+        found = RANKS.first(first_nonfinite(folder) if RANKS.rank == 0 else None)
+        if found is None and not all(RANKS.gather(self._has_finite_logits(model))):
+            found = "a logit of the policy"
+        if found is not None:
+            self._refuse(step, found, [])
+
+    @torch.no_grad()
+    def _has_finite_logits(self, model: Any) -> bool:
+        """Of one row: weights can be finite and yet too large to compute with."""
+        training = model.training
+        try:
+            return not self._row or bool(model.eval()(**self._row, use_cache=False).logits.isfinite().all())
+        finally:
+            model.train(training)
+
+    def _suspects(self, losses: list[bool]) -> list[str]:
+        """The environments whose rows left a part of the ledger that is not finite; unrouted, those of the micro-batches."""
+        if self.router is not None:
+            ledgers = [target.tape.ledger for target in self.router.quarantine.targets]
+            return [name for place, name in enumerate(self.environments)
+                    if not all(bool(ledger[place].isfinite().all()) for ledger in ledgers)]
+        places = {place for finite, (_, ids) in zip(losses, self._losses, strict=True) if not finite for place in ids.tolist()}
+        return [self.environments[place] for place in sorted(places)]
+
+    def _refuse(self, step: int, what: str, environments: list[str]) -> NoReturn:
+        whole, _ = self.run.last_checkpoint()
+        by = f" in the rows of {', '.join(environments)}" if environments else ""
+        kept = f"the last finite checkpoint is {whole.name}" if whole else "there is no checkpoint before it"
+        raise CheckFailed(f"step {step}: {what} is not finite{by}; nothing of this step was saved, {kept}; lower "
+                          f"trainer.learning_rate or repair what the environment pays, then `routed-rl resume {self.run.path} "
+                          "KEY=VALUE`")
