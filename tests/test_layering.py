@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "routed_rl"
 
 FLOORS = {
-    "errors": 0,
+    "errors": 0, "shapes": 0,
     "config": 1, "linalg": 1, "artifacts": 1, "console": 1, "stopping": 1, "ranks": 1, "exits": 1, "guard": 1,
     "subspace": 2, "routing": 2, "sandbox": 2, "launching": 2,
     "model": 3, "envs": 3, "monitor": 3, "tracking": 3,

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from routed_rl.config.routing import QuarantineConfig, RandomControlConfig, Rout
 from routed_rl.config.subspace import SubspaceCheckConfig, SubspaceConfig
 from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
+from routed_rl.shapes import fits
 
 __all__ = ["AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
            "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig",
@@ -58,13 +60,17 @@ Compose = Callable[[list[str]], Config]
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:
     """Build `cls` from nested plain mappings; an unknown key is refused with the closest known one."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{prefix.rstrip('.')} must hold settings, got {mapping!r}")
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         if key not in fields:
             raise ConfigError(unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
         if (inner := section(fields[key])) is not None:
             defaults = getattr(fields[key].default_factory, "keywords", {})
-            value = from_mapping(defaults | (value or {}), inner, f"{prefix}{key}.")
+            value = from_mapping(defaults | (value or {}) if isinstance(value, dict | None) else value, inner, f"{prefix}{key}.")
+        elif not fits(value, hints[key]):
+            raise ConfigError(f"{prefix}{key} must be {fields[key].type}, got {value!r}")
         values[key] = value
     return cls(**values)

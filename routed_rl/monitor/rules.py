@@ -30,7 +30,7 @@ def shift(row: Row, before: Row, axis: str | None) -> Readings:
     found: Readings = {}
     for key, value in row.items():
         words = key.split("/")
-        if len(words) == 4 and words[0] == "ledger" and words[2] == "shift" and axis in (None, words[3]) and value is not None:
+        if len(words) == 4 and words[0] == "ledger" and words[2] == "shift" and axis in (None, words[3]) and _is_number(value):
             found.setdefault(words[1], float(value))
     return found
 
@@ -105,10 +105,14 @@ RULES = {
 
 def _of_environments(row: Row, area: str, quantity: str) -> Readings:
     """`area/<environment>/quantity`."""
-    return {name: float(value) for key, value in row.items() if value is not None
+    return {name: float(value) for key, value in row.items() if _is_number(value)
             and key.startswith(f"{area}/") and key.endswith(f"/{quantity}")
             and "/" not in (name := key[len(area) + 1:-len(quantity) - 1])}
 
 
 def _of_run(row: Row, key: str) -> Readings:
-    return {} if row.get(key) is None else {RUN: float(row[key])}
+    return {RUN: float(row[key])} if _is_number(row.get(key)) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from routed_rl.shapes import fits
+
 METRICS = {
     "ledger/<env>/norm": "|ΔC_e| of this step",
     "ledger/<env>/push": "this step's growth of |C| caused by the environment; sums to quarantine/growth",
@@ -119,9 +121,9 @@ class MetricsFile:
 
 
 def _parse(line: bytes | str) -> dict[str, Any] | None:
-    """A row; None for a line that is torn, or is none."""
+    """A row; None for a line that is torn, or is none. A metric is a number or null, what a verdict says may be text."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if fits(row, dict[str, float | str | None]) and fits(row.get("step"), int) else None
