@@ -35,7 +35,8 @@ def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
 
 def read_config(run: RunFolder) -> Config:
     """The run's settings; RunFolderError where they, or what the run says of itself, are damaged."""
-    run.facts(), run.halt()
+    run.facts()
+    run.halt()
     try:
         return from_mapping(run.settings())
     except ConfigError:

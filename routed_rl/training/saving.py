@@ -15,6 +15,7 @@ from torch import nn
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
 from routed_rl.ranks import RANKS
+from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.rates import use_rates
 from routed_rl.training.sharing import SharedTrainerMixin
 from routed_rl.training.tasks import RewardFunction
@@ -24,6 +25,7 @@ class SavingMixin(SharedTrainerMixin):
     """Writes whole checkpoints, sealed when every process has written its part, and goes on from one."""
 
     run: RunFolder
+    finite: FiniteCheck
     reward: RewardFunction
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
