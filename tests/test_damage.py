@@ -1,0 +1,120 @@
+"""A file of a run that is not what was written is said in one line, whatever its shape: never a traceback, never silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from routed_rl import pipeline
+from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, sealed_folder
+from routed_rl.cli.compose import compose
+from routed_rl.config import AuditConfig
+from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
+from routed_rl.monitor import RULES
+from routed_rl.pipeline.verbs import check_seal
+from routed_rl.tracking import MetricsFile
+from tests.parts import own_config
+
+SHAPES = {"empty": b"", "list": b"[1]", "number": b"3", "null": b"null", "invalid UTF-8": b"\xff\xfe\x00", "torn": b'{"a": 1',
+          "nested": b"[" * 200_000, "nothing": b"{}", "text for a record": b'{"model.safetensors": "x"}',
+          "missing keys": b'{"model.safetensors": {}}', "no file name": b'{"a\\u0000b": {"bytes": 1, "sha256": ""}}',
+          "long name": b'{"' + b"a" * 5000 + b'": {"bytes": 1, "sha256": ""}}', "folder": b'{".": {"bytes": 4096, "sha256": ""}}'}
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """What is read before anything is loaded."""
+    run = RunFolder(tmp_path / "run")
+    for step in (2, 4):
+        with sealed_folder(run.checkpoint(step)) as folder:
+            (folder / "config.json").write_text("{}")
+    run.config.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(own_config(tmp_path, run.path))))))
+    run.manifest.write_text("{}")
+    (run.path / "overrides.txt").write_text("")
+    return run
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_seal_of_any_shape_is_a_damaged_checkpoint(run, shape):
+    (run.checkpoint(4) / SEAL).write_bytes(SHAPES[shape])
+    assert damage(run.checkpoint(4)) is not None
+    newest, (line,) = run.last_checkpoint()
+    assert newest == run.checkpoint(2) and line.startswith("skipped checkpoint step-4: ")
+    with pytest.raises(CheckpointError, match="--step 4: .* no whole checkpoint there .*; it has 2"):
+        run.require_checkpoint(4)
+
+
+def test_weights_that_the_seal_does_not_name_are_damage_and_so_is_a_seal_of_gigabytes(run, monkeypatch):
+    (run.checkpoint(4) / "model.safetensors").write_bytes(b"")
+    assert damage(run.checkpoint(4)) == "model.safetensors is not sealed"
+    monkeypatch.setattr("routed_rl.artifacts.whole.LARGEST", 3)
+    assert damage(run.checkpoint(2)) == f"{SEAL} is torn"
+
+
+VERBS = {"resume": lambda run: pipeline.resume(run, [], compose),
+         "rollback": lambda run: pipeline.rollback(run, 2, [], False, [f"out={run}-new"], compose),
+         "evaluate": lambda run: pipeline.evaluate(run, None, None, None),
+         "audit": lambda run: pipeline.audit(run, AuditConfig(), None, None), "job": pipeline.run_job}
+RECORDS = {"manifest.json": [b"[1]", b"\xff", b"[" * 200_000, b"3", b'{"inherited": 3}',
+                              b'{"fresh_from_step": "x"}', b'{"children": [1]}'],
+           "HALTED.json": [b"[1]", b"\xff", b"{}", b'{"step": "x"}', b'{"step": 1.5}'],
+           "config.yaml": [b"", b"[1]", b"\xff", b"{" * 1500, b"a: [", b"model: 3", b"trainer: x",
+                           b"env: {a: 3}", b"seed: {a: 1}", b"1: 2",
+                           b"evaluation: [1]", b"routing: {quarantine: 3}", b"monitor: {gap: {limit: x}}"]}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_records_of_any_shape_are_refused_in_one_line_before_work_begins(run, verb):
+    for name, contents in RECORDS.items():
+        kept = (run.path / name).read_bytes() if (run.path / name).exists() else None
+        for content in contents:
+            (run.path / name).write_bytes(content)
+            with pytest.raises(RoutedRLError) as caught:
+                VERBS[verb](str(run.path))
+            said = str(caught.value)
+            assert "\n" not in said and (name in said or name == "config.yaml"), (content[:30], said)
+        (run.path / name).unlink() if kept is None else (run.path / name).write_bytes(kept)
+    assert not Path(f"{run.path}-new").exists()
+
+
+def test_a_missing_manifest_is_said(run):
+    run.manifest.unlink()
+    with pytest.raises(RunFolderError, match="manifest.json is missing"):
+        pipeline.resume(str(run.path), [], compose)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"models": 3}', b'{"models": {"base": {"a": {"solve": "x"}}}}'])
+def test_a_summary_of_any_shape_is_no_result(run, content):
+    run.summary.write_bytes(content)
+    with pytest.raises(RunFolderError, match="summary.json is damaged"):
+        run.results()
+
+
+def test_lines_of_the_metrics_that_are_no_rows_are_left_out_and_no_rule_stumbles(tmp_path):
+    lines = [b'{"step": 1, "train/loss": 0.5}', b"[1]", b"3", b"\xff", b'{"step": true}', b'{"step": "2"}', b"{}", b"[" * 200_000,
+             b'{"step": 2, "quarantine/relative": [1]}', b'{"step": 2, "quarantine/relative": 1' + b"0" * 400 + b"}",
+             b'{"step": 2']
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.path.write_bytes(b"\n".join(lines))
+    assert file.rows() == [{"step": 1, "train/loss": 0.5}]
+    text = dict.fromkeys(("ledger/a/shift/b", "ledger/a/push", "quarantine/relative", "train/frac_reward_zero_std"), "x")
+    assert not any(rule.read({"step": 2, **text}, {}, None) for rule in RULES.values())
+
+
+def test_a_model_folder_that_was_sealed_is_evaluated_as_it_was_written_or_not_at_all(tmp_path):
+    with sealed_folder(tmp_path / "deployed") as folder:
+        (folder / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "deployed" / "README.md").write_text("a note beside it")
+    check_seal(tmp_path / "deployed", None)
+    (tmp_path / "deployed" / "model.safetensors").write_bytes(b"wei")
+    target = str(tmp_path / "deployed")
+    with pytest.raises(CheckpointError, match="deployed is damaged: model.safetensors is not what was written; .*discard"):
+        pipeline.evaluate(target, None, None, compose([]))
+
+
+def test_records_say_none_for_a_folder_or_a_file_that_is_not_there(tmp_path):
+    assert read_object(tmp_path, {}) is None and read_object(tmp_path / "none.json", {}) is None
