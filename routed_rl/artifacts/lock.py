@@ -7,6 +7,7 @@ file system without locks is said in one line, and nothing is held there.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import socket
@@ -50,8 +51,7 @@ def _holding(file: Path, what: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
-        print(f"warning: the file system of {what} has no locks ({error.strerror}); see to it that nothing else writes there",
-              file=sys.stderr)
+        _warn(f"warning: the file system of {what.parent} has no locks ({error.strerror}); let nothing else write there")
         yield
         return
     try:
@@ -59,6 +59,11 @@ def _holding(file: Path, what: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # before the release: a file without a name is nobody's lock
         lock.release()
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _sign(descriptor: int) -> None:

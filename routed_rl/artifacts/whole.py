@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from routed_rl.artifacts.lock import alone_making
 from routed_rl.shapes import fits
 
 SEAL = "COMPLETE.json"
@@ -21,13 +22,13 @@ LARGEST = 2**26
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step, whoever else does so at the same time."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    """Replace `path` by `text` in one step; RunFolderError where another process does so at this moment."""
+    partial = path.with_name(f".{path.name}.partial")
+    with alone_making(path), open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+        os.replace(partial, path)
 
 
 def write_json(path: Path, data: Any) -> None:
