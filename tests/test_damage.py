@@ -16,6 +16,7 @@ from routed_rl.config import AuditConfig
 from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
 from routed_rl.monitor import RULES
 from routed_rl.pipeline.verbs import check_seal
+from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
 from tests.parts import own_config
 
@@ -46,6 +47,12 @@ def test_a_seal_of_any_shape_is_a_damaged_checkpoint(run, shape):
     assert newest == run.checkpoint(2) and line.startswith("skipped checkpoint step-4: ")
     with pytest.raises(CheckpointError, match="--step 4: .* no whole checkpoint there .*; it has 2"):
         run.require_checkpoint(4)
+
+
+def test_sealed_files_that_no_reader_takes_are_damage_too(run):
+    with sealed_folder(run.checkpoint(6)) as folder:
+        (folder / "model.safetensors").write_bytes(b"no tensors")
+    assert "cannot be read" in (damage(run.checkpoint(6)) or "")
 
 
 def test_weights_that_the_seal_does_not_name_are_damage_and_so_is_a_seal_of_gigabytes(run, monkeypatch):
@@ -79,6 +86,15 @@ def test_records_of_any_shape_are_refused_in_one_line_before_work_begins(run, ve
             assert "\n" not in said and (name in said or name == "config.yaml"), (content[:30], said)
         (run.path / name).unlink() if kept is None else (run.path / name).write_bytes(kept)
     assert not Path(f"{run.path}-new").exists()
+
+
+def test_the_report_takes_a_damaged_record_as_not_there(run):
+    for name in ("manifest.json", "HALTED.json", "summary.json", "evaluation-policy.json"):
+        for content in [*SHAPES.values(), *RECORDS.get(name, []), b'{"models": 3}', b'{"results": {"a": [1]}}',
+                        b'{"lineage": 3}']:
+            (run.path / name).write_bytes(content)
+            found = read_run(run)
+            assert found.halted is None and found.lineage is None and not found.models
 
 
 def test_a_missing_manifest_is_said(run):

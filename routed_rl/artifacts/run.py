@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
@@ -148,7 +149,10 @@ def damage(checkpoint: Path) -> str | None:
     """Why nothing can go on from a checkpoint, or None: it is torn, changed, or holds numbers that are not finite."""
     if problem := broken_seal(checkpoint):
         return problem
-    found = first_nonfinite(checkpoint)
+    try:
+        found = first_nonfinite(checkpoint)
+    except SafetensorError as error:
+        return f"its tensors cannot be read ({error})"
     return found and f"{found} is not finite"
 
 

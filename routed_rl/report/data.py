@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from routed_rl.artifacts import RunFolder, read_json
+from routed_rl.artifacts import RunFolder, read_object
 from routed_rl.tracking import MetricsFile, cosine_matrix
 
 MODELS = ("base", "policy", "deployed")
@@ -18,6 +18,13 @@ VERDICT = {"rule", "environment", "step", "value", "limit", "since", "action", "
 HALT = {"step", "environment", "verdicts", "checkpoint_before", "commands"}
 LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}
 """Keys that what other parts of a run wrote must have for the report to tell of it."""
+RESULTS = dict[str, dict[str, float | None] | None]
+SUMMARY = {"models": dict[str, RESULTS], "attribution": dict[str, dict[str, Any]], "routing": dict[str, Any],
+           "timing": dict[str, Any]}
+MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | int]], "versions": dict[str, str]}
+HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
+              "completions": list[dict[str, Any]]}
+"""The types of what they hold."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,9 @@ class RunData:
 
 def read_run(run: RunFolder) -> RunData:
     """Read a run folder; what is torn or missing counts as not there. Only without its settings it is no run: RunFolderError."""
-    summary, manifest = _json(run.summary), _json(run.manifest) or {}
-    models = {model: (_json(run.path / f"evaluation-{model}.json") or {}).get("results") for model in MODELS}
+    summary, manifest = read_object(run.summary, SUMMARY), read_object(run.manifest, MANIFEST) or {}
+    models = {model: (read_object(run.path / f"evaluation-{model}.json", {"results": RESULTS}) or {}).get("results")
+              for model in MODELS}
     if not models["policy"] and summary:
         models = summary.get("models", {})
     overrides, halts = run.path / "overrides.txt", sorted((run.path / "halts").glob("step-*.json"))
@@ -156,9 +164,9 @@ def read_run(run: RunFolder) -> RunData:
 
 def _halt(path: Path) -> dict[str, Any] | None:
     """What a halt wrote, where the report can tell of it."""
-    found = _json(path) or {}
+    found = read_object(path, HALT_SHAPE) or {}
     verdicts = found.get("verdicts")
-    whole = isinstance(verdicts, list) and verdicts and all(verdict.keys() >= VERDICT for verdict in verdicts)
+    whole = verdicts and all(verdict.keys() >= VERDICT for verdict in verdicts)
     return found if whole and found.keys() >= HALT else None
 
 
@@ -167,11 +175,3 @@ def _means(results: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, flo
     found = {env: {metric: float(value) for metric, value in (means or {}).items() if value is not None}
              for env, means in (results or {}).items()}
     return {env: means for env, means in found.items() if means}
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = read_json(path) if path.exists() else None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

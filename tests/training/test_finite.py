@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from routed_rl import export, pipeline
 from routed_rl.artifacts import RunFolder, first_nonfinite, sealed_folder
+from routed_rl.checkpoint import writing
 from routed_rl.errors import CheckFailed, CheckpointError
 from routed_rl.pipeline.halting import checkpoint_before
 from routed_rl.training.mixin import RoutedTrainerMixin, RoutingCallback
@@ -98,6 +99,13 @@ def test_one_that_an_older_version_wrote_is_never_a_place_to_go_on_from(older, t
     assert first_nonfinite(tmp_path / "deployed") is None
     with pytest.raises(CheckpointError, match=r"--step 4: .* no whole checkpoint there \(.* is not finite\); it has 2"):
         export.discard(older, tmp_path / "other", 4)
+
+
+def test_a_damaged_later_checkpoint_never_costs_the_one_that_is_written(older):
+    """Gone on with from step 2, with `save_total_limit=1`: step 4 is still there when step 3 is written."""
+    with writing(older, 3, 1) as folder:
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    assert older.last_checkpoint()[0] == older.checkpoint(3)
 
 
 def test_every_kind_of_number_is_looked_at(tmp_path):
