@@ -35,7 +35,7 @@ def command(verb: str, parts: Path, out: Path, old: Path) -> list[str] | None:
     from tests.parts import typed
 
     quick = [f"env.{name}.isolate=false" for name in "abp"]
-    settings = [*typed(parts, out, *quick, "trainer.save_steps=1", f"trainer.max_steps={STEPS}", "trainer.save_total_limit=3",
+    settings = [*typed(parts, out, *quick, "trainer.save_steps=1", f"trainer.max_steps={STEPS}",
                        "evaluation.samples=4")]
     if verb == "extract":
         return None if out.exists() else ["extract", *settings]
@@ -96,7 +96,7 @@ def state(out: Path) -> dict[str, Any]:
         run, name = RunFolder(config.parent), str(config.parent.relative_to(out))
         rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "a step is missing, or is there twice"
-        assert damage(run.checkpoint(STEPS)) is None and len(run.steps()) == 3, run.steps()
+        assert damage(run.checkpoint(STEPS)) is None, run.steps()
         summary = {key: value for key, value in json.loads(run.summary.read_text()).items() if key != "timing"}
         tables = pd.concat([pd.read_parquet(path) for path in run.completion_files()])
         found[name] = {"rows": [{key: value for key, value in row.items() if "time" not in key} for row in rows],
