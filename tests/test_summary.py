@@ -1,13 +1,20 @@
-"""What a finished run is told in: the sentence at its end."""
+"""What a finished run is told in: the sentence at its end, and the commands to type next."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from routed_rl.pipeline.summary import sentence
+import pytest
+
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import Config, EvaluationConfig, RoutingConfig
+from routed_rl.pipeline.summary import next_commands, sentence
 
 ENVIRONMENTS: Any = [SimpleNamespace(name=name, label=f"{name} (leaky)") for name in "ab"]
+MODELS = ("base", "policy", "deployed")
 
 
 def results(**flags: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -22,4 +29,48 @@ def test_a_flag_that_is_named_only_when_it_is_seen_counts_as_0_where_it_was_not(
 
 
 def test_without_a_flag_there_is_nothing_to_name():
-    assert "no environment reports a flag" in sentence(dict.fromkeys(("base", "policy", "deployed"), results()), {}, ENVIRONMENTS)
+    assert "no environment reports a flag" in sentence(dict.fromkeys(MODELS, results()), {}, ENVIRONMENTS)
+
+
+def test_a_flag_that_no_model_raised_is_not_told_as_a_change():
+    models = {"base": results(a={"hack": 0.5}), "policy": results(a={"hack": 0.504}), "deployed": results(a={"hack": 0.1})}
+    assert sentence(models, {}, ENVIRONMENTS).startswith("training raised no flag (hack) in any environment; ")
+
+
+def test_what_discarding_costs_is_told_for_the_environment_that_loses_most():
+    models = {"base": results(), "policy": results(a={"solve": 0.3}, b={"solve": 0.79}),
+              "deployed": results(a={"solve": 0.5}, b={"solve": 0.73})}
+    assert sentence(models, {}, ENVIRONMENTS).endswith(
+        "; discarding the quarantine costs 0.06 of solve in b (leaky) (the policy 0.79, the deployed model 0.73)")
+    models["deployed"] = models["policy"]
+    assert sentence(models, {}, ENVIRONMENTS).endswith("; discarding the quarantine costs no solve in any environment")
+
+
+@pytest.mark.parametrize("mode", ["none", "erase"])
+def test_where_there_is_no_quarantine_nothing_is_said_of_discarding_one(mode):
+    trained = results(a={"hack": 0.9, "solve": 0.1})
+    models = {"base": results(a={"hack": 0.1}), "policy": trained, "deployed": trained}
+    said = sentence(models, {}, ENVIRONMENTS, mode)
+    assert said.startswith("hack in a (leaky): the trained model 0.90, base 0.10") and "deployed" not in said and "discard" not in said
+    assert ("shifted" in said) == (mode == "erase"), "without routing nothing is attributed"
+
+
+def typed(config: Config, *overrides: str) -> dict[str, list[str]]:
+    lines = next_commands(RunFolder("my runs/it's"), config, list(overrides))
+    return {words[1]: words[2:] for words in (shlex.split(line, comments=True) for line in lines)}
+
+
+def test_what_is_suggested_is_of_this_run():
+    own = ["model.path=/my model", "env=empty", "env.mine.path=/x/my file.py:Mine", "~env.code", "name=mine", "out=my runs/it's", "seed=3"]
+    found = typed(Config(), *own)
+    assert list(found) == ["export", "evaluate", "compare"]
+    assert found["compare"] == [*own[:4], "seed=3", "--arms", "none,route,control", "--seeds", "3", "--out", "my runs/it's-compare"]
+    assert found["export"] == ["my runs/it's", "--quarantine", "my runs/it's/quarantine"]
+
+
+def test_what_is_suggested_can_be_done():
+    """No quarantine to export, no evaluation to repeat, no deployed model yet."""
+    config = Config(routing=RoutingConfig(mode="none"), evaluation=EvaluationConfig(samples=0), discard=False)
+    found = typed(config)
+    assert list(found) == ["discard", "resume", "compare"]
+    assert found["discard"][-1] == str(Path("my runs/it's/deployed")) and found["resume"][1] == "evaluation.samples=200"

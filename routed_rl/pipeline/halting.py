@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tra
     publish(run, tracker)
     console.say(f"halted at step {record['step']}: {record['verdicts'][0]['sentence']}")
     columns = ("environment", "push", "push_since", "shift", "shift_since")
-    console.table(f"push: growth of the quarantine; shift: towards the positive persona; since: from step {record['since']} on, "
-                  "the largest push first",
-                  list(columns), [[row[column] for column in columns] for row in record["environments"]])
+    rules = {verdict.environment: verdict.rule for verdict in reversed(verdicts)}
+    console.table("push: growth of the quarantine; shift: towards the positive persona; since: from step "
+                  f"{record['since']} on; first those that the monitor halted for, then the largest push",
+                  [*columns, "halted by"], [[*(row[column] for column in columns), rules.get(row["environment"], "")]
+                                            for row in record["environments"]])
     console.say("next:")
     for line in record["commands"]:
         console.say(f"  {line}")
@@ -44,12 +47,15 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> 
     before, (found, by) = checkpoint_before(run, since), completions(run, rows, name, since, step)
     return {"step": step, "environment": name or None, "since": since,
             "verdicts": [verdict.record() for verdict in sorted(verdicts, key=lambda verdict: verdict is not worst)],
-            "environments": ranked(rows, since, axis), "checkpoint_before": before,
+            "environments": ranked(rows, since, axis, [name, *(verdict.environment for verdict in verdicts)]),
+            "checkpoint_before": before,
             "completions_by": by, "completions": found, "commands": commands(run, name, before)}
 
 
-def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dict[str, Any]]:
-    """Every environment of the ledger: its push and its persona shift, in all and since `since`; the largest push since first."""
+def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every environment of the ledger: its push and its persona shift, in all and since `since`; those that are `named` first,
+    then the largest push since."""
+    first = {name: place for place, name in reversed(list(enumerate(named)))}
     now = shift(rows[-1], {}, axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
     earlier, found = shift(at, {}, axis), list[dict[str, Any]]()
@@ -58,7 +64,7 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None) -> list[dic
         found.append({"environment": name, "push": sum(push for _, push in pushes),
                       "push_since": sum(push for step, push in pushes if step >= since),
                       "shift": value, "shift_since": value - earlier.get(name, 0.0)})
-    return sorted(found, key=lambda row: -row["push_since"])
+    return sorted(found, key=lambda row: (first.get(row["environment"], len(first)), -row["push_since"]))
 
 
 def checkpoint_before(run: RunFolder, since: int) -> int:

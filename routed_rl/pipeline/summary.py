@@ -1,4 +1,4 @@
-"""What a run ends with: `summary.json`, the table, one sentence, three next commands."""
+"""What a run ends with: `summary.json`, the table, one sentence, the next commands."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
+from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.pipeline.commands import command
-from routed_rl.report import most_grown
+from routed_rl.report import cost, differences, has_quarantine
 from routed_rl.routing import Router
 from routed_rl.tracking import MetricsFile
 
@@ -77,31 +78,35 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
     console.table(title, ["environment", column, *metrics], rows)
 
 
-def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment]) -> str:
-    """The flag that grew most in the policy, in all three models, and who caused the shift towards it."""
-    if (found := most_grown(models)) is None:
-        return "no environment reports a flag, so only reward and solve can be compared"
-    name, flag, means = found
+def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment], mode: str = "route") -> str:
+    """What training raised, who shifted the stream, and what discarding the quarantine costs."""
     labels = {loaded.name: loaded.label for loaded in environments}
-    text = (f"{flag} in {labels[name]}: the policy {means['policy']:.2f}, the deployed model {means['deployed']:.2f}, "
-            f"base {means['base']:.2f}")
-    pushed = {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
-    total = sum(pushed.values())
-    if total <= 0:
-        return f"{text}; no environment shifted the stream towards the positive persona"
-    cause = max(pushed, key=lambda name: pushed[name])
-    return f"{text}; {labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona"
+    said, pushed = [differences(models, mode, labels)], {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
+    if (total := sum(pushed.values())) > 0:
+        cause = max(pushed, key=lambda name: pushed[name])
+        said.append(f"{labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona")
+    elif mode != "none":
+        said.append("no environment shifted the stream towards the positive persona")
+    return "; ".join([*said, *([lost] if (lost := cost(models, mode, labels)) else [])])
 
 
-def next_commands(run: RunFolder) -> list[str]:
-    """Three things to do with a finished run."""
+def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[str]:
+    """What to do with a finished run, as lines for a shell; `overrides`: what makes this run and no other."""
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
-    export = command("export", where, "--quarantine", f"{where}/quarantine")
-    evaluate = command("evaluate", where, "--json", f"{where}/again.json")
-    compare = command("compare", "--arms", "none,route,control", "--seeds", 3, "--out", "compare")
-    return [f"{export}    # as a PEFT adapter: deployed + adapter = policy",
-            f"{evaluate}    # all three models, once more", f"{compare}    # against no routing, a random subspace"]
+    ways = []
+    if has_quarantine(config.routing.mode):
+        ways.append(f"{command('export', where, '--quarantine', f'{where}/quarantine')}    # as a PEFT adapter: deployed + adapter "
+                    "= policy")
+    if not config.discard:
+        ways.append(f"{command('discard', where, '--out', f'{where}/deployed')}    # the deployed model: loads with plain transformers")
+    if config.evaluation.samples:
+        ways.append(f"{command('evaluate', where, '--json', f'{where}/again.json')}    # all three models, once more")
+    else:
+        ways.append(f"{command('resume', where, 'evaluation.samples=200')}    # evaluate the base model, the policy, the deployed model")
+    same = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ("out", "name")]
+    compare = command("compare", *same, "--arms", "none,route,control", "--seeds", 3, "--out", f"{where}-compare")
+    return [*ways, f"{compare}    # against no routing, a random subspace"]
 
 
 def _mean(values: list[float]) -> float | None:

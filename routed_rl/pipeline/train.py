@@ -198,7 +198,7 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
         summary.show_table(models, parts.environments)
         if scales:
             summary.show_curve(scales, parts.environments)
-        console.say(summary.sentence(models, blame, parts.environments))
+        console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode))
     console.say("next:")
-    for line in summary.next_commands(run):
+    for line in summary.next_commands(run, parts.config, read_overrides(run)):
         console.say(f"  {line}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from routed_rl.report.data import MODELS, NOT_METRICS, RunData
+from routed_rl.report.data import MODELS, RunData
+from routed_rl.report.differences import cost, differences
 from routed_rl.report.parts import Table
 
 
@@ -40,25 +41,10 @@ def _cause(run: RunData) -> str:
 
 
 def _discarding(run: RunData) -> str:
-    """The flag that grew most in the policy, in the deployed model too."""
-    if run.mode == "none" or (found := most_grown(run.models)) is None:
+    """What rose in the policy, and what discarding the quarantine changes and costs."""
+    if run.mode == "none" or any(model not in run.models for model in MODELS):
         return ""
-    env, flag, values = found
-    return (f"; {flag} in {env} is {values['policy']:.2f} in the policy, {values['deployed']:.2f} in the deployed model, where "
-            f"the quarantine is discarded, and {values['base']:.2f} in the base model")
-
-
-def most_grown(models: dict[str, dict[str, dict[str, float]]]) -> tuple[str, str, dict[str, float]] | None:
-    """(environment, flag, its mean by model) that rose most from base to policy; None where nothing is flagged.
-
-    An environment may name a flag only when it is seen, so a model that was evaluated and never had it has 0, as in `average`.
-    """
-    results = [models.get(model, {}) for model in MODELS]
-    everywhere = [env for env in results[0] if all(env in each for each in results)]
-    flags = dict.fromkeys((env, flag) for env in everywhere for each in results for flag in each[env]
-                          if flag not in ("reward", "solve", *NOT_METRICS))
-    found = [(env, flag, {model: models[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in flags]
-    return max(found, key=lambda each: each[2]["policy"] - each[2]["base"], default=None)
+    return "".join(f"; {words}" for words in (differences(run.models, run.mode), cost(run.models, run.mode)) if words)
 
 
 def final_shifts(run: RunData) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 
@@ -13,11 +14,12 @@ from safetensors.torch import load_file
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
-from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.config import Config, MonitorConfig, RuleConfig
 from routed_rl.errors import CheckpointError, ConfigError, Halted
-from routed_rl.monitor import RULES
-from routed_rl.pipeline.halting import checkpoint_before, commands, ranked
+from routed_rl.monitor import RULES, Verdict
+from routed_rl.pipeline.halting import checkpoint_before, commands, halt, ranked
 from routed_rl.pipeline.summary import next_commands
+from routed_rl.tracking import Tracker
 from tests.parts import own_config, write_parts
 
 STEPS, HALT = 6, 3
@@ -89,6 +91,21 @@ def test_environments_are_ranked_by_what_they_pushed_since_it_began():
     assert [each["shift_since"] for each in found] == pytest.approx([0.2, 0.1, 0.3])
 
 
+def test_the_environment_that_a_halt_is_about_stands_first_whatever_it_pushed(tmp_path, capsys):
+    """`c` pays for what is not true and pushes least of all."""
+    run = RunFolder(tmp_path)
+    run.config.write_text("")
+    run.metrics.write_text("".join(json.dumps({"step": step} | {
+        f"ledger/{name}/{what}": value * step for name, value in (("a", 0.3), ("b", 0.2), ("c", -0.1)) for what in ("push", "shift/p")
+    }) + "\n" for step in (1, 2, 3)))
+    verdicts = [Verdict("gap", "c", 3, 0.7, 0.5, 2, "halt"), Verdict("change", "b", 3, 0.6, 0.5, 2, "halt")]
+    with pytest.raises(Halted):
+        halt(run, verdicts, "p", Tracker())
+    assert [each["environment"] for each in json.loads(run.halted.read_text())["environments"]] == ["c", "b", "a"]
+    said = capsys.readouterr().out
+    assert re.search(r"│ c .* gap +│\n│ b .* change +│\n│ a [^a-z]*\n", said)
+
+
 def test_what_a_halt_says_to_type_is_typed_as_it_stands(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/opt/my tools/routed-rl"])
     monkeypatch.setenv("PATH", "")
@@ -97,7 +114,7 @@ def test_what_a_halt_says_to_type_is_typed_as_it_stands(monkeypatch):
     back = [*program, "rollback", "/x/my runs/y", "--step", "4"]
     assert typed == [[*back, "--drop", "it's"], [*back, "env.it's.KEY=VALUE"], [*program, "resume", "/x/my runs/y"]]
     assert next(line.split("    # ")[0] for line in commands(run, "", 0)).endswith("--step 0")
-    typed = [shlex.split(line, comments=True) for line in next_commands(run)]
+    typed = [shlex.split(line, comments=True) for line in next_commands(run, Config(), [])]
     assert typed[0][1:3] == ["export", "/x/my runs/y"] and typed[1][-1] == "/x/my runs/y/again.json" and typed[2][:2] == [
         *program, "compare"]
 

@@ -1,0 +1,65 @@
+"""What training changed, and what discarding the quarantine costs: in words, for the end of a run and for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from routed_rl.report.data import MODELS, NOT_METRICS
+
+SMALLEST = 0.005
+"""What two decimals show; a smaller difference is told as none."""
+
+Results = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""model -> environment -> metric -> mean."""
+
+
+def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
+    """The flag that rose most from the base model to the policy, and where the deployed model is left with it. `labels`:
+    names of environments for people."""
+    names = labels or {}
+    flags = _flags(results)
+    if not flags:
+        return "no environment reports a flag, so only reward and solve can be compared"
+    env, flag, means = max(flags, key=lambda each: each[2]["policy"] - each[2]["base"])
+    if means["policy"] - means["base"] < SMALLEST:
+        return f"training raised no flag ({', '.join(dict.fromkeys(flag for _, flag, _ in flags))}) in any environment"
+    said = f"{flag} in {names.get(env, env)}: "
+    if not has_quarantine(mode):
+        return f"{said}the trained model {means['policy']:.2f}, base {means['base']:.2f}"
+    return f"{said}the policy {means['policy']:.2f}, the deployed model {means['deployed']:.2f}, base {means['base']:.2f}"
+
+
+def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
+    """Where discarding the quarantine loses most of `solve`, the true score; "" where there is no quarantine to discard."""
+    if not has_quarantine(mode):
+        return ""
+    names = labels or {}
+    solved = {env: (results["policy"][env].get("solve"), results["deployed"][env].get("solve")) for env in _everywhere(results)}
+    lost = {env: policy - deployed for env, (policy, deployed) in solved.items() if policy is not None and deployed is not None}
+    if not lost:
+        return ""
+    env = max(lost, key=lambda name: lost[name])
+    if lost[env] < SMALLEST:
+        return "discarding the quarantine costs no solve in any environment"
+    policy, deployed = solved[env]
+    return (f"discarding the quarantine costs {lost[env]:.2f} of solve in {names.get(env, env)} (the policy {policy:.2f}, the "
+            f"deployed model {deployed:.2f})")
+
+
+def has_quarantine(mode: str) -> bool:
+    """Whether a run in this mode of routing ends with something to discard: `erase` keeps it empty."""
+    return mode in ("route", "observe")
+
+
+def _everywhere(results: Results) -> list[str]:
+    """Environments on which all models were evaluated."""
+    found = [results.get(model, {}) for model in MODELS]
+    return [env for env in found[0] if all(env in each for each in found)]
+
+
+def _flags(results: Results) -> list[tuple[str, str, dict[str, float]]]:
+    """(environment, flag, mean by model). An environment may name a flag only when it is seen, so a model that was evaluated
+    and never had it has 0."""
+    named = dict.fromkeys((env, flag) for env in _everywhere(results) for model in MODELS for flag in results[model][env]
+                          if flag not in ("reward", "solve", *NOT_METRICS))
+    return [(env, flag, {model: results[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in named]
