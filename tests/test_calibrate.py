@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.calibrate import calibrate, measured, own_limits, set_limits
 from routed_rl.cli.compose import compose as routed_rl_compose
 from routed_rl.config import Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.monitor import RULES, Monitor, limit, peaks
+from routed_rl.multirun.calibrate import calibrate, measured
+from routed_rl.multirun.limits import own_limits, set_limits
 
 OFF = {name: RuleConfig() for name in RULES}
 GUMBEL = np.random.default_rng(1).gumbel
@@ -114,6 +115,38 @@ def test_what_says_nothing_is_refused_and_what_is_not_secure_is_said(tmp_path, c
         "environment/a/reward": 0.9, "environment/a/solve": 0.1})) for seed in range(5)]
     calibrate([], runs, 20, 0.01, str(tmp_path / "out"), 1, compose)
     assert "a was paid for what was not solved; is it secure?" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (["routing.mode=none"], r"monitor\.pull reads nothing with routing\.mode=none"),
+    (["routing.mode=erase"], r"monitor\.pull reads nothing with routing\.mode=erase, which keeps the quarantine empty"),
+    (["trainer.max_steps=5"], r"monitor\.pull reads nothing in trainer\.max_steps=5 steps with monitor\.warmup=5"),
+    (["monitor.push.action=halt", "monitor.push.patience=61", "monitor.push.limit=1"], r"monitor\.push\.patience=61"),
+    (["monitor.energy.action=halt", "routing.random_control.every=0"], r"monitor\.energy reads nothing with .*every=0"),
+])
+def test_what_no_limit_can_come_of_is_refused_before_anything_is_trained(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        calibrate(settings, [], 20, 0.01, str(tmp_path / "out"), 1, routed_rl_compose, execute=_never)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_that_no_number_of_these_rules_would_resolve_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="--rate 1e-07 is less than .*; the smallest is"):
+        calibrate([], [], 20, 1e-7, str(tmp_path / "out"), 1, routed_rl_compose, execute=_never)
+    assert not (tmp_path / "out").exists()
+
+
+def _never(config, overrides):
+    raise AssertionError("nothing is trained")
+
+
+def test_no_limit_is_negative_however_far_secure_runs_move_away():
+    """The least that must not halt is a run that moves nothing."""
+    values = GUMBEL(-1.0, 0.1, size=20).tolist()
+    found = set_limits({"shift": [{"a": value, "b": value - 5} for value in values]}, 0.01)["shift"]
+    at_zero = set_limits({"shift": [{"a": value + 0.942} for value in values]}, 0.01)["shift"]["limit"]
+    assert found["limit"] == pytest.approx(at_zero, abs=0.1) and at_zero > 0.2
+    assert found["limits"] == pytest.approx(dict.fromkeys("ab", at_zero), abs=0.1)
 
 
 def spoilt(folder, kind):

@@ -31,7 +31,8 @@ CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "
 def engine(monkeypatch):
     """Stand-ins for `pipeline` and `compare`, whose imports take seconds; they record their calls."""
     calls = []
-    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "audit"], "compare": ["compare"]}
+    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "audit"],
+             "multirun.compare": ["compare"]}
     for unit, names in verbs.items():
         module = types.ModuleType(f"routed_rl.{unit}")
         for name in names:

@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from routed_rl.artifacts import read_json, write_json
-from routed_rl.compare import compare
-from routed_rl.compare.intervals import fold, interval, paired_difference, paired_ratio, student_t
-from routed_rl.compare.results import results
-from routed_rl.config import Config, SubspaceConfig
+from routed_rl.config import Config, LaunchConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+from routed_rl.multirun.compare import compare
+from routed_rl.multirun.intervals import fold, interval, paired_difference, paired_ratio, student_t
+from routed_rl.multirun.results import results
 
 HACK = {"none": 1.0, "observe": 0.98, "route": 0.12, "control": 0.85, "erase": 0.1}
 
@@ -188,6 +188,27 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, how: str, reason:
     assert started(tmp_path)["none-seed0"] == 1
 
 
+def test_what_cannot_begin_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    """Also what composing does not know: here the model is no folder."""
+    def nowhere(overrides: list[str]) -> Config:
+        config = compose(overrides)
+        config.model.path = str(tmp_path / "no model")
+        config.env = {"a": {"path": "routed_rl.envs:Task", "isolate": False}}
+        return config
+
+    with pytest.raises(RoutedRLError, match="none-seed0 cannot begin, and nothing was trained: "):
+        compare([], ["none", "route"], 2, str(tmp_path / "out"), 1, [], nowhere)
+    assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_runs_that_would_be_jobs_of_a_cluster_are_refused(tmp_path: Path) -> None:
+    def cluster(overrides: list[str]) -> Config:
+        return dataclasses.replace(compose(overrides), launch=LaunchConfig(where="slurm", strategy="ddp", processes=2))
+
+    with pytest.raises(ConfigError, match="launch.where=slurm: many runs are done on this machine"):
+        compare([], ["none"], 1, str(tmp_path / "out"), 1, [], cluster, execute=pretend)
+
+
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     found = run(tmp_path, arms="route", seeds=1, jobs=1)
     assert found["arms"]["route"]["deployed"]["code"]["hack"]["low"] is None
@@ -207,6 +228,7 @@ def test_an_unknown_arm_lists_the_known_ones(tmp_path: Path) -> None:
         run(tmp_path, arms="rout")
 
 
-def test_the_verb_imports_neither_torch_nor_trl() -> None:
-    code = "import sys, routed_rl.compare; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'transformers')))"
+def test_the_verbs_import_neither_torch_nor_trl() -> None:
+    verbs = ", ".join(f"routed_rl.multirun.{verb}" for verb in ("compare", "sweep", "calibrate"))
+    code = f"import sys, {verbs}; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from routed_rl.cli.compose import compose
-from routed_rl.compare.arms import ARMS, plan_runs
+from routed_rl.multirun.compare import ARMS, plan_runs
 
 ROOT = Path(__file__).parent.parent
 

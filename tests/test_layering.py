@@ -25,9 +25,8 @@ FLOORS = {
     "extraction": 5, "evaluate": 5, "export": 5,
     "training": 6, "report": 6, "audit": 6,
     "pipeline": 7, "inspection": 7,
-    "jobs": 8,
-    "compare": 9, "sweep": 9, "calibrate": 9,
-    "cli": 10,
+    "multirun": 8,
+    "cli": 9,
 }
 HEAVY = {
     "trl": {"training", "rollout"},
@@ -40,7 +39,7 @@ HEAVY = {
     "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},
     "jinja2": {"report"},
-    "optuna": {"sweep"},
+    "optuna": {"multirun"},
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}, "routed_rl/inspection/machine.py": {"torch"}}
 """Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""

@@ -47,11 +47,12 @@ def test_what_discarding_costs_is_told_for_the_environment_that_loses_most():
 
 
 @pytest.mark.parametrize("mode", ["none", "erase"])
-def test_where_there_is_no_quarantine_nothing_is_said_of_discarding_one(mode):
+def test_where_there_is_no_quarantine_nothing_is_said_of_discarding_one(mode: str) -> None:
     trained = results(a={"hack": 0.9, "solve": 0.1})
     models = {"base": results(a={"hack": 0.1}), "policy": trained, "deployed": trained}
     said = sentence(models, {}, ENVIRONMENTS, mode)
-    assert said.startswith("hack in a (leaky): the trained model 0.90, base 0.10") and "deployed" not in said and "discard" not in said
+    assert said.startswith("hack in a (leaky): the trained model 0.90, base 0.10")
+    assert "deployed" not in said and "discard" not in said
     assert ("shifted" in said) == (mode == "erase"), "without routing nothing is attributed"
 
 
@@ -61,10 +62,10 @@ def typed(config: Config, *overrides: str) -> dict[str, list[str]]:
 
 
 def test_what_is_suggested_is_of_this_run():
-    own = ["model.path=/my model", "env=empty", "env.mine.path=/x/my file.py:Mine", "~env.code", "name=mine", "out=my runs/it's", "seed=3"]
-    found = typed(Config(), *own)
+    own = ["model.path=/my model", "env=empty", "env.mine.path=/x/my file.py:Mine", "~env.code"]
+    found = typed(Config(), *own, "name=mine", "out=my runs/it's", "seed=3")
     assert list(found) == ["export", "evaluate", "compare"]
-    assert found["compare"] == [*own[:4], "seed=3", "--arms", "none,route,control", "--seeds", "3", "--out", "my runs/it's-compare"]
+    assert found["compare"] == [*own, "seed=3", "--arms", "none,route,control", "--seeds", "3", "--out", "my runs/it's-compare"]
     assert found["export"] == ["my runs/it's", "--quarantine", "my runs/it's/quarantine"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from routed_rl.cli.compose import compose
 from routed_rl.cli.space import split
 from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
-from routed_rl.sweep import Choice, Interval, sweep
-from routed_rl.sweep.trials import Outcome, Plan, best
+from routed_rl.multirun.space import Choice, Interval
+from routed_rl.multirun.sweep import sweep
+from routed_rl.multirun.trials import Outcome, Plan, best
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
 RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"
@@ -44,7 +46,8 @@ def pretend(config: Config, overrides: list[str]) -> None:
                 file.write(json.dumps({"step": step, "train/reward": -rate}) + "\n")
             # Whoever is worse than the median takes long, so that pruning has the time.
             time.sleep(0.2 if config.name > "trial-001" else 0)
-    write_json(folder / "summary.json", {"models": {"deployed": {"a": {"solve": 1 - rate, "hack": config.seed / 10}}}})
+    write_json(folder / "summary.json", {"models": {"deployed": {"a": {"solve": 1 - rate, "hack": config.seed / 10}},
+                                                    "policy": {"a": {"solve": 0.5, "hack": 0.9, "completions": 8}}}})
 
 
 def run(out: Path, *overrides: str, **options: Any) -> Any:
@@ -168,6 +171,25 @@ def test_several_objectives_give_the_pareto_front():
     front = best(found, ["minimize", "maximize"])
     assert [each.values for each in front] == [[0.1, 0.5], [0.3, 0.9]]
     assert [each.values for each in best(found, ["maximize", "maximize"])] == [[0.3, 0.9]]
+
+
+def test_without_an_objective_each_trial_says_what_it_trained(tmp_path, capsys):
+    found = run(tmp_path, "seed=0,1")
+    assert found["best"] == []
+    said = capsys.readouterr().out
+    assert re.search(r"│ trial-000 │ 0 +│ a +│ 0\.50 / 0\.97 │ 0\.90 / 0\.00 │", said)
+    assert re.search(r"│ trial-001 │ 1 +│ a +│ 0\.50 / 0\.97 │ 0\.90 / 0\.10 │", said)
+    assert "no objective is set" in said
+
+
+def test_where_nothing_was_evaluated_a_sweep_says_so(tmp_path, capsys):
+    run(tmp_path, "seed=0,1", execute=unevaluated)
+    assert "no trial was evaluated" in capsys.readouterr().out
+
+
+def unevaluated(config: Config, overrides: list[str]) -> None:
+    pretend(config, overrides)
+    write_json(Path(str(config.out)) / "summary.json", {"models": {"base": {}, "policy": {}, "deployed": {}}})
 
 
 def test_a_dry_run_lists_the_trials_and_writes_nothing(tmp_path, capsys):

@@ -14,12 +14,13 @@ import pytest
 
 from routed_rl import pipeline
 from routed_rl.artifacts import LOCK, alone_in, alone_making
-from routed_rl.calibrate import calibrate
 from routed_rl.cli.compose import compose
-from routed_rl.compare import compare
 from routed_rl.errors import RunFolderError
 from routed_rl.export import publish
-from routed_rl.sweep import Choice, sweep
+from routed_rl.multirun.calibrate import calibrate
+from routed_rl.multirun.compare import compare
+from routed_rl.multirun.space import Choice
+from routed_rl.multirun.sweep import sweep
 from tests.parts import typed, write_parts
 
 HOLD = ("import sys, time; from pathlib import Path; from routed_rl.artifacts import alone_in\n"

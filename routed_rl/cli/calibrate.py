@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     from routed_rl.cli.compose import compose, from_anywhere
 
     compose(arguments.overrides)  # a bad override is refused before anything heavy is loaded
-    from routed_rl.calibrate import calibrate
+    from routed_rl.multirun.calibrate import calibrate
 
     out = arguments.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
     calibrate(from_anywhere(arguments.overrides), names(arguments.runs) or [], arguments.seeds, arguments.rate, out,

@@ -18,6 +18,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Split the overrides, then run the trials."""
     from routed_rl.cli.compose import compose, from_anywhere
     from routed_rl.cli.space import split
-    from routed_rl.sweep import sweep
+    from routed_rl.multirun.sweep import sweep
 
     sweep(*split(from_anywhere(arguments.overrides)), compose, dry_run=arguments.dry_run)

@@ -207,7 +207,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from routed_rl.cli.compose import compose, from_anywhere
 
     compose(arguments.overrides)  # a bad override is refused before anything heavy is loaded
-    from routed_rl.compare import compare
+    from routed_rl.multirun.compare import compare
 
     compare(from_anywhere(arguments.overrides), arms, arguments.seeds, arguments.out, arguments.jobs, ranks, compose)
 

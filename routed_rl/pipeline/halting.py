@@ -55,7 +55,7 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> 
 def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every environment of the ledger: its push and its persona shift, in all and since `since`; those that are `named` first,
     then the largest push since."""
-    first = {name: place for place, name in reversed(list(enumerate(named)))}
+    first = {name: place for place, name in enumerate(dict.fromkeys(named))}
     now = shift(rows[-1], {}, axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
     earlier, found = shift(at, {}, axis), list[dict[str, Any]]()

@@ -78,7 +78,8 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
     console.table(title, ["environment", column, *metrics], rows)
 
 
-def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment], mode: str = "route") -> str:
+def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
+             mode: str = "route") -> str:
     """What training raised, who shifted the stream, and what discarding the quarantine costs."""
     labels = {loaded.name: loaded.label for loaded in environments}
     said, pushed = [differences(models, mode, labels)], {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
@@ -94,19 +95,19 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     """What to do with a finished run, as lines for a shell; `overrides`: what makes this run and no other."""
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
-    ways = []
-    if has_quarantine(config.routing.mode):
-        ways.append(f"{command('export', where, '--quarantine', f'{where}/quarantine')}    # as a PEFT adapter: deployed + adapter "
-                    "= policy")
-    if not config.discard:
-        ways.append(f"{command('discard', where, '--out', f'{where}/deployed')}    # the deployed model: loads with plain transformers")
-    if config.evaluation.samples:
-        ways.append(f"{command('evaluate', where, '--json', f'{where}/again.json')}    # all three models, once more")
-    else:
-        ways.append(f"{command('resume', where, 'evaluation.samples=200')}    # evaluate the base model, the policy, the deployed model")
     same = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ("out", "name")]
-    compare = command("compare", *same, "--arms", "none,route,control", "--seeds", 3, "--out", f"{where}-compare")
-    return [*ways, f"{compare}    # against no routing, a random subspace"]
+    ways: list[tuple[tuple[object, ...], str]] = []
+    if has_quarantine(config.routing.mode):
+        ways.append((("export", where, "--quarantine", f"{where}/quarantine"), "a PEFT adapter: deployed + adapter = policy"))
+    if not config.discard:
+        ways.append((("discard", where, "--out", f"{where}/deployed"), "the deployed model: loads with plain transformers"))
+    if config.evaluation.samples:
+        ways.append((("evaluate", where, "--json", f"{where}/again.json"), "all three models, once more"))
+    else:
+        ways.append((("resume", where, "evaluation.samples=200"), "measure the base model, the policy, the deployed model"))
+    ways.append((("compare", *same, "--arms", "none,route,control", "--seeds", 3, "--out", f"{where}-compare"),
+                 "against no routing, a random subspace"))
+    return [f"{command(*words)}    # {comment}" for words, comment in ways]
 
 
 def _mean(values: list[float]) -> float | None:

@@ -19,7 +19,7 @@ from routed_rl.errors import CheckpointError, ConfigError, Halted
 from routed_rl.monitor import RULES, Verdict
 from routed_rl.pipeline.halting import checkpoint_before, commands, halt, ranked
 from routed_rl.pipeline.summary import next_commands
-from routed_rl.tracking import Tracker
+from routed_rl.tracking import MetricsFile, Tracker
 from tests.parts import own_config, write_parts
 
 STEPS, HALT = 6, 3
@@ -94,10 +94,10 @@ def test_environments_are_ranked_by_what_they_pushed_since_it_began():
 def test_the_environment_that_a_halt_is_about_stands_first_whatever_it_pushed(tmp_path, capsys):
     """`c` pays for what is not true and pushes least of all."""
     run = RunFolder(tmp_path)
-    run.config.write_text("")
-    run.metrics.write_text("".join(json.dumps({"step": step} | {
-        f"ledger/{name}/{what}": value * step for name, value in (("a", 0.3), ("b", 0.2), ("c", -0.1)) for what in ("push", "shift/p")
-    }) + "\n" for step in (1, 2, 3)))
+    run.config.write_text("seed: 0\n")
+    for step in (1, 2, 3):
+        MetricsFile(run.metrics).append(step, {f"ledger/{name}/{what}": value * step for what in ("push", "shift/p")
+                                               for name, value in (("a", 0.3), ("b", 0.2), ("c", -0.1))})
     verdicts = [Verdict("gap", "c", 3, 0.7, 0.5, 2, "halt"), Verdict("change", "b", 3, 0.6, 0.5, 2, "halt")]
     with pytest.raises(Halted):
         halt(run, verdicts, "p", Tracker())

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from routed_rl.config import SweepConfig
 from routed_rl.errors import ConfigError, RunFolderError
-from routed_rl.jobs import Job, first_difference, is_finished
-from routed_rl.sweep.space import Choice, Dimension
-from routed_rl.sweep.trials import Outcome, Plan, Trial, outcome
+from routed_rl.multirun.job import Job, first_difference, is_finished
+from routed_rl.multirun.space import Choice, Dimension
+from routed_rl.multirun.trials import Outcome, Plan, Trial, outcome
 from routed_rl.tracking import MetricsFile
 
 if TYPE_CHECKING:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from routed_rl.config import Compose, SweepConfig
 from routed_rl.errors import ConfigError
-from routed_rl.jobs import Job
-from routed_rl.sweep.space import overrides_of
+from routed_rl.multirun.job import Job
+from routed_rl.multirun.space import overrides_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Outcome:
     state: str
     """done, failed, or pruned."""
     problem: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         return {"trial": self.trial.name, "state": self.state, "params": self.trial.point, "overrides": self.trial.overrides,
@@ -60,7 +61,7 @@ def outcome(trial: Trial, problem: str | None, objectives: list[str]) -> Outcome
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
     summary = trial.folder.results()
-    return Outcome(trial, [value_at(summary, path) for path in objectives], "done")
+    return Outcome(trial, [value_at(summary, path) for path in objectives], "done", summary=summary)
 
 
 def value_at(summary: dict[str, Any], path: str) -> float:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.config import Config, from_mapping
-from routed_rl.errors import RunFolderError
+from routed_rl.config import Compose, Config, from_mapping
+from routed_rl.errors import ConfigError, RunFolderError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,24 @@ class Job:
         return RunFolder(self.config.out)
 
 
+@dataclass(frozen=True)
+class Seeded(Job):
+    """One of several that differ by their seed alone. Equal `seed`s see the same tasks in every arm."""
+
+    arm: str
+    seed: int
+    """Counted from 0; the run's own seed is the experiment's plus this."""
+
+
+def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Seeded:
+    """Run `seed` of `arm`, in OUT/runs; `first`: the experiment's own seed. None of them halts: it could not be compared."""
+    name = f"{arm}-seed{seed}"
+    overrides = [*settings, f"seed={first + seed}", f"name={name}"]
+    config = compose(overrides)
+    config = dataclasses.replace(config, out=str(out / "runs" / name), monitor=config.monitor.reporting())
+    return Seeded(name, config, overrides, arm, seed)
+
+
 def train_or_resume(config: Config, overrides: list[str]) -> None:
     """One run, from the start, or from where it was stopped."""
     from routed_rl import pipeline
@@ -40,11 +59,21 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
         pipeline.train(config, overrides)
 
 
+def try_out(config: Config, overrides: list[str]) -> None:
+    """All of a run that can be known before it begins: model, environments, prompts, the trainer's settings. Writes nothing."""
+    from routed_rl import pipeline
+
+    pipeline.train(dataclasses.replace(config, out=None), overrides, dry_run=True)
+
+
 def is_finished(job: Job, another: str) -> bool:
     """Whether its folder holds the finished run; a folder with other settings is refused, so that nothing is mixed up.
 
     `another`: how one names another place, for the message.
     """
+    if job.config.launch.where != "here":
+        raise ConfigError(f"launch.where={job.config.launch.where}: many runs are done on this machine, a few at a time; set "
+                          "launch=local, or train each run as a job of its own")
     if not job.folder.config.exists():
         return False
     there = _comparable(from_mapping(job.folder.settings()))
@@ -57,7 +86,7 @@ def is_finished(job: Job, another: str) -> bool:
 
 
 def first_difference(there: Any, here: Any, name: str = "") -> str | None:
-    """The first setting that differs, as `key=before there, key=after here`, or None."""
+    """The first setting that differs, as `key is ... there and ... here`, or None."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in [*there, *(key for key in here if key not in there)]:
             if found := first_difference(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")):

@@ -21,7 +21,7 @@ from routed_rl import console
 from routed_rl.config import Config
 from routed_rl.errors import RoutedRLError
 from routed_rl.guard import die_with
-from routed_rl.jobs.job import Job, is_finished
+from routed_rl.multirun.job import Job, Seeded, is_finished, train_or_resume, try_out
 
 Execute = Callable[[Config, list[str]], object]
 """Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""
@@ -57,23 +57,27 @@ class Worker:
 
 
 def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, logs: Path, verb: str, *,
-            ended: Ended = lambda _job, _problem: None, stop: Stop | None = None) -> dict[str, str]:
+            ended: Ended = lambda _job, _problem: None, stop: Stop | None = None, first: Iterable[Job] = ()) -> dict[str, str]:
     """Do `count` jobs, at most `at_once` at a time; {job: what went wrong} for those that failed.
 
     `jobs` is read when a process is idle, so that a later one may follow from how earlier ones `ended`. `stop` ends a job in
-    progress, by its process.
+    progress, by its process. Before any of them is trained, those of `first` that have no folder yet are tried out, in a
+    process that trains afterwards; RoutedRLError where one of them cannot begin.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
     workers = [Worker.start(at_once) for _ in range(min(at_once, count))]
     busy: dict[Connection, tuple[Worker, Job]] = {}
     try:
+        for job in first if execute is train_or_resume else ():
+            if not job.folder.path.exists():
+                _try_out(workers[0], job, logs)
         with console.progress(verb, "runs") as advance:
             advance(0, count)
             while True:
                 for worker in [worker for worker in workers if worker.connection not in busy]:
                     if (job := next(waiting, None)) is not None:
-                        worker.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
+                        worker.connection.send(_order(execute, job, logs))
                         busy[worker.connection] = worker, job
                 if not busy:
                     return failed
@@ -97,11 +101,12 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
             worker.stop()
 
 
-def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
+def run_missing(jobs: Sequence[Seeded], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
     """Do those that are not finished; {job: what went wrong}. `another`: how one names another place than theirs."""
     missing = [job for job in jobs if not is_finished(job, another)]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
-    return run_all(missing, len(missing), execute, at_once, logs, verb) if missing else {}
+    first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]
+    return run_all(missing, len(missing), execute, at_once, logs, verb, first=first) if missing else {}
 
 
 def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
@@ -109,6 +114,16 @@ def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
     if failed:
         raise RoutedRLError(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
                             "again")
+
+
+def _order(execute: Execute, job: Job, logs: Path) -> tuple[Execute, Config, list[str], str]:
+    return execute, job.config, job.overrides, str(logs / f"{job.name}.log")
+
+
+def _try_out(worker: Worker, job: Job, logs: Path) -> None:
+    worker.connection.send(_order(try_out, job, logs))
+    if problem := _outcome(worker):
+        raise RoutedRLError(f"{job.name} cannot begin, and nothing was trained: {problem}")
 
 
 def _ready(busy: dict[Connection, tuple[Worker, Job]], stop: Stop | None) -> list[tuple[Connection, str | None]]:
@@ -149,7 +164,8 @@ def _attempt(execute: Execute, config: Config, overrides: list[str]) -> str | No
         return None
     except Exception as error:
         traceback.print_exc()
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
+        return " ".join(f"{name}{error}".split())[:300]
 
 
 def _redirect_output(log: str) -> None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, alone_in, write_json
-from routed_rl.config import Compose, MonitorConfig, RuleConfig
+from routed_rl.config import Compose, Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError
-from routed_rl.jobs import Execute, Job, refuse_failed, run_missing, train_or_resume
-from routed_rl.monitor import FEWEST, Row, limit, peaks, smallest_rate
+from routed_rl.monitor import FEWEST, Row, peaks, smallest_rate
+from routed_rl.multirun import reporter
+from routed_rl.multirun.job import seeded, train_or_resume
+from routed_rl.multirun.limits import Peaks, check_rate, set_limits
+from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
 ARM = "secure"
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Nothing of a run but its metrics is read."""
-Peaks = dict[str, list[dict[str, float]]]
-"""Rule -> per run, per environment."""
+WITHOUT_ROUTING = ("gap", "collapse")
+"""Rules that read something where nothing is routed."""
+OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
+"""Rules that read nothing where the quarantine stays empty."""
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
@@ -32,14 +35,14 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     where an earlier one stopped. The rules' own settings (allowance, patience, warm-up, axis) are those of the experiment.
     """
     config, folder = compose(overrides), Path(out).absolute()
+    rules = [name for name, rule in config.monitor.rules().items() if rule.action == "halt"] or ["pull", "change", "gap"]
     if not 0 < rate < 1:
         raise ConfigError(f"--rate is a probability, got {rate:g}")
-    if not runs and seeds < FEWEST:
-        raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
+    if not runs:
+        check_experiment(config, rules, seeds, rate)
     with alone_in(folder):
         folders = _given(runs) or _trained(overrides, seeds, folder, jobs, compose, execute)
         _check_insecure(folders, config.monitor)
-        rules = [name for name, rule in config.monitor.rules().items() if rule.action == "halt"] or ["pull", "change", "gap"]
         found = measured(folders, config.monitor, rules)
         limits = set_limits(found, rate)
         settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
@@ -49,9 +52,31 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
             "rate": rate, "runs": [str(run.path) for run in folders], "rules": limits,
             "overrides": settings})
     _show(limits, rate, len(folders), config.monitor)
-    console.say(f"written: {folder / 'calibration.json'}; to use the limits:")
+    reporter.written(folder, ["calibration.json"])
+    console.say("to use the limits:")
     console.say(f"  routed-rl train {shlex.join([*overrides, *settings])}")
     return folder / "calibration.json"
+
+
+def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) -> None:
+    """Refuse, before anything is trained, what no limit could come of."""
+    monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
+    if seeds < FEWEST:
+        raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
+    check_rate(rate, smallest_rate(seeds) * len(rules))
+    for name in rules:
+        if mode == "none" and name not in WITHOUT_ROUTING:
+            raise ConfigError(f"monitor.{name} reads nothing with routing.mode=none; set routing.mode=route, or let only "
+                              f"{' and '.join(WITHOUT_ROUTING)} halt")
+        if mode == "erase" and name in OF_THE_QUARANTINE:
+            raise ConfigError(f"monitor.{name} reads nothing with routing.mode=erase, which keeps the quarantine empty; set "
+                              "routing.mode=route")
+        if name.startswith("energy") and not config.routing.random_control.every:
+            raise ConfigError(f"monitor.{name} reads nothing with routing.random_control.every=0; set it to 16")
+        patience = getattr(monitor, name).patience
+        if steps is not None and 0 < steps <= max(monitor.warmup, patience - 1):
+            raise ConfigError(f"monitor.{name} reads nothing in trainer.max_steps={steps} steps with monitor.warmup="
+                              f"{monitor.warmup} and monitor.{name}.patience={patience}; train for more steps")
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
@@ -81,46 +106,6 @@ def _facts(rows: Sequence[Row], config: MonitorConfig) -> str:
             f"the axes of its ledger are {', '.join(axes) or 'none: it was not routed'}")
 
 
-def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
-    """Per rule its limit, those of single environments, and what they stand on; None where the runs say nothing: no reading,
-    or no spread at all.
-
-    The rate is shared evenly by the rules that have a spread. Few runs are pooled: their environments count as alike.
-    ConfigError for a rate that the simulation behind a limit does not resolve.
-    """
-    samples = {name: _sample(each) for name, each in found.items()}
-    spread = [name for name, (values, _) in samples.items() if len(set(values)) > 1]
-    floor = max((smallest_rate(len(samples[name][0])) * len(spread) * samples[name][1] for name in spread), default=0.0)
-    if rate < floor:  # Named rounded up, so that it can be typed.
-        raise ConfigError(f"--rate {rate:g} is less than the simulation behind a limit resolves; the smallest is "
-                          f"{1.01 * floor:.3g}")
-    limits: dict[str, dict[str, Any]] = {}
-    for name, (values, shared_by) in samples.items():
-        part = rate / max(len(spread), 1) / shared_by
-        each = own_limits(found[name], part) if name in spread and len(found[name]) >= FEWEST else {}
-        limits[name] = {"limit": limit(values, part) if name in spread else None, "limits": each, "rate": part,
-                        "peaks": values, "environments": _largest(found[name])}
-    return limits
-
-
-def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
-    """A limit for each environment, such that any of them is passed with probability `rate` in a run.
-
-    Peaks are taken in units of the environment's own spread around its own mean, and the limit is that of a run's largest.
-    Half of the variance is the average environment's: one that happened to lie still would else halt at a breath.
-    """
-    names = [name for name in per_run[0] if all(name in run for run in per_run)]
-    if not names:
-        several = ", ".join(dict.fromkeys(name for run in per_run for name in run))
-        raise ConfigError(f"the runs have no environment in common: {several}; calibrate on runs of one experiment")
-    columns = {name: [run[name] for run in per_run] for name in names}
-    average = statistics.fmean(statistics.variance(column) for column in columns.values())
-    spread = {name: ((statistics.variance(column) + average) / 2) ** 0.5 for name, column in columns.items()}
-    middle = {name: statistics.fmean(column) for name, column in columns.items()}
-    furthest = limit([max((run[name] - middle[name]) / spread[name] for name in names) for run in per_run], rate)
-    return {name: middle[name] + furthest * spread[name] for name in names}
-
-
 def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
     """The overrides by which a rule halts: at the limits found, or where there are none at those it has."""
     if entry["limit"] is None:
@@ -130,18 +115,6 @@ def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
         if own := entry["limits"]:
             whole.append(f"monitor.{name}.limits={{{','.join(f'{each}:{value:.4g}' for each, value in own.items())}}}")
     return [*whole, f"monitor.{name}.action=halt"] if whole or own else []
-
-
-def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
-    """The values that a limit is set from, and by how many of them in a run its rate is shared."""
-    if len(per_run) >= FEWEST:
-        return [max(run.values()) for run in per_run], 1
-    return [value for run in per_run for value in run.values()], max(map(len, per_run), default=1)
-
-
-def _largest(per_run: list[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for run in per_run for name in run)
-    return {name: max(run[name] for run in per_run if name in run) for name in names}
 
 
 def _given(runs: list[str]) -> list[RunFolder]:
@@ -157,12 +130,8 @@ def _given(runs: list[str]) -> list[RunFolder]:
 
 def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Compose, execute: Execute) -> list[RunFolder]:
     """The runs of the experiment under `seeds` seeds, none of which halts."""
-    first, runs = compose(overrides).seed, list[Job]()
-    for seed in range(seeds):
-        settings = [*overrides, *CHEAP, f"seed={first + seed}", f"name={ARM}-seed{seed}"]
-        config = compose(settings)
-        config = dataclasses.replace(config, out=str(out / "runs" / f"{ARM}-seed{seed}"), monitor=config.monitor.reporting())
-        runs.append(Job(f"{ARM}-seed{seed}", config, settings))
+    first = compose(overrides).seed
+    runs = [seeded(ARM, seed, [*overrides, *CHEAP], first, out, compose) for seed in range(seeds)]
     refuse_failed(run_missing(runs, execute, jobs, out / "logs", "calibrate", "--out"), len(runs), out / "logs")
     return [run.folder for run in runs]
 
@@ -177,14 +146,14 @@ def _check_insecure(folders: list[RunFolder], config: MonitorConfig) -> None:
 
 
 def _show(limits: dict[str, dict[str, Any]], rate: float, runs: int, config: MonitorConfig) -> None:
-    rows: list[list[Any]] = []
+    rows: list[list[str]] = []
     for name, entry in limits.items():
         was, largest = getattr(config, name), entry["environments"]
         found = "no spread: as it is" if entry["limit"] is None else f"{entry['limit']:.4g}"
         rows += [[name, "any", f"{max(largest.values(), default=0):.3g}" if largest else "-", found, str(was.limit)],
                  *([name, environment, f"{largest[environment]:.3g}", f"{value:.4g}", str(was.limits.get(environment))]
                    for environment, value in entry["limits"].items())]
-    console.table(f"limits at {rate:.2%} false halts a run, from {runs} runs of as many steps as these",
-                  ["rule", "environment", "largest peak", "limit", "was"], rows)
+    reporter.show([reporter.Table(f"limits that {rate:.2%} of secure runs pass, from {runs} runs, for runs of their length",
+                                  ["rule", "environment", "largest peak", "limit", "was"], rows)])
     if beyond := [name for name, entry in limits.items() if entry["limit"] is not None and len(entry["peaks"]) < 1 / rate]:
         console.say(f"{', '.join(beyond)}: beyond what {runs} runs show, the limits stand on a Gumbel distribution")

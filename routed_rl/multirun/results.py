@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from routed_rl.compare.arms import CONTROL, ROUTED, UNROUTED
-from routed_rl.compare.intervals import fold, interval, paired_difference, paired_ratio
+from routed_rl.multirun.intervals import fold, interval, paired_difference, paired_ratio
+
+UNROUTED, ROUTED, CONTROL = "none", "route", "control"
+"""The arms that others are measured against."""
 
 Summaries = dict[str, dict[int, dict[str, Any]]]
 Values = Mapping[int, float]

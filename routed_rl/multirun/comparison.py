@@ -1,28 +1,14 @@
-"""A comparison for people: tables (on the screen and as Markdown) and a plot. Reads `compare.json`'s content only."""
+"""A comparison for people: its tables and its plot, from the content of `compare.json` alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from routed_rl import console
-from routed_rl.artifacts import write_text
+from routed_rl.multirun.reporter import Table, panels
 
 Cell = Callable[[dict[str, Any]], str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are text already."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def tables(found: dict[str, Any], cell: Cell) -> list[Table]:
@@ -53,34 +39,18 @@ def with_half_width(value: dict[str, Any]) -> str:
     return f"{value['mean']:.3f}{half}"
 
 
-def show(found: dict[str, Any], notes: list[str]) -> None:
-    """Print every table, and the notes."""
-    for table in tables(found, with_half_width):
-        console.table(table.title, table.columns, list(table.rows))
-    for note in notes:
-        console.say(f"note: {note}")
-
-
-def write_markdown(path: Path, found: dict[str, Any], notes: list[str]) -> None:
-    """The same tables, to paste."""
-    parts = []
-    for table in tables(found, with_bounds):
-        lines = ["| " + " | ".join(row) + " |" for row in [table.columns, ["---"] * len(table.columns), *table.rows]]
-        parts.append(f"{table.title}\n\n" + "\n".join(lines) + "\n")
-    write_text(path, "\n".join([*parts, *(f"Note: {note}.\n" for note in notes)]))
-
-
-def draw(path: Path, found: dict[str, Any]) -> None:
-    """The deployed models' metrics by arm, with intervals, one panel per environment; the base model is a dotted line."""
+def draw(path: Path, found: dict[str, Any]) -> list[str]:
+    """The deployed models' metrics by arm, with intervals, one panel per environment; the base model is a dotted line. Returns
+    the names of what was written: nothing where nothing was evaluated."""
     arms = {arm: models for arm, models in found["arms"].items() if models.get("deployed")}
     environments = list(dict.fromkeys(env for models in arms.values() for env in models["deployed"]))
     if not environments:
-        return
-    figure = Figure(figsize=(1.5 + 3.2 * len(environments), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for panel, env in zip(figure.subplots(1, len(environments), squeeze=False)[0], environments, strict=True):
+        return []
+    figure, axes = panels(len(environments), 3.2)
+    for panel, env in zip(axes, environments, strict=True):
         _panel(panel, env, arms)
     figure.savefig(path, dpi=150)
+    return [path.name]
 
 
 def _panel(panel: Any, env: str, arms: dict[str, Any]) -> None:

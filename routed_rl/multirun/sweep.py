@@ -1,7 +1,8 @@
-"""The verb: which trials there are, those that are missing run, what they found written and shown."""
+"""`sweep`: many settings of one experiment. Runs the trials that are missing, writes and shows what all of them found."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -10,11 +11,13 @@ from routed_rl import console
 from routed_rl.artifacts import alone_in, write_json
 from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError
-from routed_rl.jobs import Execute, Job, is_finished, run_all, train_or_resume
-from routed_rl.sweep import report
-from routed_rl.sweep.space import Dimension, grid
-from routed_rl.sweep.study import Study
-from routed_rl.sweep.trials import Outcome, Plan, Trial, outcome
+from routed_rl.multirun import reporter
+from routed_rl.multirun.job import Job, is_finished, train_or_resume
+from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
+from routed_rl.multirun.space import Dimension, grid
+from routed_rl.multirun.study import Study
+from routed_rl.multirun.trials import Outcome, Plan, Trial, outcome
+from routed_rl.multirun.workers import Execute, run_all
 
 FOLDER = "sweep"
 
@@ -76,11 +79,13 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     config = compose(fixed)
     settings, folder = config.sweep, Path(config.out or FOLDER).absolute()
     plan = Plan([text for text in fixed if not _of_the_sweep(text)], folder, compose)
-    for trial in _corners(plan, dimensions):
+    corners = list(_corners(plan, dimensions))
+    for trial in corners:
         check(trial.config)
     everything = Grid(plan, dimensions, settings) if settings.method == "grid" else None
     if dry_run:
-        report.show_plan(everything.trials if everything else [], dimensions, settings)
+        for line in plan_lines(everything.trials if everything else [], dimensions, settings):
+            console.say(line)
         return None
     with alone_in(folder):
         source = everything or Study(plan, dimensions, settings, config.seed)
@@ -88,13 +93,16 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         console.say(f"sweep: {left} trials to run, {settings.jobs} at a time; logs in {folder / 'logs'}")
         stop = source.stop if isinstance(source, Study) and settings.prune.metric else None
         if left:
-            run_all(source.jobs(), left, execute, settings.jobs, folder / "logs", "sweep", ended=source.ended, stop=stop)
+            run_all(source.jobs(), left, execute, settings.jobs, folder / "logs", "sweep", ended=source.ended, stop=stop,
+                    first=[dataclasses.replace(corners[0], name="trying-out")])
         found = source.outcomes()
         request = {"fixed": fixed, "space": [str(each) for each in dimensions]}
-        write_json(folder / "sweep.json", report.result(found, settings, request))
-    drawn = report.draw(folder / "sweep", found, settings)
-    report.show(found, settings)
-    console.say(f"written: {folder}/{', '.join(['sweep.json', *drawn])}")
+        write_json(folder / "sweep.json", result(found, settings, request))
+        drawn = draw(folder / "sweep", found, settings)
+    reporter.show([table(found, settings)], notes(found, settings))
+    for line in commands(found, settings):
+        console.say(line)
+    reporter.written(folder, ["sweep.json", *drawn])
     if failed := [each.trial.name for each in found if each.state == "failed"]:
         again = "the same command tries them again" if settings.method == "grid" else "they count as tried"
         raise RoutedRLError(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")

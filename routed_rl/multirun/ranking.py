@@ -1,0 +1,142 @@
+"""A sweep for people: what is planned, a table, a plot, and the best overrides to paste."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from routed_rl.config import SweepConfig
+from routed_rl.multirun.reporter import Table, panels
+from routed_rl.multirun.results import known_metrics
+from routed_rl.multirun.space import Dimension
+from routed_rl.multirun.trials import Outcome, Trial, best
+
+MARKS = {"done": "", "failed": "failed", "pruned": "pruned"}
+
+
+def plan_lines(trials: list[Trial], dimensions: list[Dimension], settings: SweepConfig) -> Iterator[str]:
+    """The trials of a grid, or what Optuna draws from."""
+    for trial in trials:
+        yield f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}"
+    if not trials:
+        yield from (f"drawn: {dimension}" for dimension in dimensions)
+    yield f"{len(trials) or settings.trials} trials, {settings.jobs} at a time"
+
+
+def result(found: list[Outcome], settings: SweepConfig, request: dict[str, Any]) -> dict[str, Any]:
+    """What stands in sweep.json."""
+    return {"request": request, "method": settings.method, "objectives": settings.objectives, "directions": settings.directions,
+            "trials": [each.record() for each in found], "best": [each.record() for each in _best(found, settings)]}
+
+
+def table(found: list[Outcome], settings: SweepConfig) -> Table:
+    """A row for each trial, the best first. Without an objective, a row for each trial and environment: what the policy and the
+    deployed model do there."""
+    keys = list(dict.fromkeys(key for each in found for key in each.trial.point))
+    if not settings.objectives:
+        return _figures(found, keys)
+    front, several = _best(found, settings), len(settings.objectives) > 1
+    winners = {each.trial.number for each in front}
+    rows = [[*_names(each, keys), *_values(each, settings), MARKS[each.state] or ("best" if each.trial.number in winners else "")]
+            for each in _ranked(found, settings)]
+    return Table(f"sweep of {len(found)} trials" + (", best: the Pareto front" if several else ""),
+                 ["trial", *keys, *settings.objectives, ""], rows)
+
+
+def _figures(found: list[Outcome], keys: list[str]) -> Table:
+    known = known_metrics([each.summary for each in found if each.summary])
+    metrics = list(dict.fromkeys(metric for names in known.values() for metric in names))
+    rows: list[list[str]] = []
+    for each in found:
+        models = each.summary.get("models", {})
+        cells = [[env, *(_pair(models, env, metric) for metric in metrics)] for env in known if env in models.get("policy", {})]
+        for place, row in enumerate(cells or [[""] * (1 + len(metrics))]):
+            names, mark = (_names(each, keys), MARKS[each.state]) if place == 0 else ([""] * (1 + len(keys)), "")
+            rows.append([*names, *row, mark])
+    return Table(f"sweep of {len(found)} trials: policy / deployed model, one number where they are the same",
+                 ["trial", *keys, "environment", *metrics, ""], rows)
+
+
+def _pair(models: dict[str, Any], env: str, metric: str) -> str:
+    values = [models[model][env].get(metric) for model in ("policy", "deployed") if env in models.get(model, {})]
+    return " / ".join(dict.fromkeys("-" if value is None else f"{value:.2f}" for value in values))
+
+
+def notes(found: list[Outcome], settings: SweepConfig) -> list[str]:
+    if settings.objectives:
+        return []
+    if not any(each.summary.get("models", {}).get("policy") for each in found):
+        return ["no trial was evaluated, so there is nothing to compare; set evaluation.samples=200, or read their reports"]
+    return ["no objective is set, so no trial is the best; sweep.objective=models.deployed.ENV.solve ranks them"]
+
+
+def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:
+    """To train the best again."""
+    for each in _best(found, settings):
+        values = ", ".join(f"{path} {value:.3f}" for path, value in zip(settings.objectives, each.values or [], strict=True))
+        yield f"{each.trial.name} ({values}): {shlex.join(['routed-rl', 'train', *each.trial.overrides])}"
+
+
+def _names(each: Outcome, keys: list[str]) -> list[str]:
+    return [each.trial.name, *(each.trial.point.get(key, "-") for key in keys)]
+
+
+def _values(each: Outcome, settings: SweepConfig) -> list[str]:
+    return [f"{value:.4g}" for value in each.values] if each.values else ["-"] * len(settings.objectives)
+
+
+def _best(found: list[Outcome], settings: SweepConfig) -> list[Outcome]:
+    return best(found, settings.directions) if settings.objectives else []
+
+
+def _ranked(found: list[Outcome], settings: SweepConfig) -> list[Outcome]:
+    """By the first objective, those without a value last; by number where there is none."""
+    if not settings.objectives:
+        return found
+    sign = -1 if settings.directions[0] == "maximize" else 1
+    return sorted(found, key=lambda each: (not each.values, sign * each.values[0] if each.values else 0.0))
+
+
+def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
+    """PATH.png and PATH.svg: the objective over each setting; of several objectives the second over the first, with the front.
+    Returns the names of what was written: nothing where nothing is judged."""
+    done, several = [each for each in found if each.values], len(settings.objectives) > 1
+    if not done:
+        return []
+    keys = list(done[0].trial.point)
+    figure, axes = panels(1 if several else len(keys), 3.4)
+    if several:
+        _front(axes[0], done, settings)
+    else:
+        for panel, key in zip(axes, keys, strict=True):
+            _panel(panel, key, done, settings)
+    files = [path.with_suffix(f".{suffix}") for suffix in ("png", "svg")]
+    for file in files:
+        figure.savefig(file, dpi=150)
+    return [file.name for file in files]
+
+
+def _panel(panel: Any, key: str, done: list[Outcome], settings: SweepConfig) -> None:
+    places = {value: place for place, value in enumerate(dict.fromkeys(each.trial.point[key] for each in done))}
+    try:
+        x = [float(each.trial.point[key]) for each in done]
+        if min(x) > 0 and max(x) / min(x) > 30:
+            panel.set_xscale("log")
+    except ValueError:
+        x = [float(places[each.trial.point[key]]) for each in done]
+        panel.set_xticks(range(len(places)), list(places))
+    panel.plot(x, [each.values[0] for each in done if each.values], "o")
+    panel.set_xlabel(key, fontsize="small")
+    panel.set_ylabel(settings.objectives[0], fontsize="small")
+
+
+def _front(panel: Any, done: list[Outcome], settings: SweepConfig) -> None:
+    front = _best(done, settings)
+    for label, marker, group in (("trials", "o", done), ("Pareto front", "s-", front)):
+        values = [each.values for each in group if each.values]
+        panel.plot([value[0] for value in values], [value[1] for value in values], marker, label=label)
+    panel.set_xlabel(settings.objectives[0], fontsize="small")
+    panel.set_ylabel(settings.objectives[1], fontsize="small")
+    panel.legend(fontsize="small")
