@@ -73,7 +73,7 @@ def ended(process: int, wait: bool = False) -> bool:
 
 def killed(process: int, draw: random.Random, whole_s: float) -> bool:
     """Kill it at a random moment, alone or with its children; False where it had ended before."""
-    until = time.monotonic() + draw.uniform(0, whole_s)
+    until = time.monotonic() + draw.uniform(0, 0.6 * whole_s)
     while time.monotonic() < until:
         if ended(process):
             return False
@@ -100,7 +100,7 @@ def state(out: Path) -> dict[str, Any]:
         summary = {key: value for key, value in json.loads(run.summary.read_text()).items() if key != "timing"}
         tables = pd.concat([pd.read_parquet(path) for path in run.completion_files()])
         found[name] = {"rows": [{key: value for key, value in row.items() if "time" not in key} for row in rows],
-                       "summary": summary, "completions": tables.to_json(),
+                       "summary": summary, "completions": tables.to_json(orient="records"),
                        "weights": {f"{file.parent.name}/{file.name}": _hashes(load_file(file))
                                    for file in sorted(run.path.rglob("*.safetensors"))},
                        "optimizer": str(torch.load(run.checkpoint(STEPS) / "optimizer.pt", weights_only=True)["state"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,12 +13,14 @@ import yaml
 from routed_rl import pipeline
 from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, sealed_folder
 from routed_rl.cli.compose import compose
-from routed_rl.config import AuditConfig
+from routed_rl.config import AuditConfig, LaunchConfig
 from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
 from routed_rl.monitor import RULES
+from routed_rl.pipeline import launched
 from routed_rl.pipeline.verbs import check_seal
 from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
+from tests.families import tiny
 from tests.parts import own_config
 
 SHAPES = {"empty": b"", "list": b"[1]", "number": b"3", "null": b"null", "invalid UTF-8": b"\xff\xfe\x00", "torn": b'{"a": 1',
@@ -95,6 +98,16 @@ def test_the_report_takes_a_damaged_record_as_not_there(run):
             (run.path / name).write_bytes(content)
             found = read_run(run)
             assert found.halted is None and found.lineage is None and not found.models
+
+
+def test_a_launched_run_does_not_end_with_an_older_checkpoint_than_its_last_step(run, monkeypatch):
+    """The processes have trained four steps, and the checkpoint of the last is damaged before it is read."""
+    monkeypatch.setattr(launched, "run_processes", lambda *_: None)
+    run.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 5)))
+    (run.checkpoint(4) / "config.json").write_text("{ }")
+    parts = SimpleNamespace(model=tiny("llama"), config=SimpleNamespace(launch=LaunchConfig(strategy="ddp", processes=2)))
+    with pytest.raises(CheckpointError, match="the last step, 4, was damaged after it was written; .* from step-2: routed"):
+        launched.train(parts, run, None, None)  # type: ignore[arg-type]
 
 
 def test_a_missing_manifest_is_said(run):

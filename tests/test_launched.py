@@ -16,7 +16,7 @@ import torch
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
-from routed_rl.errors import ConfigError, Stopped
+from routed_rl.errors import CheckFailed, ConfigError, Stopped
 from routed_rl.pipeline.arithmetic import memory_bytes
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.following import following
@@ -261,6 +261,15 @@ def test_a_halt_comes_through_with_its_exit_code_and_record(parts, tmp_path, cap
     with pytest.raises(Halted):
         pipeline.train(config, [])
     assert read_json(tmp_path / "run" / "HALTED.json")["step"] == RunFolder(tmp_path / "run").steps()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_number_that_is_not_finite_ends_all_processes_alike(parts, tmp_path):
+    trainer = HALF | {"learning_rate": 1e30, "save_steps": 1}
+    with pytest.raises(CheckFailed, match="step 1: a logit of the policy is not finite; nothing of this step was saved"):
+        pipeline.train(own_config(parts, tmp_path / "run", launch=DDP, trainer=trainer), [])
+    assert RunFolder(tmp_path / "run").steps() == []
 
 
 @pytest.mark.slow
