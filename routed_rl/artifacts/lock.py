@@ -68,7 +68,7 @@ def _warn(text: str) -> None:
 
 def _sign(descriptor: int) -> None:
     """Write who holds the lock into it."""
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    command = " ".join([Path(sys.argv[0]).name.replace("__main__.py", "routed-rl"), *sys.argv[1:2]])
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": command,
               "since": datetime.now(UTC).isoformat(timespec="seconds")}
     os.ftruncate(descriptor, 0)

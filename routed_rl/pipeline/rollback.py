@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import RunFolder, alone_in, alone_making, damage, sealed_folder, step_of
+from routed_rl.artifacts import RunFolder, alone_in, alone_making, sealed_folder, step_of
 from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
-from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.errors import ConfigError
 from routed_rl.pipeline.record import (
     fresh_from_step,
     new_folder,
@@ -80,10 +80,8 @@ def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
 
 def check_step(run: RunFolder, step: int, config: Config) -> None:
     """Refuse a step without a whole checkpoint, or after the new run's last; 0 is the base model."""
-    have = [0, *(each for each in run.steps() if damage(run.checkpoint(each)) is None)]
-    if step not in have:
-        raise CheckpointError(f"--step {step}: {run.path} has no whole checkpoint there; it has {', '.join(map(str, have))} "
-                              "(0 is the base model)")
+    if step:
+        run.require_checkpoint(step)
     if step > (last := config.trainer.get("max_steps", step)):
         raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
 

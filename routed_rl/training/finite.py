@@ -56,11 +56,10 @@ class FiniteCheck:
     def step(self, step: int) -> None:
         """Before the optimizer's step `step`: the losses and the norm of the gradient."""
         losses = [bool(loss.isfinite()) for loss, _ in self._losses]
-        found = RANKS.gather("" if all(losses) and math.isfinite(self.norm) else "the loss" if not all(losses) else
-                             "the norm of the gradient")
-        if any(found):
+        mine = "the loss" if not all(losses) else "" if math.isfinite(self.norm) else "the norm of the gradient"
+        if found := max(RANKS.gather(mine)):
             everyone = {name for names in RANKS.gather(self._suspects(losses)) for name in names}
-            self._refuse(step, max(found), [name for name in self.environments if name in everyone])
+            self._refuse(step, found, [name for name in self.environments if name in everyone])
         self._losses, self.norm = [], 0.0
 
     def quarantine(self, step: int, row: LedgerRow) -> None:

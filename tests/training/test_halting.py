@@ -220,7 +220,7 @@ def test_what_no_checkpoint_can_follow_is_refused_and_nothing_is_written(parts, 
         go_back(parts, whole, tmp_path / "new", 2, change=other_seed)
     with pytest.raises(ConfigError, match="--drop nobody"):
         go_back(parts, whole, tmp_path / "new", 2, ["nobody"])
-    with pytest.raises(CheckpointError, match=r"--step 3: .* it has 0, 2, 4, 6"):
+    with pytest.raises(CheckpointError, match=r"--step 3: .* it has 2, 4, 6"):
         go_back(parts, whole, tmp_path / "new", 3)
     assert not (tmp_path / "new").exists()
 
