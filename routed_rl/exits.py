@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped
 
 
@@ -16,6 +17,8 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
     """Do `action`; what goes wrong becomes one line on stderr and an exit code."""
     # Telemetry of the hub is off unless the user asks for it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for text in argv:
+        remember_written(text)
     try:
         action()
         return 0
@@ -48,12 +51,12 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
 
 
 def _fail(message: str, what: str = "error") -> int:
-    print(f"{what}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{what}: {masked(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
 def _internal() -> int:
-    traceback.print_exc()
+    print(masked(traceback.format_exc()), file=sys.stderr, end="")
     print("error: this is a bug of routed_rl or of a plug-in, see above", file=sys.stderr)
     return 1
 

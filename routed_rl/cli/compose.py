@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, MonitorConfig, from_mapping, section, unknown
+from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
 
 FREE = ("env.", "trainer.", "subspace.known_prompts.", "subspace.known_answers.",
@@ -39,7 +40,9 @@ def compose(overrides: list[str]) -> Config:
             composed = hydra_compose("config", texts)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
-    return _absolute(_typed(composed))
+    config = _absolute(_typed(composed))
+    refuse_secrets(dataclasses.asdict(config))
+    return config
 
 
 PATHS = re.compile(r"model\.path|env\.[^.]+\.path|"
@@ -173,6 +176,7 @@ def _typed(composed: DictConfig) -> Config:
     """`composed` as a `Config`, every value of the type its field declares."""
     plain: Any = None
     try:
+        mapped(OmegaConf.to_container(composed, resolve=False), check_variables)
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         typed: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except ConfigKeyError as error:
@@ -184,7 +188,27 @@ def _typed(composed: DictConfig) -> Config:
         if declared is None or not isinstance(error, ValidationError):
             raise ConfigError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from error
         raise ConfigError(f"{key} must be {declared}, got {OmegaConf.select(composed, key)!r}") from error
+    written: Any = OmegaConf.to_container(composed, resolve=False)
+    texts: dict[str, Any] = {}
+    mapped(written, texts.__setitem__)
+    typed["env"] = _with_references(written["env"], typed["env"], texts)
+    typed["trainer"] = {key: value if isinstance(value, (int, float)) else _with_references(written["trainer"][key], value, texts)
+                        for key, value in typed["trainer"].items()}
     return from_mapping(typed)
+
+
+AT_ONCE = ("path", "probe", "algorithm", "optim", "report_to")
+"""Settings of environments and trainer that are no secrets, and are read in many places."""
+
+
+def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
+    """`found`, what `written` was resolved to, with its references; `${another.setting}` is one where that setting is."""
+    if isinstance(written, dict):
+        return {key: inner if key in AT_ONCE else _with_references(written[key], inner, texts) for key, inner in found.items()}
+    if isinstance(written, list):
+        return [_with_references(*pair, texts) for pair in zip(written, found, strict=True)]
+    text = re.sub(r"\$\{([\w.]+)\}", lambda name: str(texts.get(name[1], name[0])), written) if isinstance(written, str) else None
+    return text if is_reference(text) else found
 
 
 def _one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from routed_rl.config import check_finite, name_problem
+from routed_rl.config.references import resolved
 from routed_rl.envs.curriculum import build_staged, check_stages, parse_weight
 from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.process import EnvironmentProcess
@@ -31,6 +32,7 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
         raise ConfigError(f"env.{name!r:.60}: an environment's name {problem}; choose another one")
     if not isinstance(settings, dict) or not settings.get("path"):
         raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class")
+    settings = resolved(settings, f"env.{name}")
     check_finite(f"env.{name}", settings)
     weights, probe = parse_weight(name, settings.get("weight", 1.0)), settings.get("probe", False)
     if not isinstance(probe, bool):
@@ -47,4 +49,4 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
 
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What goes to the class."""
-    return {key: value for key, value in settings.items() if key not in OWN_KEYS}
+    return {key: resolved(value, key) for key, value in settings.items() if key not in OWN_KEYS}

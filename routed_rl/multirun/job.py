@@ -11,6 +11,7 @@ from typing import Any
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Compose, Config, from_mapping
+from routed_rl.config.references import resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
 
 
@@ -76,7 +77,7 @@ def is_finished(job: Job, another: str) -> bool:
                           "launch=local, or train each run as a job of its own")
     if not job.folder.config.exists():
         return False
-    there = _comparable(from_mapping(job.folder.settings()))
+    there = _comparable(from_mapping(resolved_at_once(job.folder.settings())))
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
     try:

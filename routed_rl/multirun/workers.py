@@ -9,6 +9,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from routed_rl import console
 from routed_rl.config import Config
+from routed_rl.config.references import masked
 from routed_rl.errors import RoutedRLError
 from routed_rl.guard import die_with
 from routed_rl.multirun.job import Job, Seeded, is_finished, train_or_resume, try_out
@@ -163,9 +165,9 @@ def _attempt(execute: Execute, config: Config, overrides: list[str]) -> str | No
         execute(config, overrides)
         return None
     except Exception as error:
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
         name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
-        return " ".join(f"{name}{error}".split())[:300]
+        return " ".join(masked(f"{name}{error}").split())[:300]
 
 
 def _redirect_output(log: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from routed_rl import __version__
 from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
+from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.training import algorithm_name, optimizer_name
 
@@ -26,19 +28,36 @@ def new_folder(config: Config) -> RunFolder:
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
-    """Resolved settings, what was typed, and the versions it ran with."""
+    """Settings, what was typed, and the versions it ran with; a secret that is written out is refused."""
+    settings = mapped(dataclasses.asdict(config), lambda _, value: value)
+    refuse_secrets(settings)
     write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
     versions = {"routed_rl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
     tell(run, {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions, "overrides": overrides})
-    write_text(run.config, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    write_text(run.config, yaml.safe_dump(_as_typed(settings, overrides), sort_keys=False))
+
+
+def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`settings` with the references that were typed, where these stand for just what is there."""
+    for key, value in (override.lstrip("+").split("=", 1) for override in overrides if "=" in override):
+        section, last = settings, key.rpartition(".")[2]
+        for name in key.split(".")[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        alone = is_reference(value) and key.split(".")[0] not in LATER and not re.search(r"\$\{(?!oc\.)", value)
+        if alone and isinstance(section, dict) and resolved(value, key) == section.get(last):
+            section[last] = value
+    return settings
 
 
 def read_config(run: RunFolder) -> Config:
-    """The run's settings; RunFolderError where they, or what the run says of itself, are damaged."""
+    """The run's settings; RunFolderError where they, or what the run says of itself, are damaged.
+
+    ConfigError where a variable is missing that a setting stands for; one of an environment is missed when that is made.
+    """
     run.facts()
     run.halt()
     try:
-        return from_mapping(run.settings())
+        return from_mapping(resolved_at_once(run.settings()))
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
@@ -81,14 +100,8 @@ def refuse_changes(was: Config, wanted: Config, fixed: tuple[str, ...], verb: st
 
 def _difference(was: Any, now: Any) -> str:
     """The first setting that differs, as `key: before -> after`."""
-    was, now = (_plain(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
+    was, now = (dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
         return f"{key}: {_difference(was.get(key), now.get(key))}"
     return f"{was} -> {now}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -6,6 +6,7 @@ import shlex
 
 import yaml
 
+from routed_rl.config.references import without_secrets
 from routed_rl.report.data import RunData
 from routed_rl.report.parts import Section, Table
 
@@ -43,7 +44,7 @@ def settings(run: RunData) -> Section:
     section.tables.append(Table("The run.", ["fact", "value"], [list(pair) for pair in facts.items()]))
     if versions := run.manifest.get("versions"):
         section.tables.append(Table("Versions.", ["package", "version"], [list(pair) for pair in versions.items()]))
-    section.texts.append(("Every setting", yaml.safe_dump(run.config, sort_keys=False)))
+    section.texts.append(("Every setting", yaml.safe_dump(without_secrets(run.config), sort_keys=False)))
     return section
 
 

@@ -21,6 +21,7 @@ from pyarrow.parquet import ParquetFile
 from routed_rl import console
 from routed_rl.artifacts import SEAL, RunFolder, read_json, write_json
 from routed_rl.config import TrackingConfig
+from routed_rl.config.references import without_secrets
 from routed_rl.tracking.metrics import cosine_matrix
 from routed_rl.tracking.tracker import Tracker
 
@@ -42,7 +43,7 @@ class WandbRun(Tracker):
 
     def begin(self, step: int) -> None:
         self.identity = identify(self.folder)
-        settings = self.folder.settings()
+        settings = without_secrets(self.folder.settings())
         manifest = read_json(self.folder.manifest)
         attempts, parent = self.identity["attempts"], self.identity["parent"]
         job = "resume" if attempts else "rollback" if parent else "train"

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
+from routed_rl.config.references import masked, resolved
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
 from routed_rl.training.backends import backend_arguments
@@ -78,8 +79,8 @@ def algorithm(trainer: dict[str, Any]) -> Algorithm:
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """What of the config's `trainer:` is a field of the algorithm's arguments."""
-    return {key: value for key, value in trainer.items() if key != "algorithm"}
+    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for."""
+    return {key: resolved(value, f"trainer.{key}") for key, value in trainer.items() if key != "algorithm"}
 
 
 def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
@@ -102,7 +103,7 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
         fits = type(value) in kinds or (isinstance(value, int) and float in kinds)
     if not fits:
         names = " or ".join(sorted("null" if kind is types.NoneType else kind.__name__ for kind in kinds))
-        raise ConfigError(f"trainer.{key} must be {names}, got {value!r}")
+        raise ConfigError(f"trainer.{key} must be {names}, got {masked(repr(value))}")
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
@@ -118,7 +119,7 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
             remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
             **_defaults(config) | backend_arguments(config) | trackers)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        raise ConfigError(masked(f"trainer: {' '.join(str(error).split())}")) from error
 
 
 def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> None:
