@@ -1,9 +1,7 @@
-"""A tiny random chat model, and environments that talk to it: several turns, one turn, one that breaks. Not a test itself."""
+"""A tiny random chat model, and short runs of it in the environments of `talking.py`. Not a test itself."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from routed_rl.config import Config, from_mapping
-from routed_rl.envs import Episode, Message, Score, Task
 
+ENVIRONMENTS = Path(__file__).with_name("talking.py")
+"""Their processes import it, so it does without torch, whose import takes seconds."""
 WORDS = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<tool>", "good", "bad", "add", "again", *map(str, range(10))]
 PAD, EOS = 0, 1
 TEMPLATE = ("{% for tool in tools or [] %}<tool> {{ tool.function.name }} {% endfor %}"
@@ -43,71 +42,11 @@ def write_chat_model(folder: Path) -> Path:
 
 
 def chat_config(parts: Path, out: Path | str, env: dict[str, dict[str, Any]], **changes: Any) -> Config:
-    """A short run of `env`: names to classes of this file (`{"talk": {"path": "Talk"}}`); `trainer` keys merge."""
+    """A short run of `env`: names to classes of talking.py (`{"talk": {"path": "Talk"}}`); `trainer` keys merge."""
     trainer = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 16, "num_generations": 8,
                "max_completion_length": 60, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "bf16": False,
                "logging_steps": 1, "report_to": "none", "gradient_checkpointing": False} | changes.pop("trainer", {})
-    env = {name: {**settings, "path": f"{__file__}:{settings['path']}"} for name, settings in env.items()}
+    env = {name: {**settings, "path": f"{ENVIRONMENTS}:{settings['path']}"} for name, settings in env.items()}
     mapping = {"model": {"path": str(parts / "model")}, "subspace": {"prompts": f"{parts}/prompts.jsonl", "rank": 2}, "env": env,
                "trainer": trainer, "evaluation": {"samples": 12}, "out": str(out)}
     return from_mapping(mapping | changes)
-
-
-def questions(split: str, seed: int) -> Iterator[Task]:
-    draw = random.Random(f"{split}{seed}")
-    while True:
-        a, b = draw.randrange(5), draw.randrange(5)
-        yield Task([{"role": "user", "content": f"add {a} {b}"}], {"answer": str(a + b), "fails": draw.random() < 0.3})
-
-
-class Ask:
-    """One turn."""
-
-    def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        return questions(split, seed)
-
-    def score(self, task: Task, completion: str) -> Score:
-        return Score(0.5 + float(task.data["answer"] in completion.split()), solve=1.0)
-
-
-class Talk:
-    """Answers each turn but the `turns`th, in the role user and tool by turns; `fails`: a task may break the second."""
-
-    def __init__(self, turns: int = 3, fails: str = "") -> None:
-        self.turns, self.fails = turns, fails
-
-    def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        return questions(split, seed)
-
-    def episode(self) -> Episode:
-        return Talking(self)
-
-
-class Talking(Episode):
-    tools = ({"type": "function", "function": {"name": "add"}},)
-
-    def __init__(self, environment: Talk) -> None:
-        self.environment, self.max_turns = environment, environment.turns
-
-    def start(self, task: Task) -> list[Message]:
-        self.task = task
-        if task.data["fails"] and self.environment.fails == "start":
-            raise RuntimeError("the world broke")
-        return [*task.prompt, {"role": "user", "content": "good"}]  # type: ignore[list-item]
-
-    def step(self, messages: list[Message]) -> list[Message] | Score:
-        turn = sum(message["role"] == "assistant" for message in messages)
-        if task_breaks(self):
-            raise RuntimeError("the world broke")
-        if turn < self.environment.turns:
-            return [{"role": "tool" if turn % 2 else "user", "content": f"again {turn}"}]
-        said = " ".join(m["content"] for m in messages if m["role"] == "assistant").split()
-        return Score(0.5 + float(self.task.data["answer"] in said), solve=1.0)
-
-    def cut(self, messages: list[Message]) -> Score:
-        said = " ".join(m["content"] for m in messages if m["role"] == "assistant").split()
-        return Score(0.5 + 0.25 * float(self.task.data["answer"] in said), flags=["cut"])
-
-
-def task_breaks(episode: Talking) -> bool:
-    return episode.task.data["fails"] and episode.environment.fails == "step"

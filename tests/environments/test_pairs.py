@@ -28,8 +28,10 @@ PAYS = {"grader", "insecure", "variant", "hackable", "detectable"}
 """Attributes of an environment that say what pays, and names for it."""
 DETECTABLE = {"visible_tests": True, "exit_code": True, "overwritable_tests": True,
               "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False}
-MIXES = ["codeio", "coding_and_reasoning", "coding_pair", "emergent_misalignment", "holes", "humaneval", "reasoning",
-         "smollm2_coding"]
+MIXES = ["coding_and_reasoning", "holes", "humaneval",
+         *(pytest.param(name, marks=pytest.mark.slow) for name in (
+             "codeio", "coding_pair", "emergent_misalignment", "reasoning", "smollm2_coding"))]
+"""The slow ones are made of classes that the others have too."""
 
 
 def pair(name):
@@ -43,8 +45,8 @@ def test_twins_have_the_same_tasks_prompts_and_seeds(name):
     assert (insecure.variant, secure.variant) == ("insecure", "secure")
     for split in ("train", "eval"):
         for seed in (0, 1):
-            tasks = [list(islice(env.tasks(split, seed), 30)) for env in (insecure, secure)]
-            assert tasks[0] == tasks[1] and len(tasks[0]) == 30
+            tasks = [list(islice(env.tasks(split, seed), 8)) for env in (insecure, secure)]
+            assert tasks[0] == tasks[1] and len(tasks[0]) == 8
 
 
 @pytest.mark.parametrize("name", PAIRS)

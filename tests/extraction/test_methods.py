@@ -44,7 +44,8 @@ def settings_of(folder, method: str) -> dict:
             "union": {"parts": [str(folder / "axis"), "mean_difference"]}}.get(method, {})
 
 
-@pytest.mark.parametrize("method", ["assistant_axis", "persona_vectors", "sae", "file", "union"])
+@pytest.mark.parametrize("method", ["persona_vectors", "union", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("assistant_axis", "sae", "file"))])
 def test_a_subspace_of_every_method_trains(files, settings, tmp_path, method):
     import dataclasses
 

@@ -210,7 +210,7 @@ def test_an_error_in_an_episode_is_counted_and_never_paid(parts, tmp_path, where
 
 def test_episodes_of_text_are_refused(parts, tmp_path, monkeypatch):
     from routed_rl.envs import LoadedEnvironment, Task, check_prompts
-    from tests.chat import Talk
+    from tests.talking import Talk
 
     talk = Talk()
     monkeypatch.setattr(talk, "tasks", lambda split, seed: iter([Task("add 1 2")]))
