@@ -120,7 +120,7 @@ def test_train_prints_the_run_folder_last(engine, capsys):
 
 def test_audit_passes_on_its_options_and_refuses_what_cannot_be(engine, capsys):
     assert main(["audit", "RUN", "--samples", "9", "--env", "a,b", "--env", "c", "--json", "F"]) == 0
-    assert engine[-1][1] == ("RUN", AuditConfig(samples=9), ["a", "b", "c"], "F")
+    assert engine[-1][1] == ("RUN", AuditConfig(samples=9), ["a", "b", "c"], "F", None)
     assert main(["audit", "RUN", "--blocks", "0"]) == 2
     assert "audit.blocks must be a number >= 1, got 0" in capsys.readouterr().err
 
@@ -139,8 +139,8 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert extract[0].subspace.rank == 2
     assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
     assert evaluate[3].evaluation.samples == 8 and evaluate[5] == [0.0, 0.5]
-    assert discard == ("RUN", "D")
-    assert export == ("RUN", "D", "a", "P")
+    assert discard == ("RUN", "D", None)
+    assert export == ("RUN", "D", "a", "P", None)
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
 
 
@@ -153,7 +153,7 @@ def test_an_export_of_nothing_is_refused(engine, capsys, options):
 def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsys):
     (tmp_path / "config.yaml").touch()
     assert main(["evaluate", str(tmp_path)]) == 0
-    assert engine[0][1] == (str(tmp_path), None, None, None, None, None)
+    assert engine[0][1] == (str(tmp_path), None, None, None, None, None, None)
     assert "is a run folder" in refused(capsys, "evaluate", str(tmp_path), "seed=1")
 
 
