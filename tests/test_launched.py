@@ -23,7 +23,7 @@ from routed_rl.pipeline.following import following
 from routed_rl.pipeline.record import read_config
 from routed_rl.stopping import STOP
 from routed_rl.tracking import Tracker
-from routed_rl.training import check_launch
+from routed_rl.training.backends import check_launch
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, typed, write_parts
 from tests.ranks import on_ranks
