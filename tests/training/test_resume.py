@@ -19,7 +19,7 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, broken_seal
 from routed_rl.config import from_mapping
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
-from routed_rl.training import mixin
+from routed_rl.training import saving
 from tests.parts import own_config, write_parts
 
 
@@ -112,7 +112,7 @@ def test_resume_in_the_middle_of_a_generation_is_exact(parts, tmp_path):
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(parts, undisturbed, tmp_path, monkeypatch):
-    saved = mixin.save_loop
+    saved = saving.save_loop
     calls = []
 
     def full(folder, state, rank):
@@ -121,7 +121,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(parts, undisturbed
             raise OSError(errno.ENOSPC, "No space left on device")
         saved(folder, state, rank)
 
-    monkeypatch.setattr(mixin, "save_loop", full)
+    monkeypatch.setattr(saving, "save_loop", full)
     out = tmp_path / "run"
     with pytest.raises(CheckpointError, match=r"step-4 could not be written.*No space left.*step-2.*resume"):
         pipeline.train(own_config(parts, out), [])
