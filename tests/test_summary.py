@@ -69,9 +69,14 @@ def test_what_is_suggested_is_of_this_run():
     assert found["export"] == ["my runs/it's", "--quarantine", "my runs/it's/quarantine"]
 
 
+def test_a_folder_that_begins_with_a_dash_is_no_option():
+    assert all("./-x" in line for line in next_commands(RunFolder("-x"), Config(), []))
+
+
 def test_what_is_suggested_can_be_done():
     """No quarantine to export, no evaluation to repeat, no deployed model yet."""
     config = Config(routing=RoutingConfig(mode="none"), evaluation=EvaluationConfig(samples=0), discard=False)
-    found = typed(config)
+    found = typed(config, "evaluation.samples=0")
+    assert "evaluation.samples=0" not in found["compare"]
     assert list(found) == ["discard", "resume", "compare"]
     assert found["discard"][-1] == str(Path("my runs/it's/deployed")) and found["resume"][1] == "evaluation.samples=200"

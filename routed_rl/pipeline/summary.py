@@ -95,7 +95,9 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     """What to do with a finished run, as lines for a shell; `overrides`: what makes this run and no other."""
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
-    same = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ("out", "name")]
+    where = f"./{where}" if where.startswith("-") else where  # else it reads as an option
+    others = ("out", "name") if config.evaluation.samples else ("out", "name", "evaluation.samples")
+    same = [text for text in overrides if text.lstrip("+").partition("=")[0] not in others]
     ways: list[tuple[tuple[object, ...], str]] = []
     if has_quarantine(config.routing.mode):
         ways.append((("export", where, "--quarantine", f"{where}/quarantine"), "a PEFT adapter: deployed + adapter = policy"))
