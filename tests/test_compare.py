@@ -218,7 +218,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
 def test_two_comparisons_in_one_folder_are_refused(tmp_path: Path) -> None:
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RunFolderError, match="another compare is at work"):
+        with pytest.raises(RunFolderError, match="is being written by"):
             run(tmp_path, arms="route", seeds=1)
     assert not (tmp_path / "runs").exists()
 
