@@ -64,12 +64,12 @@ def test_records_have_the_reference_and_what_uses_a_setting_has_the_value(parts,
     assert again == config and (again.seed, again.trainer["beta"]) == (7, 0.5)
     assert records["env"]["a"]["token"] == records["env"]["b"]["other"] == records["trainer"]["hub_token"] == REFERENCE
     assert records["name"] == REFERENCE and records["seed"].startswith("${oc.decode:")
-    assert training_arguments(again, run).hub_token == SECRET
+    assert training_arguments(again, run).hub_token == REFERENCE
     found = resolved(again.env["b"])
     assert [found[key] for key in ("note", "other", "decoded", "default")] == [f"{SECRET}-b", SECRET, SECRET, "none"]
     load_environment("a", {**again.env["a"], "isolate": False})
     monkeypatch.delenv(WORD)
-    for use in (lambda: load_environment("a", again.env["a"]), lambda: training_arguments(again, run), lambda: read_config(run),
+    for use in (lambda: load_environment("a", again.env["a"]), lambda: read_config(run),
                 lambda: compose(overrides)):
         with pytest.raises(ConfigError, match=rf"{WORD}}}: there is no environment variable {WORD}; export it"):
             use()

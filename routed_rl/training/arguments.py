@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, unknown
-from routed_rl.config.references import masked, resolved
+from routed_rl.config.references import SECRET, masked, resolved
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
 from routed_rl.training.backends import backend_arguments
@@ -79,8 +79,11 @@ def algorithm(trainer: dict[str, Any]) -> Algorithm:
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for."""
-    return {key: resolved(value, f"trainer.{key}") for key, value in trainer.items() if key != "algorithm"}
+    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for.
+
+    A secret stays a reference: checkpoints hold the arguments, and what it would be for, pushing, is refused.
+    """
+    return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}") for key, value in trainer.items() if key != "algorithm"}
 
 
 def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
