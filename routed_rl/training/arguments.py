@@ -83,7 +83,8 @@ def settings(trainer: dict[str, Any]) -> dict[str, Any]:
 
     A secret stays a reference: checkpoints hold the arguments, and what it would be for, pushing, is refused.
     """
-    return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}") for key, value in trainer.items() if key != "algorithm"}
+    return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
+            for key, value in trainer.items() if key != "algorithm"}
 
 
 def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
