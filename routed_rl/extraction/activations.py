@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routed_rl.config import SubspaceConfig
+from routed_rl.errors import SubspaceError
 from routed_rl.extraction.contrast import ContrastPair, TokenPair
 from routed_rl.extraction.responses import Respond, respond
 from routed_rl.model.mode import eval_mode
@@ -108,6 +109,9 @@ def blocks(model: PreTrainedModel, pairs: Pairs, config: SubspaceConfig, read: R
                 done += len(batch)
                 if progress is not None:
                     progress(done, total)
+            if not bool((fine := stream.isfinite().flatten(1).all(dim=1)).all()):
+                raise SubspaceError(f"the model's stream is not finite at layer {int(fine.int().argmin())}, so nothing can "
+                                    "be extracted from it: its weights may be too large")
             yield _block(pairs, kinds, members, sequences, stream, config.last_weight)
 
 

@@ -1,8 +1,9 @@
-"""What a model's weights must be (full, dense, float32), and a hash that says which weights they are."""
+"""What a model's weights must be (full, dense, float32, finite), and a hash that says which weights they are."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 
@@ -19,7 +20,7 @@ def model_hash(model: torch.nn.Module) -> str:
 
 
 def require_full_weights(model: torch.nn.Module, path: str = "model") -> None:
-    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all float32."""
+    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all float32 and finite."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
     if getattr(model, "is_quantized", False):
@@ -27,6 +28,8 @@ def require_full_weights(model: torch.nn.Module, path: str = "model") -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ModelError(f"{path!r}, parameter {name}: {dtype_message(str(parameter.dtype))}")
+        if parameter.numel() and not math.isfinite(sum(abs(float(end)) for end in torch.aminmax(parameter.detach()))):
+            raise ModelError(f"{path!r}, parameter {name}: a weight is nan or infinite; take another copy of the model")
 
 
 def adapter_message(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import torch
@@ -73,9 +74,25 @@ def show_curve(scales: Results, environments: list[LoadedEnvironment]) -> None:
 def _table(title: str, column: str, models: Results, environments: list[LoadedEnvironment]) -> None:
     metrics = list(dict.fromkeys(metric for results in models.values() for values in results.values()
                                  for metric in values if metric not in NOT_METRICS))
-    rows = [[loaded.label if place == 0 else "", model, *(results[loaded.name].get(metric) for metric in metrics)]
+    failed = any(values.get("failures") for results in models.values() for values in results.values())
+    rows = [[loaded.label if place == 0 else "", model, *(results[loaded.name].get(metric) for metric in metrics),
+             *([_failures(results[loaded.name])] if failed else [])]
             for loaded in environments for place, (model, results) in enumerate(models.items())]
-    console.table(title, ["environment", column, *metrics], rows)
+    console.table(title, ["environment", column, *metrics, *(["not scored"] if failed else [])], rows)
+
+
+def _failures(means: dict[str, float]) -> str | None:
+    """How many completions could not be scored, of how many; None where all could."""
+    return f"{means['failures']:.0f} of {means['completions']:.0f}" if means.get("failures") else None
+
+
+def training_failures(run: RunFolder) -> list[str]:
+    """A line for each environment that failed to score some of its completions in training."""
+    totals = Counter[str]()
+    for row in MetricsFile(run.metrics).rows():
+        totals.update({key.split("/")[1]: int(value) for key, value in row.items()
+                       if key.startswith("environment/") and key.endswith("/failures") and value})
+    return [f"{name}: {count} completions of the training could not be scored" for name, count in totals.items()]
 
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],

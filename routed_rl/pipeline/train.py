@@ -199,6 +199,8 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
         if scales:
             summary.show_curve(scales, parts.environments)
         console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode))
+    for line in summary.training_failures(run):
+        console.say(line)
     console.say("next:")
     for line in summary.next_commands(run, parts.config, read_overrides(run)):
         console.say(f"  {line}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,15 +55,44 @@ class Subspace:
     directions, and `scales` has it."""
 
     def __post_init__(self) -> None:
+        self._check_tensors()
         for layer, basis in enumerate(self.directions):
             if basis.shape[1] > basis.shape[0]:
                 raise SubspaceError(f"layer {layer}'s basis has rank {basis.shape[1]}, more than the stream's width "
                                     f"{basis.shape[0]}; lower subspace.rank")
-            if (error := orthonormality_error(basis)) > 1e-4:
+            if not (error := orthonormality_error(basis)) <= 1e-4:
                 raise SubspaceError(f"layer {layer}'s basis is not orthonormal (off by {error:.1e}); extract it again")
+        lengths = torch.cat([axes.double().norm(dim=0) for axes in self.axes])
+        if not bool(((lengths - 1).abs() <= 1e-3).logical_or(lengths == 0).all()):
+            raise SubspaceError("an axis of the subspace has another length than 1; extract it again")
+        if len(set(self.axis_names)) < len(self.axis_names) or any("/" in name for name in self.axis_names):
+            raise SubspaceError(f"the axes of a subspace need names that differ and have no '/', got {self.axis_names}")
         if not bool((self.scales > 0).all() and (self.units > 0).all()):
             raise SubspaceError("a scale of the subspace is not positive: the two personas do not differ at some layer; "
                                 "use prompts that differ")
+
+    def _check_tensors(self) -> None:
+        """Refuse layers that are missing, another shape or kind of number, and what is not finite."""
+        layers, width, named = self.provenance.layers, self.provenance.width, len(self.axis_names)
+        lists = {"directions": self.directions, "axes": self.axes, "spreads": self.spreads}
+        for name, tensors in lists.items():
+            if tensors is not None and len(tensors) != layers:
+                raise SubspaceError(f"the subspace has {name} of {len(tensors)} layers, its model has {layers}; extract it again")
+        shapes: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {
+            "scales": (self.scales, (layers, named)), "units": (self.units, (layers,)),
+            "stream": (self.stream, (layers, None, width))}
+        for layer, (basis, axes) in enumerate(zip(self.directions, self.axes, strict=True)):
+            shapes |= {f"directions of layer {layer}": (basis, (width, None)), f"axes of layer {layer}": (axes, (width, named))}
+            if self.spreads is not None:
+                shapes[f"spreads of layer {layer}"] = self.spreads[layer], (basis.shape[-1],)
+        for name, (tensor, shape) in shapes.items():
+            found = tuple(tensor.shape)
+            if len(found) != len(shape) or any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
+                raise SubspaceError(f"the subspace's {name} have shape {found}, not {shape}; extract it again")
+            if tensor.dtype not in (torch.float32, torch.float64):
+                raise SubspaceError(f"the subspace's {name} are {tensor.dtype}, not float32; extract it again")
+            if not bool(tensor.isfinite().all()):
+                raise SubspaceError(f"the subspace's {name} are not finite; extract it again")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
         """The basis (D, K) of the writers of each layer. `spanning`: of layers l to L, so that a contained cotangent has
@@ -113,9 +143,14 @@ class Subspace:
         problem = broken_seal(folder) if folder.is_dir() else "no such folder"
         if problem is not None:
             raise SubspaceError(f"no subspace can be read from {folder}: {problem}; write one with `routed-rl extract`")
-        tensors, record = load_file(folder / "subspace.safetensors"), read_json(folder / "subspace.json")
-        provenance = Provenance(**record["provenance"])
-        directions, axes, spreads = ([tensors[f"{name}.{layer}"] for layer in range(provenance.layers)
-                                      if f"{name}.{layer}" in tensors] for name in ("directions", "axes", "spreads"))
-        return cls(directions, axes, record["axis_names"], tensors["scales"], tensors["units"], tensors["stream"], provenance,
-                   record["quality"], spreads or None)
+        try:
+            tensors, record = load_file(folder / "subspace.safetensors"), read_json(folder / "subspace.json")
+            provenance = Provenance(**record["provenance"])
+            directions, axes, spreads = ([tensors[f"{name}.{layer}"] for layer in range(provenance.layers)
+                                          if f"{name}.{layer}" in tensors] for name in ("directions", "axes", "spreads"))
+            names, quality = [str(name) for name in record["axis_names"]], record["quality"]
+            whole = tensors["scales"], tensors["units"], tensors["stream"]
+        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+            raise SubspaceError(f"no subspace can be read from {folder}: {type(error).__name__} {error}; write one with "
+                                "`routed-rl extract`") from error
+        return cls(directions, axes, names, *whole, provenance, quality, spreads or None)

@@ -5,6 +5,7 @@ Shape letters: L layers, D stream width, K rank, J axes, S sampled activations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,13 +56,14 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
     scales = torch.zeros(layers, len(vectors))
     for column, vector in enumerate(vectors):
         for layer, values in vector.at.items():
-            if not bool(values.norm() > 0):
-                raise SubspaceError(f"axis {vector.name} is zero at layer {layer}; leave it out")
+            if not 0 < (length := values.float().norm().item()) < math.inf:
+                problem = "zero" if length == 0 else "not finite"
+                raise SubspaceError(f"axis {vector.name} is {problem} at layer {layer}; leave it out")
             unit = values.float() / values.float().norm()
             axes[layer, :, column] = unit
             deviation = (stream_LSD[layer] @ unit).std().item()
             scales[layer, column] = scale = vector.scales.get(layer, deviation)
-            if not scale > 0:
+            if not 0 < scale < math.inf:
                 raise SubspaceError(f"axis {vector.name} has scale {scale} at layer {layer}: the stream does not vary along it")
     directions = [in_order(layer)[:, : size.rank] for layer in axes]
     spreads = [spreads_of(basis, layer, scale) for basis, layer, scale in zip(directions, axes, scales, strict=True)]

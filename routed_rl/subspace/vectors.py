@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,7 +34,13 @@ def read_vectors(path: str | Path, width: int, weakest: float, rank: int | None)
                             f"{', '.join(suffix for suffix in READERS if suffix != 'adapter')}")
     if kind != "adapter" and not path.is_file():
         raise SubspaceError(f"subspace.path={path}: there is no such file (looked in {Path.cwd()})")
-    return READERS[kind](path, width, weakest, rank)
+    try:
+        return READERS[kind](path, width, weakest, rank)
+    except SubspaceError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, IndexError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SubspaceError(f"subspace.path={path} cannot be read: {type(error).__name__} {reason}; take another copy") from error
 
 
 def placed(vectors: Vectors, layers: int, layer: int | None, everywhere: bool, flip: bool) -> list[NamedVector]:
@@ -58,6 +65,8 @@ def _from_safetensors(path: Path, width: int, _weakest: float, _rank: int | None
                                                                           for part in re.split(r"(\d+)", item[0])]):
         name, layer = _split(key)
         _check_width(path, key, tensor.shape[-1] if tensor.ndim else 0, width)
+        if not tensor.is_floating_point():
+            raise SubspaceError(f"{path}: {key} holds whole numbers ({tensor.dtype}); give directions in float32")
         if tensor.ndim == 3:
             for number, rows in enumerate(tensor.float()):
                 _put(found, name, number, rows)
@@ -110,7 +119,9 @@ def _from_adapter(path: Path, width: int, weakest: float, rank: int | None) -> V
                             "stream")
     found: Vectors = {}
     for layer, parts in sorted(changes.items()):
-        left, singular, _ = torch.linalg.svd(torch.cat(parts, dim=1).double(), full_matrices=False)
+        if not bool((change := torch.cat(parts, dim=1)).isfinite().all()):
+            raise SubspaceError(f"adapter {path} is not finite at layer {layer}; take another one")
+        left, singular, _ = torch.linalg.svd(change.double(), full_matrices=False)
         # B·A in float32 leaves rounding of this size where there is no direction.
         strong = singular >= (weakest if rank is None else 1e-5) * singular[0]
         kept = int(strong.sum()) if rank is None else min(rank, int(strong.sum()))
@@ -128,9 +139,9 @@ def _split(key: str) -> tuple[str, int | None]:
     """direction.3 -> (direction, 3)."""
     numbers = re.findall(r"(?<![A-Za-z])\d+(?![A-Za-z])", key)
     if not numbers:
-        return key, None
+        return key.replace("/", "."), None
     head, _, tail = key.rpartition(numbers[-1])
-    return re.sub(r"[._/-]{2,}", ".", head + tail).strip("._/-") or "direction", int(numbers[-1])
+    return re.sub(r"[._/-]{2,}|/", ".", head + tail).strip("._/-") or "direction", int(numbers[-1])
 
 
 def _put(found: Vectors, name: str, layer: int | None, rows_KD: Tensor) -> None:

@@ -209,3 +209,12 @@ def test_a_gguf_model_talks_sense_and_is_saved_as_a_plain_one(tmp_path, capfd):
     assert torch.equal(stock(**ids).logits, model(**ids).logits)
     answer = stock.generate(**ids, do_sample=False, max_new_tokens=20)[0, ids["input_ids"].shape[1]:]
     assert "Paris" in words.decode(answer) and answer[-1] == words.eos_token_id
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(value):
+    model = torch.nn.Linear(3, 2)
+    require_full_weights(model)
+    torch.nn.init.constant_(model.bias, value)
+    with pytest.raises(ModelError, match="parameter bias: a weight is nan or infinite"):
+        require_full_weights(model)

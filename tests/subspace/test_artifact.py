@@ -2,7 +2,9 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from routed_rl.artifacts import sealed_folder
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import random_basis
 from routed_rl.subspace import Provenance, Subspace
@@ -89,3 +91,49 @@ def test_what_no_routing_could_use_is_refused():
 def test_nothing_of_it_can_be_reassigned():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().units = torch.ones(LAYERS)  # pyright: ignore
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def changed(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor[(0,) * tensor.ndim] = value
+    return tensor
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["directions", "axes", "scales", "units", "stream", "spreads"])
+def test_numbers_that_are_not_finite_are_refused_by_name(name, value):
+    whole = make(spreads=[torch.ones(3), torch.ones(2)])
+    of = getattr(whole, name)
+    broken = [of[0], changed(of[1], value)] if isinstance(of, list) else changed(of, value)
+    with pytest.raises(SubspaceError, match=rf"the subspace's {name}.* not finite"):
+        make(spreads=whole.spreads, **{name: broken}) if name != "spreads" else make(spreads=broken)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"units": torch.tensor([1.0, -1.0])}, "not positive"), ({"scales": torch.zeros(LAYERS, 2)}, "scale"),
+    ({"units": torch.ones(1)}, "units have shape"), ({"scales": torch.ones(LAYERS, 3)}, "scales have shape"),
+    ({"directions": [torch.eye(WIDTH)[:, :2]]}, "directions of 1 layers"),
+    ({"axes": [torch.eye(WIDTH)[:, :2]]}, "axes of 1 layers"),
+    ({"directions": [torch.eye(WIDTH + 1)[:, :2]] * LAYERS}, "directions of layer 0 have shape"),
+    ({"directions": [torch.eye(WIDTH)[:, :2].half()] * LAYERS}, "float16, not float32"),
+    ({"directions": [torch.eye(WIDTH, dtype=torch.int64)[:, :2]] * LAYERS}, "int64, not float32"),
+    ({"axes": [torch.eye(WIDTH)[:, :2] * 2] * LAYERS}, "another length than 1"),
+    ({"axis_names": ["a", "a"]}, "names that differ"),
+    ({"axis_names": ["a/b", "c"]}, "have no '/'"), ({"spreads": [torch.ones(3)]}, "spreads of 1 layers")])
+def test_a_subspace_that_does_not_hang_together_is_refused(changes, message):
+    with pytest.raises(SubspaceError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize("key", ["units", "directions.1", "axes.0"])
+def test_a_tensor_that_is_missing_from_a_sealed_folder_is_refused(tmp_path, key):
+    make().save(tmp_path / "s")
+    tensors = load_file(tmp_path / "s" / "subspace.safetensors")
+    with sealed_folder(tmp_path / "t") as folder:
+        save_file({name: value for name, value in tensors.items() if name != key}, folder / "subspace.safetensors")
+        (folder / "subspace.json").write_bytes((tmp_path / "s" / "subspace.json").read_bytes())
+    with pytest.raises(SubspaceError, match=key.split(".")[0]):
+        Subspace.load(tmp_path / "t")
