@@ -204,12 +204,12 @@ def columns(module: nn.Module, target: Target) -> Tensor:
     if target.expert is not None:
         return module.down_proj[target.expert].detach().double().clone()
     weight = module.weight.detach().double().clone()
-    weight = weight.mT if target.transposed else weight
+    weight = weight.mT if target.weight.transposed else weight
     return weight if module.bias is None else torch.cat([weight, module.bias.detach().double().unsqueeze(1)], 1)
 
 
 def exact_inside(target: Target) -> Tensor:
-    return target.read.double().mT @ columns(target.module, target)
+    return target.pair.read.double().mT @ columns(target.module, target)
 
 
 def merged(model: PreTrainedModel, targets: list[Target]) -> PreTrainedModel:
@@ -218,12 +218,12 @@ def merged(model: PreTrainedModel, targets: list[Target]) -> PreTrainedModel:
     with torch.no_grad():
         for target in targets:
             module = module_of(plain, target)
-            change = (target.write.double() @ target.coefficients.double()).to(target.weight_DN().dtype)
+            change = (target.pair.write.double() @ target.coefficients.double()).to(target.weight.matrix().dtype)
             if target.expert is not None:
                 module.down_proj[target.expert].add_(change)
                 continue
             weights = change[:, :-1] if target.has_bias else change
-            module.weight.add_(weights.mT if target.transposed else weights)
+            module.weight.add_(weights.mT if target.weight.transposed else weights)
             if target.has_bias:
                 module.bias.add_(change[:, -1])
     return plain

@@ -33,7 +33,7 @@ def clamped_model(model: PreTrainedModel, targets: list[Target], *, contained: b
 
 def clamped_experts(module: nn.Module, target: Target, leaves: list[Tensor], contained: bool) -> Callable[..., Tensor]:
     """The detach form of a whole mixture, every expert run on every token and weighted by 0 where it was not chosen."""
-    A, B = target.write, target.read
+    A, B = target.pair.write, target.pair.read
 
     def forward(hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         y, routed = 0, 0
@@ -49,7 +49,7 @@ def clamped_experts(module: nn.Module, target: Target, leaves: list[Tensor], con
 
 
 def clamped_forward(module: nn.Module, target: Target, leaf: Tensor, contained: bool) -> Callable[[Tensor], Tensor]:
-    A, B, plain = target.write, target.read, type(module).forward
+    A, B, plain = target.pair.write, target.pair.read, type(module).forward
 
     def forward(x: Tensor) -> Tensor:
         y = plain(module, x)

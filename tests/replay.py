@@ -82,4 +82,4 @@ def relative_change(found: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
 def inside(target: Any, weights: dict[str, Tensor]) -> Tensor:
     """‖BᵀW - R‖ / ‖W‖ of a target, from the whole weights."""
     weight = weights[f"{target.name}.weight"]
-    return (target.read.mT @ weight - target.reference).norm() / weight.norm()
+    return (target.pair.read.mT @ weight - target.reference).norm() / weight.norm()

@@ -22,7 +22,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import PolicyWeights, Served
-from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
 from tests import builders

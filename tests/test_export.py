@@ -34,7 +34,7 @@ from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.export import discard, export_quarantine, merged_policy
 from routed_rl.linalg import random_basis
 from routed_rl.model.targets import find_writers
-from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
 
@@ -73,7 +73,7 @@ class Saved:
         self.model, self.context = model.eval(), RoutingContext()
         bases = [random_basis(16, rank, generator) for rank in RANKS]
         targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], 1.0,
-                          self.context, len(NAMES), writer.transposed, writer.gain_D, expert=writer.expert,
+                          self.context, len(NAMES), transposed=writer.transposed, gain_D=writer.gain_D, expert=writer.expert,
                           active=writer.active) for writer in find_writers(model)]
         self.quarantine = Quarantine(targets, NAMES, self.context)
         for target in targets:

@@ -34,7 +34,7 @@ HEAVY = {
     "omegaconf": {"cli", "config"},
     "wandb": {"tracking"},
     "vllm": {"rollout"},
-    "deepspeed": {"training"},
+    "deepspeed": {"training", "routing"},
     "peft": {"export"},
     "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},

@@ -170,7 +170,7 @@ def test_scale_1_is_the_policy_and_0_the_deployed_model_to_the_bit_and_half_is_h
     assert (half - policy).norm() > 1e-3 < (half - deployed).norm()
     with pytest.raises(KeyboardInterrupt), quarantine.scaled(0.3):
         raise KeyboardInterrupt
-    assert logits().equal(policy) and not run.context.ablated
+    assert logits().equal(policy) and not run.context.now.ablated
 
 
 def test_an_evaluation_leaves_every_global_random_state(parts):

@@ -58,7 +58,8 @@ def routing_summary(run: RunFolder, router: Router, moved: float) -> dict[str, A
 def retained_change(router: Router, base: dict[str, Tensor]) -> float:
     """‖W - W_base‖ over all targets; `base` holds the base model's weights by target name."""
     with torch.no_grad():
-        return sum((target.weight_DN() - base[target.name]).square().sum().item() for target in router.quarantine.targets) ** 0.5
+        return sum((target.weight.matrix() - base[target.name]).square().sum().item()
+                   for target in router.quarantine.targets) ** 0.5
 
 
 def show_table(models: Results, environments: list[LoadedEnvironment]) -> None:

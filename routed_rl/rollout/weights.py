@@ -65,7 +65,7 @@ class PolicyWeights:
             fill = (0, rank - target.rank)
             key = f"base_model.model.{target.name}"
             tensors[f"{key}.lora_A.weight"] = nn.functional.pad(target.coefficients, (0, 0, *fill)).cpu().contiguous()
-            tensors[f"{key}.lora_B.weight"] = nn.functional.pad(-target.write, fill).cpu().contiguous()
+            tensors[f"{key}.lora_B.weight"] = nn.functional.pad(-target.pair.write, fill).cpu().contiguous()
         return tensors
 
     @torch.no_grad()
@@ -76,6 +76,6 @@ class PolicyWeights:
         if what == "bias":
             bias = target.bias_part(value.dtype)
             assert bias is not None
-            return value + target.write.to(value.dtype) @ bias
-        added = target.write @ target.weight_part()
-        return value + (added.mT if target.transposed else added).to(value.dtype)
+            return value + target.pair.write.to(value.dtype) @ bias
+        added = target.pair.write @ target.weight_part()
+        return value + (added.mT if target.weight.transposed else added).to(value.dtype)

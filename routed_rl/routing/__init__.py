@@ -1,7 +1,9 @@
 """Routing: writers that split their change at a basis, the quarantine, its optimizer, the modes and the ledger."""
 
-from routed_rl.routing.ledger import Axes, EnvironmentEntry, LedgerRow
-from routed_rl.routing.linear import RoutedLinear, RoutingContext
+from routed_rl.routing.axes import Axes
+from routed_rl.routing.context import RoutingContext
+from routed_rl.routing.ledger import EnvironmentEntry, LedgerRow
+from routed_rl.routing.linear import RoutedLinear
 from routed_rl.routing.modes import MODES
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.router import Router

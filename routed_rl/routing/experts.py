@@ -8,16 +8,14 @@ expert's inner width, K rank.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from routed_rl.routing.linear import reduce_routed
-
-if TYPE_CHECKING:
-    from routed_rl.routing.target import Target
+from routed_rl.routing.target import Target
 
 
 class ExpertsTap(torch.autograd.Function):
@@ -28,33 +26,29 @@ class ExpertsTap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_TD: Tensor, targets: list[Target], tokens: list[Tensor], *inputs: Tensor) -> Tensor:
-        context = targets[0].context
-        ctx.targets, ctx.contained, ctx.draws = targets, context.contained, context.control_draws
-        ctx.environment_ids_B, ctx.completions_B = context.environment_ids_B, context.completions_B
-        ctx.sample_S, ctx.ablated = context.sample_S, context.ablated
-        ctx.tokens = tokens
+        ctx.targets, ctx.tokens, ctx.record = targets, tokens, targets[0].context.now
         ctx.save_for_backward(*inputs)
         ctx.mark_dirty(y_TD)
-        if not context.ablated:
+        if not ctx.record.ablated:
             add_quarantines_(y_TD, targets, tokens, inputs)
         return y_TD
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, targets = ctx.saved_tensors, ctx.targets
+        inputs, targets, record, pair = ctx.saved_tensors, ctx.targets, ctx.record, ctx.targets[0].pair
         with torch.autocast(inputs[0].device.type, enabled=False):
             g = cotangents[0]
-            p = g.to(targets[0].write.dtype) @ targets[0].write
-            batch = len(ctx.environment_ids_B)
+            p = g.to(pair.write.dtype) @ pair.write
+            batch = len(record.environment_ids_B)
             rows = torch.arange(batch, device=g.device).repeat_interleave(len(g) // batch)
             sampled = torch.zeros(len(g), dtype=torch.bool, device=g.device)
-            sampled[ctx.sample_S] = True
+            sampled[record.sample_S] = True
             for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True):
-                target.tape.record_tokens(p[tokens], g[tokens], x, rows[tokens], sampled[tokens], ctx)
-            if ctx.contained:
-                passed = torch.addmm(g, p.to(g.dtype), targets[0].read.mT.to(g.dtype), alpha=-1)
+                target.tape.record_tokens(p[tokens], g[tokens], x, rows[tokens], sampled[tokens], record)
+            if record.contained:
+                passed = torch.addmm(g, p.to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return passed, None, None, *(None for _ in inputs)
-            through = [None if ctx.ablated else (p[tokens] @ target.coefficients).to(x.dtype)
+            through = [None if record.ablated else (p[tokens] @ target.coefficients).to(x.dtype)
                        for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True)]
             return g, None, None, *through
 
@@ -65,7 +59,7 @@ def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], 
         coordinates_TK = y_TD.new_zeros(len(y_TD), targets[0].rank)
         for target, chosen, x in zip(targets, tokens, inputs, strict=True):
             coordinates_TK.index_add_(0, chosen, linear(x.to(y_TD.dtype), target.coefficients.to(y_TD.dtype)))
-        return y_TD.addmm_(coordinates_TK, targets[0].write.mT.to(y_TD.dtype))
+        return y_TD.addmm_(coordinates_TK, targets[0].pair.write.mT.to(y_TD.dtype))
 
 
 class RoutedExperts(nn.Module):
@@ -76,7 +70,7 @@ class RoutedExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(T, D), the experts each token chose (T, k) and their weights (T, k) -> what they add to the stream (T, D)."""
-        targets, context = self.routed_target, self.routed_target[0].context
+        targets, record = self.routed_target, self.routed_target[0].context.now
         y_TD, tokens, inputs = torch.zeros_like(hidden_states), [], []
         for target in targets:
             # By place first, as the stock loop takes them, so that products are the same to the bit.
@@ -88,9 +82,9 @@ class RoutedExperts(nn.Module):
             y_TD.index_add_(0, chosen, output.to(y_TD.dtype))
             tokens.append(chosen)
             inputs.append(hidden * weight)
-        if torch.is_grad_enabled() and context.environment_ids_B is not None:
+        if torch.is_grad_enabled() and record.environment_ids_B is not None:
             return ExpertsTap.apply(y_TD, targets, tokens, *inputs)  # pyright: ignore[reportReturnType]
-        return y_TD if context.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs))
+        return y_TD if record.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reduce_routed(self)

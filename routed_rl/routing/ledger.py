@@ -12,19 +12,9 @@ import torch
 from torch import Tensor
 
 from routed_rl.ranks import RANKS
+from routed_rl.routing.axes import Axes
 from routed_rl.routing.rows import StepRows
 from routed_rl.routing.target import Target
-
-
-@dataclass(frozen=True, eq=False)
-class Axes:
-    """Named, signed directions of every layer's stream to report along."""
-
-    names: list[str]
-    directions: list[Tensor]
-    """Per layer (D, J)."""
-    scales: Tensor
-    """(L, J): the length that counts as 1."""
 
 
 @dataclass
@@ -93,11 +83,11 @@ class LedgerBook:
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
         """Book a target's (clipped) gradients, before the tape is cleared."""
-        routed, gradient = ledger_EKN.sum(0).square().sum(), target.gradient_square()
+        routed, gradient = ledger_EKN.sum(0).square().sum(), target.weight.gradient_square()
         if gradient is not None:
             self._add("routed", routed)
             self._add("gradient", routed if contained else torch.zeros_like(routed))
-            self._add("gradient", gradient, in_pieces=target.in_pieces)
+            self._add("gradient", gradient, in_pieces=target.weight.in_pieces)
         energies = target.tape.control_energies()
         if energies is not None:
             self._energies = energies if self._energies is None else self._energies + energies
@@ -114,10 +104,10 @@ class LedgerBook:
         square = new.square().sum()
         self._add("square", torch.stack([old_KN.square().sum(), square]))
         self._layers[target.layer] = self._layers.get(target.layer, 0.0) + square.detach().double()
-        self._add("retained", target.moved(), in_pieces=target.in_pieces)
+        self._add("retained", target.weight.moved(), in_pieces=target.weight.in_pieces)
         self._add("drift", target.drift().square().sum())
-        self._add("weight", target.weight_square(), in_pieces=target.in_pieces)
-        effect = target.stream_effect(target.parts, target.tape.mean().unsqueeze(0))[:, 0] @ target.basis.mT
+        self._add("weight", target.weight.square(), in_pieces=target.weight.in_pieces)
+        effect = (target.tape.mean().unsqueeze(0) @ target.parts.mT)[:, 0] @ target.pair.basis.mT
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
 
     def close(self, control_kind: str) -> LedgerRow:

@@ -6,52 +6,14 @@ what they were; nothing the quarantine needs is a parameter or a persistent buff
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-if TYPE_CHECKING:
-    from routed_rl.routing.target import Target
-
-GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it modulo 1 spread evenly and meet no period."""
-
-
-@dataclass
-class RoutingContext:
-    """What every tap of one model shares: whose rows are in the batch, and which tokens are real.
-
-    Set it before the forward of a loss and leave it until the next one: gradient checkpointing runs the forward again
-    inside the backward.
-    """
-
-    environment_ids_B: Tensor | None = None
-    """Environment of each row, (B,) int64; None turns the taps off."""
-    completions_B: Tensor | None = None
-    """Which completion each row is, (B,) int64; None: rows are not told apart."""
-    sample_S: Tensor | None = None
-    """Flat indices of a sample of real tokens, (S,) int64."""
-    ablated: bool = False
-    """True: forwards leave the quarantine out."""
-    contained: bool = True
-    """The cotangent that goes on: contained (without its part in the subspace) or open."""
-    control_draws: int = 0
-    """Random bases to measure in this step's backward; 0 for none."""
-
-    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
-                  completions_B: Tensor | None = None) -> None:
-        """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens."""
-        real = mask_BT.reshape(-1).nonzero().squeeze(1)
-        stride = max(1, -(-real.shape[0] // sample_tokens))
-        starts = torch.arange(0, real.shape[0], stride, device=real.device)
-        # A plain stride meets the same positions in every row, and the first token's outliers far too often.
-        jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
-        self.sample_S = real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))]
-        self.environment_ids_B, self.completions_B = environment_ids_B, completions_B
+from routed_rl.routing.target import Target
 
 
 class Tap(torch.autograd.Function):
@@ -64,45 +26,35 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, target: Target) -> Tensor:
-        context = target.context
-        ctx.target, ctx.contained, ctx.draws = target, context.contained, context.control_draws
-        ctx.environment_ids_B, ctx.completions_B = context.environment_ids_B, context.completions_B
-        ctx.sample_S, ctx.ablated = context.sample_S, context.ablated
+        ctx.target, ctx.record = target, target.context.now
         ctx.save_for_backward(x)
         ctx.mark_dirty(y)
-        if not context.ablated:
+        if not ctx.record.ablated:
             add_quarantine_(y, x, target)
-        ctx.scale_S = None if target.gain_D is None else post_norm_scale(y, context.sample_S, target.norm_eps)
+        ctx.scale_S = target.pair.norm_scale(y, ctx.record.sample_S)
         return y
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x,) = ctx.saved_tensors
-        target: Target = ctx.target
+        target, record, pair = ctx.target, ctx.record, ctx.target.pair
         with torch.autocast(x.device.type, enabled=False):
             g = cotangents[0]
-            p = g.to(target.write.dtype) @ target.write
-            target.tape.record(p, g, x, ctx)
-            if ctx.contained:
+            p = g.to(pair.write.dtype) @ pair.write
+            target.tape.record(p, g, x, record, ctx.scale_S)
+            if record.contained:
                 flat = torch.addmm(g.flatten(0, -2), p.flatten(0, -2).to(g.dtype),
-                                   target.read.mT.to(g.dtype), alpha=-1)
+                                   pair.read.mT.to(g.dtype), alpha=-1)
                 return flat.view_as(g), None, None
-            return g, (None if ctx.ablated else (p @ target.weight_part()).to(x.dtype)), None
+            return g, (None if record.ablated else (p @ target.weight_part()).to(x.dtype)), None
 
 
 def add_quarantine_(y: Tensor, x: Tensor, target: Target) -> Tensor:
     """Add `A (C x)` to `y` in place and return it."""
     with torch.autocast(x.device.type, enabled=False):
         coordinates = linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype))
-        y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.write.mT.to(y.dtype))
+        y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y.dtype))
     return y
-
-
-def post_norm_scale(y: Tensor, sample_S: Tensor | None, eps: float) -> Tensor | None:
-    """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,)."""
-    if sample_S is None:
-        return None
-    return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(eps).rsqrt()
 
 
 class RoutedModule(nn.Module):
@@ -112,12 +64,10 @@ class RoutedModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        target, context = self.routed_target, self.routed_target.context
-        if torch.is_grad_enabled() and context.environment_ids_B is not None:
+        target, record = self.routed_target, self.routed_target.context.now
+        if torch.is_grad_enabled() and record.environment_ids_B is not None:
             return Tap.apply(y, x, target)  # pyright: ignore[reportReturnType]
-        if context.ablated:
-            return y
-        return add_quarantine_(y, x, target)
+        return y if record.ablated else add_quarantine_(y, x, target)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reduce_routed(self)

@@ -61,7 +61,7 @@ def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: i
              for _, second in moments]
     reaches = [_reach(first * rate, inputs) for (first, _), rate, (_, inputs, *_) in zip(moments, rates, gradients, strict=True)]
     add_up(reaches)
-    bounds = [_bound(*reach.tolist(), unit, limit) for reach, (*_, unit, limit) in zip(reaches, gradients, strict=True)]
+    bounds = [_bound(reach, gradient.unit, gradient.limit) for reach, gradient in zip(reaches, gradients, strict=True)]
     return [Step(first * rate * bound, (1 - beta1) * rate * bound)
             for (first, _), rate, bound in zip(moments, rates, bounds, strict=True)], moments
 
@@ -77,10 +77,11 @@ def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
     return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
 
 
-def _bound(square: float, tokens: float, unit: float, limit: float) -> float:
+def _bound(reach: Tensor, unit: float, limit: float) -> float:
     """Factor in [0, 1] that keeps a step within its limit; 0 where no token was seen, so that nothing says how far it goes."""
     if limit == float("inf"):
         return 1.0
+    square, tokens = reach.tolist()
     shift = (square / tokens) ** 0.5 / unit if tokens else float("inf")
     return min(1.0, limit / shift) if shift > 0 else 1.0
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from routed_rl.errors import SubspaceError
+from routed_rl.routing.context import RoutingContext
 from routed_rl.routing.experts import RoutedExperts
-from routed_rl.routing.linear import RoutingContext, route_module, unroute_module
+from routed_rl.routing.linear import route_module, unroute_module
 from routed_rl.routing.target import Target
 
 
@@ -24,7 +25,8 @@ class Quarantine:
                 route_module(target.module, target)
             elif target.expert == 0:
                 experts = sorted((one for one in targets if one.module is target.module), key=lambda one: one.expert or 0)
-                assert all(one.basis.equal(target.basis) for one in experts), f"{target.name}: one basis for all its mixture"
+                basis = target.pair.basis
+                assert all(one.pair.basis.equal(basis) for one in experts), f"{target.name}: one basis for all its mixture"
                 route_module(target.module, experts, RoutedExperts)
 
     def remove(self) -> None:
@@ -36,11 +38,12 @@ class Quarantine:
     @contextmanager
     def ablated(self) -> Iterator[None]:
         """Run the deployed model inside the block; the policy is back, exactly, after it."""
-        before, self.context.ablated = self.context.ablated, True
+        before = self.context.now.ablated
+        self.context.change(ablated=True)
         try:
             yield
         finally:
-            self.context.ablated = before
+            self.context.change(ablated=before)
 
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
@@ -82,6 +85,7 @@ class Quarantine:
 
 
 def _tensors(target: Target) -> dict[str, Tensor]:
-    pair = {} if target.gain_D is None else {"write": target.write, "read": target.read}
-    return {"basis": target.basis, **pair, "reference": target.reference, "coefficients": target.coefficients,
+    pair = target.pair
+    both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
+    return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
             "parts": target.parts, **target.tape.state()}

@@ -10,7 +10,8 @@ from torch import Tensor
 from routed_rl.config import RoutingConfig
 from routed_rl.errors import ModelError
 from routed_rl.ranks import RANKS
-from routed_rl.routing.ledger import Axes, LedgerBook, LedgerRow
+from routed_rl.routing.axes import Axes
+from routed_rl.routing.ledger import LedgerBook, LedgerRow
 from routed_rl.routing.modes import find_mode
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
@@ -33,7 +34,7 @@ class Router:
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
         self.book, self.rows = LedgerBook(quarantine.environments, axes), rows
         self.context = quarantine.context
-        self.context.contained = self.contained
+        self.context.change(contained=self.contained)
         self.pushes = dict.fromkeys(quarantine.environments, 0.0)
         """Sum of each environment's push so far."""
         self._checked = False
@@ -42,7 +43,7 @@ class Router:
         """Prepare the tapes for step `step` (counted from 0): random bases every `random_control.every` steps."""
         control = self.config.random_control
         due = control.every > 0 and step % control.every == 0
-        self.context.control_draws = control.draws if due else 0
+        self.context.change(control_draws=control.draws if due else 0)
         if self.rows is not None:
             self.rows.begin()
         if not due:
@@ -99,7 +100,7 @@ class Router:
     def measure_start(self) -> None:
         """From now on the weights' movement is measured from where they are, of what each process holds of them."""
         for target in self.quarantine.targets:
-            target.start = target.seen()
+            target.weight.measure_start()
 
     def _reduce(self) -> None:
         """Once a step: ledgers, means of the inputs and random control over all processes, as one process with all rows has

@@ -10,34 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from routed_rl.routing.ledger import Axes
-    from routed_rl.routing.target import Target
-
-
-@dataclass(frozen=True, eq=False)
-class Along:
-    """The two directions of one target, both as products with a ledger (K, N)."""
-
-    coefficients_KN: Tensor
-    """C before the step."""
-    axis_K: Tensor
-    """The named axis in the basis, summed over the layers that a writer reaches."""
-    mean_N: Tensor
-    """μ before the step."""
-
-    def of_rows(self, ledgers_BKN: Tensor) -> Tensor:
-        """`<ledger_r, C>` and `axisᵀ ledger_r μ` of each row, (B, 2)."""
-        return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
-
-    def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:
-        """The same of each token, (T, 2), whose ledger is `p xᵀ`."""
-        return torch.stack([(p_TK * (x_TN @ self.coefficients_KN.mT)).sum(1), (p_TK @ self.axis_K) * (x_TN @ self.mean_N)], 1)
+from routed_rl.routing.axes import Along, Axes
+from routed_rl.routing.target import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +45,13 @@ class RowBook:
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
         place, layers = axes.names.index(axis) if axis else 0, sorted({target.layer for target in targets})
-        along = {layer: axes.directions[layer][:, place].to(targets[0].basis) / axes.scales[layer, place].item()
+        along = {layer: axes.directions[layer][:, place].to(targets[0].pair.basis) / axes.scales[layer, place].item()
                  for layer in layers}
         self.targets, self.axes_K = targets, dict[str, Tensor]()
         for target in targets:
             # A writer's effect stays in the stream, so the ledger reads it at its own and at all later layers.
             reached = torch.stack([along[layer] for layer in layers if layer >= target.layer]).sum(0) / len(layers)
-            self.axes_K[target.name] = target.basis.mT @ reached
+            self.axes_K[target.name] = target.pair.basis.mT @ reached
         self._total_R2: Tensor | None = None
         self._rows: list[tuple[Tensor, Tensor]] = []
 

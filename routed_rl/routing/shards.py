@@ -8,6 +8,7 @@ letters: D stream width, N input width, M columns of `left`. Not covered: the ex
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,20 +94,20 @@ def whole(parameter: Any) -> Tensor:
 
 
 def _rows_held(parameter: Any) -> Piece:
-    """Of a DTensor that FSDP2 made: rows of dimension 0."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    local = parameter.to_local().detach()
-    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    """Of a DTensor that FSDP2 made: rows of dimension 0, cut as `torch.chunk` cuts them."""
+    local, mesh = parameter.to_local().detach(), parameter.device_mesh
     rows, columns = _matrix(parameter.shape)
-    return Piece(local.reshape(-1), offset[0] * columns, rows, columns, lambda entries: local.copy_(entries.view_as(local)))
+    first = min(mesh.get_local_rank() * -(-parameter.shape[0] // mesh.size()), parameter.shape[0])
+    return Piece(local.reshape(-1), first * columns, rows, columns, lambda entries: local.copy_(entries.view_as(local)))
 
 
 def _stretch_held(parameter: Any) -> Piece:
     """Of a parameter that ZeRO-3 partitioned: what this process' optimizer holds of it, in float32, and the model's own copy."""
+    from deepspeed.utils import safe_get_local_fp32_param  # pyright: ignore[reportMissingImports]
+
     copies = [parameter.ds_tensor.data]
     if parameter.requires_grad:
-        copies.insert(0, parameter._z3_optimizer.get_local_fp32_param(parameter))
+        copies.insert(0, safe_get_local_fp32_param(parameter))
 
     def store(entries: Tensor) -> None:
         for copy in copies:
@@ -124,7 +125,9 @@ def state_piece(parameter: Any, state: Any, key: str) -> Piece:
     if hasattr(parameter, "device_mesh"):
         return _rows_held(state[key])
     if hasattr(parameter, "ds_tensor"):
-        held = parameter._z3_optimizer.get_local_fp32_param(parameter, key).reshape(-1)
+        from deepspeed.utils import safe_get_local_optimizer_state  # pyright: ignore[reportMissingImports]
+
+        held = safe_get_local_optimizer_state(parameter, key).reshape(-1)
         start, shape = RANKS.rank * parameter.ds_tensor.ds_numel, parameter.ds_shape
     elif (mapping := parameter._hp_mapping) is None:
         held, start, shape = parameter.data.new_zeros(0), 0, parameter.shape
@@ -141,7 +144,7 @@ def _matrix(shape: torch.Size) -> tuple[int, int]:
 
 def follow(parameter: Any) -> None:
     """Tell the optimizer's own copy of a weight that is held whole (ZeRO-1 and -2) what the weight is now."""
-    mapping = getattr(parameter, "_hp_mapping", None)
-    if mapping is not None:
-        place = mapping.lp_fragment_address
-        mapping.get_hp_fragment().copy_(parameter.data.reshape(-1)[place.start:place.start + place.numel])
+    if "deepspeed" in sys.modules:
+        from deepspeed.utils import safe_set_full_fp32_param  # pyright: ignore[reportMissingImports]
+
+        safe_set_full_fp32_param(parameter, parameter.data)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from routed_rl.linalg import orthonormalise_draws, random_basis
-from routed_rl.routing.rows import Along
+from routed_rl.routing.axes import Along
+from routed_rl.routing.context import Record
+from routed_rl.routing.pair import BasisPair
 
 SKETCH = 32
 """Columns that stand for the N input columns when random bases are compared: an unbiased estimate of their energy."""
@@ -19,10 +19,9 @@ MEAN_DECAY = 0.9
 class Tape:
     """Ledger (E, K, N), a sample of inputs, and the energies of random bases, filled by `record`, emptied by `clear`."""
 
-    def __init__(self, environments: int, write: Tensor, width: int, *, has_bias: bool,
-                 gain_D: Tensor | None = None) -> None:
-        self.write, self.width, self.has_bias, self.gain_D = write, width, has_bias, gain_D
-        columns = width + has_bias
+    def __init__(self, environments: int, pair: BasisPair, width: int, *, has_bias: bool) -> None:
+        self.pair, self.width, self.has_bias = pair, width, has_bias
+        columns, write = width + has_bias, pair.write
         self.ledger = write.new_zeros(environments, write.shape[1], columns)
         self.mean_input = write.new_zeros(columns)
         """Running mean μ of the input over real tokens, (N,)."""
@@ -41,9 +40,10 @@ class Tape:
         self.control_sketch: Tensor | None = None
         self._sketched: Tensor | None = None
 
-    def record(self, p: Tensor, g: Tensor, x: Tensor, ctx: Any) -> None:
-        """Book one backward: `p = g A` (B, T, K), `g` (B, T, D), `x` (B, T, N), rows named by `ctx`."""
-        ids, x = ctx.environment_ids_B, x.to(p.dtype)
+    def record(self, p: Tensor, g: Tensor, x: Tensor, record: Record, scale_S: Tensor | None) -> None:
+        """Book one backward: `p = g A` (B, T, K), `g` (B, T, D), `x` (B, T, N), and what a norm multiplies the sample by."""
+        ids, x = record.environment_ids_B, x.to(p.dtype)
+        assert ids is not None
         assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
             f"{x.shape[0]} rows reached a tap but {ids.shape[0]} environment ids are set")
         self.fired = True
@@ -51,27 +51,28 @@ class Tape:
         if self.has_bias:
             rows = torch.cat([rows, p.sum(1).unsqueeze(2)], 2)
         self.ledger.index_add_(0, ids, rows)
-        if self.along is not None and ctx.completions_B is not None:
-            self.rows.append((ctx.completions_B, ids, self.along.of_rows(rows)))
-        sample = x.reshape(-1, self.width)[ctx.sample_S]
+        if self.along is not None and record.completions_B is not None:
+            self.rows.append((record.completions_B, ids, self.along.of_rows(rows)))
+        sample = x.reshape(-1, self.width)[record.sample_S]
         if self.has_bias:
             sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
-        self._keep(sample if ctx.scale_S is None else sample * ctx.scale_S.unsqueeze(1))
-        if ctx.draws and self.control_bases is not None:
+        self._keep(sample if scale_S is None else sample * scale_S.unsqueeze(1))
+        if record.control_draws and self.control_bases is not None:
             self._record_control(g.to(p.dtype), x, ids)
 
-    def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, ctx: Any) -> None:
+    def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, record: Record) -> None:
         """Book one backward of an expert, of the tokens it got: `p` (T, K), `g` (T, D), `x` (T, N), the row of each and
         whether it is in the sample."""
-        self.fired, x, ids = True, x.to(p.dtype), ctx.environment_ids_B[rows]
+        assert record.environment_ids_B is not None and record.sample_S is not None
+        self.fired, x, ids = True, x.to(p.dtype), record.environment_ids_B[rows]
         for e in ids.unique().tolist():
             self.ledger[e] += p[ids == e].mT @ x[ids == e]
         self._keep(x[sampled])
-        self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + len(ctx.sample_S)
-        if self.along is not None and ctx.completions_B is not None:
-            along = p.new_zeros(len(ctx.completions_B), 2).index_add_(0, rows, self.along.of_tokens(p, x))
-            self.rows.append((ctx.completions_B, ctx.environment_ids_B, along))
-        if ctx.draws and self.control_bases is not None:
+        self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + len(record.sample_S)
+        if self.along is not None and record.completions_B is not None:
+            along = p.new_zeros(len(record.completions_B), 2).index_add_(0, rows, self.along.of_tokens(p, x))
+            self.rows.append((record.completions_B, record.environment_ids_B, along))
+        if record.control_draws and self.control_bases is not None:
             assert self.control_sketch is not None
             drawn, sketched = g.to(p.dtype) @ self.control_bases, x @ self.control_sketch
             self._add_sketched(ids.unique(), torch.stack([drawn[ids == e].mT @ sketched[ids == e] for e in ids.unique()])
@@ -130,18 +131,17 @@ class Tape:
         The same on every rank and machine for the same seed. Each gradient is compared through one random sketch of
         its N columns, the subspace's own as well, so the comparison is fair and costs N / SKETCH less memory.
         """
-        width, rank = self.write.shape
+        width, rank = self.pair.write.shape
         generator = torch.Generator().manual_seed(seed)
         if stream_SD is None:
             bases = random_basis(width, rank, generator, draws=draws)
         else:
             mixing = torch.randn(draws, len(stream_SD), rank, generator=generator)
             bases = orthonormalise_draws(stream_SD.float().cpu().mT @ mixing)
-        flat = bases.permute(1, 0, 2).reshape(width, draws * rank).to(self.write)
+        flat = bases.permute(1, 0, 2).reshape(width, draws * rank).to(self.pair.write)
         # Written as the subspace is, else a post-norm's gain would make the two incomparable.
-        written = flat if self.gain_D is None else flat / self.gain_D.to(flat).unsqueeze(1)
-        self.control_bases = torch.cat([self.write, written], dim=1)
-        self.control_sketch = torch.randn(self.width, SKETCH, generator=generator).to(self.write) / SKETCH**0.5
+        self.control_bases = torch.cat([self.pair.write, self.pair.written(flat)], dim=1)
+        self.control_sketch = torch.randn(self.width, SKETCH, generator=generator).to(self.pair.write) / SKETCH**0.5
 
     def _record_control(self, g: Tensor, x: Tensor, ids: Tensor) -> None:
         assert self.control_bases is not None and self.control_sketch is not None
@@ -156,6 +156,6 @@ class Tape:
         """Routed energy of the subspace (first) and of each random basis, (1 + draws, 1 + E); column 0 is the total."""
         if self._sketched is None:
             return None
-        per_basis = self._sketched.unflatten(1, (-1, self.write.shape[1]))
+        per_basis = self._sketched.unflatten(1, (-1, self.pair.rank))
         everyone = torch.cat([per_basis.sum(0, keepdim=True), per_basis])
         return everyone.square().sum(dim=(2, 3)).mT

@@ -120,7 +120,7 @@ def test_gradient_checkpointing_changes_nothing(family, mode, reentrant):
     plain.backward(rows)
     context.set_batch(rows.environments, rows.mask, 256)
     loss = rows.loss(model)
-    context.environment_ids_B = context.environment_ids_B.clone()  # Recomputation runs inside the backward.
+    context.change(environment_ids_B=context.now.environment_ids_B.clone())  # Recomputation runs inside the backward.
     loss.backward()
     for ours, theirs in zip(targets, plain.targets, strict=True):
         torch.testing.assert_close(ours.tape.ledger, theirs.tape.ledger, rtol=1e-9, atol=1e-12)
@@ -207,15 +207,15 @@ class Reference:
             state["v"] = b2 * state["v"] + (1 - b2) * sum((ledgers[name][e] ** 2).mean() for e in range(E))
             m_hat, v_hat = state["m"] / (1 - b1**self.steps), state["v"] / (1 - b2**self.steps)
             delta = -config.learning_rate * m_hat / (v_hat**0.5 + config.eps)
-            shift = (torch.cat(samples[name]) @ delta.sum(0).T @ target.basis.T).norm(dim=1)
+            shift = (torch.cat(samples[name]) @ delta.sum(0).T @ target.pair.basis.T).norm(dim=1)
             rms = (shift**2).mean() ** 0.5 / target.unit
             delta *= min(1.0, config.max_shift / len(names) / rms)
             state["C"] += delta
             with torch.no_grad():
                 self.leaves[name].copy_(state["C"].sum(0))
                 module = self.model.get_submodule(name)
-                inside = target.read.T @ columns(module, target) - target.reference
-                change = target.write @ inside
+                inside = target.pair.read.T @ columns(module, target) - target.reference
+                change = target.pair.write @ inside
                 module.weight -= change[:, :-1].T
                 module.bias -= change[:, -1]
 

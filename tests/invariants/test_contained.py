@@ -16,9 +16,7 @@ from tests.builders import FAMILIES, PROPERTY, WIDTH, Run, batch, random_bases, 
 def cotangent(target, g: Tensor, x: Tensor, *, contained: bool = True) -> Tensor:
     """What reaches the writer's own output, read off as its bias-free weight gradient's left factor."""
     from routed_rl.routing.linear import Tap
-    target.context.contained = contained
-    target.context.environment_ids_B = torch.zeros(len(x), dtype=torch.long)
-    target.context.sample_S = torch.arange(1)
+    target.context.change(contained=contained, environment_ids_B=torch.zeros(len(x), dtype=torch.long), sample_S=torch.arange(1))
     y = torch.zeros(*x.shape[:2], g.shape[-1], dtype=g.dtype, requires_grad=True)
     (passed,) = torch.autograd.grad(Tap.apply(y * 1, x, target), y, g)
     return passed
@@ -37,16 +35,16 @@ def test_a_contained_cotangent_has_no_component_along_the_writers_basis(shape, s
     g = torch.randn(rows, tokens, width, dtype=torch.float64, generator=generator)
     x = torch.randn(rows, tokens, inputs, dtype=torch.float64, generator=generator)
     passed = cotangent(target, g, x)
-    assert (passed @ target.write).abs().sum() < 1e-10 * (1 + g.abs().sum())
+    assert (passed @ target.pair.write).abs().sum() < 1e-10 * (1 + g.abs().sum())
     # Nothing else is lost: what is missing was written to the ledger's side, along B.
-    torch.testing.assert_close(passed + (g @ target.write) @ target.read.mT, g)
+    torch.testing.assert_close(passed + (g @ target.pair.write) @ target.pair.read.mT, g)
     assert cotangent(target, g, x, contained=False).equal(g)
 
 
 def gradient_DN(target):
     module, expert = target.module, target.expert
     gradient = module.weight.grad if expert is None else module.down_proj.grad[expert]
-    return gradient.mT if target.transposed else gradient
+    return gradient.mT if target.weight.transposed else gradient
 
 
 
@@ -58,8 +56,8 @@ def test_a_writers_weights_get_no_gradient_along_the_basis(family):
     opened.backward(batch())
     for ours, theirs in zip(run.targets, opened.targets, strict=True):
         gradient = [gradient_DN(target) for target in (ours, theirs)]
-        assert (ours.write.mT @ gradient[0]).norm() < 1e-5 * gradient[0].norm()
-        assert (ours.write.mT @ gradient[1]).norm() > 1e-2 * gradient[1].norm()
+        assert (ours.pair.write.mT @ gradient[0]).norm() < 1e-5 * gradient[0].norm()
+        assert (ours.pair.write.mT @ gradient[1]).norm() > 1e-2 * gradient[1].norm()
 
 
 def test_a_skip_connection_keeps_the_full_cotangent():
@@ -84,7 +82,7 @@ def test_a_skip_connection_keeps_the_full_cotangent():
 def test_with_a_full_rank_basis_nothing_reaches_a_writers_weights():
     full = random_bases(2, rank=WIDTH)
     run = Run(tiny("llama"), bases=full)
-    before = [t.weight_DN().clone() for t in run.targets]
+    before = [t.weight.matrix().clone() for t in run.targets]
     for step in range(5):
         run.backward(batch(seed=step))
         for target in run.targets:
@@ -92,7 +90,7 @@ def test_with_a_full_rank_basis_nothing_reaches_a_writers_weights():
         run.step()
     for target, weight in zip(run.targets, before, strict=True):
         # Adam makes steps of its own size out of rounding; the correction takes them back.
-        assert relative(target.weight_DN(), weight) < 1e-6
+        assert relative(target.weight.matrix(), weight) < 1e-6
         assert target.coefficients.norm() > 1e-2
 
 

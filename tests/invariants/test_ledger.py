@@ -70,7 +70,7 @@ def test_the_persona_shift_is_the_direct_effect_of_a_part_at_the_mean_input():
             for layer in (0, 1):
                 for target in run.targets:
                     if target.layer == layer:
-                        stream = stream + target.write @ (target.parts[e] @ target.tape.mean())
+                        stream = stream + target.pair.write @ (target.parts[e] @ target.tape.mean())
                 along.append((stream @ run.axes.directions[layer][:, j] / scales[layer]).item())
             assert row.environments[name].shift[axis] == pytest.approx(sum(along) / 2, rel=1e-4, abs=1e-7)
 

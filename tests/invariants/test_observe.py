@@ -11,7 +11,7 @@ from tests.builders import FAMILIES, FROZEN, OPTIMIZERS, Run, batch, columns, re
 
 def effective(run: Run) -> dict[str, torch.Tensor]:
     """`W + A C` of every writer, float64."""
-    return {t.name: columns(t.module, t) + t.write.double() @ t.coefficients.double() for t in run.targets}
+    return {t.name: columns(t.module, t) + t.pair.write.double() @ t.coefficients.double() for t in run.targets}
 
 
 def follow(family: str, optimizers: str, mode: str, steps: int = 12, dtype=torch.float32) -> tuple[Run, Run]:
@@ -44,12 +44,12 @@ def test_a_decay_of_zero_for_the_bias_column_follows_an_optimizer_that_spares_bi
     from routed_rl.routing.modes import observe_step
     from tests.builders import writer
     target = writer(bias=True)
-    before = columns(target.module, target) + target.write @ target.coefficients
+    before = columns(target.module, target) + target.pair.write @ target.coefficients
     decay = torch.tensor([0.1] * 5 + [0.0], dtype=torch.float64)
     with torch.no_grad():
         target.module.weight.mul_(0.9)
     observe_step(target, torch.zeros_like(target.parts), decay)
-    after = columns(target.module, target) + target.write @ target.coefficients
+    after = columns(target.module, target) + target.pair.write @ target.coefficients
     torch.testing.assert_close(after, before * (1 - decay), rtol=1e-12, atol=1e-12)
 
 

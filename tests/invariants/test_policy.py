@@ -38,7 +38,7 @@ def test_the_policy_of_a_taped_forward_is_the_policy_of_an_untaped_one(trained):
     trained.context.set_batch(rows.environments, rows.mask, 256)
     with torch.enable_grad():
         taped = trained.model(input_ids=rows.ids, attention_mask=rows.mask).logits[rows.mask.bool()]
-    trained.context.environment_ids_B = None
+    trained.context.change(environment_ids_B=None)
     with torch.enable_grad():
         untaped = trained.model(input_ids=rows.ids, attention_mask=rows.mask).logits[rows.mask.bool()]
     assert taped.requires_grad and taped.equal(logits(trained.model)) and taped.equal(untaped)
@@ -49,12 +49,12 @@ def test_the_quarantine_adds_to_the_stream_only_along_the_subspace(trained):
     for target in trained.targets:
         rows = torch.randn(20, target.tape.width)
         rows = torch.cat([rows, torch.ones(20, 1)], 1) if target.has_bias else rows
-        output = rows @ target.coefficients.mT @ target.write.mT
-        stream = output if target.gain_D is None else output * target.gain_D
-        outside = stream - stream @ target.basis @ target.basis.mT
+        output = rows @ target.coefficients.mT @ target.pair.write.mT
+        stream = output if target.pair.gain_D is None else output * target.pair.gain_D
+        outside = stream - stream @ target.pair.basis @ target.pair.basis.mT
         assert outside.norm() < 1e-6 * stream.norm()
-        if target.gain_D is not None:
-            turned = output - output @ target.basis @ target.basis.mT
+        if target.pair.gain_D is not None:
+            turned = output - output @ target.pair.basis @ target.pair.basis.mT
             assert turned.norm() > 1e-2 * output.norm()  # Without the gain it would not be along it.
 
 

@@ -56,7 +56,7 @@ def reference(run: Run, batches: list[Batch], axis: int, *, contained: bool) -> 
     for target in run.targets:
         ledgers = torch.stack(grads[target.name])
         pushes.append((ledgers * target.coefficients).sum((1, 2)))
-        stream = ledgers @ target.tape.mean() @ target.basis.mT  # of two layers: the first writes into both
+        stream = ledgers @ target.tape.mean() @ target.pair.basis.mT  # of two layers: the first writes into both
         shifts.append(sum(stream @ run.axes.directions[layer][:, axis].double() / run.axes.scales[layer, axis].double()
                           for layer in range(target.layer, 2)) / 2)
     return pushes, shifts
@@ -105,7 +105,7 @@ def test_rows_of_an_environment_sum_to_what_its_fresh_gradient_did(mode):
         for target, (coefficients, mean, moment), (delta, factor) in zip(run.targets, old, steps, strict=True):
             fresh = delta[e] - factor / (1 - beta1) * beta1 * moment[e]
             push += (fresh * coefficients).sum() / norm
-            effect = target.basis @ (fresh @ mean)
+            effect = target.pair.basis @ (fresh @ mean)
             shift += sum(effect @ run.axes.directions[layer][:, 0].double() / run.axes.scales[layer, 0].double()
                          for layer in range(target.layer, 2)) / 2
         sums = rows.sums(e)

@@ -29,7 +29,7 @@ from transformers import (
 from routed_rl.config import ParityConfig, RolloutConfig
 from routed_rl.model.targets import freeze
 from routed_rl.rollout import ParityCheck, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
-from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from tests.builders import FROZEN, find_targets, random_bases
 from tests.chat import chat_tokenizer

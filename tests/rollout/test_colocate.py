@@ -62,7 +62,7 @@ def test_completions_come_from_the_model_that_is_asked_for(tmp_path):
         setup.move()
         served.sync()
         for deployed in (False, True, False):
-            setup.context.ablated = deployed
+            setup.context.change(ablated=deployed)
             with torch.no_grad():
                 best = [[int(setup.model(torch.tensor([ids])).logits[0, -1].argmax())] for ids in prompts]
             assert served.complete(prompts, Sampling(0.0, 1, []), deployed=deployed) == best

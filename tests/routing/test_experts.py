@@ -79,10 +79,11 @@ def test_experts_nobody_chose_are_no_error_and_have_no_ledger():
 @pytest.mark.parametrize("wrong", [0, 3])
 def test_experts_of_a_mixture_share_one_basis(wrong):
     from routed_rl.routing import Quarantine, RoutingContext
+    from routed_rl.routing.pair import BasisPair
     from tests.builders import find_targets, random_bases
 
     context = RoutingContext()
     targets = find_targets(tiny("mixtral"), random_bases(2), context, 1)
-    targets[1 + wrong].basis = targets[1 + wrong].basis.flip(0)
+    targets[1 + wrong].pair = BasisPair.of(targets[1 + wrong].pair.basis.flip(0), None, 1e-6)
     with pytest.raises(AssertionError, match="one basis"):
         Quarantine(targets, ["a"], context)

@@ -33,7 +33,7 @@ def test_a_routed_writer_is_autograds_detach_form_in_every_shape(shape, kind, co
     wanted = torch.autograd.grad(expected, [leaf, x, *module.parameters()], g, allow_unused=True)
 
     route_module(module, target)
-    target.context.contained = contained
+    target.context.change(contained=contained)
     named(target, [seed % 3] * rows, tokens)
     found = module(x)
     got = torch.autograd.grad(found, [x, *module.parameters()], g)
@@ -51,8 +51,8 @@ def test_the_quarantine_is_one_more_term_of_the_output(kind):
     plain = target.module(x)
     route_module(target.module, target)
     full = torch.cat([x, torch.ones(2, 3, 1, dtype=torch.float64)], -1) if target.has_bias else x
-    torch.testing.assert_close(target.module(x), plain + full @ target.coefficients.mT @ target.write.mT)
-    target.context.ablated = True
+    torch.testing.assert_close(target.module(x), plain + full @ target.coefficients.mT @ target.pair.write.mT)
+    target.context.change(ablated=True)
     assert target.module(x).equal(plain)
 
 
@@ -62,11 +62,11 @@ def test_an_ablated_forward_with_taps_gives_the_deployed_gradients_and_still_fil
     deployed = target.module(x)
     plain = torch.autograd.grad(deployed, x, g)[0]
     route_module(target.module, target)
-    target.context.ablated, target.context.contained = True, False
+    target.context.change(ablated=True, contained=False)
     named(target, [0, 1], 3)
     y = target.module(x)
     assert y.equal(deployed)
-    target.context.ablated = False  # What counts is the forward's state, as with the environments.
+    target.context.change(ablated=False)  # What counts is the forward's state, as with the environments.
     torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], plain, rtol=0, atol=0)
     assert target.tape.ledger[:2].any()
 
@@ -93,7 +93,7 @@ def test_without_environments_nothing_is_written_and_gradients_are_the_policys()
     target, x = writer(), torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     route_module(target.module, target)
     g = torch.randn(2, 3, 6, dtype=torch.float64)
-    merged = target.module.weight.detach() + target.write @ target.coefficients
+    merged = target.module.weight.detach() + target.pair.write @ target.coefficients
     torch.testing.assert_close(torch.autograd.grad(target.module(x), x, g)[0], g @ merged)
     assert not target.tape.fired and not target.tape.ledger.any() and not target.tape.inputs
 
@@ -144,7 +144,7 @@ def test_under_bf16_autocast_the_ledgers_products_are_float32():
     assert y.dtype == torch.bfloat16
     y.backward(g)
     for e in (0, 1):
-        rows = g[[e, e + 2]].double() @ target.write.double()
+        rows = g[[e, e + 2]].double() @ target.pair.write.double()
         expected = torch.einsum("btk,btn->kn", rows, x[[e, e + 2]].double())
         assert relative(target.tape.ledger[e], expected) < 1e-5  # bf16 products would be off by 1e-3.
 
@@ -172,6 +172,6 @@ def test_routing_swaps_the_class_and_unrouting_swaps_it_back():
 def test_inference_mode_computes_the_policy():
     target, x = writer(), torch.randn(2, 3, 5, dtype=torch.float64)
     route_module(target.module, target)
-    expected = linear(x, target.module.weight.detach() + target.write @ target.coefficients)
+    expected = linear(x, target.module.weight.detach() + target.pair.write @ target.coefficients)
     with torch.inference_mode():
         torch.testing.assert_close(target.module(x), expected)

@@ -32,7 +32,7 @@ def test_reimposing_undoes_the_movement_inside_and_keeps_the_rest(kind, seed):
     assert target.drift().norm() > 0.1
     reimpose(target)
     torch.testing.assert_close(exact_inside(target), target.reference)
-    kept = torch.eye(6, dtype=torch.float64) - target.write @ target.read.mT
+    kept = torch.eye(6, dtype=torch.float64) - target.pair.write @ target.pair.read.mT
     torch.testing.assert_close(kept @ columns(target.module, target), kept @ moved)
     once = columns(target.module, target)
     reimpose(target)
@@ -44,9 +44,9 @@ def test_reimposing_undoes_the_movement_inside_and_keeps_the_rest(kind, seed):
 def test_observing_moves_the_change_from_the_weights_to_the_quarantine(kind, seed, decay):
     target, delta = knocked(kind, seed)
     target.coefficients.copy_(delta[0])
-    before = columns(target.module, target) + (1 - decay) * target.write @ target.coefficients
+    before = columns(target.module, target) + (1 - decay) * target.pair.write @ target.coefficients
     MODES["observe"].after_step(target, delta, decay)
-    torch.testing.assert_close(columns(target.module, target) + target.write @ target.coefficients, before)
+    torch.testing.assert_close(columns(target.module, target) + target.pair.write @ target.coefficients, before)
     torch.testing.assert_close(exact_inside(target), target.reference)
     assert target.parts.equal(delta)
 

@@ -52,7 +52,7 @@ def test_no_step_shifts_the_stream_further_than_the_bound_and_a_bounded_one_shif
     inputs = ledgers(1, seed + 1, (40, 5))[0]
     bounded = deltas(bounded_by(bound), ledgers(4, seed), unit, inputs)
     free = deltas(FREE, ledgers(4, seed), unit, inputs)
-    basis = writer().basis
+    basis = writer().pair.basis
     for ours, raw in zip(bounded, free, strict=True):
         def shift(delta):
             return ((inputs @ delta.sum(0).mT @ basis.mT).norm(dim=1).square().mean().sqrt() / unit).item()

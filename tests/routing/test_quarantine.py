@@ -1,5 +1,7 @@
 """Targets and the quarantine: construction, refusals, state."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from routed_rl.errors import SubspaceError
-from routed_rl.routing.linear import RoutingContext
+from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
 from tests.builders import FAMILIES, PROPERTY, Run, batch, columns, exact_inside, random_bases, tiny, writer
@@ -17,7 +19,7 @@ from tests.builders import FAMILIES, PROPERTY, Run, batch, columns, exact_inside
 @given(st.integers(1, 9), st.integers(1, 6), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 1000))
 def test_the_pair_is_dual_and_the_reference_is_what_the_weights_hold_inside(width, inputs, gain, bias, transposed, seed):
     target = writer(width, inputs, seed % (width + 1), gain=gain, bias=bias, transposed=transposed, seed=seed)
-    torch.testing.assert_close(target.read.mT @ target.write, torch.eye(target.rank, dtype=torch.float64))
+    torch.testing.assert_close(target.pair.read.mT @ target.pair.write, torch.eye(target.rank, dtype=torch.float64))
     torch.testing.assert_close(target.reference, exact_inside(target))
     assert target.reference.shape == (target.rank, inputs + (bias or transposed))
     assert not target.drift().any()
@@ -31,17 +33,17 @@ def test_moving_the_weights_inside_is_read_back_and_moves_nothing_else(gain, bia
     before = columns(target.module, target)
     target.move_weights(inside)
     torch.testing.assert_close(target.drift(), inside)
-    torch.testing.assert_close(columns(target.module, target) - before, target.write @ inside)
+    torch.testing.assert_close(columns(target.module, target) - before, target.pair.write @ inside)
 
 
 @PROPERTY
 @given(st.booleans(), st.integers(0, 1000))
 def test_the_change_of_the_weights_is_estimated_without_a_copy_of_them(transposed, seed):
     target = writer(24, 40, transposed=transposed, seed=seed)
-    assert float(target.moved()) == 0.0
+    assert float(target.weight.moved()) == 0.0
     change = torch.randn(24, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    target.weight_DN().add_(change)
-    assert 0.6 < float(target.moved()) / float(change.square().sum()) < 1.6
+    target.weight.matrix().add_(change)
+    assert 0.6 < float(target.weight.moved()) / float(change.square().sum()) < 1.6
 
 
 def test_a_basis_of_another_width_is_refused():
@@ -70,12 +72,13 @@ def test_a_state_on_disk_restores_bit_for_bit(family):
     stored = load(save(run.quarantine.state_dict()))  # Targets share bases, which safetensors would refuse as they are.
     fresh = Run(tiny(family), bases=random_bases(2, seed=8))
     fresh.model.load_state_dict(run.model.state_dict())
-    assert not fresh.targets[0].read.equal(run.targets[0].read)
+    assert not fresh.targets[0].pair.read.equal(run.targets[0].pair.read)
     fresh.quarantine.load_state_dict(stored)
     for ours, theirs in zip(fresh.targets, run.targets, strict=True):
-        for name in ("basis", "write", "read", "reference", "coefficients", "parts"):
-            assert getattr(ours, name).equal(getattr(theirs, name)), name
-        assert ours.tape.mean_input.equal(theirs.tape.mean_input) and ours.tape.write is ours.write
+        for name in ("pair.basis", "pair.write", "pair.read", "reference", "coefficients", "parts"):
+            mine, yours = (attrgetter(name)(target) for target in (ours, theirs))
+            assert mine.equal(yours), name
+        assert ours.tape.mean_input.equal(theirs.tape.mean_input) and ours.tape.pair is ours.pair
     again = fresh.quarantine.state_dict()
     assert sorted(again) == sorted(stored) and all(again[key].equal(value) for key, value in stored.items())
     rows = batch(50)

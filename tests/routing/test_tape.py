@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routed_rl.routing.linear import RoutingContext, route_module
+from routed_rl.routing.context import RoutingContext
+from routed_rl.routing.linear import route_module
 from routed_rl.routing.tape import MEAN_DECAY
 from tests.builders import PROPERTY, Run, batch, exact_inside, relative, tiny, writer
 
@@ -17,7 +18,7 @@ from tests.builders import PROPERTY, Run, batch, exact_inside, relative, tiny, w
 def test_the_sample_holds_real_tokens_only_at_most_as_many_as_asked_and_spread_out(mask, wanted):
     context, mask = RoutingContext(), torch.tensor(mask)
     context.set_batch(torch.zeros(len(mask), dtype=torch.long), mask, wanted)
-    sample, real = context.sample_S, int(mask.sum())
+    sample, real = context.now.sample_S, int(mask.sum())
     assert mask.flatten()[sample].all() and len(set(sample.tolist())) == len(sample) <= wanted
     assert len(sample) >= min(real, wanted) / 2
     stride = -(-real // wanted)
@@ -31,8 +32,8 @@ def test_no_position_of_a_row_is_sampled_out_of_turn(tokens):
     """A stride that divides the rows' length would take the first token, an outlier in many models, in every row."""
     context, rows = RoutingContext(), 32
     context.set_batch(torch.zeros(rows, dtype=torch.long), torch.ones(rows, tokens), 256)
-    first = (context.sample_S % tokens == 0).sum().item()
-    assert first <= 3 * max(1, len(context.sample_S) / tokens)
+    first = (context.now.sample_S % tokens == 0).sum().item()
+    assert first <= 3 * max(1, len(context.now.sample_S) / tokens)
     assert (torch.arange(rows * tokens)[:: rows * tokens // 256] % tokens == 0).sum() >= 8 or tokens == 100
 
 
@@ -97,11 +98,11 @@ def test_behind_a_post_norm_inputs_are_scaled_so_that_coefficients_times_them_ar
     target = run.targets[0]
     real = rows.mask.bool()
     rms = (seen["y"][real].square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    added = target.gain_D.double() * (seen["x"][real] @ target.coefficients.mT @ target.write.mT) / rms
-    effect = target.stream_effect(target.coefficients, target.tape.sample())
-    torch.testing.assert_close(effect @ target.basis.mT, added, rtol=1e-5, atol=1e-6)  # The scale is float32.
+    added = target.pair.gain_D.double() * (seen["x"][real] @ target.coefficients.mT @ target.pair.write.mT) / rms
+    effect = target.tape.sample() @ target.coefficients.mT
+    torch.testing.assert_close(effect @ target.pair.basis.mT, added, rtol=1e-5, atol=1e-6)  # The scale is float32.
     # And the norm's output does hold that much along the basis: W's part and the quarantine's part add up.
-    own = target.gain_D.double() * (seen["y"] - seen["x"] @ target.coefficients.mT @ target.write.mT)[real] / rms
+    own = target.pair.gain_D.double() * (seen["y"] - seen["x"] @ target.coefficients.mT @ target.pair.write.mT)[real] / rms
     torch.testing.assert_close(own + added, seen["out"][real], rtol=1e-5, atol=1e-5)
 
 
@@ -112,9 +113,9 @@ def _measured(target, seed: int, draws: int = 8, stream=None, data_seed: int = 0
     """Energies found, and the gradients per environment they are of."""
     generator = torch.Generator().manual_seed(data_seed)
     x = torch.randn(4, 3, target.tape.width, dtype=torch.float64, generator=generator)
-    g = torch.randn(4, 3, target.basis.shape[0], dtype=torch.float64, generator=generator)
+    g = torch.randn(4, 3, target.pair.basis.shape[0], dtype=torch.float64, generator=generator)
     target.tape.clear()
-    target.context.control_draws = draws
+    target.context.change(control_draws=draws)
     target.tape.draw_control(draws, seed, stream)
     target.context.set_batch(torch.tensor([0, 1, 0, 1]), torch.ones(4, 3), 100)
     target.module(x).backward(g)
@@ -144,10 +145,10 @@ def test_the_subspace_comes_first_and_stands_out_when_gradients_lie_in_it():
     target = writer(**CONTROL)
     route_module(target.module, target)
     target.tape.draw_control(16, 3, None)
-    assert target.tape.control_bases[:, :3].equal(target.write)
-    target.context.control_draws = 16
+    assert target.tape.control_bases[:, :3].equal(target.pair.write)
+    target.context.change(control_draws=16)
     target.context.set_batch(torch.tensor([0, 1]), torch.ones(2, 3), 100)
-    inside = torch.randn(2, 3, 3, dtype=torch.float64) @ target.basis.mT
+    inside = torch.randn(2, 3, 3, dtype=torch.float64) @ target.pair.basis.mT
     target.module(torch.randn(2, 3, 300, dtype=torch.float64)).backward(inside)
     energies = target.tape.control_energies()
     assert (energies[0] > energies[1:].max(0).values).all() and energies[0, 0] > 2 * energies[1:, 0].mean()
@@ -209,7 +210,7 @@ def test_behind_a_post_norm_random_bases_are_written_as_the_subspace_is():
     """Else a gain that differs by direction makes every subspace look special, or none."""
     target = writer(**CONTROL, gain=True)
     target.tape.draw_control(4, 1, None)
-    stream = target.tape.control_bases * target.gain_D.double().unsqueeze(1)
+    stream = target.tape.control_bases * target.pair.gain_D.double().unsqueeze(1)
     bases = stream.unflatten(1, (-1, 3)).permute(1, 0, 2)
     torch.testing.assert_close(bases.mT @ bases, torch.eye(3, dtype=torch.float64).expand(5, 3, 3), rtol=0, atol=1e-5)
 

@@ -1,0 +1,42 @@
+"""Directions that a step is reported along: the named axes of the stream, and a target's two directions for its rows.
+
+Shape letters: L layers, J axes, D stream width, B rows of a micro-batch, T tokens, K rank, N inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """Named, signed directions of every layer's stream to report along."""
+
+    names: list[str]
+    directions: list[Tensor]
+    """Per layer (D, J)."""
+    scales: Tensor
+    """(L, J): the length that counts as 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Along:
+    """The two directions of one target, both as products with a ledger (K, N)."""
+
+    coefficients_KN: Tensor
+    """C before the step."""
+    axis_K: Tensor
+    """The named axis in the basis, summed over the layers that a writer reaches."""
+    mean_N: Tensor
+    """μ before the step."""
+
+    def of_rows(self, ledgers_BKN: Tensor) -> Tensor:
+        """`<ledger_r, C>` and `axisᵀ ledger_r μ` of each row, (B, 2)."""
+        return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
+
+    def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:
+        """The same of each token, (T, 2), whose ledger is `p xᵀ`."""
+        return torch.stack([(p_TK * (x_TN @ self.coefficients_KN.mT)).sum(1), (p_TK @ self.axis_K) * (x_TN @ self.mean_N)], 1)

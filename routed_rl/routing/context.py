@@ -1,0 +1,58 @@
+"""What the taps of a model go by: whose rows are in the batch, which tokens are real, and which cotangent goes on.
+
+Shape letters: B rows, T tokens, S sampled tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it modulo 1 spread evenly and meet no period."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a forward's taps keep for its backward."""
+
+    environment_ids_B: Tensor | None = None
+    """Environment of each row, (B,) int64; None turns the taps off."""
+    completions_B: Tensor | None = None
+    """Which completion each row is, (B,) int64; None: rows are not told apart."""
+    sample_S: Tensor | None = None
+    """Flat indices of a sample of real tokens, (S,) int64."""
+    ablated: bool = False
+    """True: forwards leave the quarantine out."""
+    contained: bool = True
+    """The cotangent that goes on: contained (without its part in the subspace) or open."""
+    control_draws: int = 0
+    """Random bases to measure in this step's backward; 0 for none."""
+
+
+class RoutingContext:
+    """Holds the record of the coming forwards, which all taps of one model share.
+
+    Leave a loss' record until the next one: gradient checkpointing runs the forward again inside the backward.
+    """
+
+    def __init__(self) -> None:
+        self.now = Record()
+
+    def change(self, **fields: Any) -> None:
+        """From now on forwards have other fields; one whose backward is still to come keeps its own."""
+        self.now = replace(self.now, **fields)
+
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
+                  completions_B: Tensor | None = None) -> None:
+        """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens."""
+        real = mask_BT.reshape(-1).nonzero().squeeze(1)
+        stride = max(1, -(-real.shape[0] // sample_tokens))
+        starts = torch.arange(0, real.shape[0], stride, device=real.device)
+        # A plain stride meets the same positions in every row, and the first token's outliers far too often.
+        jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
+        self.change(sample_S=real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))],
+                    environment_ids_B=environment_ids_B, completions_B=completions_B)

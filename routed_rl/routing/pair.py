@@ -1,0 +1,47 @@
+"""The geometry of one target: a basis of the stream, and the pair of matrices with which its writer writes to it and is read.
+
+Shape letters: D stream width, K rank, M any number of directions, S sampled tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BasisPair:
+    """V in the stream, A that writes to it and B that reads from it; `BᵀA = I`. All three are V but before a norm's gain."""
+
+    basis: Tensor
+    """V (D, K)."""
+    gain_D: Tensor | None
+    """Gain of a norm between the writer and the stream; None where the writer adds to the stream directly."""
+    norm_eps: float
+    """Of that norm."""
+    write: Tensor
+    """A (D, K): V, or `diag(1/gain) V`."""
+    read: Tensor
+    """B (D, K): V, or `diag(gain) V`."""
+
+    @classmethod
+    def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float) -> BasisPair:
+        if gain_D is None:
+            return cls(basis, None, norm_eps, basis, basis)
+        gain_D = gain_D.detach().to(basis)
+        return cls(basis, gain_D, norm_eps, basis / gain_D.unsqueeze(1), basis * gain_D.unsqueeze(1))
+
+    @property
+    def rank(self) -> int:
+        return self.basis.shape[1]
+
+    def written(self, directions_DM: Tensor) -> Tensor:
+        """What a writer must add so that the stream moves along `directions_DM`, (D, M)."""
+        return directions_DM if self.gain_D is None else directions_DM / self.gain_D.unsqueeze(1)
+
+    def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
+        """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,); None without such a norm."""
+        if self.gain_D is None or sample_S is None:
+            return None
+        return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(self.norm_eps).rsqrt()

@@ -1,0 +1,114 @@
+"""A writer's own weight, whichever way it is kept: transposed, with a bias, one expert of a mixture, whole or in pieces.
+
+Products with it and changes to it, and how far it has moved. Shape letters: D stream width, N input width, the bias its last
+column, M columns of `left`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.ranks import RANKS
+from routed_rl.routing.shards import Piece, follow, piece_of
+
+PROBES = 16
+"""Random signs through which the weights' change is measured without a copy of them."""
+
+
+class WriterWeight:
+    """The weight of one writer as W (D, N)."""
+
+    def __init__(self, module: nn.Module, *, transposed: bool = False, expert: int | None = None) -> None:
+        """`transposed`: the module keeps (N, D), as GPT-2's Conv1D; `expert`: W is that slice of `module.down_proj`."""
+        self.module, self.transposed, self.expert = module, transposed, expert
+        weight = self.matrix()
+        self.width = weight.shape[1]
+        """N without the bias."""
+        # float32 at least: in bf16 most of an orthogonal update is lost to rounding.
+        self.dtype = torch.promote_types(weight.dtype, torch.float32)
+        signs = torch.randint(2, (PROBES, weight.shape[0]), generator=torch.Generator().manual_seed(0))
+        self._probes = (2 * signs - 1).to(weight.device, self.dtype) / PROBES**0.5
+        self.measure_start()
+
+    @property
+    def stored(self) -> Tensor:
+        weight = self.module.weight if self.expert is None else self.module.down_proj
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = None if self.expert is not None else self.module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+    @property
+    def in_pieces(self) -> bool:
+        """Each process holds a piece of the weight; where it is whole, `matrix` is."""
+        return self._piece() is not None
+
+    def matrix(self) -> Tensor:
+        """The weight as (D, N) without the bias, a view. Not for a weight in pieces."""
+        weight = self.stored.data if self.expert is None else self.stored.data[self.expert]
+        return weight.mT if self.transposed else weight
+
+    def square(self) -> Tensor:
+        """‖W‖² of the entries held here."""
+        piece = self._piece()
+        return (self.matrix() if piece is None else piece.flat).square().sum()
+
+    def gradient_square(self) -> Tensor | None:
+        """Energy of the gradient of the entries held here; None where there is no gradient, as under ZeRO."""
+        gradient = self.stored.grad
+        if gradient is None:
+            return None
+        if (piece := piece_of(gradient)) is not None:
+            return piece.flat.square().sum()
+        return (gradient if self.expert is None else gradient[self.expert]).square().sum()
+
+    def read(self, left_DM: Tensor) -> Tensor:
+        """`leftᵀ W`, (M, N), the bias as the last column; of a weight in pieces, summed over the processes."""
+        piece, bias = self._piece(), self.bias
+        if piece is not None:
+            share = piece.product(left_DM, transposed=self.transposed)
+            if bias is not None and (held := piece_of(bias)) is not None:
+                share = torch.cat([share, held.product(left_DM, transposed=False)], dim=1)
+            RANKS.sum_([share])
+            return share
+        inside = left_DM.mT @ self.matrix().to(left_DM.dtype)
+        return inside if bias is None else torch.cat([inside, (left_DM.mT @ bias.data.to(inside.dtype)).unsqueeze(1)], dim=1)
+
+    @torch.no_grad()
+    def add(self, left_DM: Tensor, inside_MN: Tensor) -> None:
+        """`W += left inside`, the bias by its column; each process moves what it holds."""
+        piece, bias, width = self._piece(), self.bias, self.width
+        if piece is not None:
+            piece.add(left_DM, inside_MN[:, :width], transposed=self.transposed)
+            if bias is not None and (held := piece_of(bias)) is not None:
+                held.add(left_DM, inside_MN[:, width:], transposed=False)
+            return
+        weight = self.matrix()
+        weight.addmm_(left_DM.to(weight.dtype), inside_MN[:, :width].to(weight.dtype))
+        follow(self.stored)
+        if bias is not None:
+            bias.data.addmv_(left_DM.to(weight.dtype), inside_MN[:, width].to(weight.dtype))
+            follow(bias)
+
+    def measure_start(self) -> None:
+        """From now on `moved` is measured from where the weight is."""
+        self._start = self._seen()
+
+    def moved(self) -> Tensor:
+        """‖W - W at the start‖² of the entries held here, estimated without bias by the probes; exactly 0 at the start."""
+        return (self._seen() - self._start).square().sum()
+
+    def _seen(self) -> Tensor:
+        """The weight as the probes see it, (PROBES, N); of a weight in pieces, the rows held here."""
+        piece = self._piece()
+        if piece is None:
+            return self._probes @ self.matrix().to(self._probes.dtype)
+        return piece.product(self._probes.mT, transposed=self.transposed)
+
+    def _piece(self) -> Piece | None:
+        return piece_of(self.stored)
