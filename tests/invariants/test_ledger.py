@@ -43,6 +43,17 @@ def test_what_the_parts_do_not_explain_is_booked_as_unattributed_when_only_obser
         assert row.unattributed == pytest.approx(row.growth - pushes, abs=1e-9) and abs(row.unattributed) > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["route", "observe"])
+def test_the_routed_fraction_is_the_ledgers_share_of_the_whole_gradient(mode):
+    """Of a contained gradient the ledger's part is missing in the weights' own; an open one holds it."""
+    run = trained(mode)
+    run.backward(batch())
+    routed = sum(target.tape.ledger.sum(0).square().sum() for target in run.targets)
+    own = sum(target.module.weight.grad.square().sum() for target in run.targets)
+    expected = (routed / (own + routed if mode == "route" else own)).item()
+    assert run.step().routed_fraction == pytest.approx(expected, rel=1e-4) and 0 < expected < 1
+
+
 def test_erase_has_a_ledger_but_no_quarantine():
     row = step(trained("erase"))
     assert row.norm == row.growth == 0 and row.drift < 2e-7

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from routed_rl.config import QuarantineConfig
+from routed_rl.ranks import RANKS
 from routed_rl.routing import LedgerRow
 from routed_rl.routing.optimizer import Step
 from tests.builders import Batch, Run, batch, tiny
@@ -173,6 +174,15 @@ def test_what_is_kept_of_a_row_does_not_grow_with_the_model():
         assert [tuple(along.shape) for *_, along in target.tape.rows] == [(6, 2)]
         target.tape.clear()
         assert not target.tape.rows and target.tape.along is None
+
+
+def test_a_step_reports_the_sums_of_each_environments_rows_and_the_bytes_of_this_step_alone(monkeypatch):
+    monkeypatch.setattr(RANKS, "bytes", 7)
+    run = told()
+    step(run)
+    row = step(run)
+    assert row.own == {f"env{e}": row.rows.sums(e) for e in range(3)} and all(row.own.values())
+    assert row.bytes == 0
 
 
 def test_a_copied_router_goes_on_with_the_same_rows():

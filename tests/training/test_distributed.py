@@ -75,6 +75,7 @@ def test_two_processes_give_what_one_gives(parts, subspace, alone, tmp_path, job
         assert part.equal(ranks[1]["parts"][name]), f"{name} is not the same in both processes"
     ours = ("ledger/", "quarantine/", "control/", "environment/", "routing/", "train/value/")
     for mine, whole in zip(rows(tmp_path / "run"), rows(out), strict=True):
+        assert mine["routing/bytes"] > 0
         keys = {key for key in whole if key.startswith(ours) and key != "routing/drift"}
         assert keys == {key for key in mine if key.startswith(ours)} - {"routing/drift", "routing/bytes"}
         for key in keys:
