@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from torch.distributed.elastic.multiprocessing import (
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, LaunchError, RoutedRLError, Stopped
 from routed_rl.stopping import PARENT, SIGNALS
+from routed_rl.web import free_port
 
 POLL_S = 0.2
 SETTLE_S = 5.0
@@ -67,7 +67,7 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
     """
     first = node * launch.processes
     logs = Logs(folder / f"{datetime.now().strftime('%Y-%m-%d-%H%M%S-%f')}-node{node}", first)
-    port = launch.port if launch.nodes > 1 else _free_port()
+    port = launch.port if launch.nodes > 1 else free_port()
     environments = {local: process_variables(launch, first + local, local, address, port) for local in range(launch.processes)}
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # The context would raise at a signal; here signals go on to the processes, which end their step first.
@@ -94,12 +94,6 @@ def process_variables(launch: LaunchConfig, rank: int, local: int, address: str,
             "LOCAL_WORLD_SIZE": str(launch.processes), "MASTER_ADDR": address, "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // launch.processes))),
             PARENT: str(os.getpid())}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlencode, urlparse
 
-import requests
 from trl.generation.vllm_client import VLLMClient
 
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
+from routed_rl.web import Answer, NoAnswer, Server
 
-PAUSE_S = 1.0
-"""Between a call that failed and the next try."""
+LARGEST = 4 * 2**30
+"""Bytes of an answer: completions with their probabilities."""
 ADAPTER = "deployed"
 
 
-class Session(requests.Session):
-    """Every request has the limit of `config`, and is made again at most `config.retries` times.
+class Session(Server):
+    """What TRL's client asks its `requests.Session` for; every request has the limits of `config`.
 
     `why_dead` says what became of a server that this process started, None while it lives.
     """
 
     def __init__(self, config: RolloutConfig, url: str, why_dead: Callable[[], str | None]) -> None:
-        super().__init__()
-        self.trust_env = False  # no proxy between a trainer and its server
-        self._config, self._url, self._why_dead = config, url, why_dead
+        super().__init__(url, config.timeout_s, config.retries + 1, LARGEST)
+        self._why_dead = why_dead
 
-    def request(self, method: Any, url: Any, *arguments: Any, **options: Any) -> requests.Response:
-        options.setdefault("timeout", self._config.timeout_s)
-        problem = ""
-        for attempt in range(self._config.retries + 1):
-            if attempt:
-                time.sleep(PAUSE_S)
-            try:
-                response = super().request(method, url, *arguments, **options)
-            except requests.Timeout:
-                problem = f"no answer within rollout.timeout_s={options['timeout']:g}"
-            except requests.RequestException as error:
-                problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            else:
-                if response.status_code < 500:
-                    return response
-                problem = f"status {response.status_code}: {' '.join(response.text.split())[:200]}"
-            if dead := self._why_dead():
-                raise RolloutError(f"the server of the rollouts at {self._url} has ended: {dead}")
-        raise RolloutError(f"the server of the rollouts at {self._url} failed {self._config.retries + 1} times at "
-                           f"{method.upper()} {urlparse(str(url)).path}, last: {problem}; see that it runs and answers")
+    def get(self, url: str, params: dict[str, str] | None = None) -> Answer:
+        return self._request("GET", url + (f"?{urlencode(params)}" if params else ""), None)
+
+    def post(self, url: str, json: Any = None) -> Answer:
+        return self._request("POST", url, json)
+
+    def _request(self, method: str, url: str, body: Any) -> Answer:
+        path = url.removeprefix(self.place)
+        try:
+            return self.ask(method, path, body)
+        except NoAnswer as problem:
+            raise RolloutError(f"the server of the rollouts at {self.place} failed {self.attempts} times at {method} "
+                               f"{urlparse(path).path}, last: {problem} (rollout.timeout_s={self.timeout_s:g}); see that it runs "
+                               "and answers") from None
+
+    def failed(self) -> None:
+        if dead := self._why_dead():
+            raise RolloutError(f"the server of the rollouts at {self.place} has ended: {dead}")
 
 
 class PolicyClient(VLLMClient):
@@ -58,7 +54,7 @@ class PolicyClient(VLLMClient):
         # Not TRL's own: its session has no limits and its first calls are made in there.
         self.base_url, self.host, self.group_port = url.rstrip("/"), str(urlparse(url).hostname), group_port
         self.communicator, self._updating_weights = None, False
-        self.session = Session(config, url, why_dead)
+        self.session: Any = Session(config, self.base_url, why_dead)
         served = self._get(f"{self.base_url}/v1/models")["data"][0]
         self.model: str = served["id"]
         self.root: str = served.get("root") or self.model
@@ -66,22 +62,22 @@ class PolicyClient(VLLMClient):
         self.max_length: int = served["max_model_len"]
 
     def _get(self, url: str, **options: Any) -> Any:
-        return self._body(self.session.get(url, **options))
+        return self._body(url, self.session.get(url, **options))
 
     def _post(self, url: str, **options: Any) -> Any:
-        return self._body(self.session.post(url, **options))
+        return self._body(url, self.session.post(url, **options))
 
-    def _body(self, response: requests.Response) -> Any:
-        if response.status_code == 404:
-            raise RolloutError(f"the server at {self.base_url} has no {urlparse(response.url).path}; start it with "
+    def _body(self, url: str, answer: Answer) -> Any:
+        if answer.status_code == 404:
+            raise RolloutError(f"the server at {self.base_url} has no {urlparse(url).path}; start it with "
                                "VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve")
-        if response.status_code != 200:
-            raise RolloutError(f"the server at {self.base_url} refuses {urlparse(response.url).path}: "
-                               f"{' '.join(response.text.split())[:300]}")
+        if answer.status_code != 200:
+            raise RolloutError(f"the server at {self.base_url} refuses {urlparse(url).path}: "
+                               f"{' '.join(answer.text.split())[:300]}")
         try:
-            return response.json()
+            return answer.json()
         except ValueError:
-            return response.text
+            return answer.text
 
     def reload(self, folder: str) -> None:
         """Take these weights out of the safetensors files in `folder`, which the server must be able to read."""

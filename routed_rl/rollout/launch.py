@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from routed_rl.errors import RolloutError
 from routed_rl.guard import guarded
 from routed_rl.rollout.engine import Lora
 from routed_rl.rollout.settings import engine_settings, process_settings
+from routed_rl.web import free_port
 
 LOG_LINES = 3
 """Of a server that does not start, shown in the error."""
@@ -31,7 +31,7 @@ class LaunchedServer:
     """A server process; `stop` ends it and all that it started. It ends too when this process dies, however that happens."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
-        port = _free_port()
+        port = free_port()
         self.url, self._config = f"http://127.0.0.1:{port}", config
         command = guarded([sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *serve_arguments(config, folder, lora),
                            "--host", "127.0.0.1", "--port", str(port)])
@@ -94,9 +94,3 @@ def serve_arguments(config: RolloutConfig, folder: Path, lora: Lora | None) -> l
     if torch.cuda.is_available():
         arguments += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     return arguments
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

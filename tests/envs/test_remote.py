@@ -8,12 +8,14 @@ from itertools import islice
 
 import pytest
 
+from routed_rl import web
 from routed_rl.envs import Conversation, Environment, EpisodicEnvironment, LoadedEnvironment, Score, Scorer, task_stream
 from routed_rl.envs.adapters import http
-from routed_rl.envs.adapters.http import JsonServer, Refused
+from routed_rl.envs.adapters.http import JsonServer
 from routed_rl.envs.adapters.remote import RemoteEnvironment, RemoteEpisodes
 from routed_rl.envs.build import build
 from routed_rl.errors import ConfigError, TaskError
+from routed_rl.web import Refused
 from tests.envs.server import Server
 
 
@@ -25,7 +27,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(http, "PAUSE_S", 0.01)
+    monkeypatch.setattr(web, "PAUSE_S", 0.01)
 
 
 def remote(server: Server, **settings) -> RemoteEnvironment:

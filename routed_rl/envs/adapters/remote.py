@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from routed_rl.envs.adapters.http import JsonServer, Refused
+from routed_rl.envs.adapters.http import JsonServer
 from routed_rl.envs.core import Episode, Message, Score, Task
+from routed_rl.web import Refused
 
 COUNT = 64
 """Tasks asked for at once."""

@@ -18,7 +18,7 @@ START_S = 300.0
 """Seconds to import and build an environment."""
 STARTS = 5
 """How often a process may die while it starts again, before the environment is given up."""
-log = logging.getLogger("routed_rl.envs")
+log = logging.getLogger(__name__)
 
 
 class Processes:

@@ -1,0 +1,163 @@
+"""HTTP with one server: every request is over in time, whatever the server does, and is made again where that may help.
+
+Not covered: redirects, cookies, compression, proxies, connections that are kept.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from routed_rl.errors import ConfigError
+
+PAUSE_S = 0.25
+"""Before the first repeat; doubled each time."""
+
+
+class Refused(RuntimeError):
+    """The server answered, and a repeat would not help."""
+
+
+class NoAnswer(ConnectionError):
+    """All attempts have failed; says what became of the last."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said. `whole`: it also said where its answer ends."""
+
+    status_code: int
+    body: bytes
+    whole: bool
+
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server:
+    """`timeout_s` bounds one request from the look-up of the name to the last byte, in wall-clock time."""
+
+    def __init__(self, url: str, timeout_s: float, attempts: int, largest: int) -> None:
+        self.parts, self.timeout_s, self.attempts, self.largest = _parts(url), timeout_s, attempts, largest
+        self.base = self.parts.path.rstrip("/")
+        self.place = f"{self.parts.scheme}://{self.parts.netloc}{self.base}"
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """What `accept` makes of the answer. NoAnswer once all attempts have failed."""
+        data = None if body is None else json.dumps(body).encode()
+        problem = ""
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            try:
+                answer = self._exchange(method, path, data)
+                if answer.status_code < 500 and answer.status_code not in (408, 429):
+                    return self.accept(path, answer)
+                problem = f"status {answer.status_code}: {self.shown(answer.text)}"
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = self.shown(str(error) if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}")
+            self.failed()
+        raise NoAnswer(problem)
+
+    def accept(self, path: str, answer: Answer) -> Any:
+        """May raise ValueError for an answer that is worth another request."""
+        return answer
+
+    def failed(self) -> None:
+        """Called after each request that failed; may raise what makes another one useless."""
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+    def shown(self, text: str) -> str:
+        """The start of what a server or a library said, on one line."""
+        return " ".join(text.split())[:200]
+
+    def _exchange(self, method: str, path: str, data: bytes | None) -> Answer:
+        """One request, in a thread: neither a look-up of a name nor `http.client`'s loops over headers end by themselves."""
+        kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(str(self.parts.hostname), self.parts.port, timeout=self.timeout_s)
+        found: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+        over, sockets = threading.Event(), list[socket.socket]()
+
+        def work() -> None:
+            try:
+                connection.connect()
+                sockets.append(connection.sock)
+                if not over.is_set():
+                    found.put(self._talk(connection, method, path, data))
+            except Exception as error:
+                found.put(error)
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            answer = found.get(timeout=min(self.timeout_s, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            raise TimeoutError(f"no whole answer within {self.timeout_s:g} s") from None
+        finally:
+            over.set()
+            _end(thread, sockets)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _talk(self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None) -> Answer:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close", **self.headers()}
+        connection.request(method, self.base + path, data, headers)
+        with connection.getresponse() as answer:
+            if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise Refused(f"{self.place}{path} answered with compressed data, which was not asked for")
+            body = bytearray()
+            while (answer.length or 0) + len(body) <= self.largest and (piece := answer.read(2**16)):
+                body += piece
+            if (answer.length or 0) + len(body) > self.largest:
+                raise Refused(f"{self.place}{path} answered with more than {self.largest} bytes")
+            if answer.length:
+                raise http.client.IncompleteRead(bytes(body), answer.length)
+            return Answer(answer.status, bytes(body), answer.chunked or answer.length == 0)
+
+
+def _end(thread: threading.Thread, sockets: list[socket.socket]) -> None:
+    """End a request's thread; one that still looks up a name ends after that, and sends nothing."""
+    for each in sockets:
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+            thread.join(0.1)
+            if thread.is_alive():  # Data that goes on coming can be read after a shutdown.
+                os.close(each.detach())
+
+
+def _parts(url: str) -> SplitResult:
+    """ConfigError for what is no http or https address; it shows no more of it than the host, for there may be a password."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and not parts.query and parts.port != 0 and url.isprintable()
+        str(parts.hostname).encode("idna" if ":" not in str(parts.hostname) else "ascii")
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError("url is no server that can be asked; write http://HOST:PORT") from None
+    if not fits or " " in url:
+        raise ConfigError(f"url={parts.scheme}://{parts.hostname} is no server; write http://HOST:PORT")
+    return parts
+
+
+def free_port() -> int:
+    """Of this machine; nothing keeps it free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
