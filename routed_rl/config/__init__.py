@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.config.checks import check_finite, name_problem, section, unknown
+from routed_rl.config.checks import check_finite, closest, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig
@@ -26,7 +26,7 @@ from routed_rl.shapes import fits
 
 __all__ = ["AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
            "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig",
-           "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite", "from_mapping",
+           "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite", "closest", "from_mapping",
            "name_problem", "section", "unknown"]
 
 
@@ -53,6 +53,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check_finite("", self)
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed must be a whole number from 0 to 2**31 - 1, got {self.seed}")
+
 
 Compose = Callable[[list[str]], Config]
 """Overrides to a config: `routed_rl.cli.compose.compose`, for what knows no Hydra."""

@@ -21,8 +21,13 @@ def section(setting: dataclasses.Field[Any]) -> type | None:
 
 def unknown(key: str, known: list[str]) -> str:
     """The message for an unknown setting: what is close, or what there is."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"unknown setting {key}; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}")
+    near = closest(key, known, 0.6)
+    return f"unknown setting {key}; " + (f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}")
+
+
+def closest(key: str, known: list[str], cutoff: float = 0.8) -> str | None:
+    """The known name that `key` is probably a misspelling of; None where none is as close as `cutoff`."""
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=cutoff)), None)
 
 
 def check_known(name: str, values: list[str], known: tuple[str, ...]) -> None:

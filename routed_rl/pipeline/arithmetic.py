@@ -7,7 +7,7 @@ from typing import Any
 from routed_rl.config import Config
 from routed_rl.envs import trained
 from routed_rl.pipeline.build import Parts
-from routed_rl.training import TrainerArguments, optimizer_name
+from routed_rl.training import TrainerArguments, default
 
 FLOAT = 4
 """Bytes; weights and all that follows them are float32."""
@@ -30,7 +30,8 @@ def memory_bytes(parts: Parts) -> dict[str, int]:
     config, world = parts.config, parts.config.launch.world
     strategy = config.launch.strategy
     everything = sum(parameter.numel() for parameter in parts.model.parameters())
-    states = next((count for name, count in STATES.items() if optimizer_name(config.trainer).startswith(name)), 2)
+    optimizer = config.trainer.get("optim", default(config.trainer, "optim"))
+    states = next((count for name, count in STATES.items() if str(optimizer).startswith(name)), 2)
     weights, trainable = everything * FLOAT, everything * FLOAT
     share = {"weights": world if strategy in ("zero3", "fsdp2") else 1,
              "gradients": world if strategy in ("zero2", "zero3", "fsdp2") else 1,

@@ -15,7 +15,7 @@ from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
-from routed_rl.training import algorithm_name, optimizer_name
+from routed_rl.training import fixed
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -88,12 +88,13 @@ def inherited(run: RunFolder) -> list[str]:
     return run.facts().get("inherited", [])
 
 
-def refuse_changes(was: Config, wanted: Config, fixed: tuple[str, ...], verb: str) -> None:
-    """ConfigError for another algorithm or optimizer, and for the first of the sections `fixed` that differs."""
-    for name, of in (("algorithm", algorithm_name), ("optim", optimizer_name)):
-        if (before := of(was.trainer)) != (after := of(wanted.trainer)):
-            raise ConfigError(f"{verb} cannot change trainer.{name}: {before} -> {after}; start a new run with it")
-    for name in fixed:
+def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb: str) -> None:
+    """ConfigError for the first of the trainer's fixed settings, and of the `sections`, that differs."""
+    before, after = fixed(was), fixed(wanted)
+    for name in before:
+        if before[name] != after[name]:
+            raise ConfigError(f"{verb} cannot change {name}: {before[name]} -> {after[name]}; start a new run with it")
+    for name in sections:
         if (before := getattr(was, name)) != (after := getattr(wanted, name)):
             raise ConfigError(f"{verb} cannot change {name}: {_difference(before, after)}; start a new run with it")
 

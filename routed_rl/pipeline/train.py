@@ -39,7 +39,7 @@ from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import Tracker, tracked
-from routed_rl.training import PIECES, Plan, check_optimizer, make_plan
+from routed_rl.training import PIECES, Plan, make_plan, try_out
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -104,7 +104,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
     the plan. `before`: the run whose subspace it takes over, where that is another."""
     transformers_logging.set_verbosity_error()
     plan, parts = make_plan(config, run), load_parts(config)
-    check_optimizer(plan.arguments, parts.model)
+    try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
     together = parts.environments if config.evaluation.every else parts.trained
     if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.rollout import check_engine
-from routed_rl.training.arguments import algorithm, training_arguments
+from routed_rl.training.arguments import training_arguments
 from routed_rl.training.backends import check_launch
+from routed_rl.training.checks import algorithm
 from routed_rl.training.trainers import Algorithm, TrainerArguments
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 
 def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
-    """Go on with each group's (learning rate, weight decay) where the checkpoint's are others; the schedule stays where it is."""
-    scheduler = getattr(scheduler, "scheduler", scheduler)
+    """Go on with each group's (learning rate, weight decay), and with the schedule as it is now set, at the step of the
+    checkpoint."""
+    schedule = getattr(scheduler, "scheduler", scheduler)
     for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
         group["weight_decay"] = decay
-        if rate != (was := group["initial_lr"]):
-            group["lr"] = group["lr"] * (rate / was) if was else rate
-            group["initial_lr"] = scheduler.base_lrs[place] = rate
-            scheduler._last_lr[place] = group["lr"]
+        group["initial_lr"] = schedule.base_lrs[place] = rate
+        group["lr"] = schedule._last_lr[place] = rate * schedule.lr_lambdas[place](schedule.last_epoch)

@@ -188,7 +188,7 @@ def only(inputs: dict[str, Any], environment: int) -> dict[str, Any]:
     ({"algorithm": "ppo", "loss_type": "vespo"}, "loss_type=vespo"),
     ({"algorithm": "ppo", "importance_sampling_level": "sequence"}, "leave it at token"),
     ({"algorithm": "ppo", "scale_rewards": "none"}, "whiten_advantages"),
-    ({"algorithm": "ppo", "gae_lambda": 1.5}, r"gae_lambda must lie in \[0, 1\], got 1.5"),
+    ({"algorithm": "ppo", "gae_lambda": 1.5}, "gae_lambda must be from 0 to 1, got 1.5"),
     ({"algorithm": "ppo", "value_detach": 3}, "trainer.value_detach must be bool")])
 def test_settings_that_do_not_fit_the_algorithm_are_refused_in_one_line(parts, tmp_path, trainer, message):
     config = own_config(parts, tmp_path / "run", trainer=trainer)

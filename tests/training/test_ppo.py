@@ -17,7 +17,8 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import check_optimizer, make_plan
+from routed_rl.training import make_plan
+from routed_rl.training.trials import check_optimizer
 from routed_rl.training.value import VALUE_HEAD, ValueHead
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative

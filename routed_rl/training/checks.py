@@ -1,0 +1,177 @@
+"""Checks of the config's `trainer:` by the table of `fields`: names, types, values, what nothing would read."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib.metadata
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from routed_rl.config import Config, closest
+from routed_rl.config.references import SECRET, masked, resolved
+from routed_rl.errors import ConfigError
+from routed_rl.tracking import split_report_to
+from routed_rl.training.fields import ELSEWHERE, FIXED, GONE, NEEDS, STAYS, VALUES
+from routed_rl.training.trainers import TRAINERS, Algorithm
+
+RULES: dict[str, Callable[[Any], bool]] = {
+    "at least 1": lambda value: value >= 1, "at least 2": lambda value: value >= 2,
+    "above 0": lambda value: value > 0, "at least 0": lambda value: value >= 0,
+    "above 0 and at most 1": lambda value: 0 < value <= 1, "from 0 to 1": lambda value: 0 <= value <= 1,
+    "from 0 to below 1": lambda value: 0 <= value < 1,
+    "a whole number from 1, or a share of all steps": lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
+    "a whole number from 0, or a share of all steps": lambda value: 0 <= value < 1 or (value >= 1 and value == int(value)),
+    "two numbers, the smaller one first": lambda value: isinstance(value, (list, tuple)) and len(value) == 2
+    and all(_number(each) for each in value) and value[0] < value[1],
+}
+"""What the rows of `VALUES` say; a row that is not here lists words."""
+LARGEST = 2**31
+
+
+def algorithm_name(trainer: dict[str, Any]) -> str:
+    """What `trainer.algorithm` says; grpo where it says nothing, as in runs that are older than the choice."""
+    return trainer.get("algorithm", "grpo")
+
+
+def algorithm(trainer: dict[str, Any]) -> Algorithm:
+    """The row of `TRAINERS` that `trainer.algorithm` names; an unknown one lists them."""
+    if (name := algorithm_name(trainer)) not in TRAINERS:
+        raise ConfigError(f"trainer.algorithm={name} is not known; choose from {', '.join(TRAINERS)}")
+    return TRAINERS[name]
+
+
+def settings(trainer: dict[str, Any]) -> dict[str, Any]:
+    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for.
+
+    A secret stays a reference: checkpoints hold the arguments, and what it would be for, pushing, is refused.
+    """
+    return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
+            for key, value in trainer.items() if key != "algorithm"}
+
+
+def fields(trainer: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of the algorithm's arguments by name."""
+    return {field.name: field for field in dataclasses.fields(algorithm(trainer).arguments)}
+
+
+def default(trainer: dict[str, Any], key: str) -> Any:
+    """What a field is where `trainer:` does not say it."""
+    field = fields(trainer)[key]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def check_trainer(trainer: dict[str, Any]) -> None:
+    """Refuse unknown keys with the closest known one, values that cannot be, and what cannot be routed with the reason."""
+    hints = typing.get_type_hints(algorithm(trainer).arguments)
+    for key, value in settings(trainer).items():
+        if key == "peft_config" or key.startswith("lora"):
+            raise ConfigError(f"trainer.{key} is refused: routed_rl trains full weights only for now; an adapter is what "
+                              "`routed-rl export RUN --quarantine DIR` writes")
+        if key not in (known := fields(trainer)):
+            raise ConfigError(_unknown(key, [*known], trainer))
+        if way := _row(ELSEWHERE, key):
+            raise ConfigError(f"trainer.{key} is not set here: {way}")
+        _check_type(key, value, hints[key])
+        if (why := _row(STAYS, key)) and value != default(trainer, key):
+            raise ConfigError(masked(f"trainer.{key}={value} is not supported: {why}; leave it out"))
+        if (rule := _row(VALUES, key)) and value not in (None, "auto") and not fits(value, rule):
+            raise ConfigError(masked(f"trainer.{key} must be {rule}, got {value}"))
+        if key == "report_to":
+            split_report_to(value)
+
+
+def fits(value: Any, rule: str) -> bool:
+    """Whether a value of a field is what its row of `VALUES` says."""
+    if rule not in RULES:
+        return value in re.split(", | or ", rule)
+    return (_number(value) or isinstance(value, (list, tuple))) and RULES[rule](value)
+
+
+def check_needs(config: Config) -> None:
+    """Refuse what is set and nothing would read, by the table `NEEDS`."""
+    trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
+    others = {"rollout.engine": config.rollout.engine, "launch.strategy": config.launch.strategy}
+    for names, condition, wanted in NEEDS:
+        name = condition.removeprefix("trainer.")
+        if condition not in others and name not in fields(trainer):
+            continue
+        found = others[condition] if condition in others else trainer.get(name, default(trainer, name))
+        if set(found if isinstance(found, list) else [found]) & set(wanted):
+            continue
+        for key in names.split():
+            if key in trainer and trainer[key] != default(trainer, key):
+                raise ConfigError(f"trainer.{key}={trainer[key]} does nothing with {condition}={found}; leave it out, or set "
+                                  f"{condition} to {' or '.join(map(str, wanted))}")
+
+
+def fixed(config: Config) -> dict[str, Any]:
+    """What `resume` and `rollback` cannot change, by name; sizes are those of all processes together."""
+    trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
+
+    def value(key: str) -> Any:
+        return trainer.get(key, default(trainer, key))
+
+    def count(key: str) -> int:
+        return found if isinstance(found := value(key), int) else 0  # what is no number is refused with the settings
+
+    rows, accumulated = count("per_device_train_batch_size") * config.launch.world, count("gradient_accumulation_steps")
+    made = count("generation_batch_size") or rows * (count("steps_per_generation") or accumulated)
+    alike = [name for name in FIXED.split() if name not in ("generation_batch_size", "steps_per_generation")]
+    return {"trainer.algorithm": algorithm_name(trainer), **{f"trainer.{name}": value(name) for name in alike},
+            "the completions of a step (trainer.per_device_train_batch_size x trainer.gradient_accumulation_steps x processes)":
+            rows * accumulated,
+            "the completions made at a time (trainer.generation_batch_size)": made}
+
+
+def _row(table: dict[str, str], key: str) -> str | None:
+    return next((said for said, names in table.items() if key in names.split()), None)
+
+
+def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
+    """Which algorithms have this setting, what became of it, or what is close."""
+    if having := [name for name in TRAINERS if key in fields({"algorithm": name})]:
+        return (f"trainer.{key} is a setting of {' and '.join(having)}, and trainer.algorithm is "
+                f"{algorithm_name(trainer)}; leave it out, or set trainer={having[0]}")
+    if key in GONE:
+        return f"trainer.{key} is no setting of TRL {importlib.metadata.version('trl')}: {GONE[key]}"
+    near = closest(key, [*known, "algorithm"])
+    return f"unknown setting trainer.{key}; " + (f"did you mean trainer.{near}?" if near else
+                                                 f"it is no field of TRL {importlib.metadata.version('trl')}'s "
+                                                 f"{algorithm(trainer).arguments.__name__}")
+
+
+def _number(value: Any) -> bool:
+    """Finite, and no larger than what a library's integer holds."""
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and -LARGEST < value < LARGEST
+
+
+def _check_type(key: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another type where the field takes plain ones or a mapping; others are for TRL to judge."""
+    kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+    kinds = {type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind for kind in kinds}
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _number(value):
+        raise ConfigError(f"trainer.{key} must be a finite number below 2**31, got {value}")
+    if any((typing.get_origin(kind) or kind) is dict for kind in kinds):
+        if not (value is None or isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))):
+            raise ConfigError(f"trainer.{key} must be a mapping such as {{key: value}}, got {masked(repr(value))}")
+        return
+    if any(typing.get_origin(kind) is list for kind in kinds) and str in kinds:
+        if not (value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))):
+            raise ConfigError(f"trainer.{key} must be a word or a list of words, got {masked(repr(value))}")
+        return
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, enum.Enum) and value not in (words := [str(each.value) for each in kind]):
+            raise ConfigError(f"trainer.{key}={value} is not known; choose from {', '.join(words)}")
+    if not kinds <= {bool, int, float, str, types.NoneType}:
+        return
+    if isinstance(value, bool):
+        fits = bool in kinds
+    else:
+        fits = type(value) in kinds or (isinstance(value, int) and float in kinds)
+    if not fits or (value is None and key in ("num_generations", "max_completion_length")):  # TRL's hints are wider than its code
+        names = " or ".join(sorted("null" if kind is types.NoneType else kind.__name__ for kind in kinds))
+        raise ConfigError(f"trainer.{key} must be {names}, got {masked(repr(value))}")

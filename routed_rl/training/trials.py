@@ -1,0 +1,118 @@
+"""What only a library, its constructors or the model refuse, tried before anything is written and anything slow begins."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+
+from routed_rl.config.references import masked
+from routed_rl.errors import ConfigError
+from routed_rl.training.plan import Plan
+from routed_rl.training.ppo import PPOConfig
+from routed_rl.training.trainers import TrainerArguments
+
+OF_THE_OPTIMIZER = {"optim_args": None, "optim_target_modules": None, "adam_beta1": 0.9, "adam_beta2": 0.999,
+                    "adam_epsilon": 1e-8}
+"""Fields that some optimizers do not read, and their defaults."""
+GENERATED = {"max_new_tokens", "max_length", "num_return_sequences", "eos_token_id", "pad_token_id", "bos_token_id",
+             "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation", "disable_compile"}
+"""Keys of a generation config that other settings, the model or TRL's groups decide."""
+
+
+def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ConfigError for the first setting that this model, or an installed library, cannot be trained with. Neither the model nor
+    the state of random numbers changes."""
+    arguments: Any = plan.arguments
+    optimizer = check_optimizer(arguments, model)
+    _trying("lr_scheduler_type", arguments, lambda: _schedule(arguments, optimizer), "lr_scheduler_kwargs")
+    _trying("report_to", arguments, lambda: [kind() for kind in get_reporting_integration_callbacks(arguments.report_to)])
+    if arguments.gradient_checkpointing:
+        chosen = {"use_reentrant": False} | (arguments.gradient_checkpointing_kwargs or {})
+        _trying("gradient_checkpointing_kwargs", arguments, lambda: cast(Any, checkpoint)(torch.square, torch.ones(1), **chosen))
+    text = cast(Any, model.config).get_text_config()
+    if arguments.router_aux_loss_coef and not hasattr(text, "output_router_logits"):
+        raise ConfigError(f"trainer.router_aux_loss_coef={arguments.router_aux_loss_coef} needs a mixture of experts, and "
+                          f"{plan.config.model.path} is none; leave it out")
+    if getattr(arguments, "cast_lm_head_to_fp32", False) and not hasattr(getattr(model, "model", None), "embed_tokens"):
+        raise ConfigError(f"trainer.cast_lm_head_to_fp32=true is not supported for {plan.config.model.path}, whose head has "
+                          "another name; leave it out, its weights are float32")
+    if plan.config.rollout.engine == "transformers" and (arguments.generation_kwargs or arguments.cache_implementation):
+        _trying("generation_kwargs", arguments, lambda: _generate(arguments, model, tokenizer), "cache_implementation")
+
+
+def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torch.optim.Optimizer | None:
+    """Refuse a `trainer.optim` whose package is missing, that does not read what is set for it, or that PPO's value head cannot
+    have. Returns one for a single number; None for those that are made for a model's parameters."""
+    name = getattr(arguments.optim, "value", arguments.optim)
+    try:
+        kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except Exception as error:
+        raise ConfigError(f"trainer.optim={name}: {_line(error)}; or set trainer.optim=adamw_torch") from error
+    for field, default in OF_THE_OPTIMIZER.items():
+        value = getattr(arguments, field)
+        if value != default and _optimizer_without(arguments, model, field, default) == (kind, wanted):
+            raise ConfigError(f"trainer.{field}={value} does nothing with trainer.optim={name}; leave it out")
+    own = {"params", "model", "optimizer_dict"}  # what transformers gives those that are made for a model's parameters
+    if not issubclass(kind, torch.optim.Optimizer) or wanted.keys() & own:
+        if isinstance(arguments, PPOConfig):
+            raise ConfigError(f"trainer.optim={name} is made for a certain model's parameters and cannot train PPO's value head "
+                              "beside it; set trainer.optim=adamw_torch")
+        return None
+    return _trying("optim", arguments, lambda: kind([nn.Parameter(torch.zeros(1))], **wanted), "optim_args")
+
+
+def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, field: str, default: Any) -> Any:
+    """The kind and settings of the optimizer with `field` at its default; None where it needs another value."""
+    other = copy.copy(arguments)
+    setattr(other, field, default)
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(other, model)
+    except Exception:
+        return None
+
+
+def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | None) -> None:
+    """Make the schedule and read it at a few steps."""
+    steps = arguments.max_steps
+    schedule: Any = get_scheduler(arguments.lr_scheduler_type, optimizer or torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3),
+                                  arguments.get_warmup_steps(steps), steps, cast(Any, arguments.lr_scheduler_kwargs))
+    for step in {0, 1, steps // 2, steps - 1, steps}:
+        for factor in schedule.lr_lambdas:
+            if not 0 <= (found := factor(step)) < float("inf"):
+                raise ValueError(f"the learning rate at step {step} would be {found} times trainer.learning_rate")
+
+
+def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One token after one token, as TRL will ask for them."""
+    wanted = arguments.generation_kwargs or {}
+    if bad := sorted(wanted.keys() & GENERATED):
+        raise ValueError(f"{bad[0]} is not set here; the field of trainer with such a name, or the model, decides it")
+    if bad := sorted(wanted.keys() - GenerationConfig().to_dict().keys()):
+        raise ValueError(f"{bad[0]} is no setting of transformers' GenerationConfig")
+    config = GenerationConfig(**cast(Any, {"max_new_tokens": 1, "do_sample": True, "pad_token_id": tokenizer.pad_token_id,
+                                 "cache_implementation": arguments.cache_implementation} | wanted), disable_compile=True)
+    ids = torch.full((1, 1), cast(int, tokenizer.eos_token_id), device=model.device)
+    with torch.random.fork_rng(), torch.no_grad():
+        found: Any = cast(Any, model).generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    if not isinstance(found, torch.Tensor):
+        raise ValueError("generation must give tokens alone")
+
+
+def _trying(name: str, arguments: Any, attempt: Any, other: str = "") -> Any:
+    """What `attempt` gives; whatever it throws is an error of the setting `name`, or `other`."""
+    try:
+        return attempt()
+    except Exception as error:
+        said = [f"trainer.{field}={getattr(value, 'value', value)}" for field in (name, other)
+                if field and (value := getattr(arguments, field))]
+        raise ConfigError(masked(f"{' '.join(said)}: {_line(error)}")) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
