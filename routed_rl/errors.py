@@ -1,5 +1,10 @@
 """The errors a user can cause. Each message is one line: the thing, the value, the way out."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RoutedRLError(Exception):
     """Base of every error that `routed-rl` reports without a traceback; exit code 2."""
@@ -63,3 +68,15 @@ class RolloutError(RoutedRLError, ConnectionError):
 
 class ParityError(CheckFailed):
     """The engine of the rollouts and the trainer do not agree on a log-probability."""
+
+
+@contextmanager
+def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
+    """Within, whatever a library throws (for a file that is damaged, or input of another shape) comes as `kind`, in one line
+    that begins with `what`. Errors that are ours already pass."""
+    try:
+        yield
+    except RoutedRLError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error

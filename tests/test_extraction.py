@@ -245,7 +245,7 @@ def test_a_missing_prompts_file_a_folder_and_bytes_are_refused(tmp_path):
 @pytest.mark.parametrize(("pair", "message"), [
     ({"positive": "evil now", "negative": "kind now"}, "line 2: .* are the same 2 tokens.*this model"),
     ({"positive": "bad " * 65, "negative": "good"}, "line 2: a prompt has 65 tokens, the model takes 64"),
-    ({"positive": "bad", "negative": " "}, "line 2: a prompt has no tokens"),
+    ({"positive": "bad", "negative": " "}, "line 2: a prompt is empty: ' '"),
 ])
 def test_prompts_that_do_not_fit_the_model_name_their_line(tmp_path, pair, message):
     with pytest.raises(SubspaceError, match=message):

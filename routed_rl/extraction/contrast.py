@@ -102,9 +102,9 @@ def check_ids(ids: tuple[int, ...], model: PreTrainedModel, where: str) -> None:
     """Refuse a prompt that this model cannot take."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
-    if not ids or len(ids) > longest or max(ids) >= config.vocab_size:
-        problem = ("has no tokens" if not ids else f"has {len(ids)} tokens, the model takes {longest}"
-                   if len(ids) > longest else f"has token {max(ids)}, the model knows {config.vocab_size}")
+    if len(ids) > longest or max(ids) >= config.vocab_size:
+        problem = (f"has {len(ids)} tokens, the model takes {longest}" if len(ids) > longest else
+                   f"has token {max(ids)}, the model knows {config.vocab_size}")
         raise SubspaceError(f"{where}: a prompt {problem}; do these prompts belong to this model?")
 
 

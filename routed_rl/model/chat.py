@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from routed_rl.errors import ModelError
-from routed_rl.model.prompts import encode_prompts
+from routed_rl.model.prompts import Messages, encode_prompts, ids_of, render
 
 TURN = "TheModelsTurn7f3a91"
 """Stands for the model's own words while the template is rendered: letters and digits, which no template changes."""
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 class ChatTokens:
@@ -28,13 +25,11 @@ class ChatTokens:
 
     def prompt(self, messages: Messages, tools: Messages) -> list[int]:
         """Ids of the first messages, ready for the model's turn; ModelError where the template has no place for tools."""
-        if not tools:
-            return encode_prompts(self.tokenizer, [list(messages)])[0]
-        rendered = self._render(messages, tools)
-        if rendered == self._render(messages, ()):
+        ids = encode_prompts(self.tokenizer, [messages], tools)[0]
+        if tools and ids == encode_prompts(self.tokenizer, [messages])[0]:
             raise ModelError("the environment has tools but the model's chat template shows none; use a model whose template "
                              "does, or name the tools in the environment's messages")
-        return self._ids(rendered)
+        return ids
 
     def between(self, messages: Messages, answer: Messages, tools: Messages) -> list[int]:
         """Ids from the end of the model's last turn (`messages` ends with it) to the start of its next one.
@@ -42,24 +37,11 @@ class ChatTokens:
         They begin with what the template ends a turn with, which the model may have generated itself.
         """
         turn = {**messages[-1], "content": TURN}
-        parts = self._render([*messages[:-1], turn, *answer], tools).split(TURN)
+        parts = render(self.tokenizer, [*messages[:-1], turn, *answer], tools).split(TURN)
         if len(parts) != 2:
             raise ModelError(f"the model's chat template shows a turn of the model {len(parts) - 1} times; episodes need it once")
         for message in answer:
-            if TURN not in self._render([*messages, {**message, "content": TURN}], tools):
+            if TURN not in render(self.tokenizer, [*messages, {**message, "content": TURN}], tools):
                 raise ModelError(f"the model's chat template leaves out messages of the role {message['role']}; answer in the "
                                  "role user, or use a model whose template shows them")
-        return self._ids(parts[1])
-
-    def _render(self, messages: Messages, tools: Messages) -> str:
-        try:
-            return cast(str, self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tools=[dict(tool) for tool in tools] or None,
-                add_generation_prompt=True, tokenize=False))
-        except Exception as error:  # jinja's own, or what a template raises
-            roles = ", ".join(str(message["role"]) for message in messages)
-            raise ModelError(f"the model's chat template cannot show messages of the roles {roles}: "
-                             f"{type(error).__name__}: {error}") from error
-
-    def _ids(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids_of(self.tokenizer, parts[1])

@@ -9,38 +9,47 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from routed_rl.artifacts import read_json
-from routed_rl.errors import ModelError
+from routed_rl.artifacts import read_json, write_json
+from routed_rl.errors import ModelError, reading
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
+from routed_rl.model.prompts import render
 from routed_rl.model.weights import adapter_message, dtype_message, model_hash, require_full_weights
 
-__all__ = ["load_model", "load_tokenizer", "model_hash", "require_full_weights"]
+__all__ = ["load_model", "load_tokenizer", "model_hash", "require_full_weights", "write_generation_config"]
 
-LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+QUANTISED = ("quantization_config", "compression_config")
+QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""What says that a folder's weights are quantised: keys of its config.json, and files beside it."""
 
 
 def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
     """The model at `path` in eval mode, every weight float32, saved again by plain `save_pretrained`.
 
-    Its special token ids are those of `load_tokenizer(path)`, and its generation config has no sampling defaults.
-    Raises ModelError for another dtype, an adapter, missing weights, or a path that cannot be read.
+    Its special token ids are those of `load_tokenizer(path)`; every id at which the stored generation config stops ends a
+    text, too. Of that config it generates by nothing else: `write_generation_config` gives the rest to a folder.
+    Raises ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read.
     """
     if str(dtype).removeprefix("torch.") != "float32":
         raise ModelError(dtype_message(str(dtype)))
@@ -48,7 +57,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
         path = GGUF + str(gguf_file(path))
     with quick_reading() if path.startswith(GGUF) else contextlib.nullcontext():
         tokenizer = load_tokenizer(path)
-        model, found = _read(AutoModelForCausalLM, path, dtype=torch.float32, output_loading_info=True)
+        model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=torch.float32, output_loading_info=True)
     if found["missing_keys"]:
         raise ModelError(
             f"model {path!r} lacks the weights {sorted(found['missing_keys'])[:3]}; is the folder complete?"
@@ -59,30 +68,64 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # The others leave the cap out (Gemma 2), so an engine would serve another model.
     model.config._name_or_path = path
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    stored = {} if path.startswith(GGUF) else json.loads(model.generation_config.to_json_string())
+    ends, rows = stored.get("eos_token_id"), model.get_input_embeddings().num_embeddings
+    known = [token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int) and 0 <= token < rows]
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends if len(ends) > 1 else ends[0],
+           "pad_token_id": tokenizer.pad_token_id}
     for name, value in ids.items():
         setattr(model.config, name, value)
     model.generation_config = GenerationConfig(**ids)
+    # Beside the model, since `generate` would take from its config what a caller leaves open.
+    kept = {name: value for name, value in stored.items() if not name.startswith("_")}
+    model.generation_settings = kept | {name: value for name, value in ids.items() if value is not None}
     return model.eval()
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer at `path`; its eos is the token that ends a turn of its chat template, and it has a pad token."""
+def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Into a folder that `save_pretrained` wrote: what `load_model` found about generation, with every id that ends a text."""
+    if (settings := getattr(model, "generation_settings", None)) is not None:
+        write_json(folder / "generation_config.json", settings)
+
+
+def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer at `path`; its eos is the token that ends a turn of its chat template, and it has a pad token.
+
+    `date` (ISO; None for now) is its `clock`: what a chat template that asks for the date is told. Its `rows` are those of the
+    model's embedding. Raises ModelError for a tokenizer that cannot be read, has no eos, or belongs to a larger embedding.
+    """
     if path.startswith(GGUF):
-        tokenizer = copy.deepcopy(_gguf_tokenizer(GGUF + str(gguf_file(path))))
+        tokenizer, rows = copy.deepcopy(_gguf_tokenizer(GGUF + str(gguf_file(path)))), None
     else:
-        tokenizer = _read(PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer, path)
+        rows = _rows(path)
+        kind = PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer
+        tokenizer = _read(kind.from_pretrained, path, "tokenizer")
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"tokenizer of {path!r} is a {type(tokenizer).__name__}, which has no tokenizer.json; convert it"
         )
+    tokenizer.clock, tokenizer.rows = datetime.fromisoformat(date) if date else datetime.now(), rows
     if tokenizer.chat_template:
         tokenizer.eos_token = _turn_end(tokenizer) or tokenizer.eos_token
     if tokenizer.eos_token is None:
         raise ModelError(f"tokenizer of {path!r} has no eos token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if rows is not None:
+        _check_fits(tokenizer, rows, path)
     return tokenizer
+
+
+def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
+    """Refuse tokens that the embedding does not have. A special one (an image's, in a family whose larger models see) is no
+    harm where it is not among those that end and fill texts: `encode_prompts` refuses a prompt that has it."""
+    own: Any = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if (largest := max(own | set(tokenizer.get_vocab().values()) - special)) >= rows:
+        raise ModelError(f"tokenizer of {path!r} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}, but "
+                         f"the model's embedding has {rows} rows; use the tokenizer of this model, or enlarge the embedding "
+                         "(resize_token_embeddings)")
 
 
 def _is_generic(path: str) -> bool:
@@ -91,31 +134,46 @@ def _is_generic(path: str) -> bool:
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
         return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
-    except (OSError, ValueError, AttributeError):
+    except Exception:  # the tokenizer's own reader says what is wrong
         return False
 
 
-def _read(kind: Any, path: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of what `path` names, silently; whatever goes wrong becomes one line."""
+def _rows(path: str) -> int | None:
+    """Of the model's embedding, by its config.json alone; ModelError for what it says that cannot be trained."""
+    with reading(ModelError, f"no model could be loaded from {path!r}: config.json is damaged"):
+        config = _read(PreTrainedConfig.get_config_dict, path)[0]
+        kind, parts = config.get("model_type"), [config, *(part for part in config.values() if isinstance(part, dict))]
+        beside = [name for name in QUANTISED_FILES if Path(path, name).expanduser().exists()]
+        for how in [*(part[key] for part in parts for key in QUANTISED if part.get(key)), *beside]:
+            method = how.get("quant_method", "unknown method") if isinstance(how, dict) else how
+            raise ModelError(f"{path!r} has quantised weights ({method}), and only full weights can be trained; give the model "
+                             "that it was made from, or save a float32 copy first")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (kind in CONFIG_MAPPING_NAMES or "auto_map" in config):
+            why = (f"models of type {kind} have no head for causal language" if kind in CONFIG_MAPPING_NAMES else
+                   "it needs code of its own (trust_remote_code), which is not run")
+            raise ModelError(f"no model could be loaded from {path!r}: {why}; give a causal language model that transformers has")
+        return next((rows for part in parts if isinstance(rows := part.get("vocab_size"), int)), None)
+
+
+def _read(load: Callable[..., Any], path: str, what: str = "model", **options: Any) -> Any:
+    """`load` of what `path` names, silently; whatever goes wrong becomes one line."""
     if path.startswith(GGUF):
         file = gguf_file(path)
         source, options["gguf_file"] = str(file.parent), file.name
-        if kind is AutoModelForCausalLM:
+        if what == "model":
             options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         source = _folder_or_hub_name(path)
     level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    failed = f"no {what} could be loaded from {path!r}"
+    if not Path(source).is_dir():
+        hub = "the hub is off (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "the hub did not give it"
+        failed = f"there is no model folder {path!r} here (in {Path.cwd()}), and {hub}"
     try:
-        return kind.from_pretrained(source, trust_remote_code=False, **options)
-    except LOAD_ERRORS as error:
-        what = "model" if kind is AutoModelForCausalLM else "tokenizer"
-        reason = " ".join(str(error).split())[:200]
-        if not Path(source).is_dir():
-            hub = "the hub is off (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f"the hub did not give it: {reason}"
-            raise ModelError(f"there is no model folder {path!r} here (in {Path.cwd()}), and {hub}") from error
-        raise ModelError(f"no {what} could be loaded from {path!r}: {reason}") from error
+        with reading(ModelError, failed):
+            return load(source, trust_remote_code=False, **options)
     finally:
         logging.set_verbosity(level)
 
@@ -139,7 +197,7 @@ def _folder_or_hub_name(path: str) -> str:
 @functools.lru_cache(maxsize=1)
 def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Kept, because reading a vocabulary out of a GGUF file takes seconds and every command needs it twice."""
-    tokenizer = _read(AutoTokenizer, path)
+    tokenizer = _read(AutoTokenizer.from_pretrained, path, "tokenizer")
     # GGUF does not say; the default strips spaces before punctuation, which no byte-level vocabulary wants.
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
     return tokenizer
@@ -147,9 +205,15 @@ def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 def _turn_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """The special token that closes an assistant's message in the chat template, if one does."""
-    probe = "ROUTED-RL-PROBE"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    probe, rendered = "ROUTED-RL-PROBE", ""
+    messages = [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
+    for first in (1, 0):  # some templates refuse a system message, others require one
+        try:
+            rendered = render(tokenizer, messages[first:], turn=False)
+            break
+        except ModelError as error:
+            if isinstance(error.__cause__, (TimeoutError, MemoryError, OverflowError)):
+                raise
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     ids = tokenizer.encode(rendered.rpartition(probe)[2], add_special_tokens=False)
     return next((token for token in tokenizer.convert_ids_to_tokens(ids) if token in special), None)

@@ -1,33 +1,97 @@
-"""Prompts to token ids, exactly as TRL's GRPO rollout makes them: the one place, so that all see the same prompt."""
+"""Prompts to token ids: the one place, so that extraction, rollouts and evaluation see the same prompt.
+
+Not covered: images, and a chat template that draws random numbers.
+"""
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from routed_rl.errors import ModelError
+from routed_rl.errors import ModelError, reading
+
+Messages = Sequence[Mapping[str, Any]]
+
+SECONDS, CHARACTERS = 10.0, 10**7
+"""The most that a chat template may take for one prompt: it is code that comes with a model."""
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> list[list[int]]:
-    """Token ids of each prompt: text as it stands with the tokenizer's special tokens, messages through the chat template."""
-    encoded: list[list[int]] = [[]] * len(prompts)
-    texts = {index: prompt for index, prompt in enumerate(prompts) if isinstance(prompt, str)}
-    chats = {index: prompt for index, prompt in enumerate(prompts) if not isinstance(prompt, str)}
-    if texts:
-        rows = cast(list[list[int]], tokenizer(text=list(texts.values()))["input_ids"])
-        encoded = _placed(encoded, texts, rows)
-    if chats:
-        if not tokenizer.chat_template:
-            raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a "
-                             "model for chats, write them as text, or set chat_template in the model folder's "
-                             "tokenizer_config.json")
-        rendered = tokenizer.apply_chat_template(list(chats.values()), add_generation_prompt=True, tokenize=True,
-                                                 return_dict=True)
-        encoded = _placed(encoded, chats, cast(Any, rendered)["input_ids"])
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], tools: Messages = ()) -> list[list[int]]:
+    """Token ids of each prompt: messages through the chat template, text behind the special tokens that the tokenizer puts
+    before it. Those that it puts after a text are left out, for they end it.
+
+    Raises ModelError for a prompt that is empty or that the tokenizer, its chat template or the model's embedding cannot take.
+    """
+    encoded = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            ids = ids_of(tokenizer, prompt, add_special_tokens=True, return_special_tokens_mask=True)
+        else:
+            text = render(tokenizer, prompt, tools)
+            ids = ids_of(tokenizer, text) if any(message.get("content") for message in prompt) else []
+        if not ids:
+            raise ModelError(f"a prompt is empty: {prompt!r:.100}; give the model something to read")
+        encoded.append(ids)
     return encoded
 
 
-def _placed(encoded: list[list[int]], places: dict[int, Any], rows: list[list[int]]) -> list[list[int]]:
-    found = dict(zip(places, rows, strict=True))
-    return [found.get(index, row) for index, row in enumerate(encoded)]
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messages = (), *, turn: bool = True) -> str:
+    """The messages as the chat template writes them, up to where the model's `turn` begins. A template that asks for the date
+    is told the tokenizer's `clock`. Raises ModelError for whatever the template raises, and for one that does not end."""
+    if not tokenizer.chat_template:
+        raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a model for "
+                         "chats, write them as text, or set chat_template in the model folder's tokenizer_config.json")
+    with reading(ModelError, f"a prompt is neither text nor chat messages: {messages!r:.100}"):
+        roles = ", ".join(str(message["role"]) for message in messages)
+    now = getattr(tokenizer, "clock", None) or datetime.now()
+    with reading(ModelError, f"the model's chat template cannot show messages of the roles {roles}"), at_most(SECONDS):
+        text = cast(str, tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tools=[dict(tool) for tool in tools] or None, add_generation_prompt=turn,
+            tokenize=False, strftime_now=now.strftime)) if messages else ""
+        if len(text) > CHARACTERS:
+            raise OverflowError(f"it writes {len(text)} characters")
+    return text
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    """Ids of a text, without special tokens at its end; `options` are the tokenizer's. Raises ModelError for text that is no
+    Unicode, and for an id that the model has no embedding for."""
+    with reading(ModelError, f"the model's tokenizer cannot read {text!r:.100}"):
+        text.encode()  # says which character is wrong: the tokenizer would name the text's type
+        found = cast(Any, tokenizer)(text, **{"add_special_tokens": False} | options)
+    ids, added = list(found["input_ids"]), found.get("special_tokens_mask", [])
+    while ids and added and added[len(ids) - 1]:
+        ids.pop()
+    rows = getattr(tokenizer, "rows", None)
+    if rows is not None and (beyond := [token for token in ids if token >= rows]):
+        raise ModelError(f"the text {text!r:.100} has the token {tokenizer.convert_ids_to_tokens(beyond[0])!r}, id {beyond[0]}, "
+                         f"but the model's embedding has {rows} rows; leave that token out")
+    return ids
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Within, TimeoutError after so many seconds; in the main thread alone. An alarm of somebody else still rings."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before, started = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), interval)

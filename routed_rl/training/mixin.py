@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from routed_rl.artifacts import RunFolder
+from routed_rl.model.prompts import encode_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
@@ -90,6 +91,9 @@ class RoutedTrainerMixin(SavingMixin):
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
         return output
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return encode_prompts(self.processing_class, prompts), None, {}  # pyright: ignore[reportAttributeAccessIssue]
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if self.router is not None and torch.is_grad_enabled():

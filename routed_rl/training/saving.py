@@ -14,6 +14,7 @@ from torch import nn
 
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
+from routed_rl.model.load import write_generation_config
 from routed_rl.ranks import RANKS
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.rates import use_rates
@@ -53,6 +54,7 @@ class SavingMixin(SharedTrainerMixin):
                 for path in stock.iterdir():
                     shutil.move(path, folder)
                 stock.rmdir()
+                write_generation_config(self.accelerator.unwrap_model(self.model), folder)  # pyright: ignore
                 if self.router is not None:
                     save_quarantine(folder, self.router, step)
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from routed_rl.errors import ModelError
-from routed_rl.model.load import load_model, load_tokenizer, model_hash, require_full_weights
+from routed_rl.model.load import load_model, load_tokenizer, model_hash, require_full_weights, write_generation_config
+from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import FAMILIES
 
 TEMPLATE = "{% for m in messages %}<start> {{ m['role'] }} {{ m['content'] }} <turn> {% endfor %}"
@@ -84,12 +85,26 @@ def test_a_cap_on_attention_is_there(tmp_path):
     assert torch.allclose(loaded, capped, atol=1e-6) and not torch.allclose(loaded, uncapped, atol=1e-4)
 
 
-def test_special_tokens_follow_the_chat_template_and_nothing_samples(tmp_path):
-    model, tokenizer = load_model(str(tiny_folder(tmp_path))), load_tokenizer(str(tmp_path))
+@pytest.mark.parametrize(("stored", "ends"), [
+    (2, [3, 2]), ([2, 5], [3, 2, 5]), ([5, 3], [3, 5]), (3, 3), (None, 3), ([-1, 99], 3)])
+def test_a_text_ends_where_its_turn_ends_and_where_the_stored_model_stops(tmp_path, stored, ends):
+    file = tiny_folder(tmp_path) / "generation_config.json"
+    settings = json.loads(file.read_text()) | {"eos_token_id": stored, "top_k": 7}
+    file.write_text(json.dumps(settings))
+    model, tokenizer = load_model(str(tmp_path)), load_tokenizer(str(tmp_path))
     assert tokenizer.eos_token == tokenizer.pad_token == "<turn>"
     for config in (model.config, model.generation_config):
-        assert config.eos_token_id == config.pad_token_id == WORDS.index("<turn>")
-    assert model.generation_config.temperature is None and model.generation_config.top_p is None
+        assert config.eos_token_id == ends and config.pad_token_id == WORDS.index("<turn>")
+    # Nothing but the ids is there for `generate` to take where a caller leaves it open.
+    assert set(model.generation_config.to_diff_dict()) <= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    write_generation_config(model, tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    ours = {"eos_token_id": ends, "bos_token_id": settings["bos_token_id"], "pad_token_id": 3}
+    assert {name: again[name] for name in ("temperature", "top_p", "top_k", "do_sample", *ours)} == {
+        "temperature": 0.6, "top_p": 0.9, "top_k": 7, "do_sample": True} | ours
+    assert load_model(str(tmp_path / "again")).generation_config.eos_token_id == ends
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }} {% endfor %}"])
@@ -218,3 +233,115 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value):
     torch.nn.init.constant_(model.bias, value)
     with pytest.raises(ModelError, match="parameter bias: a weight is nan or infinite"):
         require_full_weights(model)
+
+
+NEEDS_A_SYSTEM = ("{% if messages[0].role != 'system' %}{{ raise_exception('the first message must be of the role system') }}"
+                  "{% endif %}") + TEMPLATE
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{% endfor %}" + TEMPLATE
+
+
+@pytest.mark.parametrize(("template", "eos"), [(NEEDS_A_SYSTEM, "<turn>"), (NO_SYSTEM, "<turn>"), ("{{ 1 / 0 }}", "<end>"),
+                                               ("{{ raise_exception('never') }}", "<end>"), ("{% for %}", "<end>")])
+def test_a_template_that_raises_does_not_end_loading(tmp_path, template, eos):
+    assert load_tokenizer(str(tiny_folder(tmp_path, template))).eos_token == eos
+
+
+def test_a_template_that_does_not_end_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("routed_rl.model.prompts.SECONDS", 0.1)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(str(tiny_folder(tmp_path, endless)))
+    check_one_line(error, "takes more than 0.1 s")
+
+
+QUANTISATIONS = [{"quantization_config": how} for how in (
+    *({"quant_method": name, "bits": 4} for name in ("bitsandbytes", "gptq", "awq", "fp8", "mxfp4", "compressed-tensors")),
+    {"load_in_8bit": True}, "int8")] + [{"compression_config": {"format": "dense"}},
+                                        {"text_config": {"quantization_config": {"quant_method": "awq"}}}]
+
+
+@pytest.mark.parametrize("how", QUANTISATIONS, ids=str)
+def test_quantised_weights_are_refused_by_config_json_alone(tmp_path, how):
+    (tiny_folder(tmp_path) / "model.safetensors").unlink()
+    edit_config(tmp_path, **how)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ModelError) as error:
+            load(str(tmp_path))
+        check_one_line(error, "quantised weights", str(tmp_path), "float32 copy")
+        assert "install" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_quantised_weights_of_older_tools_are_refused(tmp_path, name):
+    (tiny_folder(tmp_path) / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"quantised weights .{name}"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"model_type": "t5"}, "models of type t5 have no head for causal language"), ({"model_type": "clip"}, "no head"),
+    ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}, "code of its own"), ({"model_type": "mine"}, "mine"),
+    ({"model_type": 5}, "no model"), ({"hidden_size": "wide"}, "no model"), ({"num_attention_heads": 0}, "no model"),
+    ({"vocab_size": None}, "no model"), ({"hidden_size": 16}, "no model")])
+def test_a_config_of_another_shape_says_so_in_one_line(tmp_path, changes, says):
+    edit_config(tiny_folder(tmp_path), **changes)
+    with pytest.raises(ModelError) as error:
+        load_model(str(tmp_path))
+    check_one_line(error, says, str(tmp_path))
+
+
+def as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def lying_header(file: Path) -> None:
+    file.write_bytes((2**40).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def as_pickle(file: Path) -> None:
+    file.unlink()
+    import pickle
+    file.with_name("pytorch_model.bin").write_bytes(pickle.dumps({"model.norm.weight": print}))
+
+
+def without_a_shard(file: Path) -> None:
+    file.rename(file.with_name("model-00001-of-00002.safetensors"))
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    file.with_name("model.safetensors.index.json").write_text(json.dumps(index))
+
+
+SPOILT = {"cut": lambda file: file.write_bytes(file.read_bytes()[:-9]), "empty": lambda file: file.write_bytes(b""),
+          "not UTF-8": lambda file: file.write_bytes(b"\xff\xfe" * 20), "a folder": as_folder, "gone": Path.unlink,
+          "a list": lambda file: file.write_text("[1]"), "a number": lambda file: file.write_text("5"),
+          "null": lambda file: file.write_text("null"), "no keys": lambda file: file.write_text("{}"),
+          "deep": lambda file: file.write_text("[" * 100_000), "nan": lambda file: file.write_text('{"a": NaN'),
+          "lying": lying_header, "a pickle": as_pickle, "a shard is gone": without_a_shard}
+
+
+@pytest.mark.parametrize(("name", "way"), [
+    (name, way) for name in ("config.json", "tokenizer.json", "model.safetensors") for way in SPOILT
+    if name == "model.safetensors" or way not in ("a pickle", "a shard is gone")])
+def test_a_file_that_is_damaged_in_any_way_says_so_in_one_line(tmp_path, name, way):
+    SPOILT[way](tiny_folder(tmp_path) / name)
+    with pytest.raises(ModelError) as error:
+        load_model(str(tmp_path))
+    check_one_line(error, str(tmp_path))
+
+
+@pytest.mark.parametrize("more", [
+    {"extra_special_tokens": ["<image>"]}, {"pad_token": "<pad>"}, {"words": ["new"]}, {"bos_token": "<s>"}])
+def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(tmp_path, more):
+    folder = tiny_folder(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens(more.pop("words", []))
+    tokenizer.add_special_tokens(more)
+    tokenizer.save_pretrained(folder)
+    if "extra_special_tokens" in more:  # one that ordinary text does not have
+        loaded = load_tokenizer(str(folder))
+        with pytest.raises(ModelError, match="'<image>', id 8, but the model's embedding has 8 rows"):
+            encode_prompts(loaded, ["one <image>"])
+        return
+    with pytest.raises(ModelError) as error:
+        load_model(str(folder))
+    check_one_line(error, "id 8", "8 rows", "resize_token_embeddings")
