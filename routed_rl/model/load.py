@@ -39,6 +39,7 @@ from routed_rl.model.weights import adapter_message, dtype_message, model_hash, 
 __all__ = ["load_model", "load_tokenizer", "model_hash", "require_full_weights", "write_generation_config"]
 
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 QUANTISED = ("quantization_config", "compression_config")
 QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """What says that a folder's weights are quantised: keys of its config.json, and files beside it."""
@@ -72,8 +73,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
     ends, rows = stored.get("eos_token_id"), model.get_input_embeddings().num_embeddings
     known = [token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int) and 0 <= token < rows]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends if len(ends) > 1 else ends[0],
-           "pad_token_id": tokenizer.pad_token_id}
+    ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS} | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     for name, value in ids.items():
         setattr(model.config, name, value)
     model.generation_config = GenerationConfig(**ids)
@@ -120,7 +120,7 @@ def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFas
 def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
     """Refuse tokens that the embedding does not have. A special one (an image's, in a family whose larger models see) is no
     harm where it is not among those that end and fill texts: `encode_prompts` refuses a prompt that has it."""
-    own: Any = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    own = {int(getattr(tokenizer, name)) for name in SPECIAL_IDS if getattr(tokenizer, name) is not None}
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     if (largest := max(own | set(tokenizer.get_vocab().values()) - special)) >= rows:
         raise ModelError(f"tokenizer of {path!r} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}, but "
