@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from routed_rl.config.checks import check_known
 from routed_rl.errors import ConfigError
@@ -14,6 +15,8 @@ class ModelConfig:
     """A folder in Hugging Face format, a hub name, or `gguf:` and a file or an installed distribution that holds one."""
     dtype: str = "float32"
     """Of the weights; only float32. `trainer.bf16=true` computes in bf16 with float32 weights."""
+    date: str | None = None
+    """What a chat template that asks for the date is told, ISO; null for the time at which the run begins, which it keeps."""
     freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
     """What is not trained: any of embedding (learned positions included), unembedding, final_norm, post_norm."""
 
@@ -21,4 +24,8 @@ class ModelConfig:
         if self.dtype != "float32":
             raise ConfigError(f"model.dtype={self.dtype} is not supported: small updates are lost in it and leak into the "
                               "subspace; keep model.dtype=float32 and set trainer.bf16=true")
+        try:
+            datetime.fromisoformat(self.date or "2026-01-31")
+        except (ValueError, TypeError):
+            raise ConfigError(f"model.date={self.date} is no date; write model.date=2026-01-31") from None
         check_known("model.freeze", self.freeze, ("embedding", "unembedding", "final_norm", "post_norm"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Compose, Config, from_mapping
@@ -47,6 +49,9 @@ def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, comp
     return Seeded(name, config, overrides, arm, seed)
 
 
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
 def train_or_resume(config: Config, overrides: list[str]) -> None:
     """One run, from the start, or from where it was stopped."""
     from routed_rl import pipeline
@@ -65,6 +70,14 @@ def try_out(config: Config, overrides: list[str]) -> None:
     from routed_rl import pipeline
 
     pipeline.train(dataclasses.replace(config, out=None), overrides, dry_run=True)
+
+
+def of_one_date(jobs: Sequence[AnyJob]) -> list[AnyJob]:
+    """Runs that are compared have one date: that of the first that has begun, else now."""
+    begun = [job.folder.settings().get("model", {}).get("date") for job in jobs if job.folder.config.exists()]
+    date = next(filter(None, begun), datetime.now().isoformat(timespec="seconds"))
+    return [dataclasses.replace(job, config=dataclasses.replace(job.config, model=dataclasses.replace(
+        job.config.model, date=job.config.model.date or date))) for job in jobs]
 
 
 def is_finished(job: Job, another: str) -> bool:
@@ -97,8 +110,9 @@ def first_difference(there: Any, here: Any, name: str = "") -> str | None:
 
 
 def _comparable(config: Config) -> Any:
-    """Settings as plain JSON, without the folder, which may have been moved."""
-    return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(config, out=None))))
+    """Settings as plain JSON, without the folder, which may have been moved, and the date, which a run may take as it begins."""
+    config = dataclasses.replace(config, out=None, model=dataclasses.replace(config.model, date=None))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _nothing_to_compose(overrides: list[str]) -> Config:

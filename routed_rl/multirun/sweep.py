@@ -12,7 +12,7 @@ from routed_rl.artifacts import alone_in, write_json
 from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.multirun import reporter
-from routed_rl.multirun.job import Job, is_finished, train_or_resume
+from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
 from routed_rl.multirun.space import Dimension, grid
 from routed_rl.multirun.study import Study
@@ -39,7 +39,7 @@ class Grid:
         self.settings, self.problems = settings, dict[str, str]()
 
     def missing(self) -> list[Trial]:
-        return [trial for trial in self.trials if not is_finished(trial, "out=")]
+        return [trial for trial in of_one_date(self.trials) if not is_finished(trial, "out=")]
 
     def left(self) -> int:
         return len(self.missing())

@@ -23,7 +23,7 @@ from routed_rl.config import Config
 from routed_rl.config.references import masked
 from routed_rl.errors import RoutedRLError
 from routed_rl.guard import die_with
-from routed_rl.multirun.job import Job, Seeded, is_finished, train_or_resume, try_out
+from routed_rl.multirun.job import Job, Seeded, is_finished, of_one_date, train_or_resume, try_out
 
 Execute = Callable[[Config, list[str]], object]
 """Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""
@@ -105,7 +105,7 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
 
 def run_missing(jobs: Sequence[Seeded], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
     """Do those that are not finished; {job: what went wrong}. `another`: how one names another place than theirs."""
-    missing = [job for job in jobs if not is_finished(job, another)]
+    missing = [job for job in of_one_date(jobs) if not is_finished(job, another)]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
     first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]
     return run_all(missing, len(missing), execute, at_once, logs, verb, first=first) if missing else {}

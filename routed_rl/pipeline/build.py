@@ -55,7 +55,7 @@ def load_parts(config: Config) -> Parts:
     """Load the base model and the environments; cheap mistakes are found before slow ones."""
     environments = load_environments(config.env)
     path = resolve(config.model.path)
-    model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path)
+    model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
         cast(nn.Module, model).to("cuda")
     if config.trainer.get("disable_dropout"):

@@ -49,15 +49,23 @@ def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return settings
 
 
+def dated(config: Config, date: str | None = None) -> Config:
+    """`config` with the date that its run keeps: its own, else `date`, else now."""
+    date = config.model.date or date or datetime.now().isoformat(timespec="seconds")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, date=date))
+
+
 def read_config(run: RunFolder) -> Config:
-    """The run's settings; RunFolderError where they, or what the run says of itself, are damaged.
+    """The run's settings, with the day on which it was made where it is older than `model.date`.
+
+    RunFolderError where they, or what the run says of itself, are damaged.
 
     ConfigError where a variable is missing that a setting stands for; one of an environment is missed when that is made.
     """
-    run.facts()
+    facts = run.facts()
     run.halt()
     try:
-        return from_mapping(resolved_at_once(run.settings()))
+        return dated(from_mapping(resolved_at_once(run.settings())), facts.get("created"))
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError) as error:

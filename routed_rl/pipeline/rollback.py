@@ -17,6 +17,7 @@ from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.record import (
+    dated,
     fresh_from_step,
     new_folder,
     read_config,
@@ -41,7 +42,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
     old = RunFolder.open(folder)
     with alone_in(old.path), ExitStack() as making:
         was, typed = read_config(old), [*still_said(read_overrides(old), overrides), *overrides]
-        config = changed(was, compose(typed), drop)
+        config = changed(was, dated(compose(typed), was.model.date), drop)
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
         new = new_folder(config)
         making.enter_context(alone_making(new.path))

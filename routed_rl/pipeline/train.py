@@ -25,6 +25,7 @@ from routed_rl.pipeline.measuring import Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import (
+    dated,
     inherited,
     new_folder,
     read_config,
@@ -49,7 +50,7 @@ FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
     a job's script and settings, where the run is to be a job."""
-    run = new_folder(config)
+    run, config = new_folder(config), dated(config)
     parts, plan = prepared(config, run)
     if dry_run and config.launch.where == "here":
         return run.path
@@ -72,7 +73,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     with alone_in(run.path):
         config = read_config(run)
         if overrides:
-            wanted = compose([*read_overrides(run), *overrides])
+            wanted = dated(compose([*read_overrides(run), *overrides]), config.model.date)
             wanted.out = config.out
             refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
             config = wanted
