@@ -7,7 +7,6 @@ in memory and does not save.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from routed_rl.artifacts import RunFolder, sealed_folder
-from routed_rl.errors import CheckpointError
+from routed_rl.errors import CheckpointError, command
 from routed_rl.routing import Router
 
 QUARANTINE = "quarantine.safetensors"
@@ -40,7 +39,7 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
         problem = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {problem}; "
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
-                              f"`routed-rl resume {shlex.quote(str(run.path))}`") from error
+                              f"`{command('resume', run.path)}`") from error
     for old in [each for each in run.steps() if each <= step][:-keep] if keep else []:
         shutil.rmtree(run.checkpoint(old))
 

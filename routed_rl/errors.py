@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class RoutedRLError(Exception):
@@ -80,3 +84,9 @@ def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise kind(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def command(*words: object) -> str:
+    """`words` as a line for a shell, quoted, of this program as it was called: from a .venv that is not activated, too."""
+    called = Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None
+    return shlex.join([sys.argv[0] if called else "routed-rl", *map(str, words)])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
 
 from routed_rl.config.references import masked, remember_written
-from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped
+from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
 
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
@@ -23,7 +22,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         action()
         return 0
     except Stopped as stopped:
-        hint = "" if "resume" in str(stopped) else f"; to go on: routed-rl resume {_run(argv)}"
+        hint = "" if "resume" in str(stopped) else f"; to go on: {_resume(argv)}"
         _fail(f"{stopped}{hint}", "stopped")
         return 128 + stopped.signal
     except Halted as halted:
@@ -36,7 +35,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
     except RoutedRLError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: routed-rl resume {_run(argv)}"
+        hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: {_resume(argv)}"
         print(f"\ninterrupted; {hint}", file=sys.stderr)
         return 130
     except OSError as error:
@@ -45,7 +44,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _internal()
         return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, then "
-                     f"routed-rl resume {_run(argv)}")
+                     f"{_resume(argv)}")
     except Exception:
         return _internal()
 
@@ -61,8 +60,9 @@ def _internal() -> int:
     return 1
 
 
-def _run(argv: list[str]) -> str:
-    """The run folder as far as the command line names it."""
+def _resume(argv: list[str]) -> str:
+    """How to go on with the run, whose folder is given as far as the command line names it."""
     if argv[0] == "resume" and len(argv) > 1:
-        return shlex.quote(argv[1])
-    return next((shlex.quote(text[4:]) for text in reversed(argv) if text.startswith("out=")), "RUN (the folder named above)")
+        return command("resume", argv[1])
+    folder = next((text[4:] for text in reversed(argv) if text.startswith("out=")), None)
+    return command("resume", folder) if folder else f"{command('resume')} RUN (the folder named above)"

@@ -11,6 +11,7 @@ forked from this one, which has loaded all that a command loads, and go through 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -50,8 +51,9 @@ def command(verb: str, parts: Path, out: Path, old: Path) -> list[str] | None:
 
 def started(words: list[str], log: Path, slow_s: int = 0) -> int:
     """`routed-rl` with `words` in a process with a group of its own, by its id; its clock is `slow_s` behind."""
-    from routed_rl import cli, pipeline  # noqa: F401
+    from routed_rl import cli
 
+    importlib.import_module("routed_rl.pipeline")  # before the fork, so that each command finds it loaded
     if child := os.fork():
         return child
     os.setsid()
@@ -112,8 +114,9 @@ def state(out: Path) -> dict[str, Any]:
 
 def set_back(out: Path) -> int:
     """Every file is of the future; returns by how many seconds the clock shall be slow."""
+    then = time.time() + DAY_S
     for path in out.rglob("*"):
-        os.utime(path, (time.time() + DAY_S,) * 2)
+        os.utime(path, (then, then))
     return DAY_S
 
 

@@ -17,9 +17,9 @@ import torch
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import CheckFailed, ConfigError, Stopped
-from routed_rl.pipeline.arithmetic import memory_bytes
 from routed_rl.pipeline.build import load_parts
-from routed_rl.pipeline.following import following
+from routed_rl.pipeline.launched import following
+from routed_rl.pipeline.plan import memory_bytes
 from routed_rl.pipeline.record import read_config
 from routed_rl.stopping import STOP
 from routed_rl.tracking import Tracker

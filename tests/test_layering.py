@@ -116,7 +116,6 @@ def circle(package: Path) -> list[str]:
     return []
 
 
-@pytest.mark.xfail(reason="circles are being cut")
 def test_no_files_import_each_other():
     assert circle(PACKAGE) == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
 from routed_rl.artifacts.whole import broken_seal, read_object
-from routed_rl.errors import CheckpointError, RunFolderError
+from routed_rl.errors import CheckpointError, RunFolderError, command
 
 
 class RunFolder:
@@ -30,7 +29,7 @@ class RunFolder:
         """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
         if self.path.exists() and (not self.path.is_dir() or self._names() - {LOCK}):
             holds = "a run" if self.config.exists() else "files"
-            resume = f"`routed-rl resume {shlex.quote(str(self.path))}` goes on with it, or "
+            resume = f"`{command('resume', self.path)}` goes on with it, or "
             way_out = f"{resume if self.config.exists() else ''}set "
             raise RunFolderError(f"out={self.path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
 
@@ -139,7 +138,7 @@ class RunFolder:
         checkpoint, skipped = self.last_checkpoint()
         if checkpoint is None:
             raise CheckpointError(f"{self.path} has no whole checkpoint{': ' + '; '.join(skipped) if skipped else ''}; "
-                                  f"`routed-rl resume {shlex.quote(str(self.path))}` trains it from the start")
+                                  f"`{command('resume', self.path)}` trains it from the start")
         for line in skipped:
             print(f"{line}; this is of {checkpoint.name}", flush=True)
         return checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, alone_in, write_json
 from routed_rl.config import Compose, Config, MonitorConfig, RuleConfig
-from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.errors import ConfigError, RunFolderError, command
 from routed_rl.monitor import FEWEST, Row, peaks, smallest_rate
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import seeded, train_or_resume
@@ -54,7 +53,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     _show(limits, rate, len(folders), config.monitor)
     reporter.written(folder, ["calibration.json"])
     console.say("to use the limits:")
-    console.say(f"  routed-rl train {shlex.join([*overrides, *settings])}")
+    console.say(f"  {command('train', *overrides, *settings)}")
     return folder / "calibration.json"
 
 

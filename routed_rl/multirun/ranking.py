@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from routed_rl.config import SweepConfig
+from routed_rl.errors import command
 from routed_rl.multirun.reporter import Table, panels
 from routed_rl.multirun.results import known_metrics
 from routed_rl.multirun.space import Dimension
@@ -76,7 +76,7 @@ def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:
     """To train the best again."""
     for each in _best(found, settings):
         values = ", ".join(f"{path} {value:.3f}" for path, value in zip(settings.objectives, each.values or [], strict=True))
-        yield f"{each.trial.name} ({values}): {shlex.join(['routed-rl', 'train', *each.trial.overrides])}"
+        yield f"{each.trial.name} ({values}): {command('train', *each.trial.overrides)}"
 
 
 def _names(each: Outcome, keys: list[str]) -> list[str]:

@@ -8,11 +8,10 @@ from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, damage, step_of, write_json
-from routed_rl.errors import Halted
+from routed_rl.errors import Halted, command
 from routed_rl.monitor import Verdict, shift
-from routed_rl.pipeline.commands import command
-from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import fresh_from_step
+from routed_rl.pipeline.summary import publish
 from routed_rl.report import hardest
 from routed_rl.tracking import MetricsFile, Tracker
 

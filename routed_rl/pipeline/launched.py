@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -15,18 +18,18 @@ from torch import nn
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.config import Config
-from routed_rl.errors import CheckpointError
+from routed_rl.errors import CheckpointError, command
 from routed_rl.launching import node_command, run_on_this_node, run_processes, submit, wait_for, write_job
 from routed_rl.pipeline.build import Parts, take_checkpoint
 from routed_rl.pipeline.record import read_config
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
-from routed_rl.tracking import MetricsFile
+from routed_rl.tracking import MetricsFile, Tracker
 
 LOGS = "processes"
 
 
-def command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
+def process_command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
     """What starts a process of the run, whose rollouts come from `urls`: this unit's own `__main__`."""
     return [sys.executable, "-m", str(__package__), role, str(run.path), *(urls or [])]
 
@@ -38,13 +41,13 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
     model.cpu()  # the processes need the memory of the GPUs
     torch.cuda.empty_cache()
     if launch.nodes > 1:
-        wait_for(node_command(launch, command("node", run, urls)))
+        wait_for(node_command(launch, process_command("node", run, urls)))
     else:
-        run_processes(command("process", run, urls), launch, run.path / LOGS)
+        run_processes(process_command("process", run, urls), launch, run.path / LOGS)
     last, trained = run.require_checkpoint(), MetricsFile(run.metrics).rows()[-1]["step"]
     if step_of(last) < trained:
         raise CheckpointError(f"the checkpoint of the last step, {trained}, was damaged after it was written; to train it again "
-                              f"from {last.name}: routed-rl resume {shlex.quote(str(run.path))}")
+                              f"from {last.name}: {command('resume', run.path)}")
     take_checkpoint(parts, router, last)
     model.to(device)
 
@@ -52,18 +55,18 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
 def run_node(folder: str, *urls: str) -> None:
     """Be a node of a job: start its processes and wait for them."""
     run = RunFolder.open(folder)
-    run_on_this_node(command("process", run, list(urls)), read_config(run).launch, run.path / LOGS)
+    run_on_this_node(process_command("process", run, list(urls)), read_config(run).launch, run.path / LOGS)
 
 
 def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
     """Write the job's script into the run folder and, but for a dry run, submit it."""
-    script = write_job(config.launch, run.path, command("job", run))
+    script = write_job(config.launch, run.path, process_command("job", run))
     console.say(f"job           not submitted; to do so: sbatch {script}" if dry_run else submit(script))
 
 
 def commands(config: Config, run: RunFolder) -> list[str]:
     """What runs where, one line each."""
-    launch, processes = config.launch, shlex.join(command("process", run))
+    launch, processes = config.launch, shlex.join(process_command("process", run))
     servers = ["`vllm serve` beside the command, for the rollouts"] if config.rollout.launch else [
         f"the rollouts: {url}" for url in config.rollout.urls]
     if launch.strategy == "none":
@@ -71,7 +74,35 @@ def commands(config: Config, run: RunFolder) -> list[str]:
     there = f"{launch.processes} processes: {processes}"
     if launch.where == "here":
         return [f"this machine, {there}", *servers]
-    job = [f"first node: {shlex.join(command('job', run))}"]
+    job = [f"first node: {shlex.join(process_command('job', run))}"]
     if launch.nodes > 1:
-        job.append(f"first node: {shlex.join(node_command(launch, command('node', run)))}")
+        job.append(f"first node: {shlex.join(node_command(launch, process_command('node', run)))}")
     return [*job, f"each of {launch.nodes} nodes, {there}", *servers]
+
+
+@contextmanager
+def following(run: RunFolder, tracker: Tracker, every_s: float = 1.0) -> Iterator[None]:
+    """Tell each row of the metrics, and each checkpoint, that was not there at the beginning; all of them at the end."""
+    file, known, over = MetricsFile(run.metrics), set(run.steps()), threading.Event()
+    file.new_rows()
+
+    def tell() -> None:
+        for row in file.new_rows():
+            tracker.row(row)
+        for step in run.steps():
+            if step not in known:
+                known.add(step)
+                tracker.checkpoint(step)
+
+    def follow() -> None:
+        while not over.wait(every_s):
+            tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        tell()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,10 @@ from transformers.utils import logging as transformers_logging
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.config import Config
-from routed_rl.errors import Stopped
+from routed_rl.errors import LaunchError, RolloutError, Stopped, command
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
 from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
-from routed_rl.pipeline.commands import command, saying_how_to_go_on
-from routed_rl.pipeline.following import following
 from routed_rl.pipeline.measuring import DuringTraining
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
 from routed_rl.pipeline.serving import joining, route_served
@@ -51,11 +51,25 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     if parts.config.launch.strategy == "none":
         _train_here(parts, plan, router, watch, newest, served, parity, tracker)
     else:
-        with following(run, tracker):
+        with launched.following(run, tracker):
             launched.train(parts, run, router, served)
         watch = _watch(parts.config, run)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
+
+
+@contextmanager
+def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
+    """Errors that leave the run as it was, and Ctrl-C, say how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"to go on: {command('resume', run.path)}")
+        raise
+    except (RolloutError, LaunchError) as error:
+        whole, _ = run.last_checkpoint()
+        place = whole.name if whole else "the start"
+        raise type(error)(f"{error}; to go on from {place}: {command('resume', run.path)}") from error
 
 
 def _watch(config: Config, run: RunFolder) -> Watch:

@@ -13,10 +13,10 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
-from routed_rl.pipeline.commands import command
-from routed_rl.report import cost, differences, has_quarantine
+from routed_rl.errors import command
+from routed_rl.report import cost, differences, has_quarantine, write_report
 from routed_rl.routing import Router
-from routed_rl.tracking import MetricsFile
+from routed_rl.tracking import MetricsFile, Tracker
 
 NOT_METRICS = ("completions", "failures")
 
@@ -128,6 +128,16 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     ways.append((("compare", *same, "--arms", "none,route,control", "--seeds", 3, "--out", f"{where}-compare"),
                  "against no routing, a random subspace"))
     return [f"{command(*words)}    # {comment}" for words, comment in ways]
+
+
+def publish(run: RunFolder, tracker: Tracker) -> None:
+    """Write the report. It is made of files that stay, so its failure is said in one line and costs nothing else."""
+    try:
+        page = write_report(run)
+    except Exception as error:
+        console.say(f"the report was not written ({type(error).__name__}: {error}); try again: {command('report', run.path)}")
+        return
+    tracker.report(page)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -20,10 +20,8 @@ from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import unrouted
 from routed_rl.pipeline import launched, summary
 from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
-from routed_rl.pipeline.commands import saying_how_to_go_on
 from routed_rl.pipeline.measuring import Means, curve, measure
 from routed_rl.pipeline.plan import show_plan
-from routed_rl.pipeline.publish import publish
 from routed_rl.pipeline.record import (
     dated,
     inherited,
@@ -35,7 +33,7 @@ from routed_rl.pipeline.record import (
     write_config,
 )
 from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.pipeline.steps import train_steps
+from routed_rl.pipeline.steps import saying_how_to_go_on, train_steps
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
@@ -149,7 +147,7 @@ def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
         shutil.rmtree(run.deployed, ignore_errors=True)
         write_deployed(run, run.deployed)
     _finish(parts, run, router, models, weights, times, scales)
-    publish(run, tracker)
+    summary.publish(run, tracker)
     return run.path
 
 

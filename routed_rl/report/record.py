@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-
 import yaml
 
 from routed_rl.config.references import without_secrets
+from routed_rl.errors import command
 from routed_rl.report.data import RunData
 from routed_rl.report.parts import Section, Table
 
@@ -14,18 +13,18 @@ from routed_rl.report.parts import Section, Table
 def commands(run: RunData) -> Section:
     """To make the run again, to go on with it, to go back in it."""
     section = Section("commands", "Do it again, go on, go back")
-    section.commands.append(f"routed-rl {shlex.join(_again(run))}    # the same once more, in a new folder")
-    path = shlex.quote(str(run.path))
+    section.commands.append(f"{command(*_again(run))}    # the same once more, in a new folder")
     if run.halted:
         section.commands.extend(run.halted["commands"])
     elif run.summary is None:
-        section.commands.append(f"routed-rl resume {path}    # go on")
+        section.commands.append(f"{command('resume', run.path)}    # go on")
     else:
-        section.commands.append(f"routed-rl evaluate {path} --json {path}/again.json    # all three models, once more")
+        again = command("evaluate", run.path, "--json", f"{run.path}/again.json")
+        section.commands.append(f"{again}    # all three models, once more")
     if run.checkpoints and not run.halted:
-        section.commands.append(f"routed-rl rollback {path} --step {run.checkpoints[0]} env.NAME.KEY=VALUE    # from there, with "
-                                "an environment changed")
-    section.commands.append(f"routed-rl report {path}    # this page, from the files as they are then")
+        back = command("rollback", run.path, "--step", run.checkpoints[0], "env.NAME.KEY=VALUE")
+        section.commands.append(f"{back}    # from there, with an environment changed")
+    section.commands.append(f"{command('report', run.path)}    # this page, from the files as they are then")
     return section
 
 

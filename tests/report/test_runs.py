@@ -6,7 +6,7 @@ import pytest
 
 from routed_rl import pipeline
 from routed_rl.errors import Halted
-from routed_rl.pipeline import publish
+from routed_rl.pipeline import summary
 from tests.parts import own_config, write_parts
 
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 16}
@@ -37,7 +37,7 @@ def test_a_report_that_fails_is_one_line_and_the_run_is_whole(parts, tmp_path, m
     def fails(_run):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(publish, "write_report", fails)
+    monkeypatch.setattr(summary, "write_report", fails)
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
     said = [line for line in capsys.readouterr().out.splitlines() if "no ink" in line]
     assert said == [f"the report was not written (ValueError: no ink); try again: routed-rl report {run}"]
