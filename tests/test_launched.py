@@ -20,7 +20,7 @@ from routed_rl.errors import CheckFailed, ConfigError, Stopped
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.launched import following
 from routed_rl.pipeline.plan import memory_bytes
-from routed_rl.pipeline.record import read_config
+from routed_rl.pipeline.record import dated, read_config
 from routed_rl.stopping import STOP
 from routed_rl.tracking import Tracker
 from routed_rl.training.backends import check_launch
@@ -72,7 +72,8 @@ def test_a_dry_run_of_a_job_writes_script_and_settings_and_shows_what_runs_where
     assert "512 completions a step = 16 on a device x 1 accumulated x 32 processes; 512 at a time: 64 groups of 8" in said
     assert "srun --nodes=4" in said and "each of 4 nodes, 8 processes" in said and "not submitted" in said
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "overrides.txt", "manifest.json", "job.sbatch"}
-    assert read_config(RunFolder(tmp_path / "run")) == config
+    found = read_config(RunFolder(tmp_path / "run"))
+    assert found == dated(config, found.model.date)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

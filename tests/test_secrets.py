@@ -12,7 +12,7 @@ from routed_rl.config import from_mapping
 from routed_rl.config.references import refuse_secrets, resolved, without_secrets
 from routed_rl.envs.loading import load_environment
 from routed_rl.errors import ConfigError
-from routed_rl.pipeline.record import read_config, write_config
+from routed_rl.pipeline.record import dated, read_config, write_config
 from routed_rl.training.arguments import training_arguments
 from tests.parts import typed, write_parts
 
@@ -61,7 +61,7 @@ def test_records_have_the_reference_and_what_uses_a_setting_has_the_value(parts,
     write_config(run, config, overrides)
     assert holders(tmp_path) == [] and SECRET not in str(config.env) + str(config.trainer) and config.name == SECRET
     again, records = read_config(run), run.settings()
-    assert again == config and (again.seed, again.trainer["beta"]) == (7, 0.5)
+    assert again == dated(config, again.model.date) and (again.seed, again.trainer["beta"]) == (7, 0.5)
     assert records["env"]["a"]["token"] == records["env"]["b"]["other"] == records["trainer"]["hub_token"] == REFERENCE
     assert records["name"] == REFERENCE and records["seed"].startswith("${oc.decode:")
     assert training_arguments(again, run).hub_token == REFERENCE

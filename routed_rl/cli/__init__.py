@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from routed_rl import __version__
-from routed_rl.cli.verbs import VERBS, parse, usage
+from routed_rl.cli.verbs import run, usage
 from routed_rl.exits import guarded
 
 __all__ = ["main"]
@@ -24,9 +24,4 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"routed-rl {__version__}")
         return 0
-
-    def run() -> None:
-        verb, arguments = parse(argv)
-        VERBS[verb].run(arguments)
-
-    return guarded(run, argv)
+    return guarded(lambda: run(argv), argv)

@@ -130,7 +130,7 @@ def test_a_flag_that_is_named_only_when_it_happens_is_0_where_it_did_not(folder,
         results[seen[0]]["cheat"] = seen[1]
 
     change_results(folder, only_where_seen)
-    assert "; cheat in env0 is 0.80 in the policy, 0.00 in the deployed model" in reported(folder, capsys)[0]
+    assert "cheat in env0: the policy 0.80, the deployed model 0.00, base 0.00" in reported(folder, capsys)[0]
 
 
 def test_names_with_dollars_are_names(folder, capsys):

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import TaskError
-from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import build_trainer, make_plan
+from tests import algorithms
 from tests.chat import EOS, chat_config, write_chat_model
 
 MIXED = {"talk": {"path": "Talk"}, "ask": {"path": "Ask"}}
@@ -28,10 +27,7 @@ def parts(tmp_path_factory) -> Path:
 
 
 def make_trainer(parts: Path, out: Path, env: dict[str, Any] = MIXED, **changes: Any) -> Any:
-    config = chat_config(parts, out, env, **changes)
-    loaded = load_parts(config)
-    router = make_router(loaded, make_subspace(loaded))
-    return build_trainer(make_plan(config, RunFolder(out)), loaded.model, loaded.tokenizer, loaded.trained, router)
+    return algorithms.make_trainer(chat_config(parts, out, env, **changes), out)
 
 
 class Batch:

@@ -31,10 +31,10 @@ def config(parts, out, **trainer):
     return wanted
 
 
-def test_a_rate_that_nothing_survives_ends_the_run_before_its_checkpoint(parts, tmp_path):
-    with pytest.raises(CheckFailed, match="step 1: a logit of the policy is not finite.*no checkpoint before.*learning_rate"):
-        pipeline.train(config(parts, tmp_path / "run", learning_rate=1e30, save_steps=1), [])
-    assert RunFolder(tmp_path / "run").steps() == []
+def test_a_rate_that_nothing_survives_ends_the_run_before_the_next_checkpoint(parts, tmp_path):
+    with pytest.raises(CheckFailed, match="step 2: a logit of the policy is not finite.*checkpoint is step-1;.*learning_rate"):
+        pipeline.train(config(parts, tmp_path / "run", learning_rate=1e9, save_steps=1), [])
+    assert RunFolder(tmp_path / "run").steps() == [1]
 
 
 @pytest.mark.parametrize("where", ["weight", "quarantine"])

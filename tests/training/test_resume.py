@@ -160,9 +160,10 @@ def test_resume_refuses_another_experiment(parts, undisturbed):
 
 
 def test_the_config_on_disk_is_the_config_that_ran(parts, undisturbed):
-    from routed_rl.pipeline.record import read_config
+    from routed_rl.pipeline.record import dated, read_config
 
-    assert read_config(RunFolder(undisturbed)) == own_config(parts, undisturbed)
+    found = read_config(RunFolder(undisturbed))
+    assert found.model.date and found == dated(own_config(parts, undisturbed), found.model.date)
     assert from_mapping({}) != own_config(parts, undisturbed)
 
 

@@ -1,0 +1,175 @@
+"""What each verb does with its arguments: the checks that need nothing heavy, and the call. Each imports what it needs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from datetime import datetime
+from os.path import exists, join
+from typing import TypeVar
+
+from routed_rl.errors import ConfigError
+from routed_rl.stopping import STOP
+
+Number = TypeVar("Number", int, float)
+
+
+def train(given: Namespace) -> None:
+    from routed_rl.cli.compose import compose, from_anywhere
+
+    config = compose(given.overrides)
+    from routed_rl import pipeline
+
+    with STOP.listening():
+        run = pipeline.train(config, from_anywhere(given.overrides), dry_run=given.dry_run)
+    if not given.dry_run:
+        print(f"run: {run}", flush=True)
+
+
+def resume(given: Namespace) -> None:
+    from routed_rl import pipeline
+    from routed_rl.cli.compose import compose, from_anywhere
+
+    with STOP.listening():
+        print(f"run: {pipeline.resume(given.run, from_anywhere(given.overrides), compose)}", flush=True)
+
+
+def rollback(given: Namespace) -> None:
+    from routed_rl import pipeline
+    from routed_rl.cli.compose import compose, from_anywhere
+
+    with STOP.listening():
+        run = pipeline.rollback(given.run, given.step, _names(given.drop) or [], given.forget_parts,
+                                from_anywhere(given.overrides), compose)
+    print(f"run: {run}", flush=True)
+
+
+def extract(given: Namespace) -> None:
+    from routed_rl.cli.compose import compose
+
+    config = compose(given.overrides)
+    from routed_rl import pipeline
+
+    print(f"subspace: {pipeline.extract(config, given.overrides, given.check)}", flush=True)
+
+
+def evaluate(given: Namespace) -> None:
+    from routed_rl.cli.compose import compose
+
+    scales = None if given.scales is None else _numbers("--scales", given.scales, float, "0,.25,.5,.75,1")
+    # A run folder brings its own settings; overrides would silently mean another experiment.
+    is_run = exists(join(given.target, "config.yaml"))
+    if is_run and given.overrides:
+        raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
+                          f"{' '.join(given.overrides)}, or evaluate {given.target}/deployed")
+    config = None if is_run else compose(given.overrides)
+    from routed_rl import pipeline
+
+    pipeline.evaluate(given.target, _names(given.env), given.json, config, given.engine, scales, given.step)
+
+
+def discard(given: Namespace) -> None:
+    from routed_rl import pipeline
+
+    pipeline.discard(given.run, given.out, given.step)
+
+
+def export(given: Namespace) -> None:
+    if not (given.quarantine or given.policy) or (given.env and not given.quarantine):
+        raise ConfigError("export needs --quarantine DIR (with --env NAME for one part), --policy DIR, or both")
+    from routed_rl import pipeline
+
+    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step)
+
+
+def compare(given: Namespace) -> None:
+    arms = _names([given.arms]) or []
+    if given.seeds < 1 or given.jobs < 1 or not arms:
+        raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {given.arms!r} "
+                          f"--seeds {given.seeds} --jobs {given.jobs}")
+    ranks = _numbers("--ranks", given.ranks, int, "1,3,8")
+    from routed_rl.cli.compose import compose, from_anywhere
+
+    compose(given.overrides)  # a bad override is refused before anything heavy is loaded
+    from routed_rl.multirun.compare import compare as compare_arms
+
+    compare_arms(from_anywhere(given.overrides), arms, given.seeds, given.out, given.jobs, ranks, compose)
+
+
+def sweep(given: Namespace) -> None:
+    from routed_rl.cli.compose import compose, from_anywhere
+    from routed_rl.cli.space import split
+    from routed_rl.multirun.sweep import sweep as sweep_space
+
+    sweep_space(*split(from_anywhere(given.overrides)), compose, dry_run=given.dry_run)
+
+
+def audit(given: Namespace) -> None:
+    from routed_rl.config import AuditConfig
+
+    chosen = {name: value for name in ("samples", "prompts", "blocks") if (value := getattr(given, name)) is not None}
+    settings = AuditConfig(**chosen)
+    from routed_rl import pipeline
+
+    pipeline.audit(given.run, settings, _names(given.env), given.json, given.step)
+
+
+def calibrate(given: Namespace) -> None:
+    if given.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
+    from routed_rl.cli.compose import compose, from_anywhere
+
+    compose(given.overrides)  # a bad override is refused before anything heavy is loaded
+    from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
+
+    out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
+    calibrate_monitor(from_anywhere(given.overrides), _names(given.runs) or [], given.seeds, given.rate, out, given.jobs, compose)
+
+
+def report(given: Namespace) -> None:
+    from pathlib import Path
+
+    from routed_rl.artifacts import RunFolder
+    from routed_rl.report import write_report
+
+    print(f"report: {write_report(RunFolder.open(given.run), Path(given.out) if given.out else None)}", flush=True)
+
+
+def env(given: Namespace) -> None:
+    name: str | None = given.name
+    if given.what != "list" and (name is None or "=" in name):
+        raise ConfigError(f"env {given.what} needs NAME: a mix of configs/env, one of its environments, or FILE.py:Class; "
+                          "`routed-rl env list` shows them")
+    if given.what == "list" and name is not None:
+        raise ConfigError(f"env list takes no {name}; did you mean env try {name}?")
+    for option in ("n", "samples"):
+        if (count := getattr(given, option)) < 1:
+            raise ConfigError(f"--{option} must be at least 1, got {count}")
+    from routed_rl import inspection
+    from routed_rl.cli.compose import compose
+
+    if name is None:
+        inspection.list_environments(compose)
+    elif given.what == "try":
+        inspection.try_environments(name, given.n, given.overrides, compose)
+    else:
+        inspection.check_environments(name, given.overrides, compose, every=given.all, samples=given.samples,
+                                      markdown=given.markdown)
+
+
+def doctor(given: Namespace) -> None:
+    from routed_rl import inspection
+    from routed_rl.cli.compose import compose
+
+    inspection.doctor(compose(given.overrides))
+
+
+def _names(lists: list[str] | None) -> list[str] | None:
+    """The names of an option that takes NAME[,NAME] and may be repeated; None where it was not given."""
+    return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
+
+
+def _numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
+    try:
+        return [kind(number) for number in text.split(",") if number]
+    except ValueError:
+        raise ConfigError(f"{option} {text} is no list of numbers; write {option} {example}") from None
