@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from routed_rl import pipeline
-from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, sealed_folder
+from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, replacing, sealed_folder
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, LaunchConfig
 from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
@@ -147,3 +147,25 @@ def test_a_model_folder_that_was_sealed_is_evaluated_as_it_was_written_or_not_at
 
 def test_records_say_none_for_a_folder_or_a_file_that_is_not_there(tmp_path):
     assert read_object(tmp_path, {}) is None and read_object(tmp_path / "none.json", {}) is None
+
+
+@pytest.mark.parametrize("inside", ["", "file"])
+def test_a_file_or_folder_that_is_replaced_stays_until_the_new_one_is_whole(tmp_path, inside):
+    path = tmp_path / "it"
+
+    def write(place: Path, text: str) -> None:
+        if inside:
+            place.mkdir()
+        (place / inside).write_text(text)
+
+    with replacing(path) as place:
+        write(place, "old")
+    with pytest.raises(OSError, match="full"), replacing(path) as place:
+        write(place, "half")
+        raise OSError("the disk is full")
+    assert (path / inside).read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    path.with_name(".it.partial").write_text("a killed process left it")
+    with replacing(path) as place:
+        write(place, "new")
+        assert (path / inside).read_text() == "old"
+    assert (path / inside).read_text() == "new" and list(tmp_path.iterdir()) == [path]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
-from routed_rl.artifacts.whole import broken_seal, read_object
+from routed_rl.artifacts.whole import broken_seal, read_object, replacing
 from routed_rl.errors import CheckpointError, RunFolderError, command
 
 
@@ -44,15 +43,9 @@ class RunFolder:
     @contextmanager
     def being_made(self) -> Iterator[RunFolder]:
         """A folder beside this one that becomes it at the end, whole; whatever happens before, this one is not there."""
-        partial = RunFolder(self.path.with_name(f".{self.path.name}.partial"))
-        shutil.rmtree(partial.path, ignore_errors=True)
-        partial.path.mkdir(parents=True)
-        try:
-            yield partial
-            os.replace(partial.path, self.path)
-        except BaseException:
-            shutil.rmtree(partial.path, ignore_errors=True)
-            raise
+        with replacing(self.path) as partial:
+            partial.mkdir(parents=True)
+            yield RunFolder(partial)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

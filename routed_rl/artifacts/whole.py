@@ -21,14 +21,33 @@ LARGEST = 2**26
 """Bytes that a record of ours may have."""
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file or folder that becomes `path` in one step at the end; on failure it is removed.
+
+    A process killed at any moment leaves a `path` that is whole, old or new, or none.
+    """
+    partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    _remove(partial)
+    try:
+        yield partial
+        for each in [*partial.rglob("*"), partial]:
+            _sync(each)
+        _remove(old)
+        if path.is_dir():
+            os.replace(path, old)
+        os.replace(partial, path)
+        _sync(path.parent)
+        _remove(old)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; RunFolderError where another process does so at this moment."""
-    partial = path.with_name(f".{path.name}.partial")
-    with alone_making(path), open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(partial, path)
+    with alone_making(path), replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -60,30 +79,13 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def sealed_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder to write into; on success it is sealed and renamed to `final`, on failure removed.
-
-    A process killed at any moment leaves either no `final`, or a whole one; one that was there stays until the new one is whole.
-    """
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    """Yield a folder to write into, which is sealed at the end and becomes `final` as `replacing` says."""
+    with replacing(final) as partial:
+        partial.mkdir(parents=True)
         yield partial
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         write_json(partial / SEAL, {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
                                     for path in files})
-        for path in files:
-            _sync(path)
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(partial, final)
-        _sync(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def broken_seal(folder: Path) -> str | None:
@@ -103,6 +105,13 @@ def broken_seal(folder: Path) -> str | None:
             return f"{SEAL} is torn"
     weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     return f"{min(weights - sealed.keys())} is not sealed" if weights - sealed.keys() else None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from routed_rl.artifacts import replacing
 from routed_rl.shapes import fits
 
 METRICS = {
@@ -99,9 +100,8 @@ class MetricsFile:
         """Drop what was written after `step`: a resumed run writes those steps again. Torn lines go too."""
         if self.path.exists():
             kept = [line for line in self.path.read_bytes().splitlines() if (row := _parse(line)) and row["step"] <= step]
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_bytes(b"".join(line + b"\n" for line in kept))
-            partial.replace(self.path)
+            with replacing(self.path) as partial:
+                partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every whole row; other lines are left out."""

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from routed_rl.artifacts import step_of
+from routed_rl.artifacts import replacing, step_of
 from routed_rl.ranks import RANKS
 from routed_rl.routing import StepRows
 from routed_rl.tracking import encouraged
@@ -130,6 +130,5 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def _replace(path: Path, table: pd.DataFrame) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    table.to_parquet(partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        table.to_parquet(partial)
