@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,9 +161,9 @@ def test_a_file_or_folder_that_is_replaced_stays_until_the_new_one_is_whole(tmp_
 
     with replacing(path) as place:
         write(place, "old")
-    with pytest.raises(OSError, match="full"), replacing(path) as place:
+    with suppress(ZeroDivisionError), replacing(path) as place:
         write(place, "half")
-        raise OSError("the disk is full")
+        raise ZeroDivisionError
     assert (path / inside).read_text() == "old" and list(tmp_path.iterdir()) == [path]
     path.with_name(".it.partial").write_text("a killed process left it")
     with replacing(path) as place:

@@ -7,6 +7,7 @@ import graphlib
 import re
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -143,6 +144,15 @@ def test_heavy_libraries_live_in_their_units():
         if unit_of(file) in WITHOUT_TORCH and "torch" in libraries:
             wrong.append(f"{relative(file)} imports torch")
     assert wrong == []
+
+
+def test_a_table_or_list_of_names_stands_in_one_file():
+    found = defaultdict(list)
+    for file in FILES:
+        for node in tree_of(file).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple | ast.List | ast.Set | ast.Dict):
+                found[ast.dump(node)].append(relative(file))
+    assert [files for files in found.values() if len(files) > 1] == []
 
 
 def test_environments_import_only_the_contract():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from routed_rl.model.targets import decoder_layers, family, find_writers
+from routed_rl.model.targets import Writer, decoder_layers, family
 
 OUTSIDE = "outside the layers"
 Groups = dict[str, list[str]]
@@ -23,9 +23,9 @@ def changed(base: State, deployed: State) -> list[str]:
     return [name for name, value in deployed.items() if not torch.equal(value, base[name])]
 
 
-def by_kind(model: PreTrainedModel, parameters: list[str]) -> Groups:
-    """Writers and readers of attention and MLP, norms, and what lies outside the layers; none that is empty."""
-    writers = {id(parameter) for writer in find_writers(model) for parameter in writer.parameters()}
+def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[str]) -> Groups:
+    """Writers, those that were `found`, and readers of attention and MLP, norms, what is outside the layers; none is empty."""
+    writers = {id(parameter) for writer in found for parameter in writer.parameters()}
     norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
              for parameter in module.parameters(recurse=False)}
     attention = family(model).writers[0].partition(".")[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from routed_rl.multirun.intervals import fold, interval, paired_difference, paired_ratio
+from routed_rl.tracking import MODELS, NOT_METRICS
 
 UNROUTED, ROUTED, CONTROL = "none", "route", "control"
 """The arms that others are measured against."""
@@ -13,8 +14,6 @@ UNROUTED, ROUTED, CONTROL = "none", "route", "control"
 Summaries = dict[str, dict[int, dict[str, Any]]]
 Values = Mapping[int, float]
 """Seed -> value."""
-MODELS = ("base", "policy", "deployed")
-NOT_METRICS = ("completions", "failures")
 
 
 def results(arms: Summaries, ranks: Mapping[int, dict[int, dict[str, Any]]]) -> dict[str, Any]:

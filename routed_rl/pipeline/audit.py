@@ -22,10 +22,10 @@ from routed_rl.envs import LoadedEnvironment, task_stream
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.model.prompts import encode_prompts
-from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, load_parts, make_router
 from routed_rl.pipeline.record import read_config
 from routed_rl.subspace import Subspace
+from routed_rl.tracking import NOT_METRICS
 
 SHIFT = "shift"
 """The measure that stands for the shift along the first axis, mean over layers."""
@@ -47,7 +47,8 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
     names = auditing.changed(base, deployed)
     if not names:
         raise CheckpointError(f"the deployed model of {target} is its base model ({folder.name}), so there is nothing to audit")
-    partitions = {"kind": auditing.by_kind(parts.model, names), "layer": auditing.by_layer(parts.model, names, settings.blocks)}
+    partitions = {"kind": auditing.by_kind(parts.model, parts.writers, names),
+                  "layer": auditing.by_layer(parts.model, names, settings.blocks)}
     sets = dict.fromkeys(one for groups in partitions.values() for one in auditing.models_to_measure(groups))
     measured, policy = _measure(meter, list(sets), base, deployed, lambda: _load_policy(parts, meter.subspace, base, folder))
     found = {"settings": dataclasses.asdict(settings) | {"seed": config.seed, "checkpoint": folder.name},
@@ -85,7 +86,7 @@ class _Meter:
         results = evaluate(self.parts.model, self.parts.tokenizer, self.chosen, self.evaluation, seed=self.parts.config.seed,
                            max_new_tokens=self.parts.max_new_tokens)
         measures = {f"{env}.{metric}": value for env, values in results.items() for metric, value in values.items()
-                    if metric not in summary.NOT_METRICS}
+                    if metric not in NOT_METRICS}
         if self.subspace is None:
             return measures
         settings = self.parts.config.subspace

@@ -16,9 +16,7 @@ from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import command
 from routed_rl.report import cost, differences, has_quarantine, write_report
 from routed_rl.routing import Router
-from routed_rl.tracking import MetricsFile, Tracker
-
-NOT_METRICS = ("completions", "failures")
+from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker
 
 Results = dict[str, dict[str, dict[str, float]]]
 """model -> environment -> metric -> mean."""

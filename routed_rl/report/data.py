@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from routed_rl.artifacts import RunFolder, read_object
-from routed_rl.tracking import MetricsFile, cosine_matrix
+from routed_rl.tracking import MODELS, NOT_METRICS, MetricsFile, cosine_matrix
 
-MODELS = ("base", "policy", "deployed")
-NOT_METRICS = ("completions", "failures")
 VERDICT = {"rule", "environment", "step", "value", "limit", "since", "action", "sentence"}
 HALT = {"step", "environment", "verdicts", "checkpoint_before", "commands"}
 LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from routed_rl.report.data import MODELS, NOT_METRICS
+from routed_rl.tracking import MODELS, NOT_METRICS
 
 SMALLEST = 0.005
 """What two decimals show; a smaller difference is told as none."""

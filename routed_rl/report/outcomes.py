@@ -8,10 +8,11 @@ import numpy as np
 
 from routed_rl.report.charts import dots
 from routed_rl.report.completions import shown
-from routed_rl.report.data import MODELS, RunData, Series
+from routed_rl.report.data import RunData, Series
 from routed_rl.report.over_time import panel_chart
 from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
+from routed_rl.tracking import MODELS
 
 PANELS = 3
 """Metrics side by side."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from routed_rl.report.data import MODELS, RunData
+from routed_rl.report.data import RunData
 from routed_rl.report.differences import cost, differences
 from routed_rl.report.parts import Table
+from routed_rl.tracking import MODELS
 
 
 def sentence(run: RunData) -> str:

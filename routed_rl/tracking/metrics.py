@@ -50,6 +50,10 @@ METRICS = {
     "train/*": "what TRL logs, under its own names",
 }
 
+MODELS = ("base", "policy", "deployed")
+NOT_METRICS = ("completions", "failures")
+"""What is evaluated, and of an evaluation's means the numbers of completions."""
+
 
 def ledger_metrics(row: Any) -> dict[str, float]:
     """A `LedgerRow` under the names of `METRICS`."""

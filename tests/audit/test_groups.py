@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from routed_rl.audit import by_kind, by_layer, changed, putting_back
+from routed_rl.model.targets import find_writers
 from tests.builders import FAMILIES, Run, tiny
 
 
@@ -18,7 +19,7 @@ def test_the_groups_partition_the_parameters_that_changed(name):
     run = Run(model).train(2)
     names = changed(base, weights(run.model))
     assert names and set(names) < set(base)  # Frozen ones did not change.
-    for groups in (by_kind(model, names), by_layer(model, names, 8)):
+    for groups in (by_kind(model, find_writers(model), names), by_layer(model, names, 8)):
         assert sorted(one for members in groups.values() for one in members) == sorted(names)
         assert all(groups.values())
 
@@ -26,7 +27,7 @@ def test_the_groups_partition_the_parameters_that_changed(name):
 def test_kinds_and_layers_say_what_a_parameter_is():
     model = tiny("qwen3", layers=5)
     names = [name for name, _ in model.named_parameters()]
-    kind = {name: group for group, members in by_kind(model, names).items() for name in members}
+    kind = {name: group for group, members in by_kind(model, find_writers(model), names).items() for name in members}
     layer = "model.layers.3."
     assert {name.removeprefix(layer): group for name, group in kind.items() if name.startswith(layer)} == {
         "self_attn.q_proj.weight": "attention readers", "self_attn.k_proj.weight": "attention readers",
@@ -42,7 +43,7 @@ def test_kinds_and_layers_say_what_a_parameter_is():
 
 def test_of_a_mixture_the_gate_and_what_enters_the_experts_are_readers():
     model = tiny("mixtral")
-    kind = by_kind(model, [name for name, _ in model.named_parameters()])
+    kind = by_kind(model, find_writers(model), [name for name, _ in model.named_parameters()])
     assert kind["MLP writers"] == [f"model.layers.{i}.mlp.experts.down_proj" for i in (0, 1)]
     assert {name.split(".", 4)[-1] for name in kind["MLP readers"]} == {"gate.weight", "experts.gate_up_proj"}
 

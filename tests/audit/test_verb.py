@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.export import merged_policy
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.prompts import encode_prompts
+from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.record import read_config
 from routed_rl.subspace import Subspace
 
@@ -91,12 +93,17 @@ def test_the_policys_shift_is_that_of_the_merged_policy_in_stock_transformers(ru
     assert found["probes"]["base"]["persona"]["normalised"] == [0.0] * 4 and expected.abs().min() > 1e-3
 
 
-def test_the_same_audit_gives_the_same_numbers_and_the_file_holds_them(run, found, tmp_path, capsys):
+def test_the_same_audit_gives_the_same_numbers_and_the_file_holds_them(run, found, tmp_path, capsys, monkeypatch):
+    walks = []
+    for module in [module for name, module in sys.modules.items() if name.startswith("routed_rl")]:
+        if getattr(module, "find_writers", None) is find_writers:
+            monkeypatch.setattr(module, "find_writers", lambda model: walks.append(model) or find_writers(model))
     file = tmp_path / "new" / "audit.json"
     assert main(["audit", str(run), "--samples", "20", "--prompts", "16", "--blocks", "2", "--json", str(file)]) == 0
     assert json.loads(file.read_text()) == json.loads(json.dumps(found))
     shown = capsys.readouterr().out
     assert "audit: 16/16 models" in shown and "by kind" in shown and "by layer" in shown and "shift along persona" in shown
+    assert len(walks) == 1, "the model's writers are found once"
 
 
 def test_what_cannot_be_audited_is_refused(run, tmp_path):
