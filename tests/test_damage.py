@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from routed_rl import pipeline
-from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, replacing, sealed_folder
+from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, replacing, require_seal, sealed_folder
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, LaunchConfig
 from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
+from routed_rl.model.load import load_model
 from routed_rl.monitor import RULES
 from routed_rl.pipeline import launched
-from routed_rl.pipeline.verbs import check_seal
 from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
 from tests.families import tiny
@@ -139,11 +139,14 @@ def test_a_model_folder_that_was_sealed_is_evaluated_as_it_was_written_or_not_at
     with sealed_folder(tmp_path / "deployed") as folder:
         (folder / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "deployed" / "README.md").write_text("a note beside it")
-    check_seal(tmp_path / "deployed", None)
+    require_seal(tmp_path / "deployed")
     (tmp_path / "deployed" / "model.safetensors").write_bytes(b"wei")
     target = str(tmp_path / "deployed")
-    with pytest.raises(CheckpointError, match="deployed is damaged: model.safetensors is not what was written; .*discard"):
-        pipeline.evaluate(target, None, None, compose([]))
+    for use in (lambda: pipeline.evaluate(target, None, None, compose([])), lambda: load_model(target),
+                lambda: pipeline.train(compose([f"model.path={target}", f"out={tmp_path / 'run'}"]), [])):
+        with pytest.raises(CheckpointError, match="deployed is damaged: model.safetensors is not what was written; .*discard"):
+            use()
+    assert not (tmp_path / "run").exists()
 
 
 def test_records_say_none_for_a_folder_or_a_file_that_is_not_there(tmp_path):

@@ -10,6 +10,7 @@ from routed_rl.artifacts.whole import (
     read_json,
     read_object,
     replacing,
+    require_seal,
     sealed_folder,
     sha256,
     write_json,
@@ -17,5 +18,5 @@ from routed_rl.artifacts.whole import (
 )
 
 __all__ = ["LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal", "damage", "data_root", "find_data",
-           "first_nonfinite", "read_json", "read_object", "replacing", "resolve", "sealed_folder", "sha256", "step_of",
-           "write_json", "write_text"]
+           "first_nonfinite", "read_json", "read_object", "replacing", "require_seal", "resolve", "sealed_folder", "sha256",
+           "step_of", "write_json", "write_text"]

@@ -30,7 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from routed_rl.artifacts import read_json, write_json
+from routed_rl.artifacts import read_json, require_seal, write_json
 from routed_rl.errors import ModelError, reading
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
 from routed_rl.model.prompts import render
@@ -50,12 +50,14 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
 
     Its special token ids are those of `load_tokenizer(path)`; every id at which the stored generation config stops ends a
     text, too. Of that config it generates by nothing else: `write_generation_config` gives the rest to a folder.
-    Raises ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read.
+    Raises ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read;
+    CheckpointError for a folder that is not what was sealed.
     """
     if str(dtype).removeprefix("torch.") != "float32":
         raise ModelError(dtype_message(str(dtype)))
     if path.startswith(GGUF):
         path = GGUF + str(gguf_file(path))
+    require_seal(Path(path).expanduser())
     with quick_reading() if path.startswith(GGUF) else contextlib.nullcontext():
         tokenizer = load_tokenizer(path)
         model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=torch.float32, output_loading_info=True)

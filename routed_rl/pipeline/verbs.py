@@ -8,10 +8,10 @@ from pathlib import Path
 
 from routed_rl import console
 from routed_rl import export as exporting
-from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, resolve, step_of, write_json
+from routed_rl.artifacts import RunFolder, alone_making, step_of, write_json
 from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
-from routed_rl.errors import CheckFailed, CheckpointError, ConfigError
+from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace, take_checkpoint
@@ -69,8 +69,8 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     assert config is not None
     if scales and (run is None or config.routing.mode == "none"):
         raise ConfigError(f"--scales: {target} has no quarantine to scale; give a run whose routing.mode is not none")
-    if run is None:
-        check_seal(Path(resolve(target)), step)
+    if run is None and step is not None:
+        raise ConfigError(f"--step {step}: {target} is no run folder, so it has no steps; leave --step out")
     # What the run evaluates at its end is its own; here only what was asked for.
     config.evaluation = dataclasses.replace(config.evaluation, scales=scales or [])
     if run is None:
@@ -96,15 +96,6 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         summary.show_curve(curves, chosen)
     if json_file:
         write_json(Path(json_file), {"models": models} | ({"scales": curves} if curves else {}))
-
-
-def check_seal(folder: Path, step: int | None) -> None:
-    """Refuse a folder that was sealed, such as RUN/deployed, and is no longer what was written; and the step of a mere model."""
-    if step is not None:
-        raise ConfigError(f"--step {step}: {folder} is no run folder, so it has no steps; leave --step out")
-    if (folder / SEAL).exists() and (problem := broken_seal(folder)):
-        raise CheckpointError(f"{folder} is damaged: {problem}; write it again with `routed-rl discard RUN --out FOLDER`, or "
-                              f"remove {SEAL} if the change is yours")
 
 
 def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment],
