@@ -169,7 +169,7 @@ def test_the_same_call_again_only_does_what_is_missing(tmp_path: Path) -> None:
 def test_runs_of_other_settings_are_refused_and_kept(tmp_path: Path) -> None:
     run(tmp_path, arms="route", seeds=1)
     before = (tmp_path / "compare.json").read_bytes()
-    with pytest.raises(RunFolderError, match=r"trainer.max_steps is 4 there and 9 here.*another --out"):
+    with pytest.raises(RunFolderError, match=r"trainer.max_steps: 4 -> 9.*another --out"):
         run(tmp_path, arms="route", seeds=1, overrides=["trainer.max_steps=9"])
     assert (tmp_path / "compare.json").read_bytes() == before
 

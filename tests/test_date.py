@@ -50,7 +50,7 @@ def test_what_follows_from_a_run_has_its_date(config, words, tmp_path):
     pipeline.evaluate(str(run), None, None, None)
     child = pipeline.rollback(str(run), 1, [], False, [f"out={tmp_path / 'child'}", "discard=false"], compose)
     assert date(run) == date(child) == "1999-12-31T23:59:59"
-    with pytest.raises(ConfigError, match="resume cannot change model: date: 1999-12-31T23:59:59 -> 2020-01-01"):
+    with pytest.raises(ConfigError, match="resume cannot change model.date: 1999-12-31T23:59:59 -> 2020-01-01"):
         pipeline.resume(str(run), ["model.date=2020-01-01"], compose)
 
 

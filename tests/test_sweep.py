@@ -52,7 +52,7 @@ def pretend(config: Config, overrides: list[str]) -> None:
 
 def run(out: Path, *overrides: str, **options: Any) -> Any:
     fixed, dimensions = split([*overrides, f"out={out}", "sweep.jobs=2"])
-    written = sweep(fixed, dimensions, compose, execute=options.pop("execute", pretend), check=lambda _: None, **options)
+    written = sweep(fixed, dimensions, compose, execute=options.pop("execute", pretend), **options)
     return None if written is None else read_json(written)
 
 
@@ -110,7 +110,7 @@ def test_a_grid_runs_every_combination_once_and_knows_the_best(tmp_path, capsys)
     (tmp_path / "trial-003" / "summary.json").unlink()
     assert run(tmp_path, *GRID, "sweep.objective=models.deployed.a.solve", "env=empty", "sweep.jobs=1")["best"] == found["best"]
     assert started(tmp_path)["trial-003"] == 2 and sum(started(tmp_path).values()) == 7
-    with pytest.raises(RunFolderError, match=r"seed is 0 there and 5 here.*give another out="):
+    with pytest.raises(RunFolderError, match=r"seed: 0 -> 5.*give another out="):
         run(tmp_path, GRID[0], "seed=5,6", "env=empty")
 
 

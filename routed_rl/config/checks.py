@@ -64,3 +64,11 @@ def name_problem(name: object, taken: Collection[str]) -> str:
     if wrong := [letter for letter in name if letter in "/." or letter.isspace() or not letter.isprintable()]:
         return f"has the character {wrong[0]!r}"
     return "is a name that routed_rl uses itself" if name in taken else ""
+
+
+def first_difference(was: Any, now: Any, name: str = "") -> str | None:
+    """The first of two nested settings that differs, as `key: one -> other`, or None."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        each = (first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*was, *now]))
+        return next(filter(None, each), None)
+    return None if was == now else f"{name}: {was} -> {now}"

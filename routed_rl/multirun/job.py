@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Compose, Config, from_mapping
+from routed_rl.config.checks import first_difference
 from routed_rl.config.references import resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
 
@@ -97,16 +98,6 @@ def is_finished(job: Job, another: str) -> bool:
         return bool(job.folder.results())
     except RunFolderError:
         return False
-
-
-def first_difference(there: Any, here: Any, name: str = "") -> str | None:
-    """The first setting that differs, as `key is ... there and ... here`, or None."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*there, *(key for key in here if key not in there)]:
-            if found := first_difference(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")):
-                return found
-        return None
-    return None if there == here else f"{name} is {there} there and {here} here"
 
 
 def _comparable(config: Config) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routed_rl.config import SweepConfig
+from routed_rl.config.checks import first_difference
 from routed_rl.errors import ConfigError, RunFolderError
-from routed_rl.multirun.job import Job, first_difference, is_finished
+from routed_rl.multirun.job import Job, is_finished
 from routed_rl.multirun.space import Choice, Dimension
 from routed_rl.multirun.trials import Outcome, Plan, Trial, outcome
 from routed_rl.tracking import MetricsFile

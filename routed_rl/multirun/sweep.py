@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from routed_rl import console
 from routed_rl.artifacts import alone_in, write_json
-from routed_rl.config import Compose, Config, SweepConfig
+from routed_rl.config import Compose, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
@@ -22,17 +21,8 @@ from routed_rl.multirun.workers import Execute, run_all
 FOLDER = "sweep"
 
 
-class Source(Protocol):
-    """Where trials come from: `Grid` and `Study`."""
-
-    def left(self) -> int: ...
-    def jobs(self) -> Iterator[Job]: ...
-    def ended(self, job: Job, problem: str | None) -> None: ...
-    def outcomes(self) -> list[Outcome]: ...
-
-
 class Grid:
-    """Every combination; the folders say which are done, so failed ones are tried again."""
+    """Every combination, as a source of jobs like `Study`; the folders say which are done, so failed ones are tried again."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig) -> None:
         self.trials = [plan.trial(number, point) for number, point in enumerate(grid(dimensions))]
@@ -59,20 +49,13 @@ class Grid:
                 if trial.name in self.problems or trial.folder.summary.exists()]
 
 
-def check_trainer_of(config: Config) -> None:
-    """Refuse settings of the trainer that composing does not know."""
-    from routed_rl.training import check_trainer
-
-    check_trainer(config.trainer)
-
-
 def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dry_run: bool = False,
-          execute: Execute = train_or_resume, check: Callable[[Config], None] = check_trainer_of) -> Path | None:
+          execute: Execute = train_or_resume) -> Path | None:
     """Run the trials of `dimensions` beside the `fixed` overrides, into `out=` (default `sweep`); returns OUT/sweep.json.
 
     The same call goes on where an earlier one was killed: no trial is run twice. `execute` runs one trial: whoever has other
     machines passes another one. A `dry_run` lists the trials and writes nothing. Every value of a choice and both ends of
-    an interval are composed, and `check`ed, before any trial begins.
+    an interval are composed and checked before any trial begins.
     """
     if not dimensions:
         raise ConfigError("a sweep needs a setting with several values: routing.quarantine.learning_rate=1e-3,1e-2 seed=0,1,2")
@@ -80,8 +63,10 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     settings, folder = config.sweep, Path(config.out or FOLDER).absolute()
     plan = Plan([text for text in fixed if not _of_the_sweep(text)], folder, compose)
     corners = list(_corners(plan, dimensions))
+    from routed_rl.training import check_trainer  # here, so that a sweep without dimensions is refused at once
+
     for trial in corners:
-        check(trial.config)
+        check_trainer(trial.config.trainer)
     everything = Grid(plan, dimensions, settings) if settings.method == "grid" else None
     if dry_run:
         for line in plan_lines(everything.trials if everything else [], dimensions, settings):

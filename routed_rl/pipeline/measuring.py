@@ -30,6 +30,19 @@ def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served 
                         share=served is not None or parts.config.launch.strategy not in PIECES)
 
 
+def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Router | None, served: Served | None, *,
+                 titles: bool = True, config: EvaluationConfig | None = None) -> Results:
+    """The policy and the deployed model, which are one where nothing was routed; an engine is told the weights first."""
+    if served is not None:
+        served.sync()
+    found = {"policy": measure(parts, environments, served, title="policy" if titles else None, config=config)}
+    if router is None:
+        return found | {"deployed": found["policy"]}
+    with router.quarantine.ablated():
+        return found | {"deployed": measure(parts, environments, served, deployed=True, config=config,
+                                            title="deployed" if titles else None)}
+
+
 def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],
           models: Results) -> Results:
     """By scale of the quarantine as text, what each gives. 0 is the deployed model and 1 the policy, which are in `models`."""
@@ -65,15 +78,10 @@ class DuringTraining:
             return {}
         begin = time.perf_counter()
         config = dataclasses.replace(settings, samples=settings.during_samples)
-        if self.served is not None:
-            self.served.sync()
-        policy = deployed = measure(self.parts, self.parts.environments, self.served, config=config)
-        if self.router is not None:
-            with self.router.quarantine.ablated():
-                deployed = measure(self.parts, self.parts.environments, self.served, deployed=True, config=config)
+        both = measure_both(self.parts, self.parts.environments, self.router, self.served, titles=False, config=config)
         if self.served is not None:
             self.served.show(deployed=False)
         found = {f"evaluation/{model}/{name}/{metric}": value
-                 for model, results in (("policy", policy), ("deployed", deployed))
+                 for model, results in both.items()
                  for name, means in results.items() for metric, value in means.items() if metric != "completions"}
         return found | {"time/evaluation_s": time.perf_counter() - begin}

@@ -13,6 +13,7 @@ import yaml
 from routed_rl import __version__
 from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
+from routed_rl.config.checks import first_difference
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.training import fixed
@@ -98,19 +99,8 @@ def inherited(run: RunFolder) -> list[str]:
 
 def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb: str) -> None:
     """ConfigError for the first of the trainer's fixed settings, and of the `sections`, that differs."""
-    before, after = fixed(was), fixed(wanted)
-    for name in before:
-        if before[name] != after[name]:
-            raise ConfigError(f"{verb} cannot change {name}: {before[name]} -> {after[name]}; start a new run with it")
+    if difference := first_difference(fixed(was), fixed(wanted)):
+        raise ConfigError(f"{verb} cannot change {difference}; start a new run with it")
     for name in sections:
-        if (before := getattr(was, name)) != (after := getattr(wanted, name)):
-            raise ConfigError(f"{verb} cannot change {name}: {_difference(before, after)}; start a new run with it")
-
-
-def _difference(was: Any, now: Any) -> str:
-    """The first setting that differs, as `key: before -> after`."""
-    was, now = (dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for value in (was, now))  # pyright: ignore
-    if isinstance(was, dict) and isinstance(now, dict):
-        key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
-        return f"{key}: {_difference(was.get(key), now.get(key))}"
-    return f"{was} -> {now}"
+        if difference := first_difference(dataclasses.asdict(was)[name], dataclasses.asdict(wanted)[name], name):
+            raise ConfigError(f"{verb} cannot change {difference}; start a new run with it")

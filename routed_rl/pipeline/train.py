@@ -20,7 +20,7 @@ from routed_rl.extraction import check_inputs
 from routed_rl.model.targets import unrouted
 from routed_rl.pipeline import launched, summary
 from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
-from routed_rl.pipeline.measuring import Means, curve, measure
+from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.record import (
     dated,
@@ -132,7 +132,7 @@ def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
     subspace = run_subspace(parts, run)
     times["extract"] = time.perf_counter()
     with serving(parts, subspace) as served:
-        models = {"base": _evaluated(parts, run, "base", served)}
+        models = {"base": _base(parts, run, served)}
         router = make_router(parts, subspace, inherited(run))
         parity = route_served(parts, served, router)
         _record_parameters(parts, run)
@@ -140,7 +140,8 @@ def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
         times["base"] = time.perf_counter()
         train_steps(parts, plan, router, served, parity, tracker)
         times["train"] = time.perf_counter()
-        models |= _evaluated_after(parts, run, router, served)
+        for model, results in measure_both(parts, parts.environments, router, served).items():
+            models[model] = _kept(parts, run, model, results)
         scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
     times["evaluate"] = time.perf_counter()
     if config.discard:
@@ -151,29 +152,26 @@ def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
     return run.path
 
 
-def _evaluated_after(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> summary.Results:
-    """The policy and the deployed model; an engine is told the last step's weights first."""
-    if served is not None:
-        served.sync()
-    policy = _evaluated(parts, run, "policy", served)
-    if router is None:
-        return {"policy": policy, "deployed": policy}
-    with router.quarantine.ablated():
-        return {"policy": policy, "deployed": _evaluated(parts, run, "deployed", served)}
-
-
-def _evaluated(parts: Parts, run: RunFolder, model: str, served: Served | None) -> Means:
-    """Evaluate the model as it stands under the name `model`; a resume reuses the base model's result, if as it would be now."""
-    kept, config = run.path / f"evaluation-{model}.json", parts.config
-    settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
-    settings |= {"seed": config.seed, "env": config.env,
-                "max_completion_length": parts.max_new_tokens, "engine": config.rollout.engine, "dtype": config.rollout.dtype}
-    stored = read_object(kept, {"results": Means}) if model == "base" else None
-    if stored and stored.get("settings") == settings and "results" in stored:
+def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
+    """The base model's evaluation; a resume reuses the result that is there, if it is as it would be now."""
+    stored = read_object(run.path / "evaluation-base.json", {"results": Means})
+    if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
-    results = measure(parts, parts.environments, served, deployed=model == "deployed", title=model)
-    write_json(kept, {"settings": settings, "results": results})
+    return _kept(parts, run, "base", measure(parts, parts.environments, served, title="base"))
+
+
+def _kept(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
+    """Write a model's evaluation into the folder, for a resume and for the report."""
+    write_json(run.path / f"evaluation-{model}.json", {"settings": _evaluation_settings(parts), "results": results})
     return results
+
+
+def _evaluation_settings(parts: Parts) -> dict[str, Any]:
+    """All that an evaluation's result depends on, but for the model."""
+    config = parts.config
+    settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
+    return settings | {"seed": config.seed, "env": config.env, "max_completion_length": parts.max_new_tokens,
+                       "engine": config.rollout.engine, "dtype": config.rollout.dtype}
 
 
 def _record_parameters(parts: Parts, run: RunFolder) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 from pathlib import Path
 
 from routed_rl import console
@@ -15,7 +14,7 @@ from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace, take_checkpoint
-from routed_rl.pipeline.measuring import curve, measure
+from routed_rl.pipeline.measuring import curve, measure, measure_both
 from routed_rl.pipeline.record import inherited, read_config
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import check_engine
@@ -111,9 +110,7 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment],
         if served is not None and parity is not None:
             served.sync()
             parity.run(step_of(folder))
-        models["policy"] = measure(parts, chosen, served, title="policy")
-        with router.quarantine.ablated() if router is not None else nullcontext():
-            models["deployed"] = measure(parts, chosen, served, deployed=True, title="deployed")
+        models |= measure_both(parts, chosen, router, served)
         return models, curve(parts, chosen, router, served, parts.config.evaluation.scales, models) if router else {}
 
 
