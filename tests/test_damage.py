@@ -13,6 +13,7 @@ import yaml
 
 from routed_rl import pipeline
 from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, replacing, require_seal, sealed_folder
+from routed_rl.audit import audit
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, LaunchConfig
 from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
@@ -69,7 +70,7 @@ def test_weights_that_the_seal_does_not_name_are_damage_and_so_is_a_seal_of_giga
 VERBS = {"resume": lambda run: pipeline.resume(run, [], compose),
          "rollback": lambda run: pipeline.rollback(run, 2, [], False, [f"out={run}-new"], compose),
          "evaluate": lambda run: pipeline.evaluate(run, None, None, None),
-         "audit": lambda run: pipeline.audit(run, AuditConfig(), None, None), "job": pipeline.run_job}
+         "audit": lambda run: audit(run, AuditConfig(), None, None), "job": pipeline.run_job}
 RECORDS = {"manifest.json": [b"[1]", b"\xff", b"[" * 200_000, b"3", b'{"inherited": 3}',
                               b'{"fresh_from_step": "x"}', b'{"children": [1]}'],
            "HALTED.json": [b"[1]", b"\xff", b"{}", b'{"step": "x"}', b'{"step": 1.5}'],

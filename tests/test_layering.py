@@ -24,9 +24,9 @@ FLOORS = {
     "model": 3, "envs": 3, "monitor": 3, "tracking": 3,
     "rollout": 4, "checkpoint": 4,
     "extraction": 5, "evaluate": 5, "export": 5,
-    "training": 6, "report": 6, "audit": 6,
+    "training": 6, "report": 6,
     "pipeline": 7, "inspection": 7,
-    "multirun": 8,
+    "multirun": 8, "audit": 8,
     "cli": 9,
 }
 HEAVY = {

@@ -108,9 +108,9 @@ def audit(given: Namespace) -> None:
 
     chosen = {name: value for name in ("samples", "prompts", "blocks") if (value := getattr(given, name)) is not None}
     settings = AuditConfig(**chosen)
-    from routed_rl import pipeline
+    from routed_rl.audit import audit as audit_run
 
-    pipeline.audit(given.run, settings, _names(given.env), given.json, given.step)
+    audit_run(given.run, settings, _names(given.env), given.json, given.step)
 
 
 def calibrate(given: Namespace) -> None:

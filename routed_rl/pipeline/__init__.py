@@ -1,10 +1,9 @@
 """One function per verb of the command line."""
 
-from routed_rl.pipeline.audit import audit
 from routed_rl.pipeline.launched import run_node
 from routed_rl.pipeline.rollback import rollback
 from routed_rl.pipeline.steps import work
 from routed_rl.pipeline.train import resume, run_job, train
 from routed_rl.pipeline.verbs import discard, evaluate, export, extract
 
-__all__ = ["audit", "discard", "evaluate", "export", "extract", "resume", "rollback", "run_job", "run_node", "train", "work"]
+__all__ = ["discard", "evaluate", "export", "extract", "resume", "rollback", "run_job", "run_node", "train", "work"]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
-from routed_rl.audit import coordinates, shift_between
+from routed_rl.audit import audit, coordinates, shift_between
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(run: Path) -> dict:
-    return pipeline.audit(str(run), SETTINGS, None, None)
+    return audit(str(run), SETTINGS, None, None)
 
 
 def evaluated(run: Path, model: torch.nn.Module) -> dict[str, float]:
@@ -108,11 +108,11 @@ def test_the_same_audit_gives_the_same_numbers_and_the_file_holds_them(run, foun
 
 def test_what_cannot_be_audited_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="--env cod is not an environment of this run; it has code, sums, values"):
-        pipeline.audit(str(run), SETTINGS, ["cod"], None)
+        audit(str(run), SETTINGS, ["cod"], None)
     with pytest.raises(ConfigError, match="audit.samples must be a number >= 1, got 0"):
         AuditConfig(samples=0)
     shutil.copytree(run, tmp_path / "run")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     (tmp_path / "run/manifest.json").write_text(json.dumps(manifest | {"model_hash": "0" * 64}))
     with pytest.raises(CheckpointError, match=r"is not the base model of .*put that model back"):
-        pipeline.audit(str(tmp_path / "run"), SETTINGS, None, None)
+        audit(str(tmp_path / "run"), SETTINGS, None, None)

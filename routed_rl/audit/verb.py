@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from routed_rl import audit as auditing
 from routed_rl import checkpoint, console
 from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.audit.contributions import Measured, contributions, models_to_measure
+from routed_rl.audit.groups import Groups, State, by_kind, by_layer, changed, load, putting_back
+from routed_rl.audit.probe import Coordinates, coordinates, shift_between
 from routed_rl.config import AuditConfig
 from routed_rl.envs import LoadedEnvironment, task_stream
 from routed_rl.errors import CheckpointError, ConfigError
@@ -44,12 +46,12 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
                               f"run began with {was[:12]}; put that model back")
     meter = _Meter(parts, settings, _chosen(parts, envs), Subspace.load(run.subspace) if run.subspace.exists() else None)
     base, deployed = _weights(parts.model), _weights(type(parts.model).from_pretrained(folder, dtype=torch.float32))
-    names = auditing.changed(base, deployed)
+    names = changed(base, deployed)
     if not names:
         raise CheckpointError(f"the deployed model of {target} is its base model ({folder.name}), so there is nothing to audit")
-    partitions = {"kind": auditing.by_kind(parts.model, parts.writers, names),
-                  "layer": auditing.by_layer(parts.model, names, settings.blocks)}
-    sets = dict.fromkeys(one for groups in partitions.values() for one in auditing.models_to_measure(groups))
+    partitions = {"kind": by_kind(parts.model, parts.writers, names),
+                  "layer": by_layer(parts.model, names, settings.blocks)}
+    sets = dict.fromkeys(one for groups in partitions.values() for one in models_to_measure(groups))
     measured, policy = _measure(meter, list(sets), base, deployed, lambda: _load_policy(parts, meter.subspace, base, folder))
     found = {"settings": dataclasses.asdict(settings) | {"seed": config.seed, "checkpoint": folder.name},
              "models": {"base": measured[frozenset(names)], "policy": policy, "deployed": measured[frozenset()]},
@@ -78,7 +80,7 @@ class _Meter:
         prompts = [task.prompt for loaded in chosen
                    for task in islice(task_stream(loaded, "eval", parts.config.seed), settings.prompts)]
         self.sequences = list(dict.fromkeys(map(tuple, encode_prompts(parts.tokenizer, prompts))))
-        self.reference: auditing.Coordinates | None = None
+        self.reference: Coordinates | None = None
         self.probes: dict[str, Any] = {}
 
     def __call__(self, name: str | None = None) -> Measures:
@@ -90,25 +92,25 @@ class _Meter:
         if self.subspace is None:
             return measures
         settings = self.parts.config.subspace
-        here = auditing.coordinates(self.parts.model, self.sequences, self.subspace, settings.positions, settings.batch_size,
+        here = coordinates(self.parts.model, self.sequences, self.subspace, settings.positions, settings.batch_size,
                                     self.subspace.provenance.details.get("hook", "resid_post"))
         self.reference = self.reference or here
-        shift = auditing.shift_between(self.reference, here, self.subspace.scales)
+        shift = shift_between(self.reference, here, self.subspace.scales)
         if name is not None:
             self.probes[name] = {axis: {"normalised": shift.normalised[:, place].tolist(), "raw": shift.raw[:, place].tolist()}
                                  for place, axis in enumerate(self.subspace.axis_names)}
         return measures | {SHIFT: float(shift.normalised[:, 0].mean())}
 
 
-def _measure(meter: _Meter, sets: list[frozenset[str]], base: auditing.State, deployed: auditing.State,
-             load_policy: Callable[[], None]) -> tuple[auditing.Measured, Measures]:
+def _measure(meter: _Meter, sets: list[frozenset[str]], base: State, deployed: State,
+             load_policy: Callable[[], None]) -> tuple[Measured, Measures]:
     """Every model in between, the base model first, and the policy last: its quarantine stays in the model."""
     whole = max(sets, key=len)
     names = {whole: "base", frozenset(): "deployed"}
-    measured: auditing.Measured = {}
+    measured: Measured = {}
     with console.progress("audit", "models") as advance:
         for one in sorted(sets, key=lambda one: one != whole):
-            with auditing.putting_back(meter.parts.model, one, base, deployed):
+            with putting_back(meter.parts.model, one, base, deployed):
                 measured[one] = meter(names.get(one))
             advance(len(measured), len(sets) + 1)
         load_policy()
@@ -117,25 +119,25 @@ def _measure(meter: _Meter, sets: list[frozenset[str]], base: auditing.State, de
     return measured, policy
 
 
-def _load_policy(parts: Parts, subspace: Subspace | None, base: auditing.State, folder: Path) -> None:
+def _load_policy(parts: Parts, subspace: Subspace | None, base: State, folder: Path) -> None:
     deployed = _weights(parts.model)
-    auditing.load(parts.model, base)  # a router takes its reference from the base model
+    load(parts.model, base)  # a router takes its reference from the base model
     router = make_router(parts, subspace)
-    auditing.load(parts.model, deployed)
+    load(parts.model, deployed)
     if router is not None:
         checkpoint.load_quarantine(folder, router)
 
 
-def _weights(model: torch.nn.Module) -> auditing.State:
+def _weights(model: torch.nn.Module) -> State:
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
 
 
-def _described(groups: auditing.Groups, measured: auditing.Measured, base: auditing.State,
-               deployed: auditing.State) -> dict[str, Any]:
+def _described(groups: Groups, measured: Measured, base: State,
+               deployed: State) -> dict[str, Any]:
     """Per group: its parameters, its share of the change's energy, and what it carries of each measure."""
     energy = {group: sum((deployed[name] - base[name]).square().sum().item() for name in names)
               for group, names in groups.items()}
-    found = auditing.contributions(groups, measured)
+    found = contributions(groups, measured)
     return {group: {"parameters": sum(deployed[name].numel() for name in names), "energy": energy[group] / sum(energy.values()),
                     "measures": {name: dataclasses.asdict(part) for name, part in found[group].items()}}
             for group, names in groups.items()}
