@@ -29,10 +29,10 @@ CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stand-ins for `pipeline` and `compare`, whose imports take seconds; they record their calls."""
+    """Stand-ins for `pipeline`, `compare` and `audit`, whose imports take seconds; they record their calls."""
     calls = []
-    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "audit"],
-             "multirun.compare": ["compare"]}
+    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export"],
+             "multirun.compare": ["compare"], "audit": ["audit"]}
     for unit, names in verbs.items():
         module = types.ModuleType(f"routed_rl.{unit}")
         for name in names:
