@@ -32,7 +32,7 @@ from routed_rl.envs import (
 from routed_rl.errors import TaskError
 from routed_rl.model.chat import ChatTokens
 from routed_rl.model.mode import eval_mode
-from routed_rl.model.prompts import encode_prompts
+from routed_rl.model.prompts import encode_prompts, eos_ids, padded
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import Sampling, Served, begin, play
 
@@ -88,7 +88,7 @@ def _completer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, confi
                served: Served | None, deployed: bool) -> Complete:
     if served is None:
         return lambda prompts, seed: generate_ids(model, tokenizer, prompts, config.temperature, max_new_tokens)
-    stop = _eos_ids(model, tokenizer)
+    stop = eos_ids(model, tokenizer)
     return lambda prompts, seed: served.complete(prompts, Sampling(config.temperature, max_new_tokens, stop, seed),
                                                  deployed=deployed)
 
@@ -134,17 +134,15 @@ def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pro
                  max_new_tokens: int) -> list[list[int]]:
     """The ids of one completion per prompt, up to and with the first eos. Temperature 0 is greedy. Draws from the global
     random state."""
-    eos = _eos_ids(model, tokenizer)
+    eos = eos_ids(model, tokenizer)
     pad = int(cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]))
-    longest = max(map(len, prompts))
-    ids_BT = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=model.device)
-    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    ids_BT, mask_BT = (each.to(model.device) for each in padded(prompts, pad, side="left"))
     sampling: dict[str, Any] = ({"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
                                 if temperature > 0 else {"do_sample": False})
     settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True,
                                 bos_token_id=tokenizer.bos_token_id, disable_compile=True, repetition_penalty=1.0, **sampling)
     output_BT = cast(Any, model).generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
-    return _cut(output_BT[:, longest:], eos)
+    return _cut(output_BT[:, ids_BT.shape[1]:], eos)
 
 
 def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
@@ -152,14 +150,6 @@ def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
     ends = set(eos)
     rows = completions_BT.tolist()
     return [row[:next((place for place, token in enumerate(row) if token in ends), len(row)) + 1] for row in rows]
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's eos, and the model's where it has more."""
-    known = getattr(model.generation_config, "eos_token_id", None)
-    known = [] if known is None else [known] if isinstance(known, int) else list(known)
-    own = cast(int, tokenizer.eos_token_id)
-    return known if own in known else [own, *known]
 
 
 def _stable_seed(seed: int, name: str, start: int) -> int:

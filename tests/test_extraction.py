@@ -21,11 +21,14 @@ from transformers import (
 
 from routed_rl.config import SubspaceConfig
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction import collect, extract, find_prompts, read_prompts, tokenize_pairs
+from routed_rl.extraction import Job, find_subspace
+from routed_rl.extraction.activations import blocks
+from routed_rl.extraction.contrast import find_prompts, read_prompts, tokenize_pairs
 from routed_rl.linalg import principal_cosines
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.stream import capturing
 from routed_rl.subspace import Subspace, check_quality, describe_quality
+from routed_rl.subspace.samples import concatenated
 
 WORDS = ["good", "bad", "sort", "add", "list", "one", "two", "three", "four", "five", "now", "go"]
 TEMPLATE = ("{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
@@ -75,8 +78,7 @@ def records(count: int, kinds: int | None = None) -> list[dict]:
 
 
 def run(config: SubspaceConfig, *, kind: str = "llama", seed: int = 0, template: bool = False, **options) -> Subspace:
-    return extract(make_model(kind), make_tokenizer(template=template), config, model_path="tiny", model_hash="hash",
-                   seed=seed, **options)
+    return find_subspace(Job(make_model(kind), make_tokenizer(template=template), config, "tiny", "hash", seed, **options))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
@@ -84,7 +86,8 @@ def test_activations_are_those_of_each_prompt_alone_whatever_the_batch(tmp_path,
     model, tokenizer = make_model(kind).eval(), make_tokenizer()
     pairs = read_prompts(write(tmp_path, records(12)))
     tokens = tokenize_pairs(tokenizer, pairs, model, 8)
-    batched = [collect(model, pairs, tokens, SubspaceConfig(batch_size=size)) for size in (1, 5, 100)]
+    batched = [concatenated(list(blocks(Job(model, tokenizer, SubspaceConfig(batch_size=size), "m", "h", 0), tokens)))
+               for size in (1, 5, 100)]
     for samples in batched[1:]:
         torch.testing.assert_close(samples.positive, batched[0].positive, rtol=0, atol=1e-5)
         torch.testing.assert_close(samples.negative, batched[0].negative, rtol=0, atol=1e-5)
@@ -173,7 +176,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     model = make_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = SubspaceConfig(prompts=write(tmp_path, records(8)))
-    extract(model, make_tokenizer(), config, model_path="m", model_hash="h", seed=0)
+    find_subspace(Job(model, make_tokenizer(), config, "m", "h", 0))
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -182,8 +185,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 def test_dropout_is_off_in_a_model_that_is_in_training(tmp_path):
     config, model = SubspaceConfig(prompts=write(tmp_path, records(8))), make_model("gpt2")
-    one, other = (extract(model.train(training), make_tokenizer(), config, model_path="m", model_hash="h", seed=0)
-                  for training in (True, False))
+    one, other = (find_subspace(Job(model.train(training), make_tokenizer(), config, "m", "h", 0)) for training in (True, False))
     assert torch.equal(one.units, other.units)
 
 
@@ -203,8 +205,8 @@ def test_provenance_names_model_and_prompts_and_a_saved_one_is_used_by_method_fi
     loaded = run(SubspaceConfig(method="file", path=str(tmp_path / "saved")))
     assert all(map(torch.equal, loaded.directions, subspace.directions))
     with pytest.raises(SubspaceError, match="not from tiny"):
-        extract(make_model(), make_tokenizer(), SubspaceConfig(method="file", path=str(tmp_path / "saved")),
-                model_path="tiny", model_hash="other", seed=0)
+        find_subspace(Job(make_model(), make_tokenizer(), SubspaceConfig(method="file", path=str(tmp_path / "saved")), "tiny",
+                          "other", 0))
 
 
 def test_prompts_that_are_set_come_before_those_known_for_the_model():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from routed_rl.extraction import evaluating, read_prompt_end
+from routed_rl.extraction.activations import batches, read_prompt_end
+from routed_rl.model.mode import eval_mode
 from routed_rl.subspace import Subspace
 
 
@@ -40,10 +41,9 @@ def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspa
     real = torch.arange(positions) < lengths.unsqueeze(1)
     along = torch.zeros(len(subspace.axes), *real.shape, len(subspace.axis_names))
     rms = torch.zeros(len(subspace.axes), *real.shape)
-    read, order = read_prompt_end(model, hook, positions), sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
-    with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start:start + batch_size]
+    read = read_prompt_end(model, hook, positions)
+    with eval_mode(model), torch.no_grad():
+        for batch in batches(sequences, batch_size):
             for layer, stream in enumerate(read([sequences[row] for row in batch])):
                 along[layer, batch] = stream @ subspace.axes[layer]
                 rms[layer, batch] = stream.square().mean(-1).sqrt()

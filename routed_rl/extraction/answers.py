@@ -5,23 +5,17 @@ From a file, or, for roles and traits, written by the model itself under either 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from routed_rl.errors import ModelError, SubspaceError
-from routed_rl.extraction.activations import evaluating
-from routed_rl.extraction.contrast import check_ids, is_prompt, read_lines
-from routed_rl.extraction.job import Job
-from routed_rl.extraction.personas import neutral, spare_questions, unasked_pairs
+from routed_rl.errors import SubspaceError
+from routed_rl.extraction.contrast import check_ids, prompt_ids, read_lines, require
+from routed_rl.extraction.job import OWN, Job
+from routed_rl.extraction.personas import ask, persona_pairs, read_questions
 from routed_rl.extraction.responses import respond
-from routed_rl.model.prompts import encode_prompts
-
-OWN = ("assistant_axis", "persona_vectors")
-"""Methods whose axes are about what the model writes itself; only a file that the user sets comes before that."""
+from routed_rl.model.mode import eval_mode
+from routed_rl.model.prompts import encode_prompts, ids_of
 
 
 @dataclass(frozen=True)
@@ -34,29 +28,22 @@ class Answers:
 
 
 def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
-    """At most `check.answers` of them, and where they are from; empty where there is no source. `method` found the axes."""
+    """At most `check.answers` of them, and where they are from; empty where there is no source. `method` found the axes;
+    where these are about what the model writes itself, only a file that the user sets comes before that."""
     path = job.config.answers_for(job.model_path)
-    job = dataclasses.replace(job, config=dataclasses.replace(job.config, method=method)) if method in OWN else job
-    if method in OWN and path in (None, job.config.known_answers.get(job.model_path)) and spare_questions(job.config):
-        return _written_by_the_model(job), "the model's own answers to questions that the axes have not seen"
-    if path is None:
-        return [], ""
-    return _from_file(job, path), path
+    if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
+        return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
+                "the model's own answers to questions that the axes have not seen")
+    return (_from_file(job, path), path) if path is not None else ([], "")
 
 
 def _from_file(job: Job, path: str) -> list[Answers]:
     what, found = "answers file", []
     for line, record in read_lines(path, what, "subspace.answers")[: job.config.check.answers]:
         where = f"{what} {path}, line {line}"
-        if not is_prompt(record.get("prompt")) or not all(isinstance(record.get(side), str) and record[side]
-                                                          for side in ("positive", "negative")):
-            raise SubspaceError(f"{where} needs \"prompt\", \"positive\" and \"negative\" (it has: "
-                                f"{', '.join(record) or 'nothing'})")
-        try:
-            prompt = tuple(encode_prompts(job.tokenizer, [record["prompt"]])[0])
-        except ModelError as error:
-            raise SubspaceError(f"{where}: {error}") from error
-        sides = [tuple(_answer(job.tokenizer, record[side])) for side in ("positive", "negative")]
+        require(record, where, prompts=("prompt",), texts=("positive", "negative"))
+        prompt = prompt_ids(job.tokenizer, record["prompt"], job.model, where)
+        sides = [tuple(ids_of(job.tokenizer, record[side])) for side in ("positive", "negative")]
         for ids in sides:
             check_ids(prompt + ids, job.model, where)
         found.append(Answers(prompt, *sides))
@@ -65,20 +52,17 @@ def _from_file(job: Job, path: str) -> list[Answers]:
     return found
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return cast(list[int], tokenizer(text=text, add_special_tokens=False)["input_ids"])
-
-
-def _written_by_the_model(job: Job) -> list[Answers]:
-    """Each question once, under one persona's prompt and under its opposite's; both are judged without either."""
-    pairs = unasked_pairs(job.config, job.tokenizer, job.config.check.answers)
-    encode = [[tuple(ids) for ids in encode_prompts(job.tokenizer, prompts)] for prompts in (
-        [pair.positive for _, pair in pairs], [pair.negative for _, pair in pairs],
-        [neutral(job.config, job.tokenizer, question) for question, _ in pairs])]
+def _written_by_the_model(job: Job, questions: list[str]) -> list[Answers]:
+    """Each question once, under one persona's prompt and under its opposite's, personas by turns; both answers are judged
+    without either prompt."""
+    every = persona_pairs(job.config, job.tokenizer, questions)
+    personas, size = len(every) // len(questions), job.config.batch_size
+    pairs = [every[place * personas + place % personas] for place in range(len(questions))]
     generator, sides = torch.Generator().manual_seed(job.seed), []
-    with evaluating(job.model):
-        for prompts in encode[:2]:
-            sides.append([ids for start in range(0, len(prompts), job.config.batch_size) for ids in respond(
-                job.model, prompts[start:start + job.config.batch_size], job.respond, generator)[0]])
-    return [Answers(prompt, tuple(positive), tuple(negative))
-            for prompt, positive, negative in zip(encode[2], *sides, strict=True)]
+    with eval_mode(job.model):
+        for prompts in ([pair.positive for pair in pairs], [pair.negative for pair in pairs]):
+            ids = [tuple(each) for each in encode_prompts(job.tokenizer, prompts)]
+            sides.append([tuple(answer) for start in range(0, len(ids), size)
+                          for answer in respond(job.model, ids[start:start + size], job.respond, generator)[0]])
+    asked = encode_prompts(job.tokenizer, [ask(job.config, job.tokenizer, "", question) for question in questions])
+    return [Answers(tuple(prompt), positive, negative) for prompt, positive, negative in zip(asked, *sides, strict=True)]

@@ -7,8 +7,7 @@ token, teacher-forced. Not covered: pushing at several layers at once, and what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,25 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.activations import Progress, evaluating
 from routed_rl.extraction.answers import Answers, reference_answers
-from routed_rl.extraction.job import Job
+from routed_rl.extraction.job import Job, Progress
 from routed_rl.linalg import random_basis
+from routed_rl.model.mode import eval_mode
+from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
 from routed_rl.subspace import Subspace
 from routed_rl.subspace.causes import Effects, judge
 from routed_rl.subspace.separation import best_layer
 
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """All answers of both personas, padded on the right."""
-
-    ids_BT: Tensor
-    mask_BT: Tensor
-    weight_BT: Tensor
-    """Of each position's next token: so that the score is a mean over answers of the mean over tokens, positive minus
-    negative."""
+Change = Callable[[Tensor], Tensor]
+"""What is done to the output of a layer (B, T, D)."""
 
 
 def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
@@ -55,29 +47,17 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     draws = max(check.random, math.ceil(len(columns) / max(check.p, 1e-3)))
     drawn = random_basis(job.width, 1, torch.Generator().manual_seed(job.seed), draws=draws).squeeze(2)
     length = check.strength * subspace.units[layer].item()
-    with evaluating(job.model), _scoring(job.model, _batch(answers), place) as score:
-        real = [subspace.axes[layer][:, column] for column in columns]
-        effects = _effects(score, [*real, *drawn], length, progress)
+    directions, effects = [*(subspace.axes[layer][:, column] for column in columns), *drawn], []
+    with eval_mode(job.model), torch.no_grad():
+        score = _scorer(job.model, answers, place)
+        base = score(lambda stream: stream)
+        for direction in directions:
+            effects.append(_effects(score, base, direction, length))
+            if progress is not None:
+                progress(len(effects), len(directions))
     names = [subspace.axis_names[column] for column in columns]
     return {"layer": layer, "length": length, "answers": len(answers), "source": source,
             **judge(names, effects[: len(names)], effects[len(names):])}
-
-
-def _effects(score: Callable[[Callable[[Tensor], Tensor] | None], float], directions: Sequence[Tensor], length: float,
-             progress: Progress | None) -> list[Effects]:
-    base, found = score(None), []
-    for done, direction in enumerate(directions, start=1):
-        def push(stream: Tensor, by: float, along: Tensor = direction) -> Tensor:
-            return stream + by * along.to(stream)
-
-        def ablate(stream: Tensor, along: Tensor = direction) -> Tensor:
-            return stream - (stream @ along.to(stream)).unsqueeze(-1) * along.to(stream)
-
-        more, less = (score(lambda stream, by=by, push=push: push(stream, by)) - base for by in (length, -length))
-        found.append(Effects(more, less, score(ablate) - base))
-        if progress is not None:
-            progress(done, len(directions))
-    return found
 
 
 def _layer(job: Job, subspace: Subspace) -> int:
@@ -93,50 +73,44 @@ def _layer(job: Job, subspace: Subspace) -> int:
     return having[len(having) // 2] if having else 0
 
 
-class _scoring:
-    """Yield `score(change)`: the answers' score with the output of `layer` changed; layers up to it are run once."""
+def _effects(score: Callable[[Change], float], base: float, direction: Tensor, length: float) -> Effects:
+    def push(stream: Tensor, by: float) -> Tensor:
+        return stream + by * direction.to(stream)
 
-    def __init__(self, model: PreTrainedModel, batch: _Batch, layer: int) -> None:
-        self.model, self.batch, self.layer = model, batch, layer
+    def ablate(stream: Tensor) -> Tensor:
+        return stream - (stream @ direction.to(stream)).unsqueeze(-1) * direction.to(stream)
 
-    def __enter__(self) -> Callable[[Callable[[Tensor], Tensor] | None], float]:
-        kept: list[Tensor] = []
-        with reading(self.model, lambda stream: kept.append(stream) if len(kept) == self.layer else kept.append(stream[:0])):
-            self._forward()
-        self.stream = kept[self.layer]
-        return self._score
-
-    def __exit__(self, *_: object) -> None:
-        del self.stream
-
-    def _score(self, change: Callable[[Tensor], Tensor] | None) -> float:
-        stream = self.stream if change is None else change(self.stream)
-        with resuming(self.model, self.layer, stream):
-            hidden = self._forward()
-        where = self.batch.weight_BT != 0
-        unembed = self.model.get_output_embeddings()
-        assert unembed is not None
-        logits = unembed(hidden[where.to(hidden.device)]).float()
-        if cap := getattr(self.model.config.get_text_config(), "final_logit_softcapping", None):
-            logits = cap * torch.tanh(logits / cap)
-        following = self.batch.ids_BT.roll(-1, dims=1)[where].to(logits.device)
-        chosen = logits.log_softmax(-1).gather(-1, following.unsqueeze(-1)).squeeze(-1).cpu()
-        return (chosen.double() @ self.batch.weight_BT[where].double()).item()
-
-    def _forward(self) -> Tensor:
-        device = self.model.device
-        return self.model.base_model(input_ids=self.batch.ids_BT.to(device), attention_mask=self.batch.mask_BT.to(device),
-                                     use_cache=False).last_hidden_state
+    more, less = (score(lambda stream, by=by: push(stream, by)) - base for by in (length, -length))
+    return Effects(more, less, score(ablate) - base)
 
 
-def _batch(answers: list[Answers]) -> _Batch:
+def _scorer(model: PreTrainedModel, answers: list[Answers], layer: int) -> Callable[[Change], float]:
+    """A function from a change of `layer`'s output to the answers' score: the mean over answers of the mean over their tokens'
+    log-probabilities, positive minus negative. Layers up to that one are run once."""
     rows = [(pair.prompt, side, sign) for pair in answers for side, sign in ((pair.positive, 1.0), (pair.negative, -1.0))]
-    longest = max(len(prompt) + len(side) for prompt, side, _ in rows)
-    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
-    weight = torch.zeros(len(rows), longest)
+    ids_BT, mask_BT = padded([prompt + side for prompt, side, _ in rows])
+    weight_BT = torch.zeros(ids_BT.shape)  # of each position's next token
     for row, (prompt, side, sign) in enumerate(rows):
-        end = len(prompt) + len(side)
-        ids[row, :end] = torch.tensor(prompt + side)
-        mask[row, :end] = 1
-        weight[row, len(prompt) - 1:end - 1] = sign / len(side) / len(answers)
-    return _Batch(ids, mask, weight)
+        weight_BT[row, len(prompt) - 1:len(prompt) + len(side) - 1] = sign / len(side) / len(answers)
+    where, text, unembed = weight_BT != 0, model.config.get_text_config(), model.get_output_embeddings()
+    assert unembed is not None
+
+    def forward() -> Tensor:
+        return model.base_model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device),
+                                use_cache=False).last_hidden_state
+
+    kept: list[Tensor] = []
+    with reading(model, lambda stream: kept.append(stream if len(kept) == layer else stream[:0])):
+        forward()
+
+    def score(change: Change) -> float:
+        with resuming(model, layer, change(kept[layer])):
+            hidden = forward()
+        logits = unembed(hidden[where.to(hidden.device)]).float()
+        if cap := getattr(text, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
+        following = ids_BT.roll(-1, dims=1)[where].to(logits.device)
+        chosen = logits.log_softmax(-1).gather(-1, following.unsqueeze(-1)).squeeze(-1).cpu()
+        return (chosen.double() @ weight_BT[where].double()).item()
+
+    return score

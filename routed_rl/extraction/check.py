@@ -8,9 +8,8 @@ from typing import Any
 
 from routed_rl.artifacts import write_json
 from routed_rl.config import SubspaceCheckConfig
-from routed_rl.extraction.activations import Progress
 from routed_rl.extraction.causal import causal_check
-from routed_rl.extraction.job import Job
+from routed_rl.extraction.job import Job, Progress
 from routed_rl.extraction.plot import draw_check
 from routed_rl.subspace import Subspace, check_quality, describe_quality
 from routed_rl.subspace.separation import best_layer, cosines
@@ -26,14 +25,6 @@ class Verdict:
     question: str
     answer: str
     good: bool | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are text already."""
-
-    title: str
-    rows: list[dict[str, str]]
 
 
 def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
@@ -55,8 +46,11 @@ def write_check(found: dict[str, Any], folder: Path) -> None:
 
 def verdicts(found: dict[str, Any], limits: SubspaceCheckConfig) -> list[Verdict]:
     """What the user's thresholds say of every figure."""
-    return [_separation(found["axes"], limits), _stability(found["quality"], limits), _captured(found["quality"]),
-            _causal(found["causal"], limits)]
+    answers = {"separates held-out personas": _separation(found["axes"], limits.auroc),
+               "two halves agree": _stability(found["quality"], limits.stability),
+               "captures held-out differences": _captured(found["quality"]),
+               "steering changes answers": _causal(found["causal"], limits.p)}
+    return [Verdict(question, *(answer or ("not measured", None))) for question, answer in answers.items()]
 
 
 def remarks(found: dict[str, Any]) -> list[str]:
@@ -71,77 +65,65 @@ def remarks(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    """By layer, by axis, causal effects, and cosines; those that have rows."""
-    made = [Table("quality by layer", describe_quality(found["quality"]) if found["quality"]["pairs"] is not None else []),
-            Table("held-out separation (AUROC) by axis and layer, beside random directions", _by_axis(found["axes"])),
-            Table(_causal_title(found["causal"]), _effects(found["causal"]))]
-    made += [Table(f"cosine to the axes of {path}, mean over layers", [
+def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """By layer, by axis, causal effects, and cosines: title -> rows, whose cells are text; those that have rows."""
+    quality, axes, causal = found["quality"], found["axes"], found["causal"]
+    made = {"quality by layer": describe_quality(quality) if quality["pairs"] is not None else [],
+            "held-out separation (AUROC) by axis and layer, beside random directions": [
+                {"layer": str(row["layer"]), **{name: _figure(row["auroc"].get(name)) for name in axes["names"][:SHOWN]},
+                 "random": _figure(row["random"]), "random, best": _figure(row["random_best"])}
+                for row in (axes["layers"] if axes else [])]}
+    if "missing" not in causal:
+        made[f"causal check at layer {causal['layer']}, push of {causal['length']:.3g}: change of log p(positive) - log "
+             f"p(negative), nat per token, {causal['answers']} questions"] = [
+            {"axis": axis["axis"], "pushed along": f"{axis['more']:+.3f}", "pushed back": f"{axis['less']:+.3f}",
+             "p": f"{axis['p']:.3f}", "corrected": f"{axis['p_corrected']:.3f}", "taken out": f"{axis['ablated']:+.3f}",
+             "p (out)": f"{axis['ablation_p']:.3f}", "corrected (out)": f"{axis['ablation_p_corrected']:.3f}"}
+            for axis in causal["axes"]]
+    made |= {f"cosine to the axes of {path}, mean over layers": [
         {"axis": row["axis"], "nearest": row["nearest"] or "-", "cosine": f"{row['cosine']:+.2f}",
-         "by chance": f"{row['chance']:.2f}"}
-        for row in rows[:SHOWN]]) for path, rows in found["cosines"].items()]
-    return [table for table in made if table.rows]
+         "by chance": f"{row['chance']:.2f}"} for row in rows[:SHOWN]] for path, rows in found["cosines"].items()}
+    return {title: rows for title, rows in made.items() if rows}
 
 
-def _separation(axes: dict[str, Any] | None, limits: SubspaceCheckConfig) -> Verdict:
-    first = axes["names"][0] if axes else ""
-    layer = best_layer(axes, first) if axes else None
-    if axes is None or layer is None:
-        return Verdict("separates held-out personas", "not measured: no contrast prompts, or too few", None)
+Answer = tuple[str, bool | None] | None
+"""What is to be said, and whether it is good; None where it was not measured."""
+
+
+def _separation(axes: dict[str, Any] | None, limit: float) -> Answer:
+    if axes is None or (layer := best_layer(axes, first := axes["names"][0])) is None:
+        return "not measured: no contrast prompts, or too few", None
     row = axes["layers"][layer]
     value = row["auroc"][first]
-    return Verdict("separates held-out personas",
-                   f"{first}: AUROC {value:.2f} at layer {layer} (random directions {row['random']:.2f}, best of them "
-                   f"{row['random_best']:.2f}); at least {limits.auroc:g}", value >= limits.auroc)
+    return (f"{first}: AUROC {value:.2f} at layer {layer} (random directions {row['random']:.2f}, best of them "
+            f"{row['random_best']:.2f}); at least {limit:g}", value >= limit)
 
 
-def _stability(quality: dict[str, Any], limits: SubspaceCheckConfig) -> Verdict:
+def _stability(quality: dict[str, Any], limit: float) -> Answer:
     values = [(row["stability"], row["layer"]) for row in quality["layers"] if row.get("stability") is not None]
     if not values:
-        return Verdict("two halves agree", "not measured", None)
+        return None
     worst, layer = min(values)
-    return Verdict("two halves agree", f"mean squared cosine {worst:.2f} at the worst layer, {layer}; at least "
-                   f"{limits.stability:g}", worst >= limits.stability)
+    return f"mean squared cosine {worst:.2f} at the worst layer, {layer}; at least {limit:g}", worst >= limit
 
 
-def _captured(quality: dict[str, Any]) -> Verdict:
+def _captured(quality: dict[str, Any]) -> Answer:
     ratios = [(row["captured_ratio"], row["captured_place"], row["layer"]) for row in quality["layers"]
               if row.get("captured_ratio") is not None]
     if not ratios:
-        return Verdict("captures held-out differences", "not measured", None)
+        return None
     ratio, place, layer = min(ratios)
-    return Verdict("captures held-out differences", f"{ratio:.1f} x a random basis at the worst layer, {layer} (place {place} of "
-                   f"{quality['draws'] + 1}); it must be the first", all(place == 1 for _, place, _ in ratios))
+    return (f"{ratio:.1f} x a random basis at the worst layer, {layer} (place {place} of {quality['draws'] + 1}); it must be the "
+            "first", all(place == 1 for _, place, _ in ratios))
 
 
-def _causal(causal: dict[str, Any], limits: SubspaceCheckConfig) -> Verdict:
+def _causal(causal: dict[str, Any], limit: float) -> Answer:
     if "missing" in causal:
-        return Verdict("steering changes answers", "not measured", None)
+        return None
     best = min(causal["axes"], key=lambda axis: axis["p_corrected"])
-    return Verdict("steering changes answers", f"{best['axis']}: {best['steering']:+.2f} nat per token at layer "
-                   f"{causal['layer']}, p = {best['p']:.3f} against {len(causal['random']['steering'])} random directions, "
-                   f"{best['p_corrected']:.3f} corrected for {len(causal['axes'])} axes; at most {limits.p:g}",
-                   best["p_corrected"] <= limits.p)
-
-
-def _by_axis(axes: dict[str, Any] | None) -> list[dict[str, str]]:
-    if axes is None:
-        return []
-    return [{"layer": str(row["layer"]), **{name: _figure(row["auroc"].get(name)) for name in axes["names"][:SHOWN]},
-             "random": _figure(row["random"]), "random, best": _figure(row["random_best"])} for row in axes["layers"]]
-
-
-def _effects(causal: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"axis": axis["axis"], "pushed along": f"{axis['more']:+.3f}", "pushed back": f"{axis['less']:+.3f}",
-             "p": f"{axis['p']:.3f}", "corrected": f"{axis['p_corrected']:.3f}", "taken out": f"{axis['ablated']:+.3f}",
-             "p (out)": f"{axis['ablation_p']:.3f}", "corrected (out)": f"{axis['ablation_p_corrected']:.3f}"}
-            for axis in causal.get("axes", [])]
-
-
-def _causal_title(causal: dict[str, Any]) -> str:
-    return "" if "missing" in causal else (
-        f"causal check at layer {causal['layer']}, push of {causal['length']:.3g}: change of log p(positive) - log p(negative), "
-        f"nat per token, {causal['answers']} questions")
+    return (f"{best['axis']}: {best['steering']:+.2f} nat per token at layer {causal['layer']}, p = {best['p']:.3f} against "
+            f"{len(causal['random']['steering'])} random directions, {best['p_corrected']:.3f} corrected for "
+            f"{len(causal['axes'])} axes; at most {limit:g}", best["p_corrected"] <= limit)
 
 
 def _figure(value: float | None) -> str:

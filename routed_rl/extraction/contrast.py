@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import find_data
 from routed_rl.config import SubspaceConfig
-from routed_rl.errors import ModelError, SubspaceError
+from routed_rl.errors import ModelError, SubspaceError, reading
 from routed_rl.model.prompts import encode_prompts
 
 Prompt = str | list[dict[str, str]]
@@ -38,6 +39,9 @@ class TokenPair:
     positive: tuple[int, ...]
     negative: tuple[int, ...]
     positions: int
+    kind: str | int
+    """Of a pair without one its place among the pairs."""
+    fold: int | None
 
 
 def find_prompts(config: SubspaceConfig, model_path: str) -> str:
@@ -51,7 +55,13 @@ def find_prompts(config: SubspaceConfig, model_path: str) -> str:
 
 def read_prompts(path: str | Path) -> list[ContrastPair]:
     """Pairs of a JSON-lines file, relative to here or to the package's data; blank lines are skipped."""
-    pairs = [_pair(record, f"prompts file {path}, line {number}", number) for number, record in read_lines(path)]
+    pairs = []
+    for number, record in read_lines(path):
+        where = f"prompts file {path}, line {number}"
+        require(record, where, prompts=("positive", "negative"))
+        if not isinstance(kind := record.get("kind"), str | None):
+            raise SubspaceError(f"{where}: \"kind\" must be text, got {kind!r}")
+        pairs.append(ContrastPair(record["positive"], record["negative"], kind, number))
     if not pairs:
         raise SubspaceError(f"prompts file {path} is empty; write {{\"positive\": ..., \"negative\": ...}} a line")
     return pairs
@@ -61,23 +71,17 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
                ) -> list[tuple[int, dict[str, Any]]]:
     """Line number and object of every line of a JSON-lines file that is not blank."""
     file = data_file(path, what, setting)
-    try:
+    with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
         lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise SubspaceError(f"{what} {path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     records = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise SubspaceError(f"{what} {path}, line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise SubspaceError(f"{what} {path}, line {number} is a {type(record).__name__}, not an object with \"positive\" and "
-                                "\"negative\"" if what == "prompts file" else
-                                f"{what} {path}, line {number} is a {type(record).__name__}, not an object")
-        records.append((number, record))
+        if line.strip():
+            where = f"{what} {path}, line {number}"
+            with reading(SubspaceError, f"{where} is not JSON"):
+                record = json.loads(line)
+            if not isinstance(record, dict):
+                raise SubspaceError(f"{where} is a {type(record).__name__}, not an object")
+            records.append((number, record))
     return records
 
 
@@ -92,54 +96,56 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
     return file
 
 
+def require(record: dict[str, Any], where: str, *, texts: Sequence[str] = (), prompts: Sequence[str] = ()) -> None:
+    """SubspaceError unless the record has these keys: `texts` are text, `prompts` text or chat messages, and none is empty."""
+    for key in (*prompts, *texts):
+        if key not in record:
+            raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")
+        value = record[key]
+        if value == "" or not (isinstance(value, str) or (key in prompts and _are_messages(value))):
+            kinds = "text or chat messages [{\"role\": ..., \"content\": ...}, ...]" if key in prompts else "text"
+            raise SubspaceError(f"{where}: \"{key}\" must be {kinds}, and not empty")
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in value)
+
+
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair], model: PreTrainedModel,
                    positions: int) -> list[TokenPair]:
     """Each pair's ids, checked against the model, with its trailing shared tokens, at least 1, at most `positions`."""
-    return [_token_pair(tokenizer, pair, model, positions) for pair in pairs]
+    found = []
+    for index, pair in enumerate(pairs):
+        where = f"contrast prompts, line {pair.line}"
+        positive, negative = (prompt_ids(tokenizer, side, model, where) for side in (pair.positive, pair.negative))
+        if positive == negative:
+            raise SubspaceError(f"{where}: positive and negative are the same {len(positive)} "
+                                "tokens; do these prompts belong to this model?")
+        shared = 0
+        while shared < min(len(positive), len(negative)) and positive[-1 - shared] == negative[-1 - shared]:
+            shared += 1
+        kind = index if pair.kind is None else pair.kind
+        found.append(TokenPair(positive, negative, min(max(shared, 1), positions), kind, pair.fold))
+    return found
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTrainedModel, where: str) -> tuple[int, ...]:
+    """The ids of a prompt; SubspaceError, which names its place `where`, for one that this model cannot take."""
+    try:
+        ids = tuple(encode_prompts(tokenizer, [prompt])[0])
+    except ModelError as error:
+        raise SubspaceError(f"{where}: {error}") from error
+    check_ids(ids, model, where)
+    return ids
 
 
 def check_ids(ids: tuple[int, ...], model: PreTrainedModel, where: str) -> None:
-    """Refuse a prompt that this model cannot take."""
+    """Refuse tokens that are too many for this model, or that it does not know."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if len(ids) > longest or max(ids) >= config.vocab_size:
         problem = (f"has {len(ids)} tokens, the model takes {longest}" if len(ids) > longest else
                    f"has token {max(ids)}, the model knows {config.vocab_size}")
         raise SubspaceError(f"{where}: a prompt {problem}; do these prompts belong to this model?")
-
-
-def is_prompt(value: Any) -> bool:
-    """Text or chat messages, and not empty."""
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(message, dict) and isinstance(message.get("role"), str)
-                                   and isinstance(message.get("content"), str) for message in value)
-    return isinstance(value, str) and value != ""
-
-
-def _pair(record: dict[str, Any], where: str, number: int) -> ContrastPair:
-    for key in ("positive", "negative"):
-        if key not in record:
-            raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")
-        if not is_prompt(record[key]):
-            raise SubspaceError(f"{where}: \"{key}\" must be text or chat messages "
-                                "[{\"role\": ..., \"content\": ...}, ...], and not empty")
-    if not isinstance(kind := record.get("kind"), str | None):
-        raise SubspaceError(f"{where}: \"kind\" must be text, got {kind!r}")
-    return ContrastPair(record["positive"], record["negative"], kind, number)
-
-
-def _token_pair(tokenizer: PreTrainedTokenizerBase, pair: ContrastPair, model: PreTrainedModel, positions: int) -> TokenPair:
-    where = f"contrast prompts, line {pair.line}"
-    try:
-        positive, negative = map(tuple, encode_prompts(tokenizer, [pair.positive, pair.negative]))
-    except ModelError as error:
-        raise SubspaceError(f"{where}: {error}") from error
-    for ids in (positive, negative):
-        check_ids(ids, model, where)
-    if positive == negative:
-        raise SubspaceError(f"{where}: positive and negative are the same {len(positive)} "
-                            "tokens; do these prompts belong to this model?")
-    shared = 0
-    while shared < min(len(positive), len(negative)) and positive[-1 - shared] == negative[-1 - shared]:
-        shared += 1
-    return TokenPair(positive, negative, min(max(shared, 1), positions))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import sha256
 from routed_rl.config import SubspaceConfig
-from routed_rl.extraction.activations import Progress
 from routed_rl.extraction.responses import Respond
+from routed_rl.model.prompts import eos_ids
 from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Provenance, Size
+
+Progress = Callable[[int, int], None]
+"""(done, in all) -> None, after each batch of distinct prompts, or each direction."""
+OWN = ("assistant_axis", "persona_vectors")
+"""Methods about what the model writes itself."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,19 @@ class Job:
         return Size(self.config.rank, self.config.weakest, self.config.role_components)
 
     @property
+    def tokens(self) -> str:
+        """Where the stream is read: prompt_end or response_mean."""
+        return self.config.tokens or ("response_mean" if self.config.method in OWN else "prompt_end")
+
+    @property
     def respond(self) -> Respond:
         """How this model's responses are drawn and end."""
-        known: Any = getattr(self.model.generation_config, "eos_token_id", None)
-        ends: list[Any] = [self.tokenizer.eos_token_id, *([known] if isinstance(known, int) else known or [])]
-        return Respond(self.config.response_tokens, self.config.temperature, tuple(dict.fromkeys(ends)), self.seed)
+        ends = tuple(eos_ids(self.model, self.tokenizer))
+        return Respond(self.config.response_tokens, self.config.temperature, ends, self.seed)
+
+    def changed(self, **settings: Any) -> Job:
+        """The same with other settings."""
+        return replace(self, config=replace(self.config, **settings))
 
     def provenance(self, source: str, details: dict[str, Any]) -> Provenance:
         file = Path(source)

@@ -8,61 +8,35 @@ from transformers import PreTrainedTokenizerBase
 
 from routed_rl.config import SubspaceConfig
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines
+from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines, require
 
 
-def role_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase) -> list[ContrastPair]:
-    """Every role (positive: what must not grow is leaving the assistant) and the model's default self, per question.
+def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[ContrastPair]:
+    """For persona_vectors every trait elicited (positive) and suppressed, else every role (what must not grow is leaving the
+    assistant) and the model's default self: all of them for the first question, then for the next.
 
-    Held-out figures come from roles *and* questions that the other half has not seen: even ones against odd ones.
+    Held-out figures come from what the other half has not seen: even questions against odd ones, and of roles, even roles too.
     """
-    roles = _entries(config.roles_file, "roles_file", ("name", "prompt"), config.roles, config.only)
-    if len(roles) < 2:
-        raise SubspaceError(f"assistant_axis needs two roles or more, got {len(roles)}; raise subspace.roles")
-    return [ContrastPair(_asked(config, tokenizer, role["prompt"], question), _asked(config, tokenizer, "", question),
-                         role["name"], line, place % 2 if place % 2 == asked % 2 else -1)
-            for asked, question in enumerate(_questions(config)) for place, (line, role) in enumerate(roles)]
-
-
-def trait_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase) -> list[ContrastPair]:
-    """Every trait elicited (positive) and suppressed, per question; halves are even questions against odd ones."""
-    traits = _entries(config.traits_file, "traits_file", ("name", "elicit", "suppress"), config.traits, config.only)
-    return [ContrastPair(_asked(config, tokenizer, trait["elicit"], question),
-                         _asked(config, tokenizer, trait["suppress"], question), trait["name"], line, asked % 2)
-            for asked, question in enumerate(_questions(config)) for line, trait in traits]
-
-
-def spare_questions(config: SubspaceConfig) -> list[str]:
-    """The questions of the file that an extraction does not use."""
-    return [question["text"] for _, question in _entries(config.questions_file, "questions_file", ("text",), None, [])
-            ][config.questions:]
-
-
-def unasked_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, most: int) -> list[tuple[str, ContrastPair]]:
-    """(question, pair) for at most `most` questions that the extraction does not use; roles or traits take turns."""
-    questions = spare_questions(config)[:most]
-    if config.method == "assistant_axis":
-        roles = _entries(config.roles_file, "roles_file", ("name", "prompt"), config.roles, config.only)
-        personas = [(role["name"], role["prompt"], "", line) for line, role in roles]
+    traits = config.method == "persona_vectors"
+    if traits:
+        entries = _entries(config.traits_file, "traits_file", ("name", "elicit", "suppress"), config.traits, config.only)
+        personas = [(trait["name"], trait["elicit"], trait["suppress"], line) for line, trait in entries]
     else:
-        traits = _entries(config.traits_file, "traits_file", ("name", "elicit", "suppress"), config.traits, config.only)
-        personas = [(trait["name"], trait["elicit"], trait["suppress"], line) for line, trait in traits]
-    taken = [(question, personas[place % len(personas)]) for place, question in enumerate(questions)]
-    return [(question, ContrastPair(_asked(config, tokenizer, positive, question), _asked(config, tokenizer, negative, question),
-                                    name, line)) for question, (name, positive, negative, line) in taken]
+        entries = _entries(config.roles_file, "roles_file", ("name", "prompt"), config.roles, config.only)
+        personas = [(role["name"], role["prompt"], "", line) for line, role in entries]
+        if len(personas) < 2:
+            raise SubspaceError(f"assistant_axis needs two roles or more, got {len(personas)}; raise subspace.roles")
+    return [ContrastPair(ask(config, tokenizer, positive, question), ask(config, tokenizer, negative, question), name, line,
+                         asked % 2 if traits or place % 2 == asked % 2 else -1)
+            for asked, question in enumerate(questions) for place, (name, positive, negative, line) in enumerate(personas)]
 
 
-def neutral(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, question: str) -> Prompt:
-    """A question to the model's default self."""
-    return _asked(config, tokenizer, "", question)
+def read_questions(config: SubspaceConfig, first: int | None) -> list[str]:
+    """The first so many questions of the file; None for all."""
+    return [question["text"] for _, question in _entries(config.questions_file, "questions_file", ("text",), first, [])]
 
 
-def _questions(config: SubspaceConfig) -> list[str]:
-    return [question["text"] for _, question in
-            _entries(config.questions_file, "questions_file", ("text",), config.questions, [])]
-
-
-def _asked(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str, question: str) -> Prompt:
+def ask(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str, question: str) -> Prompt:
     """Chat messages; for a model without a chat template text, persona and question joined by a space."""
     joined = f"{persona} {question}".strip()
     if not tokenizer.chat_template:
@@ -81,9 +55,7 @@ def _entries(path: str | None, setting: str, keys: tuple[str, ...], first: int |
         raise SubspaceError(f"{what} is not set; set {what}=FILE.jsonl")
     entries = read_lines(path, what, what)
     for line, entry in entries:
-        if wrong := [key for key in keys if not (isinstance(entry.get(key), str) and entry[key])]:
-            raise SubspaceError(f"{what} {path}, line {line} has no text \"{wrong[0]}\" (it has: "
-                                f"{', '.join(entry) or 'nothing'})")
+        require(entry, f"{what} {path}, line {line}", texts=keys)
     if only:
         named = {entry["name"]: (line, entry) for line, entry in entries}
         if unknown := [name for name in only if name not in named]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
 def draw_check(found: dict[str, Any], path: Path, shown: int) -> None:
     """Write a PNG; a panel whose figures were not measured says so."""
     figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     _separation(left, found["axes"], shown)
     _agreement(middle, found["quality"])
@@ -29,7 +28,7 @@ def _separation(panel: Axes, axes: dict[str, Any] | None, shown: int) -> None:
     for name in axes["names"][:shown]:
         values = [row["auroc"].get(name) for row in axes["layers"]]
         if any(value is not None for value in values):
-            panel.plot(layers, [float("nan") if value is None else value for value in values], marker=".", label=name)
+            panel.plot(layers, np.array(values, dtype=float), marker=".", label=name)
     if drawn := [row for row in axes["layers"] if row["random"] is not None]:
         panel.fill_between([row["layer"] for row in drawn], [row["random"] for row in drawn],
                            [row["random_best"] for row in drawn], color="0.8", label="random: mean to best")
@@ -38,14 +37,12 @@ def _separation(panel: Axes, axes: dict[str, Any] | None, shown: int) -> None:
 
 def _agreement(panel: Axes, quality: dict[str, Any]) -> None:
     panel.set(title="two halves of the pairs", xlabel="layer", ylim=(0, 1.05))
-    drawn = False
     for key, label in (("stability", "mean squared cosine"), ("captured", "held-out energy captured"),
                        ("captured_random", "by a random basis")):
         values = [(row["layer"], row[key]) for row in quality["layers"] if row.get(key) is not None]
         if values:
             panel.plot(*zip(*values, strict=True), marker=".", label=label)
-            drawn = True
-    if not drawn:
+    if not panel.lines:
         return _unmeasured(panel)
     panel.legend(fontsize=6)
 

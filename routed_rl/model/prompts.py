@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.errors import ModelError, reading
 
@@ -74,6 +77,20 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> lis
         raise ModelError(f"the text {text!r:.100} has the token {tokenizer.convert_ids_to_tokens(beyond[0])!r}, id {beyond[0]}, "
                          f"but the model's embedding has {rows} rows; leave that token out")
     return ids
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a text: the tokenizer's eos, then the model's where it has more."""
+    known: Any = getattr(model.generation_config, "eos_token_id", None)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *([known] if isinstance(known, int) else known or [])]))
+
+
+def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["left", "right"] = "right"
+           ) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor (B, T), and its mask: 1 where a token stands, 0 where `pad` does."""
+    ids, mask = ([torch.tensor(row) for row in sequences], [torch.ones(len(row), dtype=torch.long) for row in sequences])
+    return (pad_sequence(ids, batch_first=True, padding_value=pad, padding_side=side),
+            pad_sequence(mask, batch_first=True, padding_side=side))
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""Read the residual stream at a named hook point of every layer, and write to it at a layer's output."""
+"""Read the residual stream at a named hook point of every layer, and go on from a layer's output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from routed_rl.model.targets import decoder_layers, family
@@ -16,18 +16,17 @@ Read = Callable[[Tensor], None]
 """Takes the stream (B, T, D) of one layer; called layer by layer in order."""
 
 
-def _at_input(module: nn.Module, read: Read) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read(args[0] if args else kwargs["hidden_states"])
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+def _at_input(module: nn.Module, read: Read) -> RemovableHandle:
+    return module.register_forward_pre_hook(
+        lambda _module, args, kwargs: read(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
 
 
-def _at_output(module: nn.Module, read: Read) -> Any:
-    return module.register_forward_hook(lambda _module, _inputs, output: read(_stream_of(output)))
+def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
+    return module.register_forward_hook(
+        lambda _module, _inputs, output: read(output[0] if isinstance(output, tuple) else output))
 
 
-HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], Any]] = {
+HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHandle]] = {
     "resid_pre": lambda _model, layer, read: _at_input(layer, read),
     "resid_mid": lambda model, layer, read: _at_input(layer.get_submodule(family(model).before_mlp), read),
     "resid_post": lambda _model, layer, read: _at_output(layer, read),
@@ -60,39 +59,13 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 
 
 @contextmanager
-def writing(model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the output (B, T, D) of `layer` by what `change` makes of it, in each forward inside."""
-    def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        changed = change(_stream_of(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    handle = decoder_layers(model)[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor) -> Iterator[None]:
     """Layers up to and with `layer` are not computed: `layer` gives `stream_BTD`, as it did in a forward of the same ids."""
     layers = decoder_layers(model)[: layer + 1]
-
-    def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
-
-    def give(*_args: Any, **_kwargs: Any) -> Tensor:
-        return stream_BTD
-
     try:
         for place, module in enumerate(layers):
-            module.forward = give if place == layer else skip
+            module.forward = (lambda *_, **__: stream_BTD) if place == layer else (lambda hidden_states, *_, **__: hidden_states)
         yield
     finally:
         for module in layers:
-            if "forward" in vars(module):
-                del module.forward
-
-
-def _stream_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+            del module.forward

@@ -16,10 +16,10 @@ from routed_rl.config import Compose, Config
 from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.export import discard as write_deployed
-from routed_rl.extraction import check_inputs
+from routed_rl.extraction import prepare
 from routed_rl.model.targets import unrouted
 from routed_rl.pipeline import launched, summary
-from routed_rl.pipeline.build import Parts, check_axis, load_parts, make_router, run_subspace
+from routed_rl.pipeline.build import Parts, check_axis, extraction_job, load_parts, make_router, run_subspace
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.record import (
@@ -114,9 +114,10 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
         if any(writer.expert is not None for writer in parts.writers) and config.launch.strategy in PIECES:
             raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
                               "which cannot be routed; set launch=zero2 or launch=ddp")
-        check_inputs(config.subspace, parts.tokenizer, config.model.path)
         if (subspace := (before or run).subspace).exists():
             check_axis(config, Subspace.load(subspace))
+        else:
+            prepare(extraction_job(parts, None))  # reads and checks what the extraction needs, and is thrown away
     show_plan(parts, plan)
     return parts, plan
 

@@ -42,8 +42,8 @@ def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
     with console.progress("check", "directions") as advance:
         found = checking.check(extraction_job(parts, None), subspace, advance)
     checking.write_check(found, out)
-    for table in checking.tables(found):
-        console.table(table.title, list(table.rows[0]), [list(row.values()) for row in table.rows])
+    for title, rows in checking.tables(found).items():
+        console.table(title, list(rows[0]), [list(row.values()) for row in rows])
     for line in checking.remarks(found):
         console.say(f"note: {line}")
     said = checking.verdicts(found, limits)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from routed_rl.artifacts import broken_seal, read_json, sealed_folder, write_json
-from routed_rl.errors import SubspaceError
+from routed_rl.errors import SubspaceError, reading
 from routed_rl.linalg import orthonormal, orthonormality_error
+from routed_rl.shapes import fits
+
+RECORD = {"provenance": {"method": str, "model": str, "model_hash": str, "width": int, "layers": int, "rank": int | None,
+                         "prompts": str, "prompts_hash": str, "details": dict[str, Any]},
+          "axis_names": list[str], "quality": dict[str, Any]}
+"""The shape of `subspace.json`."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +80,21 @@ class Subspace:
     def _check_tensors(self) -> None:
         """Refuse layers that are missing, another shape or kind of number, and what is not finite."""
         layers, width, named = self.provenance.layers, self.provenance.width, len(self.axis_names)
-        lists = {"directions": self.directions, "axes": self.axes, "spreads": self.spreads}
-        for name, tensors in lists.items():
+        again = "extract it again"
+        for name, tensors in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads}.items():
             if tensors is not None and len(tensors) != layers:
-                raise SubspaceError(f"the subspace has {name} of {len(tensors)} layers, its model has {layers}; extract it again")
-        shapes: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {
-            "scales": (self.scales, (layers, named)), "units": (self.units, (layers,)),
-            "stream": (self.stream, (layers, None, width))}
+                raise SubspaceError(f"the subspace has {name} of {len(tensors)} layers, its model has {layers}; {again}")
+        shapes: list[tuple[str, Tensor, tuple[int | None, ...]]] = [
+            ("scales", self.scales, (layers, named)), ("units", self.units, (layers,)),
+            ("stream", self.stream, (layers, None, width))]
         for layer, (basis, axes) in enumerate(zip(self.directions, self.axes, strict=True)):
-            shapes |= {f"directions of layer {layer}": (basis, (width, None)), f"axes of layer {layer}": (axes, (width, named))}
+            shapes += [(f"directions of layer {layer}", basis, (width, None)), (f"axes of layer {layer}", axes, (width, named))]
             if self.spreads is not None:
-                shapes[f"spreads of layer {layer}"] = self.spreads[layer], (basis.shape[-1],)
-        for name, (tensor, shape) in shapes.items():
-            found = tuple(tensor.shape)
-            if len(found) != len(shape) or any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
-                raise SubspaceError(f"the subspace's {name} have shape {found}, not {shape}; extract it again")
+                shapes.append((f"spreads of layer {layer}", self.spreads[layer], (basis.shape[-1],)))
+        for name, tensor, shape in shapes:
+            checked(f"the subspace's {name}", tensor, shape, again)
             if tensor.dtype not in (torch.float32, torch.float64):
-                raise SubspaceError(f"the subspace's {name} are {tensor.dtype}, not float32; extract it again")
-            if not bool(tensor.isfinite().all()):
-                raise SubspaceError(f"the subspace's {name} are not finite; extract it again")
+                raise SubspaceError(f"the subspace's {name}: the numbers are {tensor.dtype}, not float32; {again}")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
         """The basis (D, K) of the writers of each layer. `spanning`: of layers l to L, so that a contained cotangent has
@@ -143,14 +145,30 @@ class Subspace:
         problem = broken_seal(folder) if folder.is_dir() else "no such folder"
         if problem is not None:
             raise SubspaceError(f"no subspace can be read from {folder}: {problem}; write one with `routed-rl extract`")
-        try:
+        with reading(SubspaceError, f"no subspace can be read from {folder}; write one with `routed-rl extract`"):
             tensors, record = load_file(folder / "subspace.safetensors"), read_json(folder / "subspace.json")
+            if not fits(record, RECORD) or not record.keys() >= RECORD.keys():
+                raise ValueError("subspace.json does not hold what was written")
             provenance = Provenance(**record["provenance"])
-            directions, axes, spreads = ([tensors[f"{name}.{layer}"] for layer in range(provenance.layers)
-                                          if f"{name}.{layer}" in tensors] for name in ("directions", "axes", "spreads"))
-            names, quality = [str(name) for name in record["axis_names"]], record["quality"]
-            whole = tensors["scales"], tensors["units"], tensors["stream"]
-        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-            raise SubspaceError(f"no subspace can be read from {folder}: {type(error).__name__} {error}; write one with "
-                                "`routed-rl extract`") from error
-        return cls(directions, axes, names, *whole, provenance, quality, spreads or None)
+            directions, axes, spreads = ([tensors[key] for layer in range(len(tensors)) if (key := f"{name}.{layer}") in tensors]
+                                         for name in ("directions", "axes", "spreads"))
+            return cls(directions, axes, record["axis_names"], tensors["scales"], tensors["units"], tensors["stream"], provenance,
+                       record["quality"], spreads or None)
+
+
+def checked(name: str, tensor: Tensor, shape: tuple[int | None, ...], way_out: str) -> Tensor:
+    """`tensor` in float32 (or float64); SubspaceError where it has another shape (None: any size), whole numbers, or some that
+    are not finite."""
+    check_shape(name, tensor.shape, shape, way_out)
+    if not tensor.is_floating_point():
+        raise SubspaceError(f"{name}: the numbers are {tensor.dtype}, not float32; {way_out}")
+    if not bool(tensor.isfinite().all()):
+        raise SubspaceError(f"{name}: a number is nan or infinite; {way_out}")
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def check_shape(name: str, found: Sequence[int], shape: tuple[int | None, ...], way_out: str) -> None:
+    """SubspaceError unless the sizes are those of `shape`, in which None stands for any."""
+    if len(found) != len(shape) or any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise SubspaceError(f"{name}: the shape is ({', '.join(map(str, found))}), not ({wanted}); {way_out}")

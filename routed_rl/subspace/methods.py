@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal, random_basis
+from routed_rl.subspace.artifact import Provenance, Subspace
 from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Gathering, Rows
 from routed_rl.subspace.samples import Samples
 
@@ -48,6 +50,10 @@ class Found:
     """Per layer (K,): length that counts as 1 along each direction; None where `scales[:, 1:]` are those."""
     kind_of_axis: dict[int, int] = field(default_factory=dict)
     """Axes (index) that stand for the pairs of one kind only."""
+
+    def subspace(self, stream: Tensor, provenance: Provenance, quality: dict[str, Any]) -> Subspace:
+        return Subspace(self.directions, self.axes, self.axis_names, self.scales, self.units, stream, provenance, quality,
+                        self.spreads)
 
     def behind_an_empty_layer(self) -> Found:
         """The same one layer up, behind one with an empty basis and zero axes."""

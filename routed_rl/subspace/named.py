@@ -30,6 +30,12 @@ class NamedVector:
     scales: dict[int, float]
     """Layer -> the length that counts as 1; a layer without one takes the stream's standard deviation along the vector."""
 
+    def __post_init__(self) -> None:
+        for layer, values in self.at.items():
+            if not 0 < (length := values.float().norm().item()) < math.inf:
+                problem = "zero" if length == 0 else "not finite"
+                raise SubspaceError(f"axis {self.name} is {problem} at layer {layer}; leave it out")
+
 
 def in_order(vectors_DJ: Tensor) -> Tensor:
     """Orthonormal columns (D, K): each vector less those before it, in their order; what they already span is left out."""
@@ -56,9 +62,6 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
     scales = torch.zeros(layers, len(vectors))
     for column, vector in enumerate(vectors):
         for layer, values in vector.at.items():
-            if not 0 < (length := values.float().norm().item()) < math.inf:
-                problem = "zero" if length == 0 else "not finite"
-                raise SubspaceError(f"axis {vector.name} is {problem} at layer {layer}; leave it out")
             unit = values.float() / values.float().norm()
             axes[layer, :, column] = unit
             deviation = (stream_LSD[layer] @ unit).std().item()

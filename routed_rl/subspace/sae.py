@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from routed_rl.artifacts import read_json
-from routed_rl.errors import SubspaceError
+from routed_rl.artifacts import read_object
+from routed_rl.errors import SubspaceError, reading
+from routed_rl.subspace.artifact import check_shape, checked
 
 DECODERS = ("W_dec", "decoder.weight", "decoder", "w_dec")
 WITH_COLUMNS = ("decoder.weight",)
 """Stored as (D, latents); the others as (latents, D)."""
+ANOTHER = "is it an SAE of another model?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,63 +51,53 @@ class Latents:
 def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latents:
     """Decoder rows `numbers`, and what of the encoder is needed; only these rows are read.
 
-    Raises SubspaceError for a file that cannot be read, that has no decoder, another width, or fewer latents.
+    Raises SubspaceError for a file that cannot be read, that has no decoder, another width, fewer latents, or bad numbers.
     """
-    path = Path(path)
-    config = _config(path)
+    path, numbers = Path(path), list(numbers)
+    if len(set(numbers)) < len(numbers):
+        raise SubspaceError(f"subspace.latents={numbers} names a latent twice; name each once")
     file = path / "sae_weights.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise SubspaceError(f"subspace.weights={path}: there is no file {file}; give a safetensors file or a SAELens folder")
-    try:
-        with safe_open(file, "pt") as tensors:
-            return _latents(tensors, file, list(numbers), width, config)
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise SubspaceError(f"subspace.weights={file} is no safetensors file ({reason}); convert it") from error
+    config = _config(file.parent / "cfg.json")
+    with reading(SubspaceError, f"subspace.weights={file} is no safetensors file; convert it"), safe_open(file, "pt") as tensors:
+        names = set(tensors.keys())
+        decoder = next((name for name in DECODERS if name in names), None)
+        if decoder is None:
+            raise SubspaceError(f"subspace.weights={file} has no decoder; looked for {', '.join(DECODERS)}, found "
+                                f"{', '.join(sorted(names)[:8])}")
+        columns, shape = decoder in WITH_COLUMNS, tensors.get_slice(decoder).get_shape()
+        check_shape(f"{file}: {decoder}", shape, (width, None) if columns else (None, width), ANOTHER)
+        count = shape[int(columns)]
+        if wrong := [number for number in numbers if not 0 <= number < count]:
+            raise SubspaceError(f"subspace.latents has {wrong[0]}, but {file} has latents 0 to {count - 1}")
+
+        def chosen(name: str, *before: int) -> Tensor:
+            """(..., J): what a tensor says of the chosen latents; those are its last dimension, behind `before`."""
+            check_shape(f"{file}: {name}", tensors.get_slice(name).get_shape(), (*before, count), ANOTHER)
+            taken = tensors.get_slice(name)[(*(slice(None) for _ in before), numbers)]
+            return checked(f"{file}: {name}", taken, (*before, len(numbers)), ANOTHER)
+
+        rows = chosen(decoder, width).mT if columns else checked(
+            f"{file}: {decoder}", tensors.get_slice(decoder)[numbers], (len(numbers), width), ANOTHER)
+        encoder = None
+        if (config.get("architecture", "standard") in ("standard", "jumprelu") and "W_enc" in names
+                and config.get("normalize_activations", "none") in ("none", None)):
+            bias, threshold = (chosen(name) if name in names else torch.zeros(len(numbers)) for name in ("b_enc", "threshold"))
+            shift = torch.zeros(width)
+            if config.get("apply_b_dec_to_input", False) and "b_dec" in names:
+                shift = checked(f"{file}: b_dec", tensors.get_tensor("b_dec"), (width,), ANOTHER)
+            encoder = chosen("W_enc", width), bias, threshold, shift
+    return Latents(rows, numbers, *_place(config), encoder)
 
 
-def _latents(tensors: Any, file: Path, numbers: list[int], width: int, config: dict[str, Any]) -> Latents:
-    names = set(tensors.keys())
-    decoder = next((name for name in DECODERS if name in names), None)
-    if decoder is None:
-        raise SubspaceError(f"subspace.weights={file} has no decoder; looked for {', '.join(DECODERS)}, found "
-                            f"{', '.join(sorted(names)[:8])}")
-    slices = tensors.get_slice(decoder)
-    columns = decoder in WITH_COLUMNS
-    shape = tuple(slices.get_shape())
-    count, its_width = reversed(shape) if columns else shape
-    if its_width != width:
-        raise SubspaceError(f"the decoder of {file} writes to a stream {its_width} wide, the model's is {width} wide; is it an "
-                            "SAE of another model?")
-    if wrong := [number for number in numbers if not 0 <= number < count]:
-        raise SubspaceError(f"subspace.latents has {wrong[0]}, but {file} has latents 0 to {count - 1}")
-    if len(set(numbers)) < len(numbers):
-        raise SubspaceError(f"subspace.latents={numbers} names a latent twice; name each once")
-    rows = torch.stack([(slices[:, number] if columns else slices[number]).float().reshape(-1) for number in numbers])
-    layer, hook = _place(config)
-    return Latents(rows, numbers, layer, hook, _encoder(tensors, names, numbers, width, config))
-
-
-def _encoder(tensors: Any, names: set[str], numbers: list[int], width: int, config: dict[str, Any]
-             ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    plain = config.get("architecture", "standard") in ("standard", "jumprelu") and "W_enc" in names
-    if not plain or config.get("normalize_activations", "none") not in ("none", None):
-        return None
-    weights = torch.stack([tensors.get_slice("W_enc")[:, number].float().reshape(-1) for number in numbers], dim=1)
-    bias, threshold = (tensors.get_tensor(name).float()[numbers] if name in names else torch.zeros(len(numbers))
-                       for name in ("b_enc", "threshold"))
-    shifted = config.get("apply_b_dec_to_input", False) and "b_dec" in names
-    return weights, bias, threshold, tensors.get_tensor("b_dec").float() if shifted else torch.zeros(width)
-
-
-def _config(path: Path) -> dict[str, Any]:
+def _config(file: Path) -> dict[str, Any]:
     """`cfg.json` beside the weights, {} where there is none; newer SAELens keeps the hook in `metadata`."""
-    file = (path if path.is_dir() else path.parent) / "cfg.json"
     if not file.is_file():
         return {}
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise SubspaceError(f"{file} is no JSON object; is it a SAELens folder?")
+    config = read_object(file, {"metadata": dict[str, Any] | None})
+    if config is None:
+        raise SubspaceError(f"{file} is damaged, or no JSON object; is it a SAELens folder?")
     return {**(config.get("metadata") or {}), **config}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from routed_rl.config import SubspaceConfig
-from routed_rl.extraction import extract
+from routed_rl.extraction import Job, find_subspace
 from tests.test_extraction import WORDS, make_model, make_tokenizer
 
 
@@ -31,7 +31,7 @@ def most_held(path: str, **changes) -> int:
             most = max(most, held_bytes())
 
     config = SubspaceConfig(**({"prompts": path, "positions": 2, "batch_size": 16, "held_out": 32} | changes))
-    extract(model, make_tokenizer(), config, model_path="tiny", model_hash="h", seed=0, progress=look)
+    find_subspace(Job(model, make_tokenizer(), config, "tiny", "h", 0, look))
     return most
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from routed_rl import pipeline
 from routed_rl.errors import ConfigError, SubspaceError
-from routed_rl.extraction import extract
+from routed_rl.extraction import Job, find_subspace
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer, model_hash
 from routed_rl.subspace import Subspace
@@ -36,7 +36,7 @@ def files(tiny, settings):
 def run(folder, config, seed: int = 0, **options) -> Subspace:
     path = str(folder / "model")
     model = load_model(path)
-    return extract(model, load_tokenizer(path), config, model_path=path, model_hash=model_hash(model), seed=seed, **options)
+    return find_subspace(Job(model, load_tokenizer(path), config, path, model_hash(model), seed, **options))
 
 
 def settings_of(folder, method: str) -> dict:
@@ -150,13 +150,29 @@ def test_the_same_seed_gives_the_same_axis_whatever_the_global_random_state(file
     ({"method": "assistant_axis", "only": ["pirate"]}, "names 'pirate', which is not in .*there is role0"),
     ({"method": "assistant_axis", "only": ["role1"]}, "needs two roles or more, got 1"),
     ({"method": "assistant_axis", "roles_file": None}, "roles_file is not set"),
-    ({"method": "persona_vectors", "traits_file": "roles"}, 'line 1 has no text "elicit"'),
+    ({"method": "persona_vectors", "traits_file": "roles"}, 'line 1 has no "elicit"'),
 ])
 def test_lists_that_do_not_fit_are_refused_with_the_place(files, settings, changes, message):
     if changes.get("traits_file"):
         changes = changes | {"traits_file": str(files / "roles.jsonl")}
     with pytest.raises(SubspaceError, match=message):
         run(files, settings(**changes))
+
+
+@pytest.mark.parametrize("subspace", [
+    {"method": "file", "path": "nan.safetensors"}, {"method": "file", "path": "none.safetensors"},
+    {"method": "sae", "weights": "nan.safetensors", "latents": [0]}, {"method": "union", "parts": ["axis", "nan.safetensors"]}])
+def test_a_file_that_cannot_be_a_subspace_is_refused_before_anything_is_written_or_run(files, settings, tmp_path, subspace):
+    import dataclasses
+
+    save_file({"W_dec": torch.full((2, WIDTH), float("nan"))}, files / "nan.safetensors")
+    places = {key: [str(files / part) for part in value] if key == "parts" else str(files / value)
+              for key, value in subspace.items() if key in ("path", "weights", "parts")}
+    config = dataclasses.asdict(settings(**subspace | places)) | {"check": {}}
+    for dry_run in (True, False):
+        with pytest.raises(SubspaceError, match="W_dec: a number is nan|there is no such file|no such folder"):
+            pipeline.train(chat_config(files, tmp_path / "run", {"ask": {"path": "Ask"}}, subspace=config), [], dry_run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_in_words_that_the_model_does_not_know_are_refused(files, settings):

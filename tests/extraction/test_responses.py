@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from routed_rl.extraction.responses import Respond, respond
-from routed_rl.model.stream import HOOK_POINTS, capturing, resuming, writing
+from routed_rl.model.stream import HOOK_POINTS, capturing, resuming
+from routed_rl.model.targets import decoder_layers
 from tests.test_extraction import make_model
 
 PROMPTS = [(5, 6, 7), (8, 9, 10, 11, 12, 13), (4,), (7, 7)]
@@ -67,8 +68,10 @@ def test_going_on_from_a_changed_layer_is_changing_that_layer_in_a_whole_forward
     with torch.no_grad():
         with capturing(model, torch.arange(4).repeat(2, 1)) as captured:
             before = model(input_ids=ids).logits
-        with writing(model, 1, lambda stream: stream + push):
-            whole = model(input_ids=ids).logits
+        hook = decoder_layers(model)[1].register_forward_hook(
+            lambda _module, _inputs, output: (output[0] + push, *output[1:]) if isinstance(output, tuple) else output + push)
+        whole = model(input_ids=ids).logits
+        hook.remove()
         with resuming(model, 1, captured[1] + push):
             resumed = model(input_ids=ids).logits
         after = model(input_ids=ids).logits

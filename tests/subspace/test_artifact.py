@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -108,16 +109,16 @@ def test_numbers_that_are_not_finite_are_refused_by_name(name, value):
     whole = make(spreads=[torch.ones(3), torch.ones(2)])
     of = getattr(whole, name)
     broken = [of[0], changed(of[1], value)] if isinstance(of, list) else changed(of, value)
-    with pytest.raises(SubspaceError, match=rf"the subspace's {name}.* not finite"):
+    with pytest.raises(SubspaceError, match=rf"the subspace's {name}.* nan or infinite"):
         make(spreads=whole.spreads, **{name: broken}) if name != "spreads" else make(spreads=broken)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"units": torch.tensor([1.0, -1.0])}, "not positive"), ({"scales": torch.zeros(LAYERS, 2)}, "scale"),
-    ({"units": torch.ones(1)}, "units have shape"), ({"scales": torch.ones(LAYERS, 3)}, "scales have shape"),
+    ({"units": torch.ones(1)}, "units: the shape"), ({"scales": torch.ones(LAYERS, 3)}, "scales: the shape"),
     ({"directions": [torch.eye(WIDTH)[:, :2]]}, "directions of 1 layers"),
     ({"axes": [torch.eye(WIDTH)[:, :2]]}, "axes of 1 layers"),
-    ({"directions": [torch.eye(WIDTH + 1)[:, :2]] * LAYERS}, "directions of layer 0 have shape"),
+    ({"directions": [torch.eye(WIDTH + 1)[:, :2]] * LAYERS}, "directions of layer 0: the shape"),
     ({"directions": [torch.eye(WIDTH)[:, :2].half()] * LAYERS}, "float16, not float32"),
     ({"directions": [torch.eye(WIDTH, dtype=torch.int64)[:, :2]] * LAYERS}, "int64, not float32"),
     ({"axes": [torch.eye(WIDTH)[:, :2] * 2] * LAYERS}, "another length than 1"),
@@ -137,3 +138,23 @@ def test_a_tensor_that_is_missing_from_a_sealed_folder_is_refused(tmp_path, key)
         (folder / "subspace.json").write_bytes((tmp_path / "s" / "subspace.json").read_bytes())
     with pytest.raises(SubspaceError, match=key.split(".")[0]):
         Subspace.load(tmp_path / "t")
+
+
+WHOLE = {"method": "pca", "model": "m", "model_hash": "h", "width": WIDTH, "layers": LAYERS, "rank": None, "prompts": "",
+         "prompts_hash": "", "details": {}}
+
+
+@pytest.mark.parametrize("record", [
+    "[]", "null", '"x"', "5", "{", "[" * 5000, '{"provenance": {}}', '{"provenance": [], "axis_names": [], "quality": {}}', *(
+        json.dumps({"provenance": WHOLE, "axis_names": ["a", "b"], "quality": {}} | change) for change in (
+            {"axis_names": "ab"}, {"axis_names": [1, 2]}, {"quality": []}, {"quality": None},
+            {"provenance": WHOLE | {"layers": "2"}}, {"provenance": WHOLE | {"layers": 10**30}}, {"provenance": WHOLE | {"x": 1}},
+            {"provenance": WHOLE | {"details": 3}}))])
+def test_a_sealed_folder_whose_record_is_anything_is_refused_in_one_line(tmp_path, record):
+    make().save(tmp_path / "s")
+    with sealed_folder(tmp_path / "t") as folder:
+        (folder / "subspace.safetensors").write_bytes((tmp_path / "s" / "subspace.safetensors").read_bytes())
+        (folder / "subspace.json").write_text(record)
+    with pytest.raises(SubspaceError) as caught:
+        Subspace.load(tmp_path / "t")
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from routed_rl.errors import SubspaceError
 from routed_rl.subspace.sae import read_latents
-from routed_rl.subspace.vectors import placed, read_vectors
+from routed_rl.subspace.vectors import Wanted, placed, read_vectors
 
 WIDTH, COUNT = 8, 20
 
@@ -67,7 +67,7 @@ def test_where_an_activation_cannot_be_computed_there_is_none(tmp_path, config, 
 
 @pytest.mark.parametrize(("numbers", "width", "message"), [
     ([20], WIDTH, "latents has 20, but .* has latents 0 to 19"), ([1, 1], WIDTH, "names a latent twice"),
-    ([0], 9, "stream 8 wide, the model's is 9 wide")])
+    ([0], 9, r"W_dec: the shape is \(20, 8\), not \(any, 9\)")])
 def test_a_wrong_latent_or_model_is_refused_with_both_numbers(tmp_path, numbers, width, message):
     write_sae(tmp_path / "sae")
     with pytest.raises(SubspaceError, match=message):
@@ -85,8 +85,69 @@ def test_what_is_no_sae_is_refused(tmp_path):
         read_latents(tmp_path / "none", [0], WIDTH)
 
 
-def read(path, width: int = WIDTH, rank: int | None = None):
-    return read_vectors(path, width, 0.15, rank)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"W_dec": torch.ones(COUNT, WIDTH, dtype=torch.int32)}, "W_dec: the numbers are torch.int32"),
+    ({"W_dec": torch.full((COUNT, WIDTH), float("nan"))}, "W_dec: .*nan or infinite"),
+    ({"W_dec": torch.ones(COUNT)}, "W_dec: the shape is"), ({"W_dec": torch.ones(COUNT, WIDTH, 1)}, "W_dec: the shape is"),
+    ({"W_enc": torch.ones(WIDTH, 3)}, "W_enc: the shape is"), ({"b_enc": torch.ones(2)}, "b_enc: the shape is"),
+    ({"b_enc": torch.full((COUNT,), float("inf"))}, "b_enc: .*nan or infinite"),
+    ({"threshold": torch.ones(1)}, "threshold: the shape is"),
+    ({"b_dec": torch.ones(WIDTH + 1)}, "b_dec: the shape is")])
+def test_an_sae_whose_tensors_do_not_belong_together_is_refused_in_one_line(tmp_path, changes, message):
+    write_sae(tmp_path / "sae", {"apply_b_dec_to_input": True}, **changes)
+    with pytest.raises(SubspaceError, match=message) as caught:
+        read_latents(tmp_path / "sae", [7, 2], WIDTH)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["[1]", '"x"', "null", "{", '{"metadata": [1]}', "[" * 5000])
+def test_a_saelens_folder_whose_cfg_is_no_object_is_refused(tmp_path, config):
+    write_sae(tmp_path / "sae")
+    (tmp_path / "sae" / "cfg.json").write_text(config)
+    with pytest.raises(SubspaceError, match="cfg.json is damaged"):
+        read_latents(tmp_path / "sae", [0], WIDTH)
+
+
+def adapter(folder, b: torch.Tensor, a: torch.Tensor, config: object = None):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} if config is None else config))
+    key = "base_model.model.model.layers.3.mlp.down_proj.lora_"
+    save_file({f"{key}B.weight": b, f"{key}A.weight": a}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("b", "a", "message"), [
+    (torch.full((WIDTH, 2), float("nan")), torch.ones(2, 6), "nan or infinite"),
+    (torch.ones(WIDTH + 1, 2), torch.ones(2, 6), r"the shape is \(9, 2\), not \(8, any\)"),
+    (torch.ones(WIDTH, 2), torch.ones(3, 6), "lora_A of .* the shape is"), (torch.ones(WIDTH), torch.ones(2, 6), "the shape is"),
+    (torch.ones(WIDTH, 2, dtype=torch.int8), torch.ones(2, 6), "the numbers are torch.int8")])
+def test_an_adapter_that_is_not_finite_or_of_another_width_is_refused(tmp_path, b, a, message):
+    with pytest.raises(SubspaceError, match=message) as caught:
+        read(adapter(tmp_path / "adapter", b, a), rank=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [[], "x", 5, [[1]]])
+def test_an_adapter_whose_config_is_no_object_is_refused(tmp_path, config):
+    with pytest.raises(SubspaceError, match="adapter"):
+        read(adapter(tmp_path / "adapter", torch.ones(WIDTH, 2), torch.ones(2, 6), config))
+
+
+@pytest.mark.parametrize(("tensors", "message"), [
+    ({"v.0": torch.tensor([1.0] * 7 + [float("nan")])}, "v.0: .*nan or infinite"),
+    ({"v.0": torch.ones(WIDTH, dtype=torch.int64)}, "v.0: the numbers are torch.int64"),
+    ({"v": torch.ones(2, 1, WIDTH)}, r"v: the shape is \(2, 1, 8\), not \(4, any, 8\)"),
+    ({"v": torch.ones(5, 1, WIDTH)}, "v: the shape is"),
+    ({"v": torch.ones(1, 1, 1, WIDTH)}, "v: the shape is"), ({"v": torch.tensor(1.0)}, "v: the shape is"),
+    ({}, "holds no vector"), ({"v": torch.zeros(WIDTH)}, "axis v is zero at layer 0")])
+def test_vectors_that_are_not_finite_or_lack_layers_are_refused_by_name(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "v.safetensors")
+    with pytest.raises(SubspaceError, match=message):
+        placed(read(tmp_path / "v.safetensors", layers=4), 4, None, False, False)
+
+
+def read(path, width: int = WIDTH, rank: int | None = None, layers: int = 12):
+    return read_vectors(path, Wanted(layers, width, 0.15, rank))
 
 
 def test_vectors_of_a_safetensors_file_belong_to_the_layer_their_name_ends_in(tmp_path):
@@ -143,7 +204,7 @@ def test_an_adapters_directions_span_what_its_writers_add_and_not_what_its_reade
 
 def test_other_files_and_widths_are_refused(tmp_path):
     save_file({"v": torch.ones(WIDTH)}, tmp_path / "v.safetensors")
-    with pytest.raises(SubspaceError, match="v is 8 wide, the model's stream is 9 wide"):
+    with pytest.raises(SubspaceError, match=r"v: the shape is \(8\), not \(9\); is it of another model"):
         read(tmp_path / "v.safetensors", 9)
     (tmp_path / "v.txt").write_text("no")
     with pytest.raises(SubspaceError, match="is none of: .*PEFT adapter"):
