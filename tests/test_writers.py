@@ -81,6 +81,8 @@ def _run(folder: Path) -> Path:
 BUSY = {
     "resume": lambda out, typed: pipeline.resume(str(_run(out)), [], compose),
     "rollback": lambda out, typed: pipeline.rollback(str(_run(out)), 0, [], False, [], compose),
+    "discard": lambda out, typed: pipeline.discard(str(_run(out)), f"{out}/deployed"),
+    "export": lambda out, typed: pipeline.export(str(_run(out)), None, None, f"{out}/policy"),
     "job": lambda out, typed: pipeline.run_job(str(_run(out))),
     "compare": lambda out, typed: compare(typed, ["none"], 1, str(out), 1, [], compose),
     "sweep": lambda out, typed: sweep([f"out={out}", *typed], [Choice("seed", ["0", "1"])], compose),

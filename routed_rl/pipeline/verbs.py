@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from routed_rl import console
 from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, alone_making, step_of, write_json
+from routed_rl.artifacts import RunFolder, alone_in, alone_making, step_of, write_json
 from routed_rl.config import Config, RolloutConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
@@ -122,14 +123,22 @@ def _with_engine(config: RolloutConfig, engine: str) -> RolloutConfig:
 
 def discard(run: str, out: str, step: int | None = None) -> None:
     """Write the deployed model of a run, after `step` or its last, to `out`."""
-    folder = exporting.discard(RunFolder.open(run), Path(out), step)
-    console.say(f"deployed model: {folder}")
+    opened = RunFolder.open(run)
+    with _alone_where(opened, out):
+        console.say(f"deployed model: {exporting.discard(opened, Path(out), step)}")
 
 
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None) -> None:
     """Write the quarantine, or one environment's part of it, as a stock PEFT adapter; and the policy as one plain model."""
     opened = RunFolder.open(run)
-    if quarantine:
-        console.say(f"quarantine: {exporting.export_quarantine(opened, Path(quarantine), env, step)}")
-    if policy:
-        console.say(f"policy: {exporting.merged_policy(opened, Path(policy), step)}")
+    with _alone_where(opened, quarantine, policy):
+        if quarantine:
+            console.say(f"quarantine: {exporting.export_quarantine(opened, Path(quarantine), env, step)}")
+        if policy:
+            console.say(f"policy: {exporting.merged_policy(opened, Path(policy), step)}")
+
+
+def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
+    """Be the run's only writer where one of the places lies in its folder; elsewhere a run that is training can be read."""
+    inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
+    return alone_in(run.path) if inside else nullcontext()
