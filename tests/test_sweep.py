@@ -46,8 +46,8 @@ def pretend(config: Config, overrides: list[str]) -> None:
                 file.write(json.dumps({"step": step, "train/reward": -rate}) + "\n")
             # Whoever is worse than the median takes long, so that pruning has the time.
             time.sleep(0.2 if config.name > "trial-001" else 0)
-    write_json(folder / "summary.json", {"models": {"deployed": {"a": {"solve": 1 - rate, "hack": config.seed / 10}},
-                                                    "policy": {"a": {"solve": 0.5, "hack": 0.9, "completions": 8}}}})
+    write_json(folder / "summary.json", {"models": {"deployed": {"sums": {"solve": 1 - rate, "hack": config.seed / 10}},
+                                                    "policy": {"sums": {"solve": 0.5, "hack": 0.9, "completions": 8}}}})
 
 
 def run(out: Path, *overrides: str, **options: Any) -> Any:
@@ -67,7 +67,7 @@ def started(out: Path) -> dict[str, int]:
     (RATE, Interval("routing.quarantine.learning_rate", 1e-3, 1e-1, True)),
     ("subspace.rank=int(interval(1,8))", Interval("subspace.rank", 1, 8, False))])
 def test_hydras_syntax_says_what_is_varied(text, expected):
-    assert split(["env=empty", text]) == (["env=empty"], [expected])
+    assert split([text]) == (["env=empty"], [expected])
 
 
 def test_a_list_in_brackets_is_one_value():
@@ -81,7 +81,11 @@ def test_a_list_in_brackets_is_one_value():
     (["subspace.rank=choice(null,3)"], "cannot be read"), (["seed=interval(1)"], "cannot be read"),
     (["seed=interval(3,1)"], "smaller one"), ([RATE], "list values .* or set sweep=optuna"),
     (["seed=0,1", "sweep=optuna"], "sweep=optuna|needs an objective"), (["seed=0,1", "sweep.direction=up"], "sweep.direction=up"),
-    (["seed=0,1", "sweep.objective=[a,b]"], "one direction for each"), (["seed=0,1", "routing.mode=rout"], "choose from"),
+    (["seed=0,1", "sweep.objective=[a,b]"], "one direction for each"),
+    (["seed=0,1", "sweep.objective=models.deployed.sum.solve"], "sum is none of code, sums, values"),
+    (["seed=0,1", "sweep.objective=model.x"], "model is none of models, att"),
+    (["evaluation.samples=0,8", "sweep.objective=models.base.sums.solve"], "needs an evaluation"),
+    (["seed=0,1", "routing.mode=rout"], "choose from"),
     (["seed=0,1", "sweep.prune.metric=x"], "sweep.prune.metric needs sweep=optuna")])
 def test_what_cannot_be_swept_is_refused_before_any_trial_begins(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
@@ -97,18 +101,18 @@ def test_the_trainers_settings_are_checked_too(tmp_path):
 
 
 def test_a_grid_runs_every_combination_once_and_knows_the_best(tmp_path, capsys):
-    found = run(tmp_path, *GRID, "sweep.objective=models.deployed.a.solve", "env=empty")
+    found = run(tmp_path, *GRID, "sweep.objective=models.deployed.sums.solve")
     assert started(tmp_path) == {f"trial-{number:03d}": 1 for number in range(6)}
     assert [tuple(each["params"].values()) for each in found["trials"]] == [
         (rate, seed) for rate in ("0.001", "0.01") for seed in "012"]
     assert {each["trial"] for each in found["best"]} == {"trial-000", "trial-001", "trial-002"}
-    assert found["trials"][0]["overrides"] == ["env=empty", "routing.quarantine.learning_rate=0.001", "seed=0"]
+    assert found["trials"][0]["overrides"] == ["routing.quarantine.learning_rate=0.001", "seed=0"]
     said = capsys.readouterr().out
-    assert "routed-rl train env=empty routing.quarantine.learning_rate=0.001 seed=0" in said
+    assert "routed-rl train routing.quarantine.learning_rate=0.001 seed=0" in said
     assert (tmp_path / "sweep.png").exists() and (tmp_path / "sweep.svg").exists()
     assert yaml.safe_load((tmp_path / "trial-004" / "config.yaml").read_text())["seed"] == 1
     (tmp_path / "trial-003" / "summary.json").unlink()
-    assert run(tmp_path, *GRID, "sweep.objective=models.deployed.a.solve", "env=empty", "sweep.jobs=1")["best"] == found["best"]
+    assert run(tmp_path, *GRID, "sweep.objective=models.deployed.sums.solve", "sweep.jobs=1")["best"] == found["best"]
     assert started(tmp_path)["trial-003"] == 2 and sum(started(tmp_path).values()) == 7
     with pytest.raises(RunFolderError, match=r"seed: 0 -> 5.*give another out="):
         run(tmp_path, GRID[0], "seed=5,6", "env=empty")
@@ -121,7 +125,7 @@ def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path):
         out.mkdir()
         (out / "FAIL").write_text("trial-001")
         with pytest.raises(RoutedRLError, match="1 of 3 trials failed: trial-001"):
-            run(out, *source, "sweep.objective=models.deployed.a.solve")
+            run(out, *source, "sweep.objective=models.deployed.sums.solve")
         found = read_json(out / "sweep.json")
         assert [each["state"] for each in found["trials"]] == ["done", "failed", "done"]
         assert "the reward is nan" in found["trials"][1]["problem"] and found["trials"][1]["values"] is None
@@ -129,16 +133,16 @@ def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path):
 
 @pytest.mark.parametrize("source", [[], ["sweep=optuna", "sweep.trials=3"]])
 def test_an_unknown_objective_lists_those_there_are_and_costs_no_finished_trial(tmp_path, source):
-    known = r"models\.a\.solve is no number.*models\.deployed\.a\.hack, models\.deployed\.a\.solve"
+    known = r"models\.deployed\.sums\.evil is no number.*models\.deployed\.sums\.hack, models\.deployed\.sums\.solve"
     with pytest.raises(ConfigError, match=known):
-        run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.a.solve")
+        run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.deployed.sums.evil")
     before = [name for name in started(tmp_path) if (tmp_path / name / "summary.json").exists()]
-    found = run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.deployed.a.solve")
+    found = run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.deployed.sums.solve")
     assert before and len(found["trials"]) == 3 and all(started(tmp_path)[name] == 1 for name in before)
 
 
 def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
-    ours = [RATE, "sweep=optuna", "sweep.objective=models.deployed.a.solve", "evaluation.samples=0"]
+    ours = [RATE, "sweep=optuna", "sweep.objective=models.deployed.sums.solve"]
     run(tmp_path, *ours, "sweep.trials=2")
     found = run(tmp_path, *ours, "sweep.trials=4")
     assert len(found["trials"]) == 4 and started(tmp_path) == {f"trial-{number:03d}": 1 for number in range(4)}
@@ -154,7 +158,7 @@ def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
 def test_a_trial_that_is_worse_than_the_median_is_pruned_and_counts(tmp_path):
     (tmp_path / "SLOW").touch()
     found = run(tmp_path, "routing.quarantine.learning_rate=0.1,0.01,0.001", "sweep=optuna", "sweep.trials=8", "seed=1",
-                "sweep.objective=models.deployed.a.solve", "sweep.prune.metric=train/reward", "sweep.prune.after_trials=2",
+                "sweep.objective=models.deployed.sums.solve", "sweep.prune.metric=train/reward", "sweep.prune.after_trials=2",
                 "sweep.prune.after_steps=1")
     states = [each["state"] for each in found["trials"]]
     assert len(states) == 8 and "pruned" in states and "done" in states
@@ -177,8 +181,8 @@ def test_without_an_objective_each_trial_says_what_it_trained(tmp_path, capsys):
     found = run(tmp_path, "seed=0,1")
     assert found["best"] == []
     said = capsys.readouterr().out
-    assert re.search(r"│ trial-000 │ 0 +│ a +│ 0\.50 / 0\.97 │ 0\.90 / 0\.00 │", said)
-    assert re.search(r"│ trial-001 │ 1 +│ a +│ 0\.50 / 0\.97 │ 0\.90 / 0\.10 │", said)
+    assert re.search(r"│ trial-000 │ 0 +│ sums +│ 0\.50 / 0\.97 │ 0\.90 / 0\.00 │", said)
+    assert re.search(r"│ trial-001 │ 1 +│ sums +│ 0\.50 / 0\.97 │ 0\.90 / 0\.10 │", said)
     assert "no objective is set" in said
 
 

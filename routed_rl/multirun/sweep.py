@@ -15,7 +15,7 @@ from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resum
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
 from routed_rl.multirun.space import Dimension, grid
 from routed_rl.multirun.study import Study
-from routed_rl.multirun.trials import Outcome, Plan, Trial, outcome
+from routed_rl.multirun.trials import Outcome, Plan, Trial, check_objective, outcome
 from routed_rl.multirun.workers import Execute, run_all
 
 FOLDER = "sweep"
@@ -67,6 +67,8 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
 
     for trial in corners:
         check_trainer(trial.config.trainer)
+        for path in settings.objectives:
+            check_objective(path, trial.config)
     everything = Grid(plan, dimensions, settings) if settings.method == "grid" else None
     if dry_run:
         for line in plan_lines(everything.trials if everything else [], dimensions, settings):

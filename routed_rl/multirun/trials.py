@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from routed_rl.config import Compose, SweepConfig
+from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.job import Job
+from routed_rl.multirun.results import MODELS
 from routed_rl.multirun.space import overrides_of
 
 
@@ -70,6 +71,18 @@ def value_at(summary: dict[str, Any], path: str) -> float:
     if path not in known:
         raise ConfigError(f"sweep.objective={path} is no number in summary.json; there is {', '.join(sorted(known))}")
     return known[path]
+
+
+def check_objective(path: str, config: Config) -> None:
+    """ConfigError for a path that no summary of a run of `config` has; metrics, and more, are known when a trial has ended."""
+    section, *_ = names = path.split(".")
+    known = {"models": [MODELS, list(config.env)], "attribution": [list(config.env)], "routing": [], "timing": [], "scales": []}
+    for name, choices in zip(names, [list(known), *known.get(section, [])], strict=False):
+        if name not in choices:
+            raise ConfigError(f"sweep.objective={path} is never in summary.json: {name} is none of {', '.join(choices)}; "
+                              "write models.deployed.ENV.solve")
+    if section == "models" and not config.evaluation.samples:
+        raise ConfigError(f"sweep.objective={path} needs an evaluation; set evaluation.samples=200")
 
 
 def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
