@@ -15,14 +15,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, sealed_folder
-from routed_rl.errors import CheckpointError, command
+from routed_rl.errors import CheckpointError, command, reading
 from routed_rl.routing import Router
+from routed_rl.shapes import fits
 
 QUARANTINE = "quarantine.safetensors"
 LOOP = "loop.pt"
+LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape": list[int], "scored": dict[str, int],
+              "failed": dict[str, int], "completions": dict[str, Any]}
 
 
 @contextmanager
@@ -44,6 +48,31 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
         shutil.rmtree(run.checkpoint(old))
 
 
+@contextmanager
+def going_on_from(file: Path) -> Iterator[None]:
+    """Within, whatever is wrong with a checkpoint's file comes as one line that names it and the way out."""
+    with reading(CheckpointError, f"{file} is not what this run writes (use --step N of another checkpoint, or move "
+                                  f"{file.parent.name} out of {file.parent.parent} to resume from an earlier one)"):
+        yield
+
+
+@torch.no_grad()
+def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights by the model's own names, on the CPU: those of all its parameters."""
+    with going_on_from(folder / "model.safetensors"):
+        found = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+        ours = dict(model.named_parameters())
+        if not ours.keys() <= found.keys():  # a mixture's files have each expert by itself, and other names
+            stored, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)  # pyright: ignore
+            if info["missing_keys"]:
+                raise ValueError(f"it lacks {min(info['missing_keys'])}")
+            found = stored.state_dict()
+        for name, parameter in ours.items():
+            if found[name].shape != (shape := getattr(parameter, "ds_shape", parameter.shape)):
+                raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, the model's {tuple(shape)}")
+        return {name: found[name] for name in ours}
+
+
 def save_quarantine(folder: Path, router: Router, step: int) -> None:
     """Write the router's state with what is needed to read it without the run."""
     metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step)}
@@ -53,7 +82,7 @@ def save_quarantine(folder: Path, router: Router, step: int) -> None:
 
 def load_quarantine(folder: Path, router: Router) -> None:
     """The inverse of `save_quarantine`; other environments, in name or order, are refused."""
-    with safe_open(folder / QUARANTINE, "pt") as file:
+    with going_on_from(folder / QUARANTINE), safe_open(folder / QUARANTINE, "pt") as file:
         environments = json.loads(file.metadata()["environments"])
         if environments != router.quarantine.environments:
             raise CheckpointError(f"{folder} was written with environments {environments}, this run trains "
@@ -63,7 +92,7 @@ def load_quarantine(folder: Path, router: Router) -> None:
 
 def quarantined(folder: Path) -> list[str]:
     """The environments that have a part in a checkpoint's quarantine."""
-    with safe_open(folder / QUARANTINE, "pt") as file:
+    with going_on_from(folder / QUARANTINE), safe_open(folder / QUARANTINE, "pt") as file:
         return json.loads(file.metadata()["environments"])
 
 
@@ -91,26 +120,31 @@ def start_afresh(folder: Path) -> None:
     """Drop the completions that a checkpoint has in store: they are of another mixture."""
     for rank in range(len(list(folder.glob("loop*.pt")))):
         loop = load_loop(folder, rank)
-        assert loop is not None, f"{folder} has no {_loop(folder, rank).name}"
+        assert loop is not None, f"{folder} has no {loop_file(folder, rank).name}"
         completions = {"made": loop["completions"]["made"], "open": []}
         save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}, "completions": completions}, rank)
 
 
-def _rows(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:
+def _rows(tensor: Tensor, places: list[int]) -> Tensor:
     """Rows of `tensor` by place; -1 is a row of zeros."""
     return torch.stack([tensor[place] if place >= 0 else torch.zeros_like(tensor[0]) for place in places]).contiguous()
 
 
 def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
     """Write a process' counters and buffered completions (numbers, tensors, lists and dicts of them)."""
-    torch.save(state, _loop(folder, rank))
+    torch.save(state, loop_file(folder, rank))
 
 
 def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
     """The inverse of `save_loop`; None where the run that wrote the checkpoint had fewer processes."""
-    file = _loop(folder, rank)
-    return torch.load(file, weights_only=True) if file.exists() else None
+    if not (file := loop_file(folder, rank)).exists():
+        return None
+    with going_on_from(file):
+        loop = torch.load(file, weights_only=True)
+        if not fits(loop, LOOP_SHAPE) or not loop.keys() >= LOOP_SHAPE.keys() - {"shape"}:
+            raise ValueError(f"it has not {', '.join(LOOP_SHAPE)}")
+        return loop
 
 
-def _loop(folder: Path, rank: int) -> Path:
+def loop_file(folder: Path, rank: int) -> Path:
     return folder / (f"{Path(LOOP).stem}-{rank}.pt" if rank else LOOP)

@@ -150,4 +150,6 @@ def damage(checkpoint: Path) -> str | None:
 
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint, a halt that was put aside, or a file of completions: `step-N`, `step-N-...`."""
-    return int(path.stem.split("-")[1])
+    if (found := re.match(r"step-([0-9]+)(-|$)", path.stem)) is None:
+        raise CheckpointError(f"{path} has no step in its name, so no run wrote it; move it out of the run folder")
+    return int(found[1])

@@ -45,7 +45,7 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
         raise CheckpointError(f"{config.model.path} is not the base model of {target}: its weights are {parts.hash[:12]}, the "
                               f"run began with {was[:12]}; put that model back")
     meter = _Meter(parts, settings, _chosen(parts, envs), Subspace.load(run.subspace) if run.subspace.exists() else None)
-    base, deployed = _weights(parts.model), _weights(type(parts.model).from_pretrained(folder, dtype=torch.float32))
+    base, deployed = _weights(parts.model), checkpoint.read_weights(parts.model, folder)
     names = changed(base, deployed)
     if not names:
         raise CheckpointError(f"the deployed model of {target} is its base model ({folder.name}), so there is nothing to audit")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, resolve
-from routed_rl.checkpoint import load_quarantine
+from routed_rl.checkpoint import load_quarantine, read_weights
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
@@ -65,8 +65,10 @@ def load_parts(config: Config) -> Parts:
 
 def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
     """Put a checkpoint's weights into the model, and its quarantine into the router, in place."""
-    stored = type(parts.model).from_pretrained(folder, dtype=torch.float32)
-    cast(nn.Module, parts.model).load_state_dict(cast(nn.Module, stored).state_dict())
+    stored = read_weights(parts.model, folder)
+    with torch.no_grad():
+        for name, parameter in parts.model.named_parameters():
+            parameter.copy_(stored[name])
     if router is not None:
         load_quarantine(folder, router)
 

@@ -95,5 +95,5 @@ def put_aside(run: RunFolder) -> None:
 
 def halted_steps(run: RunFolder) -> set[int]:
     """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
-    steps = {step_of(path) for path in Path(run.path, "halts").glob("step-[0-9]*.json")}
+    steps = {step_of(path) for path in Path(run.path, "halts").glob("step-*.json")}
     return steps | {fresh_from_step(run)}

@@ -118,6 +118,8 @@ class CompletionFiles:
         """The inverse of `state`; the file of a generation in work is what it was at the checkpoint."""
         self.made = state["made"]
         self._open = [Generation(**kept) for kept in state["open"]]
+        if not all(generation.values_R2.shape == (len(generation.environments), len(COLUMNS)) for generation in self._open):
+            raise ValueError("its completions do not fit their environments")
         for generation in self._open:
             self._update(generation)
 

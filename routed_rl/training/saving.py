@@ -10,16 +10,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, step_of
-from routed_rl.checkpoint import load_loop, load_quarantine, save_loop, save_quarantine, writing
+from routed_rl.checkpoint import going_on_from, load_loop, load_quarantine, loop_file, save_loop, save_quarantine, writing
 from routed_rl.model.load import write_generation_config
 from routed_rl.ranks import RANKS
 from routed_rl.training.finite import FiniteCheck
-from routed_rl.training.rates import use_rates
+from routed_rl.training.resuming import check_trainer_state, use_rates
 from routed_rl.training.sharing import SharedTrainerMixin
 from routed_rl.training.tasks import RewardFunction
+
+READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "environment_ids"}
+"""Tensors of the completions in store without which there is no loss."""
 
 
 class SavingMixin(SharedTrainerMixin):
@@ -28,6 +31,12 @@ class SavingMixin(SharedTrainerMixin):
     run: RunFolder
     finite: FiniteCheck
     reward: RewardFunction
+
+    def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Go on from a checkpoint whose files are what a run writes; CheckpointError names one that is not."""
+        if resume_from_checkpoint is not None:
+            check_trainer_state(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: what a checkpoint is, its run's manifest says."""
@@ -77,7 +86,20 @@ class SavingMixin(SharedTrainerMixin):
             # With other processes the completions in store are cut otherwise: they are generated anew.
             self._step, self._buffered_inputs = step * shape[1], None
             if loop is not None and loop.get("shape", shape) == shape:
+                with going_on_from(loop_file(Path(checkpoint), RANKS.rank)):
+                    check_buffered(loop["buffered"] or [], shape[2])
+                    self.reward.completions.load(loop["completions"])
                 self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
                 self.reward.scorer.scored.update(loop["scored"])
                 self.reward.scorer.failed.update(loop["failed"])
-                self.reward.completions.load(loop["completions"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with going_on_from(Path(checkpoint or "", f"rng_state{f'_{RANKS.rank}' if RANKS.count > 1 else ''}.pth")):
+            super()._load_rng_state(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def check_buffered(buffered: list[dict[str, Any]], rows: int) -> None:
+    """ValueError for completions in store that lack what a loss reads of each of `rows` rows."""
+    for batch in buffered:
+        if wrong := [name for name in sorted(READ) if not isinstance(batch.get(name), Tensor) or len(batch[name]) != rows]:
+            raise ValueError(f"its completions have no {wrong[0]} of {rows} rows")

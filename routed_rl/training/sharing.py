@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from routed_rl.checkpoint import going_on_from
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 from routed_rl.training.backends import SHARED, shard
-from routed_rl.training.whole import take_optimizer, take_weights, whole_optimizer, whole_weights
+from routed_rl.training.resuming import check_optimizer, take_schedule
+from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
 
 class SharedTrainerMixin:
@@ -56,9 +58,10 @@ class SharedTrainerMixin:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Not transformers' own, which takes no expert of a mixture, and a file without any of the model's weights.
         if not self.shared:  # else when the model is in its pieces
-            super()._load_from_checkpoint(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+            take_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.shared:
@@ -79,17 +82,20 @@ class SharedTrainerMixin:
         return None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if RANKS.count == 1 or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+        if checkpoint is None:
+            return
         trainer: Any = self
         # transformers would load onto the device "cpu:0", which torch does not know.
-        stored = torch.load(Path(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
-        if self.shared:
-            take_optimizer(trainer.optimizer, trainer.model, self.optimizer_names, stored)
-        else:
-            trainer.optimizer.load_state_dict(stored)
-        trainer.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
-        return None
+        with going_on_from(file := Path(checkpoint, "optimizer.pt")):
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+            if self.shared:
+                take_optimizer(trainer.optimizer, trainer.model, self.optimizer_names, stored)
+            else:
+                groups = trainer.optimizer.param_groups
+                shapes = [parameter.shape for group in groups for parameter in group["params"]]
+                check_optimizer(torch_optimizer(trainer.optimizer), shapes, stored)
+                trainer.optimizer.load_state_dict(stored)
+        take_schedule(trainer.lr_scheduler, Path(checkpoint, "scheduler.pt"))
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]

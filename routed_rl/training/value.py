@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from routed_rl.checkpoint import going_on_from
 from routed_rl.errors import CheckpointError
 from routed_rl.ranks import RANKS
+from routed_rl.training.resuming import check_optimizer
 
 VALUE_HEAD = "value_head.pt"
 """Of a checkpoint: the head and its optimizer's state, as one process has them, whatever wrote it."""
@@ -62,9 +64,11 @@ class ValueHead(nn.Linear):
 
     def load(self, checkpoint: Path) -> None:
         """The inverse of `save`, in every process."""
-        if not (checkpoint / VALUE_HEAD).exists():
+        if not (file := checkpoint / VALUE_HEAD).exists():
             raise CheckpointError(f"{checkpoint} has no {VALUE_HEAD}: another algorithm wrote it, or an older version of PPO; "
                                   "resume it with the version that its run's manifest.json names, or start a new run")
-        stored = torch.load(checkpoint / VALUE_HEAD, map_location="cpu", weights_only=True)
-        self.load_state_dict(stored["head"])
-        self.optimizer.load_state_dict(stored["optimizer"])
+        with going_on_from(file):
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+            self.load_state_dict(stored["head"])
+            check_optimizer(self.optimizer, [parameter.shape for parameter in self.parameters()], stored["optimizer"])
+            self.optimizer.load_state_dict(stored["optimizer"])

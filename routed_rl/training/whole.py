@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from routed_rl.checkpoint import read_weights
 from routed_rl.routing.shards import follow, piece_of, state_piece, whole
+from routed_rl.training.resuming import check_optimizer
 
 Names = list[list[str]]
 """Parameters of each of the optimizer's groups, in its order."""
@@ -33,22 +34,19 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_weights(model: nn.Module, checkpoint: Path) -> None:
-    """The inverse of `whole_weights`, from a checkpoint's files."""
-    parameters = dict(model.named_parameters())
-    for file in checkpoint.glob("*.safetensors"):
-        with safe_open(file, "pt") as stored:
-            for name in set(stored.keys()) & set(parameters):
-                parameter, value = parameters[name], stored.get_tensor(name)
-                if (piece := piece_of(parameter)) is not None:
-                    piece.take(value)
-                else:
-                    parameter.data.copy_(value)
-                    follow(parameter)
+    """The inverse of `whole_weights`, from a checkpoint's files; also for a model that is whole."""
+    stored = read_weights(model, checkpoint)
+    for name, parameter in model.named_parameters():
+        if (piece := piece_of(parameter)) is not None:
+            piece.take(stored[name])
+        else:
+            parameter.data.copy_(stored[name])
+            follow(parameter)
 
 
 def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str, Any]:
     """The state of `torch`'s own optimizer of the unshared model. Every process must ask."""
-    inner, parameters = _torch_optimizer(optimizer), dict(model.named_parameters())
+    inner, parameters = torch_optimizer(optimizer), dict(model.named_parameters())
     keys, numbers = _keys(optimizer, inner)
     flat = [name for group in names for name in group]
     states: dict[int, dict[str, Any]] = {}
@@ -63,8 +61,10 @@ def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str,
 
 
 def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[str, Any]) -> None:
-    """The inverse of `whole_optimizer`."""
-    inner, parameters, states = _torch_optimizer(optimizer), dict(model.named_parameters()), stored["state"]
+    """The inverse of `whole_optimizer`; ValueError for what is no state of this optimizer."""
+    inner, parameters, states = torch_optimizer(optimizer), dict(model.named_parameters()), stored["state"]
+    shapes = [parameters[name] for group in names for name in group]
+    check_optimizer(inner, [getattr(parameter, "ds_shape", parameter.shape) for parameter in shapes], stored)
     for group, kept in zip(inner.param_groups, stored["param_groups"], strict=True):
         group.update({key: value for key, value in kept.items() if key != "params"})
     if not states:
@@ -85,7 +85,8 @@ def _zero(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _torch_optimizer(optimizer: Any) -> Any:
+def torch_optimizer(optimizer: Any) -> Any:
+    """What DeepSpeed or accelerate have wrapped."""
     zero = _zero(optimizer)
     return getattr(zero, "optimizer", zero)
 

@@ -1,0 +1,80 @@
+"""What a run goes on with: the optimizer, the schedule and the state of the trainer in a checkpoint, looked at before they count.
+
+The libraries take whatever a file holds. A moment of another shape then ends the process, and other numbers train on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerState
+
+from routed_rl.artifacts import read_object, step_of
+from routed_rl.checkpoint import going_on_from
+
+STATE = {"global_step": int, "max_steps": int, "num_train_epochs": int, "epoch": float, "total_flos": float,
+         "train_batch_size": int | None, "log_history": list[dict[str, Any]], "stateful_callbacks": dict[str, Any]}
+"""What of `trainer_state.json` is read again."""
+
+
+def check_trainer_state(checkpoint: Path) -> None:
+    """Refuse a `trainer_state.json` of another step, or of another shape."""
+    with going_on_from(file := checkpoint / "trainer_state.json"):
+        found = read_object(file, STATE)
+        if found is None or TrainerState(**found).global_step != step_of(checkpoint):
+            raise ValueError(f"it is no state of a trainer after step {step_of(checkpoint)}")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], stored: Any) -> None:
+    """ValueError where `stored` is no state of this optimizer for parameters of these shapes. Of an optimizer that is not
+    torch's own only the groups are looked at."""
+    for group, kept in zip(optimizer.param_groups, stored["param_groups"], strict=True):
+        for key, value in group.items():
+            kind = (int, float) if isinstance(value, (int, float)) else type(value)
+            if key != "params" and value is not None and not isinstance(kept[key], kind):
+                raise ValueError(f"{key} is {kept[key]!r:.40}")
+    expected = _expected(optimizer)
+    if expected and not stored["state"]:
+        raise ValueError("it holds no moments")
+    for place, state in stored["state"].items() if expected else []:
+        for key, like in expected.items():
+            value, shape = state[key], shapes[place]
+            if isinstance(like, Tensor) and value.shape != (like.shape if like.dim() == 0 else shape):
+                raise ValueError(f"{key} has the shape {tuple(value.shape)} for a weight of {tuple(shape)}")
+
+
+def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the optimizer keeps for a weight, those tensors that have its shape or none; found by a step of another one."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim"):
+        return {}
+    known = inspect.signature(kind).parameters
+    weight = nn.Parameter(torch.zeros(2, 3))
+    weight.grad = torch.ones_like(weight)
+    trial = kind([weight], **{key: value for key, value in optimizer.defaults.items() if key in known})
+    trial.step()
+    return {key: value for key, value in trial.state[weight].items()
+            if isinstance(value, Tensor) and value.shape in (torch.Size(), weight.shape)}
+
+
+def take_schedule(scheduler: Any, file: Path) -> None:
+    """Go on with a schedule's place; its rates are for `use_rates`."""
+    with going_on_from(file):
+        stored, now = torch.load(file, map_location="cpu", weights_only=True), scheduler.state_dict()
+        if not isinstance(stored["last_epoch"], int) or len(stored["lr_lambdas"]) != len(now["lr_lambdas"]):
+            raise ValueError("it is no state of this schedule")
+        scheduler.load_state_dict(stored)
+
+
+def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
+    """Go on with each group's (learning rate, weight decay), and with the schedule as it is now set, at the step of the
+    checkpoint."""
+    schedule = getattr(scheduler, "scheduler", scheduler)
+    for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
+        group["weight_decay"] = decay
+        group["initial_lr"] = schedule.base_lrs[place] = rate
+        group["lr"] = schedule._last_lr[place] = rate * schedule.lr_lambdas[place](schedule.last_epoch)
