@@ -102,10 +102,14 @@ def test_every_table_of_the_contract_is_there() -> None:
     assert found["attribution"]["route"]["code"]["push"]["seeds"] == [1.0, 2.0, 3.0]
 
 
-def test_a_flag_that_never_rose_counts_as_zero() -> None:
-    found = results(summaries(["route", "control"], 2), {})
-    assert found["arms"]["control"]["deployed"]["values"]["evil"]["seeds"] == [0.0, 0.0]
-    assert found["real_minus_random"]["values"]["evil"]["mean"] == pytest.approx(0.01)
+def test_a_metric_that_a_models_evaluation_never_named_is_in_no_mean_and_no_difference() -> None:
+    runs = summaries(["route", "control"], 2)
+    found = results(runs, {})
+    assert "evil" not in found["arms"]["control"]["deployed"]["values"] and "evil" not in found["real_minus_random"]["values"]
+    runs["control"][1]["models"]["deployed"]["values"]["evil"] = 0.03
+    found = results(runs, {})
+    assert found["arms"]["control"]["deployed"]["values"]["evil"]["seeds"] == [0.03]
+    assert found["real_minus_random"]["values"]["evil"]["mean"] == pytest.approx(-0.02)
 
 
 def compose(overrides: list[str]) -> Config:
@@ -133,7 +137,10 @@ def pretend(config: Config, overrides: list[str]) -> None:
     if (out / "DIE").exists() and (out / "DIE").read_text() == folder.name:
         os.kill(os.getpid(), signal.SIGKILL)
     arm = "control" if config.subspace.method == "random" else config.routing.mode
-    write_json(folder / "summary.json", summary(arm, config.seed, rank=config.subspace.rank))
+    found = summary(arm, config.seed, rank=config.subspace.rank)
+    if arm == "none":
+        found["models"]["base"]["code"]["failures"] = 7.0
+    write_json(folder / "summary.json", found)
 
 
 def run(out: Path, *, overrides: list[str] | None = None, arms: str = "none,route,control", seeds: int = 2, jobs: int = 2,
@@ -145,7 +152,8 @@ def started(out: Path) -> dict[str, int]:
     return {path.parent.name: len(path.read_text().split()) for path in sorted(out.glob("runs/*/started"))}
 
 
-def test_every_arm_and_seed_runs_once_with_paired_seeds_in_processes_that_stay(tmp_path: Path) -> None:
+def test_every_arm_and_seed_runs_once_with_paired_seeds_in_processes_that_stay(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(tmp_path, ranks=[1, 3], overrides=["seed=40"])
     assert started(tmp_path) == {"control-seed0": 1, "control-seed1": 1, "none-seed0": 1, "none-seed1": 1,
                                  "route-rank1-seed0": 1, "route-seed0": 1, "route-seed1": 1}
@@ -156,7 +164,10 @@ def test_every_arm_and_seed_runs_once_with_paired_seeds_in_processes_that_stay(t
     assert found["ranks"].keys() == {"1", "3"}
     assert found["real_minus_random"]["code"]["hack"]["high"] < 0
     assert (tmp_path / "compare.png").stat().st_size > 1000
-    assert "| code hack |" in (tmp_path / "compare.md").read_text()
+    told = (tmp_path / "compare.md").read_text()
+    assert "| code hack |" in told
+    failed = "none-seed0: 7 of 2000 completions in code could not be scored (base)"
+    assert failed in found["notes"] and f"Note: {failed}" in told and failed in capsys.readouterr().out
 
 
 def test_the_same_call_again_only_does_what_is_missing(tmp_path: Path) -> None:

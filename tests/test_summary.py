@@ -46,6 +46,11 @@ def test_what_discarding_costs_is_told_for_the_environment_that_loses_most():
     assert sentence(models, {}, ENVIRONMENTS).endswith("; discarding the quarantine costs no solve in any environment")
 
 
+def test_completions_that_could_not_be_scored_are_told():
+    models = {"base": results(), "policy": results(a={"failures": 3.0}), "deployed": results()}
+    assert sentence(models, {}, ENVIRONMENTS).endswith("; 3 of 4 completions in a (leaky) could not be scored (policy)")
+
+
 @pytest.mark.parametrize("mode", ["none", "erase"])
 def test_where_there_is_no_quarantine_nothing_is_said_of_discarding_one(mode: str) -> None:
     trained = results(a={"hack": 0.9, "solve": 0.1})

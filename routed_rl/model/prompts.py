@@ -81,8 +81,8 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> lis
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a text: the tokenizer's eos, then the model's where it has more."""
-    known: Any = getattr(model.generation_config, "eos_token_id", None)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *([known] if isinstance(known, int) else known or [])]))
+    own, known = cast(int, tokenizer.eos_token_id), cast(Any, model.generation_config).eos_token_id
+    return list(dict.fromkeys([own, *([known] if isinstance(known, int) else known or [])]))
 
 
 def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["left", "right"] = "right"

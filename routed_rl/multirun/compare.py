@@ -14,6 +14,7 @@ from routed_rl.multirun.comparison import draw, tables, with_bounds, with_half_w
 from routed_rl.multirun.job import Seeded, seeded, train_or_resume
 from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
+from routed_rl.report import not_scored
 
 ARMS: dict[str, list[str]] = {
     UNROUTED: ["routing.mode=none"],
@@ -42,6 +43,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         found = results({arm: _by_seed([run for run in planned if run.arm == arm], summaries) for arm in dict.fromkeys(arms)},
                         {rank: _by_seed(plan, summaries) for rank, plan in at_ranks.items()})
         notes = [f"{name} is missing: {problem}" for name, problem in failed.items()]
+        notes += [f"{name}: {line}" for name, summary in summaries.items() for line in not_scored(summary["models"])]
         if seeds < 3:
             wide = "one seed: there are no intervals" if seeds == 1 else f"{seeds} seeds: intervals are very wide"
             notes.append(f"{wide}; a mean needs --seeds 3, a headline --seeds 5")

@@ -20,7 +20,7 @@ def results(arms: Summaries, ranks: Mapping[int, dict[int, dict[str, Any]]]) -> 
     """Everything in `compare.json` that is a number.
 
     Every leaf is `{mean, low, high, seeds}`; differences and ratios are taken per seed, so seeds that only one side has
-    do not count. A metric that a model's evaluation never named counts as 0: a flag that never rose.
+    do not count, nor do those in which a model's evaluation never named the metric.
     """
     known = known_metrics([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()])
     tables = Tables(known)
@@ -93,9 +93,9 @@ def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def values(runs: Mapping[int, dict[str, Any]], model: str, env: str, metric: str) -> dict[int, float]:
-    """Seed -> value, over the runs that evaluated this model on this environment."""
-    return {seed: float(run["models"][model][env].get(metric, 0.0)) for seed, run in runs.items()
-            if env in run["models"].get(model, {})}
+    """Seed -> value, over the runs in which this model has the metric on this environment."""
+    return {seed: float(value) for seed, run in runs.items()
+            if (value := run["models"].get(model, {}).get(env, {}).get(metric)) is not None}
 
 
 def gain(runs: Mapping[int, dict[str, Any]], model: str, env: str, metric: str) -> dict[int, float]:

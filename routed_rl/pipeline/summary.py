@@ -14,7 +14,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import command
-from routed_rl.report import cost, differences, has_quarantine, write_report
+from routed_rl.report import cost, differences, has_quarantine, not_scored, write_report
 from routed_rl.routing import Router
 from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker
 
@@ -104,7 +104,7 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
         said.append(f"{labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona")
     elif mode != "none":
         said.append("no environment shifted the stream towards the positive persona")
-    return "; ".join([*said, *([lost] if (lost := cost(models, mode, labels)) else [])])
+    return "; ".join([*said, *([lost] if (lost := cost(models, mode, labels)) else []), *not_scored(models, labels)])
 
 
 def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[str]:

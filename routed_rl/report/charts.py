@@ -13,12 +13,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-
-from routed_rl.report.data import Series
 
 TEXT, GRID, MARK = "#010001", "#010002", "#010003"
 COLOURS = [f"#0100{place:02x}" for place in range(0x10, 0x16)]
@@ -47,7 +46,7 @@ class Mark:
     label: str
 
 
-def lines(name: str, series: dict[str, Series], label: str, marks: Sequence[Mark], until: int, order: Sequence[str], *,
+def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[Mark], until: int, order: Sequence[str], *,
           bold: str | None = None, level: float | None = None, log: bool = False) -> Markup:
     """One line each up to step `until`, named at its end; `bold` stands out, `level` is a line to compare with.
 
@@ -71,7 +70,7 @@ def lines(name: str, series: dict[str, Series], label: str, marks: Sequence[Mark
         return _svg(figure, name)
 
 
-def panels(name: str, grid: dict[str, dict[str, Series]], marks: Sequence[Mark], until: int, *, across: int = 3) -> Markup:
+def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 3) -> Markup:
     """Small panels on one scale, each with the same few lines, which the first row's legend names."""
     with matplotlib.rc_context(STYLE):
         rows = -(-len(grid) // across)
@@ -135,10 +134,10 @@ def heatmap(name: str, values_LS: np.ndarray, steps: np.ndarray, label: str) -> 
         return _svg(figure, name)
 
 
-def _line(panel: Axes, series: Series, place: int | None, width: float, label: str) -> None:
+def _line(panel: Axes, series: pd.Series, place: int | None, width: float, label: str) -> None:
     colour, dashes = (TEXT, "-") if place is None else (COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)])
-    panel.plot(series.steps, series.values, color=colour, linestyle=dashes, linewidth=width, label=label,
-               marker="o" if len(series.steps) == 1 else None, markersize=4)
+    panel.plot(series.index, series, color=colour, linestyle=dashes, linewidth=width, label=label,
+               marker="o" if len(series) == 1 else None, markersize=4)
 
 
 def _marks(panel: Axes, marks: Sequence[Mark], *, named: bool) -> None:
@@ -150,17 +149,16 @@ def _marks(panel: Axes, marks: Sequence[Mark], *, named: bool) -> None:
                            color=MARK, fontsize=8)
 
 
-def _names(panel: Axes, series: dict[str, Series], order: Sequence[str], bold: str | None) -> None:
+def _names(panel: Axes, series: dict[str, pd.Series], order: Sequence[str], bold: str | None) -> None:
     """Each line's name at its end, moved apart where lines end together."""
     panel.set_ylim(panel.get_ylim())  # Fixed, so that what is computed here still holds when it is drawn.
     to_axes, height = panel.transData + panel.transAxes.inverted(), panel.get_window_extent().height
-    ends = sorted((float(to_axes.transform((one.steps[-1], one.values[-1]))[1]), key)
-                  for key, one in series.items() if len(one.steps))
+    ends = sorted((float(to_axes.transform((one.index[-1], one.iloc[-1]))[1]), key) for key, one in series.items() if len(one))
     gap = min(LETTERS * panel.figure.dpi / 72 / height, 1 / max(len(ends), 1))
     for (_, key), at in zip(ends, spread([end for end, _ in ends], gap), strict=True):
         one, colour = series[key], COLOURS[order.index(key) % len(COLOURS)] if key in order else TEXT
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
-        panel.annotate(key if len(key) < 18 else f"{key[:16]}…", (one.steps[-1], one.values[-1]), (1.03, at),
+        panel.annotate(key if len(key) < 18 else f"{key[:16]}…", (one.index[-1], one.iloc[-1]), (1.03, at),
                        textcoords="axes fraction", color=colour, va="center", fontweight="bold" if key == bold else "normal",
                        annotation_clip=False, arrowprops=leader)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from routed_rl.artifacts import RunFolder, read_object
 from routed_rl.tracking import MODELS, NOT_METRICS, MetricsFile, cosine_matrix
@@ -23,34 +24,6 @@ MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | i
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
               "completions": list[dict[str, Any]]}
 """The types of what they hold."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """A quantity by step; steps that lack it are left out."""
-
-    steps: np.ndarray
-    values: np.ndarray
-
-    def thinned(self, points: int, *, mean: bool) -> Series:
-        """At most `points` of them: the mean of each stretch of neighbours, or its last (for what has added up so far)."""
-        if len(self.steps) <= points:
-            return self
-        bounds = np.linspace(0, len(self.steps), points + 1).astype(int)
-        last = bounds[1:] - 1
-        values = np.add.reduceat(self.values, bounds[:-1]) / np.diff(bounds) if mean else self.values[last]
-        return Series(self.steps[last], values)
-
-    def at(self, step: int) -> float | None:
-        """The value at `step`, or the last one before it."""
-        place = int(np.searchsorted(self.steps, step, side="right")) - 1
-        return None if place < 0 else float(self.values[place])
-
-    def mean(self) -> float | None:
-        return float(self.values.mean()) if len(self.values) else None
-
-    def summed(self) -> Series:
-        return Series(self.steps, np.cumsum(self.values))
 
 
 @dataclass(frozen=True)
@@ -78,9 +51,22 @@ class RunData:
     def mode(self) -> str:
         return self.setting("routing", "mode", "none")
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The metrics by step, in the order in which they first appear; nan where a row lacks one."""
+        if not self.rows:
+            return pd.DataFrame()
+        found: Any = pd.DataFrame(self.rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
+        return found.apply(pd.to_numeric, errors="coerce").astype(float)
+
+    @property
+    def names(self) -> list[str]:
+        """Metrics of any row."""
+        return list(self.table.columns)
+
     @property
     def last_step(self) -> int:
-        return self.rows[-1]["step"] if self.rows else 0
+        return int(self.table.index[-1]) if self.rows else 0
 
     @property
     def planned(self) -> int:
@@ -90,11 +76,6 @@ class RunData:
     def lineage(self) -> dict[str, Any] | None:
         found = self.manifest.get("lineage") or {}
         return found if found.keys() >= LINEAGE else None
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Metrics of any row, in the order in which they first appear."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
 
     def environments(self) -> list[str]:
         """Those that the ledger attributes to; without a ledger, those that were trained."""
@@ -111,14 +92,14 @@ class RunData:
         judged = self.setting("monitor", "axis")
         return sorted(found, key=lambda axis: axis != judged)
 
-    def series(self, name: str) -> Series:
-        """A metric by step."""
-        known = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
-        return Series(np.array([step for step, _ in known], dtype=int), np.array([value for _, value in known], dtype=float))
+    def series(self, name: str) -> pd.Series:
+        """A metric by step; steps that lack it are left out."""
+        return pd.Series(self.table[name]).dropna() if name in self.names else pd.Series(dtype=float)
 
     def last(self, name: str) -> float | None:
         """A metric at the last step, or the last one before it that is a number; None where the last row no longer has it."""
-        return self.series(name).at(self.last_step) if self.rows and name in self.rows[-1] else None
+        known = self.series(name)
+        return float(known.iloc[-1]) if len(known) and name in self.rows[-1] else None
 
     def removed(self) -> list[str]:
         """Environments that the ledger knew once and no longer: a rollback forgot their parts."""
@@ -132,8 +113,8 @@ class RunData:
 
     def recent(self, name: str) -> float | None:
         """Mean over the last tenth of the steps."""
-        values = self.series(name).values
-        return None if len(values) == 0 else float(values[-max(1, len(values) // 10):].mean())
+        known = self.series(name)
+        return float(known.tail(max(1, len(known) // 10)).mean()) if len(known) else None
 
     def metrics(self) -> list[str]:
         """What environments are evaluated by: flags first, then the true score, then what is paid."""
@@ -141,6 +122,17 @@ class RunData:
         found |= dict.fromkeys(key.split("/", 3)[3] for key in self.names if key.startswith("evaluation/"))
         order = {"solve": 1, "reward": 2}
         return sorted((name for name in found if name not in NOT_METRICS), key=lambda name: order.get(name, 0))
+
+
+def thinned(lines: Any, points: int, *, mean: bool) -> Any:
+    """At most `points` rows of a Series or DataFrame: the mean of each stretch of neighbours, or its last (for what has added
+    up so far)."""
+    if len(lines) <= points:
+        return lines
+    last = np.linspace(0, len(lines), points + 1).astype(int)[1:] - 1
+    if not mean:
+        return lines.iloc[last]
+    return lines.groupby(np.searchsorted(last, np.arange(len(lines)))).mean().set_axis(lines.index[last])
 
 
 def read_run(run: RunFolder) -> RunData:

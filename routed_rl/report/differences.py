@@ -46,6 +46,12 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
             f"deployed model {deployed:.2f})")
 
 
+def not_scored(results: Results, labels: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each model and environment some of whose completions could not be scored, and so are in no mean."""
+    return [f"{means['failures']:.0f} of {means['completions']:.0f} completions in {(labels or {}).get(env, env)} could not be "
+            f"scored ({model})" for model, found in results.items() for env, means in found.items() if means.get("failures")]
+
+
 def has_quarantine(mode: str) -> bool:
     """Whether a run in this mode of routing ends with something to discard: `erase` keeps it empty."""
     return mode in ("route", "observe")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from routed_rl.report.charts import dots
 from routed_rl.report.completions import shown
-from routed_rl.report.data import RunData, Series
+from routed_rl.report.data import RunData
 from routed_rl.report.over_time import panel_chart
 from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
@@ -45,7 +45,7 @@ def pay(run: RunData) -> Section:
     kinds = dict.fromkeys(name.split("/")[2] for name in run.names if name.startswith("environment/"))
     flags = [kind for kind in kinds if kind not in ("reward", "solve", "failures", "restarts")][:FLAGS]
     names = {"reward": "paid", "solve": "true", **{flag: flag for flag in flags}}
-    grid = {env: {word: series for kind, word in names.items() if len((series := run.series(f"environment/{env}/{kind}")).steps)}
+    grid = {env: {word: series for kind, word in names.items() if len(series := run.series(f"environment/{env}/{kind}"))}
             for env in run.environments()}
     if grid := {env: lines for env, lines in grid.items() if lines}:
         section.charts.append(panel_chart(run, "pay-chart", "Paid reward, true score and flags by environment", grid))
@@ -92,6 +92,8 @@ def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
 
 
 def _model_table(run: RunData, metrics: list[str]) -> Table:
+    failed = any(means.get("failures") for results in run.models.values() for means in results.values())
+    metrics = [*metrics, *(["failures"] if failed else [])]
     columns = [(metric, model) for metric in metrics for model in MODELS if model in run.models]
     rows = [[env, *(run.models[model].get(env, {}).get(metric) for metric, model in columns)] for env in _evaluated(run)]
     return Table("Means by environment and model.", ["environment", *(f"{metric}, {model}" for metric, model in columns)], rows,
@@ -103,11 +105,11 @@ def _evaluated(run: RunData) -> list[str]:
     return list(dict.fromkeys([*(env for results in run.models.values() for env in results), *during]))
 
 
-def _over_steps(run: RunData, env: str, metric: str) -> dict[str, Series]:
+def _over_steps(run: RunData, env: str, metric: str) -> dict[str, pd.Series]:
     """The policy and the deployed model where training evaluated them, with the base model as a level."""
     lines = {model: run.series(f"evaluation/{model}/{env}/{metric}") for model in ("policy", "deployed")}
-    lines = {model: series for model, series in lines.items() if len(series.steps)}
+    lines = {model: series for model, series in lines.items() if len(series)}
     base = run.models.get("base", {}).get(env, {}).get(metric)
     if lines and base is not None:
-        lines["base"] = Series(np.array([0, run.last_step]), np.full(2, base))
+        lines["base"] = pd.Series(base, index=[0, run.last_step])
     return lines

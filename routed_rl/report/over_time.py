@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from routed_rl.report.charts import Mark, panels
 from routed_rl.report.charts import lines as draw_lines
-from routed_rl.report.data import RunData, Series
+from routed_rl.report.data import RunData, thinned
 from routed_rl.report.parts import Chart, by_step
 from routed_rl.report.story import culprit
 
@@ -21,14 +23,14 @@ def marks(run: RunData) -> list[Mark]:
     return found
 
 
-def line_chart(run: RunData, name: str, title: str, lines: dict[str, Series], label: str, *, level: float | None = None,
+def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series], label: str, *, level: float | None = None,
                log: bool = False, mean: bool = False) -> Chart:
     """A line for each key; long ones are thinned to means, or to what they are at the end of each stretch."""
-    thin = {key: series.thinned(POINTS, mean=mean) for key, series in lines.items()}
-    ends = sorted(((float(series.values[-1]), key) for key, series in lines.items() if len(series.steps)), reverse=True)
-    longest = max(lines.values(), key=lambda series: len(series.steps))
+    thin = {key: thinned(series, POINTS, mean=mean) for key, series in lines.items()}
+    ends = sorted(((float(series.iloc[-1]), key) for key, series in lines.items() if len(series)), reverse=True)
+    longest = max(lines.values(), key=len)
     removed = run.removed()
-    said = [f"{key} {end:.3g}{f' until step {lines[key].steps[-1]}, then removed' if key in removed else ''}"
+    said = [f"{key} {end:.3g}{f' until step {lines[key].index[-1]}, then removed' if key in removed else ''}"
             for end, key in ends]
     words = (f"{len(lines)} lines over {run.last_step} steps. At the end: {', '.join(said)}."
              + stretch(longest, POINTS, mean=mean))
@@ -37,18 +39,18 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, Series], la
     return Chart(name, title, words, svg, by_step(f"{title}.", lines))
 
 
-def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, Series]]) -> Chart:
+def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, pd.Series]]) -> Chart:
     """A small panel for each key, with the same few lines."""
     keys = dict.fromkeys(key for lines in grid.values() for key in lines)
-    longest = max((series for lines in grid.values() for series in lines.values()), key=lambda series: len(series.steps))
-    thin = {env: {key: series.thinned(FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}
+    longest = max((series for lines in grid.values() for series in lines.values()), key=len)
+    thin = {env: {key: thinned(series, FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}
     words = f"A panel for each of {len(grid)} environments: {', '.join(keys)} by step.{stretch(longest, FEW, mean=True)}"
     flat = {f"{env}, {key}": series for env, lines in grid.items() for key, series in lines.items()}
     return Chart(name, title, words, panels(name, thin, marks(run), run.last_step), by_step(f"{title}.", flat))
 
 
-def stretch(series: Series, points: int, *, mean: bool) -> str:
+def stretch(series: pd.Series, points: int, *, mean: bool) -> str:
     """What a point of a thinned line stands for, as a sentence; nothing where each step is a point."""
-    if len(series.steps) <= points:
+    if len(series) <= points:
         return ""
-    return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series.steps) // points)} steps."
+    return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series) // points)} steps."

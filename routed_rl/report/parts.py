@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 from markupsafe import Markup
-
-from routed_rl.report.data import Series
 
 TABLE_ROWS = 12
 
@@ -51,11 +50,9 @@ class Section:
     commands: list[str] = field(default_factory=list)
 
 
-def by_step(caption: str, lines: dict[str, Series]) -> Table:
+def by_step(caption: str, lines: dict[str, pd.Series]) -> Table:
     """Some steps of several series, evenly spread, the last one among them; nothing after a series ended."""
-    steps = sorted({int(step) for series in lines.values() for step in series.steps})
-    count = min(len(steps), TABLE_ROWS)
-    chosen = [steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)]
-    rows = [[step, *(series.at(step) if len(series.steps) and step <= series.steps[-1] else None for series in lines.values())]
-            for step in chosen]
-    return Table(caption, ["step", *lines], rows)
+    known = pd.DataFrame(lines).sort_index().ffill(limit_area="inside")
+    count = min(len(known), TABLE_ROWS)
+    chosen = [round(place * (len(known) - 1) / max(count - 1, 1)) for place in range(count)]
+    return Table(caption, ["step", *lines], [list(row) for row in known.iloc[chosen].itertuples()])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from routed_rl.report.charts import heatmap
-from routed_rl.report.data import RunData, Series
+from routed_rl.report.data import RunData, thinned
 from routed_rl.report.over_time import line_chart, stretch
 from routed_rl.report.parts import Chart, Section, Table, by_step
 from routed_rl.report.story import culprit
@@ -31,7 +32,7 @@ def pushes(run: RunData) -> Section:
                                          level=0.0))
         rows = [[name, *(run.last(f"ledger/{name}/shift/{axis}") for axis in axes)] for name in names]
         section.tables.append(Table("Shift so far along every named axis.", ["environment", *axes], rows, marked=culprit(run)))
-    lines = {name: series.summed() for name in names if len((series := run.series(f"ledger/{name}/push")).steps)}
+    lines = {name: series.cumsum() for name in names if len(series := run.series(f"ledger/{name}/push"))}
     if lines:
         section.charts.append(line_chart(run, "push-chart", "Push by environment, added up", lines, "push so far"))
     return section
@@ -54,19 +55,17 @@ def layers(run: RunData) -> Section:
     section = Section("layers", "Where in the model it lies", "Size of the quarantine by layer and step.",
                       "The metrics of this run do not say what lies in which layer.")
     found = {int(name.split("/")[2]): series for name in run.names if name.startswith("quarantine/layer/")
-             and len((series := run.series(name)).steps)}
+             and len(series := run.series(name))}
     if not found:
         return section
-    known = np.unique(np.concatenate([series.steps for series in found.values()]))
-    steps = Series(known, known).thinned(COLUMNS, mean=False).steps
-    nothing = Series(steps, np.zeros(len(steps)))
-    values = np.array([[found.get(layer, nothing).at(step) or 0.0 for step in steps] for layer in range(max(found) + 1)])
+    shown = thinned(pd.DataFrame(found).sort_index().ffill(), COLUMNS, mean=False)
+    values = shown.reindex(columns=range(max(found) + 1)).fillna(0.0).to_numpy().T
     most = int(np.argmax(values[:, -1]))
     words = (f"Map of {len(values)} layers by {run.last_step} steps; at the last step layer {most} holds most, "
              f"{values[most, -1]:.3g}." + stretch(found[most], COLUMNS, mean=False))
     numbers = by_step("The quarantine's size by layer.", {f"layer {layer}": one for layer, one in sorted(found.items())})
     section.charts.append(Chart("layer-chart", "The quarantine's size by layer and step", words,
-                                heatmap("layer-chart", values, steps, "size"), numbers))
+                                heatmap("layer-chart", values, shown.index.to_numpy(), "size"), numbers))
     return section
 
 
@@ -81,7 +80,7 @@ def control(run: RunData) -> Section:
     kinds = list(dict.fromkeys(name.split("/")[1] for name in run.names if name.startswith("control/")))
     names = ["all", *run.environments()]
     for kind in kinds:
-        lines = {name: series for name in names if len((series := run.series(f"control/{kind}/{name}/ratio")).steps)}
+        lines = {name: series for name in names if len(series := run.series(f"control/{kind}/{name}/ratio"))}
         if lines:
             section.charts.append(line_chart(run, f"control-{kind}", f"Routed energy over {kind} random bases", lines,
                                              "ratio, log scale", level=1.0, log=True, mean=True))

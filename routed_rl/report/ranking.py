@@ -1,16 +1,11 @@
-"""Which completions show what was paid for: one ranking, for a halt and for the report.
-
-It holds a file at a time, of that the columns it needs, and `count` places.
-"""
+"""Which completions show what was paid for: one ranking, for a halt and for the report. It holds a file at a time."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
@@ -20,12 +15,8 @@ from routed_rl.tracking import encouraged
 BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
             "group's mean")
 BY_GAP = "paid reward minus true score, then the latest"
-JUDGED = ("environment", "task", "reward", "solve", "shift")
-WANTED = ("step", "environment", "prompt", "completion", "reward", "solve", "flags")
-UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError)
-
-Place = tuple[float, int, int]
-"""(value, number of the file, -row): sorts by value, then the latest, then the first row."""
+WANTED = ["step", "environment", "prompt", "completion", "reward", "solve", "flags"]
+UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeError)
 
 
 def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str = "") -> tuple[list[dict[str, Any]], str]:
@@ -35,60 +26,36 @@ def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str
     Those that were discouraged push as well, but do not show what is paid for. `rows` are the metrics of the files' steps:
     `share_of_push` is of all that the environment's completions shifted so in them. Says in one line which files it cannot read.
     """
-    unread = dict[Path, Exception]()
-    shifted, overpaid = list[Place](), list[Place]()
-    for number, path in enumerate(files):
+    best, unread = dict[str, Any](), dict[Path, Exception]()
+    for path in files:
         try:
-            shift, over = _scores(_read(path, JUDGED), name)
+            for by, table in _judged(path, name).items():
+                # Before the earlier ones: of equals the latest come first.
+                best[by] = pd.concat([table, *([best[by]] if by in best else [])]).sort_values(
+                    "value", ascending=False, kind="stable")[:count]
         except UNREADABLE as error:
             unread[path] = error
-            continue
-        shifted = sorted([*shifted, *_largest(shift, number, count)], reverse=True)[:count]
-        overpaid = sorted([*overpaid, *_largest(over, number, count)], reverse=True)[:count]
-    found = _taken(files, shifted or overpaid, [*WANTED, "push", "shift"] if shifted else [*WANTED], unread)
-    for row in found if shifted else []:
+    by = BY_SHIFT if len(best.get(BY_SHIFT, ())) else BY_GAP
+    found = best.get(by, pd.DataFrame(columns=WANTED))[[*WANTED, *(("push", "shift") if by == BY_SHIFT else ())]]
+    completions: list[dict[str, Any]] = found.astype(object).where(found.notna(), None).to_dict("records")
+    for row in completions if by == BY_SHIFT else []:
         whole = sum(each.get(f"completions/{row['environment']}/own_shift_up") or 0.0 for each in rows)
         row["share_of_push"] = row["shift"] / whole if whole > 0 else None
     if unread:
         path, error = next(iter(unread.items()))
         console.say(f"left out {len(unread)} of {len(files)} files of completions that cannot be read: {path.name}, "
                     f"{next(iter(str(error).splitlines()), type(error).__name__)}")
-    return found, BY_SHIFT if shifted else BY_GAP
+    return completions, by
 
 
-def _scores(table: pyarrow.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(shift where it is above 0 and encouraged, paid minus true) of a file's rows; nan where not, or not of `name`."""
-    reward, solve = (table[key].to_numpy().astype(float) for key in ("reward", "solve"))
-    shift = table["shift"].to_numpy().astype(float) if "shift" in table.column_names else np.full(len(table), np.nan)
-    environments, tasks = (table[key].to_pylist() for key in ("environment", "task"))
-    ours = ~np.isnan(reward) & np.array([name in ("", each) for each in environments], dtype=bool)
-    up = ours & encouraged(environments, tasks, reward) & (shift > 0)
-    return np.where(up, shift, np.nan), np.where(ours, reward - solve, np.nan)
-
-
-def _largest(values: np.ndarray, number: int, count: int) -> Iterator[Place]:
-    """The `count` largest of a file that are known."""
-    for place in np.argsort(-values, kind="stable")[:count]:
-        if not np.isnan(values[place]):
-            yield float(values[place]), number, -int(place)
-
-
-def _taken(files: list[Path], places: list[Place], columns: list[str], unread: dict[Path, Exception]) -> list[dict[str, Any]]:
-    """The rows at `places`, in this order; nan becomes None."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    for number in {number for _, number, _ in places}:
-        ours = [place for _, at, place in places if at == number]
-        try:
-            rows = _read(files[number], columns).take([-place for place in ours]).to_pylist()
-        except UNREADABLE as error:
-            unread[files[number]] = error
-            continue
-        found |= {(number, place): dict.fromkeys(columns) | row for place, row in zip(ours, rows, strict=True)}
-    return [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in found[place[1:]].items()}
-            for place in places if place[1:] in found]
-
-
-def _read(path: Path, columns: Sequence[str]) -> pyarrow.Table:
-    """Those of the columns that a file has."""
+def _judged(path: Path, name: str) -> dict[str, pd.DataFrame]:
+    """The rows of a file that could be scored, of `name` or of all, with their `value` by each ranking that they are in."""
     with ParquetFile(path) as file:
-        return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+        known = [*WANTED, "task", *({"push", "shift"} & {*file.schema_arrow.names})]
+        table = file.read(columns=known).select(known).to_pandas()
+    table = table.reindex(columns=[*WANTED, "task", "push", "shift"])
+    paid, solve, shift = (table[key].astype(float) for key in ("reward", "solve", "shift"))
+    ours = paid.notna() & (table["environment"] == name if name else True)
+    up = ours & encouraged(table["environment"].tolist(), table["task"].tolist(), paid.tolist()) & (shift > 0)
+    return {by: table.assign(value=value)[kept & value.notna()]
+            for by, value, kept in ((BY_SHIFT, shift, up), (BY_GAP, paid - solve, ours))}

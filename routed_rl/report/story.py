@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from routed_rl.report.data import RunData
-from routed_rl.report.differences import cost, differences
+from routed_rl.report.differences import cost, differences, not_scored
 from routed_rl.report.parts import Table
 from routed_rl.tracking import MODELS
 
@@ -43,9 +43,10 @@ def _cause(run: RunData) -> str:
 
 def _discarding(run: RunData) -> str:
     """What rose in the policy, and what discarding the quarantine changes and costs."""
-    if run.mode == "none" or any(model not in run.models for model in MODELS):
-        return ""
-    return "".join(f"; {words}" for words in (differences(run.models, run.mode), cost(run.models, run.mode)) if words)
+    said = not_scored(run.models)
+    if run.mode != "none" and all(model in run.models for model in MODELS):
+        said = [differences(run.models, run.mode), cost(run.models, run.mode), *said]
+    return "".join(f"; {words}" for words in said if words)
 
 
 def final_shifts(run: RunData) -> dict[str, float]:
@@ -74,7 +75,9 @@ def table(run: RunData) -> Table:
     metric = next((name for name in run.metrics() if name not in ("solve", "reward")), None) or next(iter(run.metrics()), None)
     models = list(run.models) if metric else []
     columns += [f"{metric}, {model}" for model in models]
-    pushes, removed = {name: float(run.series(f"ledger/{name}/push").values.sum()) for name in run.environments()}, run.removed()
+    failed = {name: int(run.series(f"environment/{name}/failures").sum()) for name in run.environments()}
+    columns += ["not scored"] if any(failed.values()) else []
+    pushes, removed = {name: float(run.series(f"ledger/{name}/push").sum()) for name in run.environments()}, run.removed()
     whole, shifts = sum(push for name, push in pushes.items() if name not in removed), final_shifts(run)
     said = verdict_words(run)
     probes = [name for results in run.models.values() for name in results if name not in pushes]
@@ -85,10 +88,12 @@ def table(run: RunData) -> Table:
         monitor = said.get(name, "nothing" if name in pushes else "only evaluated")
         rows.append([name, *routes, run.recent(f"environment/{name}/reward"), run.recent(f"environment/{name}/solve"),
                      f"{monitor}; its part was removed" if name in removed else monitor,
-                     *(run.models[model].get(name, {}).get(metric or "") for model in models)])
+                     *(run.models[model].get(name, {}).get(metric or "") for model in models),
+                     *([failed.get(name)] if any(failed.values()) else [])])
     return Table(f"By environment{', the largest shift first' if routed else ''}. Push: growth of the quarantine that it caused. "
                  "Shift: towards the positive persona, in units of the gap between the personas. Paid and true: mean reward and "
-                 "true score over the last tenth of the steps. Monitor: the rules that passed their limits.",
+                 "true score over the last tenth of the steps. Monitor: the rules that passed their limits."
+                 + (" Not scored: completions of the training that are in no mean." if any(failed.values()) else ""),
                  columns, rows, marked=culprit(run))
 
 

@@ -133,6 +133,16 @@ def test_a_flag_that_is_named_only_when_it_happens_is_0_where_it_did_not(folder,
     assert "cheat in env0: the policy 0.80, the deployed model 0.00, base 0.00" in reported(folder, capsys)[0]
 
 
+def test_completions_that_could_not_be_scored_are_told_wherever_there_are_some(folder, capsys):
+    assert "scored" not in reported(folder, capsys)[0]
+    change_rows(folder, lambda row: row | {"environment/env1/failures": row["step"] % 2})
+    change_results(folder, lambda model, results: results["env0"].update(failures=4 * (model == "policy"), completions=9))
+    text = " ".join(re.sub("<[^>]+>", " ", reported(folder, capsys)[0]).split())
+    assert "; 4 of 9 completions in env0 could not be scored (policy)." in text
+    assert re.search(r"not scored env0 .* nothing \S+ \S+ \S+ 0 env1 .* nothing \S+ \S+ \S+ 3 probe", text), "in the story"
+    assert "failures, policy" in text and " 4.00 " in text, "in the table of the models"
+
+
 def test_names_with_dollars_are_names(folder, capsys):
     def dear(row: dict) -> dict:
         return {key.replace("env0", "a$x_{$").replace("/hack", "/$\\frac$"): value for key, value in row.items()}

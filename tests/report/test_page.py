@@ -17,7 +17,7 @@ from routed_rl.pipeline import halting
 from routed_rl.report import write_report
 from routed_rl.report.charts import spread
 from routed_rl.report.completions import shown
-from routed_rl.report.data import Series, read_run
+from routed_rl.report.data import read_run, thinned
 from routed_rl.report.page import cell
 from routed_rl.report.ranking import BY_GAP, BY_SHIFT
 from tests.builders import PROPERTY
@@ -191,18 +191,14 @@ def test_a_torn_line_and_a_missing_file_are_left_out(tmp_path):
 
 
 def test_thinned_lines_keep_their_end_or_their_mean():
-    series = read_series(1003)
-    running, mean = series.thinned(100, mean=False), series.thinned(100, mean=True)
-    assert len(running.steps) == len(mean.steps) == 100
-    assert running.steps[-1] == mean.steps[-1] == 1003 and running.values[-1] == series.values[-1]
-    counts = [b - a for a, b in zip([0, *running.steps], running.steps, strict=False)]
+    series = pd.Series(np.random.default_rng(0).normal(size=1003), index=np.arange(1, 1004))
+    running, mean = thinned(series, 100, mean=False), thinned(series, 100, mean=True)
+    assert len(running) == len(mean) == 100
+    assert running.index[-1] == mean.index[-1] == 1003 and running.iloc[-1] == series.iloc[-1]
+    counts = [b - a for a, b in zip([0, *running.index], running.index, strict=False)]
     assert sum(counts) == 1003
-    assert sum(value * count for value, count in zip(mean.values, counts, strict=True)) == pytest.approx(series.values.sum())
-    assert series.thinned(2000, mean=True) is series
-
-
-def read_series(steps: int) -> Series:
-    return Series(np.arange(1, steps + 1), np.random.default_rng(0).normal(size=steps))
+    assert sum(value * count for value, count in zip(mean, counts, strict=True)) == pytest.approx(series.sum())
+    assert thinned(series, 2000, mean=True) is series
 
 
 @PROPERTY
