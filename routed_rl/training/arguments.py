@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
             remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
             **_defaults(config) | backend_arguments(config) | trackers)
     except Exception as error:
-        raise ConfigError(masked(f"trainer: {' '.join(str(error).split())}")) from error
+        said = " ".join(str(error).split())
+        named = next((f".{key}={value}" for key, value in config.trainer.items() if re.search(rf"\b{key}\b", said)), "")
+        raise ConfigError(masked(f"trainer{named}: {said}")) from error
 
 
 def _defaults(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from routed_rl.config import Config, closest
 from routed_rl.config.references import SECRET, masked, resolved
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
-from routed_rl.training.fields import ELSEWHERE, FIXED, GONE, NEEDS, STAYS, VALUES
+from routed_rl.training.fields import ELSEWHERE, FIXED, GONE, NEEDS, ORDERED, STAYS, VALUES
 from routed_rl.training.trainers import TRAINERS, Algorithm
 
 RULES: dict[str, Callable[[Any], bool]] = {
@@ -82,6 +82,10 @@ def check_trainer(trainer: dict[str, Any]) -> None:
             raise ConfigError(masked(f"trainer.{key} must be {rule}, got {value}"))
         if key == "report_to":
             split_report_to(value)
+    for pair in ORDERED:
+        low, high = (trainer.get(key, default(trainer, key) if key in hints else None) for key in pair)
+        if low is not None and high is not None and low > high:
+            raise ConfigError(f"trainer.{pair[1]}={high} is below trainer.{pair[0]}={low}; raise the one or lower the other")
 
 
 def fits(value: Any, rule: str) -> bool:

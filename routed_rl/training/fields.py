@@ -89,6 +89,10 @@ VALUES = {
 }
 """What a value must be, as `checks.fits` reads it -> fields."""
 
+ORDERED = (("entropy_coef_min", "entropy_coef_max"),
+           ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"))
+"""Fields of which the second may not be below the first."""
+
 FREE = """lr_scheduler_type lr_scheduler_kwargs optim optim_args optim_target_modules bf16 tf32 gradient_checkpointing
     gradient_checkpointing_kwargs logging_strategy logging_first_step logging_nan_inf_filter log_on_each_node report_to debug
     log_completions log_unique_prompts trackio_space_id trackio_bucket_id trackio_static_space_id full_determinism use_cpu

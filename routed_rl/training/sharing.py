@@ -1,7 +1,6 @@
 """What changes in TRL's trainer where the processes share the weights: mixed in before the routed trainer's own part.
 
-With one process it does nothing. Not covered: TRL's adaptive entropy coefficient, which begins anew where several processes
-resume.
+With one process it does nothing but go on from a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from routed_rl.artifacts import read_json
 from routed_rl.checkpoint import going_on_from
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
@@ -96,6 +96,10 @@ class SharedTrainerMixin:
                 check_optimizer(torch_optimizer(trainer.optimizer), shapes, stored)
                 trainer.optimizer.load_state_dict(stored)
         take_schedule(trainer.lr_scheduler, Path(checkpoint, "scheduler.pt"))
+        if (file := Path(checkpoint, "entropy_ctrl_state.json")).exists():  # of TRL's adaptive entropy
+            with going_on_from(file):
+                state = read_json(file)
+                trainer.entropy_coef, trainer._last_world_entropy = state["entropy_coef"] + 0.0, state["last_world_entropy"] + 0.0
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]

@@ -84,6 +84,22 @@ def test_what_would_end_late_or_be_ignored_is_refused_by_name(parts, tmp_path, n
     assert f"trainer.{name}" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("bounds", [("entropy_coef_min", "entropy_coef_max"),
+                                    ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max")])
+def test_bounds_that_leave_nothing_between_them_are_refused(bounds):
+    low, high = bounds
+    for trainer in ({low: 9.5}, {low: 3.0, high: 2.0}):
+        with pytest.raises(ConfigError, match=rf"trainer.{high}=\S+ is below trainer.{low}="):
+            check_trainer(trainer)
+    check_trainer({low: 2.0, high: 2.0})
+
+
+def test_what_the_arguments_own_class_refuses_is_said_of_the_field_that_it_names(parts, tmp_path):
+    trainer = {"algorithm": "ppo", "off_policy_mask_threshold": 0.5}
+    with pytest.raises(ConfigError, match=r"^trainer.off_policy_mask_threshold=0.5: .* leave it at null$"):
+        make_plan(own_config(parts, tmp_path / "run", trainer=trainer), RunFolder(tmp_path))
+
+
 TRIALS = {
     "a schedule that lacks a setting": {"lr_scheduler_type": "warmup_stable_decay"},
     "a setting that no schedule has": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nonsense": 1}},

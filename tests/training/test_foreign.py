@@ -32,7 +32,7 @@ def parts(tmp_path_factory):
 
 
 def config(parts: Path, out: Path, **trainer: Any):
-    trainer = {"algorithm": "ppo", "max_steps": 3, "save_steps": 2} | trainer
+    trainer = {"algorithm": "ppo", "max_steps": 3, "save_steps": 2, "use_adaptive_entropy": True} | trainer
     return own_config(parts, out, trainer=trainer, evaluation={"samples": 0})
 
 
@@ -79,6 +79,7 @@ FOREIGN = [
     ("optimizer.pt", without("state", 0, "exp_avg_sq")), ("optimizer.pt", put("param_groups", 0, "lr", "x")),
     ("optimizer.pt", without("param_groups", 0, "betas")),
     ("scheduler.pt", other), ("scheduler.pt", put("last_epoch", "x")), ("rng_state.pth", other),
+    ("entropy_ctrl_state.json", other), ("entropy_ctrl_state.json", put("entropy_coef", "x")),
     ("quarantine.safetensors", other), ("model.safetensors", other),
 ]
 

@@ -103,7 +103,7 @@ def test_a_finished_run_resumed_changes_nothing(parts, tmp_path):
 def test_resume_in_the_middle_of_a_generation_is_exact(parts, tmp_path):
     """Two optimizer steps per generation, two micro-batches a step: the buffered completions must survive."""
     settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "steps_per_generation": 4,
-                "save_steps": 1}
+                "save_steps": 1, "use_adaptive_entropy": True, "entropy_coef_delta": 0.1, "entropy_coef": 0.5}
     whole = pipeline.train(own_config(parts, tmp_path / "whole", trainer={**settings, "max_steps": 4}), [])
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer={**settings, "max_steps": 3}), [])
     pipeline.resume(str(run), ["trainer.max_steps=4"],
