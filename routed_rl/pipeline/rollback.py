@@ -16,16 +16,7 @@ from routed_rl.artifacts import RunFolder, alone_in, alone_making, sealed_folder
 from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
 from routed_rl.errors import ConfigError
-from routed_rl.pipeline.record import (
-    dated,
-    fresh_from_step,
-    new_folder,
-    read_config,
-    read_overrides,
-    refuse_changes,
-    tell,
-    write_config,
-)
+from routed_rl.pipeline import record
 from routed_rl.pipeline.train import go_on, prepared
 from routed_rl.tracking import MetricsFile
 
@@ -41,10 +32,10 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
     """
     old = RunFolder.open(folder)
     with alone_in(old.path), ExitStack() as making:
-        was, typed = read_config(old), [*still_said(read_overrides(old), overrides), *overrides]
-        config = changed(was, dated(compose(typed), was.model.date), drop)
+        was, typed = record.read_config(old), [*still_said(record.read_overrides(old), overrides), *overrides]
+        config = changed(was, record.dated(compose(typed), was.model.date), drop)
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
-        new = new_folder(config)
+        new = record.new_folder(config)
         making.enter_context(alone_making(new.path))
         check_step(old, step, config)
         config.out = str(new.path)
@@ -53,15 +44,15 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
         kept = [] if forget else [name for name in has if name not in after]
         with new.being_made() as made:
-            write_config(made, config, [*typed, *(f"~env.{name}" for name in drop)])
+            record.write_config(made, config, [*typed, *(f"~env.{name}" for name in drop)])
             copy_until(old, made, step)
             if step:
                 copy_checkpoint(old, made, step, fresh, None if has == [*after, *kept] or not routed else (after, kept))
             lineage = {"parent": str(old.path), "step": step, "drop": drop, "forget_parts": forget, "overrides": overrides}
-            tell(made, {LINEAGE: lineage, "inherited": kept,
-                        "fresh_from_step": step if fresh else min(fresh_from_step(old), step)})
+            record.tell(made, {LINEAGE: lineage, "inherited": kept,
+                        "fresh_from_step": step if fresh else min(record.fresh_from_step(old), step)})
         children = old.facts().get("children", [])
-        tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
+        record.tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
     return go_on(parts, plan)
 
 
@@ -73,7 +64,7 @@ def still_said(typed: list[str], overrides: list[str]) -> list[str]:
 
 def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
     """The new run's config; ConfigError for a change that no checkpoint can follow, or an environment that is not there."""
-    refuse_changes(was, wanted, FIXED, "rollback")
+    record.refuse_changes(was, wanted, FIXED, "rollback")
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     return dataclasses.replace(wanted, env={name: settings for name, settings in wanted.env.items() if name not in drop})

@@ -18,20 +18,10 @@ from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import prepare
 from routed_rl.model.targets import unrouted
-from routed_rl.pipeline import launched, summary
+from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.build import Parts, check_axis, extraction_job, load_parts, make_router, run_subspace
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
 from routed_rl.pipeline.plan import show_plan
-from routed_rl.pipeline.record import (
-    dated,
-    inherited,
-    new_folder,
-    read_config,
-    read_overrides,
-    refuse_changes,
-    tell,
-    write_config,
-)
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.steps import saying_how_to_go_on, train_steps
 from routed_rl.rollout import Served
@@ -48,13 +38,13 @@ FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
     a job's script and settings, where the run is to be a job."""
-    run, config = new_folder(config), dated(config)
+    run, config = record.new_folder(config), record.dated(config)
     parts, plan = prepared(config, run)
     if dry_run and config.launch.where == "here":
         return run.path
     with alone_in(run.path):
         run.refuse_if_taken()  # by another one that was loading at the same time
-        write_config(run, config, overrides)
+        record.write_config(run, config, overrides)
         if config.launch.where == "here":
             try:
                 return _run(parts, plan)
@@ -69,15 +59,15 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     """Go on with a run in place, from its newest whole checkpoint, or from the start where there is none."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
-        config = read_config(run)
+        config = record.read_config(run)
         if overrides:
-            wanted = dated(compose([*read_overrides(run), *overrides]), config.model.date)
+            wanted = record.dated(compose([*record.read_overrides(run), *overrides]), config.model.date)
             wanted.out = config.out
-            refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
+            record.refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
             config = wanted
         parts, plan = prepared(config, run)
         if overrides:
-            write_config(run, config, [*read_overrides(run), *overrides])
+            record.write_config(run, config, [*record.read_overrides(run), *overrides])
     return go_on(parts, plan)
 
 
@@ -94,7 +84,7 @@ def run_job(folder: str) -> None:
     """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
-        parts, plan = prepared(read_config(run), run)
+        parts, plan = prepared(record.read_config(run), run)
         _run(parts, plan)
 
 
@@ -134,7 +124,7 @@ def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
     times["extract"] = time.perf_counter()
     with serving(parts, subspace) as served:
         models = {"base": _base(parts, run, served)}
-        router = make_router(parts, subspace, inherited(run))
+        router = make_router(parts, subspace, record.inherited(run))
         parity = route_served(parts, served, router)
         _record_parameters(parts, run)
         weights = {target.name: target.weight.matrix().clone() for target in router.quarantine.targets} if router else {}
@@ -179,7 +169,7 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
     """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
     writers = parts.writers if parts.config.routing.mode != "none" else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
-    tell(run, {"model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
+    record.tell(run, {"model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
                "unrouted": unrouted(parts.model, writers) if writers else {}})
 
 
@@ -200,5 +190,5 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     for line in summary.training_failures(run):
         console.say(line)
     console.say("next:")
-    for line in summary.next_commands(run, parts.config, read_overrides(run)):
+    for line in summary.next_commands(run, parts.config, record.read_overrides(run)):
         console.say(f"  {line}")
