@@ -6,27 +6,17 @@ The first process writes to the screen, what the others write is in files. Not c
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-
-from torch.distributed.elastic.multiprocessing import (
-    LogsDest,
-    LogsSpecs,
-    ProcessFailure,
-    SignalException,
-    SubprocessContext,
-    start_processes,
-)
 
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, LaunchError, RoutedRLError, Stopped
@@ -36,27 +26,9 @@ from routed_rl.web import free_port
 POLL_S = 0.2
 SETTLE_S = 5.0
 """For a process to say what went wrong where another one, which lost it, has failed first."""
-
-
-class Logs(LogsSpecs):
-    """Errors into a file for each process, output too but for the first one's."""
-
-    def __init__(self, folder: Path, first: int) -> None:
-        super().__init__()
-        self.folder, self.first = folder, first
-
-    @property
-    def root_log_dir(self) -> str:
-        return str(self.folder)
-
-    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        self.folder.mkdir(parents=True)
-        out = {local: "" if self.first + local == 0 else str(self.path(local, "out")) for local in envs}
-        return LogsDest(stdouts=out, stderrs={local: str(self.path(local, "err")) for local in envs},
-                        error_files={local: str(self.path(local, "json")) for local in envs})
-
-    def path(self, local: int, kind: str) -> Path:
-        return self.folder / f"process-{self.first + local}.{kind}"
+END_S = 30.0
+"""For the others to end when one has failed."""
+Processes = list[subprocess.Popen[bytes]]
 
 
 def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: int = 0, address: str = "127.0.0.1") -> None:
@@ -65,26 +37,28 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
     Raises what the process that failed first said: RoutedRLError, CheckFailed, Stopped; LaunchError where it was killed,
     ChildProcessError where it is a bug.
     """
-    first = node * launch.processes
-    logs = Logs(folder / f"{datetime.now().strftime('%Y-%m-%d-%H%M%S-%f')}-node{node}", first)
-    port = launch.port if launch.nodes > 1 else free_port()
-    environments = {local: process_variables(launch, first + local, local, address, port) for local in range(launch.processes)}
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # The context would raise at a signal; here signals go on to the processes, which end their step first.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
-    arguments = {local: tuple(command[1:]) for local in environments}
-    context = start_processes("routed_rl", command[0], arguments, environments, logs)
-    assert isinstance(context, SubprocessContext)
+    first, port = node * launch.processes, launch.port if launch.nodes > 1 else free_port()
+    logs = folder / f"{datetime.now().strftime('%Y-%m-%d-%H%M%S-%f')}-node{node}"
+    logs.mkdir(parents=True)
+    processes: Processes = []
     try:
-        with _forwarding(context.pids().values()) as asked:
-            failures = _wait(context, lambda: bool(asked) and time.monotonic() - asked[0][1] > launch.grace_s)
-    except (KeyboardInterrupt, SignalException):
-        context.close(signal.SIGKILL)
-        raise KeyboardInterrupt from None
+        for local in range(launch.processes):
+            variables = process_variables(launch, first + local, local, address, port)
+            with open(_log(logs, first + local, "out"), "w") as out, open(_log(logs, first + local, "err"), "w") as err:
+                processes.append(subprocess.Popen(command, env=os.environ | variables, stdout=out if first + local else None,
+                                                  stderr=err, start_new_session=True))
+        with _forwarding(processes) as asked:
+            failures = _wait(processes, asked, launch.grace_s)
+    finally:
+        _end(processes, signal.SIGKILL)
     if failures:
-        raise _error(failures, logs, launch.world, asked[0][0] if asked else None)
+        raise _error(failures, logs, first, launch.world, asked[0][0] if asked else None)
     if asked:
         raise Stopped(f"stopped by {signal.Signals(asked[0][0]).name}", asked[0][0])
+
+
+def _log(folder: Path, rank: int, kind: str) -> Path:
+    return folder / f"process-{rank}.{kind}"
 
 
 def process_variables(launch: LaunchConfig, rank: int, local: int, address: str, port: int) -> dict[str, str]:
@@ -97,15 +71,14 @@ def process_variables(launch: LaunchConfig, rank: int, local: int, address: str,
 
 
 @contextmanager
-def _forwarding(pids: Iterable[int]) -> Iterator[list[tuple[int, float]]]:
-    """Hand signals on; yields which ones came, and when."""
+def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
+    """Hand signals on, so that the processes end their step first; yields which ones came, and when."""
     came: list[tuple[int, float]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         came.append((number, time.monotonic()))
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        for process in processes:
+            process.send_signal(number)
 
     before = {each: signal.signal(each, forward) for each in SIGNALS}
     try:
@@ -119,7 +92,7 @@ def wait_for(command: list[str]) -> None:
     """Run one command that starts the processes elsewhere, to its end; signals go on to it. Stopped, or LaunchError."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
-        with _forwarding([process.pid]) as asked:
+        with _forwarding([process]) as asked:
             code = process.wait()
     except KeyboardInterrupt:
         process.terminate()
@@ -131,24 +104,35 @@ def wait_for(command: list[str]) -> None:
         raise LaunchError(f"{command[0]} ended with exit code {code}; what the processes said is in the run's folder, processes/")
 
 
-def _wait(context: SubprocessContext, overdue: Callable[[], bool]) -> dict[int, ProcessFailure]:
-    """Until all have ended, or one has failed and the others were ended."""
-    processes, settled = [handler.proc for handler in context.subprocess_handlers.values()], math.inf
+def _wait(processes: Processes, asked: list[tuple[int, float]], grace_s: float) -> dict[int, int]:
+    """Until all have ended, or one has failed and the others were ended; exit codes of those that failed, by place."""
+    settled = math.inf
     while any(process.poll() is None for process in processes) and time.monotonic() < settled:
-        if overdue():
-            context.close(signal.SIGKILL)
+        if asked and time.monotonic() - asked[0][1] > grace_s:
+            _end(processes, signal.SIGKILL)
         if settled == math.inf and any(process.poll() for process in processes):
             settled = time.monotonic() + SETTLE_S
         time.sleep(POLL_S)
-    result = context.wait(0)
-    assert result is not None
-    return result.failures
+    failures = {local: process.returncode for local, process in enumerate(processes) if process.poll()}
+    _end(processes, signal.SIGTERM)
+    give_up = time.monotonic() + END_S
+    while any(process.poll() is None for process in processes) and time.monotonic() < give_up:
+        time.sleep(POLL_S)
+    return failures
 
 
-def _error(failures: dict[int, ProcessFailure], logs: Logs, world: int, asked: int | None) -> Exception:
+def _end(processes: Processes, number: signal.Signals) -> None:
+    """Send a signal to those that run, and to what they started."""
+    for process in processes:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+
+def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: int | None) -> Exception:
     """What the process that failed of itself said; those that lost it, or were ended for it, failed too and say less."""
-    local = min(failures, key=lambda local: _rank_of(failures[local].exitcode))
-    code, file = failures[local].exitcode, logs.path(local, "err")
+    local = min(failures, key=lambda local: _rank_of(failures[local]))
+    code, file = failures[local], _log(logs, first + local, "err")
     said = _last_line(file)
     if code == 2:
         return RoutedRLError(said)
@@ -156,7 +140,7 @@ def _error(failures: dict[int, ProcessFailure], logs: Logs, world: int, asked: i
         return CheckFailed(said)
     if code > 128:
         return Stopped(said, asked or code - 128)
-    name = f"process {logs.first + local} of {world}"
+    name = f"process {first + local} of {world}"
     if code < 0:
         hint = "; was there enough memory?" if code == -signal.SIGKILL else ""
         return LaunchError(f"{name} was killed by {signal.Signals(-code).name}{hint} What it wrote: {file}")
