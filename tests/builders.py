@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from routed_rl.config import QuarantineConfig, RandomControlConfig, RoutingConfig
 from routed_rl.linalg import orthonormalise_draws, random_basis
 from routed_rl.model.targets import find_writers, freeze
-from routed_rl.routing import Axes, LedgerRow, Quarantine, Router, RoutingContext, RowBook, Target
+from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from tests.families import FAMILIES, VOCAB, WIDTH, tiny
 
 __all__ = ["FAMILIES", "VOCAB", "WIDTH", "tiny"]
@@ -156,17 +156,17 @@ class Run:
         loss.backward()
         return loss.item()
 
-    def step(self) -> LedgerRow | None:
-        """The end of a step; its row in the ledger, None without a router."""
+    def step(self) -> dict[str, float]:
+        """The end of a step; its row in the ledger, empty without a router. What each completion did stays in `did`."""
         clip = 1.0
         if self.clip is not None:
             clip = min(1.0, self.clip / (clip_grad_norm_(self.parameters, self.clip).item() + 1e-6))
         self.coefficient = clip
         self.optimizer.step()
-        group, row = self.optimizer.param_groups[0], None
+        group, row = self.optimizer.param_groups[0], {}
         if self.router is not None:
             decay = group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0
-            row = self.router.after_step(self.steps, clip=clip, rate=group["lr"], decay=decay)
+            row, self.did = self.router.after_step(self.steps, clip=clip, rate=group["lr"], decay=decay)
         self.optimizer.zero_grad()
         self.steps, self.begun = self.steps + 1, False
         return row

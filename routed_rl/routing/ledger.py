@@ -1,72 +1,22 @@
-"""Ledger rows: what one step changed in the quarantine, and which environment caused it.
+"""The ledger: what one step changed in the quarantine, and which environment caused it.
 
-Effects of a part through later layers are not in `shift`; shares of a step are exact bookkeeping, not a counterfactual.
+Numbers are named as in `tracking.METRICS`, which says what they are. Effects of a part through later layers are not in its
+shift; shares of a step are exact bookkeeping, not a counterfactual.
 Shape letters: E environments, K rank, N inputs, L layers, J axes, D stream width.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from routed_rl.ranks import RANKS
 from routed_rl.routing.axes import Axes
-from routed_rl.routing.rows import StepRows
 from routed_rl.routing.target import Target
 
 
-@dataclass
-class EnvironmentEntry:
-    """One environment's line of a row."""
-
-    norm: float
-    """|ΔC_e| of this step."""
-    push: float
-    """Its share of this step's growth of |C|, in units of |C|; sums over environments to the growth."""
-    share: float
-    """<C_e, C> / |C|² so far; sums to 1 over environments in `route`."""
-    part_norm: float
-    """|C_e| so far."""
-    shift: dict[str, float]
-    """Persona shift so far by axis: direct effect of C_e on the stream at mean input, mean over layers, in units of the
-    axis' scale."""
-
-
-@dataclass
-class LedgerRow:
-    """One step of the ledger."""
-
-    environments: dict[str, EnvironmentEntry]
-    norm: float
-    """|C| after the step."""
-    growth: float
-    """|C| after minus before."""
-    unattributed: float
-    """Push that no environment's part explains: 0 in `route`, the projection's remainder in `observe`."""
-    cosines: dict[str, float]
-    """Between the parts of two environments, `a/b`."""
-    routed_fraction: float | None
-    """Energy of the routed part of the targets' gradient over all of it, this step."""
-    drift: float
-    """‖BᵀW - R‖ / ‖W‖ over all targets, after the step."""
-    retained: float
-    """‖W - W at the start‖ over all targets, an estimate."""
-    layers: dict[int, float]
-    """|C| of each layer's targets after the step; their squares sum to that of `norm`."""
-    control: dict[str, float] = field(default_factory=dict)
-    """Against random bases, on steps that measured it: `<kind>/ratio`, `<kind>/rank`, per environment too."""
-    rows: StepRows | None = None
-    """What each completion of this process did, where they were told apart."""
-    own: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Sums over each environment's completions, of all processes: see `StepRows.sums`."""
-    bytes: int = 0
-    """What this process handed to the other ones for this row; 0 in one process."""
-
-
 class LedgerBook:
-    """Collects one step's sums over targets and closes them into a `LedgerRow`."""
+    """Collects one step's sums over targets and closes them into its row."""
 
     def __init__(self, environments: list[str], axes: Axes) -> None:
         self.environments, self.axes = environments, axes
@@ -110,32 +60,34 @@ class LedgerBook:
         effect = (target.tape.mean().unsqueeze(0) @ target.parts.mT)[:, 0] @ target.pair.basis.mT
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
 
-    def close(self, control_kind: str) -> LedgerRow:
+    def close(self, control_kind: str) -> dict[str, float]:
         """The row of this step; the book is empty afterwards."""
         RANKS.sum_(list(self._held.values()))
         for name, value in self._held.items():
             self._add(name, value)
         sums = {name: value.cpu() for name, value in self._sums.items()}
         old, new = (value**0.5 for value in sums["square"].tolist())
-        pushes = sums["push"] / max(old + new, 1e-30)
-        gram, shifts = sums["gram"], self._shifts()
-        norms = gram.diagonal().clamp(min=0).sqrt()
-        entries = {name: EnvironmentEntry(
-            norm=float(sums["norm"][e]) ** 0.5, push=float(pushes[e]), part_norm=float(norms[e]),
-            share=float(sums["with_whole"][e]) / max(new**2, 1e-30), shift=shifts[e])
-            for e, name in enumerate(self.environments)}
-        row = LedgerRow(
-            entries, norm=new, growth=new - old, unattributed=new - old - float(pushes.sum()),
-            cosines=_cosines(self.environments, gram, norms),
-            routed_fraction=float(sums["routed"] / sums["gradient"].clamp(min=1e-30)) if "routed" in sums else None,
-            drift=float(sums["drift"] / sums["weight"]) ** 0.5,
-            retained=float(sums["retained"]) ** 0.5, layers={layer: float(value) ** 0.5 for layer, value in self._layers.items()},
-            control=self._control(control_kind))
+        pushes, gram = sums["push"] / max(old + new, 1e-30), sums["gram"]
+        norms, retained = gram.diagonal().clamp(min=0).sqrt(), float(sums["retained"]) ** 0.5
+        row = {"quarantine/norm": new, "quarantine/growth": new - old,
+               "quarantine/unattributed": new - old - float(pushes.sum()),
+               "routing/drift": float(sums["drift"] / sums["weight"]) ** 0.5}
+        if retained > 0:
+            row["quarantine/relative"] = new / retained
+        if "routed" in sums:
+            row["routing/routed_fraction"] = float(sums["routed"] / sums["gradient"].clamp(min=1e-30))
+        for e, (name, shifts) in enumerate(zip(self.environments, self._shifts(), strict=True)):
+            row |= {f"ledger/{name}/norm": float(sums["norm"][e]) ** 0.5, f"ledger/{name}/push": float(pushes[e]),
+                    f"ledger/{name}/share": float(sums["with_whole"][e]) / max(new**2, 1e-30),
+                    f"ledger/{name}/part_norm": float(norms[e])}
+            row |= {f"ledger/{name}/shift/{axis}": shift for axis, shift in zip(self.axes.names, shifts, strict=True)}
+        row |= {f"quarantine/layer/{layer}/norm": float(value) ** 0.5 for layer, value in self._layers.items()}
+        row |= _cosines(self.environments, gram, norms) | self._control(control_kind)
         self._sums, self._held, self._effects, self._layers, self._energies = {}, {}, {}, {}, None
         return row
 
-    def _shifts(self) -> list[dict[str, float]]:
-        """Per environment, the shift along each axis: writers add up along the stream, then the mean over layers."""
+    def _shifts(self) -> list[list[float]]:
+        """Per environment the shift along each axis, (E, J): writers add up along the stream, then the mean over layers."""
         total: Tensor | None = None
         stream: Tensor | None = None
         for layer in sorted(self._effects):
@@ -143,8 +95,7 @@ class LedgerBook:
             along = stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]
             total = along if total is None else total + along
         assert total is not None
-        mean_EJ = total / len(self._effects)
-        return [dict(zip(self.axes.names, row, strict=True)) for row in mean_EJ.tolist()]
+        return (total / len(self._effects)).tolist()
 
     def _control(self, kind: str) -> dict[str, float]:
         if self._energies is None:
@@ -154,11 +105,11 @@ class LedgerBook:
             real, *draws = self._energies[:, column].tolist()
             mean = sum(draws) / len(draws)
             if mean > 0:
-                found[f"{kind}/{name}/ratio"] = real / mean
-                found[f"{kind}/{name}/rank"] = 1.0 + sum(draw > real for draw in draws)
+                found[f"control/{kind}/{name}/ratio"] = real / mean
+                found[f"control/{kind}/{name}/rank"] = 1.0 + sum(draw > real for draw in draws)
         return found
 
 
 def _cosines(environments: list[str], gram: Tensor, norms: Tensor) -> dict[str, float]:
-    return {f"{a}/{b}": float(gram[i, j] / (norms[i] * norms[j]).clamp(min=1e-30))
+    return {f"ledger/cosine/{a}/{b}": float(gram[i, j] / (norms[i] * norms[j]).clamp(min=1e-30))
             for i, a in enumerate(environments) for j, b in enumerate(environments) if i < j}

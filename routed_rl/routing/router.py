@@ -11,7 +11,7 @@ from routed_rl.config import RoutingConfig
 from routed_rl.errors import ModelError
 from routed_rl.ranks import RANKS
 from routed_rl.routing.axes import Axes
-from routed_rl.routing.ledger import LedgerBook, LedgerRow
+from routed_rl.routing.ledger import LedgerBook
 from routed_rl.routing.modes import find_mode
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
@@ -58,8 +58,9 @@ class Router:
         self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens, completions_B)
 
     @torch.no_grad()
-    def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> LedgerRow:
-        """What follows the model's own optimizer: the quarantine's step, weights re-imposed, the ledger row.
+    def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+        """What follows the model's own optimizer: the quarantine's step and the weights re-imposed. Returns the ledger's row, and
+        what each completion of this process did, where they are told apart.
 
         `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
         """
@@ -77,24 +78,24 @@ class Router:
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
-        row = self.book.close(self._kind(step))
+        row, rows = self.book.close(self._kind(step)), None
         if self.rows is not None:
-            row.rows = self.rows.close(row.norm - row.growth, first=self.optimizer.steps == 1)
-            row.own = self._own(row.rows)
-        for name, entry in row.environments.items():
-            self.pushes[name] += entry.push
-        row.bytes = RANKS.bytes - bytes_before
-        return row
+            rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)
+            row |= self._own(rows)
+        for name in self.pushes:
+            self.pushes[name] += row[f"ledger/{name}/push"]
+        if RANKS.bytes > bytes_before:
+            row["routing/bytes"] = RANKS.bytes - bytes_before
+        return row, rows
 
-    def _own(self, rows: StepRows | None) -> dict[str, dict[str, float]]:
+    def _own(self, rows: StepRows | None) -> dict[str, float]:
         """Of each environment the sums over its completions in all processes."""
-        mine = {} if rows is None else {name: rows.sums(place) for place, name in enumerate(self.quarantine.environments)}
-        whole: dict[str, dict[str, float]] = {}
+        mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
+                for key, value in rows.sums(place).items()} if rows is not None else {}
+        whole: dict[str, float] = {}
         for each in RANKS.gather(mine):
-            for name, sums in each.items():
-                there = whole.setdefault(name, {})
-                for key, value in sums.items():
-                    there[key] = there.get(key, 0.0) + value
+            for key, value in each.items():
+                whole[key] = whole.get(key, 0.0) + value
         return whole
 
     def measure_start(self) -> None:

@@ -55,26 +55,6 @@ NOT_METRICS = ("completions", "failures")
 """What is evaluated, and of an evaluation's means the numbers of completions."""
 
 
-def ledger_metrics(row: Any) -> dict[str, float]:
-    """A `LedgerRow` under the names of `METRICS`."""
-    metrics = {"quarantine/norm": row.norm, "quarantine/growth": row.growth, "quarantine/unattributed": row.unattributed,
-               "routing/drift": row.drift}
-    if row.retained > 0:
-        metrics["quarantine/relative"] = row.norm / row.retained
-    if row.bytes:
-        metrics["routing/bytes"] = row.bytes
-    if row.routed_fraction is not None:
-        metrics["routing/routed_fraction"] = row.routed_fraction
-    metrics |= {f"completions/{name}/{key}": value for name, sums in row.own.items() for key, value in sums.items()}
-    for name, entry in row.environments.items():
-        for quantity in ("norm", "push", "share", "part_norm"):
-            metrics[f"ledger/{name}/{quantity}"] = getattr(entry, quantity)
-        metrics |= {f"ledger/{name}/shift/{axis}": value for axis, value in entry.shift.items()}
-    metrics |= {f"quarantine/layer/{layer}/norm": value for layer, value in row.layers.items()}
-    metrics |= {f"ledger/cosine/{pair}": value for pair, value in row.cosines.items()}
-    return metrics | {f"control/{name}": value for name, value in row.control.items()}
-
-
 def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | None]]]:
     """Environments, and the cosines between their parts; 1 on the diagonal."""
     pairs = {tuple(key.split("/")[2:]): value for key, value in row.items() if key.startswith("ledger/cosine/")}

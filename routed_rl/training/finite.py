@@ -18,7 +18,7 @@ from torch import Tensor
 from routed_rl.artifacts import RunFolder, first_nonfinite
 from routed_rl.errors import CheckFailed, command
 from routed_rl.ranks import RANKS
-from routed_rl.routing import LedgerRow, Router
+from routed_rl.routing import Router
 
 SAMPLING = ("probability tensor contains", "device-side assert")
 """What torch says, on a CPU and on a GPU, of probabilities that are not finite."""
@@ -62,11 +62,11 @@ class FiniteCheck:
             self._refuse(step, found, [name for name in self.environments if name in everyone])
         self._losses, self.norm = [], 0.0
 
-    def quarantine(self, step: int, row: LedgerRow) -> None:
-        """After the quarantine's step `step`."""
-        if not math.isfinite(row.norm) or not math.isfinite(row.growth):
-            self._refuse(step, "the quarantine", [name for name, entry in row.environments.items()
-                                                  if not math.isfinite(entry.part_norm)])
+    def quarantine(self, step: int, row: dict[str, float]) -> None:
+        """After the quarantine's step `step`, whose row of the ledger is `row`."""
+        if not math.isfinite(row["quarantine/norm"]) or not math.isfinite(row["quarantine/growth"]):
+            self._refuse(step, "the quarantine", [name for name in self.environments
+                                                  if not math.isfinite(row[f"ledger/{name}/part_norm"])])
 
     def checkpoint(self, step: int, folder: Path, model: Any) -> None:
         """Before the checkpoint in `folder` is sealed: all its tensors, and the logits that the policy gives."""

@@ -29,7 +29,7 @@ from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
-from routed_rl.tracking import MetricsFile, ledger_metrics
+from routed_rl.tracking import MetricsFile
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.processes import check_alike, say_what_is_used
@@ -123,12 +123,12 @@ class RoutedTrainerMixin(SavingMixin):
         self.groups_alike = []
         if self.router is not None:
             group = self.optimizer.param_groups[0]  # pyright: ignore[reportAttributeAccessIssue]
-            row = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],
-                                         decay=group.get("weight_decay", 0.0))
+            row, rows = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],
+                                               decay=group.get("weight_decay", 0.0))
             self.finite.quarantine(step + 1, row)
-            self.step_metrics |= ledger_metrics(row)
-            if row.rows is not None:
-                self.reward.completions.learned(row.rows)
+            self.step_metrics |= row
+            if rows is not None:
+                self.reward.completions.learned(rows)
         self.step_metrics["time/step_s"] = time.perf_counter() - self._step_started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

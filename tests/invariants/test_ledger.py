@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from routed_rl.errors import ModelError
-from routed_rl.routing import LedgerRow
 from tests.builders import WIDTH, Batch, Run, batch, relative, tiny
 
 NAMES = ["alpha", "beta", "gamma"]
@@ -16,31 +15,44 @@ def trained(mode: str = "route", control: int = 2, **settings) -> Run:
     return Run(tiny("llama"), mode=mode, environments=3, names=settings.pop("names", NAMES), control=control, **settings)
 
 
-def step(run: Run, rows: Batch | None = None) -> LedgerRow:
+def step(run: Run, rows: Batch | None = None) -> dict[str, float]:
     run.backward(rows or batch(seed=run.steps, rows=6, environments=(0, 1, 2)))
     return run.step()
+
+
+def of(row: dict[str, float], quantity: str) -> list[float]:
+    """A quantity of the ledger, of every environment."""
+    return [row[f"ledger/{name}/{quantity}"] for name in NAMES]
+
+
+def entry(row: dict[str, float], name: str) -> dict[str, float]:
+    return {key.removeprefix(f"ledger/{name}/"): value for key, value in row.items() if key.startswith(f"ledger/{name}/")}
+
+
+def control(row: dict[str, float]) -> dict[str, float]:
+    return {key.removeprefix("control/"): value for key, value in row.items() if key.startswith("control/")}
 
 
 def test_pushes_sum_to_the_growth_and_shares_to_the_whole():
     run = trained()
     for _ in range(5):
         row = step(run)
-        entries = row.environments.values()
-        assert row.norm > 1e-2 and row.growth != 0
-        assert sum(entry.push for entry in entries) == pytest.approx(row.growth, abs=1e-6)  # float32 parts
-        assert abs(row.unattributed) < 1e-6
-        assert sum(entry.share for entry in entries) == pytest.approx(1, abs=1e-5)
-        assert row.drift < 2e-7
-        assert sum(norm**2 for norm in row.layers.values()) == pytest.approx(row.norm**2) and len(row.layers) == 2
+        layers = [value for key, value in row.items() if key.startswith("quarantine/layer/")]
+        assert row["quarantine/norm"] > 1e-2 and row["quarantine/growth"] != 0
+        assert sum(of(row, "push")) == pytest.approx(row["quarantine/growth"], abs=1e-6)  # float32 parts
+        assert abs(row["quarantine/unattributed"]) < 1e-6
+        assert sum(of(row, "share")) == pytest.approx(1, abs=1e-5)
+        assert row["routing/drift"] < 2e-7
+        assert sum(norm**2 for norm in layers) == pytest.approx(row["quarantine/norm"]**2) and len(layers) == 2
     assert run.router.pushes["alpha"] != 0
-    assert sum(run.router.pushes.values()) == pytest.approx(row.norm, abs=1e-5)  # C started at zero.
+    assert sum(run.router.pushes.values()) == pytest.approx(row["quarantine/norm"], abs=1e-5)  # C started at zero.
 
 
 def test_what_the_parts_do_not_explain_is_booked_as_unattributed_when_only_observed():
     rows = [step(run) for run in [trained("observe")] for _ in range(3)]
     for row in rows:
-        pushes = sum(entry.push for entry in row.environments.values())
-        assert row.unattributed == pytest.approx(row.growth - pushes, abs=1e-9) and abs(row.unattributed) > 1e-3
+        rest = row["quarantine/growth"] - sum(of(row, "push"))
+        assert row["quarantine/unattributed"] == pytest.approx(rest, abs=1e-9) and abs(rest) > 1e-3
 
 
 @pytest.mark.parametrize("mode", ["route", "observe"])
@@ -51,13 +63,13 @@ def test_the_routed_fraction_is_the_ledgers_share_of_the_whole_gradient(mode):
     routed = sum(target.tape.ledger.sum(0).square().sum() for target in run.targets)
     own = sum(target.module.weight.grad.square().sum() for target in run.targets)
     expected = (routed / (own + routed if mode == "route" else own)).item()
-    assert run.step().routed_fraction == pytest.approx(expected, rel=1e-4) and 0 < expected < 1
+    assert run.step()["routing/routed_fraction"] == pytest.approx(expected, rel=1e-4) and 0 < expected < 1
 
 
 def test_erase_has_a_ledger_but_no_quarantine():
     row = step(trained("erase"))
-    assert row.norm == row.growth == 0 and row.drift < 2e-7
-    assert all(entry.norm > 0 and entry.part_norm == 0 for entry in row.environments.values())
+    assert row["quarantine/norm"] == row["quarantine/growth"] == 0 and row["routing/drift"] < 2e-7
+    assert min(of(row, "norm")) > 0 and not any(of(row, "part_norm"))
 
 
 def test_swapping_two_environments_swaps_their_entries():
@@ -67,8 +79,8 @@ def test_swapping_two_environments_swaps_their_entries():
         a, b = step(ours, rows), step(theirs, copy.deepcopy(rows))
     # Rows with label 0 are alpha's in one run and beta's in the other, and all else is equal.
     for one, other in {"alpha": "beta", "beta": "alpha", "gamma": "gamma"}.items():
-        assert a.environments[one] == b.environments[other]
-    assert a.environments["alpha"] != a.environments["beta"]
+        assert entry(a, one) == entry(b, other)
+    assert entry(a, "alpha") != entry(a, "beta")
 
 
 def test_the_persona_shift_is_the_direct_effect_of_a_part_at_the_mean_input():
@@ -83,7 +95,7 @@ def test_the_persona_shift_is_the_direct_effect_of_a_part_at_the_mean_input():
                     if target.layer == layer:
                         stream = stream + target.pair.write @ (target.parts[e] @ target.tape.mean())
                 along.append((stream @ run.axes.directions[layer][:, j] / scales[layer]).item())
-            assert row.environments[name].shift[axis] == pytest.approx(sum(along) / 2, rel=1e-4, abs=1e-7)
+            assert row[f"ledger/{name}/shift/{axis}"] == pytest.approx(sum(along) / 2, rel=1e-4, abs=1e-7)
 
 
 def test_going_on_from_a_saved_state_gives_the_same_rows_bit_for_bit():
@@ -104,11 +116,11 @@ def test_random_bases_are_measured_every_so_many_steps_taking_turns_and_change_n
     measured, plain = trained(control=2), trained(control=0)
     for number in range(5):
         row, other = step(measured), step(plain)
-        kinds = {key.split("/")[0] for key in row.control}
+        kinds = {key.split("/")[0] for key in control(row)}
         assert kinds == [{"isotropic"}, set(), {"matched"}, set(), {"isotropic"}][number]
-        assert not other.control
-        assert row.environments == other.environments
-        for key, value in row.control.items():
+        assert not control(other)
+        assert {key: value for key, value in row.items() if not key.startswith("control/")} == other
+        for key, value in control(row).items():
             assert value > 0 and (not key.endswith("rank") or 1 <= value <= 5)
 
 
@@ -125,7 +137,7 @@ def test_clipping_scales_what_is_booked_and_nothing_of_a_scale_free_step():
     for run in (whole, clipped):
         run.backward(batch())
         gradient.append(torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]).norm().item())
-        entries.append([entry.norm for entry in run.step().environments.values()])
+        entries.append(of(run.step(), "norm"))
         moments.append(run.router.optimizer.moments[run.targets[0].name].first_EKN)
     assert gradient[0] == gradient[1] > 0.1
     assert entries[0] == pytest.approx(entries[1], rel=1e-5)
