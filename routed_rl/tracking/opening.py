@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from routed_rl import console
@@ -31,39 +30,26 @@ def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]
     return "wandb" in names, [name for name in names if name != "wandb"]
 
 
-class Guarded(Tracker):
-    """Passes on to a tracker until it fails once; that is said in one line, and the run goes on without it."""
+def guarded(tracker: Tracker) -> Tracker:
+    """The tracker, until it fails once; that is said in one line, and the run goes on without it."""
+    failures: list[Exception] = []
 
-    def __init__(self, inner: Tracker) -> None:
-        self.inner: Tracker | None = inner
+    def guard(tell: Callable[..., None]) -> Callable[..., None]:
+        def call(*told: Any) -> None:
+            if failures:
+                return
+            try:
+                tell(*told)
+            except Exception as error:
+                failures.append(error)
+                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+                console.say(f"tracking stopped, the run goes on: {reason}")
 
-    def _tell(self, tell: Callable[[Tracker], None]) -> None:
-        if self.inner is None:
-            return
-        try:
-            tell(self.inner)
-        except Exception as error:
-            self.inner = None
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            console.say(f"tracking stopped, the run goes on: {reason}")
+        return call
 
-    def begin(self, step: int) -> None:
-        self._tell(lambda inner: inner.begin(step))
-
-    def row(self, row: dict[str, Any]) -> None:
-        self._tell(lambda inner: inner.row(row))
-
-    def checkpoint(self, step: int) -> None:
-        self._tell(lambda inner: inner.checkpoint(step))
-
-    def halted(self, record: dict[str, Any]) -> None:
-        self._tell(lambda inner: inner.halted(record))
-
-    def report(self, page: Path) -> None:
-        self._tell(lambda inner: inner.report(page))
-
-    def finish(self, exit_code: int) -> None:
-        self._tell(lambda inner: inner.finish(exit_code))
+    for name in (name for name in vars(Tracker) if not name.startswith("_")):
+        setattr(tracker, name, guard(getattr(tracker, name)))
+    return tracker
 
 
 @contextmanager
@@ -75,7 +61,7 @@ def tracked(run: RunFolder, config: TrackingConfig, report_to: str | list[str] |
         return
     from routed_rl.tracking.wandb_run import WandbRun
 
-    tracker, code = Guarded(WandbRun(run, config)), 1
+    tracker, code = guarded(WandbRun(run, config)), 1
     try:
         yield tracker
         code = 0

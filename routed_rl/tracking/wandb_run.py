@@ -36,7 +36,8 @@ class WandbRun(Tracker):
 
     def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
         self.folder, self.config = folder, config
-        self.run: wandb.Run | None = None
+        self.run: Any = None
+        """Of wandb, from `begin` on."""
         self.identity: dict[str, Any] = {}
         self.completions = wandb.Table(columns=[*COLUMNS], log_mode="INCREMENTAL", allow_mixed_types=True)
         self._last: dict[str, Any] = {}
@@ -65,7 +66,6 @@ class WandbRun(Tracker):
             self._keep("subspace", self.folder.subspace, {"step": 0})
 
     def row(self, row: dict[str, Any]) -> None:
-        assert self.run is not None
         known = {key: value for key, value in row.items() if value is not None}
         if norms := layer_norms(known):
             # A histogram a step is what wandb draws as a map of step by bin: here a bin is a layer.
@@ -76,7 +76,6 @@ class WandbRun(Tracker):
             self.completions.add_data(*(completion.get(column) for column in COLUMNS))
 
     def checkpoint(self, step: int) -> None:
-        assert self.run is not None
         self._tables(step)
         folder = self.folder.checkpoint(step)
         facts = {"step": step, "parent": self.identity["parent"]}
@@ -85,7 +84,6 @@ class WandbRun(Tracker):
             self._keep("quarantine", folder, facts, only=["quarantine.safetensors"], step=step)
 
     def halted(self, record: dict[str, Any]) -> None:
-        assert self.run is not None
         verdict = record["verdicts"][0]
         title = f"halted: {verdict['rule']} of {record['environment'] or 'the run'}"
         text = "\n".join([f"{self.folder.path} at step {record['step']}: {verdict['sentence']}", *record["commands"]])
@@ -95,7 +93,6 @@ class WandbRun(Tracker):
                                 | {"halted/rule": verdict["rule"], "halted/sentence": verdict["sentence"]})
 
     def report(self, page: Path) -> None:
-        assert self.run is not None
         self.run.log({"report": wandb.Html(str(page), inject=False), "step": self._last.get("step", 0)})
 
     def finish(self, exit_code: int) -> None:
@@ -105,7 +102,6 @@ class WandbRun(Tracker):
 
     def _tables(self, step: int) -> None:
         """Completions since the last time, and the cosines between the environments' parts as they are now."""
-        assert self.run is not None
         if len(self.completions.data):
             self.run.log({"completions": self.completions, "step": step})
         names, cosines = cosine_matrix(self._last)
@@ -116,7 +112,6 @@ class WandbRun(Tracker):
     def _keep(self, kind: str, folder: Path, facts: dict[str, Any], only: list[str] | None = None, step: int | None = None
               ) -> None:
         """Log files of a sealed folder, all of them or `only` some, with its hashes as what identifies the rest."""
-        assert self.run is not None
         artifact = wandb.Artifact(f"{self.identity['id']}-{kind}", kind, metadata={
             **facts, "folder": str(folder), "group": self.identity["group"], "sealed": read_json(folder / SEAL)})
         for path in sorted(folder.rglob("*")):
@@ -126,7 +121,6 @@ class WandbRun(Tracker):
 
     def _use(self, name: str) -> None:
         """Lineage on the server; what went on from a checkpoint that was never uploaded says so in its config alone."""
-        assert self.run is not None
         try:
             self.run.use_artifact(name)
         except (wandb.Error, ValueError) as error:
