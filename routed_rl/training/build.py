@@ -12,10 +12,9 @@ from routed_rl.errors import ConfigError
 from routed_rl.model.load import load_model
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
-from routed_rl.training.arguments import prompts_needed, prompts_used
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import Plan
+from routed_rl.training.plan import Plan, prompts_needed, prompts_used
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
 from routed_rl.training.watch import Watch

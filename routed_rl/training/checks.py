@@ -14,6 +14,7 @@ from typing import Any
 from routed_rl.config import Config, closest
 from routed_rl.config.references import SECRET, masked, resolved
 from routed_rl.errors import ConfigError
+from routed_rl.shapes import fits
 from routed_rl.tracking import split_report_to
 from routed_rl.training.fields import ELSEWHERE, FIXED, GONE, NEEDS, ORDERED, STAYS, VALUES
 from routed_rl.training.trainers import TRAINERS, Algorithm
@@ -78,7 +79,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
         _check_type(key, value, hints[key])
         if (why := _row(STAYS, key)) and value != default(trainer, key):
             raise ConfigError(masked(f"trainer.{key}={value} is not supported: {why}; leave it out"))
-        if (rule := _row(VALUES, key)) and value not in (None, "auto") and not fits(value, rule):
+        if (rule := _row(VALUES, key)) and value not in (None, "auto") and not keeps(value, rule):
             raise ConfigError(masked(f"trainer.{key} must be {rule}, got {value}"))
         if key == "report_to":
             split_report_to(value)
@@ -88,7 +89,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
             raise ConfigError(f"trainer.{pair[1]}={high} is below trainer.{pair[0]}={low}; raise the one or lower the other")
 
 
-def fits(value: Any, rule: str) -> bool:
+def keeps(value: Any, rule: str) -> bool:
     """Whether a value of a field is what its row of `VALUES` says."""
     if rule not in RULES:
         return value in re.split(", | or ", rule)
@@ -154,28 +155,25 @@ def _number(value: Any) -> bool:
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type where the field takes plain ones or a mapping; others are for TRL to judge."""
+    """Refuse a value of another type where the field takes plain ones, words or a mapping; others are for TRL to judge."""
     kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
     kinds = {type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind for kind in kinds}
+    outer = {typing.get_origin(kind) or kind for kind in kinds}
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not _number(value):
         raise ConfigError(f"trainer.{key} must be a finite number below 2**31, got {value}")
-    if any((typing.get_origin(kind) or kind) is dict for kind in kinds):
-        if not (value is None or isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))):
-            raise ConfigError(f"trainer.{key} must be a mapping such as {{key: value}}, got {masked(repr(value))}")
-        return
-    if any(typing.get_origin(kind) is list for kind in kinds) and str in kinds:
-        if not (value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))):
-            raise ConfigError(f"trainer.{key} must be a word or a list of words, got {masked(repr(value))}")
-        return
-    for kind in kinds:
+    for kind in outer:
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and value not in (words := [str(each.value) for each in kind]):
             raise ConfigError(f"trainer.{key}={value} is not known; choose from {', '.join(words)}")
-    if not kinds <= {bool, int, float, str, types.NoneType}:
-        return
-    if isinstance(value, bool):
-        fits = bool in kinds
+    if dict in outer:
+        fine, wanted = value is None or isinstance(value, dict) or str(value).startswith("{"), "a mapping such as {key: value}"
+    elif outer >= {list, str}:
+        fine, wanted = fits(value, str | list[str] | None), "a word or a list of words"
+    elif outer <= {bool, int, float, str, types.NoneType}:
+        # TRL's hints are wider than its code.
+        empty = value is None and key in ("num_generations", "max_completion_length")
+        fine = any(fits(value, kind) for kind in kinds) and not empty
+        wanted = " or ".join(sorted("null" if kind is types.NoneType else kind.__name__ for kind in kinds))
     else:
-        fits = type(value) in kinds or (isinstance(value, int) and float in kinds)
-    if not fits or (value is None and key in ("num_generations", "max_completion_length")):  # TRL's hints are wider than its code
-        names = " or ".join(sorted("null" if kind is types.NoneType else kind.__name__ for kind in kinds))
-        raise ConfigError(f"trainer.{key} must be {names}, got {masked(repr(value))}")
+        return
+    if not fine:
+        raise ConfigError(f"trainer.{key} must be {wanted}, got {masked(repr(value))}")

@@ -87,7 +87,7 @@ VALUES = {
     "debug, info, warning, error, critical, detail or passive": "log_level log_level_replica",
     "two numbers, the smaller one first": "reward_clip_range",
 }
-"""What a value must be, as `checks.fits` reads it -> fields."""
+"""What a value must be, as `checks.keeps` reads it -> fields."""
 
 ORDERED = (("entropy_coef_min", "entropy_coef_max"),
            ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"))

@@ -32,11 +32,10 @@ from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
-from routed_rl.training.processes import check_alike, say_what_is_used
-from routed_rl.training.reference import use_reference
+from routed_rl.training.given import use_engine, use_reference
 from routed_rl.training.saving import SavingMixin
+from routed_rl.training.sharing import check_alike, say_what_is_used
 from routed_rl.training.tasks import RewardFunction
-from routed_rl.training.vllm import use_engine
 from routed_rl.training.watch import Watch
 
 ALIKE = "frac_reward_zero_std"
@@ -136,13 +135,10 @@ class RoutedTrainerMixin(SavingMixin):
             logs.update(self.step_metrics)
         super().log(logs, start_time)  # pyright: ignore[reportAttributeAccessIssue]
         if "loss" in logs:
-            self._write_metrics(logs)
+            self.write_metrics(logs)
 
-    def write_unlogged_step(self) -> None:
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
         """One line a step in metrics.jsonl, also where TRL logs less often."""
-        self._write_metrics(self.step_metrics)
-
-    def _write_metrics(self, metrics: dict[str, Any]) -> None:
         # Ours are of this step; those of TRL, of all steps since it logged last.
         named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
         step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
@@ -171,7 +167,7 @@ class RoutingCallback(TrainerCallback):
             self.trainer.step_metrics |= self.trainer.evaluator(state.global_step)
         # The default flow callback runs first and has decided by now whether TRL logs this step.
         if not control.should_log:
-            self.trainer.write_unlogged_step()
+            self.trainer.write_metrics(self.trainer.step_metrics)
         self.trainer.stopped = max(RANKS.gather(STOP.asked or 0))
         if self.trainer.stopped:
             control.should_save = control.should_training_stop = True

@@ -1,16 +1,22 @@
-"""A run's settings, checked once: whatever trains the run receives this plan and checks nothing again."""
+"""From a config to the plan of a run, checked once: whatever trains the run receives it and checks nothing again."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
+from routed_rl.config.references import masked
+from routed_rl.errors import ConfigError
 from routed_rl.rollout import check_engine
-from routed_rl.training.arguments import training_arguments
-from routed_rl.training.backends import check_launch
-from routed_rl.training.checks import algorithm
+from routed_rl.tracking import split_report_to
+from routed_rl.training.backends import backend_arguments, check_launch
+from routed_rl.training.checks import algorithm, check_needs, check_trainer, settings
 from routed_rl.training.trainers import Algorithm, TrainerArguments
 
 
@@ -32,3 +38,56 @@ def make_plan(config: Config, run: RunFolder) -> Plan:
     check_engine(config.rollout)
     check_launch(config)
     return Plan(config, run, algorithm(config.trainer), training_arguments(config, run), begun)
+
+
+def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
+    """The arguments of a run's algorithm; what TRL itself refuses comes back as one line."""
+    check_trainer(config.trainer)
+    check_needs(config)
+    if "max_steps" not in config.trainer:
+        raise ConfigError("trainer.max_steps is not set: tasks are endless, so a run has no epochs; set trainer.max_steps=N")
+    # wandb is told by routed_rl.tracking, under the names of METRICS; transformers' callback would prefix them all.
+    trackers: dict[str, Any] = {"report_to": split_report_to(config.trainer.get("report_to"))[1] or "none"}
+    try:
+        return algorithm(config.trainer).arguments(
+            output_dir=str(run.path), seed=config.seed, run_name=run.path.name, project=config.tracking.project,
+            remove_unused_columns=False, shuffle_dataset=False, disable_tqdm=True,
+            **_defaults(config) | backend_arguments(config) | trackers)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        named = next((f".{key}={value}" for key, value in config.trainer.items() if re.search(rf"\b{key}\b", said)), "")
+        raise ConfigError(masked(f"trainer{named}: {said}")) from error
+
+
+def _defaults(config: Config) -> dict[str, Any]:
+    """The config's `trainer:` with what a machine without an accelerator needs (bf16 asks for `use_cpu`, and pinned memory
+    warns), and with a correction of vLLM's probabilities by token, since TRL's default drops long completions."""
+    wanted: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
+    corrected = "vllm_importance_sampling_mode"
+    if config.rollout.engine != "transformers" and hasattr(algorithm(config.trainer).arguments, corrected):
+        wanted[corrected] = "token_truncate"
+    return wanted | settings(config.trainer)
+
+
+def prompts_needed(arguments: TrainerArguments) -> int:
+    """Tasks that the whole run consumes: one epoch exactly, so that a resume never crosses one."""
+    steps, prompts = _generations(arguments)
+    return -(-arguments.max_steps * arguments.gradient_accumulation_steps // steps) * prompts
+
+
+def prompts_used(arguments: TrainerArguments, step: int) -> int:
+    """Tasks of the generations that are done with after `step`; one in the middle of its use is not."""
+    steps, prompts = _generations(arguments)
+    return step * arguments.gradient_accumulation_steps // steps * prompts
+
+
+def _generations(arguments: TrainerArguments) -> tuple[int, int]:
+    """Micro-batches that one generation serves, and its tasks."""
+    steps, batch, group = arguments.steps_per_generation, arguments.generation_batch_size, arguments.num_generations
+    assert steps is not None and batch is not None and group is not None  # filled in by itself
+    return steps * arguments.num_iterations, batch // group
+
+
+def completions_per_step(arguments: TrainerArguments) -> int:
+    """Completions that one optimizer step learns from."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -5,6 +5,7 @@ With one process it does nothing but go on from a checkpoint.
 
 from __future__ import annotations
 
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from routed_rl.artifacts import read_json
 from routed_rl.checkpoint import going_on_from
+from routed_rl.errors import ConfigError
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 from routed_rl.training.backends import SHARED, shard
@@ -104,3 +106,17 @@ class SharedTrainerMixin:
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def say_what_is_used(model: nn.Module, arguments: Any) -> None:
+    """Spare DDP its search for parameters without gradient: only a mixture has some, experts that no token chose."""
+    if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
+        arguments.ddp_find_unused_parameters = False
+
+
+def check_alike(environments: list[str]) -> None:
+    """The ids of environments go over the wire as places in this list, so it must be the same in every process."""
+    marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
+    if len(set(marks)) > 1:
+        raise ConfigError(f"the processes of this run train different environments, this one {', '.join(environments)}; give all "
+                          "of them the same plug-ins and run folder")

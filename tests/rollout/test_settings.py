@@ -16,7 +16,7 @@ from routed_rl.rollout.heads import find_padding
 from routed_rl.rollout.launch import own_gpu
 from routed_rl.rollout.settings import check_settings
 from routed_rl.training import TRAINERS, check_trainer
-from routed_rl.training.arguments import training_arguments
+from routed_rl.training.plan import training_arguments
 
 
 @pytest.mark.parametrize(("settings", "hint"), [

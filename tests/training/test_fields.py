@@ -13,7 +13,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.record import refuse_changes
 from routed_rl.training import TRAINERS, make_plan, try_out
-from routed_rl.training.checks import RULES, check_trainer, fits
+from routed_rl.training.checks import RULES, check_trainer, keeps
 from routed_rl.training.fields import ELSEWHERE, FIXED, FREE, GONE, NEEDS, STAYS, VALUES
 from tests.parts import own_config, write_parts
 
@@ -45,7 +45,7 @@ def test_every_default_is_allowed_by_its_rule():
         for name in names.split():
             for row in TRAINERS.values():
                 default = {field.name: field.default for field in dataclasses.fields(row.arguments)}.get(name)
-                assert default is None or default == -1 or default == "auto" or fits(default, rule), name
+                assert default is None or default == -1 or default == "auto" or keeps(default, rule), name
         assert rule in RULES or " or " in rule
 
 

@@ -1,4 +1,5 @@
-"""TRL's vLLM generation on an engine of ours: it serves the policy, and is compared with the trainer.
+"""What a trainer is given and TRL would make itself: vLLM's engine, which serves the policy and is compared with the trainer, and
+the reference model, which TRL would load again from whatever `config._name_or_path` names.
 
 Not covered: several trainer processes with vLLM in them, images.
 """
@@ -9,7 +10,10 @@ from collections.abc import Generator
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl.generation.vllm_generation import VLLMGeneration
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import add_fused_lm_head
 
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
@@ -63,3 +67,17 @@ def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:
     trainer.use_vllm, trainer.vllm_mode = True, "colocate" if hasattr(served.engine, "llm") else "server"
     trainer.vllm_generation = PolicyGeneration(trainer, served, parity)
     trainer._last_loaded_step = -1
+
+
+def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
+    """Let a trainer that was built with `beta=0` take `beta` times the KL to `reference` into its loss (GRPO, PPO) or its
+    rewards (RLOO)."""
+    add_fused_lm_head(reference, temperature=trainer.temperature,
+                      cast_lm_head_to_fp32=getattr(trainer.args, "cast_lm_head_to_fp32", False))
+    if trainer.is_deepspeed_enabled:
+        trainer.ref_model = prepare_deepspeed(reference, trainer.accelerator)
+    elif trainer.is_fsdp_enabled:
+        trainer.ref_model = prepare_fsdp(reference, trainer.accelerator)
+    else:
+        trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
+    trainer.beta = trainer.args.beta = beta
