@@ -123,13 +123,6 @@ def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
     return {**found, "completions": float(len(scores)), "failures": float(sum(score is None for score in scores))}
 
 
-def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
-             max_new_tokens: int) -> list[str]:
-    """One completion per prompt, decoded as TRL decodes: cut after the first eos, special tokens left out."""
-    ids = generate_ids(model, tokenizer, prompts, temperature, max_new_tokens)
-    return tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-
 def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
                  max_new_tokens: int) -> list[list[int]]:
     """The ids of one completion per prompt, up to and with the first eos. Temperature 0 is greedy. Draws from the global

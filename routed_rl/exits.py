@@ -11,6 +11,9 @@ from collections.abc import Callable
 from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
 
+PATH = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP)
+"""What is wrong with a path that was given."""
+
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
     """Do `action`; what goes wrong becomes one line on stderr and an exit code."""
@@ -39,7 +42,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         print(f"\ninterrupted; {hint}", file=sys.stderr)
         return 130
     except OSError as error:
-        if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)) and error.filename:
+        if error.errno in PATH and error.filename:
             return _fail(f"{error.filename}: {error.strerror}; give another path")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _internal()

@@ -21,7 +21,7 @@ from torch import Tensor
 from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, read_json, sealed_folder, write_json
 from routed_rl.checkpoint import QUARANTINE
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
-from routed_rl.model.targets import FAMILIES
+from routed_rl.model.targets import FAMILIES, Family
 
 STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
                "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
@@ -35,6 +35,10 @@ class StoredTarget:
     """One target of a checkpoint: `A` is what the coefficients are written with."""
 
     name: str
+    stored: str
+    """The name of its weight in the checkpoint's files."""
+    mixture: str | None
+    """Of an expert, the parameter that holds all of its mixture's writers; None for a plain writer."""
     write_DK: Tensor
     coefficients_KN: Tensor
     """The weight's columns alone."""
@@ -53,9 +57,8 @@ def discard(run: RunFolder, out: Path, step: int | None = None) -> Path:
 def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
     """Write the policy to `out` as one stock model, `W + A C`, bias included."""
     checkpoint = run.require_checkpoint(step)
-    row = FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
-    targets = {row.stored_name(target.name) if row else target.name: target for target in read_quarantine(checkpoint)}
-    transposed = _transposed(checkpoint)
+    targets = {target.stored: target for target in read_quarantine(checkpoint)}
+    transposed = _is_transposed(checkpoint)
 
     def fill(folder: Path) -> None:
         copy_stock_files(checkpoint, folder)
@@ -81,8 +84,8 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
     if not targets:
         raise CheckpointError(f"the quarantine of {run.path} has rank 0 everywhere, so there is no adapter to write; "
                               "the policy is the deployed model: use `routed-rl discard`")
-    ranks = {mixture or target.name: target.write_DK.shape[1] for target in targets for mixture in [_mixture(checkpoint, target)]}
-    mixtures = sorted({mixture for target in targets if (mixture := _mixture(checkpoint, target))})
+    ranks = {target.mixture or target.name: target.write_DK.shape[1] for target in targets}
+    mixtures = sorted({target.mixture for target in targets if target.mixture})
     modules = sorted(set(ranks) - set(mixtures))
     base = run.deployed if run.deployed.is_dir() else checkpoint
     config = LoraConfig(task_type="CAUSAL_LM", inference_mode=True, base_model_name_or_path=str(base), bias="none",
@@ -90,53 +93,38 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
                         r=max(ranks.values()), lora_alpha=max(ranks.values()),
                         rank_pattern=dict(ranks), alpha_pattern=dict(ranks), lora_dropout=0.0,
                         lora_bias=any(target.bias_K is not None for target in targets),
-                        fan_in_fan_out=_transposed(checkpoint))
+                        fan_in_fan_out=_is_transposed(checkpoint))
 
     def fill(folder: Path) -> None:
         config.save_pretrained(str(folder))
         # PEFT keeps target_modules as a set: sorted, so that the same adapter is the same file.
         written = read_json(folder / "adapter_config.json")
         write_json(folder / "adapter_config.json", {**written, "target_modules": modules})
-        save_file(_tensors(checkpoint, targets, has_bias=bool(config.lora_bias)), folder / "adapter_model.safetensors",
+        save_file(_adapter_tensors(targets, has_bias=bool(config.lora_bias)), folder / "adapter_model.safetensors",
                   metadata={"format": "pt"})
 
     return publish(out, fill)
 
 
-def _tensors(checkpoint: Path, targets: list[StoredTarget], *, has_bias: bool) -> dict[str, Tensor]:
-    plain = [target for target in targets if not _mixture(checkpoint, target)]
+def _adapter_tensors(targets: list[StoredTarget], *, has_bias: bool) -> dict[str, Tensor]:
+    """The tensors under PEFT's own key names; with `has_bias` every plain writer gets a bias, zero where it has none."""
+    tensors: dict[str, Tensor] = {}
     experts: dict[str, list[StoredTarget]] = {}
     for target in targets:
-        if mixture := _mixture(checkpoint, target):
-            experts.setdefault(mixture, []).append(target)
-    tensors = adapter_tensors(plain, has_bias=has_bias)
-    for mixture, those in experts.items():
-        key = f"base_model.model.{mixture.rpartition('.')[0]}"
-        tensors[f"{key}.lora_A.weight"] = torch.cat([target.coefficients_KN for target in those])
-        # PEFT keeps an expert's columns apart by the number of experts.
-        tensors[f"{key}.lora_B.weight"] = torch.stack([target.write_DK for target in those], 2).flatten(1).contiguous()
-    return tensors
-
-
-def _mixture(checkpoint: Path, target: StoredTarget) -> str | None:
-    """Of an expert, the parameter that holds all of its mixture's writers; None for a plain writer."""
-    row = FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
-    if row is None or row.experts is None or f".{row.experts}." not in target.name:
-        return None
-    layer, _, place = target.name.partition(f".{row.experts}.")
-    return f"{layer}.{row.experts}.{place.partition('.')[2]}"
-
-
-def adapter_tensors(targets: list[StoredTarget], *, has_bias: bool) -> dict[str, Tensor]:
-    """The tensors under PEFT's own key names; with `has_bias` every target gets a bias, zero where it has none."""
-    tensors = {}
-    for target in targets:
+        if target.mixture:
+            experts.setdefault(target.mixture, []).append(target)
+            continue
         key = f"base_model.model.{target.name}"
         tensors[f"{key}.lora_A.weight"] = target.coefficients_KN.contiguous()
         tensors[f"{key}.lora_B.weight"] = target.write_DK.contiguous()
         if has_bias:
             bias = target.bias_K if target.bias_K is not None else target.write_DK.new_zeros(target.write_DK.shape[1])
             tensors[f"{key}.lora_B.bias"] = target.write_DK @ bias
+    for mixture, those in experts.items():
+        key = f"base_model.model.{mixture.rpartition('.')[0]}"
+        tensors[f"{key}.lora_A.weight"] = torch.cat([target.coefficients_KN for target in those])
+        # PEFT keeps an expert's columns apart by the number of experts.
+        tensors[f"{key}.lora_B.weight"] = torch.stack([target.write_DK for target in those], 2).flatten(1).contiguous()
     return tensors
 
 
@@ -151,13 +139,14 @@ def read_quarantine(checkpoint: Path, environment: str | None = None) -> list[St
     if environment is not None and environment not in known:
         raise ConfigError(f"the quarantine has no part of environment {environment}; it has: {', '.join(known)}")
     biased = {key.removesuffix(".bias") for key in _weight_keys(checkpoint) if key.endswith(".bias")}
-    targets = []
+    targets, row = [], _family(checkpoint)
     for name in (key.removesuffix(".coefficients") for key in state if key.endswith(".coefficients")):
         whole = state[f"{name}.coefficients"]
         chosen = whole if environment is None else state[f"{name}.parts"][known.index(environment)]
         weight, bias = (chosen[:, :-1], chosen[:, -1]) if name in biased else (chosen, None)
         write = state.get(f"{name}.write", state[f"{name}.basis"])
-        targets.append(StoredTarget(name, write, weight, bias))
+        stored, mixture = (row.stored_name(name), row.mixture(name)) if row else (name, None)
+        targets.append(StoredTarget(name, stored, mixture, write, weight, bias))
     return targets
 
 
@@ -193,9 +182,13 @@ def _merged(tensor: Tensor, what: str, target: StoredTarget, transposed: bool) -
     return tensor + (target.write_DK @ target.bias_K).to(tensor.dtype)
 
 
-def _transposed(checkpoint: Path) -> bool:
-    kind = read_json(checkpoint / "config.json")["model_type"]
-    return FAMILIES[kind].transposed if kind in FAMILIES else False
+def _family(checkpoint: Path) -> Family | None:
+    return FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
+
+
+def _is_transposed(checkpoint: Path) -> bool:
+    row = _family(checkpoint)
+    return row is not None and row.transposed
 
 
 def _weight_keys(checkpoint: Path) -> set[str]:

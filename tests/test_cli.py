@@ -193,6 +193,16 @@ def test_an_interrupt_says_how_to_go_on(engine, monkeypatch, capsys):
     assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl resume D"
 
 
+@pytest.mark.parametrize(("setting", "says"), [
+    ("out=FOLDER/file/run", "file is no folder that can be written to"), (f"out=FOLDER/{'a' * 300}", "File name too long"),
+    (f"env.{'a' * 300}.path=x.py:X", "a name of 300 characters")])
+def test_a_path_or_name_that_cannot_be_is_one_line_also_of_a_dry_run(tmp_path, capsys, setting, says):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--dry-run", setting.replace("FOLDER", str(tmp_path))]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(engine, monkeypatch, capsys):
     fails_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/x/weights"))
     line = refused(capsys, "train", "out=D")

@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from routed_rl.config import EvaluationConfig
 from routed_rl.envs import LoadedEnvironment, Score, Task
 from routed_rl.errors import ModelError, TaskError
-from routed_rl.evaluate import evaluate, generate
+from routed_rl.evaluate import evaluate, generate_ids
 from routed_rl.linalg import random_basis
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
@@ -251,7 +251,7 @@ def test_prompts_and_completions_are_those_of_trl(tmp_path: Any) -> None:
     trainer.model.train()
     trainer._generate_and_score_completions([{"prompt": prompt} for prompt in prompts])
     torch.manual_seed(5)
-    assert generate(model, words, encoded, 1.0, 5) == heard
+    assert words.batch_decode(generate_ids(model, words, encoded, 1.0, 5), skip_special_tokens=True) == heard
 
 
 def _dataset(prompts: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ class RunFolder:
             resume = f"`{command('resume', self.path)}` goes on with it, or "
             way_out = f"{resume if self.config.exists() else ''}set "
             raise RunFolderError(f"out={self.path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
+        above = next(folder for folder in self.path.parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise RunFolderError(f"out={self.path} cannot be made: {above} is no folder that can be written to; set "
+                                 "out=ANOTHER_FOLDER")
 
     def _names(self) -> set[str]:
         return {path.name for path in self.path.iterdir()}

@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, MonitorConfig, from_mapping, section, unknown
+from routed_rl.config.checks import LONGEST_NAME
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
 
@@ -100,6 +101,8 @@ def _checked(text: str, folder: Path) -> str:
     """The override as Hydra shall see it; ConfigError if it can be told now that it is wrong."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
+    if long := [part for part in text.partition("=")[0].split(".") if len(part) > LONGEST_NAME]:
+        raise ConfigError(f"{long[0][:20]}... is a name of {len(long[0])} characters; take at most {LONGEST_NAME}")
     text, override = parse_override(text)
     if override.is_sweep_override():
         raise ConfigError(f"{text!r} gives several values; give one, write a list as KEY=[A,B], or "

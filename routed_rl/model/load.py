@@ -30,10 +30,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from routed_rl.artifacts import read_json, require_seal, write_json
+from routed_rl.artifacts import read_json, read_object, require_seal, write_json
 from routed_rl.errors import ModelError, reading
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
-from routed_rl.model.prompts import render
+from routed_rl.model.prompts import render_apart
 from routed_rl.model.weights import adapter_message, dtype_message, model_hash, require_full_weights
 
 __all__ = ["load_model", "load_tokenizer", "model_hash", "require_full_weights", "write_generation_config"]
@@ -154,6 +154,10 @@ def _rows(path: str) -> int | None:
             why = (f"models of type {kind} have no head for causal language" if kind in CONFIG_MAPPING_NAMES else
                    "it needs code of its own (trust_remote_code), which is not run")
             raise ModelError(f"no model could be loaded from {path!r}: {why}; give a causal language model that transformers has")
+        settings = Path(path, "generation_config.json").expanduser()
+        if settings.is_file() and read_object(settings, {}) is None:
+            raise ModelError(f"no model could be loaded from {path!r}: generation_config.json, which says where a text ends, is "
+                             "damaged; take another copy of the model")
         return next((rows for part in parts if isinstance(rows := part.get("vocab_size"), int)), None)
 
 
@@ -207,15 +211,10 @@ def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 def _turn_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """The special token that closes an assistant's message in the chat template, if one does."""
-    probe, rendered = "ROUTED-RL-PROBE", ""
+    probe = "ROUTED-RL-PROBE"
     messages = [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
-    for first in (1, 0):  # some templates refuse a system message, others require one
-        try:
-            rendered = render(tokenizer, messages[first:], turn=False)
-            break
-        except ModelError as error:
-            if isinstance(error.__cause__, (TimeoutError, MemoryError, OverflowError)):
-                raise
+    # Some templates refuse a system message, others require one.
+    rendered = render_apart(tokenizer, messages[1:]) or render_apart(tokenizer, messages) or ""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     ids = tokenizer.encode(rendered.rpartition(probe)[2], add_special_tokens=False)
     return next((token for token in tokenizer.convert_ids_to_tokens(ids) if token in special), None)

@@ -5,12 +5,16 @@ Not covered: images, and a chat template that draws random numbers.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -22,7 +26,7 @@ from routed_rl.errors import ModelError, reading
 
 Messages = Sequence[Mapping[str, Any]]
 
-SECONDS, CHARACTERS = 10.0, 10**7
+SECONDS, CHARACTERS, MEMORY = 10.0, 10**7, 2**32
 """The most that a chat template may take for one prompt: it is code that comes with a model."""
 
 
@@ -61,6 +65,33 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messag
         if len(text) > CHARACTERS:
             raise OverflowError(f"it writes {len(text)} characters")
     return text
+
+
+def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """`render` of a whole conversation in a process of its own, for a template that nothing is known of; None for one that
+    refuses these messages. Raises ModelError for one that does not end or fills the memory, which no alarm interrupts."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    if (child := os.fork()) == 0:
+        try:
+            with suppress(OSError, ValueError):  # a limit of somebody else is lower
+                used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+                resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            theirs.send(render(tokenizer, messages, turn=False))
+        except ModelError as error:
+            theirs.send(error if isinstance(error.__cause__, (TimeoutError, MemoryError, OverflowError)) else None)
+        finally:
+            os._exit(0)
+    theirs.close()
+    found: Any = ModelError(f"the model's chat template does not end within {2 * SECONDS:g} s and {MEMORY >> 30} GiB of memory")
+    try:
+        with suppress(EOFError):  # where it was killed
+            found = ours.recv() if ours.poll(2 * SECONDS) else found
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if isinstance(found, ModelError):
+        raise found
+    return found
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:

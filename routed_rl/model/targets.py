@@ -40,10 +40,15 @@ class Family:
 
     def stored_name(self, writer: str) -> str:
         """The name of a writer's weight in a checkpoint's files, without `.weight`."""
-        if self.stored is None or self.experts is None or f".{self.experts}." not in writer:
-            return writer
         layer, _, place = writer.partition(f".{self.experts}.")
+        if self.stored is None or not place:
+            return writer
         return f"{layer}.{self.stored[0]}{place.split('.')[0]}{self.stored[1]}"
+
+    def mixture(self, writer: str) -> str | None:
+        """Of an expert, the parameter that holds all writers of its mixture; None for a plain writer."""
+        layer, _, place = writer.partition(f".{self.experts}.")
+        return f"{layer}.{self.experts}.{place.partition('.')[2]}" if place else None
 
 
 _LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm")

@@ -10,6 +10,8 @@ Row = Mapping[str, Any]
 Readings = dict[str, float]
 """By environment; "" is the run as a whole."""
 RUN = ""
+Read = Callable[[Row, Row, str | None], Readings]
+"""(row, the row before, axis) -> readings."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,14 @@ class Rule:
     """What a rule reads from a row, and how it is judged."""
 
     words: str
-    read: Callable[[Row, Row, str | None], Readings]
-    """(row, the row before, axis) -> readings."""
+    read: Read
     sums: bool = False
     """Whether readings are summed up (CUSUM, Page 1954): what passes the allowance a step, never below 0."""
     of_shift: bool = False
     """Whether it is a level that the persona shift rises to: it began where the growth did."""
 
 
-def shift(row: Row, before: Row, axis: str | None) -> Readings:
+def shift(row: Row, axis: str | None) -> Readings:
     """Persona shift so far along the axis, in units of the gap between the personas."""
     found: Readings = {}
     for key, value in row.items():
@@ -37,69 +38,55 @@ def shift(row: Row, before: Row, axis: str | None) -> Readings:
 
 def shift_growth(row: Row, before: Row, axis: str | None) -> Readings:
     """This step's change of the persona shift."""
-    earlier = shift(before, {}, axis)
-    return {name: value - earlier.get(name, 0.0) for name, value in shift(row, {}, axis).items()}
+    earlier = shift(before, axis)
+    return {name: value - earlier.get(name, 0.0) for name, value in shift(row, axis).items()}
 
 
-def pull(row: Row, before: Row, axis: str | None) -> Readings:
-    """The persona shift times the environment's share of the quarantine: large only where both are."""
+def _pull(row: Row, _before: Row, axis: str | None) -> Readings:
+    """Large only where the shift and the share of the quarantine both are."""
     shares = _of_environments(row, "ledger", "share")
-    return {name: value * shares[name] for name, value in shift(row, {}, axis).items() if name in shares}
+    return {name: value * shares[name] for name, value in shift(row, axis).items() if name in shares}
 
 
-def push(row: Row, before: Row, axis: str | None) -> Readings:
-    """An environment's share of this step's growth of the quarantine, of all that grew."""
+def _push(row: Row, *_: object) -> Readings:
+    """The share is of all that grew."""
     pushes = {name: max(value, 0.0) for name, value in _of_environments(row, "ledger", "push").items()}
     total = sum(pushes.values())
     return {name: value / total for name, value in pushes.items()} if total > 0 else {}
 
 
-def gap(row: Row, before: Row, axis: str | None) -> Readings:
-    """Paid reward minus true score: what was paid though it was not solved."""
+def _gap(row: Row, *_: object) -> Readings:
     solved = _of_environments(row, "environment", "solve")
     return {name: paid - solved[name] for name, paid in _of_environments(row, "environment", "reward").items() if name in solved}
 
 
-def energy(row: Row, before: Row, axis: str | None) -> Readings:
-    """Routed energy over the mean of isotropic random bases, on steps that measured it."""
+def _energy(row: Row, *_: object) -> Readings:
+    """Over the mean of isotropic random bases, on steps that measured it."""
     return {name: value for name, value in _of_environments(row, "control/isotropic", "ratio").items() if name != "all"}
 
 
-def energy_rank(row: Row, before: Row, axis: str | None) -> Readings:
-    """One over the subspace's rank by routed energy among itself and the random bases: 1 is above all of them.
-
-    The kinds of random bases, isotropic and matched, take turns, so a patience of 2 asks for both.
-    """
+def _energy_rank(row: Row, *_: object) -> Readings:
+    """1 is above all random bases. Their kinds, isotropic and matched, take turns, so a patience of 2 asks for both."""
     ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
     return {name: 1 / value for name, value in ranks.items() if name != "all"}
 
 
-def share(row: Row, before: Row, axis: str | None) -> Readings:
-    """The routed part's share of the targets' gradient energy."""
-    return _of_run(row, "routing/routed_fraction")
-
-
-def size(row: Row, before: Row, axis: str | None) -> Readings:
-    """The quarantine's norm over that of the retained change."""
-    return _of_run(row, "quarantine/relative")
-
-
-def collapse(row: Row, before: Row, axis: str | None) -> Readings:
-    """Share of groups whose completions were all paid alike, so that nothing is learned from them."""
-    return _of_run(row, "train/frac_reward_zero_std")
+def _of_run(key: str) -> Read:
+    """A metric of the run as a whole."""
+    return lambda row, *_: {RUN: float(row[key])} if _is_number(row.get(key)) else {}
 
 
 RULES = {
-    "shift": Rule("the persona shift", shift, of_shift=True),
+    "shift": Rule("the persona shift", lambda row, _before, axis: shift(row, axis), of_shift=True),
     "change": Rule("the summed growth of the persona shift", shift_growth, sums=True),
-    "pull": Rule("the persona shift times the share of the quarantine", pull, of_shift=True),
-    "push": Rule("the share of the quarantine's growth", push),
-    "gap": Rule("the summed gap between paid reward and true score", gap, sums=True),
-    "energy": Rule("the routed energy against random bases", energy),
-    "energy_rank": Rule("one over the rank of the routed energy among random bases", energy_rank),
-    "size": Rule("the quarantine's size against the retained change", size),
-    "share": Rule("the routed share of the gradient", share),
-    "collapse": Rule("the share of groups that are all paid alike", collapse),
+    "pull": Rule("the persona shift times the share of the quarantine", _pull, of_shift=True),
+    "push": Rule("the share of the quarantine's growth", _push),
+    "gap": Rule("the summed gap between paid reward and true score", _gap, sums=True),
+    "energy": Rule("the routed energy against random bases", _energy),
+    "energy_rank": Rule("one over the rank of the routed energy among random bases", _energy_rank),
+    "size": Rule("the quarantine's size against the retained change", _of_run("quarantine/relative")),
+    "share": Rule("the routed share of the gradient", _of_run("routing/routed_fraction")),
+    "collapse": Rule("the share of groups that are all paid alike", _of_run("train/frac_reward_zero_std")),
 }
 
 
@@ -108,10 +95,6 @@ def _of_environments(row: Row, area: str, quantity: str) -> Readings:
     return {name: float(value) for key, value in row.items() if _is_number(value)
             and key.startswith(f"{area}/") and key.endswith(f"/{quantity}")
             and "/" not in (name := key[len(area) + 1:-len(quantity) - 1])}
-
-
-def _of_run(row: Row, key: str) -> Readings:
-    return {RUN: float(row[key])} if _is_number(row.get(key)) else {}
 
 
 def _is_number(value: Any) -> bool:

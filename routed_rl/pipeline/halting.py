@@ -55,9 +55,9 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequ
     """Every environment of the ledger: its push and its persona shift, in all and since `since`; those that are `named` first,
     then the largest push since."""
     first = {name: place for place, name in enumerate(dict.fromkeys(named))}
-    now = shift(rows[-1], {}, axis)
+    now = shift(rows[-1], axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
-    earlier, found = shift(at, {}, axis), list[dict[str, Any]]()
+    earlier, found = shift(at, axis), list[dict[str, Any]]()
     for name, value in now.items():
         pushes = [(row["step"], row.get(f"ledger/{name}/push") or 0.0) for row in rows]
         found.append({"environment": name, "push": sum(push for _, push in pushes),

@@ -79,17 +79,6 @@ def gathered(method: str, samples: Samples) -> Rows:
     return gathering.rows()
 
 
-def difference_rows(samples: Samples) -> tuple[Tensor, Tensor]:
-    """positive - negative, averaged over the pairs of one kind at one position: (L, G, D), and weights (G,)."""
-    rows = gathered("mean_difference", samples)
-    return rows.rows_LGD, rows.weights_G
-
-
-def gaps(samples: Samples) -> Tensor:
-    """Weighted mean of the difference rows, (L, D) float64: from the negative persona to the positive one."""
-    return gathered("mean_difference", samples).gap_LD
-
-
 def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     """The strongest right singular vectors of the weighted rows, uncentred, strongest first: (D, K), float32.
 

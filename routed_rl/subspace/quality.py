@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.linalg import principal_cosines, random_basis
-from routed_rl.subspace.methods import difference_rows, gaps
+from routed_rl.subspace.methods import gathered
 from routed_rl.subspace.samples import Samples
 
 DRAWS = 64
@@ -67,15 +67,15 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
                                     for layer, basis in enumerate(directions)]
     if pairs >= FEWEST_PAIRS:
         bases = [fit(part) for part in parts]
-        separations = [_separation(*parts), _separation(*reversed(parts))]
-        rows = [difference_rows(part) for part in parts]
+        rows = [gathered("mean_difference", part) for part in parts]
+        separations = [_separation(rows[0].gap_LD, parts[1]), _separation(rows[1].gap_LD, parts[0])]
         draws: dict[int, Tensor] = {}
         for layer, (row, one, other) in enumerate(zip(layers, *bases, strict=True)):
             row["auroc"], row["ordered"] = torch.tensor([ways[layer] for ways in separations]).mean(0).tolist()
             if one.shape[1] and other.shape[1]:
                 row["stability"] = principal_cosines(one, other).square().mean().item()
-                folds = [(held_out[layer], weights, basis)
-                         for (held_out, weights), basis in zip(rows, (other, one), strict=True)]
+                folds = [(held_out.rows_LGD[layer], held_out.weights_G, basis)
+                         for held_out, basis in zip(rows, (other, one), strict=True)]
                 row |= _against_chance(folds, draws, generator)
     return {"pairs": pairs, "rank": rank, "draws": DRAWS, "layers": layers}
 
@@ -124,9 +124,8 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
     return [f"{_layers(bad)}: {text}" for bad, text in findings if any(bad)]
 
 
-def _separation(fitted: Samples, held_out: Samples) -> list[tuple[float, float]]:
+def _separation(axis_LD: Tensor, held_out: Samples) -> list[tuple[float, float]]:
     """Per layer: AUROC between all prompts, and the share of pairs in the right order."""
-    axis_LD = gaps(fitted)
     last = held_out.offset_R == 0
     positive = torch.einsum("lrd,ld->lr", held_out.positive[:, last].double(), axis_LD)
     negative = torch.einsum("lrd,ld->lr", held_out.negative[:, last].double(), axis_LD)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from routed_rl.linalg import random_basis
 from routed_rl.subspace.artifact import Subspace
-from routed_rl.subspace.methods import Found, gaps
+from routed_rl.subspace.methods import Found, gathered
 from routed_rl.subspace.quality import DRAWS, FEWEST_PAIRS, SEED, auroc, halves
 from routed_rl.subspace.samples import Samples
 
@@ -34,13 +34,14 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
         ours = [fit(part) for part in parts]
         drawn = random_basis(samples.positive.shape[2], 1, generator, draws=DRAWS).squeeze(2).mT
         one, other = ours
-        folds = [(one, parts[0], parts[1]), (other, parts[1], parts[0])]
+        gaps = [gathered("mean_difference", part).gap_LD for part in parts]
+        folds = [(one, gaps[0], parts[1]), (other, gaps[1], parts[0])]
         for layer, row in enumerate(layers):
             for column, name in enumerate(found.axis_names):
                 ways = [_auroc(half, name, layer, found.kind_of_axis.get(column), held_out) for half, _, held_out in folds]
                 row["auroc"][name] = None if None in ways else sum(way for way in ways if way is not None) / 2
                 row["stability"][name] = _agreement(one, other, name, layer) if fitted else None
-            by_chance = torch.tensor([_by_chance(drawn, layer, fit_on, held_out) for _, fit_on, held_out in folds]).mean(0)
+            by_chance = torch.tensor([_by_chance(drawn, gap[layer], layer, held_out) for _, gap, held_out in folds]).mean(0)
             row["random"], row["random_best"] = by_chance.mean().item(), by_chance.max().item()
     return {"names": found.axis_names, "layers": layers}
 
@@ -90,8 +91,8 @@ def _agreement(one: Found, other: Found, name: str, layer: int) -> float | None:
     return None if a is None or b is None else (a @ b).item()
 
 
-def _by_chance(drawn_DM: Tensor, layer: int, fit_on: Samples, held_out: Samples) -> list[float]:
-    signs = torch.where(gaps(fit_on)[layer].float() @ drawn_DM < 0, -1.0, 1.0)
+def _by_chance(drawn_DM: Tensor, gap_D: Tensor, layer: int, held_out: Samples) -> list[float]:
+    signs = torch.where(gap_D.float() @ drawn_DM < 0, -1.0, 1.0)
     last = held_out.offset_R == 0
     positive, negative = (side[layer, last] @ (drawn_DM * signs) for side in (held_out.positive, held_out.negative))
     return [auroc(above, below) for above, below in zip(positive.mT.contiguous(), negative.mT.contiguous(), strict=True)]

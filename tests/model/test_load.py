@@ -246,12 +246,14 @@ def test_a_template_that_raises_does_not_end_loading(tmp_path, template, eos):
     assert load_tokenizer(str(tiny_folder(tmp_path, template))).eos_token == eos
 
 
-def test_a_template_that_does_not_end_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("routed_rl.model.prompts.SECONDS", 0.1)
-    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+@pytest.mark.parametrize(("template", "says"), [
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.2 s"),
+    ("{{ 10**(10**9) }}", "does not end within"), ("{{ 'a' * 10**11 }}", "MemoryError")])
+def test_a_template_that_does_not_end_does(tmp_path, monkeypatch, template, says):
+    monkeypatch.setattr("routed_rl.model.prompts.SECONDS", 0.2)
     with pytest.raises(ModelError) as error:
-        load_tokenizer(str(tiny_folder(tmp_path, endless)))
-    check_one_line(error, "takes more than 0.1 s")
+        load_tokenizer(str(tiny_folder(tmp_path, template)))
+    check_one_line(error, says)
 
 
 QUANTISATIONS = [{"quantization_config": how} for how in (
@@ -269,6 +271,15 @@ def test_quantised_weights_are_refused_by_config_json_alone(tmp_path, how):
             load(str(tmp_path))
         check_one_line(error, "quantised weights", str(tmp_path), "float32 copy")
         assert "install" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "null", "5"])
+def test_generation_settings_that_are_damaged_are_not_passed_over(tmp_path, text):
+    folder = tiny_folder(tmp_path)
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(str(folder))
+    check_one_line(error, "generation_config.json")
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
