@@ -156,49 +156,42 @@ def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None
 
 def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
     """Stop training the named groups; returns {parameter: group} for what is frozen. Tied weights are one parameter."""
-    row = family(model)
-    groups: dict[str, Sequence[nn.Module | None]] = {
-        "embedding": _embeddings(model, row),
-        "unembedding": [model.get_output_embeddings()],
-        "final_norm": [model.get_submodule(row.final_norm)],
-        "post_norm": [*(layer.get_submodule(norm) for layer in decoder_layers(model) for norm in row.post_norms or ())],
-    }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     frozen = {}
     for group in what:
-        for module in groups[group]:
-            for parameter in module.parameters() if module is not None else ():
-                parameter.requires_grad_(False)
-                frozen[names[id(parameter)]] = group
+        for parameter in _group(model, group):
+            parameter.requires_grad_(False)
+            frozen[names[id(parameter)]] = group
     return frozen
 
 
 def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
     """{parameter: reason} for every trainable parameter that is no target."""
-    row = family(model)
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
+    # Later ones take precedence: a norm behind a writer is a norm, too.
+    reasons = {id(parameter): reason for parameters, reason in (
+        (_parameters(norms), "norm before a reader: contained cotangents only"),
+        (_group(model, "post_norm"), "norm gain behind a writer: turns the quarantine's output; freeze it"),
+        (_group(model, "embedding"), "embedding: writes to the stream and is not routed; freeze it")) for parameter in parameters}
     targets = {id(parameter) for writer in writers for parameter in writer.parameters()}
-    embeddings = {id(parameter) for module in _embeddings(model, row) for parameter in module.parameters()}
-    norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
-             for parameter in module.parameters()}
-    post_norms = {id(parameter) for layer in decoder_layers(model) for norm in row.post_norms or ()
-                  for parameter in layer.get_submodule(norm).parameters()}
-    reasons = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or id(parameter) in targets:
-            continue
-        if id(parameter) in embeddings:
-            reasons[name] = "embedding: writes to the stream and is not routed; freeze it"
-        elif id(parameter) in post_norms:
-            reasons[name] = "norm gain behind a writer: turns the quarantine's output; freeze it"
-        elif id(parameter) in norms:
-            reasons[name] = "norm before a reader: contained cotangents only"
-        else:
-            reasons[name] = "reader: contained cotangents only"
-    return reasons
+    return {name: reasons.get(id(parameter), "reader: contained cotangents only") for name, parameter in model.named_parameters()
+            if parameter.requires_grad and id(parameter) not in targets}
 
 
-def _embeddings(model: PreTrainedModel, row: Family) -> list[nn.Module]:
-    return [model.get_input_embeddings(), *([model.get_submodule(row.positions)] if row.positions else [])]
+def _group(model: PreTrainedModel, name: str) -> list[nn.Parameter]:
+    """The parameters that `model.freeze` calls so."""
+    row = family(model)
+    if name == "embedding":
+        return _parameters([model.get_input_embeddings(), *([model.get_submodule(row.positions)] if row.positions else [])])
+    if name == "unembedding":
+        return _parameters([model.get_output_embeddings()])
+    if name == "final_norm":
+        return _parameters([model.get_submodule(row.final_norm)])
+    return _parameters([layer.get_submodule(norm) for layer in decoder_layers(model) for norm in row.post_norms or ()])
+
+
+def _parameters(modules: Sequence[nn.Module | None]) -> list[nn.Parameter]:
+    return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
 
 def disable_dropout(model: PreTrainedModel) -> None:

@@ -96,8 +96,8 @@ def _model_table(run: RunData, metrics: list[str]) -> Table:
     metrics = [*metrics, *(["failures"] if failed else [])]
     columns = [(metric, model) for metric in metrics for model in MODELS if model in run.models]
     rows = [[env, *(run.models[model].get(env, {}).get(metric) for metric, model in columns)] for env in _evaluated(run)]
-    return Table("Means by environment and model.", ["environment", *(f"{metric}, {model}" for metric, model in columns)], rows,
-                 marked=culprit(run))
+    titles = [f"{'not scored' if metric == 'failures' else metric}, {model}" for metric, model in columns]
+    return Table("Means by environment and model.", ["environment", *titles], rows, marked=culprit(run))
 
 
 def _evaluated(run: RunData) -> list[str]:

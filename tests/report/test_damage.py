@@ -140,7 +140,7 @@ def test_completions_that_could_not_be_scored_are_told_wherever_there_are_some(f
     text = " ".join(re.sub("<[^>]+>", " ", reported(folder, capsys)[0]).split())
     assert "; 4 of 9 completions in env0 could not be scored (policy)." in text
     assert re.search(r"not scored env0 .* nothing \S+ \S+ \S+ 0 env1 .* nothing \S+ \S+ \S+ 3 probe", text), "in the story"
-    assert "failures, policy" in text and " 4.00 " in text, "in the table of the models"
+    assert "not scored, policy" in text and " 4.00 " in text, "in the table of the models"
 
 
 def test_names_with_dollars_are_names(folder, capsys):
