@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,24 +25,19 @@ LOCK = ".lock"
 """In a folder that has a writer; its text says who."""
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> AbstractContextManager[None]:
     """Be the one process that writes into `folder`, which is made where it is not there; RunFolderError says who else is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _holding(folder / LOCK, folder):
-        yield
+    return _holding(folder / LOCK, folder)
 
 
-@contextmanager
-def alone_making(path: Path) -> Iterator[None]:
+def alone_making(path: Path) -> AbstractContextManager[None]:
     """The same for a file or folder that is not there yet and becomes whole in one step: the lock lies beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _holding(path.with_name(f".{path.name}{LOCK}"), path):
-        yield
+    return _holding(path.with_name(f".{path.name}{LOCK}"), path)
 
 
 @contextmanager
 def _holding(file: Path, what: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, timeout=0, on_acquired=_sign, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -101,7 +101,8 @@ class ServerEngine:
         settings = {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
         by_server = self._at_all(lambda client: client.complete(sequences, _model(client, adapted), settings))
         rows = [[_chosen(ids, choice) for ids, choice in zip(sequences, choices, strict=True)] for choices in by_server]
-        return [max(found, key=lambda row: _distance(row, found[0])) for found in zip(*rows, strict=True)]
+        return [max(found, key=lambda row: max(abs(a - b) for a, b in zip(row, found[0], strict=True)))
+                for found in zip(*rows, strict=True)]
 
     def complete(self, prompts: list[list[int]], sampling: Sampling, *, adapted: bool) -> list[list[int]]:
         settings = {"temperature": sampling.temperature, "stop_token_ids": sampling.stop, "ignore_eos": True}
@@ -172,10 +173,6 @@ def _model(client: PolicyClient, adapted: bool) -> str:
 
 def _chosen(ids: list[int], choice: dict[str, Any]) -> list[float]:
     return [found[str(token)]["logprob"] for token, found in zip(ids[1:], choice["prompt_logprobs"][1:], strict=True)]
-
-
-def _distance(row: list[float], other: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(row, other, strict=True))
 
 
 def _fate(launched: LaunchedServer | None) -> Callable[[], str | None]:

@@ -7,6 +7,8 @@ Shape letters: E environments, K rank, N inputs, L layers, J axes, D stream widt
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -88,14 +90,11 @@ class LedgerBook:
 
     def _shifts(self) -> list[list[float]]:
         """Per environment the shift along each axis, (E, J): writers add up along the stream, then the mean over layers."""
-        total: Tensor | None = None
-        stream: Tensor | None = None
-        for layer in sorted(self._effects):
-            stream = self._effects[layer] if stream is None else stream + self._effects[layer]
-            along = stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]
-            total = along if total is None else total + along
-        assert total is not None
-        return (total / len(self._effects)).tolist()
+        layers = sorted(self._effects)
+        streams = accumulate(self._effects[layer] for layer in layers)
+        along = [stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]
+                 for layer, stream in zip(layers, streams, strict=True)]
+        return (sum(along[1:], along[0]) / len(along)).tolist()
 
     def _control(self, kind: str) -> dict[str, float]:
         if self._energies is None:

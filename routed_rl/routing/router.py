@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -92,11 +93,8 @@ class Router:
         """Of each environment the sums over its completions in all processes."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
-        whole: dict[str, float] = {}
-        for each in RANKS.gather(mine):
-            for key, value in each.items():
-                whole[key] = whole.get(key, 0.0) + value
-        return whole
+        everyones = RANKS.gather(mine)
+        return {key: sum(each.get(key, 0.0) for each in everyones) for key in dict.fromkeys(chain(*everyones))}
 
     def measure_start(self) -> None:
         """From now on the weights' movement is measured from where they are, of what each process holds of them."""

@@ -21,7 +21,7 @@ from routed_rl.errors import Halted
 from routed_rl.monitor import Monitor
 from tests.parts import own_config, write_parts
 
-STEPS, KILLS = 150, 50
+STEPS, KILLS = 160, 50
 
 
 def config(parts: Path, out: Path, *, halts: bool):
@@ -63,7 +63,7 @@ def forked(wanted, moment: random.Random | None) -> bool:
     while moment and steps(wanted) < reach and not exited(child):
         time.sleep(0.002)
     if moment:
-        time.sleep(moment.uniform(0, 0.4))
+        time.sleep(moment.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)  # A child that has ended by itself does not mind: nobody has waited for it.
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
