@@ -1,11 +1,11 @@
 """Rollouts: turns of a conversation, and vLLM as an engine that serves the policy. The only unit that imports vLLM, lazily."""
 
-from routed_rl.rollout.engine import Engine, Lora, Sampling, lora_for
+from routed_rl.rollout.engine import Lora, Sampling, lora_for
 from routed_rl.rollout.opening import check_engine, join_servers, open_engine
 from routed_rl.rollout.parity import ParityCheck, fixed_sequences
 from routed_rl.rollout.served import Served
-from routed_rl.rollout.turns import Generate, Rollout, begin, play
+from routed_rl.rollout.turns import Rollout, begin, play
 from routed_rl.rollout.weights import PolicyWeights
 
-__all__ = ["Engine", "Generate", "Lora", "ParityCheck", "PolicyWeights", "Rollout", "Sampling", "Served", "begin", "check_engine",
+__all__ = ["Lora", "ParityCheck", "PolicyWeights", "Rollout", "Sampling", "Served", "begin", "check_engine",
            "fixed_sequences", "join_servers", "lora_for", "open_engine", "play"]

@@ -2,12 +2,9 @@
 
 from routed_rl.routing.axes import Axes
 from routed_rl.routing.context import RoutingContext
-from routed_rl.routing.linear import RoutedLinear
-from routed_rl.routing.modes import MODES
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.router import Router
 from routed_rl.routing.rows import RowBook, StepRows
 from routed_rl.routing.target import Target
 
-__all__ = ["MODES", "Axes", "Quarantine", "RoutedLinear", "Router", "RoutingContext",
-           "RowBook", "StepRows", "Target"]
+__all__ = ["Axes", "Quarantine", "Router", "RoutingContext", "RowBook", "StepRows", "Target"]

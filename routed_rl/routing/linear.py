@@ -1,4 +1,4 @@
-"""`RoutedLinear`: a writer that adds its quarantine and taps the cotangent. Not covered: dropout behind the writer.
+"""A routed module: a writer that adds its quarantine and taps the cotangent. Not covered: dropout behind the writer.
 
 A module is routed by swapping its class in place, so that parameter names, checkpoints and `from_pretrained` stay
 what they were; nothing the quarantine needs is a parameter or a persistent buffer of the model.
@@ -86,11 +86,8 @@ def _blank_routed(plain: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
 
 @cache
 def routed_class(plain: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
-    """`RoutedLinear` for `nn.Linear`, and so on: the plain class with the mixin before it."""
+    """`RoutedLinear` for `nn.Linear`, and so on: the plain class after the mixin."""
     return type(f"Routed{plain.__name__}", (mixin, plain), {"__module__": __name__})
-
-
-RoutedLinear = routed_class(nn.Linear, RoutedModule)
 
 
 def route_module(module: nn.Module, target: Target | list[Target], mixin: type[nn.Module] = RoutedModule) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from routed_rl.errors import ConfigError
 from routed_rl.routing.target import Target
 
 AfterStep = Callable[[Target, Tensor, float | Tensor], None]
@@ -24,9 +23,8 @@ The decay is (N,) where columns differ: trainers spare a bias, which is the last
 class Mode:
     """One row of the table."""
 
-    taps: bool
     contained: bool
-    after_step: AfterStep | None
+    after_step: AfterStep
 
 
 def reimpose(target: Target) -> None:
@@ -63,15 +61,8 @@ def _ordered_sum(parts_EKN: Tensor) -> Tensor:
 
 
 MODES = {
-    "none": Mode(taps=False, contained=False, after_step=None),
-    "observe": Mode(taps=True, contained=False, after_step=observe_step),
-    "route": Mode(taps=True, contained=True, after_step=route_step),
-    "erase": Mode(taps=True, contained=True, after_step=erase_step),
+    "observe": Mode(contained=False, after_step=observe_step),
+    "route": Mode(contained=True, after_step=route_step),
+    "erase": Mode(contained=True, after_step=erase_step),
 }
-
-
-def find_mode(name: str) -> Mode:
-    """The row called `name`; an unknown name lists the known ones."""
-    if name not in MODES:
-        raise ConfigError(f"routing.mode={name} is not a mode; the modes are {', '.join(MODES)}")
-    return MODES[name]
+"""By `routing.mode`; in mode `none` there is no router."""

@@ -13,7 +13,7 @@ from routed_rl.errors import ModelError
 from routed_rl.ranks import RANKS
 from routed_rl.routing.axes import Axes
 from routed_rl.routing.ledger import LedgerBook
-from routed_rl.routing.modes import find_mode
+from routed_rl.routing.modes import MODES
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.rows import RowBook, StepRows
@@ -30,7 +30,7 @@ class Router:
         """With `rows` the completions that a batch names are told apart."""
         self.quarantine, self.config, self.seed = quarantine, config, seed
         self.stream_LSD = stream_LSD
-        self.mode = find_mode(config.mode)
+        self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
         self.book, self.rows = LedgerBook(quarantine.environments, axes), rows
@@ -65,7 +65,6 @@ class Router:
 
         `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
         """
-        assert self.mode.after_step is not None
         targets, bytes_before = self.quarantine.targets, RANKS.bytes
         self._reduce()
         self._check_taps()

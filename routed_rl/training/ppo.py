@@ -46,9 +46,6 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("gamma", self.gamma), ("gae_lambda", self.gae_lambda)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
         if self.loss_type not in LOSSES:
             raise ValueError(f"loss_type={self.loss_type} has one weight for a whole completion, PPO has one advantage for each "
                              f"token; choose from {', '.join(LOSSES)}")
