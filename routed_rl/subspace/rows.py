@@ -25,7 +25,7 @@ class Rows:
     """What a fit sees of all samples."""
 
     rows_LGD: Tensor
-    """Float32; of the rows' weighted second moments nothing is lost but what `RowSketch` says."""
+    """Float32; of the rows' weighted second moments nothing is lost but what `sketched` says."""
     weights_G: Tensor
     """Float64; a row counts times its weight."""
     total_weight: float
@@ -50,21 +50,16 @@ class Gathering(Protocol):
     def rows(self) -> Rows: ...
 
 
-class RowSketch:
-    """Rows (L, G, D) with the second moments of all that were added, at most `CAPACITY` of them.
+def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
+    """At most `CAPACITY` rows (L, G, D) with the second moments of `before` and `rows_LGD` together.
 
     Exact while no more came, and wherever D <= CAPACITY / 2; past that the weakest directions of a layer are lost.
     """
-
-    def __init__(self) -> None:
-        self.rows_LGD: Tensor | None = None
-
-    def add(self, rows_LGD: Tensor) -> None:
-        for part in rows_LGD.split(CAPACITY // 2, dim=1):
-            rows = part.clone() if self.rows_LGD is None else torch.cat([self.rows_LGD, part], dim=1)
-            if rows.shape[1] > CAPACITY:
-                rows = torch.stack([_strongest(layer, CAPACITY // 2) for layer in rows])
-            self.rows_LGD = rows
+    for part in rows_LGD.split(CAPACITY // 2, dim=1):
+        rows = part.clone() if before is None else torch.cat([before, part], dim=1)
+        before = torch.stack([_strongest(layer, CAPACITY // 2) for layer in rows]) if rows.shape[1] > CAPACITY else rows
+    assert before is not None
+    return before
 
 
 def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
@@ -84,7 +79,7 @@ class DifferenceRows:
         """`alone`: kinds (indices) of one pair only; None where every kind is to be summed."""
         self._alone = torch.tensor([], dtype=torch.long) if alone is None else alone
         self._sums: dict[tuple[int, int], tuple[Tensor, int]] = {}
-        self._sketches: dict[float, RowSketch] = {}
+        self._sketches: dict[float, Tensor] = {}
         self._alone_gap: Tensor | float = 0.0
         self._alone_weight = 0.0
         self._last_weight = 1.0
@@ -112,7 +107,7 @@ class DifferenceRows:
         self._alone_gap = self._alone_gap + torch.einsum("r,lrd->ld", weights, differences.double())
         self._alone_weight += weights.sum().item()
         for weight in weights.unique().tolist():
-            self._sketches.setdefault(weight, RowSketch()).add(differences[:, weights == weight])
+            self._sketches[weight] = sketched(self._sketches.get(weight), differences[:, weights == weight])
 
     def rows(self) -> Rows:
         groups = sorted(self._sums)
@@ -121,11 +116,10 @@ class DifferenceRows:
         grouped = sum((weight * row.squeeze(1).double() for weight, row in zip(weights, parts, strict=True)), 0.0)
         total = sum(weights) + self._alone_weight
         kinds = [kind for kind, _ in groups]
-        for weight, sketch in sorted(self._sketches.items()):
-            assert sketch.rows_LGD is not None
-            parts.append(sketch.rows_LGD)
-            weights += [weight] * sketch.rows_LGD.shape[1]
-            kinds += [-1] * sketch.rows_LGD.shape[1]
+        for weight in sorted(self._sketches):
+            parts.append(rows := self._sketches[weight])
+            weights += [weight] * rows.shape[1]
+            kinds += [-1] * rows.shape[1]
         if total == 0:
             raise SubspaceError("subspace.last_weight=0 leaves nothing to fit: the prompts of each pair share their last "
                                 "token only; set it above 0")
@@ -140,7 +134,7 @@ class CentredRows:
     def __init__(self, alone: Tensor | None = None) -> None:
         self._differences = DifferenceRows(alone)
         self._means: dict[int, tuple[Tensor, int]] = {}
-        self._sketches: dict[float, RowSketch] = {}
+        self._sketches: dict[float, Tensor] = {}
         self._total = 0.0
 
     def add(self, block: Samples) -> None:
@@ -154,14 +148,13 @@ class CentredRows:
             moved = mean - before
             # Second moments of two parts about their common mean: each about its own, and one row between the means.
             between = moved * (earlier * count / (earlier + count)) ** 0.5
-            sketch = self._sketches.setdefault(block.last_weight if offset == 0 else 1.0, RowSketch())
-            sketch.add(torch.cat([(rows - mean).float(), between.float()], dim=1))
+            weight = block.last_weight if offset == 0 else 1.0
+            self._sketches[weight] = sketched(self._sketches.get(weight), torch.cat([rows - mean, between], dim=1).float())
             self._means[offset] = (before + moved * (count / (earlier + count)), earlier + count)
 
     def rows(self) -> Rows:
-        sketches = [(weight, sketch.rows_LGD) for weight, sketch in sorted(self._sketches.items())
-                    if sketch.rows_LGD is not None]
-        weights = [weight for weight, rows in sketches for _ in range(rows.shape[1])]
-        differences = self._differences.rows()
-        return Rows(torch.cat([rows for _, rows in sketches], dim=1), torch.tensor(weights, dtype=torch.float64), self._total,
-                    differences.gap_LD, differences.norm_L, torch.full((len(weights),), -1))
+        order = sorted(self._sketches)
+        weights = [weight for weight in order for _ in range(self._sketches[weight].shape[1])]
+        return replace(self._differences.rows(), rows_LGD=torch.cat([self._sketches[weight] for weight in order], dim=1),
+                       weights_G=torch.tensor(weights, dtype=torch.float64), total_weight=self._total,
+                       kinds_G=torch.full((len(weights),), -1))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from routed_rl.linalg import principal_cosines
 from routed_rl.subspace import Samples, Size
 from routed_rl.subspace.methods import METHODS, find
-from routed_rl.subspace.rows import CAPACITY, DifferenceRows, RowSketch
+from routed_rl.subspace.rows import CAPACITY, DifferenceRows, sketched
 from routed_rl.subspace.samples import Reservoir, concatenated
 
 LAYERS, WIDTH = 2, 12
@@ -45,11 +45,11 @@ def test_a_stream_of_blocks_gives_the_subspace_of_all_samples_at_once(size, kind
 
 
 def test_a_sketch_of_many_rows_keeps_their_second_moments_and_no_more_than_its_capacity():
-    rows, sketch = torch.randn(LAYERS, 3000, WIDTH, generator=torch.Generator().manual_seed(0)), RowSketch()
+    rows, sketch = torch.randn(LAYERS, 3000, WIDTH, generator=torch.Generator().manual_seed(0)), None
     for part in rows.split(70, dim=1):
-        sketch.add(part)
-    assert sketch.rows_LGD is not None and sketch.rows_LGD.shape[1] <= CAPACITY
-    torch.testing.assert_close(sketch.rows_LGD.mT @ sketch.rows_LGD, rows.mT @ rows, rtol=1e-4, atol=1e-2)
+        sketch = sketched(sketch, part)
+    assert sketch is not None and sketch.shape[1] <= CAPACITY
+    torch.testing.assert_close(sketch.mT @ sketch, rows.mT @ rows, rtol=1e-4, atol=1e-2)
 
 
 def test_in_a_wide_stream_a_sketch_keeps_the_strong_directions():
@@ -57,10 +57,7 @@ def test_in_a_wide_stream_a_sketch_keeps_the_strong_directions():
     width = CAPACITY
     strong = torch.linalg.qr(torch.randn(width, 3, generator=generator)).Q
     rows = torch.randn(1, 2000, 3, generator=generator) * 5 @ strong.mT + 0.1 * torch.randn(1, 2000, width, generator=generator)
-    sketch = RowSketch()
-    sketch.add(rows)
-    assert sketch.rows_LGD is not None
-    found = torch.linalg.svd(sketch.rows_LGD[0])[2][:3].mT
+    found = torch.linalg.svd(sketched(None, rows)[0])[2][:3].mT
     assert principal_cosines(found, strong).min() > 0.999
 
 
