@@ -21,7 +21,7 @@ from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
 from routed_rl.subspace import Samples, Subspace, measure_quality
 from routed_rl.subspace import methods as fits
-from routed_rl.subspace.methods import Found, fit
+from routed_rl.subspace.methods import Found
 from routed_rl.subspace.named import union
 from routed_rl.subspace.quality import behind_an_empty_layer
 from routed_rl.subspace.separation import measure_axes
@@ -92,15 +92,17 @@ def _fitted(job: Job, pairs: list[TokenPair], source: str) -> Subspace:
 
 
 def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dict[str, Any]:
-    config = job.config
-    if config.method == "random":
-        quality = measure_quality(held_out, found.directions, lambda _half: found.directions, config.rank)
-        # Drawn, not fitted: that it is the same on both halves says nothing.
+    drawn = job.config.method == "random"
+
+    def fit(half: Samples) -> Found:
+        return fits.find(job.config.method, half, job.size, job.seed, kinds)
+
+    quality = measure_quality(held_out, found.directions, lambda half: found.directions if drawn else fit(half).directions,
+                              job.config.rank)
+    if drawn:  # Not fitted: that it is the same on both halves says nothing.
         quality |= {"layers": [row | {"stability": None} for row in quality["layers"]]}
-    else:
-        quality = measure_quality(held_out, found.directions, partial(fit, config.method, size=job.size), config.rank)
     if job.axes and held_out.pair_R.numel():
-        quality["axes"] = measure_axes(held_out, lambda half: fits.find(config.method, half, job.size, job.seed, kinds), found)
+        quality["axes"] = measure_axes(held_out, fit, found)
     return quality
 
 

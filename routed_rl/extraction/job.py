@@ -56,8 +56,7 @@ class Job:
     @property
     def respond(self) -> Respond:
         """How this model's responses are drawn and end."""
-        ends = tuple(eos_ids(self.model, self.tokenizer))
-        return Respond(self.config.response_tokens, self.config.temperature, ends, self.seed)
+        return Respond(self.config.response_tokens, self.config.temperature, tuple(eos_ids(self.model, self.tokenizer)))
 
     def changed(self, **settings: Any) -> Job:
         """The same with other settings."""

@@ -26,7 +26,6 @@ class Respond:
     """0 is greedy."""
     ends: tuple[int, ...]
     """Ids that end a response; they are no part of it."""
-    seed: int
 
 
 @torch.no_grad()

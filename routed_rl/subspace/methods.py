@@ -96,11 +96,6 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     return torch.linalg.qr(weighted.mT @ vectors if wide else vectors).Q.float()
 
 
-def fit(method: str, samples: Samples, size: Size) -> list[Tensor]:
-    """One basis (D, K_l) a layer from the rows of `method`; of `random` that of the subspace it is turned from."""
-    return find("mean_difference" if method == "random" else method, samples, size, 0).directions
-
-
 def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[str] = ()) -> Found:
     """Directions, signed axes, scales and units of every layer, from samples that are all in memory."""
     return METHODS[method].name(gathered(method, samples), size, kinds, seed)

@@ -15,7 +15,7 @@ PROMPTS = [(5, 6, 7), (8, 9, 10, 11, 12, 13), (4,), (7, 7)]
 @pytest.mark.parametrize("hook", sorted(HOOK_POINTS))
 def test_the_mean_is_over_exactly_the_tokens_of_each_response_read_alone(kind, hook):
     model = make_model(kind).eval()
-    settings = Respond(6, 1.0, (1, 2), 0)
+    settings = Respond(6, 1.0, (1, 2))
     responses, means = respond(model, PROMPTS, settings, torch.Generator().manual_seed(0), hook)
     assert len({len(response) for response in responses}) > 1, "a draw in which responses differ in length"
     for row, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
@@ -31,7 +31,7 @@ def test_the_mean_is_over_exactly_the_tokens_of_each_response_read_alone(kind, h
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_greedy_responses_are_those_of_the_library(kind):
     model = make_model(kind).eval()
-    responses, _ = respond(model, PROMPTS[:1], Respond(5, 0.0, (31,), 0), torch.Generator())
+    responses, _ = respond(model, PROMPTS[:1], Respond(5, 0.0, (31,)), torch.Generator())
     ids = torch.tensor(PROMPTS[:1])
     theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
                             eos_token_id=31, pad_token_id=31, min_new_tokens=1, disable_compile=True)[0, 3:].tolist()
@@ -40,7 +40,7 @@ def test_greedy_responses_are_those_of_the_library(kind):
 
 def test_the_same_seed_draws_the_same_responses_and_another_does_not():
     model = make_model().eval()
-    one, again, other = (respond(model, PROMPTS, Respond(6, 1.0, (1,), 0), torch.Generator().manual_seed(seed))[0]
+    one, again, other = (respond(model, PROMPTS, Respond(6, 1.0, (1,)), torch.Generator().manual_seed(seed))[0]
                          for seed in (0, 0, 1))
     assert one == again != other
 

@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 
 from routed_rl.linalg import random_basis
 from routed_rl.subspace import Samples, check_quality, describe_quality, measure_quality
-from routed_rl.subspace.methods import Size, fit
+from routed_rl.subspace.methods import Size, find
 from routed_rl.subspace.quality import auroc, halves
 
 WIDTH, LAYERS = 32, 2
-mean_difference = partial(fit, "mean_difference")
+
+
+def mean_difference(samples: Samples, size: Size) -> list[torch.Tensor]:
+    return find("mean_difference", samples, size, 0).directions
 
 
 def samples_of(pairs: int, shift: float, seed: int = 0, *, kinds: int | None = None, positions: int = 2) -> Samples:
