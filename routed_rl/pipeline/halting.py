@@ -24,7 +24,6 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tra
     write_json(run.halted, record)
     tracker.halted(record)
     publish(run, tracker)
-    console.say(f"halted at step {record['step']}: {record['verdicts'][0]['sentence']}")
     columns = ("environment", "push", "push_since", "shift", "shift_since")
     rules = {verdict.environment: verdict.rule for verdict in reversed(verdicts)}
     console.table("push: growth of the quarantine; shift: towards the positive persona; since: from step "
