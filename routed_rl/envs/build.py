@@ -33,7 +33,7 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
         raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}") from None
     try:
         environment = factory(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(environment, (Environment, EpisodicEnvironment)):
         raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "

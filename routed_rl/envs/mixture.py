@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from routed_rl.envs.core import AnyEnvironment, Task, has_episodes
-from routed_rl.envs.curriculum import Schedule
+from routed_rl.envs.curriculum import Schedule, endless
 from routed_rl.errors import ConfigError, TaskError
 
 
@@ -55,17 +55,17 @@ def weight_at(weights: Schedule, task: int) -> float:
 
 
 def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """Endless tasks: a finite environment starts over with the next seed; one with none, or a wrong one, is an error."""
-    for round_number in itertools.count():
-        empty = True
-        for task in _tasks(loaded, split, seed + 1000003 * round_number):
+    """As `endless`; TaskError names the environment that makes none, or a wrong one."""
+    try:
+        for task in endless(loaded.environment, split, seed):
             if not isinstance(task, Task):
                 raise TaskError(f"environment {loaded.name} yielded {type(task).__name__}, not a Task; wrap it: "
                                 "routed_rl.envs.Task(prompt, data)")
-            empty = False
             yield task
-        if empty:
-            raise TaskError(f"environment {loaded.name} yields no task for split {split!r}; its tasks(split, seed) must")
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"environment {loaded.name} failed to make tasks: {type(error).__name__}: {error}") from error
 
 
 def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
@@ -79,15 +79,6 @@ def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
     if len(set(kinds.values())) > 1:
         raise TaskError("environments of one run must all give text or all give chat messages: "
                         + ", ".join(f"{name} gives {kind}" for name, kind in kinds.items()) + "; change env.NAME's prompts")
-
-
-def _tasks(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
-    try:
-        yield from loaded.environment.tasks(split, seed)
-    except TaskError:
-        raise
-    except Exception as error:
-        raise TaskError(f"environment {loaded.name} failed to make tasks: {type(error).__name__}: {error}") from error
 
 
 def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "train") -> Iterator[tuple[int, Task]]:

@@ -81,9 +81,6 @@ class Plain:
     def do_number(self, task, rest):
         return 1.0
 
-    def do_huge(self, task, rest):
-        return Score(1.0, metrics={f"m{place}": 1.0 for place in range(100_000)})
-
     def do_forge(self, task, rest):
         for descriptor in range(3, 20):
             try:
@@ -191,6 +188,8 @@ class AddingUp(Episode):
             time.sleep(600)
         if word == "nan":
             return Score(float("nan"))
+        if word == "nap":
+            time.sleep(float(rest))
         if word == "pid":
             return [{"role": "user", "content": str(os.getpid())}]
         if word == "done":

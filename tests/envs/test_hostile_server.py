@@ -163,7 +163,7 @@ def test_the_token_reaches_the_process_of_the_environment_that_names_it_and_no_o
         path = "routed_rl.envs.adapters.remote:RemoteEnvironment"
         there = load_environments({"x": {"path": path, "url": server.url, "token_env": "GUESS_TOKEN"}})[0].environment
         assert len(list(islice(there.tasks("train", 0), 3))) == 3
-        variables = Path(f"/proc/{there.child(0).pid}/environ")
+        variables = Path(f"/proc/{there.child(0).facts['pid']}/environ")
         if variables.exists():
             assert b"s3cret" in variables.read_bytes() and b"other1" not in variables.read_bytes()
         there.rebuild({"url": server.url, "token_env": "OTHER_TOKEN"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -54,7 +55,7 @@ def failure(conversation: Conversation) -> str:
 
 def kill(environment) -> None:
     child = environment.child(0)
-    os.kill(child.pid, signal.SIGKILL)
+    os.kill(child.facts["pid"], signal.SIGKILL)
     child.process.wait()
 
 
@@ -93,7 +94,7 @@ def test_a_turn_that_ends_the_process_goes_again_once(there, tmp_path):
     task = tasks(there, 1)[0]
     other, once = play(there, task, ["5"]), play(there, task, ["1", f"once {tmp_path / 'file'}", "2"])
     assert once.messages[-1]["content"] == "sum 3"
-    assert failure(play(there, task, ["1", "exit"])).endswith("its process ended over a turn of an episode, twice")
+    assert failure(play(there, task, ["1", "exit"])).endswith("failed to play: its process exited with code 7, 2 times")
     say(other, "6")
     assert other.messages[-1]["content"] == "sum 11"
 
@@ -105,9 +106,17 @@ def test_an_episode_that_does_not_follow_from_its_turns_is_a_failure_where_its_p
     assert "an episode played again went otherwise" in failure(conversation)
 
 
+def test_the_limit_of_time_is_for_one_turn_also_where_many_are_played_again(there):
+    there.isolation = dataclasses.replace(there.isolation, timeout_s=0.5)
+    conversation = play(there, tasks(there, 1)[0], ["nap 0.2"] * 3)
+    kill(there)
+    say(conversation, "1")
+    assert not conversation.ended and conversation.messages[-1]["content"] == "sum 1"
+
+
 @pytest.mark.parametrize(("turn", "message"), [
     ("raise", "RuntimeError: the world broke"), ("object", "must be a Score or messages"), ("nan", "not finite"),
-    ("hang", "gave no answer within 2 s")])
+    ("hang", "took longer than 2 s")])
 def test_what_goes_wrong_in_a_turn_is_a_failure_and_no_reward(there, turn, message):
     assert message in failure(play(there, tasks(there, 1)[0], ["1", turn]))
 

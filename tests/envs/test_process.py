@@ -70,7 +70,9 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
 
 
 def pid_of(environment: EnvironmentProcess, slot: int = 0) -> int:
-    return environment.child(slot).pid
+    facts = environment.child(slot).facts
+    assert facts is not None
+    return facts["pid"]
 
 
 # --- the same as in this process --------------------------------------------------------------------------------------
@@ -127,7 +129,7 @@ def test_a_task_that_json_cannot_carry_is_still_scored(plain):
 @pytest.mark.parametrize(("completion", "reason"), [
     ("raise value", "raised ValueError: bad value"), ("raise memory", "raised MemoryError"),
     ("raise exit", "raised SystemExit: 3"), ("raise unprintable", "raised Unprintable, whose message cannot be shown"),
-    ("nan", "not finite"), ("number", "returned 1.0, which is no Score"), ("huge", "a score of"), ("alarm", "own alarm"),
+    ("nan", "not finite"), ("number", "returned 1.0, which is no Score"), ("alarm", "own alarm"),
     ("exit", "exited with code 7"), ("segfault", "SIGSEGV"),
 ])
 def test_what_goes_wrong_in_a_scorer_fails_that_completion_alone(fresh, completion, reason):
@@ -192,8 +194,8 @@ def test_killed_twenty_times_nothing_is_lost_and_each_restart_is_logged(fresh, c
         while killed[0] < 20 and not over.is_set():
             over.wait(0.3)
             slot = killed[0] % 2
-            if slot in there._ready and (child := there._children[slot]) is not None and child.process.poll() is None:
-                os.kill(child.pid, signal.SIGKILL)
+            if (child := there._children[slot]) is not None and child.facts and child.process.poll() is None:
+                os.kill(child.facts["pid"], signal.SIGKILL)
                 killed[0] += 1
 
     killer = threading.Thread(target=kill)
@@ -222,7 +224,7 @@ def test_a_stream_goes_on_where_it_was_after_a_kill(fresh):
 
 
 def test_a_process_that_dies_over_its_tasks_is_given_up_after_the_second_time(fresh):
-    with pytest.raises(TaskError, match="environment mine: its process exited with code 5 while making tasks, twice"):
+    with pytest.raises(TaskError, match="environment mine failed to make tasks: its process exited with code 5, 2 times"):
         first(fresh("BadTasks", how="exit"), 2)
 
 
@@ -283,7 +285,7 @@ import sys, time
 from routed_rl.envs import EnvironmentProcess, Isolation, Task
 there = EnvironmentProcess("mine", sys.argv[1] + ":Plain", {}, None, Isolation())
 there.score(Task("?"), "daemon " + sys.argv[2])
-print(there.child(0).pid, open(sys.argv[2]).read(), flush=True)
+print(there.child(0).facts["pid"], open(sys.argv[2]).read(), flush=True)
 if sys.argv[3] == "hang":
     there.score(Task("?"), "hang")
 if sys.argv[3] == "idle":
@@ -360,7 +362,8 @@ def test_two_thousand_scorings_a_second(plain):
     for _ in range(3):
         began = time.monotonic()
         assert len(plain.score_many(pairs)) == 10_000
-        rates.append(10_000 / (time.monotonic() - began))
+        rates.append(round(10_000 / (time.monotonic() - began)))
+    print(rates)
     assert max(rates) >= 2000
 
 

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import re
-import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from routed_rl.guard import GIVE_UP_S, guarded
 
 LOOK_S = 0.25
 """Seconds between two looks at a process that is waited for, at most."""
+SEND_S = 60.0
+"""Seconds that a process may take to read a message."""
 LAST_WORDS = 2000
 """Bytes of the newest output that are kept, to say what a process said before it died."""
 SECRET = re.compile(
@@ -39,102 +41,85 @@ def scrubbed(variables: dict[str, str], allowed: Collection[str] = ()) -> dict[s
 class Child:
     """A worker process under a guard. `dead` says why it can no longer be used; whoever finds that calls `kill`.
 
-    A message is one line of JSON, `[number of the request, content]`; an answer bears the number of what it answers.
+    A message is one line of JSON, `[number of the request, content]`; its answer bears the same number.
     """
 
     def __init__(self, setup: dict[str, Any], python: str | None = None, allowed: Collection[str] = ()) -> None:
         variables = scrubbed(dict(os.environ), allowed) | {"PYTHONPATH": ROOT}
         # Another interpreter has libraries of its own.
         setup = setup | {"sys_path": None if python else [str(Path(entry).absolute()) for entry in sys.path]}
-        self.process = subprocess.Popen(guarded([python or sys.executable, "-P", "-m", "routed_rl.envs.host.worker"]),
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables,
-                                        bufsize=0, start_new_session=True)
-        self._pipes = [pipe for pipe in (self.process.stdin, self.process.stdout, self.process.stderr) if pipe is not None]
-        self._in, self._out, self._err = (pipe.fileno() for pipe in self._pipes)
-        for descriptor in (self._in, self._out, self._err):
-            os.set_blocking(descriptor, False)
-        self._unsent, self._partial, self._said, self._mute = bytearray(), bytearray(), b"", False
-        self._lines: deque[bytearray] = deque()
-        self._number = 0
-        self.pid = 0
-        """Of the worker itself, once it is ready; `process` is its guard."""
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(guarded([python or sys.executable, "-P", "-m", "routed_rl.envs.host.worker"]),
+                                            stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                            env=variables, bufsize=0, start_new_session=True)
+        self._number, self._said = 0, b""
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self.facts: dict[str, Any] | None = None
+        """What the worker said of its environment, once it is ready; the worker's own `pid`, too (`process` is its guard)."""
         self.dead: str | None = None
         self.hung = False
         self.send(setup)
 
     def send(self, message: Any) -> None:
-        """Begin to write a message, which `receive` goes on with. WireError for one that is too large."""
-        self._unsent += frame([self._number + 1, message])
+        """WireError for a message that is too large. That a process does not take it is found by `receive`."""
+        line = frame([self._number + 1, message])
         self._number += 1
-        self._handle(self._in)
+        self._socket.settimeout(SEND_S)
+        with contextlib.suppress(OSError):
+            self._socket.sendall(line)
 
     def receive(self, timeout_s: float) -> Any:
-        """The next answer to what was sent last, or None: then `dead` says why."""
-        waited, looked = 0.0, time.monotonic()
-        while self.dead is None or self._lines:
-            if self._lines:
-                try:
-                    number, answer = json.loads(self._lines.popleft().decode("utf-8", "surrogatepass"))
-                except (ValueError, TypeError, RecursionError) as error:
-                    self.end_for(error)
-                    continue
-                if number == self._number:
-                    return answer
-            elif waited > timeout_s:
-                self.dead, self.hung = f"gave no answer within {timeout_s:g} s", True
-            else:
-                self._pump(min(LOOK_S, timeout_s / 4))
-                passed, looked = time.monotonic() - looked, time.monotonic()
-                waited += min(passed, 2 * LOOK_S)  # a trainer that was stopped for an hour has not waited for an hour
-        return None
+        """The answer to what was sent last, or None: then `dead` says why. An empty line is a sign of life: time begins anew."""
+        line, waited, looked = bytearray(), 0.0, time.monotonic()
+        while self.dead is None and not line.endswith(b"\n"):
+            data = self._read(min(LOOK_S, timeout_s / 4))
+            passed, looked = time.monotonic() - looked, time.monotonic()
+            waited += min(passed, 2 * LOOK_S)  # a trainer that was stopped for an hour has not waited for an hour
+            line += data or b""
+            if line.isspace():
+                line.clear()
+                waited = 0.0
+            if data == b"":
+                self.dead = self._obituary()
+            elif len(line) > LARGEST:
+                self.dead = f"sent a message of more than {LARGEST} bytes"
+            elif waited > timeout_s and not line.endswith(b"\n"):
+                self.dead, self.hung = f"took longer than {timeout_s:g} s", True
+        return self._answer(line) if self.dead is None else None
 
-    def end_for(self, error: Exception) -> None:
-        """Believe nothing more that comes from it."""
-        self._lines.clear()
-        self.dead = f"sent a message that is none of ours: {error}"
-
-    def _pump(self, timeout_s: float) -> None:
-        """Wait until a pipe is ready, at most `timeout_s`, and move what can be moved."""
-        poll = select.poll()
-        poll.register(self._out, select.POLLIN)
-        if self._unsent:
-            poll.register(self._in, select.POLLOUT)
-        if not self._mute:
-            poll.register(self._err, select.POLLIN)
-        for descriptor, _ in poll.poll(timeout_s * 1000):
-            self._handle(descriptor)
-
-    def _handle(self, descriptor: int) -> None:
+    def _answer(self, line: bytearray) -> Any:
         try:
-            if descriptor == self._in:
-                del self._unsent[:os.write(descriptor, bytes(self._unsent[:1 << 16]))]
-                return
-            data = os.read(descriptor, 1 << 18)
-        except BlockingIOError:
-            return
+            number, answer = json.loads(line.decode("utf-8", "surrogatepass"))
+            if number != self._number:
+                raise ValueError(f"it has the number {number!r:.20}, not {self._number}")
+            return answer
+        except (ValueError, TypeError, RecursionError) as error:
+            self.dead = f"sent a message that is none of ours: {error}"
+
+    def _read(self, timeout_s: float) -> bytes | None:
+        """What has come, nothing (b"") where the other end is closed, None where nothing came in time."""
+        self._socket.settimeout(timeout_s)
+        try:
+            return self._socket.recv(1 << 18)
+        except TimeoutError:
+            return None
         except OSError:
-            data = b""
-        if descriptor == self._err:
-            self._mute = not data
-            self._said = (self._said + data)[-LAST_WORDS:]
-        elif descriptor == self._in or not data:
-            self._unsent.clear()
-            self.dead = self.dead or (None if descriptor == self._in else self._obituary())
-        else:
-            self._partial += data
-            if b"\n" in data:
-                *lines, self._partial = self._partial.split(b"\n")
-                self._lines.extend(lines)
-            elif len(self._partial) > LARGEST:
-                self.end_for(ValueError(f"it is longer than {LARGEST} bytes"))
+            return b""
+
+    def _listen(self) -> None:
+        """In a thread of its own, until everybody who could print has ended."""
+        with self.process.stderr as pipe:  # type: ignore[union-attr]
+            while data := pipe.read(1 << 16):
+                self._said = (self._said + data)[-LAST_WORDS:]
 
     def _obituary(self) -> str:
         try:
             code = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            return "closed its pipe"
-        with contextlib.suppress(OSError):
-            self._said = (self._said + (os.read(self._err, 1 << 16) or b""))[-LAST_WORDS:]
+            return "closed its connection"
+        self._listener.join(1)
         lines = self._said.decode(errors="replace").split("\n")
         words = next((line.strip() for line in lines if line.startswith("Fatal Python error")),
                      next((line.strip() for line in reversed(lines) if line.strip()), ""))
@@ -150,6 +135,4 @@ class Child:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        for pipe in self._pipes:
-            with contextlib.suppress(OSError):
-                pipe.close()
+        self._socket.close()

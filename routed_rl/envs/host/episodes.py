@@ -10,105 +10,79 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from routed_rl.envs.core import Episode, Failure, Message, Score, Task
+from routed_rl.envs.core import Episode, Message, Score, Task
 from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_score, unpack_task
-from routed_rl.envs.scoring import describe, judged
-from routed_rl.errors import TaskError
+from routed_rl.envs.scoring import judged
 
 MOST_OPEN = 4096
-"""Episodes that a process keeps; the oldest goes first, and is played again if it is asked for after all."""
+"""Episodes that a process keeps; the one that was played least recently goes first, and is played again if it goes on."""
 
 
 class IsolatedEpisode(Episode):
     """As the episode itself; TaskError for what it raised."""
 
-    def __init__(self, name: str, number: int, play: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """`play` gives the process's answer to a request; TaskError where there is none in time, or it is lost over it twice."""
-        self.name, self.number, self.play = name, number, play
+    def __init__(self, number: int, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """`ask` gives the process's answer; TaskError where there is none in time, or the process is lost over it twice."""
+        self.number, self.ask = number, ask
 
     def start(self, task: Task) -> list[Message] | None:
-        self.task = task
-        reply = self._ask("start", {"task": pack_task(task)})
+        self.task = pack_task(task)
+        reply = self._said("start", [])
         self.tools, self.max_turns = reply["tools"], reply["max_turns"]
         return reply["answer"]
 
     def step(self, messages: list[Message]) -> list[Message] | Score:
-        return self._turn("step", messages)
+        reply = self._said("step", messages)
+        return unpack_score(reply["score"]) if "score" in reply else reply["answer"]
 
     def cut(self, messages: list[Message]) -> Score:
-        return self._turn("cut", messages)
+        return unpack_score(self._said("cut", messages)["score"])
 
-    def _turn(self, method: str, messages: list[Message]) -> Any:
-        for lost in (False, True):
-            if lost:
-                self._replay(messages)
-            reply = self._ask(method, {"messages": messages})
-            if "answer" in reply:
-                return reply["answer"]
-            if "score" in reply:
-                score = unpack_score(reply["score"])
-                if isinstance(score, Failure):
-                    raise TaskError(f"environment {self.name} {score.reason}")
-                return score
-        raise TaskError(f"environment {self.name}: its process ended over a turn of an episode, twice")
-
-    def _replay(self, messages: list[Message]) -> None:
-        """Bring a new process to where the lost one was: every turn of the model that was answered."""
-        first = self.start(self.task)
-        begun = len(self.task.prompt if first is None else first)
-        turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]
-        for place, following in itertools.pairwise(turns):
-            reply = self._ask("step", {"messages": messages[:place + 1]})
-            if reply.get("answer") != messages[place + 1:following]:
-                raise TaskError(f"environment {self.name}: its process was lost, and an episode played again went "
-                                "otherwise; its answers must follow from the task and the model's turns")
-
-    def _ask(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
-        reply = self.play({"ask": "play", "number": self.number, "method": method, **given})
-        if reply.get("error"):
-            raise TaskError(f"environment {self.name} {reply['error']}")
-        return reply
+    def _said(self, method: str, messages: list[Message]) -> dict[str, Any]:
+        return self.ask({"ask": "play", "number": self.number, "method": method, "task": self.task, "messages": messages})
 
 
 class OpenEpisodes:
-    """The episodes that a process plays, by number."""
+    """The episodes that a process plays, by number; `alive` is called after each turn that is played again."""
 
-    def __init__(self) -> None:
+    def __init__(self, alive: Callable[[], object]) -> None:
+        self.alive = alive
         self.open: dict[int, Any] = {}
 
     def answer(self, environment: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        """{answer, and after `start` tools and max_turns}, {score}, {error}, or {lost} for an episode that is not open here."""
-        number, method = request["number"], request["method"]
-        try:
-            if method == "start":
-                return self._start(environment, number, unpack_task(request["task"], sealed=False))
-            if (episode := self.open.get(number)) is None:
-                return {"lost": True}
-            call = getattr(episode, method, None) or getattr(Episode(), method)
-            return self._said(number, call([dict(message) for message in request["messages"]]))
-        except (Exception, SystemExit) as error:
-            self.open.pop(number, None)
-            return {"error": f"raised {describe(error)}"[:500]}
-
-    def _start(self, environment: Any, number: int, task: Task) -> dict[str, Any]:
-        episode = environment.episode()
-        answer = episode.start(task)
-        tools = [dict(tool) for tool in getattr(episode, "tools", Episode.tools)]
-        turns = int(getattr(episode, "max_turns", Episode.max_turns))
+        """{answer}, after `start` with tools and max_turns; {score} or {error} at the end. What an episode raises ends it."""
+        number, method, messages = request["number"], request["method"], request["messages"]
+        task = unpack_task(request["task"], sealed=False)
+        if method == "start":
+            episode = environment.episode()
+            said = {"answer": episode.start(task), "tools": [dict(tool) for tool in getattr(episode, "tools", Episode.tools)],
+                    "max_turns": int(getattr(episode, "max_turns", Episode.max_turns))}
+        else:
+            episode = self.open.pop(number, None) or self._played_again(environment.episode(), task, messages)
+            said = _turn(episode, method, messages)
+            if isinstance(said, Score):
+                return pack_score(judged(said))
+            said = {"answer": said}
+        if not is_plain(said):
+            raise TypeError(f"an episode's answer must be a Score or messages of plain text, got {said['answer']!r:.200}")
         self.open[number] = episode
         if len(self.open) > MOST_OPEN:
             del self.open[next(iter(self.open))]
-        return {**plain({"answer": answer, "tools": tools}), "max_turns": turns}
+        return said
 
-    def _said(self, number: int, said: Any) -> dict[str, Any]:
-        if isinstance(said, Score):
-            self.open.pop(number, None)
-            return {"score": pack_score(judged(said))}
-        return plain({"answer": said})
+    def _played_again(self, episode: Any, task: Task, messages: list[Message]) -> Any:
+        """A new episode, brought to where the lost one was: every turn of the model that was answered."""
+        first = episode.start(task)
+        begun = len(task.prompt if first is None else first)
+        turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]
+        for place, following in itertools.pairwise(turns):
+            if _turn(episode, "step", messages[:place + 1]) != messages[place + 1:following]:
+                raise ValueError("its process was lost, and an episode played again went otherwise; its answers must follow "
+                                 "from the task and the model's turns")
+            self.alive()
+        return episode
 
 
-def plain(reply: dict[str, Any]) -> dict[str, Any]:
-    """`reply` where JSON gives back exactly the same; TypeError otherwise."""
-    if not is_plain(reply):
-        raise TypeError(f"an episode's answer must be a Score or messages of plain text, got {reply!r:.200}")
-    return reply
+def _turn(episode: Any, method: str, messages: list[Message]) -> Any:
+    call = getattr(episode, method, None) or getattr(Episode(), method)
+    return call([dict(message) for message in messages])

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from routed_rl.envs.core import Episode, Failure, Score, Task
-from routed_rl.envs.host.batches import Batches
 from routed_rl.envs.host.episodes import IsolatedEpisode
 from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.processes import Processes
-from routed_rl.envs.host.wire import WireError, pack_task, unpack_task
+from routed_rl.envs.host.wire import WireError, pack_task, unpack_score, unpack_task
 from routed_rl.errors import TaskError
 
 TASKS_S = 300.0
-"""Seconds for a bundle of tasks, or for a gold completion."""
-BUNDLE = 64
-"""Tasks asked for at once; the first time only `FIRST_BUNDLE`, since often one is all that is wanted."""
-FIRST_BUNDLE = 4
+"""Seconds for a task, or for a gold completion."""
 
 
 class EnvironmentProcess(Processes):
-    """Looks like an `Environment`; `score_many` is what makes it quick.
+    """Looks like an `Environment`; `score_many` uses all of its processes.
 
     Task streams go on where they were when a process is lost, since they follow from split and seed. A completion in work at a
     crash goes again once, then it counts as failed.
@@ -35,7 +32,8 @@ class EnvironmentProcess(Processes):
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
                  isolation: Isolation | None = None) -> None:
         self._numbers = itertools.count(1)
-        super().__init__(name, {"name": name, "path": path, "arguments": arguments, "stages": stages}, isolation or Isolation())
+        """Of task streams and episodes."""
+        super().__init__(name, path, arguments, stages, isolation or Isolation())
 
     @property
     def variant(self) -> str | None:
@@ -48,63 +46,68 @@ class EnvironmentProcess(Processes):
         return self._new_episode if self._description and self._description["episodes"] else None
 
     def _new_episode(self) -> Episode:
-        return IsolatedEpisode(self.name, next(self._numbers), self._play)
+        return IsolatedEpisode(next(self._numbers), lambda request: self._ask(request, "play", self.isolation.timeout_s))
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """As the environment makes them; data that is not JSON-like comes sealed. TaskError if they cannot be made."""
-        start, count = 0, FIRST_BUNDLE
-        while True:
-            reply = self._ask({"ask": "tasks", "split": split, "seed": seed, "start": start, "count": count}, "making tasks")
-            try:
-                bundle = [unpack_task(task, sealed=True) for task in reply.get("tasks", [])]
-            except (WireError, TypeError) as error:
-                raise TaskError(f"environment {self.name} sent a task that cannot be read: {error}") from None
-            yield from bundle
-            if reply.get("error"):
-                raise TaskError(f"environment {self.name} {reply['error']}")
-            if reply.get("end"):
+        request = {"ask": "task", "reader": next(self._numbers), "split": split, "seed": seed}
+        for place in itertools.count():
+            reply = self._ask(request | {"place": place}, "make tasks")
+            if "end" in reply:
                 return
-            start, count = start + len(bundle), BUNDLE
+            try:
+                yield unpack_task(reply.get("task"), sealed=True)
+            except WireError as error:
+                raise TaskError(f"environment {self.name} sent a task that cannot be read: {error}") from None
 
     def score(self, task: Task, completion: str) -> Score:
-        """One score; TaskError where it failed. For many, `score_many` is quicker and returns failures."""
+        """One score; TaskError where it failed."""
         result = self.score_many([(task, completion)])[0]
         if isinstance(result, Failure):
             raise TaskError(f"environment {self.name} {result.reason}")
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-        """In the order of `pairs`, over all processes, one bundle in flight for each."""
+        """In the order of `pairs`; each process has a thread here, which hands it one completion after the other."""
+        results: list[Score | Failure] = [Failure("was not scored")] * len(pairs)
+        waiting = iter(enumerate(pairs))
+
+        def work(slot: int) -> None:
+            for place, (task, completion) in waiting:
+                results[place] = self._score(slot, task, completion)
+
         with self._lock:
-            return Batches(self, pairs).run()
+            at_once = min(self.isolation.workers, len(pairs))
+            if at_once <= 1:
+                work(0)
+            else:
+                self.start_all()
+                with ThreadPoolExecutor(at_once) as pool:
+                    list(pool.map(work, range(at_once)))
+        return results
+
+    def _score(self, slot: int, task: Task, completion: str) -> Score | Failure:
+        try:
+            request = {"ask": "score", "doing": "score", "task": pack_task(task), "completion": completion}
+            reply = self.exchange(request, self.isolation.timeout_s, slot)
+            return reply if isinstance(reply, Failure) else unpack_score(reply.get("score"))
+        except WireError as error:
+            return Failure(f"could not be sent: {error}")
 
     def gold(self, task: Task) -> str | list[str] | None:
         """What the environment offers as a solution, a list of turns where it is played; None where it offers none."""
         if not self.description["gold"]:
             return None
-        reply = self._ask({"ask": "gold", "task": pack_task(task)}, "making a gold completion")
-        gold: Any = reply.get("gold")
-        if gold is None and "error" not in reply:
-            return None
+        gold: Any = self._ask({"ask": "gold", "task": pack_task(task)}, "make a gold completion").get("gold")
         turns = gold if isinstance(gold, list) else [gold]
-        if not turns or not all(isinstance(turn, str) for turn in turns):
-            raise TaskError(f"environment {self.name}: {reply.get('error') or 'gold(task) is neither text nor a list of texts'}")
+        if gold is not None and not (turns and all(isinstance(turn, str) for turn in turns)):
+            raise TaskError(f"environment {self.name}: gold(task) is neither text nor a list of texts")
         return gold
 
-    def _play(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._ask(request, "playing an episode", self.isolation.timeout_s)
-
     def _ask(self, request: dict[str, Any], doing: str, timeout_s: float = TASKS_S) -> dict[str, Any]:
-        """One answer of the first process; asked once more where it died over it, and not where it was too slow."""
+        """One answer of the first process; TaskError where there is none."""
         with self._lock:
-            reason = ""
-            for _ in range(2):
-                child = self.child(0)
-                child.send(request)
-                reply = child.receive(timeout_s)
-                if isinstance(reply, dict):
-                    return reply
-                reason = self.bury(0, f"while {doing}")
-                if child.hung:
-                    raise TaskError(f"environment {self.name}: its process {reason} while {doing}")
-            raise TaskError(f"environment {self.name}: its process {reason} while {doing}, twice")
+            reply = self.exchange(request | {"doing": doing}, timeout_s)
+        if isinstance(reply, Failure):
+            raise TaskError(f"environment {self.name} {reply.reason}")
+        return reply

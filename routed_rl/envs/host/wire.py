@@ -17,8 +17,6 @@ from routed_rl.envs.core import Failure, Score, Task
 
 LARGEST = 64 << 20
 """Bytes of one message, at most."""
-LARGEST_SCORE = 1 << 16
-"""Characters of one packed score, at most, about."""
 
 
 class WireError(ValueError):
@@ -63,46 +61,40 @@ def pack_task(task: Task) -> list[Any]:
 
 def unpack_task(message: Any, *, sealed: bool) -> Task:
     """`sealed`: leave pickled data closed, as the trainer must."""
-    if not (isinstance(message, list) and len(message) == 4 and isinstance(message[0], (str, list))
-            and type(message[1]) is int and type(message[3]) is bool and isinstance(message[2], str if message[3] else dict)):
-        raise WireError(f"no task: {str(message)[:80]}")
-    prompt, stage, data, pickled = message
-    if pickled:
-        data = Sealed(data) if sealed else pickle.loads(base64.b64decode(data))
-    return Task(prompt, data, stage)
-
-
-def pack_score(score: Score | Failure) -> Any:
-    """A list of its parts, or why it failed; one that is too large is a failure."""
-    if isinstance(score, Failure):
-        return score.reason
-    packed = [score.reward, score.solve, score.flags, {key: float(value) for key, value in score.metrics.items()}]
-    size = sum(map(len, score.flags)) + sum(map(len, score.metrics)) + 16 * len(score.metrics)
-    return packed if size <= LARGEST_SCORE else f"returned a score of {size} characters"
-
-
-def unpack_score(message: Any) -> Score | Failure:
-    """Plain numbers and names, checked one by one."""
-    if isinstance(message, str):
-        return Failure(message[:200])
     match message:
-        case [reward, solve, dict(flags), dict(metrics)] if all(
-                type(value) is float for value in (reward, solve, *flags.values(), *metrics.values())):
-            return Score(reward, solve, flags, metrics)
-    raise WireError(f"no score: {str(message)[:80]}")
+        case [str() | list() as prompt, int(stage), str(pickled)]:
+            return Task(prompt, Sealed(pickled) if sealed else pickle.loads(base64.b64decode(pickled)), stage)
+        case [str() | list() as prompt, int(stage), dict(data)]:
+            return Task(prompt, data, stage)
+    raise WireError(f"no task: {str(message)[:80]}")
 
 
-def _pack_data(data: Mapping[str, Any]) -> tuple[Any, bool]:
-    """(JSON object, False) where JSON gives back exactly the same, else (pickle in base64, True)."""
+def pack_score(result: Score | Failure) -> dict[str, Any]:
+    """{score: its parts}, or {error: why it failed}."""
+    if isinstance(result, Failure):
+        return {"error": result.reason}
+    return {"score": [result.reward, result.solve, result.flags, result.metrics]}
+
+
+def unpack_score(message: Any) -> Score:
+    """Plain numbers and names, which `Score` checks one by one; WireError where they are none."""
+    try:
+        return Score(*message)
+    except (TypeError, ValueError):
+        raise WireError(f"no score: {str(message)[:80]}") from None
+
+
+def _pack_data(data: Mapping[str, Any]) -> list[Any]:
+    """[JSON object] where JSON gives back exactly the same, else [pickle in base64]."""
     if isinstance(data, Sealed):
-        return data.pickled, True
+        return [data.pickled]
     try:
         if type(data) is dict and is_plain(data):
             json.dumps(data)  # refuses integers of thousands of digits
-            return data, False
+            return [data]
     except (ValueError, RecursionError):
         pass
-    return base64.b64encode(pickle.dumps(data)).decode("ascii"), True
+    return [base64.b64encode(pickle.dumps(data)).decode("ascii")]
 
 
 def is_plain(value: Any) -> bool:
