@@ -21,6 +21,7 @@ from routed_rl.cli.compose import compose
 from routed_rl.cli.space import split
 from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+from routed_rl.multirun.ranking import notes
 from routed_rl.multirun.space import Choice, Interval
 from routed_rl.multirun.sweep import sweep
 from routed_rl.multirun.trials import Outcome, Plan, best
@@ -235,3 +236,11 @@ def test_a_sweep_of_12_killed_at_the_5th_has_12_results_and_ran_none_twice(tmp_p
     assert [each["state"] for each in found["trials"]] == ["done"] * 12
     assert len({json.dumps(each["params"]) for each in found["trials"]}) == 12, "a trial was run again under another number"
     assert len(list(out.glob("trial-*"))) == 12 and all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+
+def test_what_could_not_be_scored_is_told_with_and_without_an_objective():
+    found = outcomes((0.5,))
+    found[0].summary["models"] = {"policy": {"sums": {"failures": 2.0, "completions": 8.0}}}
+    told = "trial-000: 2 of 8 completions in sums could not be scored (policy)"
+    assert notes(found, SweepConfig(objective="models.policy.sums.solve")) == [told]
+    assert notes(found, SweepConfig())[0] == told

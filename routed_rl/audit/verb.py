@@ -26,6 +26,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts, load_parts, make_router
 from routed_rl.pipeline.record import read_config
+from routed_rl.report import not_scored
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
 
@@ -89,11 +90,13 @@ class _Meter:
                            max_new_tokens=self.parts.max_new_tokens)
         measures = {f"{env}.{metric}": value for env, values in results.items() for metric, value in values.items()
                     if metric not in NOT_METRICS}
+        for line in not_scored({name or "a model in between": results}):
+            console.say(line)
         if self.subspace is None:
             return measures
         settings = self.parts.config.subspace
         here = coordinates(self.parts.model, self.sequences, self.subspace, settings.positions, settings.batch_size,
-                                    self.subspace.provenance.details.get("hook", "resid_post"))
+                           self.subspace.provenance.details.get("hook", "resid_post"))
         self.reference = self.reference or here
         shift = shift_between(self.reference, here, self.subspace.scales)
         if name is not None:

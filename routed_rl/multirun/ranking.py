@@ -12,6 +12,7 @@ from routed_rl.multirun.reporter import Table, panels
 from routed_rl.multirun.results import known_metrics
 from routed_rl.multirun.space import Dimension
 from routed_rl.multirun.trials import Outcome, Trial, best
+from routed_rl.report import not_scored
 
 MARKS = {"done": "", "failed": "failed", "pruned": "pruned"}
 
@@ -65,11 +66,12 @@ def _pair(models: dict[str, Any], env: str, metric: str) -> str:
 
 
 def notes(found: list[Outcome], settings: SweepConfig) -> list[str]:
+    said = [f"{each.trial.name}: {line}" for each in found for line in not_scored(each.summary.get("models", {}))]
     if settings.objectives:
-        return []
+        return said
     if not any(each.summary.get("models", {}).get("policy") for each in found):
         return ["no trial was evaluated, so there is nothing to compare; set evaluation.samples=200, or read their reports"]
-    return ["no objective is set, so no trial is the best; sweep.objective=models.deployed.ENV.solve ranks them"]
+    return [*said, "no objective is set, so no trial is the best; sweep.objective=models.deployed.ENV.solve ranks them"]
 
 
 def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:

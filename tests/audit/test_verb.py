@@ -5,6 +5,8 @@ import shutil
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
-from routed_rl.audit import audit, coordinates, shift_between
+from routed_rl.audit import audit, coordinates, shift_between, verb
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
-from routed_rl.config import AuditConfig
+from routed_rl.config import AuditConfig, Config
 from routed_rl.envs import load_environments
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.evaluate import evaluate
@@ -116,3 +118,10 @@ def test_what_cannot_be_audited_is_refused(run, tmp_path):
     (tmp_path / "run/manifest.json").write_text(json.dumps(manifest | {"model_hash": "0" * 64}))
     with pytest.raises(CheckpointError, match=r"is not the base model of .*put that model back"):
         audit(str(tmp_path / "run"), SETTINGS, None, None)
+
+
+def test_what_could_not_be_scored_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(verb, "evaluate", lambda *_, **__: {"code": {"solve": 0.5, "failures": 2.0, "completions": 8.0}})
+    parts: Any = SimpleNamespace(config=Config(), tokenizer=None, model=None, max_new_tokens=1)
+    assert verb._Meter(parts, SETTINGS, [], None)("policy") == {"code.solve": 0.5}
+    assert capsys.readouterr().out == "2 of 8 completions in code could not be scored (policy)\n"
