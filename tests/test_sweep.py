@@ -68,7 +68,7 @@ def started(out: Path) -> dict[str, int]:
     (RATE, Interval("routing.quarantine.learning_rate", 1e-3, 1e-1, True)),
     ("subspace.rank=int(interval(1,8))", Interval("subspace.rank", 1, 8, False))])
 def test_hydras_syntax_says_what_is_varied(text, expected):
-    assert split([text]) == (["env=empty"], [expected])
+    assert split(["env=empty", text]) == (["env=empty"], [expected])
 
 
 def test_a_list_in_brackets_is_one_value():
