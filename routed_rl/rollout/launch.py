@@ -8,8 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from routed_rl.errors import RolloutError
 from routed_rl.guard import guarded
 from routed_rl.rollout.engine import Lora
 from routed_rl.rollout.settings import engine_settings, process_settings
-from routed_rl.web import free_port
+from routed_rl.web import NoAnswer, Server, free_port
 
 LOG_LINES = 3
 """Of a server that does not start, shown in the error."""
@@ -55,9 +53,8 @@ class LaunchedServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
+            return Server(self.url, 5.0, 1, 2**16).ask("GET", "/health").status_code == 200
+        except NoAnswer:
             return False
 
     def last_lines(self) -> str:

@@ -27,6 +27,7 @@ from routed_rl.tracking.tracker import Tracker
 
 COLUMNS = ["step", "environment", "prompt", "completion", "reward", "solve", "flags", "push"]
 """Of the table of completions; `push` is empty where it was not kept."""
+IDENTITY = "wandb.json"
 TITLE = 63
 """Characters of an alert's title."""
 
@@ -55,7 +56,7 @@ class WandbRun(Tracker):
                               config={**settings, "versions": manifest.get("versions"), "lineage": manifest.get("lineage"),
                                       "went_on_from": origin},
                               settings=wandb.Settings(silent=True, console="off"))
-        write_json(identity_file(self.folder), {**self.identity, "attempts": [*attempts, self.run.id]})
+        write_json(self.folder.path / IDENTITY, {**self.identity, "attempts": [*attempts, self.run.id]})
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
         if self.run.offline:
@@ -145,17 +146,13 @@ def has_key() -> bool:
         return False
 
 
-def identity_file(folder: RunFolder) -> Path:
-    return folder.path / "wandb.json"
-
-
 def identify(folder: RunFolder) -> dict[str, Any]:
     """What a folder is called in wandb: its own id, the group that it shares with what it was rolled back from, its attempts."""
-    if identity_file(folder).exists():
-        return read_json(identity_file(folder))
+    if (own := folder.path / IDENTITY).exists():
+        return read_json(own)
     ours = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.path.name)}-{secrets.token_hex(3)}"
     lineage = read_json(folder.manifest).get("lineage") or {}
-    parent = identity_file(RunFolder(lineage["parent"])) if lineage else None
+    parent = RunFolder(lineage["parent"]).path / IDENTITY if lineage else None
     known = read_json(parent) if parent and parent.exists() else {}
     return {"id": ours, "group": known.get("group", ours), "parent": known.get("id"), "attempts": []}
 

@@ -30,6 +30,7 @@ from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
+from routed_rl.training.backends import SHARED
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_engine, use_reference
@@ -54,7 +55,7 @@ class RoutedTrainerMixin(SavingMixin):
         rollouts come from there, compared by `parity`. `evaluator`: (step) -> metrics of an evaluation that is due after it.
         `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
         """
-        self.strategy, self.evaluator = strategy, evaluator
+        self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch = router, run, reward, watch
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else [each.name for each in reward.table.environments]

@@ -18,7 +18,7 @@ from routed_rl.checkpoint import going_on_from
 from routed_rl.errors import ConfigError
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
-from routed_rl.training.backends import SHARED, shard
+from routed_rl.training.backends import shard
 from routed_rl.training.resuming import check_optimizer, take_schedule
 from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
@@ -27,12 +27,10 @@ class SharedTrainerMixin:
     """Shards the model, clips, saves and loads whole checkpoints. `strategy` is `launch.strategy`."""
 
     strategy: str
+    shared: bool
+    """A process holds a piece of the weights, or of the optimizer's copy of them."""
     router: Router | None
     optimizer_names: list[list[str]]
-
-    @property
-    def shared(self) -> bool:
-        return self.strategy in SHARED
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         trainer: Any = self
@@ -66,22 +64,17 @@ class SharedTrainerMixin:
             take_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.shared:
-            return super().save_model(output_dir, _internal_call)  # pyright: ignore[reportAttributeAccessIssue]
-        state = whole_weights(self.model)  # pyright: ignore[reportAttributeAccessIssue]
+        state = whole_weights(self.model) if self.shared else None  # pyright: ignore[reportAttributeAccessIssue]
         if RANKS.rank == 0:
             self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
-        return None
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.shared:
-            return super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
         trainer: Any = self
-        state = whole_optimizer(trainer.optimizer, trainer.model, self.optimizer_names)
+        optimizer = trainer.optimizer
+        state = whole_optimizer(optimizer, trainer.model, self.optimizer_names) if self.shared else optimizer.state_dict()
         if RANKS.rank == 0:
             torch.save(state, Path(output_dir, "optimizer.pt"))
             torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
-        return None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -11,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from routed_rl.config.references import masked
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, reading
 from routed_rl.training.plan import Plan
 from routed_rl.training.ppo import PPOConfig
 from routed_rl.training.trainers import TrainerArguments
@@ -30,11 +30,14 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     the state of random numbers changes."""
     arguments: Any = plan.arguments
     optimizer = check_optimizer(arguments, model)
-    _trying("lr_scheduler_type", arguments, lambda: _schedule(arguments, optimizer), "lr_scheduler_kwargs")
-    _trying("report_to", arguments, lambda: [kind() for kind in get_reporting_integration_callbacks(arguments.report_to)])
+    with _trying(arguments, "lr_scheduler_type", "lr_scheduler_kwargs"):
+        _schedule(arguments, optimizer)
+    with _trying(arguments, "report_to"):
+        _ = [kind() for kind in get_reporting_integration_callbacks(arguments.report_to)]
     if arguments.gradient_checkpointing:
         chosen = {"use_reentrant": False} | (arguments.gradient_checkpointing_kwargs or {})
-        _trying("gradient_checkpointing_kwargs", arguments, lambda: cast(Any, checkpoint)(torch.square, torch.ones(1), **chosen))
+        with _trying(arguments, "gradient_checkpointing_kwargs"):
+            cast(Any, checkpoint)(torch.square, torch.ones(1), **chosen)
     text = cast(Any, model.config).get_text_config()
     if arguments.router_aux_loss_coef and not hasattr(text, "output_router_logits"):
         raise ConfigError(f"trainer.router_aux_loss_coef={arguments.router_aux_loss_coef} needs a mixture of experts, and "
@@ -43,17 +46,16 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         raise ConfigError(f"trainer.cast_lm_head_to_fp32=true is not supported for {plan.config.model.path}, whose head has "
                           "another name; leave it out, its weights are float32")
     if plan.config.rollout.engine == "transformers" and (arguments.generation_kwargs or arguments.cache_implementation):
-        _trying("generation_kwargs", arguments, lambda: _generate(arguments, model, tokenizer), "cache_implementation")
+        with _trying(arguments, "generation_kwargs", "cache_implementation"):
+            _generate(arguments, model, tokenizer)
 
 
 def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torch.optim.Optimizer | None:
     """Refuse a `trainer.optim` whose package is missing, that does not read what is set for it, or that PPO's value head cannot
     have. Returns one for a single number; None for those that are made for a model's parameters."""
     name = getattr(arguments.optim, "value", arguments.optim)
-    try:
+    with reading(ConfigError, f"trainer.optim={name} cannot be used here; set trainer.optim=adamw_torch"):
         kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    except Exception as error:
-        raise ConfigError(f"trainer.optim={name}: {_line(error)}; or set trainer.optim=adamw_torch") from error
     for field, default in OF_THE_OPTIMIZER.items():
         value = getattr(arguments, field)
         if value != default and _optimizer_without(arguments, model, field, default) == (kind, wanted):
@@ -64,7 +66,8 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
             raise ConfigError(f"trainer.optim={name} is made for a certain model's parameters and cannot train PPO's value head "
                               "beside it; set trainer.optim=adamw_torch")
         return None
-    return _trying("optim", arguments, lambda: kind([nn.Parameter(torch.zeros(1))], **wanted), "optim_args")
+    with _trying(arguments, "optim", "optim_args"):
+        return kind([nn.Parameter(torch.zeros(1))], **wanted)
 
 
 def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, field: str, default: Any) -> Any:
@@ -104,15 +107,7 @@ def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedToken
         raise ValueError("generation must give tokens alone")
 
 
-def _trying(name: str, arguments: Any, attempt: Any, other: str = "") -> Any:
-    """What `attempt` gives; whatever it throws is an error of the setting `name`, or `other`."""
-    try:
-        return attempt()
-    except Exception as error:
-        said = [f"trainer.{field}={getattr(value, 'value', value)}" for field in (name, other)
-                if field and (value := getattr(arguments, field))]
-        raise ConfigError(masked(f"{' '.join(said)}: {_line(error)}")) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _trying(arguments: Any, *names: str) -> AbstractContextManager[None]:
+    """Within, whatever a library throws is an error of these settings."""
+    said = [f"trainer.{name}={getattr(value, 'value', value)}" for name in names if (value := getattr(arguments, name))]
+    return reading(ConfigError, " ".join(said))
