@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import queue
 import socket
@@ -50,6 +51,9 @@ class Answer:
 class Server:
     """`timeout_s` bounds one request from the look-up of the name to the last byte, in wall-clock time."""
 
+    whole_s = math.inf
+    """Bounds a request with all its repeats and pauses."""
+
     def __init__(self, url: str, timeout_s: float, attempts: int, largest: int) -> None:
         self.parts, self.timeout_s, self.attempts, self.largest = _parts(url), timeout_s, attempts, largest
         self.base = self.parts.path.rstrip("/")
@@ -58,12 +62,14 @@ class Server:
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What `accept` makes of the answer. NoAnswer once all attempts have failed."""
         data = None if body is None else json.dumps(body).encode()
-        problem = ""
+        problem, give_up = "", time.monotonic() + self.whole_s
         for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            pause = PAUSE_S * 2 ** (attempt - 1) if attempt else 0.0
+            if (left := give_up - time.monotonic() - pause) <= 0:
+                raise NoAnswer(f"{problem}; there was no time for attempt {attempt + 1} within {self.whole_s:g} s")
+            time.sleep(pause)
             try:
-                answer = self._exchange(method, path, data)
+                answer = self._exchange(method, path, data, min(self.timeout_s, left))
                 if answer.status_code < 500 and answer.status_code not in (408, 429):
                     return self.accept(path, answer)
                 problem = f"status {answer.status_code}: {self.shown(answer.text)}"
@@ -86,10 +92,11 @@ class Server:
         """The start of what a server or a library said, on one line."""
         return " ".join(text.split())[:200]
 
-    def _exchange(self, method: str, path: str, data: bytes | None) -> Answer:
+    def _exchange(self, method: str, path: str, data: bytes | None, timeout_s: float) -> Answer:
         """One request, in a thread: neither a look-up of a name nor `http.client`'s loops over headers end by themselves."""
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(str(self.parts.hostname), self.parts.port, timeout=self.timeout_s)
+        # Without a port it would take the end of an address of IPv6 for one.
+        connection = kind(str(self.parts.hostname), self.parts.port or kind.default_port, timeout=timeout_s)
         found: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         over, sockets = threading.Event(), list[socket.socket]()
 
@@ -107,12 +114,14 @@ class Server:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
-            answer = found.get(timeout=min(self.timeout_s, threading.TIMEOUT_MAX))
+            answer = found.get(timeout=min(timeout_s, threading.TIMEOUT_MAX))
         except queue.Empty:
-            raise TimeoutError(f"no whole answer within {self.timeout_s:g} s") from None
+            answer = TimeoutError()
         finally:
             over.set()
             _end(thread, sockets)
+        if isinstance(answer, TimeoutError):
+            raise TimeoutError(f"no whole answer within {timeout_s:.3g} s")
         if isinstance(answer, Exception):
             raise answer
         return answer

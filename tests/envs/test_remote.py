@@ -14,6 +14,7 @@ from routed_rl.envs.adapters import http
 from routed_rl.envs.adapters.http import JsonServer
 from routed_rl.envs.adapters.remote import RemoteEnvironment, RemoteEpisodes
 from routed_rl.envs.build import build
+from routed_rl.envs.loading import load_environment
 from routed_rl.errors import ConfigError, TaskError
 from routed_rl.web import Refused
 from tests.envs.server import Server
@@ -141,3 +142,26 @@ def test_wrong_settings_are_refused_without_showing_a_password(settings, message
     with pytest.raises(ConfigError, match=message) as caught:
         RemoteEnvironment(**settings)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_server_that_hangs_is_named_before_the_limit_of_the_process_ends_it():
+    """Three attempts of .9 s do not fit into 2 s: the process would be killed over them, and nobody would hear of the server."""
+    with Server() as server:
+        settings = {"path": "routed_rl.envs.adapters.remote:RemoteEnvironment", "url": server.url, "timeout_s": 0.9}
+        environment = load_environment("x", settings | {"isolate": {"timeout_s": 2}}).environment
+        task = next(environment.tasks("train", 0))
+        server.fault = lambda path, times: "hang"
+        with pytest.raises(TaskError, match="3 attempts of 0.9 s: .*no time for attempt 3 within 1.8 s.*is the server up"):
+            environment.score(task, "0")  # type: ignore[union-attr]
+        assert environment.restarts == 0  # type: ignore[union-attr]
+        environment.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("url", "asked"), [
+    ("http://[::1]", ("::1", 80)), ("https://[::1]:8443/api", ("::1", 8443)), ("https://host", ("host", 443))])
+def test_an_address_of_ipv6_and_https_are_asked_where_they_say(url, asked, monkeypatch):
+    seen = []
+    monkeypatch.setattr("socket.create_connection", lambda address, *_: seen.append(address) or (_ for _ in ()).throw(OSError))
+    with pytest.raises(ConnectionError):
+        JsonServer(url, attempts=1).call("/tasks", {})
+    assert seen == [asked]

@@ -9,11 +9,14 @@ import os
 from typing import Any
 from urllib.parse import quote
 
+from routed_rl.envs.host.isolation import LIMIT
 from routed_rl.errors import ConfigError
 from routed_rl.web import Answer, NoAnswer, Refused, Server
 
 LARGEST = 64 * 2**20
 """Bytes of an answer; more is an error."""
+PART = 0.9
+"""Of the limit of time of the process, for all attempts together."""
 LONG_TOKEN = 6
 """Characters of a token that is taken out of answers wherever it stands; a shorter one may be a word like any other."""
 
@@ -21,7 +24,8 @@ LONG_TOKEN = 6
 class JsonServer(Server):
     """`call(path, body)` posts JSON and returns the JSON object that comes back.
 
-    `timeout_s` bounds each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses.
+    `timeout_s` bounds each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses; in a process
+    of its own no more than `env.NAME.isolate.timeout_s`, so that what is wrong with the server is still said.
     The value of the environment variable `token_env` is sent as a bearer token; where the server repeats it, `***` stands.
     """
 
@@ -30,6 +34,7 @@ class JsonServer(Server):
                 isinstance(timeout_s, (int, float)) and 0 < timeout_s < math.inf):
             raise ConfigError(f"timeout_s must be > 0 and attempts >= 1, got {timeout_s} and {attempts}")
         super().__init__(url, float(timeout_s), attempts, LARGEST)
+        self.whole_s = PART * float(os.environ.get(LIMIT, math.inf))
         if self.parts.username or self.parts.password:
             raise ConfigError(f"url has a password for {self.parts.hostname}; put it into an environment variable, set "
                               "token_env=NAME")

@@ -16,6 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from routed_rl.envs.host.isolation import LIMIT, Isolation
 from routed_rl.envs.host.wire import LARGEST, frame
 from routed_rl.guard import GIVE_UP_S, guarded
 
@@ -44,8 +45,9 @@ class Child:
     A message is one line of JSON, `[number of the request, content]`; its answer bears the same number.
     """
 
-    def __init__(self, setup: dict[str, Any], python: str | None = None, allowed: Collection[str] = ()) -> None:
-        variables = scrubbed(dict(os.environ), allowed) | {"PYTHONPATH": ROOT}
+    def __init__(self, setup: dict[str, Any], isolation: Isolation, allowed: Collection[str]) -> None:
+        python = isolation.python
+        variables = scrubbed(dict(os.environ), allowed) | {"PYTHONPATH": ROOT, LIMIT: str(isolation.timeout_s)}
         # Another interpreter has libraries of its own.
         setup = setup | {"sys_path": None if python else [str(Path(entry).absolute()) for entry in sys.path]}
         self._socket, theirs = socket.socketpair()

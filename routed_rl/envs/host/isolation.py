@@ -10,6 +10,9 @@ from typing import Any
 from routed_rl.config import check_finite
 from routed_rl.errors import ConfigError
 
+LIMIT = "ROUTED_RL_TIMEOUT_S"
+"""The variable that tells an environment in a process of its own how many seconds a scoring may take."""
+
 
 @dataclass(frozen=True)
 class Isolation:

@@ -51,7 +51,7 @@ class Processes:
     def _start(self) -> Child:
         # A variable with a token is not for every environment, but for those that are told its name.
         told = {str(settings.get("token_env")) for settings in (self._setup["arguments"], *(self._setup["stages"] or ()))}
-        return Child(self._setup, self.isolation.python, told)
+        return Child(self._setup, self.isolation, told)
 
     @property
     def restarts(self) -> int:
