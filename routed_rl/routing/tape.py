@@ -98,9 +98,8 @@ class Tape:
         mean = sample.mean(0) * share if len(sample) else torch.zeros_like(self.mean_input)
         return torch.cat([mean * tokens, mean.new_tensor([float(tokens)])])
 
-    def update_mean(self, sums: Tensor | None = None) -> None:
-        """Fold `mean_sums`, here or of all processes, into μ; once a step."""
-        sums = self.mean_sums() if sums is None else sums
+    def update_mean(self, sums: Tensor) -> None:
+        """Fold the `mean_sums` of all processes into μ; once a step."""
         if sums[-1] > 0:
             self.mean_input.lerp_(sums[:-1] / sums[-1], 1 - MEAN_DECAY)
             self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)

@@ -4,11 +4,10 @@ from routed_rl.training.backends import PIECES, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.checks import check_trainer, default, fixed
 from routed_rl.training.completions import forget_after
-from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.plan import Plan, completions_per_step, make_plan
 from routed_rl.training.trainers import TRAINERS, TrainerArguments
 from routed_rl.training.trials import try_out
 from routed_rl.training.watch import Watch
 
-__all__ = ["PIECES", "TRAINERS", "Plan", "RoutedTrainerMixin", "TrainerArguments", "Watch", "build_trainer", "check_trainer",
+__all__ = ["PIECES", "TRAINERS", "Plan", "TrainerArguments", "Watch", "build_trainer", "check_trainer",
            "completions_per_step", "default", "fixed", "forget_after", "join", "make_plan", "try_out"]

@@ -48,7 +48,7 @@ def test_the_running_mean_leaves_padding_out_and_is_unbiased_from_the_first_step
         target.context.set_batch(torch.tensor([0, 1]), mask, 100)
         target.module(x).sum().backward()
         means.append(x[mask.bool()].mean(0))
-        target.tape.update_mean()
+        target.tape.update_mean(target.tape.mean_sums())
         target.tape.clear()
         weights = torch.tensor([MEAN_DECAY ** (step - i) for i in range(step + 1)], dtype=torch.float64)
         expected = (torch.stack(means) * weights[:, None]).sum(0) / weights.sum()
@@ -76,7 +76,7 @@ def test_clearing_empties_all_but_the_running_mean():
     run = Run(tiny("llama"), control=1)
     tape = run.targets[0].tape
     run.backward(batch())
-    tape.update_mean()
+    tape.update_mean(tape.mean_sums())
     assert tape.control_energies() is not None
     mean = tape.mean().clone()
     tape.clear()
