@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import RunFolder, alone_in, alone_making, sealed_folder, step_of
-from routed_rl.checkpoint import move_quarantine, quarantined, start_afresh
+from routed_rl.checkpoint import QUARANTINE, going_on_from, move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline import record
@@ -93,7 +93,8 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
         if fresh:
             start_afresh(partial)
         if names is not None:
-            move_quarantine(partial, *names)
+            with going_on_from(old.checkpoint(step) / QUARANTINE):
+                move_quarantine(partial, *names)
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from routed_rl import pipeline
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError
 from routed_rl.pipeline.build import load_parts, make_router, run_subspace
 from routed_rl.pipeline.halting import halted_steps
+from routed_rl.pipeline.rollback import copy_checkpoint
 from routed_rl.training import build_trainer, forget_after, make_plan
 from tests.parts import WORDS, own_config, write_parts
 from tests.training.test_resume import assert_same
@@ -115,6 +116,15 @@ def test_a_name_without_a_step_is_said_with_the_way_out(tmp_path):
         with pytest.raises(CheckpointError, match=rf"{name} has no step in its name.*move it out"):
             read()
         path.unlink()
+
+
+def test_a_rollback_from_a_foreign_quarantine_is_refused_in_one_line(tmp_path):
+    old, new = RunFolder(tmp_path / "old"), RunFolder(tmp_path / "new")
+    with sealed_folder(old.checkpoint(2)) as folder:
+        save_file({"a.parts": torch.zeros(1, 2, 2)}, folder / "quarantine.safetensors", metadata={"environments": '["a"]'})
+    with pytest.raises(CheckpointError, match="old/checkpoints/step-2/quarantine.safetensors is not what this run writes"):
+        copy_checkpoint(old, new, 2, False, (["b"], ["a"]))
+    assert not new.checkpoint(2).exists()
 
 
 def test_a_mixture_goes_on_with_the_experts_and_the_gate_that_it_learned(parts, tmp_path):
