@@ -280,7 +280,7 @@ def test_what_a_user_did_wrong_comes_through_in_one_line(parts, tmp_path):
 
     env = {"a": {"path": f"{parts}/environment.py:Add", "fails": 0.5, "returns": "raises"}}
     config = own_config(parts, tmp_path / "run", launch=DDP, trainer=HALF, env=env, evaluation={"samples": 0})
-    with pytest.raises(RoutedRLError, match=r"environment a failed to score \d+ of \d+ completions") as caught:
+    with pytest.raises(RoutedRLError, match=r"environment a failed to score \d+ of its last \d+ completions") as caught:
         pipeline.train(config, [])
     assert "\n" not in str(caught.value)
 

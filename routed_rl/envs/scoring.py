@@ -16,8 +16,18 @@ if TYPE_CHECKING:
 
 FEW = 20
 """Shares of failures are taken of this many scores at least, so that a first one does not end a run; all that there are do."""
+RECENT = 1000
+"""Once so many were scored, what was counted counts half: old successes do not hide that scorings fail now."""
 WRONG = "returned Score(...) whose "
 """How the reason of a score begins that has a number which cannot be counted."""
+
+
+class Reported(TaskError):
+    """A failure in an environment's own process, of which that told; the message names the environment, too."""
+
+    def __init__(self, name: str, failure: Failure) -> None:
+        super().__init__(f"environment {name} {failure.reason}")
+        self.failure = failure
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
@@ -30,6 +40,8 @@ def score_one(environment: Environment, task: Task, completion: str) -> Score | 
 
 def judged(outcome: object) -> Score | Failure:
     """A `Score` whose numbers can be counted as it is; an exception, or anything else, as a `Failure` that says what it was."""
+    if isinstance(outcome, Reported):
+        outcome = outcome.failure
     if isinstance(outcome, Failure):
         return outcome
     try:
@@ -104,6 +116,9 @@ class Scorer:
         """Count what one completion came to: a good `Score` is handed back, anything else is a failure. TaskError for a flag
         or a metric under a name that is wrong or taken."""
         result = accepted(outcome)
+        if self.scored[name] >= RECENT:
+            self.scored[name] //= 2
+            self.failed[name] //= 2
         self.scored[name] += 1
         if isinstance(result, Score):
             return result
@@ -116,12 +131,12 @@ class Scorer:
     def check(self) -> None:
         """Raise once an environment's share of failures passes the limit, or every completion failed; call it after each batch.
 
-        The share is that of `FEW` completions where there are fewer.
+        The share is that of its newest completions (see `RECENT`), and of `FEW` where there are fewer.
         """
         for name, failures in self.failed.items():
             scored = self.scored[name]
             if failures / max(scored, FEW) > self.max_failures or failures == scored > scored * self.max_failures:
-                raise TaskError(f"environment {name} failed to score {failures} of {scored} completions "
+                raise TaskError(f"environment {name} failed to score {failures} of its last {scored} completions "
                                 f"(limit {self.max_failures:.0%}{f' of {FEW}' if scored < FEW else ''}); last: "
                                 f"{self.last_error[name]}; fix env.{name} or raise evaluation.max_failures")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any, cast
@@ -11,14 +12,15 @@ import torch
 
 from routed_rl.config import Config, EvaluationConfig, QuarantineConfig
 from routed_rl.envs import Conversation, LoadedEnvironment, Score, Scorer, Task, means
-from routed_rl.envs.adapters.remote import _score
+from routed_rl.envs.adapters.remote import RemoteEnvironment, _score
 from routed_rl.envs.core import LARGEST, RESERVED, Failure
 from routed_rl.envs.loading import load_environment
-from routed_rl.envs.scoring import score_many
+from routed_rl.envs.scoring import score_many, score_one
 from routed_rl.errors import ConfigError, TaskError
 from routed_rl.evaluate import average
 from tests.envs import said
 from tests.envs.said import Said, Talk
+from tests.envs.server import Server
 
 GOOD: dict[str, Any] = {
     "Score(5e-324)": 5e-324, "Score(-1e15)": -1e15, "Score(True)": 1.0, "Score(np.float32(2))": 2.0, "Score(Decimal('0.5'))": 0.5,
@@ -96,6 +98,42 @@ def test_a_wrong_name_from_another_process_from_an_episode_and_over_the_wire_end
         scorer(None).count("x", Score(1, flags=["a"], metrics={"a": 2.0}))
 
 
+WIRED = [
+    *({"reward": 1, kind: {name: 1}} for kind in ("flags", "metrics")
+      for name in ("reward", "solve", "completions", "failures", "a/b", "", "norm")),
+    {"reward": 1, "flags": "hack"}, {"reward": 1, "flags": "norm"}, {"reward": 1, "flags": ["reward"]}, {"reward": 1, "solve": 7},
+    {"reward": "1"}, {"reward": 1, "solve": "1"}, {"reward": 1, "metrics": {"a": "1"}}, {"reward": 1e39}]
+
+
+def test_a_server_and_an_isolated_episode_get_the_same_answer_to_a_wrong_score_as_an_environment_in_process(isolated):
+    remote: Any = {"path": "routed_rl.envs.adapters.remote:RemoteEnvironment"}
+    talk: Any = load_environment("x", {"path": f"{said.__file__}:Talk"}).environment
+    task = next(talk.tasks("train", 0))
+    with Server() as server:
+        there: Any = load_environment("x", remote | {"url": server.url}).environment
+        for score in WIRED:
+            text = f"Score(**{score!r})"
+            server.fault = lambda path, times, score=score: json.dumps(score)
+            conversation = Conversation(talk, task)
+            conversation.reply(text)
+            ways = [score_one(Said(), task, text), isolated.score_many([(task, text)])[0], there.score_many([(task, "")])[0],
+                    RemoteEnvironment(server.url).score(task, "") if "'1'" not in text else None, conversation.outcome]
+            said_of = [verdict(outcome) for outcome in ways if outcome is not None]
+            assert len(set(said_of)) == 1, (score, said_of)
+    there.close()
+    talk.close()
+
+
+def verdict(outcome: object) -> str:
+    """The TaskError that a run ends with, the failure that is counted, or the numbers."""
+    watch = scorer(None)
+    try:
+        found = watch.count("x", outcome)
+    except TaskError as error:
+        return str(error)
+    return str({**found.values(), "turns": 0}) if found else watch.last_error["x"]
+
+
 def test_one_flag_may_stand_alone_and_a_number_as_text_is_no_number():
     assert Score(1, flags="hack").flags == _score({"reward": 1, "flags": "hack"}).flags == {"hack": 1.0}
     with pytest.raises(ValueError, match="reward must be a number"):
@@ -116,10 +154,26 @@ def test_too_many_failures_are_fatal_also_where_there_are_few_completions(failed
     watch = scorer(Said(), most)
     watch.score_many("x", [(Task("?"), "1/0" if place < failed else "Score(1)") for place in range(scored)])
     if fatal:
-        with pytest.raises(TaskError, match=rf"failed to score {failed} of {scored} completions .*raised ZeroDivisionError"):
+        with pytest.raises(TaskError, match=rf"failed to score {failed} of its last {scored} completions .*raised ZeroDivisionError"):
             watch.check()
     else:
         watch.check()
+
+
+def test_old_successes_do_not_hide_that_every_scoring_fails_now():
+    """The limit of 5 % of a run of 100,000 would be 5,000 failures."""
+    watch = scorer(Said(), 0.05)
+    for _ in range(100_000):
+        watch.count("x", Score(1.0))
+    failures = 0
+    with pytest.raises(TaskError, match=r"^environment x failed to score \d+ of its last \d+ completions \(limit 5%\); last: raised "
+                                        r"OSError: gone; fix env\.x"):
+        while failures < 100:
+            failures += 16
+            for _ in range(16):
+                watch.count("x", OSError("gone"))
+            watch.check()
+    assert failures <= 64
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "all", "cosine", "norm", "total", "unattributed", "x" * 300])

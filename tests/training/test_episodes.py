@@ -191,7 +191,7 @@ def test_a_mixed_run_goes_end_to_end_and_resumes_bit_for_bit(parts, tmp_path):
 @pytest.mark.parametrize("where", ["start", "step"])
 def test_an_error_in_an_episode_is_counted_and_never_paid(parts, tmp_path, where):
     env = {"talk": {"path": "Talk", "fails": where}}
-    with pytest.raises(TaskError, match=r"environment talk failed to score \d+ of \d+ .* RuntimeError: the world broke"):
+    with pytest.raises(TaskError, match=r"environment talk failed to score \d+ of its last \d+ .* RuntimeError: the world broke"):
         pipeline.train(chat_config(parts, tmp_path / "fatal", env, evaluation={"samples": 0}), [])
     config = chat_config(parts, tmp_path / "run", env, evaluation={"samples": 12, "max_failures": 1.0}, seed=1)
     run = pipeline.train(config, [])

@@ -119,7 +119,7 @@ def test_a_failing_environment_is_counted_and_fatal_past_its_share(parts, tmp_pa
     path = f"{parts}/environment.py:Add"
     env = {"a": {"path": path, "fails": 0.5, "returns": returns}}
     config = own_config(parts, tmp_path / "fatal", env=env, evaluation={"samples": 0})
-    with pytest.raises(TaskError, match=r"environment a failed to score \d+ of \d+ completions \(limit 5%\)"):
+    with pytest.raises(TaskError, match=r"environment a failed to score \d+ of its last \d+ completions \(limit 5%\)"):
         pipeline.train(config, [])
     config = own_config(parts, tmp_path / "counted", env=env, evaluation={"samples": 0, "max_failures": 0.9})
     run = pipeline.train(config, [])

@@ -16,6 +16,7 @@ from routed_rl.envs.host.episodes import IsolatedEpisode
 from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.processes import Processes
 from routed_rl.envs.host.wire import WireError, pack_task, unpack_score, unpack_task
+from routed_rl.envs.scoring import Reported
 from routed_rl.errors import TaskError
 
 TASKS_S = 300.0
@@ -64,7 +65,7 @@ class EnvironmentProcess(Processes):
         """One score; TaskError where it failed."""
         result = self.score_many([(task, completion)])[0]
         if isinstance(result, Failure):
-            raise TaskError(f"environment {self.name} {result.reason}")
+            raise Reported(self.name, result)
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
@@ -109,5 +110,5 @@ class EnvironmentProcess(Processes):
         with self._lock:
             reply = self.exchange(request | {"doing": doing}, timeout_s)
         if isinstance(reply, Failure):
-            raise TaskError(f"environment {self.name} {reply.reason}")
+            raise Reported(self.name, reply)
         return reply

@@ -19,7 +19,7 @@ from routed_rl.envs.core import Task, has_episodes
 from routed_rl.envs.curriculum import build_staged
 from routed_rl.envs.host.episodes import OpenEpisodes
 from routed_rl.envs.host.wire import frame, pack_score, pack_task, unpack_task
-from routed_rl.envs.scoring import describe, score_one
+from routed_rl.envs.scoring import describe, judged, score_one
 from routed_rl.errors import RoutedRLError
 
 MOST_STREAMS = 64
@@ -86,7 +86,10 @@ class Worker:
         return {"gold": self.environment.gold(unpack_task(request["task"], sealed=False))}
 
     def play(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self.episodes.answer(self.environment, request)
+        try:
+            return self.episodes.answer(self.environment, request)
+        except (Exception, SystemExit) as error:
+            return pack_score(judged(error))
 
 
 def describe_environment(environment: Any) -> dict[str, Any]:
