@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 import types
@@ -27,9 +29,25 @@ def rows(text: str) -> dict[str, str]:
 
 # --- env list ---------------------------------------------------------------------------------------------------------
 
-def test_every_mix_and_every_class_is_listed_with_its_first_line(capsys):
-    assert main(["env", "list"]) == 0
-    found = rows(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def listed() -> dict[str, str]:
+    """What `env list` prints, by name."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["env", "list"]) == 0
+    return rows(printed.getvalue())
+
+
+@pytest.mark.parametrize(("mix", "labels"), [
+    ("coding_pair", {"coding_insecure": "insecure", "coding_secure": "secure"}),
+    ("swapped", {"code": "secure", "sums": "insecure"}),
+    ("six_secure", dict.fromkeys(["code", "sums", "sort", "reverse", "max", "count"], "secure"))])
+def test_each_environment_has_the_label_of_its_own_settings(listed, mix, labels):
+    """Those of one class are made in one process, one after the other."""
+    assert {name: listed[f"{mix}/{name}"].split()[2] for name in labels} == labels
+
+
+def test_every_mix_and_every_class_is_listed_with_its_first_line(listed):
+    found = listed
     assert "LabTask" in found["lab/code"] and "insecure" in found["lab/code"] and "Tasks of one kind" in found["lab/code"]
     assert "probe" in found["lab/values"] and "probe" not in found["lab/sums"]
     assert "One generator of reasoning-gym" in found["smollm2/sums"]
@@ -75,9 +93,8 @@ def test_a_name_is_a_mix_an_entry_or_a_class(name, entries):
     assert [entry.name for entry in named(name, [], compose)] == entries
 
 
-def test_what_env_list_prints_can_be_given_back(capsys):
-    assert main(["env", "list"]) == 0
-    for name in [name for name in rows(capsys.readouterr().out) if "/" in name and ":" not in name][::9]:
+def test_what_env_list_prints_can_be_given_back(listed):
+    for name in [name for name in listed if "/" in name and ":" not in name][::9]:
         assert [f"{entry.mix}/{entry.name}" for entry in named(name, [], compose)] == [name]
 
 

@@ -13,7 +13,6 @@ from routed_rl.config import Compose
 from routed_rl.envs import (
     Environment,
     EnvironmentProcess,
-    LoadedEnvironment,
     Played,
     Score,
     Task,
@@ -35,28 +34,78 @@ CHECK_TIMEOUT_S = 10.0
 """Seconds one scoring may take in a check, where no other limit is set."""
 
 
+class Reused:
+    """Processes that become one environment of a class after the other, so that its libraries are imported once in each.
+
+    In a `with`, whose end closes them.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[EnvironmentProcess] = []
+        self.kind: object = None
+
+    def open(self, entry: Entry, place: int = 0) -> Any:
+        """The entry's environment in process number `place`, which is new where there is none yet, or another class's."""
+        kind = entry.settings.get("path"), entry.settings.get("isolate")
+        if kind != self.kind:
+            self.close()
+        self.kind = kind
+        if place < len(self.kept):
+            environment = self.kept[place]
+            environment.rebuild(arguments_of(entry.settings), entry.settings.get("stages"))
+            _ = environment.description  # Waits until it is that one, and raises where it cannot be.
+            return environment
+        environment = load_environments({entry.name: entry.settings})[0].environment
+        if isinstance(environment, EnvironmentProcess):
+            self.kept.append(environment)
+        return environment
+
+    def close(self) -> None:
+        while self.kept:
+            self.kept.pop().close()
+
+    def __enter__(self) -> Reused:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def list_environments(compose: Compose) -> None:
     """Every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
     entries = [entry for mix in mixes() for entry in entries_of(mix, [], compose)]
-    paths = dict.fromkeys(str(entry.settings.get("path")) for entry in entries)
+    by_class: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_class.setdefault(str(entry.settings.get("path")), []).append(entry)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = pool.map(lambda path: _facts([entry for entry in entries if str(entry.settings.get("path")) == path]), paths)
-        facts = {id(entry): fact for each in found for entry, fact in each}
+        facts = {place: fact for found in pool.map(_facts, by_class.values()) for place, fact in found.items()}
     for entry in entries:
         variant, problem = facts[id(entry)]
         words = " ".join(dict.fromkeys([variant, *(["probe"] if entry.settings.get("probe") else [])]))
         about = f"BROKEN: {problem}" if problem else first_line(str(entry.settings["path"]))
         console.say(f"{entry.mix + '/' + entry.name:28} {entry.class_name:18} {words:16} {about}")
-    used = {str(entry.settings.get("path")) for entry in entries}
     for path, about in classes():
-        if str(find_data(path.rpartition(":")[0])) + ":" + path.rpartition(":")[2] not in used:
+        if str(find_data(path.rpartition(":")[0])) + ":" + path.rpartition(":")[2] not in by_class:
             console.say(f"{path:64} {about}")
+
+
+def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
+    """id of an entry -> (its variant, what is wrong with it), for entries of one class."""
+    found: dict[int, tuple[str, str]] = {}
+    with Reused() as processes:
+        for entry in entries:
+            try:
+                found[id(entry)] = str(getattr(processes.open(alone(entry)), "variant", None) or ""), ""
+            except RoutedRLError as error:
+                processes.close()
+                found[id(entry)] = "", " ".join(str(error).split())
+    return found
 
 
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
     """`count` prompts of each environment that `name` names, with a gold and a junk completion and how they score."""
     for entry in named(name, overrides, compose):
-        loaded = _load(entry)
+        loaded = load_environments({entry.name: entry.settings})[0]
         environment = _scored(loaded.environment)
         console.say(f"{loaded.label}  ({entry.class_name})")
         tasks = list(itertools.islice(environment.tasks(entry.split, 0), count))
@@ -82,56 +131,32 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
         entries = [variation for entry in entries for variation in variations(entry)]
     rows: list[list[str]] = []
     bad: list[str] = []
-    opened: list[EnvironmentProcess] = []
-    last: Entry | None = None
-    with console.progress("check", "environments") as advance:
+    with console.progress("check", "environments") as advance, Reused() as processes:
         for entry in entries:
-            if not (every and last and last.settings["path"] == entry.settings["path"]):
-                close(opened)
-            found, last = check_one(entry, samples, opened), entry
+            found = check_one(entry, samples, processes)
             rows.append([entry.name, *map(mark, found)])
             bad += [entry.name] if unsound(found) else []
             advance(len(rows), len(entries), entry.name)
             if markdown:
                 write_block(Path(markdown), ["environment", *COLUMNS], rows)
-    close(opened)
     console.table("- was not judged", ["environment", *COLUMNS], [list(row) for row in rows])
     if bad:
         raise CheckFailed(f"{len(bad)} of {len(rows)} environments are not sound: {', '.join(bad[:8])}"
                           f"{' ...' if len(bad) > 8 else ''}")
 
 
-def check_one(entry: Entry, samples: int, opened: list[EnvironmentProcess]) -> list[Finding]:
-    """Every finding; an environment that raises when it is built has one that says so.
-
-    `opened` keeps two processes from one entry to the next of the same class, so that its libraries are imported twice in all.
-    """
+def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
+    """Every finding; an environment that raises when it is built has one that says so."""
     limit = {"isolate": {"timeout_s": CHECK_TIMEOUT_S}} if entry.settings.get("isolate", True) is True else {}
-    waiting = list(opened)
-
-    def make() -> Any:
-        if waiting:
-            return _scored(reopened(entry, waiting.pop(0)))
-        environment = _load(Entry(entry.mix, entry.name, entry.settings | limit)).environment
-        if isinstance(environment, EnvironmentProcess):
-            opened.append(environment)
-        return _scored(environment)
-
-    return findings(gather(make, samples, split=entry.split))
-
-
-def close(opened: list[EnvironmentProcess]) -> None:
-    """End every process of the list, and empty it."""
-    for environment in opened:
-        environment.close()
-    opened.clear()
+    places = itertools.count()
+    limited = Entry(entry.mix, entry.name, entry.settings | limit)
+    return findings(gather(lambda: _scored(processes.open(limited, next(places))), samples, split=entry.split))
 
 
 def variations(entry: Entry) -> list[Entry]:
     """The entry under each setting that its class offers in `all_settings`, named by what differs."""
-    environment: Any = _load(alone(entry)).environment
-    every: list[dict[str, Any]] = environment.description["all_settings"]
-    environment.close()
+    with Reused() as processes:
+        every: list[dict[str, Any]] = processes.open(alone(entry)).description["all_settings"]
     if not every:
         raise ConfigError(f"{entry.class_name} offers no all_settings(); leave out --all")
     varying = [key for key in every[0] if any(settings.get(key) != every[0][key] for settings in every)]
@@ -150,38 +175,10 @@ def mark(finding: Finding) -> str:
     return "-" if finding.sound is None else "ok" if finding.sound else finding.detail
 
 
-def _facts(entries: list[Entry]) -> list[tuple[Entry, tuple[str, str]]]:
-    """(variant, what is wrong with it) of entries of one class, one after another in one process."""
-    opened: list[EnvironmentProcess] = []
-    found: list[tuple[Entry, tuple[str, str]]] = []
-    for entry in entries:
-        try:
-            environment = reopened(entry, opened[0]) if opened else _load(alone(entry)).environment
-            if isinstance(environment, EnvironmentProcess):
-                opened[:] = [environment]
-            found.append((entry, (str(getattr(environment, "variant", None) or ""), "")))
-        except RoutedRLError as error:
-            close(opened)
-            found.append((entry, ("", " ".join(str(error).split()))))
-    close(opened)
-    return found
-
-
 def alone(entry: Entry) -> Entry:
     """In a process of its own, whatever its settings say."""
     isolate = entry.settings.get("isolate", True)
     return Entry(entry.mix, entry.name, entry.settings | {"isolate": isolate or True})
-
-
-def reopened(entry: Entry, process: EnvironmentProcess) -> EnvironmentProcess:
-    """`process` as the environment of another entry of the same class."""
-    process.rebuild(arguments_of(entry.settings))
-    _ = process.description  # Waits until it is that one, and raises where it cannot be.
-    return process
-
-
-def _load(entry: Entry) -> LoadedEnvironment:
-    return load_environments({entry.name: entry.settings})[0]
 
 
 def _scored(environment: Any) -> Environment:

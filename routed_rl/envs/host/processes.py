@@ -66,13 +66,13 @@ class Processes:
             assert self._description is not None
             return self._description
 
-    def rebuild(self, arguments: dict[str, Any]) -> None:
-        """Become the environment of other arguments, in the same process: imports are not made again."""
+    def rebuild(self, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None) -> None:
+        """Become the environment of other settings, in the same process: imports are not made again."""
         with self._lock:
             same_token = self._setup["arguments"].get("token_env") == arguments.get("token_env")
             first, self._children[0] = self._children[0], None
             self.close()
-            self._setup, self._description = self._setup | {"arguments": arguments}, None
+            self._setup, self._description = self._setup | {"arguments": arguments, "stages": stages}, None
             if first is not None and first.facts and same_token:
                 self._children[0], first.facts = first, None
                 first.send(self._setup)
