@@ -54,8 +54,11 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
     """Refuse a `trainer.optim` whose package is missing, that does not read what is set for it, or that PPO's value head cannot
     have. Returns one for a single number; None for those that are made for a model's parameters."""
     name = getattr(arguments.optim, "value", arguments.optim)
-    with reading(ConfigError, f"trainer.optim={name} cannot be used here; set trainer.optim=adamw_torch"):
+    try:
         kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"trainer.optim={name}: {why}; or set trainer.optim=adamw_torch") from error
     for field, default in OF_THE_OPTIMIZER.items():
         value = getattr(arguments, field)
         if value != default and _optimizer_without(arguments, model, field, default) == (kind, wanted):
