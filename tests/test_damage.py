@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,21 @@ import pytest
 import yaml
 
 from routed_rl import pipeline
-from routed_rl.artifacts import SEAL, RunFolder, damage, read_object, replacing, require_seal, sealed_folder
+from routed_rl.artifacts import (
+    SEAL,
+    RunFolder,
+    damage,
+    read_json,
+    read_object,
+    replacing,
+    require_seal,
+    sealed_folder,
+    write_json,
+)
 from routed_rl.audit import audit
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, LaunchConfig
-from routed_rl.errors import CheckpointError, RoutedRLError, RunFolderError
+from routed_rl.errors import CheckFailed, CheckpointError, RoutedRLError, RunFolderError
 from routed_rl.model.load import load_model
 from routed_rl.monitor import RULES
 from routed_rl.pipeline import launched
@@ -174,3 +185,11 @@ def test_a_file_or_folder_that_is_replaced_stays_until_the_new_one_is_whole(tmp_
         write(place, "new")
         assert (path / inside).read_text() == "old"
     assert (path / inside).read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_that_would_hold_nan_is_refused_by_its_place_and_the_old_one_stays(tmp_path):
+    file = tmp_path / "summary.json"
+    write_json(file, {"models": {"base": [1, 2.0, True, None]}})
+    with pytest.raises(CheckFailed, match=r"summary\.json is not written, since models\.base\.1=nan is not finite; .*"):
+        write_json(file, {"models": {"base": [1, math.nan]}, "other": -math.inf})
+    assert read_json(file) == {"models": {"base": [1, 2.0, True, None]}}

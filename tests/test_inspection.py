@@ -219,8 +219,11 @@ def test_a_chat_template_is_tried(monkeypatch, template, sound, said):
 @pytest.mark.parametrize(("version", "asked", "fits"), [
     ("2.13.0+cpu", ">=2.13", True), ("2.9.1", ">=2.13", False), ("1.16.4", "==1.16.*", True), ("1.17.0", "==1.16.*", False),
     ("1.16.0", "", True)])
-def test_versions_are_held_against_what_is_asked_for(version, asked, fits):
-    assert machine._fits(version, asked) == fits
+def test_versions_are_held_against_what_is_asked_for(monkeypatch, version, asked, fits):
+    monkeypatch.setattr(machine, "_version", lambda name: version)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: [f"torch{asked}", 'torch<1; extra == "old"'])
+    (row,) = [row for row in machine.versions() if row.name == "torch"]
+    assert row.sound == fits and row.detail == version + (f"; {asked} is needed" if asked else "")
 
 
 def test_no_sandbox_is_said_and_is_no_fault_but_one_that_leaks_is(quick):

@@ -75,7 +75,7 @@ def test_the_episode_works_as_written(tmp_path):
 
 
 def test_the_adapters_the_readme_names_are_there():
-    from routed_rl.envs.adapters.common import find_object
+    from routed_rl.envs.build import find_object
 
     named = set(re.findall(r"`(routed_rl[\w.]+:\w+|environments/\w+\.py:\w+)`", README.read_text()))
     assert len(named) == 4 and all(callable(find_object("path", path).tasks) for path in named)

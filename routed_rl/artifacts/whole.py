@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts.lock import alone_making
-from routed_rl.errors import CheckpointError
+from routed_rl.errors import CheckFailed, CheckpointError
 from routed_rl.shapes import fits
 
 SEAL = "COMPLETE.json"
@@ -52,8 +53,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace `path` by `data` as JSON in one step; nan is refused, since not every reader takes it."""
+    """Replace `path` by `data` as JSON in one step; CheckFailed for nan and infinities, since not every reader takes them."""
+    if found := _not_finite(data):
+        raise CheckFailed(f"{path} is not written, since {found} is not finite; see where metrics.jsonl has the first such one")
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def _not_finite(data: Any, place: str = "") -> str:
+    """`PLACE=VALUE` of the first number of nested `data` that is nan or infinite; empty where none is."""
+    if isinstance(data, float):
+        return "" if math.isfinite(data) else f"{place}={data}"
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, (list, tuple)) else ()
+    return next(filter(None, (_not_finite(value, f"{place}.{key}".lstrip(".")) for key, value in inner)), "")
 
 
 def read_json(path: Path) -> Any:

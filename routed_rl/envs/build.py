@@ -16,17 +16,7 @@ from routed_rl.errors import ConfigError, TaskError
 
 def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     """Import `path` and call the class with `arguments`."""
-    place, _, attribute = path.rpartition(":")
-    if not place:
-        raise ConfigError(f"env.{name}.path={path} names no class; write FILE.py:Class or package.module:Class")
-    try:
-        factory = getattr(module_from_file(place) if place.endswith(".py") else importlib.import_module(place), attribute)
-    except FileNotFoundError:
-        raise ConfigError(f"env.{name}.path={path}: no such file; give a path relative to here, or an absolute one") from None
-    except AttributeError:
-        raise ConfigError(f"env.{name}.path={path}: {place} has no class {attribute}") from None
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"env.{name}.path={path} cannot be loaded: {type(error).__name__}: {error}") from error
+    factory, attribute = find_object(f"env.{name}.path", path), path.rpartition(":")[2]
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
@@ -41,7 +31,22 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     return environment
 
 
-def module_from_file(place: str) -> Any:
+def find_object(setting: str, path: str) -> Any:
+    """What `FILE.py:NAME` or `package.module:NAME` is; ConfigError names the setting where it is nothing."""
+    place, _, name = path.rpartition(":")
+    if not place:
+        raise ConfigError(f"{setting}={path} names no class; write FILE.py:Class or package.module:Class")
+    try:
+        return getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
+    except FileNotFoundError:
+        raise ConfigError(f"{setting}={path}: no such file; give a path relative to here, or an absolute one") from None
+    except AttributeError:
+        raise ConfigError(f"{setting}={path}: {place} has no class {name}") from None
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"{setting}={path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _module_from_file(place: str) -> Any:
     """The module that `FILE.py` is, imported once; FileNotFoundError where there is none."""
     file = find_data(place)
     name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"

@@ -99,42 +99,45 @@ def junk(task: Task) -> list[tuple[str, Any]]:
 
 
 def findings(seen: Evidence) -> list[Finding]:
-    """Every check, in order."""
-    return [check(seen) for check in CHECKS]
+    """Every check, in order; without tasks only the first can be judged."""
+    judged = [check(seen) if seen.trials or check is makes_tasks else (None, "no tasks") for check in CHECKS.values()]
+    return [Finding(name, *verdict) for name, verdict in zip(CHECKS, judged, strict=True)]
 
 
-def makes_tasks(seen: Evidence) -> Finding:
+Verdict = tuple[bool | None, str]
+"""Whether it is sound (None: cannot be judged), and a detail."""
+
+
+def makes_tasks(seen: Evidence) -> Verdict:
     """It has tasks for both splits, and gold can be made."""
     if seen.problem or not seen.tasks:
-        return Finding("tasks", False, seen.problem or "no task")
-    return Finding("tasks", True, f"{len(seen.tasks)} looked at")
+        return False, seen.problem or "no task"
+    return True, f"{len(seen.tasks)} looked at"
 
 
-def same_seed_same_tasks(seen: Evidence) -> Finding:
+def same_seed_same_tasks(seen: Evidence) -> Verdict:
     """Two environments of the same settings make the same tasks from the same seed."""
-    if not seen.tasks:
-        return Finding("seed", None, "no tasks")
     here, there = ([json_text(pack_task(task)) for task in tasks] for tasks in (seen.tasks, seen.again))
     differ = [place for place, pair in enumerate(itertools.zip_longest(here, there)) if pair[0] != pair[1]]
-    return Finding("seed", not differ, f"{len(differ)} of {len(here)} tasks differ under one seed" if differ else "same tasks")
+    return not differ, f"{len(differ)} of {len(here)} tasks differ under one seed" if differ else "same tasks"
 
 
-def gold_scores_full(seen: Evidence) -> Finding:
+def gold_scores_full(seen: Evidence) -> Verdict:
     """`solve` is 1, and it is paid."""
     trials = [trial for trial in seen.trials if trial.kind == "gold"]
     if not trials:
-        return Finding("gold", None, "offers no gold(task)")
+        return None, "offers no gold(task)"
     bad = [trial for trial in trials if not (isinstance(trial.result, Score) and trial.result.solve >= 1 - 1e-6
                                              and trial.result.reward > 0)]
     if not bad:
-        return Finding("gold", True, "scores full")
-    return Finding("gold", False, f"{len(bad)} of {len(trials)} not full, such as {_shown(bad[0].completion)}: {_said(bad[0])}")
+        return True, "scores full"
+    shown = repr(bad[0].completion)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return False, f"{len(bad)} of {len(trials)} not full, such as {shown}: {_said(bad[0])}"
 
 
-def junk_scores_nothing(seen: Evidence) -> Finding:
+def junk_scores_nothing(seen: Evidence) -> Verdict:
     """No kind of junk earns more than `MOST_JUNK` of the full reward, over the tasks whose answer it is not."""
-    if not seen.trials:
-        return Finding("junk", None, "no tasks")
     full = {id(trial.task): trial for trial in seen.trials if trial.kind == "gold"}
     shares: dict[str, list[float]] = {}
     for trial in seen.trials:
@@ -143,40 +146,32 @@ def junk_scores_nothing(seen: Evidence) -> Finding:
             shares.setdefault(trial.kind, []).append(_share(trial, gold))
     means = {kind: statistics.fmean(values) for kind, values in shares.items()}
     paid = {kind: mean for kind, mean in sorted(means.items(), key=lambda item: -item[1]) if mean > MOST_JUNK}
-    return Finding("junk", not paid, ", ".join(f"{kind} earns {mean:.2f}" for kind, mean in paid.items()) or "earns nothing")
+    return not paid, ", ".join(f"{kind} earns {mean:.2f}" for kind, mean in paid.items()) or "earns nothing"
 
 
-def does_not_raise(seen: Evidence) -> Finding:
+def does_not_raise(seen: Evidence) -> Verdict:
     """No completion that is text makes the scorer fail; for None, which no model writes, it may."""
-    if not seen.trials:
-        return Finding("raises", None, "no tasks")
-    bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and trial.completion is not None
-           and not trial.result.reason.startswith(WRONG)]
-    kinds = list(dict.fromkeys(trial.kind for trial in bad))
-    return Finding("raises", not bad, f"on {', '.join(kinds)}: {_said(bad[0])}" if bad else "no")
+    bad = [trial for trial in _failed(seen, wrong=False) if trial.completion is not None]
+    return not bad, f"on {', '.join(dict.fromkeys(trial.kind for trial in bad))}: {_said(bad[0])}" if bad else "no"
 
 
-def is_finite(seen: Evidence) -> Finding:
+def is_finite(seen: Evidence) -> Verdict:
     """No nan and no infinity in a score, and no number that is too large or out of its range."""
-    if not seen.trials:
-        return Finding("finite", None, "no tasks")
-    bad = [trial for trial in seen.trials if isinstance(trial.result, Failure) and trial.result.reason.startswith(WRONG)]
-    return Finding("finite", not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes")
+    bad = _failed(seen, wrong=True)
+    return not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes"
 
 
-def is_quick(seen: Evidence) -> Finding:
+def is_quick(seen: Evidence) -> Verdict:
     """The median of each kind of completion stays under `SLOW_S`."""
-    if not seen.trials:
-        return Finding("time", None, "no tasks")
     times: dict[str, list[float]] = {}
     for trial in seen.trials:
         times.setdefault(trial.kind, []).append(trial.seconds)
     kind, median = max(((kind, statistics.median(values)) for kind, values in times.items()), key=lambda pair: pair[1])
-    return Finding("time", median <= SLOW_S, f"{median * 1000:.1f} ms" + (f" on {kind}" if median > SLOW_S else ""))
+    return median <= SLOW_S, f"{median * 1000:.1f} ms" + (f" on {kind}" if median > SLOW_S else "")
 
 
-COLUMNS = ("tasks", "seed", "gold", "junk", "raises", "finite", "time")
-CHECKS = (makes_tasks, same_seed_same_tasks, gold_scores_full, junk_scores_nothing, does_not_raise, is_finite, is_quick)
+CHECKS = {"tasks": makes_tasks, "seed": same_seed_same_tasks, "gold": gold_scores_full, "junk": junk_scores_nothing,
+          "raises": does_not_raise, "finite": is_finite, "time": is_quick}
 
 
 def is_right(trial: Trial, gold: str) -> bool:
@@ -205,11 +200,12 @@ def _share(trial: Trial, gold: Trial | None) -> float:
     return max(trial.result.reward / full, trial.result.solve)
 
 
+def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
+    """Trials without a score: those with a `wrong` number, or all others."""
+    return [trial for trial in seen.trials
+            if isinstance(trial.result, Failure) and trial.result.reason.startswith(WRONG) == wrong]
+
+
 def _said(trial: Trial) -> str:
     result = trial.result
     return result.reason if isinstance(result, Failure) else f"reward {result.reward:g}, solve {result.solve:g}"
-
-
-def _shown(text: str | list[str] | None) -> str:
-    line = repr(text)
-    return line if len(line) <= 60 else f"{line[:57]}..."

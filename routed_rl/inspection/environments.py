@@ -19,7 +19,7 @@ from routed_rl.envs import (
     has_episodes,
     load_environments,
 )
-from routed_rl.envs.check import COLUMNS, Finding, findings, gather, unsound
+from routed_rl.envs.check import CHECKS, Finding, findings, gather, unsound
 from routed_rl.envs.loading import arguments_of
 from routed_rl.envs.scoring import accepted, score_many
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError, TaskError
@@ -138,8 +138,8 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
             bad += [entry.name] if unsound(found) else []
             advance(len(rows), len(entries), entry.name)
             if markdown:
-                write_block(Path(markdown), ["environment", *COLUMNS], rows)
-    console.table("- was not judged", ["environment", *COLUMNS], [list(row) for row in rows])
+                write_block(Path(markdown), ["environment", *CHECKS], rows)
+    console.table("- was not judged", ["environment", *CHECKS], [list(row) for row in rows])
     if bad:
         raise CheckFailed(f"{len(bad)} of {len(rows)} environments are not sound: {', '.join(bad[:8])}"
                           f"{' ...' if len(bad) > 8 else ''}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from routed_rl import __version__, console
 from routed_rl.config import Config
@@ -44,12 +46,13 @@ def versions() -> Iterator[Row]:
     """Python, this package, what it needs at the versions it asks for, and what it can use."""
     yield Row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.system()}; >=3.11 is needed")
     yield Row("routed_rl", True, __version__)
-    wanted = _wanted()
+    # Without what extras ask for; nothing where this runs from a checkout that is not installed.
+    needed = map(Requirement, importlib.metadata.requires("routed-rl") or [] if _version("routed-rl") else [])
+    wanted = {each.name: each.specifier for each in needed if not each.marker}
     for name in PACKAGES:
-        version = _version(name)
-        asked = wanted.get(name, "")
-        yield Row(name, version is not None and _fits(version, asked),
-                  f"{version or 'not installed'}{f'; {asked} is needed' if asked else ''}")
+        version, asked = _version(name), wanted.get(name, SpecifierSet())
+        yield Row(name, version is not None and asked.contains(version, prereleases=True),
+                  f"{version or 'not installed'}{f'; {asked} is needed' if str(asked) else ''}")
     for name in OPTIONAL:
         yield Row(name, None, _version(name) or "not installed; optional")
 
@@ -118,20 +121,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _wanted() -> dict[str, str]:
-    """What this package asks for, by name; without extras. Empty where it runs from a checkout that is not installed."""
-    lines = importlib.metadata.requires("routed-rl") or [] if _version("routed-rl") else []
-    pairs = (re.match(r"([\w.-]+)\s*([^;]*)$", line) for line in lines)
-    return {pair[1]: pair[2].strip() for pair in pairs if pair}
-
-
-def _fits(version: str, asked: str) -> bool:
-    """For the two forms this package uses: `>=1.2` and `==1.2.*`."""
-    numbers = [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
-    for operator, text in re.findall(r"(==|>=)\s*([\d.*]+)", asked):
-        wanted = [int(part) for part in re.findall(r"\d+", text)]
-        if (numbers[:len(wanted)] != wanted) if operator == "==" else (numbers < wanted):
-            return False
-    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from routed_rl.envs import EnvironmentProcess, Failure, Score, Task
-from routed_rl.envs.check import CHECKS, COLUMNS, Evidence, Trial, findings, gather, is_right, junk_scores_nothing, unsound
+from routed_rl.envs.check import CHECKS, Evidence, Trial, findings, gather, is_right, junk_scores_nothing, unsound
 from tests.envs import unsound as environments
 
 FILE = Path(__file__).parent / "unsound.py"
@@ -30,7 +30,7 @@ EXPECTED = {
 
 def checked(name: str, samples: int = 20) -> dict[str, str]:
     found = findings(gather(getattr(environments, name), samples))
-    assert tuple(finding.check for finding in found) == COLUMNS
+    assert tuple(finding.check for finding in found) == tuple(CHECKS)
     return {finding.check: finding.detail for finding in unsound(found)}
 
 
@@ -106,4 +106,4 @@ def test_a_fraction_of_the_reward_for_any_answer_is_not_junk_scoring_but_more_is
                                                   Trial("0", task, "0", Score(reward), 0),
                                                   Trial("empty", task, "", Failure("raised"), 0)])
 
-    assert junk_scores_nothing(seen(0.1)).sound and not junk_scores_nothing(seen(0.12)).sound
+    assert junk_scores_nothing(seen(0.1))[0] and not junk_scores_nothing(seen(0.12))[0]

@@ -191,7 +191,7 @@ class Silent(Plain):
     ("Plain", "has no get_reward.*reward functions beside the environment are not covered"),
     ("Waits", r"async methods \(look\), which are not covered"),
     ("Undescribed", "the tool look cannot be described to the model"),
-    ("Missing", "cannot be loaded: AttributeError")])
+    ("Missing", "has no class Missing")])
 def test_what_is_not_covered_is_refused_in_one_line(tmp_path, dataset, name, message):
     (tmp_path / "beyond.py").write_text(BEYOND)
     with pytest.raises(RoutedRLError, match=message) as caught:

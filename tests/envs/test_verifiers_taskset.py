@@ -73,7 +73,7 @@ def test_a_default_runtime_is_left_to_its_default():
     ("STOP", "stops"), ("CHANGE", "intercepts"), ("TOOLS", "tools"), ("SKILL", "skills"),
     ("NOTHING", "tasks without a reward of their own"),
     ("MEMORY", "tasks that keep more than data and config"), ("SumTask", "is no verifiers.v1.Taskset"),
-    ("Missing", "cannot be loaded")])
+    ("Missing", "has no class Missing")])
 def test_what_is_not_covered_is_refused_by_name(name, message):
     with pytest.raises(RoutedRLError, match=message) as caught:
         build("x", PATH, {"taskset": f"{FILE}:{name}"})

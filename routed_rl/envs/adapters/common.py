@@ -1,31 +1,18 @@
-"""What adapters share: parts by path, rows of a file, and which split a row is in."""
+"""What adapters share: rows of a file, which split a row is in, and prompts as messages."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from routed_rl.artifacts import find_data
-from routed_rl.envs.build import module_from_file
 from routed_rl.envs.core import Message
 from routed_rl.errors import ConfigError
 
 SHARE = 5
 """One row in `SHARE` is of the split "eval"."""
-
-
-def find_object(setting: str, path: str) -> Any:
-    """What `FILE.py:NAME` or `package.module:NAME` is; ConfigError names the setting where it is nothing."""
-    place, _, name = path.rpartition(":")
-    if not place:
-        raise ConfigError(f"{setting}={path} names no class; write FILE.py:Class or package.module:Class")
-    try:
-        return getattr(module_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
-    except (ImportError, SyntaxError, FileNotFoundError, AttributeError) as error:
-        raise ConfigError(f"{setting}={path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def read_rows(setting: str, path: str) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from routed_rl.envs.adapters.common import as_messages, find_object, of_split, read_rows
+from routed_rl.envs.adapters.common import as_messages, of_split, read_rows
+from routed_rl.envs.build import find_object
 from routed_rl.envs.core import Episode, Message, Score, Task
 from routed_rl.errors import ConfigError
 

@@ -16,7 +16,8 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from routed_rl.envs.adapters.common import as_messages, find_object, of_split
+from routed_rl.envs.adapters.common import as_messages, of_split
+from routed_rl.envs.build import find_object
 from routed_rl.envs.core import Message, Score, Task
 from routed_rl.errors import ConfigError
 
