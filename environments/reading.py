@@ -22,14 +22,25 @@ ANNOUNCED = re.compile(
 """A sentence that begins with the answer's name, or a heading; "to find the answer: add" is none."""
 WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
 SPACES = "\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}"
-SEPARATOR = re.compile(rf"(?<=\d)(?:\{{,\}}|\\[,;:! ]|[{SPACES}'’]|(?<=\b\d) |(?<=\b\d\d) |(?<=\b\d\d\d) )(?=\d{{3}}(?!\d))")
+SEPARATOR = re.compile(rf"(?<=\d)(?:\{{,\}}|,?\\[,;:! ]|[{SPACES}'’_]|(?<=\b\d) |(?<=\b\d\d) |(?<=\b\d\d\d) )(?=\d{{3}}(?!\d))")
+POWER_OF_TEN = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,2})\s*\}|([-+]?\d{1,2}))")
+SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
+PLAIN_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+APART = re.compile(r"(?:(?<=[:={(])|(?<=[:=] ))-[ ]+(?=[.\d])")
+"""A minus sign that stands apart from its number, where it can be no bullet of a list."""
 FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
-DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\w))?(?:/\d+(?![\d.]))?"
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\w))?(?:/\d+(?![\d.]))?(?:[ ]?\\?%)?"
 NUMBER = re.compile(rf"(?<![\w.)])[-+]?{DIGITS}|{DIGITS}")
 """A minus sign right behind a digit or a bracket subtracts: the last number of "10-7" is 7."""
 FILLER = re.compile(r"(?i)(?:\W|\b(?:about|approximately|equals?|to|simply|just|therefore|thus|then|either|left|[a-z])\b)*")
-BESIDE = re.compile(r"(?i)(?:[ \t*$`,;|&]|\\\(|\\\)|\\boxed\{|\}|(?:[a-z]+[ ])?\bor\b|\b(?:and|maybe|perhaps|possibly)\b)+")
+BESIDE = re.compile(r"(?i)(?:[ \t*$`,;|&]|\\\(|\\\)|\\boxed\{|\}|(?:[a-z]+[ ])?\bor\b(?:[ ]-(?=[ ]))?"
+                    r"|\b(?:and|maybe|perhaps|possibly)\b)+")
 JOINED = re.compile(r"\s*(?:\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*")
+SPELLINGS = [(re.compile(written), meant) for written, meant in (
+    (r"\\[()\[\]]", ""), (r"\\%", "%"), (r"·", r"\\cdot "), (r"×", r"\\times "), (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?:√\s*|\\sqrt\s*)(\d+)", r"\\sqrt{\1}"), (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
+    (r"^\$?\\[dt]?frac\s*\{d\w*\}\s*\{d\w\}[^=]*=", ""), (r"^(\S+)\.$", r"\1"))]
+"""Ways to write a formula that a judge of LaTeX does not read, and what it reads."""
 WORDS = re.compile(r"[A-Za-z']+(?:,? [A-Za-z']+)+[.,:]?")
 ASIDE = re.compile(r"[,;]?\s+(?:not|because|since|as|which|so|where)\b|\s+\((?=[a-z]{2})")
 SUM = re.compile(r"\s*(?:[-+*/^×·÷]|\\times|\\cdot|)\s*")
@@ -94,17 +105,20 @@ def lines_of(text: str, decoration: str = " \t*`$") -> list[str]:
 
 
 def unescaped(text: str) -> str:
-    """HTML's names as what they stand for, and one spelling of minus."""
-    return re.sub("[\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}]|(?<!\\S)\N{EN DASH}(?=[\\d.])", "-", html.unescape(text))
+    """HTML's names as what they stand for, one spelling of minus, and of powers."""
+    text = re.sub("[\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}]|(?<!\\S)\N{EN DASH}(?=[\\d.])", "-", html.unescape(text))
+    return SUPERSCRIPT.sub(lambda found: f"^{{{found[0].translate(PLAIN_DIGITS)}}}", text)
 
 
 def tidy(text: str) -> str:
-    """`unescaped`, with plain fractions, and words out of LaTeX."""
-    return FRACTION.sub(lambda found: f"{found[1] or found[2]}/{found[3] or found[4]}", WRAPPED.sub(r"\1", unescaped(text)))
+    """`unescaped`, with plain fractions and powers of ten, and words out of LaTeX."""
+    text = POWER_OF_TEN.sub(lambda found: f"e{found[1] or found[2]}", WRAPPED.sub(r"\1", unescaped(text)))
+    return FRACTION.sub(lambda found: f"{found[1] or found[2]}/{found[3] or found[4]}", text)
 
 
 def number_of(text: str) -> str:
-    """The number that the answer of `text` is; "" where that has none, or several side by side."""
+    """The number that the answer of `text` is, with a sign of percent; "" where that has none, or several side by side."""
+    text = APART.sub("-", unescaped(text))
     if (inside := enclosed(text)) is not None:
         return first_number(inside) or ""
     found = first_number(said) if (said := announced(text)) is not None else None
@@ -132,7 +146,8 @@ def last_number(text: str) -> str:
 
 
 def value(number: str) -> Fraction | None:
-    """What a number is worth; None for none, and for a fraction that is not in lowest terms: that may be the question."""
+    """What a number is worth, without percent; None for none, and for a fraction that is not in lowest terms: that may be the
+    question."""
     top, _, bottom = number.replace(",", "").partition("/")
     try:
         worth = Fraction(top) / int(bottom or 1) if NUMBER.fullmatch(number) else None
@@ -151,5 +166,7 @@ def formula(text: str) -> str:
         found = first[0] if first and not WORDS.fullmatch(first[0]) else last[-1] if last else ""
         found = ASIDE.split(found)[0] or found
     found = JOINED.sub(", ", unescaped(found)).replace("$, $", ", ").replace("\\$", "")
+    for written, meant in SPELLINGS:
+        found = written.sub(meant, found)
     found = re.sub(r"(?<=\d)[eE]([-+]?\d{1,2})\b", r"\\cdot 10^{\1}", SEPARATOR.sub("", found))
     return found.replace("$", "") if found.count("$") % 2 else found

@@ -164,9 +164,13 @@ def final_answer(completion: str, right: str | None) -> str:
 
 
 def same_number(found: str, right: str) -> str:
-    """`found`; as `right` is written where it is worth the same, unless that is written for its digits' sake (`0101`)."""
+    """`found`; as `right` is written where it is worth the same, unless that is written for its digits' sake (`0101`). Percent
+    are a hundredth, or a unit."""
     by_worth = re.fullmatch(r"[-+]?(?:0|[1-9][\d,]*)(?:\.\d+)?", right)
-    return right if by_worth and value(found) == value(right) is not None else found
+    number = found.rstrip("% \\")
+    worth, wanted = value(number), value(right)
+    same = worth is not None and wanted in (worth, worth / 100 if number != found else worth)
+    return right if by_worth and same else number
 
 
 def undecorated(line: str, right: str) -> str:

@@ -11,6 +11,9 @@ from reading import spoken
 
 PYTHON = re.compile(r"\{?\.?(?:i?python|py)[\d.]*(?:[:}]|$)")
 FENCE = re.compile(r"(?:```+|~~~+)")
+WRAPPERS = "answer|final_answer|solution|python|code|pre"
+TAG = re.compile(rf"^[ \t]*(?:<(?:{WRAPPERS})>)+|(?:</(?:{WRAPPERS})>)+[ \t]*$", re.MULTILINE)
+"""Around an answer, at the start or the end of a line."""
 LONGEST = 50_000
 """Characters of a program; a longer one is not run."""
 
@@ -21,10 +24,12 @@ def code_of(completion: str, name: str = r"\w+") -> str | None:
     text = said(completion)
     blocks = fenced(text)
     texts = [code for code, _ in blocks]
-    defines = re.compile(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{name}\b|^{name}[ \t]*=(?!=)", re.MULTILINE)
-    for place in reversed(range(len(texts))):
-        if defines.search(texts[place]):
-            return program(with_helpers(texts[:place], texts[place]))
+    defined = rf"(?:async[ \t]+)?def[ \t]+{name}\b|^{name}[ \t]*=(?!=)"
+    for defines in rf"^{defined}", rf"^[ \t]+{defined}":  # A method of that name is only taken where nothing else is.
+        for place in reversed(range(len(texts))):
+            if re.search(defines, texts[place], re.MULTILINE):
+                code = with_helpers(texts[:place], texts[place])
+                return program(code) or program(unfenced(code, name))
     if not blocks:
         return program(text) or program(unfenced(text, name))
     likely = [code for code, labelled in blocks if labelled] or [code for code in texts if program(code)] or texts
@@ -32,9 +37,10 @@ def code_of(completion: str, name: str = r"\w+") -> str | None:
 
 
 def said(completion: str) -> str:
-    """The completion without reasoning, tags around the answer, and the marks of other systems' lines and files."""
-    text = re.sub(r"\r\n?", "\n", spoken(completion).removeprefix("\ufeff"))
-    return re.sub(r"^[ \t]*<answer>|</answer>[ \t]*$", "\n", text, flags=re.MULTILINE)
+    """The completion without reasoning, tags around the answer, quotation marks of mail, and other systems' marks."""
+    text = re.sub(r"\r\n?", "\n", spoken(completion))
+    text = TAG.sub("\n", re.sub("^[\u200b\u2060\ufeff]+", "", text, flags=re.MULTILINE))
+    return re.sub(r"^> ?", "", text, flags=re.MULTILINE) if re.search(rf"^> ?{FENCE.pattern}", text, re.MULTILINE) else text
 
 
 def program(code: str) -> str | None:

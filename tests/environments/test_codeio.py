@@ -258,7 +258,10 @@ RIGHT = {
     "thought": f"<think>\n{block(OTHER)}</think>\n{block(F)}", "thought, opened by the prompt": f"{block(OTHER)}</think>\n{F}",
     "thought behind it": f"{block(F)}<thinking>{block(OTHER)}</thinking>", "thought without an end": f"<think>So:\n{block(F)}",
     "tagged": f"<answer>\n{F}</answer>", "tagged fence": f"<answer>{block(F)}</answer>",
-    "a tag in a text": block("def f(x):\n    '</think>'\n    return x\n"),
+    "a method of that name behind it": block(F) + block("class A:\n    def f(self, x):\n        return 0\n"),
+    "no end and a sentence": f"```python\n{F}\nThis gives x back.", "a page": f"<pre><code>{F}</code></pre>",
+    "another tag": f"<solution>\n{F}</solution>", "quoted": "> " + block(F).rstrip().replace("\n", "\n> "),
+    "an invisible space": f"\u200b{block(F)}", "a tag in a text": block("def f(x):\n    '</think>'\n    return x\n"),
 }  # fmt: skip
 
 

@@ -51,6 +51,13 @@ def test_gold_scores_full_and_junk_scores_nothing(kind):
     ("-5", "&minus;5"), ("-5", "\N{EN DASH}5"), (r"\$5", "5"), (r"\{1, 2\}", "x = 1 or x = 2"), (r"\{1, 2\}",
     "$x=1$ and $x=2$"), ("0.5", ".5"),
     (r"\frac{1}{2}", r"\boxed{\dfrac12}"), ("(1, 234)", "(1,234)"), ("\\{1, 2\\}", "\\boxed{x=2, x=1}"), ("\\frac{22}{1}", "22"),
+    *((r"\frac{3}{4}", text) for text in (r"\boxed{75\%}", "75%", r"\[\boxed{\frac{3}{4}}\]",
+                                         r"\boxed{7.5\times10^{-1}}", "3/4.")),
+    *((r"\sqrt{13}", text) for text in ("√13", "**√(13)**", r"The answer is \(\sqrt{13}\).", r"Answer: \sqrt{13}.",
+                                        r"\boxed{\sqrt13}", r"$\sqrt{13} \approx 3.606$")),
+    *(("12x^{2} + 3", text) for text in ("12x**2+3", r"\boxed{\frac{dy}{dx} = 12x^2+3}", "12x² + 3", "12·x^2 + 3",
+                                        "f'(x) = 12x^2 + 3", "**12x^2 + 3**")),
+    ("9500", "9.5 × 10³"),
 ])  # fmt: skip
 def test_equal_forms_are_one_answer(env, right, answer):
     assert reward(env, right, answer) == 1
