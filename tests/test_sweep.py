@@ -22,7 +22,7 @@ from routed_rl.cli.space import split
 from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.ranking import notes
-from routed_rl.multirun.space import Choice, Interval
+from routed_rl.multirun.space import Dimension
 from routed_rl.multirun.sweep import sweep
 from routed_rl.multirun.trials import Outcome, Plan, best
 
@@ -62,11 +62,12 @@ def started(out: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("seed=0,1", Choice("seed", ["0", "1"])), ("seed=range(1,4)", Choice("seed", ["1", "2", "3"])),
-    ("trainer=ppo,grpo", Choice("trainer", ["ppo", "grpo"])), ("model.freeze=[a,b],[]", Choice("model.freeze", ["[a,b]", "[]"])),
-    ("subspace.rank=null,3", Choice("subspace.rank", ["null", "3"])),
-    (RATE, Interval("routing.quarantine.learning_rate", 1e-3, 1e-1, True)),
-    ("subspace.rank=int(interval(1,8))", Interval("subspace.rank", 1, 8, False))])
+    ("seed=0,1", Dimension("seed", ["0", "1"])), ("seed=range(1,4)", Dimension("seed", ["1", "2", "3"])),
+    ("trainer=ppo,grpo", Dimension("trainer", ["ppo", "grpo"])),
+    ("model.freeze=[a,b],[]", Dimension("model.freeze", ["[a,b]", "[]"])),
+    ("subspace.rank=null,3", Dimension("subspace.rank", ["null", "3"])),
+    (RATE, Dimension("routing.quarantine.learning_rate", [1e-3, 1e-1], interval=True, log=True)),
+    ("subspace.rank=int(interval(1,8))", Dimension("subspace.rank", [1, 8], interval=True))])
 def test_hydras_syntax_says_what_is_varied(text, expected):
     assert split(["env=empty", text]) == (["env=empty"], [expected])
 

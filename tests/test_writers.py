@@ -19,7 +19,7 @@ from routed_rl.errors import RunFolderError
 from routed_rl.export import publish
 from routed_rl.multirun.calibrate import calibrate
 from routed_rl.multirun.compare import compare
-from routed_rl.multirun.space import Choice
+from routed_rl.multirun.space import Dimension
 from routed_rl.multirun.sweep import sweep
 from tests.parts import typed, write_parts
 
@@ -85,7 +85,7 @@ BUSY = {
     "export": lambda out, typed: pipeline.export(str(_run(out)), None, None, f"{out}/policy"),
     "job": lambda out, typed: pipeline.run_job(str(_run(out))),
     "compare": lambda out, typed: compare(typed, ["none"], 1, str(out), 1, [], compose),
-    "sweep": lambda out, typed: sweep([f"out={out}", *typed], [Choice("seed", ["0", "1"])], compose),
+    "sweep": lambda out, typed: sweep([f"out={out}", *typed], [Dimension("seed", ["0", "1"])], compose),
     "calibrate": lambda out, typed: calibrate(typed, [], 5, 0.01, str(out), 1, compose),
 }
 

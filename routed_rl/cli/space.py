@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 
 from routed_rl.cli.compose import parse_override
 from routed_rl.errors import ConfigError
-from routed_rl.multirun.space import Choice, Dimension, Interval
+from routed_rl.multirun.space import Dimension
 
 FUNCTIONS = ("choice", "range", "interval", "int", "tag", "glob", "sort", "shuffle")
 
@@ -26,9 +26,10 @@ def split(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
             fixed.append(text)
             continue
         dimension = _dimension(text)
-        if dimension.key.split(".")[0] in ("sweep", "out") or dimension.key in [each.key for each in dimensions]:
-            raise ConfigError(f"{text!r}: {dimension.key} cannot be varied" + (
-                " twice" if dimension.key.split(".")[0] not in ("sweep", "out") else "; give it one value"))
+        if dimension.key.split(".")[0] in ("sweep", "out"):
+            raise ConfigError(f"{text!r}: {dimension.key} cannot be varied; give it one value")
+        if dimension.key in [each.key for each in dimensions]:
+            raise ConfigError(f"{text!r}: {dimension.key} cannot be varied twice")
         dimensions.append(dimension)
     return fixed, dimensions
 
@@ -41,11 +42,11 @@ def _dimension(text: str) -> Dimension:
         log = "log" in value.tags
         if value.start >= value.end or (log and value.start <= 0):
             raise ConfigError(f"{text!r}: an interval's first number must be the smaller one" + ", above 0 with log" * log)
-        return Interval(key, value.start, value.end, log)
+        return Dimension(key, [value.start, value.end], interval=True, log=log)
     kind: Any = type(value)
     if not isinstance(value, RangeSweep) and kind.__name__ != "ChoiceSweep":
         raise ConfigError(f"{text!r} cannot be varied; write {key}=A,B, choice(A,B), range(1,5) or interval(1e-4,1e-1)")
     values = [str(each) for each in override.sweep_string_iterator()]
     if len(values) < 2:
         raise ConfigError(f"{text!r} gives {len(values)} values; give two or more")
-    return Choice(key, values)
+    return Dimension(key, values)

@@ -11,7 +11,7 @@ from routed_rl.config import Compose
 from routed_rl.errors import ConfigError
 from routed_rl.multirun import reporter
 from routed_rl.multirun.comparison import draw, tables, with_bounds, with_half_width
-from routed_rl.multirun.job import Seeded, seeded, train_or_resume
+from routed_rl.multirun.job import Job, seeded, train_or_resume
 from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.report import not_scored
@@ -58,7 +58,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     return folder / "compare.json"
 
 
-def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Seeded]:
+def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Job]:
     """Every run of the arms, seed by seed, so that what is there after a while can already be compared."""
     for arm in arms:
         if arm not in ARMS:
@@ -70,7 +70,7 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
             for arm in dict.fromkeys(arms)]
 
 
-def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, compose: Compose) -> dict[int, list[Seeded]]:
+def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, compose: Compose) -> dict[int, list[Job]]:
     """The routed arm at other ranks; a rank that the arm has anyway is the arm's own runs."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
@@ -84,5 +84,5 @@ def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, co
     return plans
 
 
-def _by_seed(runs: Sequence[Seeded], summaries: Mapping[str, Any]) -> dict[int, Any]:
+def _by_seed(runs: Sequence[Job], summaries: Mapping[str, Any]) -> dict[int, Any]:
     return {run.seed: summaries[run.name] for run in runs if run.name in summaries}

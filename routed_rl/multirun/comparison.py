@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from routed_rl.multirun.reporter import Table, panels
+from routed_rl.multirun.reporter import Table, panels, save
 
 Cell = Callable[[dict[str, Any]], str]
 
@@ -49,8 +49,7 @@ def draw(path: Path, found: dict[str, Any]) -> list[str]:
     figure, axes = panels(len(environments), 3.2)
     for panel, env in zip(axes, environments, strict=True):
         _panel(panel, env, arms)
-    figure.savefig(path, dpi=150)
-    return [path.name]
+    return [save(figure, path)]
 
 
 def _panel(panel: Any, env: str, arms: dict[str, Any]) -> None:

@@ -33,29 +33,23 @@ def paired_ratio(first: Mapping[int, float], second: Mapping[int, float]) -> dic
     return interval([first[seed] / second[seed] for seed in shared])
 
 
-def student_t(freedom: int, level: float = LEVEL) -> float:
-    """The t with P(|T| < t) = `level` at `freedom` degrees of freedom, by bisection."""
+def student_t(freedom: int) -> float:
+    """The t with P(|T| < t) = `LEVEL` at `freedom` degrees of freedom, by bisection."""
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _two_sided(middle, freedom) < level else (low, middle)
+        low, high = (middle, high) if _two_sided(middle, freedom) < LEVEL else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
 
 
 def _two_sided(angle: float, freedom: int) -> float:
     """P(|T| < sqrt(freedom) tan(angle)): the finite series 26.7.3 and 26.7.4 of Abramowitz and Stegun."""
-    cosine, sine = math.cos(angle), math.sin(angle)
-    if freedom % 2 == 0:
-        term, total = 1.0, 0.0
-        for k in range(freedom // 2):
-            total += term
-            term *= cosine**2 * (2 * k + 1) / (2 * k + 2)
-        return sine * total
-    term, total = cosine, 0.0
-    for k in range((freedom - 1) // 2):
+    cosine, sine, odd = math.cos(angle), math.sin(angle), freedom % 2
+    term, total = cosine if odd else 1.0, 0.0
+    for k in range(freedom // 2):
         total += term
-        term *= cosine**2 * (2 * k + 2) / (2 * k + 3)
-    return 2 / math.pi * (angle + sine * total)
+        term *= cosine**2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 def fold(trees: list[Any]) -> Any:

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Compose, Config, from_mapping
@@ -25,6 +25,12 @@ class Job:
     name: str
     config: Config
     overrides: list[str]
+    arm: str = ""
+    """Of a comparison: runs of one arm differ by their seed alone."""
+    seed: int = 0
+    """Counted from 0; the run's own seed is the experiment's plus this. Equal ones see the same tasks in every arm."""
+    point: dict[str, str] = field(default_factory=dict)
+    """Of a sweep: {key: value as an override writes it}."""
 
     @property
     def folder(self) -> RunFolder:
@@ -32,25 +38,13 @@ class Job:
         return RunFolder(self.config.out)
 
 
-@dataclass(frozen=True)
-class Seeded(Job):
-    """One of several that differ by their seed alone. Equal `seed`s see the same tasks in every arm."""
-
-    arm: str
-    seed: int
-    """Counted from 0; the run's own seed is the experiment's plus this."""
-
-
-def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Seeded:
+def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Job:
     """Run `seed` of `arm`, in OUT/runs; `first`: the experiment's own seed. None of them halts: it could not be compared."""
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
     config = dataclasses.replace(config, out=str(out / "runs" / name), monitor=config.monitor.reporting())
-    return Seeded(name, config, overrides, arm, seed)
-
-
-AnyJob = TypeVar("AnyJob", bound=Job)
+    return Job(name, config, overrides, arm, seed)
 
 
 def train_or_resume(config: Config, overrides: list[str]) -> None:
@@ -73,7 +67,7 @@ def try_out(config: Config, overrides: list[str]) -> None:
     pipeline.train(dataclasses.replace(config, out=None), overrides, dry_run=True)
 
 
-def of_one_date(jobs: Sequence[AnyJob]) -> list[AnyJob]:
+def of_one_date(jobs: Sequence[Job]) -> list[Job]:
     """Runs that are compared have one date: that of the first that has begun, else now."""
     begun = [job.folder.settings().get("model", {}).get("date") for job in jobs if job.folder.config.exists()]
     date = next(filter(None, begun), datetime.now().isoformat(timespec="seconds"))

@@ -8,16 +8,17 @@ from typing import Any
 
 from routed_rl.config import SweepConfig
 from routed_rl.errors import command
-from routed_rl.multirun.reporter import Table, panels
+from routed_rl.multirun.job import Job
+from routed_rl.multirun.reporter import Table, panels, save
 from routed_rl.multirun.results import known_metrics
 from routed_rl.multirun.space import Dimension
-from routed_rl.multirun.trials import Outcome, Trial, best
+from routed_rl.multirun.trials import Outcome, best
 from routed_rl.report import not_scored
 
 MARKS = {"done": "", "failed": "failed", "pruned": "pruned"}
 
 
-def plan_lines(trials: list[Trial], dimensions: list[Dimension], settings: SweepConfig) -> Iterator[str]:
+def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> Iterator[str]:
     """The trials of a grid, or what Optuna draws from."""
     for trial in trials:
         yield f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}"
@@ -29,7 +30,7 @@ def plan_lines(trials: list[Trial], dimensions: list[Dimension], settings: Sweep
 def result(found: list[Outcome], settings: SweepConfig, request: dict[str, Any]) -> dict[str, Any]:
     """What stands in sweep.json."""
     return {"request": request, "method": settings.method, "objectives": settings.objectives, "directions": settings.directions,
-            "trials": [each.record() for each in found], "best": [each.record() for each in _best(found, settings)]}
+            "trials": [each.record() for each in found], "best": [each.record() for each in best(found, settings.directions)]}
 
 
 def table(found: list[Outcome], settings: SweepConfig) -> Table:
@@ -38,11 +39,13 @@ def table(found: list[Outcome], settings: SweepConfig) -> Table:
     keys = list(dict.fromkeys(key for each in found for key in each.trial.point))
     if not settings.objectives:
         return _figures(found, keys)
-    front, several = _best(found, settings), len(settings.objectives) > 1
-    winners = {each.trial.number for each in front}
-    rows = [[*_names(each, keys), *_values(each, settings), MARKS[each.state] or ("best" if each.trial.number in winners else "")]
-            for each in _ranked(found, settings)]
-    return Table(f"sweep of {len(found)} trials" + (", best: the Pareto front" if several else ""),
+    winners = [each.trial.name for each in best(found, settings.directions)]
+    sign = -1 if settings.directions[0] == "maximize" else 1
+    rows: list[list[str]] = []
+    for each in sorted(found, key=lambda each: (not each.values, sign * each.values[0] if each.values else 0.0)):
+        values = [f"{value:.4g}" for value in each.values] if each.values else ["-"] * len(settings.objectives)
+        rows.append([*_names(each, keys), *values, MARKS[each.state] or ("best" if each.trial.name in winners else "")])
+    return Table(f"sweep of {len(found)} trials" + (", best: the Pareto front" if len(settings.objectives) > 1 else ""),
                  ["trial", *keys, *settings.objectives, ""], rows)
 
 
@@ -76,29 +79,13 @@ def notes(found: list[Outcome], settings: SweepConfig) -> list[str]:
 
 def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:
     """To train the best again."""
-    for each in _best(found, settings):
+    for each in best(found, settings.directions):
         values = ", ".join(f"{path} {value:.3f}" for path, value in zip(settings.objectives, each.values or [], strict=True))
         yield f"{each.trial.name} ({values}): {command('train', *each.trial.overrides)}"
 
 
 def _names(each: Outcome, keys: list[str]) -> list[str]:
     return [each.trial.name, *(each.trial.point.get(key, "-") for key in keys)]
-
-
-def _values(each: Outcome, settings: SweepConfig) -> list[str]:
-    return [f"{value:.4g}" for value in each.values] if each.values else ["-"] * len(settings.objectives)
-
-
-def _best(found: list[Outcome], settings: SweepConfig) -> list[Outcome]:
-    return best(found, settings.directions) if settings.objectives else []
-
-
-def _ranked(found: list[Outcome], settings: SweepConfig) -> list[Outcome]:
-    """By the first objective, those without a value last; by number where there is none."""
-    if not settings.objectives:
-        return found
-    sign = -1 if settings.directions[0] == "maximize" else 1
-    return sorted(found, key=lambda each: (not each.values, sign * each.values[0] if each.values else 0.0))
 
 
 def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
@@ -114,10 +101,7 @@ def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
     else:
         for panel, key in zip(axes, keys, strict=True):
             _panel(panel, key, done, settings)
-    files = [path.with_suffix(f".{suffix}") for suffix in ("png", "svg")]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return [file.name for file in files]
+    return [save(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
 
 
 def _panel(panel: Any, key: str, done: list[Outcome], settings: SweepConfig) -> None:
@@ -135,8 +119,7 @@ def _panel(panel: Any, key: str, done: list[Outcome], settings: SweepConfig) -> 
 
 
 def _front(panel: Any, done: list[Outcome], settings: SweepConfig) -> None:
-    front = _best(done, settings)
-    for label, marker, group in (("trials", "o", done), ("Pareto front", "s-", front)):
+    for label, marker, group in (("trials", "o", done), ("Pareto front", "s-", best(done, settings.directions))):
         values = [each.values for each in group if each.values]
         panel.plot([value[0] for value in values], [value[1] for value in values], marker, label=label)
     panel.set_xlabel(settings.objectives[0], fontsize="small")

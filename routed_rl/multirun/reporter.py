@@ -27,13 +27,19 @@ class Table:
 
 def show(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
     for table in tables:
-        console.table(table.title, table.columns, list(table.rows))
+        console.table(table.title, table.columns, table.rows)
     for note in notes:
         console.say(f"note: {note}")
 
 
 def written(folder: Path, names: Sequence[str]) -> None:
     console.say(f"written: {folder}/{', '.join(names)}")
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write a figure; its file's name."""
+    figure.savefig(path, dpi=150)
+    return path.name
 
 
 def panels(count: int, width: float, height: float = 3.5) -> tuple[Figure, list[Any]]:

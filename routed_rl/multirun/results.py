@@ -1,4 +1,4 @@
-"""From the runs' `summary.json` to `compare.json`. Shape of `Summaries`: arm -> seed -> summary."""
+"""From the runs' `summary.json` to `compare.json`."""
 
 from __future__ import annotations
 
@@ -11,75 +11,49 @@ from routed_rl.tracking import MODELS, NOT_METRICS
 UNROUTED, ROUTED, CONTROL = "none", "route", "control"
 """The arms that others are measured against."""
 
-Summaries = dict[str, dict[int, dict[str, Any]]]
+Runs = Mapping[int, dict[str, Any]]
+"""Seed -> summary."""
 Values = Mapping[int, float]
 """Seed -> value."""
 
 
-def results(arms: Summaries, ranks: Mapping[int, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, Any]:
     """Everything in `compare.json` that is a number.
 
     Every leaf is `{mean, low, high, seeds}`; differences and ratios are taken per seed, so seeds that only one side has
     do not count, nor do those in which a model's evaluation never named the metric.
     """
     known = known_metrics([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()])
-    tables = Tables(known)
     unrouted = arms.get(UNROUTED, {})
+    others = {arm: runs for arm, runs in arms.items() if arm != UNROUTED and unrouted}
+
+    def table(combine: Callable[..., dict[str, Any] | None], *sides: tuple[Runs, str], only: str | None = None) -> dict[str, Any]:
+        """{environment: {metric: `combine` of each side's values}}, without the cells that are None; a side is (runs, model)."""
+        rows = {env: {metric: found for metric in metrics if only in (None, metric)
+                      and (found := combine(*(values(*side, env, metric) for side in sides))) is not None}
+                for env, metrics in known.items()}
+        return {env: row for env, row in rows.items() if row}
+
+    def models(runs: Runs) -> dict[str, Any]:
+        return {model: table(_mean, (runs, model)) for model in MODELS}
+
     return {
-        "arms": {arm: tables.models(runs) for arm, runs in arms.items()},
+        "arms": {arm: models(runs) for arm, runs in arms.items()},
         "routing": _folded(arms, "routing"),
         "attribution": _folded(arms, "attribution"),
         "timing": _folded(arms, "timing"),
-        "real_minus_random": tables.paired(paired_difference, (arms.get(ROUTED, {}), "deployed"),
-                                           (arms.get(CONTROL, {}), "deployed")),
-        "deployed_minus_base": {arm: tables.paired(paired_difference, (runs, "deployed"), (runs, "base"))
-                                for arm, runs in arms.items()},
-        "policy_minus_base": {arm: tables.paired(paired_difference, (runs, "policy"), (runs, "base"))
-                              for arm, runs in arms.items()},
-        "policy_minus_unrouted": {arm: tables.paired(paired_difference, (runs, "policy"), (unrouted, "policy"))
-                                  for arm, runs in arms.items() if arm != UNROUTED and unrouted},
-        "policy_over_unrouted": {arm: tables.paired(paired_ratio, (runs, "policy"), (unrouted, "policy"))
-                                 for arm, runs in arms.items() if arm != UNROUTED and unrouted},
-        "gain_kept": {arm: tables.gain_kept(runs, unrouted) for arm, runs in arms.items() if arm != UNROUTED and unrouted},
-        "ranks": {str(rank): {**tables.models(runs), "routing": fold([run.get("routing") for run in runs.values()])}
+        "real_minus_random": table(paired_difference, (arms.get(ROUTED, {}), "deployed"), (arms.get(CONTROL, {}), "deployed")),
+        "deployed_minus_base": {arm: table(paired_difference, (runs, "deployed"), (runs, "base")) for arm, runs in arms.items()},
+        "policy_minus_base": {arm: table(paired_difference, (runs, "policy"), (runs, "base")) for arm, runs in arms.items()},
+        "policy_minus_unrouted": {arm: table(paired_difference, (runs, "policy"), (unrouted, "policy"))
+                                  for arm, runs in others.items()},
+        "policy_over_unrouted": {arm: table(paired_ratio, (runs, "policy"), (unrouted, "policy"))
+                                 for arm, runs in others.items()},
+        "gain_kept": {arm: table(_gain_kept, (runs, "deployed"), (runs, "base"), (unrouted, "policy"), (unrouted, "base"),
+                                 only="solve") for arm, runs in others.items()},
+        "ranks": {str(rank): {**models(runs), "routing": fold([run.get("routing") for run in runs.values()])}
                   for rank, runs in ranks.items() if runs},
     }
-
-
-class Tables:
-    """Nested tables {environment: {metric: interval}} over the metrics that any run knows."""
-
-    def __init__(self, known: dict[str, list[str]]) -> None:
-        self.known = known
-
-    def each(self, cell: Callable[[str, str], dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
-        """The table of `cell(environment, metric)`, without the cells that are None."""
-        table = {env: {metric: found for metric in metrics if (found := cell(env, metric)) is not None}
-                 for env, metrics in self.known.items()}
-        return {env: row for env, row in table.items() if row}
-
-    def models(self, runs: Mapping[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """{model: table} of one arm."""
-        def cell(model: str, env: str, metric: str) -> dict[str, Any] | None:
-            found = values(runs, model, env, metric)
-            return interval([found[seed] for seed in sorted(found)]) if found else None
-
-        return {model: self.each(lambda env, metric, model=model: cell(model, env, metric)) for model in MODELS}
-
-    def paired(self, combine: Callable[[Values, Values], dict[str, Any] | None],
-               first: tuple[Mapping[int, dict[str, Any]], str], second: tuple[Mapping[int, dict[str, Any]], str],
-               ) -> dict[str, dict[str, Any]]:
-        """The table of `combine(first, second)`; each is (runs of an arm, model)."""
-        return self.each(lambda env, metric: combine(values(*first, env, metric), values(*second, env, metric)))
-
-    def gain_kept(self, runs: Mapping[int, dict[str, Any]], unrouted: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-        """The deployed model's gain in `solve` over base as a share of the unrouted run's."""
-        def cell(env: str, metric: str) -> dict[str, Any] | None:
-            if metric != "solve":
-                return None
-            return paired_ratio(gain(runs, "deployed", env, metric), gain(unrouted, "policy", env, metric))
-
-        return self.each(cell)
 
 
 def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -92,18 +66,23 @@ def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
     return {env: list(names) for env, names in known.items()}
 
 
-def values(runs: Mapping[int, dict[str, Any]], model: str, env: str, metric: str) -> dict[int, float]:
+def values(runs: Runs, model: str, env: str, metric: str) -> dict[int, float]:
     """Seed -> value, over the runs in which this model has the metric on this environment."""
     return {seed: float(value) for seed, run in runs.items()
             if (value := run["models"].get(model, {}).get(env, {}).get(metric)) is not None}
 
 
-def gain(runs: Mapping[int, dict[str, Any]], model: str, env: str, metric: str) -> dict[int, float]:
-    """Seed -> value over the base model's."""
-    base = values(runs, "base", env, metric)
-    return {seed: value - base[seed] for seed, value in values(runs, model, env, metric).items() if seed in base}
+def _mean(found: Values) -> dict[str, Any] | None:
+    return interval([found[seed] for seed in sorted(found)]) if found else None
 
 
-def _folded(arms: Summaries, key: str) -> dict[str, Any]:
+def _gain_kept(deployed: Values, base: Values, unrouted: Values, unrouted_base: Values) -> dict[str, Any] | None:
+    """The deployed model's gain over its base as a share of the unrouted policy's."""
+    gains = [{seed: value - before[seed] for seed, value in after.items() if seed in before}
+             for after, before in ((deployed, base), (unrouted, unrouted_base))]
+    return paired_ratio(*gains)
+
+
+def _folded(arms: Mapping[str, Runs], key: str) -> dict[str, Any]:
     folded = {arm: fold([run.get(key) for run in runs.values()]) for arm, runs in arms.items() if runs}
     return {arm: value for arm, value in folded.items() if value}

@@ -10,8 +10,8 @@ from routed_rl.config import SweepConfig
 from routed_rl.config.checks import first_difference
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.multirun.job import Job, is_finished
-from routed_rl.multirun.space import Choice, Dimension
-from routed_rl.multirun.trials import Outcome, Plan, Trial, outcome
+from routed_rl.multirun.space import Dimension, text_of
+from routed_rl.multirun.trials import Outcome, Plan, outcome
 from routed_rl.tracking import MetricsFile
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Study:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
         self.study = _open(plan.folder / "study.db", settings, seed)
         self._refuse_another_sweep()
-        self.at_work: dict[str, tuple[Trial, optuna.trial.Trial]] = {}
+        self.at_work: dict[str, tuple[Job, optuna.trial.Trial]] = {}
         self._steps: dict[str, int] = {}
 
     def _refuse_another_sweep(self) -> None:
@@ -39,13 +39,13 @@ class Study:
         elif difference := first_difference(there, ours):
             raise RunFolderError(f"{self.plan.folder} holds a sweep of other settings ({difference}); give another out=")
 
-    def left(self) -> int:
-        """How many trials are still to be run."""
+    def jobs(self) -> tuple[int, Iterator[Job]]:
+        """How many trials are still to be run, and these: those that a killed sweep left at work, with the values they had,
+        then new ones."""
         ended = sum(each.state.is_finished() for each in self.study.get_trials(deepcopy=False))
-        return max(0, self.settings.trials - ended)
+        return max(0, self.settings.trials - ended), self._jobs()
 
-    def jobs(self) -> Iterator[Job]:
-        """Those that a killed sweep left at work, with the values they had; then new ones."""
+    def _jobs(self) -> Iterator[Job]:
         import optuna
 
         for frozen in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -57,7 +57,7 @@ class Study:
         while len(self.study.get_trials(deepcopy=False)) < self.settings.trials:
             yield self._at(self.study.ask())
 
-    def _at(self, asked: optuna.trial.Trial) -> Trial:
+    def _at(self, asked: optuna.trial.Trial) -> Job:
         trial = self.plan.trial(asked.number, {each.key: _suggest(asked, each) for each in self.dimensions})
         self.at_work[trial.name] = trial, asked
         return trial
@@ -92,7 +92,7 @@ class Study:
         """Of every trial that has ended, of this call and earlier ones."""
         states = {"COMPLETE": "done", "FAIL": "failed", "PRUNED": "pruned"}
         ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
-        return [Outcome(self.plan.trial(each.number, {key: _text(value) for key, value in each.params.items()}),
+        return [Outcome(self.plan.trial(each.number, {key: text_of(value) for key, value in each.params.items()}),
                         list(each.values) if each.values else None, states[each.state.name], each.user_attrs.get("problem"))
                 for each in ended]
 
@@ -119,12 +119,8 @@ def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
 
 
 def _suggest(asked: optuna.trial.Trial, dimension: Dimension) -> str:
-    if isinstance(dimension, Choice):
-        return asked.suggest_categorical(dimension.key, dimension.values)
-    if isinstance(dimension.low, int) and isinstance(dimension.high, int):
-        return _text(asked.suggest_int(dimension.key, dimension.low, dimension.high, log=dimension.log))
-    return _text(asked.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+    key, values = dimension.key, dimension.values
+    if not dimension.interval:
+        return text_of(asked.suggest_categorical(key, values))
+    suggest = asked.suggest_int if all(isinstance(end, int) for end in values) else asked.suggest_float
+    return text_of(suggest(key, *values, log=dimension.log))

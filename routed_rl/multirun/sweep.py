@@ -13,9 +13,9 @@ from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
-from routed_rl.multirun.space import Dimension, grid
+from routed_rl.multirun.space import Dimension, grid, text_of
 from routed_rl.multirun.study import Study
-from routed_rl.multirun.trials import Outcome, Plan, Trial, check_objective, outcome
+from routed_rl.multirun.trials import Outcome, Plan, check_objective, outcome
 from routed_rl.multirun.workers import Execute, run_all
 
 FOLDER = "sweep"
@@ -28,21 +28,17 @@ class Grid:
         self.trials = [plan.trial(number, point) for number, point in enumerate(grid(dimensions))]
         self.settings, self.problems = settings, dict[str, str]()
 
-    def missing(self) -> list[Trial]:
-        return [trial for trial in of_one_date(self.trials) if not is_finished(trial, "out=")]
-
-    def left(self) -> int:
-        return len(self.missing())
-
-    def jobs(self) -> Iterator[Job]:
-        yield from self.missing()
+    def jobs(self) -> tuple[int, Iterator[Job]]:
+        """How many trials are still to be run, and these."""
+        missing = [trial for trial in of_one_date(self.trials) if not is_finished(trial, "out=")]
+        return len(missing), iter(missing)
 
     def ended(self, job: Job, problem: str | None) -> None:
         """Remember what went wrong; the first that went well shows whether the objectives exist."""
         if problem is not None:
             self.problems[job.name] = problem
         else:
-            outcome(next(trial for trial in self.trials if trial.name == job.name), None, self.settings.objectives)
+            outcome(job, None, self.settings.objectives)
 
     def outcomes(self) -> list[Outcome]:
         return [outcome(trial, self.problems.get(trial.name), self.settings.objectives) for trial in self.trials
@@ -62,7 +58,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     config = compose(fixed)
     settings, folder = config.sweep, Path(config.out or FOLDER).absolute()
     plan = Plan([text for text in fixed if not _of_the_sweep(text)], folder, compose)
-    corners = list(_corners(plan, dimensions))
+    corners = _corners(plan, dimensions)
     from routed_rl.training import check_trainer  # here, so that a sweep without dimensions is refused at once
 
     for trial in corners:
@@ -76,11 +72,11 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         return None
     with alone_in(folder):
         source = everything or Study(plan, dimensions, settings, config.seed)
-        left = source.left()
+        left, jobs = source.jobs()
         console.say(f"sweep: {left} trials to run, {settings.jobs} at a time; logs in {folder / 'logs'}")
         stop = source.stop if isinstance(source, Study) and settings.prune.metric else None
         if left:
-            run_all(source.jobs(), left, execute, settings.jobs, folder / "logs", "sweep", ended=source.ended, stop=stop,
+            run_all(jobs, left, execute, settings.jobs, folder / "logs", "sweep", ended=source.ended, stop=stop,
                     first=[dataclasses.replace(corners[0], name="trying-out")])
         found = source.outcomes()
         request = {"fixed": fixed, "space": [str(each) for each in dimensions]}
@@ -100,8 +96,7 @@ def _of_the_sweep(text: str) -> bool:
     return text.lstrip("+~").split("=")[0].split(".")[0] in ("sweep", "out")
 
 
-def _corners(plan: Plan, dimensions: list[Dimension]) -> Iterator[Trial]:
+def _corners(plan: Plan, dimensions: list[Dimension]) -> list[Job]:
     """Trials in which every value of a choice, and both ends of an interval, stand once."""
-    longest = max(len(each.ends()) for each in dimensions)
-    for place in range(longest):
-        yield plan.trial(place, {each.key: each.ends()[min(place, len(each.ends()) - 1)] for each in dimensions})
+    return [plan.trial(place, {each.key: text_of(each.values[min(place, len(each.values) - 1)]) for each in dimensions})
+            for place in range(max(len(each.values) for each in dimensions))]

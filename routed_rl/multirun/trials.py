@@ -11,22 +11,13 @@ from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.job import Job
 from routed_rl.multirun.results import MODELS
-from routed_rl.multirun.space import overrides_of
-
-
-@dataclass(frozen=True)
-class Trial(Job):
-    """One training run of a sweep."""
-
-    number: int
-    point: dict[str, str]
 
 
 @dataclass
 class Outcome:
     """What became of a trial."""
 
-    trial: Trial
+    trial: Job
     values: list[float] | None
     """Of the objectives; None where it did not end well."""
     state: str
@@ -48,29 +39,25 @@ class Plan:
     folder: Path
     compose: Compose
 
-    def trial(self, number: int, point: dict[str, str]) -> Trial:
+    def trial(self, number: int, point: dict[str, str]) -> Job:
         """Trial `number` in its folder; ConfigError where its settings cannot be."""
         name = f"trial-{number:03d}"
-        overrides = [*self.fixed, *overrides_of(point)]
+        overrides = [*self.fixed, *(f"{key}={value}" for key, value in point.items())]
         config = self.compose(overrides)
         config = dataclasses.replace(config, out=str(self.folder / name), name=name, sweep=SweepConfig())
-        return Trial(name, config, overrides, number, point)
+        return Job(name, config, overrides, point=point)
 
 
-def outcome(trial: Trial, problem: str | None, objectives: list[str]) -> Outcome:
-    """Of a trial that has ended; ConfigError for an objective that its summary does not have."""
+def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
+    """Of a trial that has ended; ConfigError for an objective that is no number in its summary lists those that are."""
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
     summary = trial.folder.results()
-    return Outcome(trial, [value_at(summary, path) for path in objectives], "done", summary=summary)
-
-
-def value_at(summary: dict[str, Any], path: str) -> float:
-    """The number at `path` (keys joined by dots); a path that is none lists those that are."""
     known = dict(numbers(summary))
-    if path not in known:
-        raise ConfigError(f"sweep.objective={path} is no number in summary.json; there is {', '.join(sorted(known))}")
-    return known[path]
+    for path in objectives:
+        if path not in known:
+            raise ConfigError(f"sweep.objective={path} is no number in summary.json; there is {', '.join(sorted(known))}")
+    return Outcome(trial, [known[path] for path in objectives], "done", summary=summary)
 
 
 def check_objective(path: str, config: Config) -> None:
@@ -95,11 +82,11 @@ def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
 def best(outcomes: list[Outcome], directions: list[str]) -> list[Outcome]:
     """Those that no other beats in every objective: the Pareto front, sorted by the first objective, the best of it first."""
     done = [each for each in outcomes if each.values]
-    signs = [1 if direction == "maximize" else -1 for direction in directions]
-    gains = {each.trial.number: [sign * value for sign, value in zip(signs, each.values or [], strict=True)] for each in done}
+    gains = {each.trial.name: [value if direction == "maximize" else -value
+                               for direction, value in zip(directions, each.values or [], strict=True)] for each in done}
 
     def beaten(mine: list[float]) -> bool:
         return any(all(a >= b for a, b in zip(theirs, mine, strict=True)) and theirs != mine for theirs in gains.values())
 
-    front = [each for each in done if not beaten(gains[each.trial.number])]
-    return sorted(front, key=lambda each: gains[each.trial.number], reverse=True)
+    front = [each for each in done if not beaten(gains[each.trial.name])]
+    return sorted(front, key=lambda each: gains[each.trial.name], reverse=True)

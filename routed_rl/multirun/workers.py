@@ -23,7 +23,7 @@ from routed_rl.config import Config
 from routed_rl.config.references import masked
 from routed_rl.errors import RoutedRLError
 from routed_rl.guard import die_with
-from routed_rl.multirun.job import Job, Seeded, is_finished, of_one_date, train_or_resume, try_out
+from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume, try_out
 
 Execute = Callable[[Config, list[str]], object]
 """Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""
@@ -103,7 +103,7 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
             worker.stop()
 
 
-def run_missing(jobs: Sequence[Seeded], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
+def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
     """Do those that are not finished; {job: what went wrong}. `another`: how one names another place than theirs."""
     missing = [job for job in of_one_date(jobs) if not is_finished(job, another)]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
