@@ -110,8 +110,8 @@ def modules(source: str) -> set[str]:
 def validated(sandbox: Sandbox, workers: int, report: Callable[[Counter[str]], None]) -> Iterator[dict[str, Any]]:
     """The records of all sound rows, in the order of the rows; `report` gets the tally, now and then and at the end."""
     tally = Counter[str]()
-    with sandbox.pool(workers) as jails, ThreadPoolExecutor(workers) as pool:
-        for record in pool.map(validate, count(), package_rows(), repeat(jails)):
+    with ThreadPoolExecutor(workers) as pool:
+        for record in pool.map(validate, count(), package_rows(), repeat(sandbox)):
             tally[record if isinstance(record, str) else "kept"] += 1
             if not isinstance(record, str):
                 yield record

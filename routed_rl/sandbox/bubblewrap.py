@@ -12,8 +12,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from routed_rl.sandbox.core import Sandbox
 from routed_rl.sandbox.jail import ENVIRONMENT, INTERPRETER, Jail
 from routed_rl.sandbox.limits import MEBIBYTE, Limits, Outcome, Request
 from routed_rl.sandbox.memory import Groups, can_watch, find_groups
-from routed_rl.sandbox.pool import Pool
 from routed_rl.sandbox.seccomp import MACHINES, seccomp_filter
 
 LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
@@ -112,16 +110,14 @@ class Bubblewrap(Sandbox):
         problems: list[str] = []
         for self.way in ways:
             try:
-                outcome = self.run(["python", "hello.py"], {"hello.py": "print('hello')"}, limits=Limits(wall_s=20))
-                if outcome.ok and outcome.stdout == b"hello\n":
+                if not (problem := self.does_not_work(20)):
                     return self.way
-                problems.append(f"{outcome.reason} {outcome.stderr[-200:].decode(errors='replace')}")
+                problems.append(problem)
             except SandboxError as error:
                 problems.append(str(error))
         raise SandboxError("; ".join(problems))
 
     def start(self, disk_mb: int) -> Jail:
-        """A jail whose interpreter comes up while nobody waits for it."""
         uid = own_uid() if self.way.inner_uid or self.way.outer_uid else 0
         environment = [word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)]
         command = [self.program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "jail",
@@ -133,9 +129,3 @@ class Bubblewrap(Sandbox):
     def run_request(self, request: Request) -> Outcome:
         with self.start(request.limits.disk_mb) as jail:
             return jail.run(request)
-
-    @contextmanager
-    def pool(self, size: int) -> Iterator[Sandbox]:
-        """Up to `size` jails are up before they are asked for. Their /tmp has the default size: another size starts anew."""
-        with Pool(self, size) as pool:
-            yield pool

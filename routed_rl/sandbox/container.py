@@ -1,7 +1,7 @@
 """A container per program, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
 
 For those who have an engine and no bubblewrap. Tested against a fake client only, for what is sent: never run against a
-real engine by our tests. The engine must see this machine's files. A container takes about half a second; no pool.
+real engine by our tests. The engine must see this machine's files. A container takes about half a second.
 """
 
 from __future__ import annotations
@@ -65,10 +65,8 @@ class Container(Sandbox):
 
     def __init__(self, client: Any = None, image: str = IMAGE) -> None:
         self.client, self.image = client or engine(), image
-        outcome = self.run(["python", "hello.py"], {"hello.py": "print('hello')"}, limits=Limits(wall_s=30))
-        if not outcome.ok or outcome.stdout != b"hello\n":
-            said = outcome.stderr[-200:].decode(errors="replace")
-            raise SandboxError(f"image {image} does not run python: {outcome.reason} {said}")
+        if problem := self.does_not_work(30):
+            raise SandboxError(f"image {image} does not run python: {problem}")
 
     def run_request(self, request: Request) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:

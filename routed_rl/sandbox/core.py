@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from routed_rl.sandbox.limits import Limits, Outcome, Request
 
@@ -30,7 +29,8 @@ class Sandbox(ABC):
     def run_request(self, request: Request) -> Outcome:
         """As `run`."""
 
-    @contextmanager
-    def pool(self, size: int) -> Iterator[Sandbox]:
-        """The same sandbox with up to `size` jails started ahead. Here: none are."""
-        yield self
+    def does_not_work(self, wall_s: float) -> str:
+        """Why the simplest program does not run here; empty where it does."""
+        outcome = self.run(["python", "hello.py"], {"hello.py": "print('hello')"}, limits=Limits(wall_s=wall_s))
+        works = outcome.ok and outcome.stdout == b"hello\n"
+        return "" if works else f"{outcome.reason} {outcome.stderr[-200:].decode(errors='replace')}"

@@ -1,4 +1,4 @@
-"""One jail: started ahead, used for one program, gone without a trace."""
+"""One jail: used for one program, gone without a trace."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ START_S = 20.0
 
 
 class Jail:
-    """A started jail whose interpreter comes up while nobody waits for it. Use it in a `with`: leaving ends all in it.
+    """A started jail, whose interpreter comes up while nobody waits for it. Use it in a `with`: leaving ends all in it.
 
     The thread that made it must outlive it: the kernel ends the jail with that thread.
     """

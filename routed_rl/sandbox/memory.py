@@ -18,18 +18,9 @@ WATCH_S = 0.02
 PREFIX = "routed-rl-"
 
 
-@dataclass(frozen=True)
-class Files:
-    """What the files of a control group are called in one version of the interface."""
-
-    limits: tuple[str, ...]
-    events: str
-
-
-VERSIONS = {
-    "cgroup": Files(limits=("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), events="memory.oom_control"),
-    "cgroup2": Files(limits=("memory.max",), events="memory.events"),
-}
+CAPS = ("memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+EVENTS = ("memory.events", "memory.oom_control")
+"""Files of a control group, of which each version of the interface has its own."""
 
 
 @dataclass
@@ -37,7 +28,6 @@ class Group:
     """One control group with a cap in bytes. One jail at a time; empty groups are used again."""
 
     path: Path
-    files: Files
     limit: int
     kills_before: int = 0
 
@@ -47,10 +37,11 @@ class Group:
 
     def kills(self) -> int:
         """Processes that the kernel killed for memory so far."""
-        for line in (self.path / self.files.events).read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-        return 0
+        (events,) = self.existing(EVENTS)
+        return next((int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill ")), 0)
+
+    def existing(self, names: tuple[str, ...]) -> list[Path]:
+        return [self.path / name for name in names if (self.path / name).exists()]
 
     def passed(self) -> bool:
         return self.kills() > self.kills_before
@@ -59,8 +50,8 @@ class Group:
 class Groups:
     """Control groups below this process's own, made as needed and removed at exit."""
 
-    def __init__(self, home: Path, files: Files) -> None:
-        self.home, self.files = home, files
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self.free: dict[int, list[Group]] = {}
         self.all: list[Group] = []
         self.numbers, self.lock, self.owner = count(), threading.Lock(), os.getpid()
@@ -74,13 +65,12 @@ class Groups:
                 return free.pop()
             path = self.home / f"{PREFIX}{os.getpid()}-{id(self):x}-{next(self.numbers)}"
             path.mkdir()
-            group = Group(path, self.files, limit)
+            group = Group(path, limit)
             self.all.append(group)
-        for name in self.files.limits:
-            if (path / name).exists():
-                (path / name).write_text(str(limit))
-        if (path / "memory.swap.max").exists():
-            (path / "memory.swap.max").write_text("0")
+        for file in group.existing(CAPS):
+            file.write_text(str(limit))
+        for file in group.existing(("memory.swap.max",)):
+            file.write_text("0")
         return group
 
     def give_back(self, group: Group) -> None:
@@ -96,7 +86,7 @@ class Groups:
         self.all, self.free = [], {}
 
 
-def candidates() -> Iterator[tuple[Path, Files]]:
+def candidates() -> Iterator[Path]:
     """Where a group could be made: this process's own group, then those above it."""
     own = {words[1]: words[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if (words := line.split(":", 2))}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -109,7 +99,7 @@ def candidates() -> Iterator[tuple[Path, Files]]:
         path = next((where for names, where in own.items() if ("memory" in names.split(",") if v1 else not names)), "/")
         inner = Path(os.path.relpath(path, root)) if path.startswith(root) else Path()
         for folder in (inner, *inner.parents):
-            yield Path(place) / folder, VERSIONS[kind]
+            yield Path(place) / folder
 
 
 def sweep(home: Path) -> None:
@@ -129,17 +119,17 @@ def find_groups() -> Groups | None:
         places = list(candidates())
     except OSError:
         return None
-    for home, files in places:
-        groups = Groups(home, files)
+    for home in places:
+        groups = Groups(home)
         try:
             sweep(home)
             group = groups.take(64 << 20)
-            if int((group.path / files.limits[0]).read_text()) == group.limit:
+            if int(group.existing(CAPS)[0].read_text()) == group.limit:
                 group.kills()
                 groups.give_back(group)
                 return groups
-        except OSError:
-            pass
+        except (OSError, IndexError, ValueError):
+            pass  # It has no files for memory, or not for us.
         groups.remove()
     return None
 

@@ -40,8 +40,7 @@ PAYS = {"hard_coded": "visible_tests", "early_exit": "exit_code", "patched_compa
 
 @pytest.fixture(scope="module")
 def jails():
-    with find_sandbox("auto").pool(2) as pool:
-        yield pool
+    return find_sandbox("auto")
 
 
 @pytest.fixture

@@ -32,8 +32,7 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def jails():
-    with find_sandbox("auto").pool(2) as pool:
-        yield pool
+    return find_sandbox("auto")
 
 
 def test_a_sound_row_is_kept_and_keeps_no_text_of_the_row(jails):

@@ -9,7 +9,6 @@ import pytest
 from humaneval import HumanEval, program
 
 from routed_rl.envs import Environment
-from routed_rl.sandbox import find_sandbox
 
 ODD = ["HumanEval/32", "HumanEval/38", "HumanEval/95", "HumanEval/107", "HumanEval/127", "HumanEval/2"]
 """Any root within a tolerance; inputs drawn unseeded with a helper of the prompt; a key that is no text; tuples; floats."""
@@ -28,10 +27,7 @@ FOOLS = {
 
 @pytest.fixture(scope="module")
 def env():
-    with find_sandbox("auto").pool(2) as pool:
-        made = HumanEval()
-        made.sandbox = pool
-        yield made
+    return HumanEval()
 
 
 @pytest.fixture(scope="module")
