@@ -31,8 +31,8 @@ from routed_rl.envs import (
 )
 from routed_rl.errors import TaskError
 from routed_rl.model.chat import ChatTokens
-from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import encode_prompts, eos_ids, padded
+from routed_rl.model.stream import eval_mode
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import Sampling, Served, begin, play
 

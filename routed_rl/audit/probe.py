@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routed_rl.extraction.activations import batches, read_prompt_end
-from routed_rl.model.mode import eval_mode
+from routed_rl.model.stream import eval_mode
 from routed_rl.subspace import Subspace
 
 

@@ -15,9 +15,8 @@ from routed_rl.errors import SubspaceError
 from routed_rl.extraction.contrast import TokenPair
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.responses import respond
-from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import padded
-from routed_rl.model.stream import capturing
+from routed_rl.model.stream import capturing, eval_mode
 from routed_rl.subspace.rows import Gathering
 from routed_rl.subspace.samples import Reservoir, Samples
 

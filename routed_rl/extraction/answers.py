@@ -14,8 +14,8 @@ from routed_rl.extraction.contrast import check_ids, prompt_ids, read_lines, req
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import ask, persona_pairs, read_questions
 from routed_rl.extraction.responses import respond
-from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import encode_prompts, ids_of
+from routed_rl.model.stream import eval_mode
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from routed_rl.errors import SubspaceError
 from routed_rl.extraction.answers import Answers, reference_answers
 from routed_rl.extraction.job import Job, Progress
 from routed_rl.linalg import random_basis
-from routed_rl.model.mode import eval_mode
 from routed_rl.model.prompts import padded
-from routed_rl.model.stream import reading, resuming
+from routed_rl.model.stream import eval_mode, reading, resuming
 from routed_rl.subspace import Subspace
 from routed_rl.subspace.causes import Effects, judge
 from routed_rl.subspace.separation import best_layer

@@ -53,11 +53,7 @@ def quick_reading() -> Iterator[None]:
 
 def forget_quantisation(model: PreTrainedModel) -> None:
     """Take off the marks of where the (now dense) weights came from, which would make `save_pretrained` refuse."""
-    for holder, name in (
-        (model, "is_quantized"),
-        (model, "hf_quantizer"),
-        (model, "quantization_method"),
-        (model.config, "quantization_config"),
-    ):
+    marks = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
+    for holder, name in [*marks, (model.config, "quantization_config")]:
         if hasattr(holder, name):
             delattr(holder, name)

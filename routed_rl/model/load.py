@@ -34,9 +34,7 @@ from routed_rl.artifacts import read_json, read_object, require_seal, write_json
 from routed_rl.errors import ModelError, reading
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
 from routed_rl.model.prompts import render_apart
-from routed_rl.model.weights import adapter_message, dtype_message, model_hash, require_full_weights
-
-__all__ = ["load_model", "load_tokenizer", "model_hash", "require_full_weights", "write_generation_config"]
+from routed_rl.model.weights import adapter_message, dtype_message, require_full_weights
 
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -62,9 +60,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
         tokenizer = load_tokenizer(path)
         model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=torch.float32, output_loading_info=True)
     if found["missing_keys"]:
-        raise ModelError(
-            f"model {path!r} lacks the weights {sorted(found['missing_keys'])[:3]}; is the folder complete?"
-        )
+        raise ModelError(f"model {path!r} lacks the weights {sorted(found['missing_keys'])[:3]}; is the folder complete?")
     if path.startswith(GGUF):
         forget_quantisation(model)
     require_full_weights(model, path)
@@ -76,8 +72,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedMod
     known = [token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int) and 0 <= token < rows]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
     ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS} | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
-    for name, value in ids.items():
-        setattr(model.config, name, value)
+    model.config.update(ids)
     model.generation_config = GenerationConfig(**ids)
     # Beside the model, since `generate` would take from its config what a caller leaves open.
     kept = {name: value for name, value in stored.items() if not name.startswith("_")}
@@ -104,9 +99,7 @@ def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFas
         kind = PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer
         tokenizer = _read(kind.from_pretrained, path, "tokenizer")
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"tokenizer of {path!r} is a {type(tokenizer).__name__}, which has no tokenizer.json; convert it"
-        )
+        raise ModelError(f"tokenizer of {path!r} is a {type(tokenizer).__name__}, which has no tokenizer.json; convert it")
     tokenizer.clock, tokenizer.rows = datetime.fromisoformat(date) if date else datetime.now(), rows
     if tokenizer.chat_template:
         tokenizer.eos_token = _turn_end(tokenizer) or tokenizer.eos_token
@@ -194,9 +187,7 @@ def _folder_or_hub_name(path: str) -> str:
             raise ModelError(f"folder {path!r} has no config.json; give a model folder in Hugging Face format")
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
-        raise ModelError(
-            f"there is no model folder {path!r} (looked in {Path.cwd()}); for a GGUF file write gguf:{path}"
-        )
+        raise ModelError(f"there is no model folder {path!r} (looked in {Path.cwd()}); for a GGUF file write gguf:{path}")
     return path
 
 

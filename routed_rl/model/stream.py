@@ -1,4 +1,4 @@
-"""Read the residual stream at a named hook point of every layer, and go on from a layer's output."""
+"""Read the residual stream at a named hook point of every layer, go on from a layer's output, and be in eval mode for that."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ def _at_input(module: nn.Module, read: Read) -> RemovableHandle:
 
 
 def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
-    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-        read(output[0] if isinstance(output, tuple) else output)
-
-    return module.register_forward_hook(hook)
+    return module.register_forward_hook(
+        lambda _module, _inputs, output: read(output[0] if isinstance(output, tuple) else output))
 
 
 HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHandle]] = {
@@ -74,3 +72,15 @@ def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor) -> Iterator
     finally:
         for module in layers:
             del module.forward
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module is in the mode that it was in afterwards, also where they were not all in one."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -39,7 +39,5 @@ def adapter_message(path: str) -> str:
 
 def dtype_message(dtype: str) -> str:
     """Why weights in `dtype` are refused, and the way out."""
-    return (
-        f"weights in {dtype.removeprefix('torch.')} are refused, they must be float32: in 16 bits, routed updates lose "
-        "40 % of the change and leak into the subspace; keep float32 weights and set trainer.bf16=true for autocast"
-    )
+    return (f"weights in {dtype.removeprefix('torch.')} are refused, they must be float32: in 16 bits, routed updates lose "
+            "40 % of the change and leak into the subspace; keep float32 weights and set trainer.bf16=true for autocast")

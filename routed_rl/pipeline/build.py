@@ -19,8 +19,9 @@ from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, find_subspace
-from routed_rl.model.load import load_model, load_tokenizer, model_hash
+from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze
+from routed_rl.model.weights import model_hash
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from routed_rl.subspace import Subspace
 

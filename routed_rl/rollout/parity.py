@@ -14,7 +14,7 @@ from torch import nn
 
 from routed_rl.config import ParityConfig
 from routed_rl.errors import ParityError
-from routed_rl.model.mode import eval_mode
+from routed_rl.model.stream import eval_mode
 from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}

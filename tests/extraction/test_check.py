@@ -13,7 +13,8 @@ from routed_rl.extraction.answers import reference_answers
 from routed_rl.extraction.causal import causal_check
 from routed_rl.extraction.check import verdicts
 from routed_rl.extraction.job import Job
-from routed_rl.model.load import load_model, load_tokenizer, model_hash
+from routed_rl.model.load import load_model, load_tokenizer
+from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Provenance, Subspace
 from tests.chat import chat_config
 

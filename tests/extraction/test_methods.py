@@ -10,7 +10,8 @@ from routed_rl import pipeline
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, find_subspace
 from routed_rl.linalg import orthonormality_error
-from routed_rl.model.load import load_model, load_tokenizer, model_hash
+from routed_rl.model.load import load_model, load_tokenizer
+from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from tests.chat import chat_config
 

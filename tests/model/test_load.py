@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from routed_rl.errors import ModelError
-from routed_rl.model.load import load_model, load_tokenizer, model_hash, require_full_weights, write_generation_config
+from routed_rl.model.load import load_model, load_tokenizer, write_generation_config
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import FAMILIES
+from routed_rl.model.weights import model_hash, require_full_weights
 
 TEMPLATE = "{% for m in messages %}<start> {{ m['role'] }} {{ m['content'] }} <turn> {% endfor %}"
 WORDS = ["<unk>", "<start>", "<end>", "<turn>", "user", "assistant", "one", "two"]
