@@ -165,7 +165,7 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["compare", "--out", "D", "--seeds", "0"], "at least one"),
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),
     (["compare", "--out", "D", "--ranks", "a"], "--ranks 1,3,8"),
-    (["compare", "--out", "D", "modl=x"], "did you mean model?"),
+    (["calibrate", "modl=x"], "did you mean model?"),
     (["sweep", "seed=0"], "a setting with several values"),
     (["sweep", "seed=0,1", "modl=x"], "did you mean model?"),
 ])

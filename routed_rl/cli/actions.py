@@ -1,12 +1,17 @@
-"""What each verb does with its arguments: the checks that need nothing heavy, and the call. Each imports what it needs."""
+"""What each verb does with its arguments, one function of its name each: checks that need nothing heavy, and the call. Each
+imports what is heavy itself."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from datetime import datetime
-from os.path import exists, join
+from pathlib import Path
 from typing import TypeVar
 
+from routed_rl.artifacts import RunFolder
+from routed_rl.cli.compose import compose, from_anywhere
+from routed_rl.cli.space import split
+from routed_rl.config import AuditConfig
 from routed_rl.errors import ConfigError
 from routed_rl.stopping import STOP
 
@@ -14,8 +19,6 @@ Number = TypeVar("Number", int, float)
 
 
 def train(given: Namespace) -> None:
-    from routed_rl.cli.compose import compose, from_anywhere
-
     config = compose(given.overrides)
     from routed_rl import pipeline
 
@@ -27,7 +30,6 @@ def train(given: Namespace) -> None:
 
 def resume(given: Namespace) -> None:
     from routed_rl import pipeline
-    from routed_rl.cli.compose import compose, from_anywhere
 
     with STOP.listening():
         print(f"run: {pipeline.resume(given.run, from_anywhere(given.overrides), compose)}", flush=True)
@@ -35,7 +37,6 @@ def resume(given: Namespace) -> None:
 
 def rollback(given: Namespace) -> None:
     from routed_rl import pipeline
-    from routed_rl.cli.compose import compose, from_anywhere
 
     with STOP.listening():
         run = pipeline.rollback(given.run, given.step, _names(given.drop) or [], given.forget_parts,
@@ -44,8 +45,6 @@ def rollback(given: Namespace) -> None:
 
 
 def extract(given: Namespace) -> None:
-    from routed_rl.cli.compose import compose
-
     config = compose(given.overrides)
     from routed_rl import pipeline
 
@@ -53,11 +52,9 @@ def extract(given: Namespace) -> None:
 
 
 def evaluate(given: Namespace) -> None:
-    from routed_rl.cli.compose import compose
-
     scales = None if given.scales is None else _numbers("--scales", given.scales, float, "0,.25,.5,.75,1")
     # A run folder brings its own settings; overrides would silently mean another experiment.
-    is_run = exists(join(given.target, "config.yaml"))
+    is_run = (Path(given.target) / "config.yaml").exists()
     if is_run and given.overrides:
         raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
                           f"{' '.join(given.overrides)}, or evaluate {given.target}/deployed")
@@ -87,27 +84,20 @@ def compare(given: Namespace) -> None:
         raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {given.arms!r} "
                           f"--seeds {given.seeds} --jobs {given.jobs}")
     ranks = _numbers("--ranks", given.ranks, int, "1,3,8")
-    from routed_rl.cli.compose import compose, from_anywhere
-
-    compose(given.overrides)  # a bad override is refused before anything heavy is loaded
     from routed_rl.multirun.compare import compare as compare_arms
 
     compare_arms(from_anywhere(given.overrides), arms, given.seeds, given.out, given.jobs, ranks, compose)
 
 
 def sweep(given: Namespace) -> None:
-    from routed_rl.cli.compose import compose, from_anywhere
-    from routed_rl.cli.space import split
     from routed_rl.multirun.sweep import sweep as sweep_space
 
     sweep_space(*split(from_anywhere(given.overrides)), compose, dry_run=given.dry_run)
 
 
 def audit(given: Namespace) -> None:
-    from routed_rl.config import AuditConfig
-
-    chosen = {name: value for name in ("samples", "prompts", "blocks") if (value := getattr(given, name)) is not None}
-    settings = AuditConfig(**chosen)
+    settings = AuditConfig(**{name: value for name in ("samples", "prompts", "blocks")
+                              if (value := getattr(given, name)) is not None})
     from routed_rl.audit import audit as audit_run
 
     audit_run(given.run, settings, _names(given.env), given.json, given.step)
@@ -116,9 +106,6 @@ def audit(given: Namespace) -> None:
 def calibrate(given: Namespace) -> None:
     if given.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
-    from routed_rl.cli.compose import compose, from_anywhere
-
-    compose(given.overrides)  # a bad override is refused before anything heavy is loaded
     from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
@@ -126,9 +113,6 @@ def calibrate(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    from pathlib import Path
-
-    from routed_rl.artifacts import RunFolder
     from routed_rl.report import write_report
 
     print(f"report: {write_report(RunFolder.open(given.run), Path(given.out) if given.out else None)}", flush=True)
@@ -145,7 +129,6 @@ def env(given: Namespace) -> None:
         if (count := getattr(given, option)) < 1:
             raise ConfigError(f"--{option} must be at least 1, got {count}")
     from routed_rl import inspection
-    from routed_rl.cli.compose import compose
 
     if name is None:
         inspection.list_environments(compose)
@@ -158,7 +141,6 @@ def env(given: Namespace) -> None:
 
 def doctor(given: Namespace) -> None:
     from routed_rl import inspection
-    from routed_rl.cli.compose import compose
 
     inspection.doctor(compose(given.overrides))
 

@@ -1,14 +1,12 @@
-"""The verbs, one row each: what it says, what it takes, what it calls. Options and overrides may stand in any order."""
+"""The verbs, one row each: what it says and what it takes. Options and overrides may stand in any order."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from routed_rl.cli import actions
 from routed_rl.errors import ConfigError
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -36,63 +34,62 @@ JOBS = option("--jobs", type=int, default=2, help="runs at the same time; defaul
 
 @dataclass(frozen=True)
 class Verb:
-    """`run` does the work and imports what it needs itself; `says` is on the screen before."""
+    """`says` is on the screen before anything else; the work is done by the function of the same name in `actions`."""
 
     help: str
-    run: Callable[[argparse.Namespace], None]
     options: tuple[Option, ...]
     says: str = "loading, about 15 s"
 
 
 VERBS: dict[str, Verb] = {
-    "train": Verb("extract a subspace, train with routing, evaluate, discard", actions.train, (overrides(), DRY_RUN)),
-    "resume": Verb("go on with a run, in place", actions.resume, (RUN, overrides())),
-    "rollback": Verb("a new run from an earlier checkpoint, with other environments", actions.rollback, (
+    "train": Verb("extract a subspace, train with routing, evaluate, discard", (overrides(), DRY_RUN)),
+    "resume": Verb("go on with a run, in place", (RUN, overrides())),
+    "rollback": Verb("a new run from an earlier checkpoint, with other environments", (
         RUN, overrides(),
         option("--step", type=int, required=True, metavar="N", help="the checkpoint to go on from; 0: the base model"),
         option("--drop", action="append", metavar="ENV[,ENV]", help="environments to leave out; may be repeated"),
         option("--forget-parts", action="store_true", help="take the parts of dropped environments away"))),
-    "extract": Verb("make a subspace folder from contrast prompts", actions.extract, (
+    "extract": Verb("make a subspace folder from contrast prompts", (
         overrides(), option("--check", action="store_true", help="also measure whether the subspace is good"))),
-    "evaluate": Verb("score a run's models, or one model, on environments", actions.evaluate, (
+    "evaluate": Verb("score a run's models, or one model, on environments", (
         option("target", metavar="RUN_OR_MODEL", help="a run folder, or a model as in model.path"), overrides(), ENV, JSON,
         option("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used"), STEP,
         option("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only"))),
-    "discard": Verb("write the deployed model of a run", actions.discard, (
+    "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP)),
-    "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", actions.export, (
+    "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", (
         RUN, option("--quarantine", metavar="DIR", help="where the PEFT adapter goes"),
         option("--env", metavar="NAME", help="of the adapter, only the part this environment caused"),
         option("--policy", metavar="DIR", help="where the policy goes, merged into one plain model"), STEP)),
-    "compare": Verb("the same experiment under several arms and seeds, with intervals", actions.compare, (
+    "compare": Verb("the same experiment under several arms and seeds, with intervals", (
         overrides(), option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
         option("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with"), JOBS,
         option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"))),
-    "sweep": Verb("many runs with other settings, and which are best", actions.sweep, (
+    "sweep": Verb("many runs with other settings, and which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), DRY_RUN)),
-    "audit": Verb("which parts of the retained change carry the shift and the hack", actions.audit, (
+    "audit": Verb("which parts of the retained change carry the shift and the hack", (
         RUN, option("--samples", type=int, metavar="N", help="completions per environment and model; default: 200"),
         option("--prompts", type=int, metavar="N", help="prompts per environment for the stream; default: 64"),
         option("--blocks", type=int, metavar="N", help="groups of neighbouring layers, at most; default: 8"), ENV, STEP, JSON)),
-    "calibrate": Verb("the monitor's limits, from runs known to be secure", actions.calibrate, (
+    "calibrate": Verb("the monitor's limits, from runs known to be secure", (
         overrides(more="; an experiment known to be secure"),
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, train none"),
         option("--seeds", type=int, default=20, help="runs to train; default: 20"),
         option("--rate", type=float, default=0.01, help="false halts a run, of all rules together; default: 0.01"), JOBS,
         option("--out", metavar="DIR", help="one that already holds part of the runs is gone on with; "
                                             "default: runs/TIME-calibration"))),
-    "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", actions.report, (
+    "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", (
         RUN, option("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")), "drawing"),
-    "env": Verb("list, try or check environments", actions.env, (
+    "env": Verb("list, try or check environments", (
         option("what", choices=["list", "try", "check"], help="all there are; see prompts and scores; is it sound?"),
         option("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class"),
         overrides(), option("--n", type=int, default=3, help="try: how many tasks; default: 3"),
         option("--samples", type=int, default=20, help="check: how many tasks; default: 20"),
         option("--all", action="store_true", help="check: every setting that the class offers in all_settings()"),
         option("--markdown", metavar="FILE", help="check: also write the table into FILE")), "starting environments"),
-    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", actions.doctor, (overrides(),)),
+    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", (overrides(),)),
 }
 
 
@@ -114,7 +111,9 @@ def run(argv: list[str]) -> None:
         parser.add_argument(*names, **declared)
     arguments = parser.parse_intermixed_args(argv[1:])
     print(f"routed_rl: {verb.says}", flush=True)
-    verb.run(arguments)
+    from routed_rl.cli import actions  # what it imports takes a while
+
+    getattr(actions, name)(arguments)
 
 
 def usage() -> str:
