@@ -86,8 +86,12 @@ def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, fiel
 def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | None) -> None:
     """Make the schedule and read it at a few steps."""
     steps = arguments.max_steps
-    schedule: Any = get_scheduler(arguments.lr_scheduler_type, optimizer or torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3),
-                                  arguments.get_warmup_steps(steps), steps, cast(Any, arguments.lr_scheduler_kwargs))
+    stepped = optimizer or torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
+    try:
+        schedule: Any = get_scheduler(arguments.lr_scheduler_type, stepped, arguments.get_warmup_steps(steps), steps,
+                                      cast(Any, arguments.lr_scheduler_kwargs))
+    except TypeError as error:
+        raise TypeError(f"{error}; write what it takes as trainer.lr_scheduler_kwargs={{NAME: VALUE}}") from error
     for step in {0, 1, steps // 2, steps - 1, steps}:
         for factor in schedule.lr_lambdas:
             if not 0 <= (found := factor(step)) < float("inf"):
