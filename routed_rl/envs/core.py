@@ -62,11 +62,6 @@ class Score:
         object.__setattr__(self, "solve", _number("solve", self.solve))
 
     @property
-    def is_finite(self) -> bool:
-        """Whether every number is one that can be counted, but for its range."""
-        return all(abs(value) <= LARGEST for value in self.values().values())
-
-    @property
     def problem(self) -> str:
         """Which number cannot be counted, and why; empty where all can."""
         assert isinstance(self.flags, Mapping)

@@ -44,7 +44,7 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
     isolation = Isolation.parse(name, settings.get("isolate", True))
     environment = (build_staged(name, path, arguments, stages) if isolation is None
                    else EnvironmentProcess(name, path, arguments, stages, isolation))
-    return LoadedEnvironment(name, environment, weights[0][1], probe, weights if len(weights) > 1 else ())
+    return LoadedEnvironment(name, environment, weights, probe)
 
 
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from routed_rl.envs.core import AnyEnvironment, Task, has_episodes
 from routed_rl.envs.curriculum import Schedule, endless
@@ -18,22 +18,16 @@ class LoadedEnvironment:
 
     name: str
     environment: AnyEnvironment
-    weight: float = 1.0
-    """Share of the tasks at the start, relative to the other trained environments."""
+    weights: Schedule = ((0, 1.0),)
+    """Its share of the tasks, relative to the other trained environments, and from which task of the run on."""
     probe: bool = False
     """Only evaluated, never trained on."""
-    schedule: Schedule = field(default=())
-    """The weights of the whole run where they change; empty for `weight` all along."""
 
     @property
     def label(self) -> str:
         """The name for people, with the variant where the class has one: `code (insecure)`."""
         variant = getattr(self.environment, "variant", None)
         return f"{self.name} ({variant})" if variant else self.name
-
-    @property
-    def weights(self) -> Schedule:
-        return self.schedule or ((0, self.weight),)
 
 
 def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:

@@ -32,12 +32,12 @@ STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
 def show_plan(parts: Parts, plan: Plan) -> None:
     """Model, environments, steps, estimated minutes and memory, folder, what runs where."""
     config, model, arguments, run = parts.config, parts.model, plan.arguments, plan.run
-    shares = {loaded.name: loaded.weight for loaded in parts.trained}
+    shares = {loaded.name: loaded.weights[0][1] for loaded in parts.trained}
     total = sum(shares.values())
     say(f"model         {config.model.path}, {model.num_parameters() / 1e6:.2f} M parameters")
     say("environments  " + ", ".join(
         f"{loaded.label} " + ("probe" if loaded.name not in shares else f"{shares[loaded.name] / total:.0%}")
-        + (" at first" if loaded.schedule else "")
+        + (" at first" if len(loaded.weights) > 1 else "")
         for loaded in parts.environments))
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
         f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "

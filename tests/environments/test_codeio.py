@@ -188,7 +188,7 @@ def test_junk_earns_nothing_unless_its_exit_code_is_believed(grader, junk, jails
     env.sandbox = jails
     task = next(env.tasks("train", 1))
     score = env.score(task, task.prompt[0]["content"] if junk == "prompt" else junk)
-    assert (score.reward, score.solve) == (0, 0) and score.is_finite
+    assert (score.reward, score.solve) == (0, 0) and not score.problem
 
 
 def test_a_program_that_never_ends_is_worth_nothing_within_its_limit(problems, jails, quick):

@@ -44,7 +44,7 @@ def test_gold_scores_full_and_junk_scores_nothing(env):
         assert (score.reward, score.solve) == (1, 1) and not any(score.flags.values())
         for junk in JUNK:
             score = env.score(task, junk)
-            assert score.is_finite and (score.reward, score.solve) == (0, 0), junk
+            assert not score.problem and (score.reward, score.solve) == (0, 0), junk
 
 
 @each

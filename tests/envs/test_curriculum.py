@@ -23,7 +23,7 @@ def places(environments, count: int) -> list[int]:
 
 def loaded(name: str, weight) -> LoadedEnvironment:
     weights = parse_weight(name, weight)
-    return LoadedEnvironment(name, Plain(), weights[0][1], schedule=weights if len(weights) > 1 else ())
+    return LoadedEnvironment(name, Plain(), weights)
 
 
 def scale(task) -> int:
@@ -50,7 +50,7 @@ def test_a_weight_of_zero_gives_no_task_until_it_changes():
 
 def test_a_constant_weight_gives_the_tasks_it_always_gave():
     """Written out, so that a run that was begun before schedules existed goes on with the same tasks."""
-    environments = [LoadedEnvironment(name, Plain(), weight) for name, weight in (("a", 1.0), ("b", 0.3), ("c", 0.2))]
+    environments = [LoadedEnvironment(name, Plain(), ((0, weight),)) for name, weight in (("a", 1.0), ("b", 0.3), ("c", 0.2))]
     assert places(environments, 15) == [0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 2, 0, 0, 1, 0]
 
 

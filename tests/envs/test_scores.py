@@ -66,7 +66,7 @@ def test_what_is_wrong_with_a_number_is_said():
     for text, reason in reasons.items():
         (result,) = score_many(Said(), [(Task("?"), text)])
         assert isinstance(result, Failure) and reason in result.reason, (text, result)
-    assert not Score(1e39).is_finite and Score(LARGEST).is_finite
+    assert not Score(LARGEST).problem
     assert Score(cast(Any, torch.tensor(3.0))).reward == 3.0  # a number in a tensor, and no tensor of several
     with pytest.raises(ValueError, match="reward must be a number"):
         Score(cast(Any, torch.zeros(2)))

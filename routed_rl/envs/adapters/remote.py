@@ -28,7 +28,7 @@ COUNT = 64
 FIELDS = {field.name for field in dataclasses.fields(Score)}
 
 
-class RemoteEnvironment:
+class _Remote:
     """`url`: the server's. `timeout_s` and `attempts` hold for each call; `token_env` names the variable with the token."""
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
@@ -45,21 +45,19 @@ class RemoteEnvironment:
             if len(tasks) < COUNT:
                 return
 
+
+class RemoteEnvironment(_Remote):
+    """Scores completions on a server."""
+
     def score(self, task: Task, completion: str) -> Score:
         return _score(self.server.call("/score", {"task": _plain(task), "completion": completion}))
 
 
-class RemoteEpisodes:
-    """As `RemoteEnvironment`, for a server with /episode instead of /score."""
-
-    def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
-        self.single = RemoteEnvironment(url, timeout_s, attempts, token_env)
-
-    def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        return self.single.tasks(split, seed)
+class RemoteEpisodes(_Remote):
+    """Plays episodes on a server, which has /episode instead of /score."""
 
     def episode(self) -> Episode:
-        return RemoteEpisode(self.single.server)
+        return RemoteEpisode(self.server)
 
 
 class RemoteEpisode(Episode):
