@@ -17,7 +17,6 @@ from routed_rl.extraction.job import Job
 from routed_rl.extraction.responses import respond
 from routed_rl.model.prompts import padded
 from routed_rl.model.stream import capturing, eval_mode
-from routed_rl.subspace.rows import Gathering
 from routed_rl.subspace.samples import Reservoir, Samples
 
 Sequences = list[tuple[int, ...]]
@@ -65,15 +64,15 @@ def read_response_mean(job: Job) -> Read:
     return read
 
 
-def gather(job: Job, pairs: Sequence[TokenPair], rows: Gathering | None = None, sample: int = 64) -> Reservoir:
-    """One pass over all prompts: `rows`, where there are some, take every block of activations, and what is kept of them is
+def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None] | None = None, sample: int = 64) -> Reservoir:
+    """One pass over all prompts: every block of activations goes to `take`, if that is there, and what is kept of them is
     bounded: some pairs for held-out figures, and a `sample`."""
     foldable = torch.tensor([place for place, pair in enumerate(pairs) if pair.fold != -1], dtype=torch.long)
     reservoir = Reservoir(foldable, sum(pair.positions for pair in pairs), job.config.held_out, sample)
     for block in blocks(job, pairs):
         reservoir.add(block)
-        if rows is not None:
-            rows.add(block)
+        if take is not None:
+            take(block)
     return reservoir
 
 

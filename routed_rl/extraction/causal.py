@@ -73,14 +73,9 @@ def _layer(job: Job, subspace: Subspace) -> int:
 
 
 def _effects(score: Callable[[Change], float], base: float, direction: Tensor, length: float) -> Effects:
-    def push(stream: Tensor, by: float) -> Tensor:
-        return stream + by * direction.to(stream)
-
-    def ablate(stream: Tensor) -> Tensor:
-        return stream - (stream @ direction.to(stream)).unsqueeze(-1) * direction.to(stream)
-
-    more, less = (score(lambda stream, by=by: push(stream, by)) - base for by in (length, -length))
-    return Effects(more, less, score(ablate) - base)
+    more, less = (score(lambda stream, by=by: stream + by * direction.to(stream)) - base for by in (length, -length))
+    ablated = score(lambda stream: stream - (stream @ direction.to(stream)).unsqueeze(-1) * direction.to(stream)) - base
+    return Effects(more, less, ablated)
 
 
 def _scorer(model: PreTrainedModel, answers: list[Answers], layer: int) -> Callable[[Change], float]:

@@ -12,6 +12,7 @@ from routed_rl.extraction.causal import causal_check
 from routed_rl.extraction.job import Job, Progress
 from routed_rl.extraction.plot import draw_check
 from routed_rl.subspace import Subspace, check_quality, describe_quality
+from routed_rl.subspace.quality import figure
 from routed_rl.subspace.separation import best_layer, cosines
 
 SHOWN = 12
@@ -70,8 +71,8 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     quality, axes, causal = found["quality"], found["axes"], found["causal"]
     made = {"quality by layer": describe_quality(quality) if quality["pairs"] is not None else [],
             "held-out separation (AUROC) by axis and layer, beside random directions": [
-                {"layer": str(row["layer"]), **{name: _figure(row["auroc"].get(name)) for name in axes["names"][:SHOWN]},
-                 "random": _figure(row["random"]), "random, best": _figure(row["random_best"])}
+                {"layer": str(row["layer"]), **{name: figure(row["auroc"].get(name)) for name in axes["names"][:SHOWN]},
+                 "random": figure(row["random"]), "random, best": figure(row["random_best"])}
                 for row in (axes["layers"] if axes else [])]}
     if "missing" not in causal:
         made[f"causal check at layer {causal['layer']}, push of {causal['length']:.3g}: change of log p(positive) - log "
@@ -124,7 +125,3 @@ def _causal(causal: dict[str, Any], limit: float) -> Answer:
     return (f"{best['axis']}: {best['steering']:+.2f} nat per token at layer {causal['layer']}, p = {best['p']:.3f} against "
             f"{len(causal['random']['steering'])} random directions, {best['p_corrected']:.3f} corrected for "
             f"{len(causal['axes'])} axes; at most {limit:g}", best["p_corrected"] <= limit)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

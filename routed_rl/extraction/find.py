@@ -80,9 +80,9 @@ def _fitted(job: Job, pairs: list[TokenPair], source: str) -> Subspace:
     config, method, kinds = job.config, fits.METHODS[job.config.method], kinds_of(pairs)
     names = [str(kind) for kind in kinds]
     rows = method.gather(torch.tensor([index for kind, index in kinds.items() if isinstance(kind, int)], dtype=torch.long))
-    reservoir = gather(job, pairs, rows)
     first = int(config.hook == "resid_pre")
-    found = method.name(rows.rows().from_layer(first), job.size, names, job.seed)
+    reservoir = gather(job, pairs, lambda block: rows.add(block.from_layer(first)))
+    found = method.name(rows.rows(), job.size, names, job.seed)
     quality = _quality(job, reservoir.samples().from_layer(first), found, names)
     if first:
         found, quality = found.behind_an_empty_layer(), behind_an_empty_layer(quality)

@@ -18,15 +18,15 @@ Read = Callable[[Tensor], None]
 
 
 def _at_input(module: nn.Module, read: Read) -> RemovableHandle:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read(args[0] if args else kwargs["hidden_states"])
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_pre_hook(
+        lambda _module, args, kwargs: read(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
 
 
 def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
-    return module.register_forward_hook(
-        lambda _module, _inputs, output: read(output[0] if isinstance(output, tuple) else output))
+    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
+        read(output[0] if isinstance(output, tuple) else output)
+
+    return module.register_forward_hook(hook)
 
 
 HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHandle]] = {

@@ -110,10 +110,8 @@ class Subspace:
 
     def strengths(self, layer: int) -> Tensor:
         """(K_l,): how far the personas are apart along each direction of a layer, in units of their gap there."""
-        if self.spreads is not None:
-            return self.spreads[layer] / self.units[layer]
         rank = self.directions[layer].shape[1]
-        return self.scales[layer, 1:1 + rank] / self.units[layer]
+        return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """Refuse a model other than the one this was extracted from, with the difference."""
@@ -128,13 +126,10 @@ class Subspace:
     def save(self, folder: Path) -> None:
         """Write `subspace.safetensors` and `subspace.json`; whole or not at all."""
         tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
-        for layer, (basis, axes) in enumerate(zip(self.directions, self.axes, strict=True)):
-            tensors |= {f"directions.{layer}": basis.contiguous(), f"axes.{layer}": axes.contiguous()}
-        for layer, spread in enumerate(self.spreads or []):
-            tensors[f"spreads.{layer}"] = spread.contiguous()
+        for name, layers in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads or []}.items():
+            tensors |= {f"{name}.{layer}": tensor for layer, tensor in enumerate(layers)}
         with sealed_folder(folder) as partial:
-            save_file({key: value.float().contiguous() for key, value in tensors.items()},
-                      partial / "subspace.safetensors")
+            save_file({key: value.float().contiguous() for key, value in tensors.items()}, partial / "subspace.safetensors")
             write_json(partial / "subspace.json", {"provenance": asdict(self.provenance), "axis_names": self.axis_names,
                                                    "quality": self.quality})
 

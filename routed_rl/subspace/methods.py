@@ -15,7 +15,7 @@ from torch import Tensor
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal, random_basis
 from routed_rl.subspace.artifact import Provenance, Subspace
-from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Gathering, Rows
+from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Rows
 from routed_rl.subspace.samples import Samples
 
 SMALLEST_SCALE = 1e-3
@@ -31,10 +31,6 @@ class Size:
     weakest: float = 1.0
     components: int = 3
     """Of the assistant axis: leading components of the roles beside the axis, at most, where there is no rank."""
-
-    def of(self, squares: Tensor) -> int:
-        """The number for these squared singular values, largest first."""
-        return int((squares >= self.weakest**2 * squares[:1]).sum()) if self.rank is None else self.rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +63,7 @@ class Found:
 class Method:
     """`gather` makes what blocks of samples are added to; `name` turns its rows into directions and axes."""
 
-    gather: Callable[[Tensor | None], Gathering]
+    gather: type[DifferenceRows]
     name: Callable[[Rows, Size, Sequence[str], int], Found]
     """(rows, size, names of the kinds, seed)"""
 
@@ -88,7 +84,7 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     wide = weighted.shape[0] <= weighted.shape[1]
     squares, vectors = torch.linalg.eigh(weighted @ weighted.mT if wide else weighted.mT @ weighted)
     squares, vectors = squares.flip(0), vectors.flip(1)
-    rank = size.of(squares)
+    rank = int((squares >= size.weakest**2 * squares[:1]).sum()) if size.rank is None else size.rank
     squares, vectors = squares[:rank], vectors[:, :rank]
     # Squaring costs half of the digits: what rounding leaves of a null direction is some eps of the largest square.
     floor = max(NULL**2, 10 * vectors.shape[0] * torch.finfo(torch.float64).eps)
@@ -108,7 +104,7 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
     that has it point to the positive persona, its scale the weighted root mean square of the rows along it. A layer
     with fewer components than another has zero columns (of scale gap) in their place: there every shift reads 0.
     """
-    units = checked_units(rows)
+    units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     directions, axes, scales = [], [], []
     for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units, strict=True):
         basis = _towards(gap, top_directions(layer, rows.weights_G, size))
@@ -122,7 +118,7 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
 def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
     """The random control: `components` with other directions; axes, scales and units are the real ones."""
     real = components(rows, size, kinds, seed)
-    return Found(rotated(real.directions, seed), real.axes, real.axis_names, real.scales, real.units)
+    return replace(real, directions=rotated(real.directions, seed))
 
 
 def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: int) -> Found:
@@ -132,7 +128,7 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
     assistant, so "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. A component's
     scale is the root mean square over roles along it; it points to where the roles' longer tail lies.
     """
-    units = checked_units(rows)
+    units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     total = size.components + 1 if size.rank is None else size.rank
     directions, axes, scales = [], [], []
     for layer, gap, unit in zip(rows.rows_LGD.double(), rows.gap_LD, units, strict=True):
@@ -162,7 +158,7 @@ def persona_vectors(rows: Rows, size: Size, kinds: Sequence[str], _seed: int) ->
     gap_LJD = rows.rows_LGD.double()
     lengths = gap_LJD.norm(dim=2)
     units = lengths.square().mean(dim=1).sqrt()
-    _refuse_no_difference(lengths.min(dim=1).values, rows.norm_L)
+    checked_units(lengths.min(dim=1).values, rows.norm_L)
     mean = rows.gap_LD.norm(dim=1, keepdim=True).clamp(min=SMALLEST_SCALE * units.unsqueeze(1))
     axes = torch.cat([(rows.gap_LD / mean).unsqueeze(1), gap_LJD / lengths.unsqueeze(2)], dim=1).mT.float()
     directions = [_towards(gap, top_directions(layer, rows.weights_G, size))
@@ -212,19 +208,14 @@ def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str
     return Found(directions, axes, names, torch.stack(scales).float(), units.float(), spreads)
 
 
-def checked_units(rows: Rows) -> Tensor:
-    """(L,) float64: the gaps' lengths; SubspaceError for a layer where they are nothing beside the stream."""
-    units = rows.gap_LD.norm(dim=1)
-    _refuse_no_difference(units, rows.norm_L)
-    return units
-
-
 def _towards(gap: Tensor, basis: Tensor) -> Tensor:
     return basis * torch.where(gap @ basis.double() < 0, -1.0, 1.0).float()
 
 
-def _refuse_no_difference(lengths_L: Tensor, norm_L: Tensor) -> None:
+def checked_units(lengths_L: Tensor, norm_L: Tensor) -> Tensor:
+    """The lengths of the gaps; SubspaceError for a layer where it is nothing beside the stream."""
     for layer, (length, norm) in enumerate(zip(lengths_L, norm_L, strict=True)):
         if length <= NULL * norm:
             raise SubspaceError(f"the two personas do not differ at the output of layer {layer} (gap {length:.1e}, "
                                 f"stream {norm:.1e}); use prompts that differ")
+    return lengths_L

@@ -89,13 +89,12 @@ def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
     The first part gives the unit of the quarantine's bound, the stream's sample, and the provenance, whose method and
     details the caller replaces. Raises SubspaceError for parts of different models.
     """
-    _, first = parts[0]
-    for name, part in parts[1:]:
-        ours, theirs = first.provenance, part.provenance
+    first = parts[0][1]
+    ours = first.provenance
+    for _, part in parts[1:]:
         part.check_model(model=ours.model, model_hash=ours.model_hash, width=ours.width, layers=ours.layers)
-        assert theirs.layers == len(part.directions), name
     directions, spreads = [], []
-    for layer in range(first.provenance.layers):
+    for layer in range(ours.layers):
         columns = torch.cat([part.directions[layer] for _, part in parts], dim=1)
         lengths = torch.cat([part.strengths(layer) * part.units[layer] for _, part in parts])
         basis = in_order(columns)[:, : size.rank]

@@ -93,9 +93,9 @@ def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
 
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
     """One row of short texts per layer, for a table; a dash where there is no figure."""
-    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": _text(row.get("auroc"), ".2f"),
-             "pairs in order": _text(row.get("ordered"), ".0%"), "stability": _text(row.get("stability"), ".2f"),
-             "captured": _text(row.get("captured"), ".0%"), "x random": _text(row.get("captured_ratio"), ".1f"),
+    return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": figure(row.get("auroc")),
+             "pairs in order": figure(row.get("ordered"), ".0%"), "stability": figure(row.get("stability")),
+             "captured": figure(row.get("captured"), ".0%"), "x random": figure(row.get("captured_ratio"), ".1f"),
              "place": "-" if row.get("captured_place") is None else f"{row['captured_place']} of {quality['draws'] + 1}"}
             for row in quality["layers"]]
 
@@ -148,7 +148,8 @@ def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int,
             "captured_place": 1 + int((random >= real).sum())}
 
 
-def _text(value: float | None, form: str) -> str:
+def figure(value: float | None, form: str = ".2f") -> str:
+    """A number as a table shows it; a dash where there is none."""
     return "-" if value is None else format(value, form)
 
 

@@ -6,7 +6,6 @@ Not covered: a number of *kinds* that grows with the prompts. Shape letters: L l
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,18 +36,6 @@ class Rows:
     kinds_G: Tensor
     """Kind of each row; -1 where a row stands for several."""
 
-    def from_layer(self, first: int) -> Rows:
-        """Without the layers before `first`."""
-        return replace(self, rows_LGD=self.rows_LGD[first:], gap_LD=self.gap_LD[first:], norm_L=self.norm_L[first:])
-
-
-class Gathering(Protocol):
-    """`add` takes blocks in any number; `rows` may be asked for at any time."""
-
-    def add(self, block: Samples) -> None: ...
-
-    def rows(self) -> Rows: ...
-
 
 def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
     """At most `CAPACITY` rows (L, G, D) with the second moments of `before` and `rows_LGD` together.
@@ -70,7 +57,8 @@ def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
 
 
 class DifferenceRows:
-    """positive - negative, averaged over the pairs of one kind at one position: one row each.
+    """positive - negative, averaged over the pairs of one kind at one position: one row each. `add` takes blocks in any number;
+    `rows` may be asked for at any time.
 
     Sums are kept for kinds that several pairs share; a kind of one pair is a row at once and goes into a sketch.
     """
@@ -116,8 +104,8 @@ class DifferenceRows:
         grouped = sum((weight * row.squeeze(1).double() for weight, row in zip(weights, parts, strict=True)), 0.0)
         total = sum(weights) + self._alone_weight
         kinds = [kind for kind, _ in groups]
-        for weight in sorted(self._sketches):
-            parts.append(rows := self._sketches[weight])
+        for weight, rows in sorted(self._sketches.items()):
+            parts.append(rows)
             weights += [weight] * rows.shape[1]
             kinds += [-1] * rows.shape[1]
         if total == 0:
@@ -128,17 +116,17 @@ class DifferenceRows:
                     torch.as_tensor(self._norms) / self._seen, torch.tensor(kinds))
 
 
-class CentredRows:
+class CentredRows(DifferenceRows):
     """Activations of both personas, each position from the end centred by itself; the gap is that of the differences."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
-        self._differences = DifferenceRows(alone)
+        super().__init__(alone)
         self._means: dict[int, tuple[Tensor, int]] = {}
-        self._sketches: dict[float, Tensor] = {}
+        self._centred: dict[float, Tensor] = {}
         self._total = 0.0
 
     def add(self, block: Samples) -> None:
-        self._differences.add(block)
+        super().add(block)
         both, offsets = torch.cat([block.positive, block.negative], dim=1), block.offset_R.repeat(2)
         self._total += block.weights(offsets).sum().item()
         for offset in offsets.unique().tolist():
@@ -149,12 +137,11 @@ class CentredRows:
             # Second moments of two parts about their common mean: each about its own, and one row between the means.
             between = moved * (earlier * count / (earlier + count)) ** 0.5
             weight = block.last_weight if offset == 0 else 1.0
-            self._sketches[weight] = sketched(self._sketches.get(weight), torch.cat([rows - mean, between], dim=1).float())
+            self._centred[weight] = sketched(self._centred.get(weight), torch.cat([rows - mean, between], dim=1).float())
             self._means[offset] = (before + moved * (count / (earlier + count)), earlier + count)
 
     def rows(self) -> Rows:
-        order = sorted(self._sketches)
-        weights = [weight for weight in order for _ in range(self._sketches[weight].shape[1])]
-        return replace(self._differences.rows(), rows_LGD=torch.cat([self._sketches[weight] for weight in order], dim=1),
-                       weights_G=torch.tensor(weights, dtype=torch.float64), total_weight=self._total,
-                       kinds_G=torch.full((len(weights),), -1))
+        sketches = sorted(self._centred.items())
+        weights = [weight for weight, rows in sketches for _ in range(rows.shape[1])]
+        return replace(super().rows(), rows_LGD=torch.cat([rows for _, rows in sketches], dim=1), total_weight=self._total,
+                       weights_G=torch.tensor(weights, dtype=torch.float64), kinds_G=torch.full((len(weights),), -1))

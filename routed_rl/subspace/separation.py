@@ -31,9 +31,8 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
                                     for layer in range(len(found.axes))]
     if len(samples.pair_R.unique()) >= FEWEST_PAIRS:
         parts = [samples.of_pairs(half) for half in halves(samples, generator)]
-        ours = [fit(part) for part in parts]
+        one, other = (fit(part) for part in parts)
         drawn = random_basis(samples.positive.shape[2], 1, generator, draws=DRAWS).squeeze(2).mT
-        one, other = ours
         gaps = [gathered("mean_difference", part).gap_LD for part in parts]
         folds = [(one, gaps[0], parts[1]), (other, gaps[1], parts[0])]
         for layer, row in enumerate(layers):
@@ -61,10 +60,9 @@ def cosines(ours: Subspace, theirs: Subspace) -> list[dict[str, Any]]:
     for column, name in enumerate(ours.axis_names):
         best: tuple[float, str] = (0.0, "")
         for other, their_name in enumerate(theirs.axis_names):
-            along = torch.stack([a[:, column] @ b[:, other] for a, b in zip(ours.axes, theirs.axes, strict=True)])
-            both = torch.tensor([bool(a[:, column].any() and b[:, other].any())
-                                 for a, b in zip(ours.axes, theirs.axes, strict=True)])
-            if both.any() and abs(cosine := along[both].mean().item()) > abs(best[0]):
+            pairs = [(a[:, column], b[:, other]) for a, b in zip(ours.axes, theirs.axes, strict=True)]
+            along = [axis @ theirs_axis for axis, theirs_axis in pairs if axis.any() and theirs_axis.any()]
+            if along and abs(cosine := torch.stack(along).mean().item()) > abs(best[0]):
                 best = cosine, their_name
         rows.append({"axis": name, "nearest": best[1], "cosine": best[0], "chance": ours.provenance.width**-0.5})
     return rows

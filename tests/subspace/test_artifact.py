@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from routed_rl.artifacts import sealed_folder
-from routed_rl.errors import SubspaceError
+from routed_rl.errors import CheckFailed, SubspaceError
 from routed_rl.linalg import random_basis
 from routed_rl.subspace import Provenance, Subspace
 
@@ -62,7 +62,7 @@ def test_a_missing_folder_or_file_is_refused_with_the_way_out(tmp_path):
 
 def test_a_write_that_fails_leaves_the_former_subspace_whole(tmp_path):
     make().save(tmp_path / "s")
-    with pytest.raises(ValueError):
+    with pytest.raises(CheckFailed, match="quality.auroc=nan is not finite"):
         make(quality={"auroc": float("nan")}).save(tmp_path / "s")
     assert Subspace.load(tmp_path / "s").quality == make().quality
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
