@@ -41,7 +41,7 @@ def compose(overrides: list[str]) -> Config:
             composed = hydra_compose("config", texts)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
-    config = _absolute(_typed(composed))
+    config = _typed(composed)
     refuse_secrets(dataclasses.asdict(config))
     return config
 
@@ -58,43 +58,22 @@ def from_anywhere(overrides: list[str]) -> list[str]:
 
 def _from_anywhere(text: str) -> str:
     key, equals, _ = text.partition("=")
-    if not equals or not PATHS.fullmatch(key.lstrip("+")) or (override := parse_override(text)[1]).is_sweep_override():
+    name = key.lstrip("+")
+    if not equals or not PATHS.fullmatch(name) or (override := parse_override(text)[1]).is_sweep_override():
         return text
     value: Any = override.value()
-    if isinstance(value, list):
-        found: Any = [_absolute_path(key, path) for path in value]
-        return text if found == value else f"{key}={json.dumps(found)}"
-    found = _absolute_path(key, value)
-    return text if found == value else f"{key}={found}"
+    found = mapped(value, _absolute, name)
+    return text if found == value else f"{key}={json.dumps(found) if isinstance(found, list) else found}"
 
 
-def _absolute_path(key: str, path: Any) -> Any:
-    """An environment is `FILE.py:CLASS` or a name, which is no file; the other settings name files and folders."""
-    if not isinstance(path, str):
+def _absolute(name: str, path: Any) -> Any:
+    """A setting that names a file or folder, as it stands from here. An environment is `FILE.py:CLASS` or a name, no file."""
+    if not isinstance(path, str) or not PATHS.fullmatch(name):
         return path
-    if not key.lstrip("+").startswith("env."):
+    if not name.startswith("env."):
         return resolve(path)
-    file, colon, name = path.rpartition(":")
-    return f"{resolve(file)}{colon}{name}" if file.endswith(".py") else path
-
-
-def _absolute(config: Config) -> Config:
-    """Paths as they stand from where the command is typed."""
-    ours, model = config.subspace, config.model.path
-    files = {name: getattr(ours, name) for name in ("path", "weights", "roles_file", "traits_file", "questions_file")}
-    files |= {"prompts": ours.prompts_for(model), "answers": ours.answers_for(model)}
-    subspace = dataclasses.replace(ours, **{name: path and resolve(path) for name, path in files.items()},
-                                   parts=[resolve(part) for part in ours.parts],
-                                   compare_to=[resolve(path) for path in ours.compare_to])
-    model = dataclasses.replace(config.model, path=resolve(config.model.path))
-    env = {name: _with_absolute_file(settings) for name, settings in config.env.items()}
-    return dataclasses.replace(config, subspace=subspace, model=model, env=env)
-
-
-def _with_absolute_file(settings: Any) -> Any:
-    if not isinstance(settings, dict) or "path" not in settings:
-        return settings
-    return settings | {"path": _absolute_path("env.path", settings["path"])}
+    file, colon, cls = path.rpartition(":")
+    return f"{resolve(file)}{colon}{cls}" if file.endswith(".py") else path
 
 
 def _checked(text: str, folder: Path) -> str:
@@ -176,7 +155,7 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def _typed(composed: DictConfig) -> Config:
-    """`composed` as a `Config`, every value of the type its field declares."""
+    """`composed` as a `Config`: every value of the type its field declares, paths as they stand from here."""
     plain: Any = None
     try:
         mapped(OmegaConf.to_container(composed, resolve=False), check_variables)
@@ -197,7 +176,10 @@ def _typed(composed: DictConfig) -> Config:
     typed["env"] = _with_references(written["env"], typed["env"], texts)
     typed["trainer"] = {key: value if isinstance(value, (int, float)) else _with_references(written["trainer"][key], value, texts)
                         for key, value in typed["trainer"].items()}
-    return from_mapping(typed)
+    subspace, model = typed["subspace"], typed["model"]["path"]
+    for kind in ("prompts", "answers"):
+        subspace[kind] = subspace[kind] or subspace[f"known_{kind}"].get(model)
+    return from_mapping(mapped(typed, _absolute))
 
 
 AT_ONCE = ("path", "probe", "algorithm", "optim", "report_to")

@@ -133,7 +133,8 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
     """What the process that failed of itself said; those that lost it, or were ended for it, failed too and say less."""
     local = min(failures, key=lambda local: _rank_of(failures[local]))
     code, file = failures[local], _log(logs, first + local, "err")
-    said = _last_line(file)
+    lines = file.read_text().strip().splitlines() or ["it said nothing"]
+    said = lines[-1].partition(": ")[2] or lines[-1]  # without its `error:`
     if code == 2:
         return RoutedRLError(said)
     if code == 4:
@@ -155,9 +156,3 @@ def _rank_of(code: int) -> int:
     if code < 0 and code != -signal.SIGTERM:
         return 1
     return 2 if code == 1 else 3
-
-
-def _last_line(file: Path) -> str:
-    """Without its `error:`."""
-    lines = file.read_text().strip().splitlines() or ["it said nothing"]
-    return lines[-1].partition(": ")[2] or lines[-1]

@@ -5,7 +5,6 @@ Not run here on a cluster: what the script says to SLURM was tested with stand-i
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ from string import Template
 from routed_rl.artifacts import write_text
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import LaunchError
-from routed_rl.launching.processes import run_processes
 
 
 class Script(Template):
@@ -37,8 +35,7 @@ def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
 def submit(script: Path) -> str:
     """Hand the script to SLURM; what it answered."""
     if shutil.which("sbatch") is None:
-        raise LaunchError(f"there is no sbatch here, so nothing was submitted; where there is one: sbatch "
-                          f"{script}")
+        raise LaunchError(f"there is no sbatch here, so nothing was submitted; where there is one: sbatch {script}")
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(f"sbatch refused {script}: {' '.join(done.stderr.split())}; change launch.sbatch")
@@ -49,8 +46,3 @@ def node_command(launch: LaunchConfig, command: list[str]) -> list[str]:
     """`command` once on every node of the job."""
     everywhere = [f"--nodes={launch.nodes}", f"--ntasks={launch.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     return ["srun", *everywhere, *command]
-
-
-def run_on_this_node(command: list[str], launch: LaunchConfig, folder: Path) -> None:
-    """This node's processes, as SLURM's variables place it."""
-    run_processes(command, launch, folder, node=int(os.environ["SLURM_NODEID"]), address=os.environ["MASTER_ADDR"])

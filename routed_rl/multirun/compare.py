@@ -10,7 +10,7 @@ from routed_rl.artifacts import alone_in, write_json, write_text
 from routed_rl.config import Compose
 from routed_rl.errors import ConfigError
 from routed_rl.multirun import reporter
-from routed_rl.multirun.comparison import draw, tables, with_bounds, with_half_width
+from routed_rl.multirun.comparison import draw, tables
 from routed_rl.multirun.job import Job, seeded, train_or_resume
 from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
@@ -49,10 +49,10 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
             notes.append(f"{wide}; a mean needs --seeds 3, a headline --seeds 5")
         request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": rank_seeds}
         write_json(folder / "compare.json", {**found, "request": request, "failed": failed, "notes": notes})
-        write_text(folder / "compare.md", "\n".join([*(table.markdown() for table in tables(found, with_bounds)),
+        write_text(folder / "compare.md", "\n".join([*(table.markdown() for table in tables(found, bounds=True)),
                                                      *(f"Note: {note}.\n" for note in notes)]))
         drawn = draw(folder / "compare.png", found)
-    reporter.show(tables(found, with_half_width), notes)
+    reporter.show(tables(found, bounds=False), notes)
     reporter.written(folder, ["compare.json", "compare.md", *drawn])
     refuse_failed(failed, len(runs), folder / "logs")
     return folder / "compare.json"

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from routed_rl.multirun.reporter import Table, panels, save
 
-Cell = Callable[[dict[str, Any]], str]
 
+def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
+    """The tables of a comparison, without the empty ones; intervals with their `bounds`, or shorter, to fit a screen."""
+    def table(title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
+        """A row per environment and metric, a column per key of `columns`, which hold {environment: {metric: value}}."""
+        keys = dict.fromkeys((env, metric) for column in columns.values() for env, row in column.items() for metric in row
+                             if only in (None, metric))
+        return Table(title, ["", *columns], [
+            [f"{env} {metric}".lstrip(), *(_cell(column.get(env, {}).get(metric), bounds) for column in columns.values())]
+            for env, metric in keys])
 
-def tables(found: dict[str, Any], cell: Cell) -> list[Table]:
-    """The tables of a comparison, without the empty ones; `cell` writes an interval."""
     arms, first = found["arms"], next(iter(found["arms"].values()), {})
     base = {"base": first.get("base", {})}
     made = [
-        _by_arm(cell, "deployed model (quarantine discarded)", base | {arm: models["deployed"] for arm, models in arms.items()}),
-        _by_arm(cell, "policy (quarantine on)", base | {arm: models["policy"] for arm, models in arms.items()}),
-        _by_arm(cell, "deployed: route minus control (real minus random)", {"difference": found["real_minus_random"]}),
-        _by_arm(cell, "deployed minus base", found["deployed_minus_base"]),
-        _by_arm(cell, "policy, as a share of the unrouted run's", found["policy_over_unrouted"], only="reward"),
-        _by_arm(cell, "deployed: share of the unrouted run's gain kept", found["gain_kept"]),
-        _ranks(cell, found["ranks"]),
+        table("deployed model (quarantine discarded)", base | {arm: models["deployed"] for arm, models in arms.items()}),
+        table("policy (quarantine on)", base | {arm: models["policy"] for arm, models in arms.items()}),
+        table("deployed: route minus control (real minus random)", {"difference": found["real_minus_random"]}),
+        table("deployed minus base", found["deployed_minus_base"]),
+        table("policy, as a share of the unrouted run's", found["policy_over_unrouted"], only="reward"),
+        table("deployed: share of the unrouted run's gain kept", found["gain_kept"]),
+        table("route by rank", {f"rank {rank}": _of_rank(models) for rank, models in found["ranks"].items()}),
     ]
     return [table for table in made if table.rows]
 
 
-def with_bounds(value: dict[str, Any]) -> str:
-    """`mean [low, high]`, or the mean alone where there is one seed."""
-    bounds = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value['mean']:.3f}{bounds}"
+def _cell(value: dict[str, Any] | None, bounds: bool) -> str:
+    """`mean [low, high]` or `mean ±half`, and the mean alone where there is one seed."""
+    if value is None or value["low"] is None:
+        return "-" if value is None else f"{value['mean']:.3f}"
+    spread = f"[{value['low']:.3f}, {value['high']:.3f}]" if bounds else f"±{value['high'] - value['mean']:.3f}"
+    return f"{value['mean']:.3f} {spread}"
 
 
-def with_half_width(value: dict[str, Any]) -> str:
-    """`mean ±half the interval`, which fits a screen."""
-    half = "" if value["low"] is None else f" ±{value['high'] - value['mean']:.3f}"
-    return f"{value['mean']:.3f}{half}"
+def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The policy's reward, the deployed model's flags and solve, and what the quarantine holds."""
+    policy = {f"policy {env}": {"reward": row.get("reward")} for env, row in found["policy"].items()}
+    deployed = {f"deployed {env}": {metric: value for metric, value in row.items() if metric != "reward"}
+                for env, row in found["deployed"].items()}
+    routing = found.get("routing") or {}
+    return policy | deployed | {"": {name: routing.get(name) for name in ("quarantine_share", "routed_fraction")}}
 
 
 def draw(path: Path, found: dict[str, Any]) -> list[str]:
@@ -68,30 +78,3 @@ def _panel(panel: Any, env: str, arms: dict[str, Any]) -> None:
     panel.set_title(f"{env}, deployed (dotted: base)", fontsize="medium")
     panel.set_xlim(-0.5, len(arms) - 0.5)
     panel.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=max(1, len(metrics)), frameon=False)
-
-
-def _by_arm(cell: Cell, title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
-    """A row per environment and metric, a column per key of `columns`, which hold {environment: {metric: value}}."""
-    keys = dict.fromkeys((env, metric) for table in columns.values() for env, row in table.items() for metric in row
-                         if only in (None, metric))
-    rows = [[f"{env} {metric}", *(_or_dash(cell, table.get(env, {}).get(metric)) for table in columns.values())]
-            for env, metric in keys]
-    return Table(title, ["", *columns], rows)
-
-
-def _ranks(cell: Cell, ranks: dict[str, Any]) -> Table:
-    """A column per rank: the policy's reward, the deployed model's flags and solve, and what the quarantine holds."""
-    lines: dict[str, list[str]] = {}
-    for position, found in enumerate(ranks.values()):
-        entries = {f"policy {env} reward": row.get("reward") for env, row in found["policy"].items()}
-        entries |= {f"deployed {env} {metric}": value for env, row in found["deployed"].items()
-                    for metric, value in row.items() if metric != "reward"}
-        routing = found.get("routing") or {}
-        entries |= {name: routing.get(name) for name in ("quarantine_share", "routed_fraction")}
-        for name, value in entries.items():
-            lines.setdefault(name, ["-"] * len(ranks))[position] = _or_dash(cell, value)
-    return Table("route by rank", ["", *(f"rank {rank}" for rank in ranks)], [[name, *row] for name, row in lines.items()])
-
-
-def _or_dash(cell: Cell, value: dict[str, Any] | None) -> str:
-    return "-" if value is None else cell(value)

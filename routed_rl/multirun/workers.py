@@ -13,9 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from routed_rl import console
@@ -34,22 +32,27 @@ Stop = Callable[[Job], str | None]
 POLL_S = 1.0
 
 
-@dataclass
 class Worker:
     """A process that does one run after the other."""
 
-    process: SpawnProcess
-    connection: Connection
-
-    @classmethod
-    def start(cls, jobs: int) -> Worker:
+    def __init__(self, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, os.getpid(), jobs))
-        process.start()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), jobs))
+        self.process.start()
         # Our copy of its end must go: only then does its death read as the end of the file.
         theirs.close()
-        return cls(process, ours)
+
+    def begin(self, execute: Execute, job: Job, logs: Path) -> None:
+        self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
+
+    def outcome(self) -> str | None:
+        """Wait for the end of the job: what went wrong with it."""
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.process.join()
+            return f"its process died (exit code {self.process.exitcode}); was there enough memory?"
 
     def stop(self) -> None:
         """End it at once; a run in progress can be resumed."""
@@ -68,27 +71,30 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
-    workers = [Worker.start(at_once) for _ in range(min(at_once, count))]
+    workers = [Worker(at_once) for _ in range(min(at_once, count))]
     busy: dict[Connection, tuple[Worker, Job]] = {}
     try:
         for job in first if execute is train_or_resume else ():
-            if not job.folder.path.exists():
-                _try_out(workers[0], job, logs)
+            if job.folder.path.exists():
+                continue
+            workers[0].begin(try_out, job, logs)
+            if problem := workers[0].outcome():
+                raise RoutedRLError(f"{job.name} cannot begin, and nothing was trained: {problem}")
         with console.progress(verb, "runs") as advance:
             advance(0, count)
             while True:
-                for worker in [worker for worker in workers if worker.connection not in busy]:
-                    if (job := next(waiting, None)) is not None:
-                        worker.connection.send(_order(execute, job, logs))
-                        busy[worker.connection] = worker, job
+                idle = [worker for worker in workers if worker.connection not in busy]
+                for worker, job in zip(idle, waiting, strict=False):
+                    worker.begin(execute, job, logs)
+                    busy[worker.connection] = worker, job
                 if not busy:
                     return failed
                 for ready, reason in _ready(busy, stop):
                     worker, job = busy.pop(ready)
-                    problem = reason or _outcome(worker)
+                    problem = reason or worker.outcome()
                     if not worker.process.is_alive() or reason:
                         worker.stop()
-                        workers[workers.index(worker)] = Worker.start(at_once)
+                        workers[workers.index(worker)] = Worker(at_once)
                     if problem and not reason:
                         failed[job.name] = problem
                         console.say(f"{job.name} failed: {problem}; see {logs / job.name}.log")
@@ -118,33 +124,13 @@ def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
                             "again")
 
 
-def _order(execute: Execute, job: Job, logs: Path) -> tuple[Execute, Config, list[str], str]:
-    return execute, job.config, job.overrides, str(logs / f"{job.name}.log")
-
-
-def _try_out(worker: Worker, job: Job, logs: Path) -> None:
-    worker.connection.send(_order(try_out, job, logs))
-    if problem := _outcome(worker):
-        raise RoutedRLError(f"{job.name} cannot begin, and nothing was trained: {problem}")
-
-
 def _ready(busy: dict[Connection, tuple[Worker, Job]], stop: Stop | None) -> list[tuple[Connection, str | None]]:
     """Those that have ended, and those that shall end now, with the reason."""
-    while True:
-        if found := wait(list(busy), None if stop is None else POLL_S):
-            return [(each, None) for each in busy if each in found]
+    while not (found := wait(list(busy), None if stop is None else POLL_S)):
         assert stop is not None
         if stopped := [(each, reason) for each, (_, job) in busy.items() if (reason := stop(job))]:
             return list(stopped)
-
-
-def _outcome(worker: Worker) -> str | None:
-    """What went wrong with the job that this worker has ended."""
-    try:
-        return worker.connection.recv()
-    except EOFError:
-        worker.process.join()
-        return f"its process died (exit code {worker.process.exitcode}); was there enough memory?"
+    return [(each, None) for each in busy if each in found]
 
 
 def _serve(connection: Connection, parent: int, jobs: int) -> None:
@@ -155,7 +141,10 @@ def _serve(connection: Connection, parent: int, jobs: int) -> None:
     with suppress(EOFError):
         while True:
             execute, config, overrides, log = connection.recv()
-            _redirect_output(log)
+            # All that this process prints, native libraries included.
+            with open(log, "a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
             connection.send(_attempt(execute, config, overrides))
             gc.collect()
 
@@ -168,11 +157,3 @@ def _attempt(execute: Execute, config: Config, overrides: list[str]) -> str | No
         print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
         name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
         return " ".join(masked(f"{name}{error}").split())[:300]
-
-
-def _redirect_output(log: str) -> None:
-    """Send everything this process prints, native libraries included, to the end of `log`."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

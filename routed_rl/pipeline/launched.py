@@ -5,6 +5,7 @@ Not covered: evaluation before and after it in several processes.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import threading
@@ -19,7 +20,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.config import Config
 from routed_rl.errors import CheckpointError, command
-from routed_rl.launching import node_command, run_on_this_node, run_processes, submit, wait_for, write_job
+from routed_rl.launching import node_command, run_processes, submit, wait_for, write_job
 from routed_rl.pipeline.build import Parts, take_checkpoint
 from routed_rl.pipeline.record import read_config
 from routed_rl.rollout import Served
@@ -55,7 +56,8 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
 def run_node(folder: str, *urls: str) -> None:
     """Be a node of a job: start its processes and wait for them."""
     run = RunFolder.open(folder)
-    run_on_this_node(process_command("process", run, list(urls)), read_config(run).launch, run.path / LOGS)
+    run_processes(process_command("process", run, list(urls)), read_config(run).launch, run.path / LOGS,
+                  node=int(os.environ["SLURM_NODEID"]), address=os.environ["MASTER_ADDR"])
 
 
 def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
