@@ -21,7 +21,7 @@ from transformers import (
 
 from routed_rl.config import SubspaceConfig
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction import Job, find_subspace
+from routed_rl.extraction import Job, prepare
 from routed_rl.extraction.activations import blocks
 from routed_rl.extraction.contrast import find_prompts, read_prompts, tokenize_pairs
 from routed_rl.linalg import principal_cosines
@@ -78,7 +78,7 @@ def records(count: int, kinds: int | None = None) -> list[dict]:
 
 
 def run(config: SubspaceConfig, *, kind: str = "llama", seed: int = 0, template: bool = False, **options) -> Subspace:
-    return find_subspace(Job(make_model(kind), make_tokenizer(template=template), config, "tiny", "hash", seed, **options))
+    return prepare(Job(make_model(kind), make_tokenizer(template=template), config, "tiny", "hash", seed, **options))()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
@@ -176,7 +176,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     model = make_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = SubspaceConfig(prompts=write(tmp_path, records(8)))
-    find_subspace(Job(model, make_tokenizer(), config, "m", "h", 0))
+    prepare(Job(model, make_tokenizer(), config, "m", "h", 0))()
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -185,7 +185,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 def test_dropout_is_off_in_a_model_that_is_in_training(tmp_path):
     config, model = SubspaceConfig(prompts=write(tmp_path, records(8))), make_model("gpt2")
-    one, other = (find_subspace(Job(model.train(training), make_tokenizer(), config, "m", "h", 0)) for training in (True, False))
+    one, other = (prepare(Job(model.train(training), make_tokenizer(), config, "m", "h", 0))() for training in (True, False))
     assert torch.equal(one.units, other.units)
 
 
@@ -205,8 +205,8 @@ def test_provenance_names_model_and_prompts_and_a_saved_one_is_used_by_method_fi
     loaded = run(SubspaceConfig(method="file", path=str(tmp_path / "saved")))
     assert all(map(torch.equal, loaded.directions, subspace.directions))
     with pytest.raises(SubspaceError, match="not from tiny"):
-        find_subspace(Job(make_model(), make_tokenizer(), SubspaceConfig(method="file", path=str(tmp_path / "saved")), "tiny",
-                          "other", 0))
+        prepare(Job(make_model(), make_tokenizer(), SubspaceConfig(method="file", path=str(tmp_path / "saved")), "tiny",
+                          "other", 0))()
 
 
 def test_prompts_that_are_set_come_before_those_known_for_the_model():

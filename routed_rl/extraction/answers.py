@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from routed_rl.errors import SubspaceError
-from routed_rl.extraction.contrast import check_ids, prompt_ids, read_lines, require
+from routed_rl.extraction.contrast import check_ids, prompt_ids, read_lines
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import ask, persona_pairs, read_questions
 from routed_rl.extraction.responses import respond
@@ -38,17 +37,15 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
 
 
 def _from_file(job: Job, path: str) -> list[Answers]:
-    what, found = "answers file", []
-    for line, record in read_lines(path, what, "subspace.answers")[: job.config.check.answers]:
-        where = f"{what} {path}, line {line}"
-        require(record, where, prompts=("prompt",), texts=("positive", "negative"))
+    records = read_lines(path, "answers file", "subspace.answers", prompts=("prompt",), texts=("positive", "negative"))
+    found = []
+    for line, record in records[: job.config.check.answers]:
+        where = f"answers file {path}, line {line}"
         prompt = prompt_ids(job.tokenizer, record["prompt"], job.model, where)
         sides = [tuple(ids_of(job.tokenizer, record[side])) for side in ("positive", "negative")]
         for ids in sides:
             check_ids(prompt + ids, job.model, where)
         found.append(Answers(prompt, *sides))
-    if not found:
-        raise SubspaceError(f"{what} {path} is empty; write {{\"prompt\": ..., \"positive\": ..., \"negative\": ...}} a line")
     return found
 
 

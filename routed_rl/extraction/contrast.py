@@ -56,20 +56,17 @@ def find_prompts(config: SubspaceConfig, model_path: str) -> str:
 def read_prompts(path: str | Path) -> list[ContrastPair]:
     """Pairs of a JSON-lines file, relative to here or to the package's data; blank lines are skipped."""
     pairs = []
-    for number, record in read_lines(path):
-        where = f"prompts file {path}, line {number}"
-        require(record, where, prompts=("positive", "negative"))
+    for number, record in read_lines(path, prompts=("positive", "negative")):
         if not isinstance(kind := record.get("kind"), str | None):
-            raise SubspaceError(f"{where}: \"kind\" must be text, got {kind!r}")
+            raise SubspaceError(f"prompts file {path}, line {number}: \"kind\" must be text, got {kind!r}")
         pairs.append(ContrastPair(record["positive"], record["negative"], kind, number))
-    if not pairs:
-        raise SubspaceError(f"prompts file {path} is empty; write {{\"positive\": ..., \"negative\": ...}} a line")
     return pairs
 
 
-def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts"
-               ) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line of a JSON-lines file that is not blank."""
+def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts", *, prompts: Sequence[str] = (),
+               texts: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line of a JSON-lines file that is not blank; there is one, and each has these keys:
+    `texts` are text, `prompts` text or chat messages, and none is empty."""
     file = data_file(path, what, setting)
     with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -81,7 +78,11 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
                 record = json.loads(line)
             if not isinstance(record, dict):
                 raise SubspaceError(f"{where} is a {type(record).__name__}, not an object")
+            _require(record, where, prompts, texts)
             records.append((number, record))
+    if not records:
+        shape = ", ".join(f"\"{key}\": ..." for key in (*prompts, *texts))
+        raise SubspaceError(f"{what} {path} is empty; write {{{shape}}} a line")
     return records
 
 
@@ -96,8 +97,7 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
     return file
 
 
-def require(record: dict[str, Any], where: str, *, texts: Sequence[str] = (), prompts: Sequence[str] = ()) -> None:
-    """SubspaceError unless the record has these keys: `texts` are text, `prompts` text or chat messages, and none is empty."""
+def _require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
     for key in (*prompts, *texts):
         if key not in record:
             raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")

@@ -27,16 +27,12 @@ from routed_rl.subspace.quality import behind_an_empty_layer
 from routed_rl.subspace.separation import measure_axes
 
 
-def find_subspace(job: Job) -> Subspace:
-    """The subspace that the job's settings ask for, with its quality. The model is left as it was.
+def prepare(job: Job) -> Callable[[], Subspace]:
+    """Read all that an extraction needs, so that a mistake in it is found before anything slow; returns a function that makes the
+    subspace that the job's settings ask for, with its quality, and leaves the model as it was.
 
     Raises SubspaceError for prompts, ranks or files that do not fit the model.
     """
-    return prepare(job)()
-
-
-def prepare(job: Job) -> Callable[[], Subspace]:
-    """Read all that an extraction needs, so that a mistake in it is found before anything slow; returns what does the rest."""
     if (job.config.rank or 0) > job.width:
         raise SubspaceError(f"subspace.rank={job.config.rank} is more than the width {job.width} of the stream of "
                             f"{job.model_path}; lower subspace.rank")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather
-from routed_rl.extraction.contrast import TokenPair, find_prompts, read_prompts, tokenize_pairs
+from routed_rl.extraction.contrast import read_prompts, tokenize_pairs
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
 from routed_rl.subspace import Subspace
@@ -39,10 +40,10 @@ def from_sae(job: Job) -> Callable[[], Subspace]:
     at = range(job.layers) if config.everywhere else [layer]
     vectors = [NamedVector(f"latent_{number}", dict.fromkeys(at, -row if config.flip else row), {})
                for number, row in zip(latents.numbers, latents.rows_JD, strict=True)]
-    pairs, ordinary = _ordinary_prompts(job)
+    gathered, ordinary = _ordinary_stream(job)
 
     def make() -> Subspace:
-        reservoir = _stream(job, pairs)
+        reservoir = gathered()
         active = latents.mean_active(reservoir.activations()[layer])
         scaled = [vector if value is None else replace(vector, scales=dict.fromkeys(at, value * row.norm().item()))
                   for vector, row, value in zip(vectors, latents.rows_JD, active, strict=True)]
@@ -62,25 +63,20 @@ def from_file(job: Job) -> Callable[[], Subspace]:
         return lambda: subspace
     found = read_vectors(path, Wanted(job.layers, job.width, job.config.weakest, job.config.rank))
     vectors = placed(found, job.layers, job.config.layer, job.config.everywhere, job.config.flip)
-    pairs, ordinary = _ordinary_prompts(job)
-    return lambda: _from_vectors(job, vectors, _stream(job, pairs), str(path), {"prompts": ordinary})
+    gathered, ordinary = _ordinary_stream(job)
+    return lambda: _from_vectors(job, vectors, gathered(), str(path), {"prompts": ordinary})
 
 
-def _ordinary_prompts(job: Job) -> tuple[list[TokenPair], str]:
-    """The first prompts that are known for the model, else questions; and where they are from."""
-    if job.config.prompts_for(job.model_path):
-        source = find_prompts(job.config, job.model_path)
+def _ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
+    """A function that gathers what the model's stream is like at the ends of ordinary prompts, spread over those that are known
+    for the model, else over questions; and where they are from."""
+    if source := job.config.prompts_for(job.model_path):
         pairs = read_prompts(source)
     else:
         source = job.config.questions_file or ""
         pairs = persona_pairs(job.config, job.tokenizer, read_questions(job.config, job.config.questions))
-    pairs = pairs[:: -(-len(pairs) // PROMPTS)]
-    return tokenize_pairs(job.tokenizer, pairs, job.model, job.config.positions), source
-
-
-def _stream(job: Job, pairs: list[TokenPair]) -> Reservoir:
-    """What the model's stream is like at the ends of ordinary prompts."""
-    return gather(job.changed(tokens="prompt_end"), pairs, sample=ACTIVATIONS)
+    tokens = tokenize_pairs(job.tokenizer, pairs[:: -(-len(pairs) // PROMPTS)], job.model, job.config.positions)
+    return partial(gather, job.changed(tokens="prompt_end"), tokens, sample=ACTIVATIONS), source
 
 
 def _from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:

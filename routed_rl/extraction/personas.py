@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from routed_rl.config import SubspaceConfig
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines, require
+from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines
 
 
 def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[ContrastPair]:
@@ -53,14 +53,12 @@ def _entries(path: str | None, setting: str, keys: tuple[str, ...], first: int |
     what = f"subspace.{setting}"
     if path is None:
         raise SubspaceError(f"{what} is not set; set {what}=FILE.jsonl")
-    entries = read_lines(path, what, what)
-    for line, entry in entries:
-        require(entry, f"{what} {path}, line {line}", texts=keys)
+    entries = read_lines(path, what, what, texts=keys)
     if only:
         named = {entry["name"]: (line, entry) for line, entry in entries}
         if unknown := [name for name in only if name not in named]:
             raise SubspaceError(f"subspace.only names {unknown[0]!r}, which is not in {path}; there is {', '.join(named)}")
         return [named[name] for name in only]
-    if (first or 0) > len(entries) or not entries:
+    if (first or 0) > len(entries):
         raise SubspaceError(f"{first} entries of {what} are asked for, {path} has {len(entries)}; ask for fewer")
     return entries[:first]

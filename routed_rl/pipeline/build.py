@@ -18,7 +18,7 @@ from routed_rl.checkpoint import load_quarantine, read_weights
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
-from routed_rl.extraction import Job, find_subspace
+from routed_rl.extraction import Job, prepare
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze
 from routed_rl.model.weights import model_hash
@@ -98,7 +98,7 @@ def check_axis(config: Config, subspace: Subspace) -> None:
 
 def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Subspace:
     """Extract the subspace of a run, or read it (method=file), checked against the model; `axes`: each measured by itself."""
-    subspace = find_subspace(extraction_job(parts, progress, axes=axes))
+    subspace = prepare(extraction_job(parts, progress, axes=axes))()
     check_subspace(parts, subspace)
     return subspace
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from routed_rl.config import SubspaceConfig
-from routed_rl.extraction import Job, find_subspace
+from routed_rl.extraction import Job, prepare
 from tests.test_extraction import WORDS, make_model, make_tokenizer
 
 
@@ -31,7 +31,7 @@ def most_held(path: str, **changes) -> int:
             most = max(most, held_bytes())
 
     config = SubspaceConfig(**({"prompts": path, "positions": 2, "batch_size": 16, "held_out": 32} | changes))
-    find_subspace(Job(model, make_tokenizer(), config, "tiny", "h", 0, look))
+    prepare(Job(model, make_tokenizer(), config, "tiny", "h", 0, look))()
     return most
 
 

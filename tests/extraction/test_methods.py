@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from routed_rl import pipeline
 from routed_rl.errors import ConfigError, SubspaceError
-from routed_rl.extraction import Job, find_subspace
+from routed_rl.extraction import Job, prepare
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.weights import model_hash
@@ -37,7 +37,7 @@ def files(tiny, settings):
 def run(folder, config, seed: int = 0, **options) -> Subspace:
     path = str(folder / "model")
     model = load_model(path)
-    return find_subspace(Job(model, load_tokenizer(path), config, path, model_hash(model), seed, **options))
+    return prepare(Job(model, load_tokenizer(path), config, path, model_hash(model), seed, **options))()
 
 
 def settings_of(folder, method: str) -> dict:
