@@ -29,45 +29,24 @@ def say(text: str) -> None:
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Advance]:
     """A bar on a terminal; elsewhere a line every ten seconds and at the end."""
-    if console.is_terminal:
-        with _bar(what, unit) as advance:
-            yield advance
-    else:
-        yield _lines(what, unit)
-
-
-@contextmanager
-def _bar(what: str, unit: str) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task, started, skipped = bar.add_task(what, total=None, rate="", note=""), time.perf_counter(), None
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, skipped = bar.add_task(what, total=None, rate="", note=""), None
+        started = last = time.perf_counter()
 
         def advance(done: int, total: int, note: str = "") -> None:
-            nonlocal skipped
-            skipped = done - 1 if skipped is None else skipped
-            rate = f"{(done - skipped) / max(time.perf_counter() - started, 1e-9):.2f}/s"
-            bar.update(task, completed=done, total=total, rate=rate, note=note)
+            nonlocal last, skipped
+            skipped, now = done - 1 if skipped is None else skipped, time.perf_counter()
+            rate = (done - skipped) / max(now - started, 1e-9)
+            bar.update(task, completed=done, total=total, rate=f"{rate:.2f}/s", note=note)
+            if not console.is_terminal and (done >= total or now - last >= SECONDS_BETWEEN_LINES):
+                last = now
+                left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+                say(f"{what}: {done}/{total} {unit}, {rate:.2f}/s{left}{'  ' + note if note else ''}")
 
         yield advance
-
-
-def _lines(what: str, unit: str) -> Advance:
-    started = last = time.perf_counter()
-    skipped: int | None = None
-
-    def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal last, skipped
-        skipped, now = done - 1 if skipped is None else skipped, time.perf_counter()
-        if done < total and now - last < SECONDS_BETWEEN_LINES:
-            return
-        last = now
-        rate = (done - skipped) / max(now - started, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        say(f"{what}: {done}/{total} {unit}, {rate:.2f}/s{left}{'  ' + note if note else ''}")
-
-    return advance
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:

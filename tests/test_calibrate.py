@@ -16,8 +16,8 @@ from routed_rl.cli.compose import compose as routed_rl_compose
 from routed_rl.config import Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.monitor import RULES, Monitor, limit, peaks
+from routed_rl.monitor.calibration import own_limits, set_limits
 from routed_rl.multirun.calibrate import calibrate, measured
-from routed_rl.multirun.limits import own_limits, set_limits
 
 OFF = {name: RuleConfig() for name in RULES}
 GUMBEL = np.random.default_rng(1).gumbel

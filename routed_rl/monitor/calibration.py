@@ -1,4 +1,4 @@
-"""Limits from runs that are known to be secure, at a chosen rate of false alarms. It reads metrics and nothing else.
+"""Limits from secure runs, such that one of them is passed at a chosen rate of runs. It reads metrics and nothing else.
 
 The peak of a run is the largest value of a rule over its environments and steps: the maximum of many, so a Gumbel
 distribution is fitted to the peaks of the runs. Not covered: a drift that only runs longer than these would show.
@@ -10,6 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ FEWEST = 5
 DRAWS = 20_000_000
 TAIL = 20
 """Draws that must lie beyond a limit: fewer do not tell how many do."""
+Peaks = dict[str, list[dict[str, float]]]
+"""Rule -> per run, per environment."""
 
 
 def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, float]:
@@ -43,11 +46,65 @@ def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, fl
     return found
 
 
+def check_rate(rate: float, floor: float) -> None:
+    """ConfigError where the simulation behind a limit does not resolve `rate`."""
+    if rate < floor:  # Named rounded up, so that it can be typed.
+        raise ConfigError(f"--rate {rate:g} is less than the simulation behind a limit resolves; the smallest is "
+                          f"{1.01 * floor:.3g}")
+
+
+def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
+    """Per rule its limit, those of single environments, and what they stand on; None where the runs say nothing: no reading,
+    or no spread at all.
+
+    The rate is shared evenly by the rules that have a spread. Few runs are pooled: their environments count as alike.
+    ConfigError for a rate that the simulation behind a limit does not resolve.
+    """
+    samples = {name: _sample(each) for name, each in found.items()}
+    spread = [name for name, (values, _) in samples.items() if len(set(values)) > 1]
+    floor = max((smallest_rate(len(samples[name][0])) * len(spread) * samples[name][1] for name in spread), default=0.0)
+    check_rate(rate, floor)
+    limits: dict[str, dict[str, Any]] = {}
+    for name, (values, shared_by) in samples.items():
+        part = rate / max(len(spread), 1) / shared_by
+        own = own_limits(found[name], part) if name in spread and len(found[name]) >= FEWEST else {}
+        # A mean below 0 counts as 0.
+        whole = limit(values, part) - min(statistics.fmean(values), 0.0) if name in spread else None
+        environments = dict.fromkeys(environment for run in found[name] for environment in run)
+        largest = {each: max(run[each] for run in found[name] if each in run) for each in environments}
+        limits[name] = {"limit": whole, "limits": own, "rate": part, "peaks": values, "environments": largest}
+    return limits
+
+
+def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
+    """A limit for each environment, such that any of them is passed with probability `rate` in a run.
+
+    Peaks are taken in units of the environment's own spread around its own mean, and the limit is that of a run's largest.
+    Half of the variance is the average environment's: one that happened to lie still would else halt at a breath. A mean below
+    0, of an environment that moves away from what must not grow, counts as 0: no limit is negative.
+    """
+    names = [name for name in per_run[0] if all(name in run for run in per_run)]
+    if not names:
+        several = ", ".join(dict.fromkeys(name for run in per_run for name in run))
+        raise ConfigError(f"the runs have no environment in common: {several}; calibrate on runs of one experiment")
+    columns = {name: [run[name] for run in per_run] for name in names}
+    average = statistics.fmean(statistics.variance(column) for column in columns.values())
+    spread = {name: ((statistics.variance(column) + average) / 2) ** 0.5 for name, column in columns.items()}
+    middle = {name: statistics.fmean(column) for name, column in columns.items()}
+    furthest = limit([max((run[name] - middle[name]) / spread[name] for name in names) for run in per_run], rate)
+    return {name: max(middle[name], 0.0) + furthest * spread[name] for name in names}
+
+
+def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
+    """The values that a limit is set from, and by how many of them in a run its rate is shared."""
+    if len(per_run) >= FEWEST:
+        return [max(run.values()) for run in per_run], 1
+    return [value for run in per_run for value in run.values()], max(map(len, per_run), default=1)
+
+
 def limit(values: Sequence[float], rate: float) -> float:
     """What the next value of the same kind passes with probability `rate`: mean + k · sd, exact for a Gumbel distribution
     whatever its place and width, so that few values give a wide margin. Below `smallest_rate` it is too low."""
-    if not 0 < rate < 1:
-        raise ConfigError(f"a rate of false alarms must be between 0 and 1, got {rate:g}")
     if len(values) < FEWEST:
         raise ConfigError(f"a limit needs at least {FEWEST} values, got {len(values)}; calibrate on more runs")
     return statistics.fmean(values) + margin(len(values), rate) * statistics.stdev(values)

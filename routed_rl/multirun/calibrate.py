@@ -10,10 +10,9 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, alone_in, write_json
 from routed_rl.config import Compose, Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError, command
-from routed_rl.monitor import FEWEST, Row, peaks, smallest_rate
+from routed_rl.monitor import FEWEST, Peaks, Row, check_rate, peaks, set_limits, smallest_rate
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import seeded, train_or_resume
-from routed_rl.multirun.limits import Peaks, check_rate, set_limits
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
@@ -41,7 +40,6 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         check_experiment(config, rules, seeds, rate)
     with alone_in(folder):
         folders = _given(runs) or _trained(overrides, seeds, folder, jobs, compose, execute)
-        _check_insecure(folders, config.monitor)
         found = measured(folders, config.monitor, rules)
         limits = set_limits(found, rate)
         settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
@@ -80,7 +78,8 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
     """The peak of every rule, run and environment. RunFolderError for a run without metrics or with nothing for a rule to
-    read, ConfigError for runs of different lengths: the longer one is, the higher its peaks."""
+    read, ConfigError for runs of different lengths: the longer one is, the higher its peaks. Warns where a run was paid for
+    what it did not solve: limits from an insecure run find nothing."""
     found: Peaks = {name: [] for name in rules}
     first: tuple[Path, int] | None = None
     for run in folders:
@@ -91,6 +90,9 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
         if rows[-1]["step"] != first[1]:
             raise ConfigError(f"{first[0]} has {first[1]} steps and {run.path} has {rows[-1]['step']}; peaks grow with the "
                               f"length, so calibrate on runs of one length")
+        for name, gap in peaks(rows, config, "gap").items():
+            if gap > 0:
+                console.say(f"warning: in {run.path} {name} was paid for what was not solved; is it secure?")
         for name in rules:
             if not (peak := peaks(rows, config, name)):
                 raise RunFolderError(f"{run.path} has nothing for monitor.{name} to read: {_facts(rows, config)}")
@@ -133,15 +135,6 @@ def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Co
     runs = [seeded(ARM, seed, [*overrides, *CHEAP], first, out, compose) for seed in range(seeds)]
     refuse_failed(run_missing(runs, execute, jobs, out / "logs", "calibrate", "--out"), len(runs), out / "logs")
     return [run.folder for run in runs]
-
-
-def _check_insecure(folders: list[RunFolder], config: MonitorConfig) -> None:
-    """Say it where a run was paid for what it did not solve: limits from an insecure run find nothing."""
-    for run in folders:
-        gaps = peaks(MetricsFile(run.metrics).rows(), config, "gap")
-        for name, gap in gaps.items():
-            if gap > 0:
-                console.say(f"warning: in {run.path} {name} was paid for what was not solved; is it secure?")
 
 
 def _show(limits: dict[str, dict[str, Any]], rate: float, runs: int, config: MonitorConfig) -> None:
