@@ -100,7 +100,7 @@ def work(folder: str, *urls: str) -> None:
     run = RunFolder.open(folder)
     config = read_config(run)
     join(config.launch)  # first: it says which GPU is this process'
-    plan, parts = make_plan(config, run), load_parts(config)
+    parts, plan = load_parts(config), make_plan(config, run)  # ZeRO-3 cuts up what is loaded after its settings
     newest, _ = run.last_checkpoint()
     watch = _watch(config, run)
     subspace = run_subspace(parts, run)
