@@ -23,7 +23,7 @@ from routed_rl.config import SubspaceConfig
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction import Job, prepare
 from routed_rl.extraction.activations import blocks
-from routed_rl.extraction.contrast import find_prompts, read_prompts, tokenize_pairs
+from routed_rl.extraction.contrast import read_prompts, tokenize_pairs
 from routed_rl.linalg import principal_cosines
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.stream import capturing
@@ -211,10 +211,10 @@ def test_provenance_names_model_and_prompts_and_a_saved_one_is_used_by_method_fi
 
 def test_prompts_that_are_set_come_before_those_known_for_the_model():
     known = {"m": "known.jsonl"}
-    assert find_prompts(SubspaceConfig(prompts="mine.jsonl", known_prompts=known), "m") == "mine.jsonl"
-    assert find_prompts(SubspaceConfig(known_prompts=known), "m") == "known.jsonl"
+    assert SubspaceConfig(prompts="mine.jsonl", known_prompts=known).prompts_for("m") == "mine.jsonl"
+    assert SubspaceConfig(known_prompts=known).prompts_for("m") == "known.jsonl"
     with pytest.raises(SubspaceError, match=r"no contrast prompts: .*'other'; set subspace.prompts=FILE.jsonl"):
-        find_prompts(SubspaceConfig(known_prompts=known), "other")
+        prepare(Job(make_model(), make_tokenizer(), SubspaceConfig(known_prompts=known), "other", "h", 0))
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -64,9 +64,8 @@ def _layer(job: Job, subspace: Subspace) -> int:
         if not 0 <= layer < job.layers:
             raise SubspaceError(f"subspace.check.layer={layer}: the model has layers 0 to {job.layers - 1}")
         return layer
-    first = subspace.axis_names[0]
-    best = best_layer(subspace.quality["axes"], first) if "axes" in subspace.quality else None
-    if best is not None:
+    axes = subspace.quality.get("axes")
+    if axes and (best := best_layer(axes, subspace.axis_names[0])) is not None:
         return best
     having = [layer for layer, axes in enumerate(subspace.axes) if axes[:, 0].any()]
     return having[len(having) // 2] if having else 0

@@ -11,7 +11,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import find_data
-from routed_rl.config import SubspaceConfig
 from routed_rl.errors import ModelError, SubspaceError, reading
 from routed_rl.model.prompts import encode_prompts
 
@@ -42,15 +41,6 @@ class TokenPair:
     kind: str | int
     """Of a pair without one its place among the pairs."""
     fold: int | None
-
-
-def find_prompts(config: SubspaceConfig, model_path: str) -> str:
-    """The prompts file to use; SubspaceError where none is set and none is known."""
-    path = config.prompts_for(model_path)
-    if path is None:
-        raise SubspaceError(f"no contrast prompts: none are set and none are known for model {model_path!r}; "
-                            "set subspace.prompts=FILE.jsonl")
-    return path
 
 
 def read_prompts(path: str | Path) -> list[ContrastPair]:

@@ -15,7 +15,7 @@ import torch
 
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather, kinds_of
-from routed_rl.extraction.contrast import ContrastPair, TokenPair, data_file, find_prompts, read_prompts, tokenize_pairs
+from routed_rl.extraction.contrast import ContrastPair, TokenPair, data_file, read_prompts, tokenize_pairs
 from routed_rl.extraction.given import from_file, from_sae, no_quality
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
@@ -52,7 +52,9 @@ def _pairs(job: Job) -> tuple[list[ContrastPair], str]:
     """The pairs of the method, and the file that they come from."""
     config = job.config
     if config.method not in OWN:
-        source = find_prompts(config, job.model_path)
+        if (source := config.prompts_for(job.model_path)) is None:
+            raise SubspaceError(f"no contrast prompts: none are set and none are known for model {job.model_path!r}; set "
+                                "subspace.prompts=FILE.jsonl")
         return read_prompts(source), source
     source = config.roles_file if config.method == "assistant_axis" else config.traits_file
     return persona_pairs(config, job.tokenizer, read_questions(config, config.questions)), source or ""

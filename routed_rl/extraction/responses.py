@@ -47,7 +47,8 @@ def respond(model: PreTrainedModel, sequences: list[tuple[int, ...]], settings: 
             logits = output.logits[:, -1].float().cpu()
             if step == 0:
                 logits[:, list(settings.ends)] = -torch.inf
-            token = _draw(logits, settings.temperature, generator)
+            token = logits.argmax(1) if settings.temperature == 0 else torch.multinomial(
+                (logits / settings.temperature).softmax(1), 1, generator=generator).squeeze(1)
             speaking &= ~torch.isin(token, torch.tensor(settings.ends))
             if not speaking.any():
                 break
@@ -60,9 +61,3 @@ def respond(model: PreTrainedModel, sequences: list[tuple[int, ...]], settings: 
                                       past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
             total_LBD = total_LBD + torch.stack(newest) * speaking.unsqueeze(1)
     return responses, total_LBD / torch.tensor([len(response) for response in responses]).unsqueeze(1)
-
-
-def _draw(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
-        return logits_BV.argmax(1)
-    return torch.multinomial((logits_BV / temperature).softmax(1), 1, generator=generator).squeeze(1)

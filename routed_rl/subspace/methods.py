@@ -92,6 +92,19 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     return torch.linalg.qr(weighted.mT @ vectors if wide else vectors).Q.float()
 
 
+def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Per layer the `top_directions`, each with the sign that has it point to the positive persona, and the weighted root mean
+    square of all rows along each, (K,) float64."""
+    directions, spreads = [], []
+    for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units_L, strict=True):
+        basis = top_directions(layer, rows.weights_G, size)
+        basis = basis * torch.where(gap @ basis.double() < 0, -1.0, 1.0).float()
+        energy = ((layer.double() @ basis.double()).square() * rows.weights_G.unsqueeze(1)).sum(0)
+        directions.append(basis)
+        spreads.append((energy / rows.total_weight).sqrt().clamp(min=SMALLEST_SCALE * unit.item()))
+    return directions, spreads
+
+
 def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[str] = ()) -> Found:
     """Directions, signed axes, scales and units of every layer, from samples that are all in memory."""
     return METHODS[method].name(gathered(method, samples), size, kinds, seed)
@@ -100,18 +113,14 @@ def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[s
 def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 0) -> Found:
     """The strongest directions of the rows.
 
-    Axis "persona" is the unit mean difference, its scale the gap; "component_k" is the k-th direction with the sign
-    that has it point to the positive persona, its scale the weighted root mean square of the rows along it. A layer
-    with fewer components than another has zero columns (of scale gap) in their place: there every shift reads 0.
+    Axis "persona" is the unit mean difference, its scale the gap; "component_k" is the k-th direction. A layer with fewer
+    components than another has zero columns (of scale gap) in their place: there every shift reads 0.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
-    directions, axes, scales = [], [], []
-    for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units, strict=True):
-        basis = _towards(gap, top_directions(layer, rows.weights_G, size))
-        directions.append(basis)
-        axes.append(torch.cat([(gap / unit).float().unsqueeze(1), basis], dim=1))
-        spread = spread_along(layer, rows, basis).clamp(min=SMALLEST_SCALE * unit.item())
-        scales.append(torch.cat([unit.unsqueeze(0), spread]))
+    directions, spreads = strongest(rows, size, units)
+    gaps = (rows.gap_LD / units.unsqueeze(1)).float().unsqueeze(2)
+    axes = [torch.cat([gap, basis], dim=1) for gap, basis in zip(gaps, directions, strict=True)]
+    scales = [torch.cat([unit.unsqueeze(0), spread]) for unit, spread in zip(units, spreads, strict=True)]
     return padded(directions, axes, "persona", "component", scales, units)
 
 
@@ -161,14 +170,12 @@ def persona_vectors(rows: Rows, size: Size, kinds: Sequence[str], _seed: int) ->
     checked_units(lengths.min(dim=1).values, rows.norm_L)
     mean = rows.gap_LD.norm(dim=1, keepdim=True).clamp(min=SMALLEST_SCALE * units.unsqueeze(1))
     axes = torch.cat([(rows.gap_LD / mean).unsqueeze(1), gap_LJD / lengths.unsqueeze(2)], dim=1).mT.float()
-    directions = [_towards(gap, top_directions(layer, rows.weights_G, size))
-                  for layer, gap in zip(rows.rows_LGD, rows.gap_LD, strict=True)]
-    spreads = [spread_along(layer, rows, basis).clamp(min=SMALLEST_SCALE * unit.item()).float()
-               for layer, basis, unit in zip(rows.rows_LGD, directions, units, strict=True)]
+    directions, spreads = strongest(rows, size, units)
     order: list[int] = rows.kinds_G.tolist()
     names = ["persona", *(str(kinds[kind]) if kinds else f"trait_{kind}" for kind in order)]
     kind_of_axis = {1 + place: kind for place, kind in enumerate(order)}
-    return Found(directions, list(axes), names, torch.cat([mean, lengths], dim=1).float(), units.float(), spreads, kind_of_axis)
+    return Found(directions, list(axes), names, torch.cat([mean, lengths], dim=1).float(), units.float(),
+                 [spread.float() for spread in spreads], kind_of_axis)
 
 
 METHODS: dict[str, Method] = {
@@ -192,12 +199,6 @@ def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
     return [(image @ (union.mT @ basis.double())).float() for basis in directions]
 
 
-def spread_along(layer_GD: Tensor, rows: Rows, basis: Tensor) -> Tensor:
-    """(K,) float64: weighted root mean square of all rows along each column."""
-    energy = ((layer_GD.double() @ basis.double()).square() * rows.weights_G.unsqueeze(1)).sum(0)
-    return (energy / rows.total_weight).sqrt()
-
-
 def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str, scales: list[Tensor], units: Tensor,
            spreads: list[Tensor] | None = None) -> Found:
     """Zero columns, of scale unit, for the axes that a layer lacks; names `first`, `others`_1, `others`_2, ..."""
@@ -206,10 +207,6 @@ def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str
     scales = [torch.cat([scale, unit.repeat(most - len(scale))]) for scale, unit in zip(scales, units, strict=True)]
     names = [first, *(f"{others}_{k}" for k in range(1, most))]
     return Found(directions, axes, names, torch.stack(scales).float(), units.float(), spreads)
-
-
-def _towards(gap: Tensor, basis: Tensor) -> Tensor:
-    return basis * torch.where(gap @ basis.double() < 0, -1.0, 1.0).float()
 
 
 def checked_units(lengths_L: Tensor, norm_L: Tensor) -> Tensor:

@@ -45,8 +45,6 @@ def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
     if kind not in READERS:
         raise SubspaceError(f"subspace.path={path} is none of: a folder that `routed-rl extract` wrote, a PEFT adapter folder, "
                             f"{', '.join(suffix for suffix in READERS if suffix != 'adapter')}")
-    if kind != "adapter" and not path.is_file():
-        raise SubspaceError(f"subspace.path={path}: there is no such file (looked in {Path.cwd()})")
     with reading(SubspaceError, f"subspace.path={path} cannot be read; take another copy"):
         found = READERS[kind](path, wanted)
     if not found:
