@@ -32,11 +32,9 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         print(f"run: {halted.run}", flush=True)
         _fail(str(halted), "halted")
         return 3
-    except CheckFailed as failure:
-        _fail(str(failure))
-        return 4
     except RoutedRLError as error:
-        return _fail(str(error))
+        _fail(str(error))
+        return 4 if isinstance(error, CheckFailed) else 2
     except KeyboardInterrupt as interrupt:
         hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: {_resume(argv)}"
         print(f"\ninterrupted; {hint}", file=sys.stderr)

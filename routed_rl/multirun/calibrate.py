@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,12 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, alone_in, write_json
 from routed_rl.config import Compose, Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError, command
-from routed_rl.monitor import FEWEST, Peaks, Row, check_rate, peaks, set_limits, smallest_rate
+from routed_rl.monitor import FEWEST, Peaks, check_rate, peaks, set_limits, smallest_rate
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import seeded, train_or_resume
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
-ARM = "secure"
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Nothing of a run but its metrics is read."""
 WITHOUT_ROUTING = ("gap", "collapse")
@@ -39,7 +38,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     if not runs:
         check_experiment(config, rules, seeds, rate)
     with alone_in(folder):
-        folders = _given(runs) or _trained(overrides, seeds, folder, jobs, compose, execute)
+        folders = _given(runs) or _trained(overrides, seeds, config.seed, folder, jobs, compose, execute)
         found = measured(folders, config.monitor, rules)
         limits = set_limits(found, rate)
         settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
@@ -95,16 +94,13 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
                 console.say(f"warning: in {run.path} {name} was paid for what was not solved; is it secure?")
         for name in rules:
             if not (peak := peaks(rows, config, name)):
-                raise RunFolderError(f"{run.path} has nothing for monitor.{name} to read: {_facts(rows, config)}")
+                axes = {key.split("/")[3]: None for key in rows[-1] if key.startswith("ledger/") and "/shift/" in key}
+                raise RunFolderError(
+                    f"{run.path} has nothing for monitor.{name} to read: {len(rows)} steps with monitor.warmup={config.warmup}, "
+                    f"monitor.axis={config.axis or 'null'}, "
+                    f"the axes of its ledger are {', '.join(axes) or 'none: it was not routed'}")
             found[name].append(peak)
     return found
-
-
-def _facts(rows: Sequence[Row], config: MonitorConfig) -> str:
-    """What a rule's readings depend on."""
-    axes = {key.split("/")[3]: None for key in rows[-1] if key.startswith("ledger/") and "/shift/" in key}
-    return (f"{len(rows)} steps with monitor.warmup={config.warmup}, monitor.axis={config.axis or 'null'}, "
-            f"the axes of its ledger are {', '.join(axes) or 'none: it was not routed'}")
 
 
 def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
@@ -129,10 +125,10 @@ def _given(runs: list[str]) -> list[RunFolder]:
     return list(folders.values())
 
 
-def _trained(overrides: list[str], seeds: int, out: Path, jobs: int, compose: Compose, execute: Execute) -> list[RunFolder]:
-    """The runs of the experiment under `seeds` seeds, none of which halts."""
-    first = compose(overrides).seed
-    runs = [seeded(ARM, seed, [*overrides, *CHEAP], first, out, compose) for seed in range(seeds)]
+def _trained(overrides: list[str], seeds: int, first: int, out: Path, jobs: int, compose: Compose,
+             execute: Execute) -> list[RunFolder]:
+    """The runs of the experiment under `seeds` seeds, counted from `first`, none of which halts."""
+    runs = [seeded("secure", seed, [*overrides, *CHEAP], first, out, compose) for seed in range(seeds)]
     refuse_failed(run_missing(runs, execute, jobs, out / "logs", "calibrate", "--out"), len(runs), out / "logs")
     return [run.folder for run in runs]
 

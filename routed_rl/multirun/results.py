@@ -39,9 +39,8 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
 
     return {
         "arms": {arm: models(runs) for arm, runs in arms.items()},
-        "routing": _folded(arms, "routing"),
-        "attribution": _folded(arms, "attribution"),
-        "timing": _folded(arms, "timing"),
+        **{key: {arm: each for arm, runs in arms.items() if runs and (each := fold([run.get(key) for run in runs.values()]))}
+           for key in ("routing", "attribution", "timing")},
         "real_minus_random": table(paired_difference, (arms.get(ROUTED, {}), "deployed"), (arms.get(CONTROL, {}), "deployed")),
         "deployed_minus_base": {arm: table(paired_difference, (runs, "deployed"), (runs, "base")) for arm, runs in arms.items()},
         "policy_minus_base": {arm: table(paired_difference, (runs, "policy"), (runs, "base")) for arm, runs in arms.items()},
@@ -81,8 +80,3 @@ def _gain_kept(deployed: Values, base: Values, unrouted: Values, unrouted_base: 
     gains = [{seed: value - before[seed] for seed, value in after.items() if seed in before}
              for after, before in ((deployed, base), (unrouted, unrouted_base))]
     return paired_ratio(*gains)
-
-
-def _folded(arms: Mapping[str, Runs], key: str) -> dict[str, Any]:
-    folded = {arm: fold([run.get(key) for run in runs.values()]) for arm, runs in arms.items() if runs}
-    return {arm: value for arm, value in folded.items() if value}

@@ -17,7 +17,7 @@ from routed_rl.tracking import MetricsFile
 if TYPE_CHECKING:
     import optuna
 
-NAME = "sweep"
+PRUNED = "pruned at step"
 
 
 class Study:
@@ -27,7 +27,7 @@ class Study:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
         self.study = _open(plan.folder / "study.db", settings, seed)
         self._refuse_another_sweep()
-        self.at_work: dict[str, tuple[Job, optuna.trial.Trial]] = {}
+        self.at_work: dict[str, optuna.trial.Trial] = {}
         self._steps: dict[str, int] = {}
 
     def _refuse_another_sweep(self) -> None:
@@ -59,27 +59,26 @@ class Study:
 
     def _at(self, asked: optuna.trial.Trial) -> Job:
         trial = self.plan.trial(asked.number, {each.key: _suggest(asked, each) for each in self.dimensions})
-        self.at_work[trial.name] = trial, asked
+        self.at_work[trial.name] = asked
         return trial
 
     def ended(self, job: Job, problem: str | None) -> None:
         """Tell the study; ConfigError for an objective that does not exist, and the trial can still be told later."""
         import optuna
 
-        trial, asked = self.at_work[job.name]
-        found = outcome(trial, problem, self.settings.objectives)
+        asked, states = self.at_work[job.name], optuna.trial.TrialState
+        found = outcome(job, problem, self.settings.objectives)
         asked.set_user_attr("problem", problem)
-        if found.values is not None:
+        if problem is None:
             self.study.tell(asked, found.values)
         else:
-            pruned = problem is not None and problem.startswith(PRUNED)
-            self.study.tell(asked, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
+            self.study.tell(asked, state=states.PRUNED if problem.startswith(PRUNED) else states.FAIL)
 
     def stop(self, job: Job) -> str | None:
         """Report the metric's new values; why the trial shall end, where it is worse than earlier ones."""
-        name, (trial, asked) = self.settings.prune.metric, self.at_work[job.name]
+        name, asked = self.settings.prune.metric, self.at_work[job.name]
         assert name is not None
-        rows = [row for row in MetricsFile(trial.folder.metrics).rows() if row.get(name) is not None]
+        rows = [row for row in MetricsFile(job.folder.metrics).rows() if row.get(name) is not None]
         for row in rows:
             if row["step"] > self._steps.get(job.name, 0):
                 asked.report(row[name], row["step"])
@@ -97,9 +96,6 @@ class Study:
                 for each in ended]
 
 
-PRUNED = "pruned at step"
-
-
 def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
     try:
         import optuna
@@ -109,7 +105,7 @@ def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
     several, prune = len(settings.objectives) > 1, settings.prune
     pruner = optuna.pruners.MedianPruner(prune.after_trials, prune.after_steps) if prune.metric else optuna.pruners.NopPruner()
     directions: Any = settings.directions
-    study = optuna.create_study(storage=f"sqlite:///{file}", study_name=NAME, load_if_exists=True, pruner=pruner,
+    study = optuna.create_study(storage=f"sqlite:///{file}", study_name="sweep", load_if_exists=True, pruner=pruner,
                                 directions=directions)
     # Of the number of trials too: a sweep that goes on would draw its first ones again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=several, constant_liar=True)

@@ -18,8 +18,6 @@ from routed_rl.multirun.study import Study
 from routed_rl.multirun.trials import Outcome, Plan, check_objective, outcome
 from routed_rl.multirun.workers import Execute, run_all
 
-FOLDER = "sweep"
-
 
 class Grid:
     """Every combination, as a source of jobs like `Study`; the folders say which are done, so failed ones are tried again."""
@@ -56,8 +54,9 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     if not dimensions:
         raise ConfigError("a sweep needs a setting with several values: routing.quarantine.learning_rate=1e-3,1e-2 seed=0,1,2")
     config = compose(fixed)
-    settings, folder = config.sweep, Path(config.out or FOLDER).absolute()
-    plan = Plan([text for text in fixed if not _of_the_sweep(text)], folder, compose)
+    settings, folder = config.sweep, Path(config.out or "sweep").absolute()
+    ours = [text for text in fixed if text.lstrip("+~").split("=")[0].split(".")[0] not in ("sweep", "out")]
+    plan = Plan(ours, folder, compose)
     corners = _corners(plan, dimensions)
     from routed_rl.training import check_trainer  # here, so that a sweep without dimensions is refused at once
 
@@ -90,10 +89,6 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         again = "the same command tries them again" if settings.method == "grid" else "they count as tried"
         raise RoutedRLError(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")
     return folder / "sweep.json"
-
-
-def _of_the_sweep(text: str) -> bool:
-    return text.lstrip("+~").split("=")[0].split(".")[0] in ("sweep", "out")
 
 
 def _corners(plan: Plan, dimensions: list[Dimension]) -> list[Job]:
