@@ -1,7 +1,4 @@
-"""Reference answers of both personas to the same question, teacher-forced: what steering should make more or less likely.
-
-From a file, or, for roles and traits, written by the model itself under either prompt to questions that no axis has seen.
-"""
+"""Reference answers of both personas to the same question, teacher-forced: what steering should make more or less likely."""
 
 from __future__ import annotations
 

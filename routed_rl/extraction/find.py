@@ -1,7 +1,4 @@
-"""The methods of `subspace.method`, from a model and settings to a `Subspace`.
-
-Each is a function that reads and checks all that it needs, which is quick, and returns a function that does the rest.
-"""
+"""The methods of `subspace.method`, from a model and settings to a `Subspace`; each does what `prepare` says."""
 
 from __future__ import annotations
 

@@ -38,10 +38,8 @@ def gguf_file(path: str) -> Path:
 
 @contextlib.contextmanager
 def quick_reading() -> Iterator[None]:
-    """Within, a file's header is parsed once (4 s for 50,000 tokens) and not once per question that transformers asks.
-
-    It only memoises pure functions, and drops what they returned on leaving; the library's own progress bar is off.
-    """
+    """Within, a file's header is parsed once (4 s for 50,000 tokens) and not once per question that transformers asks; the
+    library's own progress bar is off."""
     import gguf
 
     with contextlib.ExitStack() as stack:

@@ -28,14 +28,14 @@ def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects
     Both p values are two-sided ranks among the random directions, (1 + how many have at least that effect) / (1 + all), so exact
     where axis and directions are exchangeable; corrected by Holm's method over the axes.
     """
-    steering = [place(effect.steering, [other.steering for other in drawn]) for effect in real]
-    ablation = [place(effect.ablated, [other.ablated for other in drawn]) for effect in real]
+    random = {"steering": [other.steering for other in drawn], "ablated": [other.ablated for other in drawn]}
+    steering = [place(effect.steering, random["steering"]) for effect in real]
+    ablation = [place(effect.ablated, random["ablated"]) for effect in real]
     rows = zip(names, real, steering, holm(steering), ablation, holm(ablation), strict=True)
     return {"axes": [{"axis": name, "more": effect.more, "less": effect.less, "steering": effect.steering,
                       "ablated": effect.ablated, "p": p, "p_corrected": corrected, "ablation_p": other,
                       "ablation_p_corrected": other_corrected, "as_signed": effect.steering > 0}
-                     for name, effect, p, corrected, other, other_corrected in rows],
-            "random": {"steering": [other.steering for other in drawn], "ablated": [other.ablated for other in drawn]}}
+                     for name, effect, p, corrected, other, other_corrected in rows], "random": random}
 
 
 def place(value: float, others: Sequence[float]) -> float:

@@ -57,11 +57,8 @@ def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
 
 
 class DifferenceRows:
-    """positive - negative, averaged over the pairs of one kind at one position: one row each. `add` takes blocks in any number;
-    `rows` may be asked for at any time.
-
-    Sums are kept for kinds that several pairs share; a kind of one pair is a row at once and goes into a sketch.
-    """
+    """positive - negative, averaged over the pairs of one kind at one position: one row each; a kind of one pair goes into a
+    sketch. `add` takes blocks in any number; `rows` may be asked for at any time."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
         """`alone`: kinds (indices) of one pair only; None where every kind is to be summed."""

@@ -59,13 +59,10 @@ def concatenated(blocks: Sequence[Samples]) -> Samples:
 
 
 class Reservoir:
-    """What is kept of a stream of blocks: the rows of pairs chosen beforehand, and a small sample of all activations.
-
-    Its memory is bounded by `most` pairs and `sample` activations, however many blocks go by.
-    """
+    """What is kept of a stream of blocks: the rows of pairs chosen beforehand, and a small sample of all activations."""
 
     def __init__(self, pairs: Tensor, rows: int, most: int, sample: int = 64) -> None:
-        """Of `pairs` (indices) at most `most` are kept; the stream has `rows` rows in all. Always the same draw."""
+        """At most `most` of `pairs` (indices) are kept, and `sample` activations; the stream has `rows` rows. Always one draw."""
         generator = torch.Generator().manual_seed(0)
         # Drawn, not strided: a stride may meet the same position of every pair.
         self._drawn = torch.randperm(2 * rows, generator=generator)[:sample]
