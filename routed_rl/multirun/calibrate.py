@@ -38,7 +38,12 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     if not runs:
         check_experiment(config, rules, seeds, rate)
     with alone_in(folder):
-        folders = _given(runs) or _trained(overrides, seeds, config.seed, folder, jobs, compose, execute)
+        folders = _given(runs)
+        if not runs:
+            planned = [seeded("secure", seed, [*overrides, *CHEAP], config.seed, folder, compose) for seed in range(seeds)]
+            failed = run_missing(planned, execute, jobs, folder / "logs", "calibrate", "--out")
+            refuse_failed(failed, seeds, folder / "logs")
+            folders = [run.folder for run in planned]
         found = measured(folders, config.monitor, rules)
         limits = set_limits(found, rate)
         settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
@@ -123,14 +128,6 @@ def _given(runs: list[str]) -> list[RunFolder]:
             raise ConfigError(f"--runs names {run} twice")
         folders[place] = folder
     return list(folders.values())
-
-
-def _trained(overrides: list[str], seeds: int, first: int, out: Path, jobs: int, compose: Compose,
-             execute: Execute) -> list[RunFolder]:
-    """The runs of the experiment under `seeds` seeds, counted from `first`, none of which halts."""
-    runs = [seeded("secure", seed, [*overrides, *CHEAP], first, out, compose) for seed in range(seeds)]
-    refuse_failed(run_missing(runs, execute, jobs, out / "logs", "calibrate", "--out"), len(runs), out / "logs")
-    return [run.folder for run in runs]
 
 
 def _show(limits: dict[str, dict[str, Any]], rate: float, runs: int, config: MonitorConfig) -> None:

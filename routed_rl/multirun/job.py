@@ -53,7 +53,7 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
 
     assert config.out is not None
     if RunFolder(config.out).config.exists():
-        pipeline.resume(config.out, [], _nothing_to_compose)
+        pipeline.resume(config.out, [], lambda _: config)  # nothing is composed: a resumed run keeps its settings
     else:
         # A process killed while it made the folder leaves one that holds no run.
         shutil.rmtree(config.out, ignore_errors=True)
@@ -98,7 +98,3 @@ def _comparable(config: Config) -> Any:
     """Settings as plain JSON, without the folder, which may have been moved, and the date, which a run may take as it begins."""
     config = dataclasses.replace(config, out=None, model=dataclasses.replace(config.model, date=None))
     return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _nothing_to_compose(overrides: list[str]) -> Config:
-    raise AssertionError("a resumed run keeps its own settings")

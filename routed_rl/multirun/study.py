@@ -26,18 +26,13 @@ class Study:
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig, seed: int) -> None:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
         self.study = _open(plan.folder / "study.db", settings, seed)
-        self._refuse_another_sweep()
         self.at_work: dict[str, optuna.trial.Trial] = {}
         self._steps: dict[str, int] = {}
-
-    def _refuse_another_sweep(self) -> None:
-        """Trials of other settings would be judged together."""
-        ours = {"fixed": self.plan.fixed, "space": [str(each) for each in self.dimensions]}
-        there = self.study.user_attrs.get("request")
+        ours, there = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}, self.study.user_attrs.get("request")
         if there is None:
             self.study.set_user_attr("request", ours)
         elif difference := first_difference(there, ours):
-            raise RunFolderError(f"{self.plan.folder} holds a sweep of other settings ({difference}); give another out=")
+            raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); give another out=")
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
         """How many trials are still to be run, and these: those that a killed sweep left at work, with the values they had,
