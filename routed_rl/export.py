@@ -145,7 +145,7 @@ def read_quarantine(checkpoint: Path, environment: str | None = None) -> list[St
         chosen = whole if environment is None else state[f"{name}.parts"][known.index(environment)]
         weight, bias = (chosen[:, :-1], chosen[:, -1]) if name in biased else (chosen, None)
         write = state.get(f"{name}.write", state[f"{name}.basis"])
-        stored, mixture = (row.stored_name(name), row.mixture(name)) if row else (name, None)
+        stored, mixture = row.stored_names(name) if row else (name, None)
         targets.append(StoredTarget(name, stored, mixture, write, weight, bias))
     return targets
 

@@ -38,17 +38,14 @@ class Family:
     stored: tuple[str, str] | None = None
     """What a checkpoint's files call an expert where that is not `mlp.experts.E.down_proj`: before and after its number."""
 
-    def stored_name(self, writer: str) -> str:
-        """The name of a writer's weight in a checkpoint's files, without `.weight`."""
+    def stored_names(self, writer: str) -> tuple[str, str | None]:
+        """A writer's weight in a checkpoint's files, without `.weight`, and an expert's parameter for all of its mixture."""
         layer, _, place = writer.partition(f".{self.experts}.")
-        if self.stored is None or not place:
-            return writer
-        return f"{layer}.{self.stored[0]}{place.split('.')[0]}{self.stored[1]}"
-
-    def mixture(self, writer: str) -> str | None:
-        """Of an expert, the parameter that holds all writers of its mixture; None for a plain writer."""
-        layer, _, place = writer.partition(f".{self.experts}.")
-        return f"{layer}.{self.experts}.{place.partition('.')[2]}" if place else None
+        if not place:
+            return writer, None
+        expert, _, short = place.partition(".")
+        stored = writer if self.stored is None else f"{layer}.{self.stored[0]}{expert}{self.stored[1]}"
+        return stored, f"{layer}.{self.experts}.{short}"
 
 
 _LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm")
