@@ -86,5 +86,4 @@ class RoutedExperts(nn.Module):
             return ExpertsTap.apply(y_TD, targets, tokens, *inputs)  # pyright: ignore[reportReturnType]
         return y_TD if record.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_routed(self)
+    __reduce__ = reduce_routed

@@ -7,7 +7,7 @@ Shape letters: E environments, K rank, N inputs, L layers, J axes, D stream widt
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, combinations
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class LedgerBook:
         if gradient is not None:
             self._add("routed", routed)
             self._add("gradient", routed if contained else torch.zeros_like(routed))
-            self._add("gradient", gradient, in_pieces=target.weight.in_pieces)
+            self._add("gradient", gradient, in_pieces=target.weight.piece is not None)
         energies = target.tape.control_energies()
         if energies is not None:
             self._energies = energies if self._energies is None else self._energies + energies
@@ -56,9 +56,9 @@ class LedgerBook:
         square = new.square().sum()
         self._add("square", torch.stack([old_KN.square().sum(), square]))
         self._layers[target.layer] = self._layers.get(target.layer, 0.0) + square.detach().double()
-        self._add("retained", target.weight.moved(), in_pieces=target.weight.in_pieces)
+        self._add("retained", target.weight.moved(), in_pieces=target.weight.piece is not None)
         self._add("drift", target.drift().square().sum())
-        self._add("weight", target.weight.square(), in_pieces=target.weight.in_pieces)
+        self._add("weight", target.weight.square(), in_pieces=target.weight.piece is not None)
         effect = (target.tape.mean().unsqueeze(0) @ target.parts.mT)[:, 0] @ target.pair.basis.mT
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
 
@@ -84,7 +84,8 @@ class LedgerBook:
                     f"ledger/{name}/part_norm": float(norms[e])}
             row |= {f"ledger/{name}/shift/{axis}": shift for axis, shift in zip(self.axes.names, shifts, strict=True)}
         row |= {f"quarantine/layer/{layer}/norm": float(value) ** 0.5 for layer, value in self._layers.items()}
-        row |= _cosines(self.environments, gram, norms) | self._control(control_kind)
+        row |= {f"ledger/cosine/{a}/{b}": float(gram[i, j] / (norms[i] * norms[j]).clamp(min=1e-30))
+                for (i, a), (j, b) in combinations(enumerate(self.environments), 2)} | self._control(control_kind)
         self._sums, self._held, self._effects, self._layers, self._energies = {}, {}, {}, {}, None
         return row
 
@@ -107,8 +108,3 @@ class LedgerBook:
                 found[f"control/{kind}/{name}/ratio"] = real / mean
                 found[f"control/{kind}/{name}/rank"] = 1.0 + sum(draw > real for draw in draws)
         return found
-
-
-def _cosines(environments: list[str], gram: Tensor, norms: Tensor) -> dict[str, float]:
-    return {f"ledger/cosine/{a}/{b}": float(gram[i, j] / (norms[i] * norms[j]).clamp(min=1e-30))
-            for i, a in enumerate(environments) for j, b in enumerate(environments) if i < j}

@@ -43,8 +43,7 @@ class Tap(torch.autograd.Function):
             p = g.to(pair.write.dtype) @ pair.write
             target.tape.record(p, g, x, record, ctx.scale_S)
             if record.contained:
-                flat = torch.addmm(g.flatten(0, -2), p.flatten(0, -2).to(g.dtype),
-                                   pair.read.mT.to(g.dtype), alpha=-1)
+                flat = torch.addmm(g.flatten(0, -2), p.flatten(0, -2).to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return flat.view_as(g), None, None
             return g, (None if record.ablated else (p @ target.weight_part()).to(x.dtype)), None
 
@@ -55,6 +54,12 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target) -> Tensor:
         coordinates = linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype))
         y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y.dtype))
     return y
+
+
+def reduce_routed(module: nn.Module) -> tuple[Any, ...]:
+    """The class is made at run time, so pickle and deepcopy must be told how to make it again."""
+    mixin, plain = type(module).__mro__[1:3]
+    return _blank_routed, (plain, mixin), module.__dict__
 
 
 class RoutedModule(nn.Module):
@@ -69,14 +74,7 @@ class RoutedModule(nn.Module):
             return Tap.apply(y, x, target)  # pyright: ignore[reportReturnType]
         return y if record.ablated else add_quarantine_(y, x, target)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_routed(self)
-
-
-def reduce_routed(module: nn.Module) -> tuple[Any, ...]:
-    """The class is made at run time, so pickle and deepcopy must be told how to make it again."""
-    mixin, plain = type(module).__mro__[1:3]
-    return _blank_routed, (plain, mixin), module.__dict__
+    __reduce__ = reduce_routed
 
 
 def _blank_routed(plain: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:

@@ -35,7 +35,8 @@ def reimpose(target: Target) -> None:
 @torch.no_grad()
 def route_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
     target.parts += delta_EKN
-    target.coefficients.copy_(_ordered_sum(target.parts))
+    # One environment after another, so that every rank and every reload gets the same bits.
+    target.coefficients.copy_(sum(target.parts, torch.zeros_like(target.coefficients)))
     reimpose(target)
 
 
@@ -50,14 +51,6 @@ def observe_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> No
     target.coefficients.mul_(1 - decay).add_(moved)
     target.parts += delta_EKN
     target.move_weights(-moved)
-
-
-def _ordered_sum(parts_EKN: Tensor) -> Tensor:
-    """Sum over environments in a fixed order, so that every rank and every reload gets the same bits."""
-    total = torch.zeros_like(parts_EKN[0])
-    for part in parts_EKN:
-        total = total + part
-    return total
 
 
 MODES = {

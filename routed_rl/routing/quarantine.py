@@ -75,9 +75,8 @@ class Quarantine:
         """The inverse of `state_dict`; another model's or another basis' state is refused by name."""
         ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
         for name, value in ours.items():
-            stored = state.get(name)
-            if stored is None or stored.shape != value.shape:
-                found = None if stored is None else tuple(stored.shape)
+            found = tuple(state[name].shape) if name in state else None
+            if found != tuple(value.shape):
                 raise SubspaceError(f"checkpoint holds {found} for {name} where this run has {tuple(value.shape)}; "
                                     "resume with the same model, subspace and environments")
         for name, value in ours.items():
@@ -88,4 +87,4 @@ def _tensors(target: Target) -> dict[str, Tensor]:
     pair = target.pair
     both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
     return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
-            "parts": target.parts, **target.tape.state()}
+            "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}

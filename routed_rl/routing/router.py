@@ -52,7 +52,8 @@ class Router:
         for target in self.quarantine.targets:
             stream = self.stream_LSD[target.layer] if self._kind(step) == "matched" else None
             if target.rank and target.tape.control_bases is None:
-                target.tape.draw_control(control.draws, _control_seed(self.seed, step, target.name), stream)
+                seed = zlib.crc32(f"{self.seed}/{step}/{target.name}".encode())  # the same on every machine, unlike `hash`
+                target.tape.draw_control(control.draws, seed, stream)
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None) -> None:
         """Name the rows of the next loss; see `RoutingContext.set_batch`."""
@@ -135,8 +136,3 @@ class Router:
         self.quarantine.load_state_dict(state)
         self.optimizer.load_state_dict(state)
         self.pushes = dict(zip(self.quarantine.environments, state["pushes"].tolist(), strict=True))
-
-
-def _control_seed(seed: int, step: int, target: str) -> int:
-    """The same on every machine, unlike `hash`."""
-    return zlib.crc32(f"{seed}/{step}/{target}".encode())

@@ -57,8 +57,8 @@ class Tape:
         if self.has_bias:
             sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
         self._keep(sample if scale_S is None else sample * scale_S.unsqueeze(1))
-        if record.control_draws and self.control_bases is not None:
-            self._record_control(g.to(p.dtype), x, ids)
+        if record.control_draws and self.control_bases is not None and self.control_sketch is not None:
+            self._add_sketched(ids, torch.bmm((g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
 
     def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, record: Record) -> None:
         """Book one backward of an expert, of the tokens it got: `p` (T, K), `g` (T, D), `x` (T, N), the row of each and
@@ -72,8 +72,7 @@ class Tape:
         if self.along is not None and record.completions_B is not None:
             along = p.new_zeros(len(record.completions_B), 2).index_add_(0, rows, self.along.of_tokens(p, x))
             self.rows.append((record.completions_B, record.environment_ids_B, along))
-        if record.control_draws and self.control_bases is not None:
-            assert self.control_sketch is not None
+        if record.control_draws and self.control_bases is not None and self.control_sketch is not None:
             drawn, sketched = g.to(p.dtype) @ self.control_bases, x @ self.control_sketch
             self._add_sketched(ids.unique(), torch.stack([drawn[ids == e].mT @ sketched[ids == e] for e in ids.unique()])
                                if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
@@ -120,10 +119,6 @@ class Tape:
         self.along, self.rows = None, []
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
-    def state(self) -> dict[str, Tensor]:
-        """What outlives the step."""
-        return {"mean_input": self.mean_input, "mean_weight": self.mean_weight}
-
     def draw_control(self, draws: int, seed: int, stream_SD: Tensor | None) -> None:
         """Draw `draws` bases of this rank for the coming step: isotropic, or with the covariance of `stream_SD`.
 
@@ -141,10 +136,6 @@ class Tape:
         # Written as the subspace is, else a post-norm's gain would make the two incomparable.
         self.control_bases = torch.cat([self.pair.write, self.pair.written(flat)], dim=1)
         self.control_sketch = torch.randn(self.width, SKETCH, generator=generator).to(self.pair.write) / SKETCH**0.5
-
-    def _record_control(self, g: Tensor, x: Tensor, ids: Tensor) -> None:
-        assert self.control_bases is not None and self.control_sketch is not None
-        self._add_sketched(ids, torch.bmm((g @ self.control_bases).mT, x @ self.control_sketch))
 
     def _add_sketched(self, ids: Tensor, rows: Tensor) -> None:
         if self._sketched is None:

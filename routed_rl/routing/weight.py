@@ -44,9 +44,9 @@ class WriterWeight:
         return bias
 
     @property
-    def in_pieces(self) -> bool:
-        """Each process holds a piece of the weight; where it is whole, `matrix` is."""
-        return self._piece() is not None
+    def piece(self) -> Piece | None:
+        """What this process holds of a weight in pieces; None where it is whole, as `matrix` is."""
+        return piece_of(self.stored)
 
     def matrix(self) -> Tensor:
         """The weight as (D, N) without the bias, a view. Not for a weight in pieces."""
@@ -55,7 +55,7 @@ class WriterWeight:
 
     def square(self) -> Tensor:
         """‖W‖² of the entries held here."""
-        piece = self._piece()
+        piece = self.piece
         return (self.matrix() if piece is None else piece.flat).square().sum()
 
     def gradient_square(self) -> Tensor | None:
@@ -69,7 +69,7 @@ class WriterWeight:
 
     def read(self, left_DM: Tensor) -> Tensor:
         """`leftᵀ W`, (M, N), the bias as the last column; of a weight in pieces, summed over the processes."""
-        piece, bias = self._piece(), self.bias
+        piece, bias = self.piece, self.bias
         if piece is not None:
             share = piece.product(left_DM, transposed=self.transposed)
             if bias is not None and (held := piece_of(bias)) is not None:
@@ -82,7 +82,7 @@ class WriterWeight:
     @torch.no_grad()
     def add(self, left_DM: Tensor, inside_MN: Tensor) -> None:
         """`W += left inside`, the bias by its column; each process moves what it holds."""
-        piece, bias, width = self._piece(), self.bias, self.width
+        piece, bias, width = self.piece, self.bias, self.width
         if piece is not None:
             piece.add(left_DM, inside_MN[:, :width], transposed=self.transposed)
             if bias is not None and (held := piece_of(bias)) is not None:
@@ -105,10 +105,7 @@ class WriterWeight:
 
     def _seen(self) -> Tensor:
         """The weight as the probes see it, (PROBES, N); of a weight in pieces, the rows held here."""
-        piece = self._piece()
+        piece = self.piece
         if piece is None:
             return self._probes @ self.matrix().to(self._probes.dtype)
         return piece.product(self._probes.mT, transposed=self.transposed)
-
-    def _piece(self) -> Piece | None:
-        return piece_of(self.stored)
