@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ CHECK_TIMEOUT_S = 10.0
 class Reused:
     """Processes that become one environment of a class after the other, so that its libraries are imported once in each.
 
-    In a `with`, whose end closes them.
+    To be closed at the end.
     """
 
     def __init__(self) -> None:
@@ -64,12 +65,6 @@ class Reused:
         while self.kept:
             self.kept.pop().close()
 
-    def __enter__(self) -> Reused:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def list_environments(compose: Compose) -> None:
     """Every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
@@ -92,7 +87,7 @@ def list_environments(compose: Compose) -> None:
 def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
     """id of an entry -> (its variant, what is wrong with it), for entries of one class."""
     found: dict[int, tuple[str, str]] = {}
-    with Reused() as processes:
+    with closing(Reused()) as processes:
         for entry in entries:
             try:
                 found[id(entry)] = str(getattr(processes.open(alone(entry)), "variant", None) or ""), ""
@@ -131,7 +126,7 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
         entries = [variation for entry in entries for variation in variations(entry)]
     rows: list[list[str]] = []
     bad: list[str] = []
-    with console.progress("check", "environments") as advance, Reused() as processes:
+    with console.progress("check", "environments") as advance, closing(Reused()) as processes:
         for entry in entries:
             found = check_one(entry, samples, processes)
             rows.append([entry.name, *map(mark, found)])
@@ -155,7 +150,7 @@ def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
 
 def variations(entry: Entry) -> list[Entry]:
     """The entry under each setting that its class offers in `all_settings`, named by what differs."""
-    with Reused() as processes:
+    with closing(Reused()) as processes:
         every: list[dict[str, Any]] = processes.open(alone(entry)).description["all_settings"]
     if not every:
         raise ConfigError(f"{entry.class_name} offers no all_settings(); leave out --all")
