@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from routed_rl.artifacts import read_json, write_json
 from routed_rl.config import Config, LaunchConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.compare import compare
-from routed_rl.multirun.intervals import fold, interval, paired_difference, paired_ratio, student_t
+from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
 from routed_rl.multirun.results import results
 
 HACK = {"none": 1.0, "observe": 0.98, "route": 0.12, "control": 0.85, "erase": 0.1}
@@ -56,22 +57,24 @@ def test_an_interval_is_the_textbook_one_and_one_value_has_none() -> None:
 
 def test_pairing_removes_what_the_seeds_have_in_common() -> None:
     first, second = {0: 0.1, 1: 0.5, 2: 0.9}, {0: 0.0, 1: 0.4, 2: 0.8}
-    paired = paired_difference(first, second)
-    assert paired is not None
+    paired = paired_interval(minus, first, second)
     assert paired["low"] == pytest.approx(0.1)
     assert paired["high"] == pytest.approx(0.1)
-    shuffled = paired_difference(first, {0: 0.8, 1: 0.0, 2: 0.4})
-    assert shuffled is not None
+    shuffled = paired_interval(minus, first, {0: 0.8, 1: 0.0, 2: 0.4})
     assert shuffled["mean"] == pytest.approx(paired["mean"])
     assert shuffled["low"] < 0 < shuffled["high"]
 
 
 def test_only_shared_seeds_are_paired() -> None:
-    found = paired_difference({0: 1.0, 2: 3.0}, {2: 1.0, 5: 9.0})
-    assert found is not None
-    assert found["seeds"] == [2.0]
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
-    assert paired_ratio({0: 1.0, 1: 1.0}, {0: 0.0, 1: 2.0}) is None
+    assert paired_interval(minus, {0: 1.0, 2: 3.0}, {2: 1.0, 5: 9.0})["seeds"] == [2.0]
+    assert paired_interval(minus, {0: 1.0}, {1: 1.0}) is None
+    assert paired_interval(over, {0: 1.0, 1: 1.0}, {0: 0.0, 1: 2.0}) is None
+    assert paired_interval(over, {0: 1.0, 1: 1.0, 2: 5.0}, {1: 2.0, 0: 4.0})["seeds"] == [0.25, 0.5]
+
+
+def paired_interval(combine: Callable[[Cells, Cells], Cells], first: dict[int, float], second: dict[int, float]) -> Any:
+    cell = ("code", "hack")
+    return intervals(combine({cell: first}, {cell: second})).get("code", {}).get("hack")
 
 
 def test_fold_keeps_numbers_that_every_seed_has() -> None:

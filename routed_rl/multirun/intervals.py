@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 LEVEL = 0.95
+Cells = dict[tuple[str, str], dict[int, float]]
+"""(environment, metric) -> seed -> value. Two of them that are compared know the same environments and metrics."""
 
 
 def interval(values: list[float]) -> dict[str, Any]:
@@ -19,18 +20,26 @@ def interval(values: list[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": values}
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:
-    """Interval of `first - second` over the seeds that both have; None where they share none."""
-    shared = sorted(first.keys() & second.keys())
-    return interval([first[seed] - second[seed] for seed in shared]) if shared else None
+def intervals(cells: Cells, only: str | None = None) -> dict[str, Any]:
+    """{environment: {metric: interval}} of the cells that have values; of the metric `only`, where one is named."""
+    found: dict[str, Any] = {}
+    for (env, metric), values in cells.items():
+        if values and only in (None, metric):
+            found.setdefault(env, {})[metric] = interval([values[seed] for seed in sorted(values)])
+    return found
 
 
-def paired_ratio(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any] | None:
-    """Interval of `first / second`; None where they share no seed or `second` is not positive in all of them."""
-    shared = sorted(first.keys() & second.keys())
-    if not shared or min(second[seed] for seed in shared) <= 0:
-        return None
-    return interval([first[seed] / second[seed] for seed in shared])
+def minus(first: Cells, second: Cells) -> Cells:
+    """Differences, under the seeds that both have."""
+    return {cell: {seed: values[seed] - second[cell][seed] for seed in values.keys() & second[cell].keys()}
+            for cell, values in first.items()}
+
+
+def over(first: Cells, second: Cells) -> Cells:
+    """Ratios, likewise; without the cells in which `second` is not positive under one of these seeds."""
+    shared = {cell: values.keys() & second[cell].keys() for cell, values in first.items()}
+    return {cell: {seed: first[cell][seed] / second[cell][seed] for seed in seeds} for cell, seeds in shared.items()
+            if all(second[cell][seed] > 0 for seed in seeds)}
 
 
 def student_t(freedom: int) -> float:
