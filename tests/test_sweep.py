@@ -22,9 +22,8 @@ from routed_rl.cli.space import split
 from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.ranking import notes
-from routed_rl.multirun.space import Dimension
 from routed_rl.multirun.sweep import sweep
-from routed_rl.multirun.trials import Outcome, Plan, best
+from routed_rl.multirun.trials import Dimension, Outcome, Plan, best
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
 RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"

@@ -19,8 +19,8 @@ from routed_rl.errors import RunFolderError
 from routed_rl.export import publish
 from routed_rl.multirun.calibrate import calibrate
 from routed_rl.multirun.compare import compare
-from routed_rl.multirun.space import Dimension
 from routed_rl.multirun.sweep import sweep
+from routed_rl.multirun.trials import Dimension
 from tests.parts import typed, write_parts
 
 HOLD = ("import sys, time; from pathlib import Path; from routed_rl.artifacts import alone_in\n"

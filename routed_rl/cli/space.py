@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 
 from routed_rl.cli.compose import parse_override
 from routed_rl.errors import ConfigError
-from routed_rl.multirun.space import Dimension
+from routed_rl.multirun.trials import Dimension
 
 FUNCTIONS = ("choice", "range", "interval", "int", "tag", "glob", "sort", "shuffle")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from routed_rl.multirun.reporter import Table, panels, save
+from routed_rl.multirun.reporter import Table, panels
 
 
 def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
@@ -59,7 +59,8 @@ def draw(path: Path, found: dict[str, Any]) -> list[str]:
     figure, axes = panels(len(environments), 3.2)
     for panel, env in zip(axes, environments, strict=True):
         _panel(panel, env, arms)
-    return [save(figure, path)]
+    figure.savefig(path, dpi=150)
+    return [path.name]
 
 
 def _panel(panel: Any, env: str, arms: dict[str, Any]) -> None:

@@ -9,13 +9,10 @@ from typing import Any
 from routed_rl.config import SweepConfig
 from routed_rl.errors import command
 from routed_rl.multirun.job import Job
-from routed_rl.multirun.reporter import Table, panels, save
+from routed_rl.multirun.reporter import Table, panels
 from routed_rl.multirun.results import known_metrics
-from routed_rl.multirun.space import Dimension
-from routed_rl.multirun.trials import Outcome, best
+from routed_rl.multirun.trials import Dimension, Outcome, best
 from routed_rl.report import not_scored
-
-MARKS = {"done": "", "failed": "failed", "pruned": "pruned"}
 
 
 def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> Iterator[str]:
@@ -44,7 +41,7 @@ def table(found: list[Outcome], settings: SweepConfig) -> Table:
     rows: list[list[str]] = []
     for each in sorted(found, key=lambda each: (not each.values, sign * each.values[0] if each.values else 0.0)):
         values = [f"{value:.4g}" for value in each.values] if each.values else ["-"] * len(settings.objectives)
-        rows.append([*_names(each, keys), *values, MARKS[each.state] or ("best" if each.trial.name in winners else "")])
+        rows.append([*_names(each, keys), *values, "best" if each.trial.name in winners else _mark(each)])
     return Table(f"sweep of {len(found)} trials" + (", best: the Pareto front" if len(settings.objectives) > 1 else ""),
                  ["trial", *keys, *settings.objectives, ""], rows)
 
@@ -55,10 +52,10 @@ def _figures(found: list[Outcome], keys: list[str]) -> Table:
     rows: list[list[str]] = []
     for each in found:
         models = each.summary.get("models", {})
-        cells = [[env, *(_pair(models, env, metric) for metric in metrics)] for env in known if env in models.get("policy", {})]
-        for place, row in enumerate(cells or [[""] * (1 + len(metrics))]):
-            names, mark = (_names(each, keys), MARKS[each.state]) if place == 0 else ([""] * (1 + len(keys)), "")
-            rows.append([*names, *row, mark])
+        names, mark = _names(each, keys), _mark(each)
+        for env in [env for env in known if env in models.get("policy", {})] or [""]:
+            rows.append([*names, env, *(_pair(models, env, metric) for metric in metrics), mark])
+            names, mark = [""] * len(names), ""  # once for a trial
     return Table(f"sweep of {len(found)} trials: policy / deployed model, one number where they are the same",
                  ["trial", *keys, "environment", *metrics, ""], rows)
 
@@ -84,6 +81,10 @@ def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:
         yield f"{each.trial.name} ({values}): {command('train', *each.trial.overrides)}"
 
 
+def _mark(each: Outcome) -> str:
+    return "" if each.state == "done" else each.state
+
+
 def _names(each: Outcome, keys: list[str]) -> list[str]:
     return [each.trial.name, *(each.trial.point.get(key, "-") for key in keys)]
 
@@ -101,7 +102,9 @@ def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
     else:
         for panel, key in zip(axes, keys, strict=True):
             _panel(panel, key, done, settings)
-    return [save(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+    for suffix in ("png", "svg"):
+        figure.savefig(f"{path}.{suffix}", dpi=150)
+    return [f"{path.name}.png", f"{path.name}.svg"]
 
 
 def _panel(panel: Any, key: str, done: list[Outcome], settings: SweepConfig) -> None:

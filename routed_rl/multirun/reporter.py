@@ -36,13 +36,7 @@ def written(folder: Path, names: Sequence[str]) -> None:
     console.say(f"written: {folder}/{', '.join(names)}")
 
 
-def save(figure: Figure, path: Path) -> str:
-    """Write a figure; its file's name."""
-    figure.savefig(path, dpi=150)
-    return path.name
-
-
-def panels(count: int, width: float, height: float = 3.5) -> tuple[Figure, list[Any]]:
+def panels(count: int, width: float) -> tuple[Figure, list[Any]]:
     """A figure of `count` panels side by side, each `width` inches wide."""
-    figure = Figure(figsize=(1.2 + width * count, height), layout="constrained")
+    figure = Figure(figsize=(1.2 + width * count, 3.5), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])

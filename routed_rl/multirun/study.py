@@ -10,8 +10,7 @@ from routed_rl.config import SweepConfig
 from routed_rl.config.checks import first_difference
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.multirun.job import Job, is_finished
-from routed_rl.multirun.space import Dimension, text_of
-from routed_rl.multirun.trials import Outcome, Plan, outcome
+from routed_rl.multirun.trials import Dimension, Outcome, Plan, outcome
 from routed_rl.tracking import MetricsFile
 
 if TYPE_CHECKING:
@@ -27,12 +26,11 @@ class Study:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
         self.study = _open(plan.folder / "study.db", settings, seed)
         self.at_work: dict[str, optuna.trial.Trial] = {}
-        self._steps: dict[str, int] = {}
-        ours, there = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}, self.study.user_attrs.get("request")
-        if there is None:
-            self.study.set_user_attr("request", ours)
-        elif difference := first_difference(there, ours):
+        # Trials of other settings would be judged together.
+        ours = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}
+        if difference := first_difference(self.study.user_attrs.get("request", ours), ours):
             raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); give another out=")
+        self.study.set_user_attr("request", ours)
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
         """How many trials are still to be run, and these: those that a killed sweep left at work, with the values they had,
@@ -74,10 +72,10 @@ class Study:
         name, asked = self.settings.prune.metric, self.at_work[job.name]
         assert name is not None
         rows = [row for row in MetricsFile(job.folder.metrics).rows() if row.get(name) is not None]
+        known = self.study.get_trials(deepcopy=False)[asked.number].intermediate_values
         for row in rows:
-            if row["step"] > self._steps.get(job.name, 0):
+            if row["step"] not in known:
                 asked.report(row[name], row["step"])
-                self._steps[job.name] = row["step"]
         if rows and asked.should_prune():
             return f"{PRUNED} {rows[-1]['step']}: {name}={rows[-1][name]:.3g} is worse than the median"
         return None
@@ -86,9 +84,8 @@ class Study:
         """Of every trial that has ended, of this call and earlier ones."""
         states = {"COMPLETE": "done", "FAIL": "failed", "PRUNED": "pruned"}
         ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
-        return [Outcome(self.plan.trial(each.number, {key: text_of(value) for key, value in each.params.items()}),
-                        list(each.values) if each.values else None, states[each.state.name], each.user_attrs.get("problem"))
-                for each in ended]
+        return [Outcome(self.plan.trial(each.number, each.params), list(each.values) if each.values else None,
+                        states[each.state.name], each.user_attrs.get("problem")) for each in ended]
 
 
 def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
@@ -97,21 +94,21 @@ def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError("sweep=optuna needs Optuna: pip install 'routed-rl[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    several, prune = len(settings.objectives) > 1, settings.prune
-    pruner = optuna.pruners.MedianPruner(prune.after_trials, prune.after_steps) if prune.metric else optuna.pruners.NopPruner()
     directions: Any = settings.directions
+    pruner = optuna.pruners.MedianPruner(settings.prune.after_trials, settings.prune.after_steps)
     study = optuna.create_study(storage=f"sqlite:///{file}", study_name="sweep", load_if_exists=True, pruner=pruner,
                                 directions=directions)
     # Of the number of trials too: a sweep that goes on would draw its first ones again.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=several, constant_liar=True)
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=len(settings.objectives) > 1,
+                                               constant_liar=True)
     if (there := [each.name.lower() for each in study.directions]) != settings.directions:
         raise RunFolderError(f"{file.parent} holds a sweep that would {there}, not {settings.directions}; give another out=")
     return study
 
 
-def _suggest(asked: optuna.trial.Trial, dimension: Dimension) -> str:
+def _suggest(asked: optuna.trial.Trial, dimension: Dimension) -> Any:
     key, values = dimension.key, dimension.values
     if not dimension.interval:
-        return text_of(asked.suggest_categorical(key, values))
+        return asked.suggest_categorical(key, values)
     suggest = asked.suggest_int if all(isinstance(end, int) for end in values) else asked.suggest_float
-    return text_of(suggest(key, *values, log=dimension.log))
+    return suggest(key, *values, log=dimension.log)

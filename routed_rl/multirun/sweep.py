@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,8 @@ from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
-from routed_rl.multirun.space import Dimension, grid, text_of
 from routed_rl.multirun.study import Study
-from routed_rl.multirun.trials import Outcome, Plan, check_objective, outcome
+from routed_rl.multirun.trials import Dimension, Outcome, Plan, check_objective, outcome
 from routed_rl.multirun.workers import Execute, run_all
 
 
@@ -23,7 +23,13 @@ class Grid:
     """Every combination, as a source of jobs like `Study`; the folders say which are done, so failed ones are tried again."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig) -> None:
-        self.trials = [plan.trial(number, point) for number, point in enumerate(grid(dimensions))]
+        for each in dimensions:
+            if each.interval:
+                raise ConfigError(f"{each.key} is given an interval, of which a grid cannot try every value; list values "
+                                  f"({each.key}={each.values[0]},{each.values[1]}), or set sweep=optuna")
+        keys = [each.key for each in dimensions]
+        points = itertools.product(*(each.values for each in dimensions))
+        self.trials = [plan.trial(number, dict(zip(keys, point, strict=True))) for number, point in enumerate(points)]
         self.settings, self.problems = settings, dict[str, str]()
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
@@ -93,5 +99,5 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
 
 def _corners(plan: Plan, dimensions: list[Dimension]) -> list[Job]:
     """Trials in which every value of a choice, and both ends of an interval, stand once."""
-    return [plan.trial(place, {each.key: text_of(each.values[min(place, len(each.values) - 1)]) for each in dimensions})
+    return [plan.trial(place, {each.key: each.values[min(place, len(each.values) - 1)] for each in dimensions})
             for place in range(max(len(each.values) for each in dimensions))]

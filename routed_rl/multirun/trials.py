@@ -1,8 +1,9 @@
-"""The trials of a sweep as jobs, and what became of each. Shape of a point: {key: value as an override writes it}."""
+"""What a sweep varies, its trials as jobs, and what became of each."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,23 @@ from routed_rl.config import Compose, Config, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.job import Job
 from routed_rl.multirun.results import MODELS
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A choice, whose values are listed: `KEY=A,B`, `KEY=choice(A,B)`, or `KEY=range(1,5)`. Or an interval:
+    `KEY=interval(LOW,HIGH)`; whole numbers: `int(interval(1,8))`; even in the logarithm: `tag(log,interval(1e-4,1))`."""
+
+    key: str
+    values: list[Any]
+    """Of a choice as overrides write them; of an interval its two ends, whole numbers where both are."""
+    interval: bool = False
+    log: bool = False
+
+    def __str__(self) -> str:
+        if self.interval:
+            return f"{self.key}={'log ' if self.log else ''}{self.values}"
+        return f"{self.key}={','.join(self.values)}"
 
 
 @dataclass
@@ -39,13 +57,12 @@ class Plan:
     folder: Path
     compose: Compose
 
-    def trial(self, number: int, point: dict[str, str]) -> Job:
-        """Trial `number` in its folder; ConfigError where its settings cannot be."""
-        name = f"trial-{number:03d}"
-        overrides = [*self.fixed, *(f"{key}={value}" for key, value in point.items())]
-        config = self.compose(overrides)
-        config = dataclasses.replace(config, out=str(self.folder / name), name=name, sweep=SweepConfig())
-        return Job(name, config, overrides, point=point)
+    def trial(self, number: int, point: Mapping[str, Any]) -> Job:
+        """Trial `number`, of the settings `point`, in its folder; ConfigError where its settings cannot be."""
+        name, texts = f"trial-{number:03d}", {key: str(value) for key, value in point.items()}
+        overrides = [*self.fixed, *(f"{key}={text}" for key, text in texts.items())]
+        config = dataclasses.replace(self.compose(overrides), out=str(self.folder / name), name=name, sweep=SweepConfig())
+        return Job(name, config, overrides, point=texts)
 
 
 def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:

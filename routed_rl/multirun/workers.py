@@ -42,12 +42,16 @@ class Worker:
         self.process.start()
         # Our copy of its end must go: only then does its death read as the end of the file.
         theirs.close()
+        self.job: Job | None = None
+        """What it is at work on."""
 
     def begin(self, execute: Execute, job: Job, logs: Path) -> None:
+        self.job = job
         self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
 
     def outcome(self) -> str | None:
         """Wait for the end of the job: what went wrong with it."""
+        self.job = None
         try:
             return self.connection.recv()
         except EOFError:
@@ -72,7 +76,6 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
     workers = [Worker(at_once) for _ in range(min(at_once, count))]
-    busy: dict[Connection, tuple[Worker, Job]] = {}
     try:
         for job in first if execute is train_or_resume else ():
             if job.folder.path.exists():
@@ -83,21 +86,23 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
         with console.progress(verb, "runs") as advance:
             advance(0, count)
             while True:
-                idle = [worker for worker in workers if worker.connection not in busy]
-                for worker, job in zip(idle, waiting, strict=False):
+                for worker, job in zip([worker for worker in workers if worker.job is None], waiting, strict=False):
                     worker.begin(execute, job, logs)
-                    busy[worker.connection] = worker, job
+                busy = {worker.connection: (worker, worker.job) for worker in workers if worker.job is not None}
                 if not busy:
                     return failed
-                for ready, reason in _ready(busy, stop):
-                    worker, job = busy.pop(ready)
-                    problem = reason or worker.outcome()
-                    if not worker.process.is_alive() or reason:
+                ready = wait(list(busy), None if stop is None else POLL_S)
+                for connection, (worker, job) in busy.items():
+                    if connection in ready:
+                        if problem := worker.outcome():
+                            failed[job.name] = problem
+                            console.say(f"{job.name} failed: {problem}; see {logs / job.name}.log")
+                    elif stop is not None and (problem := stop(job)):
                         worker.stop()
+                    else:
+                        continue
+                    if not worker.process.is_alive():
                         workers[workers.index(worker)] = Worker(at_once)
-                    if problem and not reason:
-                        failed[job.name] = problem
-                        console.say(f"{job.name} failed: {problem}; see {logs / job.name}.log")
                     ended(job, problem)
                     done += 1
                     advance(done, count, job.name)
@@ -122,15 +127,6 @@ def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
     if failed:
         raise RoutedRLError(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
                             "again")
-
-
-def _ready(busy: dict[Connection, tuple[Worker, Job]], stop: Stop | None) -> list[tuple[Connection, str | None]]:
-    """Those that have ended, and those that shall end now, with the reason."""
-    while not (found := wait(list(busy), None if stop is None else POLL_S)):
-        assert stop is not None
-        if stopped := [(each, reason) for each, (_, job) in busy.items() if (reason := stop(job))]:
-            return list(stopped)
-    return [(each, None) for each in busy if each in found]
 
 
 def _serve(connection: Connection, parent: int, jobs: int) -> None:
