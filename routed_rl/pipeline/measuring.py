@@ -60,28 +60,18 @@ def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, s
     return found
 
 
-@dataclasses.dataclass
-class DuringTraining:
-    """Every `evaluation.every` steps both models on every environment, on the same few tasks and random numbers each time.
-
-    What trains is left as it was, to the bit: weights, modes, random numbers.
-    """
-
-    parts: Parts
-    router: Router | None
-    served: Served | None
-
-    def __call__(self, step: int) -> dict[str, float]:
-        """Metrics of `step`; none where nothing is due."""
-        settings = self.parts.config.evaluation
-        if not settings.every or step % settings.every:
-            return {}
-        begin = time.perf_counter()
-        config = dataclasses.replace(settings, samples=settings.during_samples)
-        both = measure_both(self.parts, self.parts.environments, self.router, self.served, titles=False, config=config)
-        if self.served is not None:
-            self.served.show(deployed=False)
-        found = {f"evaluation/{model}/{name}/{metric}": value
-                 for model, results in both.items()
-                 for name, means in results.items() for metric, value in means.items() if metric != "completions"}
-        return found | {"time/evaluation_s": time.perf_counter() - begin}
+def measure_during(parts: Parts, router: Router | None, served: Served | None, step: int) -> dict[str, float]:
+    """Every `evaluation.every` steps both models on every environment, on the same few tasks and random numbers each time:
+    metrics of `step`, none where nothing is due. What trains is left as it was, to the bit: weights, modes, random numbers."""
+    settings = parts.config.evaluation
+    if not settings.every or step % settings.every:
+        return {}
+    begin = time.perf_counter()
+    config = dataclasses.replace(settings, samples=settings.during_samples)
+    both = measure_both(parts, parts.environments, router, served, titles=False, config=config)
+    if served is not None:
+        served.show(deployed=False)
+    found = {f"evaluation/{model}/{name}/{metric}": value
+             for model, results in both.items()
+             for name, means in results.items() for metric, value in means.items() if metric != "completions"}
+    return found | {"time/evaluation_s": time.perf_counter() - begin}

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import Any
 
 import torch
 
 from routed_rl.config import Config
 from routed_rl.console import say
-from routed_rl.envs import task_stream, trained
+from routed_rl.envs import task_stream
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.launched import commands
@@ -42,18 +41,15 @@ def show_plan(parts: Parts, plan: Plan) -> None:
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
         f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "
         f"{config.subspace.layout}")
-    say(f"steps         {arguments.max_steps} of {completions(config, arguments)} completions, about "
+    say(f"steps         {arguments.max_steps} of {completions_per_step(arguments) * config.launch.world} completions, about "
         f"{estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
     say(f"batch         {batch_sentence(config, arguments)}")
-    say(f"memory        {memory_sentence(parts)}")
+    found = memory_bytes(parts)
+    listed = ", ".join(f"{name} {_size(count)}" for name, count in found.items() if count)
+    say(f"memory        about {_size(sum(found.values()))} a device and activations: {listed}")
     for place, line in enumerate(commands(config, run)):
         say(f"{'' if place else 'runs on':13} {line}")
     say(f"folder        {run.path}")
-
-
-def completions(config: Config, arguments: TrainerArguments) -> int:
-    """Of one step, from all processes; this one may be about to start them."""
-    return completions_per_step(arguments) * config.launch.world
 
 
 def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:
@@ -100,35 +96,27 @@ def memory_bytes(parts: Parts) -> dict[str, int]:
     """Of one device, in bytes, by what takes it."""
     config, world = parts.config, parts.config.launch.world
     strategy = config.launch.strategy
-    everything = sum(parameter.numel() for parameter in parts.model.parameters())
+    weights = FLOAT * sum(parameter.numel() for parameter in parts.model.parameters())
     optimizer = config.trainer.get("optim", default(config.trainer, "optim"))
     states = next((count for name, count in STATES.items() if str(optimizer).startswith(name)), 2)
-    weights, trainable = everything * FLOAT, everything * FLOAT
-    share = {"weights": world if strategy in ("zero3", "fsdp2") else 1,
-             "gradients": world if strategy in ("zero2", "zero3", "fsdp2") else 1,
-             "optimizer": world if strategy not in ("none", "ddp") else 1}
-    copy = trainable if strategy.startswith("zero") else 0  # DeepSpeed steps a copy of the weights
-    found = {"weights": weights // share["weights"], "gradients": trainable // share["gradients"],
-             "optimizer": (states * trainable + copy) // share["optimizer"]}
+    states += strategy.startswith("zero")  # DeepSpeed steps a copy of the weights
+    found = {"weights": weights // (world if strategy in ("zero3", "fsdp2") else 1),
+             "gradients": weights // (world if strategy in ("zero2", "zero3", "fsdp2") else 1),
+             "optimizer": states * weights // (world if strategy not in ("none", "ddp") else 1)}
     if config.routing.mode != "none":
-        environments = len(trained(parts.environments))
-        entries = sum(rank * columns for rank, columns in ranks(parts)) * FLOAT
+        environments, entries = len(parts.trained), quarantine_entries(parts) * FLOAT
         found |= {"quarantine": (2 * environments + 2) * entries, "ledgers": environments * entries}
     return found | {"engine": engine_bytes(parts)}
 
 
-def ranks(parts: Parts) -> list[tuple[int, int]]:
-    """Largest rank and number of inputs of each target; a spanning basis takes in all later layers."""
-    settings, model = parts.config.subspace, parts.model.config.get_text_config()
-    rank, layers = settings.rank or 8, model.num_hidden_layers
-    spans = settings.layout == "spanning"
-    return [(min(model.hidden_size, rank * (layers - writer.layer) if spans else rank),
-             _inputs(writer, model.hidden_size)) for writer in parts.writers]
-
-
-def _inputs(writer: Any, width: int) -> int:
-    weight = writer.module.weight if writer.expert is None else writer.module.down_proj[writer.expert]
-    return weight.numel() // width
+def quarantine_entries(parts: Parts) -> int:
+    """Of all targets, at the largest rank each may have; a spanning basis takes in all later layers."""
+    settings, model, entries = parts.config.subspace, parts.model.config.get_text_config(), 0
+    for writer in parts.writers:
+        rank = (settings.rank or 8) * (model.num_hidden_layers - writer.layer if settings.layout == "spanning" else 1)
+        weight = writer.module.weight if writer.expert is None else writer.module.down_proj[writer.expert]
+        entries += min(model.hidden_size, rank) * (weight.numel() // model.hidden_size)
+    return entries
 
 
 def engine_bytes(parts: Parts) -> int:
@@ -142,13 +130,6 @@ def engine_bytes(parts: Parts) -> int:
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     rows = config.trainer.get("per_device_train_batch_size", 8) * config.trainer.get("gradient_accumulation_steps", 1)
     return 2 * model.num_hidden_layers * heads * size * rows * (parts.max_new_tokens + 64) * FLOAT
-
-
-def memory_sentence(parts: Parts) -> str:
-    """`memory_bytes` as a person reads it."""
-    found = memory_bytes(parts)
-    listed = ", ".join(f"{name} {_size(count)}" for name, count in found.items() if count)
-    return f"about {_size(sum(found.values()))} a device and activations: {listed}"
 
 
 def _size(count: float) -> str:

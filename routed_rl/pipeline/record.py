@@ -57,12 +57,9 @@ def dated(config: Config, date: str | None = None) -> Config:
 
 
 def read_config(run: RunFolder) -> Config:
-    """The run's settings, with the day on which it was made where it is older than `model.date`.
-
-    RunFolderError where they, or what the run says of itself, are damaged.
-
-    ConfigError where a variable is missing that a setting stands for; one of an environment is missed when that is made.
-    """
+    """The run's settings, with the day on which it was made where it is older than `model.date`. RunFolderError where they, or
+    what the run says of itself, are damaged; ConfigError where a variable is missing that a setting stands for (one of an
+    environment is missed when that is made)."""
     facts = run.facts()
     run.halt()
     try:

@@ -106,13 +106,10 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
             shutil.copy(old.path / name, new.path / name)
     MetricsFile(new.metrics).truncate(step)
     MetricsFile(new.verdicts).truncate(step)
-    for file in old.completion_files():
-        if step_of(file) <= step:
-            new.completions.mkdir(exist_ok=True)
-            shutil.copy(file, new.completions / file.name)
     if (halt := old.halt()) and halt["step"] <= step:
         shutil.copy(old.halted, new.halted)
-    for file in Path(old.path, "halts").glob("step-*.json"):
+    for file in [*old.completion_files(), *Path(old.path, "halts").glob("step-*.json")]:
         if step_of(file) <= step:
-            (new.path / "halts").mkdir(exist_ok=True)
-            shutil.copy(file, new.path / "halts" / file.name)
+            copy = new.path / file.relative_to(old.path)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(file, copy)

@@ -17,16 +17,7 @@ from routed_rl.envs import task_stream
 from routed_rl.errors import ParityError, RolloutError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts
-from routed_rl.rollout import (
-    Lora,
-    ParityCheck,
-    PolicyWeights,
-    Served,
-    fixed_sequences,
-    join_servers,
-    lora_for,
-    open_engine,
-)
+from routed_rl.rollout import Lora, ParityCheck, PolicyWeights, Served, fixed_sequences, join_servers, lora_for, open_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 
@@ -46,7 +37,13 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
         say(f"rollouts      starting {config.engine}, {config.dtype}")
         engine = stack.enter_context(open_engine(config, folder, _lora(parts, subspace)))
         served = Served(engine, PolicyWeights(parts.model, []))
-        _refuse_another_model(parts, served)
+        try:  # before anything is pushed both sides are the base model, to the limit of parity
+            route_served(parts, served, None).run(0)
+        except (ParityError, RolloutError) as error:
+            if not config.urls:
+                raise
+            raise RolloutError(f"rollout.urls={config.urls}: a server there serves another model than model.path="
+                               f"{parts.config.model.path}; {error}") from error
         yield served
 
 
@@ -68,19 +65,6 @@ def route_served(parts: Parts, served: Served | None, router: Router | None) -> 
         served.weights = PolicyWeights(parts.model, router.quarantine.targets)
     return ParityCheck(served, parts.model, _sequences(parts), parts.config.rollout.parity,
                        router.quarantine.ablated if router is not None else None)
-
-
-def _refuse_another_model(parts: Parts, served: Served) -> None:
-    """Before anything is pushed both sides are the base model, to the limit of parity."""
-    urls = parts.config.rollout.urls
-    check = ParityCheck(served, parts.model, _sequences(parts), parts.config.rollout.parity, None)
-    try:
-        check.run(0)
-    except (ParityError, RolloutError) as error:
-        if not urls:
-            raise
-        raise RolloutError(f"rollout.urls={urls}: a server there serves another model than model.path="
-                           f"{parts.config.model.path}; {error}") from error
 
 
 def _sequences(parts: Parts) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from routed_rl.errors import LaunchError, RolloutError, Stopped, command
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
 from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
-from routed_rl.pipeline.measuring import DuringTraining
+from routed_rl.pipeline.measuring import measure_during
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
 from routed_rl.pipeline.serving import joining, route_served
 from routed_rl.rollout import ParityCheck, Served
@@ -83,10 +84,10 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
                 parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
     """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
     with console.progress("train", "steps") as advance, STOP.stepping():
-        trainer = build_trainer(plan, parts.model, parts.tokenizer, parts.trained, router,
-                                [ShowProgress(advance), *([TellCheckpoints(tracker)] if tracker else [])], watch=watch,
-                                fresh_from=fresh_from_step(plan.run), served=served, parity=parity,
-                                evaluator=DuringTraining(parts, router, served), listener=tracker.row if tracker else None)
+        trainer = build_trainer(plan, parts.model, parts.tokenizer, parts.trained, router, [Telling(advance, tracker)],
+                                watch=watch, fresh_from=fresh_from_step(plan.run), served=served, parity=parity,
+                                evaluator=partial(measure_during, parts, router, served),
+                                listener=tracker.row if tracker else None)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if trainer.stopped:
         name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
@@ -109,11 +110,11 @@ def work(folder: str, *urls: str) -> None:
         _train_here(parts, plan, router, watch, newest, served, route_served(parts, served, router))
 
 
-class ShowProgress(TrainerCallback):
-    """Moves the bar; TRL's own is off."""
+class Telling(TrainerCallback):
+    """Moves the bar (TRL's own is off), and tells the tracker of each checkpoint once it is whole."""
 
-    def __init__(self, advance: console.Advance) -> None:
-        self.advance = advance
+    def __init__(self, advance: console.Advance, tracker: Tracker | None) -> None:
+        self.advance, self.tracker = advance, tracker
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
@@ -121,12 +122,6 @@ class ShowProgress(TrainerCallback):
             note = " ".join([f"reward {reward:.2f}" if reward is not None else "", f"|C| {norm:.2f}" if norm else ""])
             self.advance(state.global_step, state.max_steps, note.strip())
 
-
-class TellCheckpoints(TrainerCallback):
-    """Tells the tracker of each checkpoint once it is whole."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.tracker.checkpoint(state.global_step)
+        if self.tracker:
+            self.tracker.checkpoint(state.global_step)

@@ -36,38 +36,29 @@ def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
     return found
 
 
-def routing_summary(run: RunFolder, router: Router, moved: float) -> dict[str, Any]:
+@torch.no_grad()
+def routing_summary(run: RunFolder, router: Router, base: dict[str, Tensor]) -> dict[str, Any]:
     """Mode, ranks, means over the run of the routed fraction and of the random controls, the quarantine's share.
 
-    `moved` is ‖ΔW‖ of the retained change over all targets.
+    `base` holds the base model's weights by target name, for ‖ΔW‖ of the retained change over all targets.
     """
     rows = MetricsFile(run.metrics).rows()
     fractions = [row["routing/routed_fraction"] for row in rows if "routing/routed_fraction" in row]
     names = sorted({key for row in rows for key in row if key.startswith("control/")})
     controls = {name.removeprefix("control/"): _mean([row[name] for row in rows if name in row]) for name in names}
-    norm = router.quarantine.norm()
-    return {"mode": router.config.mode, "rank": max(target.rank for target in router.quarantine.targets),
-            "ranks": {target.name: target.rank for target in router.quarantine.targets},
+    norm, ranks = router.quarantine.norm(), {target.name: target.rank for target in router.quarantine.targets}
+    moved = sum((target.weight.matrix() - base[target.name]).square().sum().item() for target in router.quarantine.targets) ** 0.5
+    return {"mode": router.config.mode, "rank": max(ranks.values()), "ranks": ranks,
             "routed_fraction": _mean(fractions), "random_control": controls, "quarantine_norm": norm, "retained_norm": moved,
             "quarantine_share": norm**2 / max(norm**2 + moved**2, 1e-30),
             "drift": max((row["routing/drift"] for row in rows if "routing/drift" in row), default=0.0)}
 
 
-def retained_change(router: Router, base: dict[str, Tensor]) -> float:
-    """‖W - W_base‖ over all targets; `base` holds the base model's weights by target name."""
-    with torch.no_grad():
-        return sum((target.weight.matrix() - base[target.name]).square().sum().item()
-                   for target in router.quarantine.targets) ** 0.5
-
-
-def show_table(models: Results, environments: list[LoadedEnvironment]) -> None:
-    """Reward, solve and flags, a row for each environment and model."""
+def show_tables(models: Results, scales: Results, environments: list[LoadedEnvironment]) -> None:
+    """Reward, solve and flags, a row for each environment and model; the same by scale of the quarantine where it was scaled."""
     _table("policy: quarantine on; deployed: quarantine discarded", "model", models, environments)
-
-
-def show_curve(scales: Results, environments: list[LoadedEnvironment]) -> None:
-    """The same by scale of the quarantine."""
-    _table("scale of the quarantine: 0 is the deployed model, 1 the policy", "scale", scales, environments)
+    if scales:
+        _table("scale of the quarantine: 0 is the deployed model, 1 the policy", "scale", scales, environments)
 
 
 def _table(title: str, column: str, models: Results, environments: list[LoadedEnvironment]) -> None:

@@ -176,16 +176,13 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
             times: dict[str, float], scales: summary.Results) -> None:
     blame = summary.attribution(run, router) if router else {}
-    routing = {"mode": "none", "rank": 0} if router is None else summary.routing_summary(
-        run, router, summary.retained_change(router, weights))
+    routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     marks = list(times.items())
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in zip(marks, marks[1:], strict=False)}
     curves = {"scales": scales} if scales else {}
     write_json(run.summary, {"models": models, "attribution": blame, "routing": routing, "timing": timing} | curves)
     if any(models["base"].values()):
-        summary.show_table(models, parts.environments)
-        if scales:
-            summary.show_curve(scales, parts.environments)
+        summary.show_tables(models, scales, parts.environments)
         console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode))
     for line in summary.training_failures(run):
         console.say(line)

@@ -9,7 +9,7 @@ from pathlib import Path
 from routed_rl import console
 from routed_rl import export as exporting
 from routed_rl.artifacts import RunFolder, alone_in, alone_making, step_of, write_json
-from routed_rl.config import Config, RolloutConfig
+from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
@@ -79,8 +79,10 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         if missing := [name for name in envs if name not in config.env]:
             raise ConfigError(f"--env {missing[0]} is not configured; there is {', '.join(config.env) or 'none'}")
         config.env = {name: config.env[name] for name in envs} if run is None else config.env
-    if engine is not None:
-        config.rollout = _with_engine(config.rollout, engine)
+    if engine == "transformers":
+        config.rollout = dataclasses.replace(config.rollout, engine=engine, urls=[], launch=False)
+    elif engine is not None and config.rollout.engine == "transformers":
+        config.rollout = dataclasses.replace(config.rollout, engine="vllm_colocate")
     check_engine(config.rollout)
     parts = load_parts(config)
     chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
@@ -91,9 +93,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     else:
         with serving(parts, None) as served:
             models, curves = {"model": measure(parts, chosen, served, title="model")}, {}
-    summary.show_table(models, chosen)
-    if curves:
-        summary.show_curve(curves, chosen)
+    summary.show_tables(models, curves, chosen)
     if json_file:
         write_json(Path(json_file), {"models": models} | ({"scales": curves} if curves else {}))
 
@@ -113,12 +113,6 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment],
             parity.run(step_of(folder))
         models |= measure_both(parts, chosen, router, served)
         return models, curve(parts, chosen, router, served, parts.config.evaluation.scales, models) if router else {}
-
-
-def _with_engine(config: RolloutConfig, engine: str) -> RolloutConfig:
-    if engine == "transformers":
-        return dataclasses.replace(config, engine=engine, urls=[], launch=False)
-    return dataclasses.replace(config, engine="vllm_colocate") if config.engine == "transformers" else config
 
 
 def discard(run: str, out: str, step: int | None = None) -> None:
