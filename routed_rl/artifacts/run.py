@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
-from routed_rl.artifacts.whole import broken_seal, read_object, replacing
+from routed_rl.artifacts.whole import SEAL, broken_seal, read_object, replacing
 from routed_rl.errors import CheckpointError, RunFolderError, command
 
 
@@ -28,10 +28,8 @@ class RunFolder:
     def refuse_if_taken(self) -> None:
         """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
         if self.path.exists() and (not self.path.is_dir() or self._names() - {LOCK}):
-            holds = "a run" if self.config.exists() else "files"
-            resume = f"`{command('resume', self.path)}` goes on with it, or "
-            way_out = f"{resume if self.config.exists() else ''}set "
-            raise RunFolderError(f"out={self.path} already holds {holds}; {way_out}out=ANOTHER_FOLDER")
+            go_on = f"`{command('resume', self.path)}` goes on with it, or " if self.config.exists() else ""
+            raise RunFolderError(f"out={self.path} already holds {'a run' if go_on else 'files'}; {go_on}set out=ANOTHER_FOLDER")
         above = next(folder for folder in self.path.parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise RunFolderError(f"out={self.path} cannot be made: {above} is no folder that can be written to; set "
@@ -151,6 +149,13 @@ def damage(checkpoint: Path) -> str | None:
     except SafetensorError as error:
         return f"its tensors cannot be read ({error})"
     return found and f"{found} is not finite"
+
+
+def require_seal(folder: Path) -> None:
+    """CheckpointError for a folder that was sealed, such as RUN/deployed, and is no longer what was written."""
+    if (folder / SEAL).exists() and (problem := broken_seal(folder)):
+        raise CheckpointError(f"{folder} is damaged: {problem}; write it again with `routed-rl discard RUN --out FOLDER`, or "
+                              f"remove {SEAL} if the change is yours")
 
 
 def step_of(path: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts.lock import alone_making
-from routed_rl.errors import CheckFailed, CheckpointError
+from routed_rl.errors import CheckFailed
 from routed_rl.shapes import fits
 
 SEAL = "COMPLETE.json"
@@ -117,13 +117,6 @@ def broken_seal(folder: Path) -> str | None:
             return f"{SEAL} is torn"
     weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     return f"{min(weights - sealed.keys())} is not sealed" if weights - sealed.keys() else None
-
-
-def require_seal(folder: Path) -> None:
-    """CheckpointError for a folder that was sealed, such as RUN/deployed, and is no longer what was written."""
-    if (folder / SEAL).exists() and (problem := broken_seal(folder)):
-        raise CheckpointError(f"{folder} is damaged: {problem}; write it again with `routed-rl discard RUN --out FOLDER`, or "
-                              f"remove {SEAL} if the change is yours")
 
 
 def _remove(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import sha256
+from routed_rl.artifacts.whole import sha256
 from routed_rl.config import SubspaceConfig
 from routed_rl.extraction.responses import Respond
 from routed_rl.model.prompts import eos_ids

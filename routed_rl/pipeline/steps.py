@@ -84,7 +84,7 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
                 parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
     """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
     with console.progress("train", "steps") as advance, STOP.stepping():
-        trainer = build_trainer(plan, parts.model, parts.tokenizer, parts.trained, router, [Telling(advance, tracker)],
+        trainer = build_trainer(plan, parts.model, parts.tokenizer, parts.trained, router, callbacks=[Telling(advance, tracker)],
                                 watch=watch, fresh_from=fresh_from_step(plan.run), served=served, parity=parity,
                                 evaluator=partial(measure_during, parts, router, served),
                                 listener=tracker.row if tracker else None)

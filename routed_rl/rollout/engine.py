@@ -44,11 +44,9 @@ class Engine(Protocol):
 
     def load(self, weights: NamedTensors) -> None:
         """Replace these weights; adapters and cached prefixes are dropped."""
-        ...
 
     def load_adapter(self, tensors: dict[str, Tensor]) -> None:
         """Replace the adapter that `adapted` asks for."""
-        ...
 
     def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
         """Log-probability of each token but the first, given those before it; temperature 1."""
@@ -65,7 +63,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Idempotent."""
-        ...
 
 
 def lora_for(rank: int, modules: list[str]) -> Lora | None:

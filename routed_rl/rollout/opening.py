@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,8 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
 
             engine = ServerEngine.open(config, folder, lora)
         engine.padding = padding
-        try:
+        with closing(engine):
             yield engine
-        finally:
-            engine.close()
 
 
 @contextmanager
@@ -54,10 +52,8 @@ def join_servers(config: RolloutConfig, urls: list[str], model: dict[str, Any], 
 
     engine = ServerEngine.join(config, urls, lora)
     engine.padding = _padding(model)
-    try:
+    with closing(engine):
         yield engine
-    finally:
-        engine.close()
 
 
 def _padding(model: dict[str, Any]) -> HeadPadding | None:

@@ -1,7 +1,6 @@
 """What a run tells the world while it trains: `metrics.jsonl` always, other trackers when `trainer.report_to` names them."""
 
-from routed_rl.tracking.groups import encouraged
-from routed_rl.tracking.metrics import METRICS, MODELS, NOT_METRICS, MetricsFile, cosine_matrix
+from routed_rl.tracking.metrics import METRICS, MODELS, NOT_METRICS, MetricsFile, cosine_matrix, encouraged
 from routed_rl.tracking.opening import split_report_to, tracked
 from routed_rl.tracking.tracker import Tracker
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from routed_rl.artifacts import replacing
 from routed_rl.shapes import fits
@@ -60,6 +62,21 @@ def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | Non
     pairs = {tuple(key.split("/")[2:]): value for key, value in row.items() if key.startswith("ledger/cosine/")}
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     return names, [[1.0 if a == b else pairs.get((a, b), pairs.get((b, a))) for b in names] for a in names]
+
+
+def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Sequence[float | None]) -> np.ndarray:
+    """Of each completion whether it was paid more than the mean of its group, the completions of one task; True where it is
+    alone, False where all of a group were paid alike, and where it was not paid (None, nan)."""
+    paid = np.array(rewards, dtype=float)
+    groups = {pair: place for place, pair in enumerate(dict.fromkeys(zip(environments, tasks, strict=True)))}
+    group = np.array([groups[pair] for pair in zip(environments, tasks, strict=True)], dtype=int)
+    known = ~np.isnan(paid)
+    sizes = np.bincount(group, known, len(groups))
+    means = np.bincount(group, np.where(known, paid, 0.0), len(groups)) / np.maximum(sizes, 1)
+    least = np.full(len(groups), np.inf)
+    np.minimum.at(least, group[known], paid[known])
+    # A mean of equal numbers may be rounded below them.
+    return known & ((paid > means[group]) & (paid > least[group]) | (sizes[group] == 1))
 
 
 class MetricsFile:

@@ -47,18 +47,13 @@ def backend_arguments(config: Config) -> dict[str, Any]:
     if not torch.cuda.is_available():
         fields["ddp_backend"] = "gloo"
     if config.launch.strategy.startswith("zero"):
-        fields["deepspeed"] = zero_config(int(config.launch.strategy.removeprefix("zero")))
+        zero = {"stage": int(config.launch.strategy.removeprefix("zero"))}  # float32 throughout, nothing offloaded
+        if zero["stage"] == 3:
+            # Small weights would be kept whole as well, in a copy that does not follow a step of the quarantine.
+            zero["stage3_param_persistence_threshold"] = 0
+        keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+        fields["deepspeed"] = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, **dict.fromkeys(keys, "auto")}
     return fields
-
-
-def zero_config(stage: int) -> dict[str, Any]:
-    """DeepSpeed's own settings; float32 throughout, nothing offloaded."""
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        # Small weights would be kept whole as well, in a copy that does not follow a step of the quarantine.
-        zero |= {"stage3_param_persistence_threshold": 0}
-    return {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto", "zero_allow_untested_optimizer": True}
 
 
 def shard(model: PreTrainedModel) -> None:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes
 from routed_rl.errors import ConfigError
 from routed_rl.model.load import load_model
-from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.plan import Plan, prompts_needed, prompts_used
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
-from routed_rl.training.watch import Watch
 
 AFRESH = 7919
 """Added to the seed of the tasks for each step before a mixture starts afresh."""
 
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
-                  router: Router | None, callbacks: list[TrainerCallback] | None = None, *, watch: Watch | None = None,
-                  fresh_from: int = 0, served: Served | None = None, parity: ParityCheck | None = None,
-                  evaluator: Callable[[int], dict[str, float]] | None = None,
-                  listener: Callable[[dict[str, Any]], None] | None = None) -> RoutedTrainer:
+                  router: Router | None, *, fresh_from: int = 0, **given: Any) -> RoutedTrainer:
     """The trainer of a run; `environments` are the trained ones, in the order of the router's.
 
-    `fresh_from`: the step after which the mixture starts afresh, with tasks of another seed. The rest is for the trainer, see
-    `RoutedTrainerMixin`.
+    `fresh_from`: the step after which the mixture starts afresh, with tasks of another seed. `given`: what else the trainer
+    takes, see `RoutedTrainerMixin`.
     """
     config, run, arguments = plan.config, plan.run, plan.arguments
     if not plan.algorithm.episodes and (playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]):
@@ -44,5 +38,4 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta else None, router=router, run=run,
-        reward=RewardFunction(table, scorer, arguments.num_generations, completions), callbacks=callbacks, watch=watch,
-        served=served, parity=parity, evaluator=evaluator, listener=listener, strategy=config.launch.strategy)
+        reward=RewardFunction(table, scorer, arguments.num_generations, completions), strategy=config.launch.strategy, **given)

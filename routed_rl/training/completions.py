@@ -52,18 +52,12 @@ class Generation:
         are often completions that were discouraged, which shift the stream away from what they did."""
         values, environments = self.values_R2.numpy(), np.array(self.environments)
         keep = np.zeros(len(values), dtype=bool)
-        for name in np.unique(environments):
-            push, shift = (self._sorted(column, environments == name) for column in values.T)
+        for _, ours in pd.DataFrame(values).groupby(environments):
+            push, shift = (column.dropna().sort_values(kind="stable").index for _, column in ours.items())
             paid = shift if self.encouraged is None else shift[np.array(self.encouraged)[shift]]
             for order in (push[:count], push[-count:], shift[:count], shift[-count:], paid[-count:]):
                 keep[order] = True
         return np.where(keep[:, None], values, np.nan)
-
-    @staticmethod
-    def _sorted(column: np.ndarray, ours: np.ndarray) -> np.ndarray:
-        """Places of those that are ours and known, the lowest first."""
-        (places,) = np.nonzero(ours & ~np.isnan(column))
-        return places[np.argsort(column[places], kind="stable")]
 
 
 class CompletionFiles:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from routed_rl.artifacts import RunFolder, first_nonfinite
 from routed_rl.errors import CheckFailed, command
+from routed_rl.model.stream import eval_mode
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 
@@ -79,11 +80,8 @@ class FiniteCheck:
     @torch.no_grad()
     def _has_finite_logits(self, model: Any) -> bool:
         """Of one row: weights can be finite and yet too large to compute with."""
-        training = model.training
-        try:
-            return not self._row or bool(model.eval()(**self._row, use_cache=False).logits.isfinite().all())
-        finally:
-            model.train(training)
+        with eval_mode(model):
+            return not self._row or bool(model(**self._row, use_cache=False).logits.isfinite().all())
 
     def _suspects(self, losses: list[bool]) -> list[str]:
         """The environments whose rows left a part of the ledger that is not finite; unrouted, those of the micro-batches."""

@@ -25,14 +25,13 @@ class PolicyGeneration(VLLMGeneration):
     def __init__(self, trainer: Any, served: Served, parity: ParityCheck) -> None:
         self.trainer, self.served, self.parity = trainer, served, parity
         mode = "colocate" if hasattr(served.engine, "llm") else "server"
-        own: dict[str, Any] = {"stop_token_ids": sorted(trainer.eos_token_ids), "ignore_eos": True}
-        if mode == "colocate":
-            own["detokenize"] = False
-        super().__init__(trainer.model, trainer.accelerator, trainer.processing_class, mode=mode,
+        own = {"stop_token_ids": sorted(trainer.eos_token_ids), "ignore_eos": True} | (
+            {"detokenize": False} if mode == "colocate" else {})
+        same = ("repetition_penalty", "temperature", "top_p", "top_k", "min_p", "max_completion_length")
+        super().__init__(trainer.model, trainer.accelerator, trainer.processing_class, mode=mode, logprobs=0,
                          structured_outputs_regex=trainer.args.vllm_structured_outputs_regex,
-                         repetition_penalty=trainer.repetition_penalty, temperature=trainer.temperature, top_p=trainer.top_p,
-                         top_k=trainer.top_k, min_p=trainer.min_p, max_completion_length=trainer.max_completion_length,
-                         logprobs=0, generation_kwargs=own | (trainer.args.generation_kwargs or {}))
+                         generation_kwargs=own | (trainer.args.generation_kwargs or {}),
+                         **{name: getattr(trainer, name) for name in same})
 
     def _init_vllm(self) -> None:
         engine: Any = self.served.engine
@@ -64,9 +63,8 @@ class PolicyGeneration(VLLMGeneration):
 
 def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:
     """Let a trainer that was built for transformers' generation take its rollouts from `served`."""
-    trainer.use_vllm, trainer.vllm_mode = True, "colocate" if hasattr(served.engine, "llm") else "server"
     trainer.vllm_generation = PolicyGeneration(trainer, served, parity)
-    trainer._last_loaded_step = -1
+    trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, trainer.vllm_generation.mode, -1
 
 
 def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:

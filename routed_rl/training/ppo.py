@@ -165,8 +165,5 @@ def _own_tokens(rows: dict[str, Any]) -> Tensor:
 def _final_states(backbone: nn.Module) -> Iterator[list[Tensor]]:
     """Collects what the backbone gives out, (B, P + T, D), in each forward inside."""
     states: list[Tensor] = []
-    handle = backbone.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state))
-    try:
+    with backbone.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state)):
         yield states
-    finally:
-        handle.remove()

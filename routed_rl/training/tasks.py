@@ -71,8 +71,8 @@ class RewardFunction:
             found = scored.get(name) or [self.scorer.count(name, episode.outcome) for episode in episodes]
             for row, score in zip(chosen, found, strict=True):
                 self._scores[name].append(score)
-                said = _said(prompts[row], completions[row], played[row])
-                scores[row], rows[row] = score, _row(name, task_id[row], *said, score)
+                scores[row] = score
+                rows[row] = _row(name, task_id[row], prompts[row], completions[row], played[row], score)
         self.scorer.check()
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
@@ -94,19 +94,16 @@ class RewardFunction:
         return metrics
 
 
-def _said(prompt: Prompt, completion: Any, episode: Conversation | None) -> tuple[Prompt, str]:
-    """What the model saw first, and what followed; of an episode all of its messages."""
-    if episode is None:
-        return prompt, _text(completion)
-    return episode.messages[:episode.first], json.dumps(episode.messages[episode.first:])
-
-
 def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def _row(name: str, index: int, prompt: Prompt, text: str, score: Score | None) -> dict[str, Any]:
+def _row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
+         ) -> dict[str, Any]:
+    """Of the completions' file: what the model saw first, what followed (of an episode all of its messages), what was paid."""
     values = {} if score is None else score.values()
+    text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])
+    prompt = prompt if episode is None else episode.messages[:episode.first]
     return {"environment": name, "task": index, "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
             "completion": text, "reward": values.pop("reward", None), "solve": values.pop("solve", None),
             "flags": json.dumps(values)}

@@ -6,6 +6,7 @@ Not covered: optimizers that keep more than tensors of the weight's size and num
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str,
         found = {key: state_piece(parameter, held, key).whole().view(shape).cpu() for key in keys}
         if found or numbers:
             states[place] = {**found, **{key: value.clone() for key, value in numbers.items()}}
-    return {"state": states, "param_groups": list(_groups(inner, names))}
+    place = count()
+    groups = [{key: value for key, value in group.items() if key != "params"} | {"params": [next(place) for _ in members]}
+              for group, members in zip(inner.param_groups, names, strict=True)]
+    return {"state": states, "param_groups": groups}
 
 
 def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[str, Any]) -> None:
@@ -110,11 +114,3 @@ def _keys(optimizer: Any, inner: Any) -> tuple[list[str], dict[str, Tensor]]:
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     large = [key for key, value in tensors.items() if value.dim()]
     return large, {key: value for key, value in tensors.items() if key not in large}
-
-
-def _groups(inner: Any, names: Names) -> Iterator[dict[str, Any]]:
-    first = 0
-    for group, members in zip(inner.param_groups, names, strict=True):
-        last = first + len(members)
-        yield {key: value for key, value in group.items() if key != "params"} | {"params": list(range(first, last))}
-        first = last
