@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -54,8 +55,10 @@ def show_plan(parts: Parts, plan: Plan) -> None:
 
 def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:
     """Training and evaluation, from parameter count, tokens, and this machine's rate."""
-    length = arguments.max_completion_length or 0
-    tokens, rate = length + prompt_tokens(parts), _rate()
+    length, rate = arguments.max_completion_length or 0, _rate()
+    prompts = [task.prompt for loaded in parts.trained
+               for task in islice(task_stream(loaded, "train", config.seed), PROMPTS)]
+    tokens = length + sum(map(len, encode_prompts(parts.tokenizer, prompts))) / len(prompts)
     parameters = parts.model.num_parameters()
     layers = parts.model.config.get_text_config().num_hidden_layers
     step = 8 * parameters * completions_per_step(arguments) * tokens / rate + OVERHEAD_S * layers * length
@@ -63,13 +66,6 @@ def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) 
     batches = -(-evaluated // max(config.evaluation.batch_size, 1))
     evaluation = 2 * parameters * evaluated * tokens / rate + OVERHEAD_S * layers * length * batches
     return (arguments.max_steps * step + evaluation) / 60
-
-
-def prompt_tokens(parts: Parts) -> float:
-    """Mean length of the trained environments' first prompts."""
-    prompts = [task.prompt for loaded in parts.trained
-               for task in islice(task_stream(loaded, "train", parts.config.seed), PROMPTS)]
-    return sum(map(len, encode_prompts(parts.tokenizer, prompts))) / len(prompts)
 
 
 def _rate() -> float:
@@ -114,7 +110,8 @@ def quarantine_entries(parts: Parts) -> int:
     settings, model, entries = parts.config.subspace, parts.model.config.get_text_config(), 0
     for writer in parts.writers:
         rank = (settings.rank or 8) * (model.num_hidden_layers - writer.layer if settings.layout == "spanning" else 1)
-        weight = writer.module.weight if writer.expert is None else writer.module.down_proj[writer.expert]
+        module: Any = writer.module
+        weight = module.weight if writer.expert is None else module.down_proj[writer.expert]
         entries += min(model.hidden_size, rank) * (weight.numel() // model.hidden_size)
     return entries
 

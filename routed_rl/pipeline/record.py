@@ -96,8 +96,7 @@ def inherited(run: RunFolder) -> list[str]:
 
 def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb: str) -> None:
     """ConfigError for the first of the trainer's fixed settings, and of the `sections`, that differs."""
-    if difference := first_difference(fixed(was), fixed(wanted)):
+    old, new = dataclasses.asdict(was), dataclasses.asdict(wanted)
+    found = [first_difference(fixed(was), fixed(wanted)), *(first_difference(old[name], new[name], name) for name in sections)]
+    if difference := next(filter(None, found), None):
         raise ConfigError(f"{verb} cannot change {difference}; start a new run with it")
-    for name in sections:
-        if difference := first_difference(dataclasses.asdict(was)[name], dataclasses.asdict(wanted)[name], name):
-            raise ConfigError(f"{verb} cannot change {difference}; start a new run with it")

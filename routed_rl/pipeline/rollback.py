@@ -37,7 +37,10 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
         new = record.new_folder(config)
         making.enter_context(alone_making(new.path))
-        check_step(old, step, config)
+        if step:  # 0 is the base model
+            old.require_checkpoint(step)
+        if step > (last := config.trainer.get("max_steps", step)):
+            raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
         config.out = str(new.path)
         parts, plan = prepared(config, new, before=old)
         fresh, routed = trained_settings(was) != trained_settings(config), step > 0 and was.routing.mode != "none"
@@ -68,14 +71,6 @@ def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     return dataclasses.replace(wanted, env={name: settings for name, settings in wanted.env.items() if name not in drop})
-
-
-def check_step(run: RunFolder, step: int, config: Config) -> None:
-    """Refuse a step without a whole checkpoint, or after the new run's last; 0 is the base model."""
-    if step:
-        run.require_checkpoint(step)
-    if step > (last := config.trainer.get("max_steps", step)):
-        raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
 
 
 def trained_settings(config: Config) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
         engine = stack.enter_context(open_engine(config, folder, _lora(parts, subspace)))
         served = Served(engine, PolicyWeights(parts.model, []))
         try:  # before anything is pushed both sides are the base model, to the limit of parity
-            route_served(parts, served, None).run(0)
+            ParityCheck(served, parts.model, _sequences(parts), config.parity, None).run(0)
         except (ParityError, RolloutError) as error:
             if not config.urls:
                 raise

@@ -65,15 +65,13 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
     metrics = list(dict.fromkeys(metric for results in models.values() for values in results.values()
                                  for metric in values if metric not in NOT_METRICS))
     failed = any(values.get("failures") for results in models.values() for values in results.values())
-    rows = [[loaded.label if place == 0 else "", model, *(results[loaded.name].get(metric) for metric in metrics),
-             *([_failures(results[loaded.name])] if failed else [])]
-            for loaded in environments for place, (model, results) in enumerate(models.items())]
+    rows = []
+    for loaded in environments:
+        for place, (model, results) in enumerate(models.items()):
+            means = results[loaded.name]
+            bad = f"{means['failures']:.0f} of {means['completions']:.0f}" if means.get("failures") else None
+            rows.append([loaded.label if place == 0 else "", model, *map(means.get, metrics), *([bad] if failed else [])])
     console.table(title, ["environment", column, *metrics, *(["not scored"] if failed else [])], rows)
-
-
-def _failures(means: dict[str, float]) -> str | None:
-    """How many completions could not be scored, of how many; None where all could."""
-    return f"{means['failures']:.0f} of {means['completions']:.0f}" if means.get("failures") else None
 
 
 def training_failures(run: RunFolder) -> list[str]:

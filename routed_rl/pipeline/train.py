@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from routed_rl.pipeline.steps import saying_how_to_go_on, train_steps
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.tracking import Tracker, tracked
+from routed_rl.tracking import tracked
 from routed_rl.training import PIECES, Plan, make_plan, try_out
 
 OF_A_RUN = ("every", "during_samples", "scales")
@@ -115,32 +116,28 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
 def _run(parts: Parts, plan: Plan) -> Path:
     config, run = plan.config, plan.run
     with saying_how_to_go_on(run), tracked(run, config.tracking, config.trainer.get("report_to")) as tracker:
-        return _steps(parts, plan, tracker)
-
-
-def _steps(parts: Parts, plan: Plan, tracker: Tracker) -> Path:
-    config, run, times = plan.config, plan.run, {"start": plan.begun, "load": time.perf_counter()}
-    subspace = run_subspace(parts, run)
-    times["extract"] = time.perf_counter()
-    with serving(parts, subspace) as served:
-        models = {"base": _base(parts, run, served)}
-        router = make_router(parts, subspace, record.inherited(run))
-        parity = route_served(parts, served, router)
-        _record_parameters(parts, run)
-        weights = {target.name: target.weight.matrix().clone() for target in router.quarantine.targets} if router else {}
-        times["base"] = time.perf_counter()
-        train_steps(parts, plan, router, served, parity, tracker)
-        times["train"] = time.perf_counter()
-        for model, results in measure_both(parts, parts.environments, router, served).items():
-            models[model] = _kept(parts, run, model, results)
-        scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
-    times["evaluate"] = time.perf_counter()
-    if config.discard:
-        shutil.rmtree(run.deployed, ignore_errors=True)
-        write_deployed(run, run.deployed)
-    _finish(parts, run, router, models, weights, times, scales)
-    summary.publish(run, tracker)
-    return run.path
+        times = {"start": plan.begun, "load": time.perf_counter()}
+        subspace = run_subspace(parts, run)
+        times["extract"] = time.perf_counter()
+        with serving(parts, subspace) as served:
+            models = {"base": _base(parts, run, served)}
+            router = make_router(parts, subspace, record.inherited(run))
+            parity = route_served(parts, served, router)
+            _record_parameters(parts, run)
+            weights = {target.name: target.weight.matrix().clone() for target in router.quarantine.targets} if router else {}
+            times["base"] = time.perf_counter()
+            train_steps(parts, plan, router, served, parity, tracker)
+            times["train"] = time.perf_counter()
+            for model, results in measure_both(parts, parts.environments, router, served).items():
+                models[model] = _kept(parts, run, model, results)
+            scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
+        times["evaluate"] = time.perf_counter()
+        if config.discard:
+            shutil.rmtree(run.deployed, ignore_errors=True)
+            write_deployed(run, run.deployed)
+        _finish(parts, run, router, models, weights, times, scales)
+        summary.publish(run, tracker)
+        return run.path
 
 
 def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
@@ -177,10 +174,9 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
             times: dict[str, float], scales: summary.Results) -> None:
     blame = summary.attribution(run, router) if router else {}
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
-    marks = list(times.items())
-    timing = {f"{name}_s": end - begin for (_, begin), (name, end) in zip(marks, marks[1:], strict=False)}
-    curves = {"scales": scales} if scales else {}
-    write_json(run.summary, {"models": models, "attribution": blame, "routing": routing, "timing": timing} | curves)
+    timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
+    found = {"models": models, "attribution": blame, "routing": routing, "timing": timing}
+    write_json(run.summary, found | ({"scales": scales} if scales else {}))
     if any(models["base"].values()):
         summary.show_tables(models, scales, parts.environments)
         console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode))

@@ -56,10 +56,10 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target) -> Tensor:
     return y
 
 
-def reduce_routed(module: nn.Module) -> tuple[Any, ...]:
+def reduce_routed(self: Any) -> tuple[Any, ...]:
     """The class is made at run time, so pickle and deepcopy must be told how to make it again."""
-    mixin, plain = type(module).__mro__[1:3]
-    return _blank_routed, (plain, mixin), module.__dict__
+    mixin, plain = type(self).__mro__[1:3]
+    return _blank_routed, (plain, mixin), self.__dict__
 
 
 class RoutedModule(nn.Module):
