@@ -26,39 +26,29 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         return 0
     except Stopped as stopped:
         hint = "" if "resume" in str(stopped) else f"; to go on: {_resume(argv)}"
-        _fail(f"{stopped}{hint}", "stopped")
-        return 128 + stopped.signal
+        return _fail(f"{stopped}{hint}", 128 + stopped.signal, "stopped")
     except Halted as halted:
         print(f"run: {halted.run}", flush=True)
-        _fail(str(halted), "halted")
-        return 3
+        return _fail(str(halted), 3, "halted")
     except RoutedRLError as error:
-        _fail(str(error))
-        return 4 if isinstance(error, CheckFailed) else 2
+        return _fail(str(error), 4 if isinstance(error, CheckFailed) else 2)
     except KeyboardInterrupt as interrupt:
         hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: {_resume(argv)}"
         print(f"\ninterrupted; {hint}", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno in PATH and error.filename:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in PATH and error.filename:
             return _fail(f"{error.filename}: {error.strerror}; give another path")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return _internal()
-        return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, then "
-                     f"{_resume(argv)}")
-    except Exception:
-        return _internal()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, "
+                         f"then {_resume(argv)}")
+        print(masked(traceback.format_exc()), file=sys.stderr, end="")
+        return _fail("this is a bug of routed_rl or of a plug-in, see above", 1)
 
 
-def _fail(message: str, what: str = "error") -> int:
+def _fail(message: str, code: int = 2, what: str = "error") -> int:
     print(f"{what}: {masked(' '.join(message.split()))}", file=sys.stderr)
-    return 2
-
-
-def _internal() -> int:
-    print(masked(traceback.format_exc()), file=sys.stderr, end="")
-    print("error: this is a bug of routed_rl or of a plug-in, see above", file=sys.stderr)
-    return 1
+    return code
 
 
 def _resume(argv: list[str]) -> str:

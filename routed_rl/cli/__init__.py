@@ -12,8 +12,6 @@ from routed_rl import __version__
 from routed_rl.cli.verbs import run, usage
 from routed_rl.exits import guarded
 
-__all__ = ["main"]
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code. Without arguments: the help."""

@@ -96,8 +96,7 @@ def sweep(given: Namespace) -> None:
 
 
 def audit(given: Namespace) -> None:
-    settings = AuditConfig(**{name: value for name in ("samples", "prompts", "blocks")
-                              if (value := getattr(given, name)) is not None})
+    settings = AuditConfig(samples=given.samples, prompts=given.prompts, blocks=given.blocks)
     from routed_rl.audit import audit as audit_run
 
     audit_run(given.run, settings, _names(given.env), given.json, given.step)

@@ -157,8 +157,9 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
 def _typed(composed: DictConfig) -> Config:
     """`composed` as a `Config`: every value of the type its field declares, paths as they stand from here."""
     plain: Any = None
+    written: Any = OmegaConf.to_container(composed, resolve=False)
     try:
-        mapped(OmegaConf.to_container(composed, resolve=False), check_variables)
+        mapped(written, check_variables)
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         typed: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except ConfigKeyError as error:
@@ -170,7 +171,6 @@ def _typed(composed: DictConfig) -> Config:
         if declared is None or not isinstance(error, ValidationError):
             raise ConfigError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from error
         raise ConfigError(f"{key} must be {declared}, got {OmegaConf.select(composed, key)!r}") from error
-    written: Any = OmegaConf.to_container(composed, resolve=False)
     texts: dict[str, Any] = {}
     mapped(written, texts.__setitem__)
     typed["env"] = _with_references(written["env"], typed["env"], texts)
@@ -198,5 +198,4 @@ def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
 
 def _one_line(error: Exception) -> str:
     """The first line of a Hydra or OmegaConf message; the rest repeats where it happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__).rstrip(".")

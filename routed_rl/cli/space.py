@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+from hydra.core.override_parser.types import Glob, IntervalSweep
 
 from routed_rl.cli.compose import parse_override
 from routed_rl.errors import ConfigError
@@ -43,8 +41,7 @@ def _dimension(text: str) -> Dimension:
         if value.start >= value.end or (log and value.start <= 0):
             raise ConfigError(f"{text!r}: an interval's first number must be the smaller one" + ", above 0 with log" * log)
         return Dimension(key, [value.start, value.end], interval=True, log=log)
-    kind: Any = type(value)
-    if not isinstance(value, RangeSweep) and kind.__name__ != "ChoiceSweep":
+    if isinstance(value, Glob):
         raise ConfigError(f"{text!r} cannot be varied; write {key}=A,B, choice(A,B), range(1,5) or interval(1e-4,1e-1)")
     values = [str(each) for each in override.sweep_string_iterator()]
     if len(values) < 2:

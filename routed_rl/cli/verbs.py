@@ -70,9 +70,10 @@ VERBS: dict[str, Verb] = {
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), DRY_RUN)),
     "audit": Verb("which parts of the retained change carry the shift and the hack", (
-        RUN, option("--samples", type=int, metavar="N", help="completions per environment and model; default: 200"),
-        option("--prompts", type=int, metavar="N", help="prompts per environment for the stream; default: 64"),
-        option("--blocks", type=int, metavar="N", help="groups of neighbouring layers, at most; default: 8"), ENV, STEP, JSON)),
+        RUN, option("--samples", type=int, default=200, metavar="N", help="completions per environment and model; default: 200"),
+        option("--prompts", type=int, default=64, metavar="N", help="prompts per environment for the stream; default: 64"),
+        option("--blocks", type=int, default=8, metavar="N", help="groups of neighbouring layers, at most; default: 8"),
+        ENV, STEP, JSON)),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", (
         overrides(more="; an experiment known to be secure"),
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, train none"),

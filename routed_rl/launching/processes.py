@@ -43,10 +43,11 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
     processes: Processes = []
     try:
         for local in range(launch.processes):
-            variables = process_variables(launch, first + local, local, address, port)
-            with open(_log(logs, first + local, "out"), "w") as out, open(_log(logs, first + local, "err"), "w") as err:
-                processes.append(subprocess.Popen(command, env=os.environ | variables, stdout=out if first + local else None,
-                                                  stderr=err, start_new_session=True))
+            rank = first + local
+            variables = process_variables(launch, rank, local, address, port)
+            with open(logs / f"process-{rank}.out", "w") as out, open(logs / f"process-{rank}.err", "w") as err:
+                processes.append(subprocess.Popen(command, env=os.environ | variables, stdout=out if rank else None, stderr=err,
+                                                  start_new_session=True))
         with _forwarding(processes) as asked:
             failures = _wait(processes, asked, launch.grace_s)
     finally:
@@ -55,10 +56,6 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
         raise _error(failures, logs, first, launch.world, asked[0][0] if asked else None)
     if asked:
         raise Stopped(f"stopped by {signal.Signals(asked[0][0]).name}", asked[0][0])
-
-
-def _log(folder: Path, rank: int, kind: str) -> Path:
-    return folder / f"process-{rank}.{kind}"
 
 
 def process_variables(launch: LaunchConfig, rank: int, local: int, address: str, port: int) -> dict[str, str]:
@@ -132,7 +129,7 @@ def _end(processes: Processes, number: signal.Signals) -> None:
 def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: int | None) -> Exception:
     """What the process that failed of itself said; those that lost it, or were ended for it, failed too and say less."""
     local = min(failures, key=lambda local: _rank_of(failures[local]))
-    code, file = failures[local], _log(logs, first + local, "err")
+    code, file = failures[local], logs / f"process-{first + local}.err"
     lines = file.read_text().strip().splitlines() or ["it said nothing"]
     said = lines[-1].partition(": ")[2] or lines[-1]  # without its `error:`
     if code == 2:

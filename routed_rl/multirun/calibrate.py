@@ -41,7 +41,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         folders = _given(runs)
         if not runs:
             planned = [seeded("secure", seed, [*overrides, *CHEAP], config.seed, folder, compose) for seed in range(seeds)]
-            failed = run_missing(planned, execute, jobs, folder / "logs", "calibrate", "--out")
+            failed = run_missing(planned, execute, jobs, folder / "logs", "calibrate")
             refuse_failed(failed, seeds, folder / "logs")
             folders = [run.folder for run in planned]
         found = measured(folders, config.monitor, rules)
@@ -49,11 +49,13 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
         if not settings:
             raise ConfigError(f"the runs set no limit: {', '.join(limits)} read the same in all of them, and have none yet")
-        write_json(folder / "calibration.json", {
-            "rate": rate, "runs": [str(run.path) for run in folders], "rules": limits,
-            "overrides": settings})
-    _show(limits, rate, len(folders), config.monitor)
-    reporter.written(folder, ["calibration.json"])
+        write_json(folder / "calibration.json", {"rate": rate, "runs": [str(run.path) for run in folders], "rules": limits,
+                                                 "overrides": settings})
+    notes = []
+    if beyond := [name for name, entry in limits.items() if entry["limit"] is not None and len(entry["peaks"]) < 1 / rate]:
+        notes = [f"{', '.join(beyond)}: beyond what {len(folders)} runs show, the limits stand on a Gumbel distribution"]
+    title = f"limits that {rate:.2%} of secure runs pass, from {len(folders)} runs, for runs of their length"
+    reporter.show([_table(title, limits, config.monitor)], notes, folder, ["calibration.json"])
     console.say("to use the limits:")
     console.say(f"  {command('train', *overrides, *settings)}")
     return folder / "calibration.json"
@@ -66,18 +68,17 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
     check_rate(rate, smallest_rate(seeds) * len(rules))
     for name in rules:
+        nothing, patience = f"monitor.{name} reads nothing", getattr(monitor, name).patience
         if mode == "none" and name not in WITHOUT_ROUTING:
-            raise ConfigError(f"monitor.{name} reads nothing with routing.mode=none; set routing.mode=route, or let only "
+            raise ConfigError(f"{nothing} with routing.mode=none; set routing.mode=route, or let only "
                               f"{' and '.join(WITHOUT_ROUTING)} halt")
         if mode == "erase" and name in OF_THE_QUARANTINE:
-            raise ConfigError(f"monitor.{name} reads nothing with routing.mode=erase, which keeps the quarantine empty; set "
-                              "routing.mode=route")
+            raise ConfigError(f"{nothing} with routing.mode=erase, which keeps the quarantine empty; set routing.mode=route")
         if name.startswith("energy") and not config.routing.random_control.every:
-            raise ConfigError(f"monitor.{name} reads nothing with routing.random_control.every=0; set it to 16")
-        patience = getattr(monitor, name).patience
+            raise ConfigError(f"{nothing} with routing.random_control.every=0; set it to 16")
         if steps is not None and 0 < steps <= max(monitor.warmup, patience - 1):
-            raise ConfigError(f"monitor.{name} reads nothing in trainer.max_steps={steps} steps with monitor.warmup="
-                              f"{monitor.warmup} and monitor.{name}.patience={patience}; train for more steps")
+            raise ConfigError(f"{nothing} in trainer.max_steps={steps} steps with monitor.warmup={monitor.warmup} and "
+                              f"monitor.{name}.patience={patience}; train for more steps")
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
@@ -100,10 +101,9 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
         for name in rules:
             if not (peak := peaks(rows, config, name)):
                 axes = {key.split("/")[3]: None for key in rows[-1] if key.startswith("ledger/") and "/shift/" in key}
-                raise RunFolderError(
-                    f"{run.path} has nothing for monitor.{name} to read: {len(rows)} steps with monitor.warmup={config.warmup}, "
-                    f"monitor.axis={config.axis or 'null'}, "
-                    f"the axes of its ledger are {', '.join(axes) or 'none: it was not routed'}")
+                raise RunFolderError(f"{run.path} has nothing for monitor.{name} to read: {len(rows)} steps with monitor.warmup="
+                                     f"{config.warmup}, monitor.axis={config.axis or 'null'}, the axes of its ledger are "
+                                     f"{', '.join(axes) or 'none: it was not routed'}")
             found[name].append(peak)
     return found
 
@@ -121,16 +121,14 @@ def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
 
 def _given(runs: list[str]) -> list[RunFolder]:
     """Runs that are there; ConfigError for one that is named twice, which would make the spread too small."""
-    folders = {}
-    for run in runs:
-        folder = RunFolder.open(run)
-        if (place := folder.path.resolve()) in folders:
-            raise ConfigError(f"--runs names {run} twice")
-        folders[place] = folder
-    return list(folders.values())
+    folders = [RunFolder.open(run) for run in runs]
+    places = [folder.path.resolve() for folder in folders]
+    if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+        raise ConfigError(f"--runs names {twice[-1]} twice")
+    return folders
 
 
-def _show(limits: dict[str, dict[str, Any]], rate: float, runs: int, config: MonitorConfig) -> None:
+def _table(title: str, limits: dict[str, dict[str, Any]], config: MonitorConfig) -> reporter.Table:
     rows: list[list[str]] = []
     for name, entry in limits.items():
         was, largest = getattr(config, name), entry["environments"]
@@ -138,7 +136,4 @@ def _show(limits: dict[str, dict[str, Any]], rate: float, runs: int, config: Mon
         rows += [[name, "any", f"{max(largest.values(), default=0):.3g}" if largest else "-", found, str(was.limit)],
                  *([name, environment, f"{largest[environment]:.3g}", f"{value:.4g}", str(was.limits.get(environment))]
                    for environment, value in entry["limits"].items())]
-    reporter.show([reporter.Table(f"limits that {rate:.2%} of secure runs pass, from {runs} runs, for runs of their length",
-                                  ["rule", "environment", "largest peak", "limit", "was"], rows)])
-    if beyond := [name for name, entry in limits.items() if entry["limit"] is not None and len(entry["peaks"]) < 1 / rate]:
-        console.say(f"{', '.join(beyond)}: beyond what {runs} runs show, the limits stand on a Gumbel distribution")
+    return reporter.Table(title, ["rule", "environment", "largest peak", "limit", "was"], rows)

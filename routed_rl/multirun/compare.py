@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from routed_rl.artifacts import alone_in, write_json, write_text
 from routed_rl.config import Compose
@@ -27,33 +25,33 @@ ARMS: dict[str, list[str]] = {
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,
-            rank_seeds: int = 1, execute: Execute = train_or_resume) -> Path:
-    """Run every arm under every seed, and `route` at `ranks` under the first `rank_seeds`; returns OUT/compare.json.
+            execute: Execute = train_or_resume) -> Path:
+    """Run every arm under every seed, and `route` at `ranks` under the first one; returns OUT/compare.json.
 
     The same call goes on where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
     there are compare.md and compare.png, the runs and their logs. Runs that failed are left out, then raise RoutedRLError.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
-    at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], min(rank_seeds, seeds), folder, compose)
-    runs = {run.name: run for run in [*planned, *(run for plan in at_ranks.values() for run in plan)]}
+    at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], folder, compose)
+    runs = {run.name: run for run in [*planned, *at_ranks.values()]}
     with alone_in(folder):
-        failed = run_missing(list(runs.values()), execute, jobs, folder / "logs", "compare", "--out")
+        failed = run_missing(list(runs.values()), execute, jobs, folder / "logs", "compare")
         summaries = {name: run.folder.results() for name, run in runs.items() if name not in failed}
-        found = results({arm: _by_seed([run for run in planned if run.arm == arm], summaries) for arm in dict.fromkeys(arms)},
-                        {rank: _by_seed(plan, summaries) for rank, plan in at_ranks.items()})
+        done = {arm: {run.seed: summaries[run.name] for run in planned if run.arm == arm and run.name in summaries}
+                for arm in dict.fromkeys(arms)}
+        found = results(done, {rank: {0: summaries[run.name]} for rank, run in at_ranks.items() if run.name in summaries})
         notes = [f"{name} is missing: {problem}" for name, problem in failed.items()]
         notes += [f"{name}: {line}" for name, summary in summaries.items() for line in not_scored(summary["models"])]
         if seeds < 3:
             wide = "one seed: there are no intervals" if seeds == 1 else f"{seeds} seeds: intervals are very wide"
             notes.append(f"{wide}; a mean needs --seeds 3, a headline --seeds 5")
-        request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": rank_seeds}
+        request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": 1}
         write_json(folder / "compare.json", {**found, "request": request, "failed": failed, "notes": notes})
         write_text(folder / "compare.md", "\n".join([*(table.markdown() for table in tables(found, bounds=True)),
                                                      *(f"Note: {note}.\n" for note in notes)]))
         drawn = draw(folder / "compare.png", found)
-    reporter.show(tables(found, bounds=False), notes)
-    reporter.written(folder, ["compare.json", "compare.md", *drawn])
+    reporter.show(tables(found, bounds=False), notes, folder, ["compare.json", "compare.md", *drawn])
     refuse_failed(failed, len(runs), folder / "logs")
     return folder / "compare.json"
 
@@ -70,8 +68,8 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
             for arm in dict.fromkeys(arms)]
 
 
-def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, compose: Compose) -> dict[int, list[Job]]:
-    """The routed arm at other ranks; a rank that the arm has anyway is the arm's own runs."""
+def plan_ranks(overrides: list[str], ranks: list[int], out: Path, compose: Compose) -> dict[int, Job]:
+    """The routed arm's first run at other ranks; at the rank that the arm has anyway it is the arm's own."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
     plans = {}
@@ -80,9 +78,5 @@ def plan_ranks(overrides: list[str], ranks: list[int], seeds: int, out: Path, co
             raise ConfigError(f"--ranks must be at least 1, got {rank}")
         same = config.subspace.rank == rank
         arm, settings = (ROUTED, routed) if same else (f"{ROUTED}-rank{rank}", [*routed, f"subspace.rank={rank}"])
-        plans[rank] = [seeded(arm, seed, settings, config.seed, out, compose) for seed in range(seeds)]
+        plans[rank] = seeded(arm, 0, settings, config.seed, out, compose)
     return plans
-
-
-def _by_seed(runs: Sequence[Job], summaries: Mapping[str, Any]) -> dict[int, Any]:
-    return {run.seed: summaries[run.name] for run in runs if run.name in summaries}

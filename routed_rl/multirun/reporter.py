@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from routed_rl import console
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Cells are text already."""
 
     title: str
@@ -25,15 +23,13 @@ class Table:
         return f"{self.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def show(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
+def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: Sequence[str]) -> None:
+    """On the screen; `written` are names of files in `folder`."""
     for table in tables:
-        console.table(table.title, table.columns, table.rows)
+        console.table(*table)
     for note in notes:
         console.say(f"note: {note}")
-
-
-def written(folder: Path, names: Sequence[str]) -> None:
-    console.say(f"written: {folder}/{', '.join(names)}")
+    console.say(f"written: {folder}/{', '.join(written)}")
 
 
 def panels(count: int, width: float) -> tuple[Figure, list[Any]]:

@@ -87,10 +87,9 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         request = {"fixed": fixed, "space": [str(each) for each in dimensions]}
         write_json(folder / "sweep.json", result(found, settings, request))
         drawn = draw(folder / "sweep", found, settings)
-    reporter.show([table(found, settings)], notes(found, settings))
+    reporter.show([table(found, settings)], notes(found, settings), folder, ["sweep.json", *drawn])
     for line in commands(found, settings):
         console.say(line)
-    reporter.written(folder, ["sweep.json", *drawn])
     if failed := [each.trial.name for each in found if each.state == "failed"]:
         again = "the same command tries them again" if settings.method == "grid" else "they count as tried"
         raise RoutedRLError(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")

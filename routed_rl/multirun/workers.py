@@ -114,9 +114,9 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
             worker.stop()
 
 
-def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str) -> dict[str, str]:
-    """Do those that are not finished; {job: what went wrong}. `another`: how one names another place than theirs."""
-    missing = [job for job in of_one_date(jobs) if not is_finished(job, another)]
+def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str) -> dict[str, str]:
+    """Do those that are not finished, under `--out`; {job: what went wrong}."""
+    missing = [job for job in of_one_date(jobs) if not is_finished(job, "--out")]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
     first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]
     return run_all(missing, len(missing), execute, at_once, logs, verb, first=first) if missing else {}
