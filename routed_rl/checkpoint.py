@@ -1,8 +1,6 @@
-"""What a checkpoint holds beside a stock model folder: the quarantine, and where the training loop was.
-
-`quarantine.safetensors` is `Router.state_dict()`; `loop.pt`, and `loop-N.pt` of the other processes, is what TRL's loop keeps
-in memory and does not save.
-"""
+"""What a checkpoint holds beside a stock model folder: the quarantine, and where the training loop was. `quarantine.safetensors`
+is `Router.state_dict()`; `loop.pt`, and `loop-N.pt` of the other processes, is what TRL's loop keeps in memory and does not
+save."""
 
 from __future__ import annotations
 
@@ -31,10 +29,8 @@ LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape
 
 @contextmanager
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
-    """Yield the folder to fill; sealed afterwards, so that a kill or a full disk never costs an earlier checkpoint.
-
-    Of this one and those before it, `keep` stay (None: all). A later one is damaged, or the run would go on from there.
-    """
+    """Yield the folder to fill; sealed afterwards, so that a kill or a full disk never costs an earlier checkpoint. Of this one
+    and those before it, `keep` stay (None: all). A later one is damaged, or the run would go on from there."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial

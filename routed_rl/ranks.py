@@ -1,7 +1,5 @@
-"""What the processes of a run tell each other. In one process nothing happens and nothing is copied.
-
-Every process gets the same bits, since each sum is made once and then handed out; `bytes` counts what was handed in.
-"""
+"""What the processes of a run tell each other. In one process nothing happens and nothing is copied. Every process gets the same
+bits, since each sum is made once and then handed out; `bytes` counts what was handed in."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""One writer at a time for a folder. The lock is the kernel's (flock): it goes with its process, however that ends.
-
-Across machines it holds where the file system carries it: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A
-file system without locks is said in one line, and nothing is held there.
-"""
+"""One writer at a time for a folder. The lock is the kernel's (flock): it goes with its process, however that ends. Across
+machines it holds where the file system carries it: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A file system
+without locks is said in one line, and nothing is held there."""
 
 from __future__ import annotations
 

@@ -25,10 +25,8 @@ LARGEST = 2**26
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or folder that becomes `path` in one step at the end; on failure it is removed.
-
-    A process killed at any moment leaves a `path` that is whole, old or new, or none.
-    """
+    """Yield where to write a file or folder that becomes `path` in one step at the end; on failure it is removed. A process
+    killed at any moment leaves a `path` that is whole, old or new, or none."""
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
     _remove(partial)
     try:

@@ -1,9 +1,8 @@
 """Rollouts: turns of a conversation, and vLLM as an engine that serves the policy. The only unit that imports vLLM, lazily."""
 
-from routed_rl.rollout.engine import Lora, Sampling, lora_for
+from routed_rl.rollout.engine import Lora, Sampling, Served, lora_for
 from routed_rl.rollout.opening import check_engine, join_servers, open_engine
 from routed_rl.rollout.parity import ParityCheck, fixed_sequences
-from routed_rl.rollout.served import Served
 from routed_rl.rollout.turns import Rollout, begin, play
 from routed_rl.rollout.weights import PolicyWeights
 

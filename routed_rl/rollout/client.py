@@ -18,10 +18,8 @@ ADAPTER = "deployed"
 
 
 class Session(Server):
-    """What TRL's client asks its `requests.Session` for; every request has the limits of `config`.
-
-    `why_dead` says what became of a server that this process started, None while it lives.
-    """
+    """What TRL's client asks its `requests.Session` for; every request has the limits of `config`. `why_dead` says what became of
+    a server that this process started, None while it lives."""
 
     def __init__(self, config: RolloutConfig, url: str, why_dead: Callable[[], str | None]) -> None:
         super().__init__(url, config.timeout_s, config.retries + 1, LARGEST)

@@ -1,8 +1,6 @@
-"""Attention heads filled up with zeros to a width that vLLM's CPU kernels know; the model computes what it did.
-
-Queries are scaled, because attention divides by the root of the width; rotary embeddings turn the first part only. Not
-covered: models that norm their queries and keys, or rotate less than whole heads.
-"""
+"""Attention heads filled up with zeros to a width that vLLM's CPU kernels know; the model computes what it did. Queries are
+scaled, because attention divides by the root of the width; rotary embeddings turn the first part only. Not covered: models that
+norm their queries and keys, or rotate less than whole heads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Does the engine serve what the trainer trains? Log-probabilities of fixed tokens, on both sides, quarantine on and off.
-
-Not covered: differences that only show in sequences longer than the ones compared.
-"""
+"""Does the engine serve what the trainer trains? Log-probabilities of fixed tokens, on both sides, quarantine on and off. Not
+covered: differences that only show in sequences longer than the ones compared."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from torch import nn
 from routed_rl.config import ParityConfig
 from routed_rl.errors import ParityError
 from routed_rl.model.stream import eval_mode
-from routed_rl.rollout.served import Served
+from routed_rl.rollout.engine import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
 """Where none is set: float32 agrees to 1e-4 on real models, bfloat16 rounds each weight to 3 digits."""

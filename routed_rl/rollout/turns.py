@@ -1,7 +1,5 @@
-"""Rollouts of several turns: what a model said and what it was answered, token for token, with a mask of its own tokens.
-
-Tokens are only ever appended: what the model generated is never tokenised again. Not covered: images.
-"""
+"""Rollouts of several turns: what a model said and what it was answered, token for token, with a mask of its own tokens. Tokens
+are only ever appended: what the model generated is never tokenised again. Not covered: images."""
 
 from __future__ import annotations
 
@@ -28,10 +26,8 @@ class Rollout:
     """Of the model's tokens, as they were drawn; 0 at the others, and everywhere where they are not known."""
 
     def turn(self, ids: list[int], chat: ChatTokens, limit: int, logprobs: list[float] | None = None) -> bool:
-        """Take the model's turn `ids` and the environment's answer; False where the row is done.
-
-        `limit` bounds the whole completion, answers included.
-        """
+        """Take the model's turn `ids` and the environment's answer; False where the row is done. `limit` bounds the whole
+        completion, answers included."""
         ids = ids[:limit - len(self.completion_ids)]
         self._append(ids, 1, logprobs)
         if self.conversation is None:

@@ -1,8 +1,6 @@
-"""What an engine must hold to be the policy, or the deployed model: built out of place, one tensor at a time.
-
-Where processes hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream width, K
-rank, N input width of a target, R rank of the adapter. Not covered: mixtures of experts.
-"""
+"""What an engine must hold to be the policy, or the deployed model: built out of place, one tensor at a time. Where processes
+hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream width, K rank, N input width of
+a target, R rank of the adapter. Not covered: mixtures of experts."""
 
 from __future__ import annotations
 
@@ -37,10 +35,8 @@ class PolicyWeights:
         return any(target.has_bias for target in self.targets.values())
 
     def policy(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that may differ from the base model: `W + A C` of targets, and what trains. Frozen tensors are left out.
-
-        A tied weight comes under each of its names: a packed copy of an unembedding does not follow its embedding.
-        """
+        """Everything that may differ from the base model: `W + A C` of targets, and what trains. Frozen tensors are left out. A
+        tied weight comes under each of its names: a packed copy of an unembedding does not follow its embedding."""
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             module = name.rpartition(".")[0]
             if module in self.targets:
@@ -55,10 +51,8 @@ class PolicyWeights:
                 yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))
 
     def minus_quarantine(self, rank: int) -> dict[str, Tensor]:
-        """The tensors of a LoRA of `rank` that turns the policy into the deployed model, under PEFT's names.
-
-        `lora_A` is C (R, N), `lora_B` is -A (D, R), both filled up with zeros, since vLLM knows one rank for all.
-        """
+        """The tensors of a LoRA of `rank` that turns the policy into the deployed model, under PEFT's names. `lora_A` is C (R,
+        N), `lora_B` is -A (D, R), both filled up with zeros, since vLLM knows one rank for all."""
         assert not self.has_bias and rank >= self.rank
         tensors: dict[str, Tensor] = {}
         for target in self.targets.values():

@@ -1,7 +1,5 @@
-"""Metrics: `metrics.jsonl`, one JSON object a step, whatever else tracks the run.
-
-The grammar of a name is `area/quantity`, or `area/<environment>/quantity`; `METRICS` is the one list of them.
-"""
+"""Metrics: `metrics.jsonl`, one JSON object a step, whatever else tracks the run. The grammar of a name is `area/quantity`, or
+`area/<environment>/quantity`; `METRICS` is the one list of them."""
 
 from __future__ import annotations
 

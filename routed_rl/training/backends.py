@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import zlib
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers import PreTrainedModel
 
 from routed_rl.config import Config, LaunchConfig
 from routed_rl.errors import ConfigError
 from routed_rl.model.targets import decoder_layers
+from routed_rl.ranks import RANKS
 
 SHARED = ("zero1", "zero2", "zero3", "fsdp2")
 """Strategies under which a process holds a piece of the weights, or of the optimizer's copy of them."""
@@ -88,3 +91,17 @@ def check_launch(config: Config) -> None:
     if strategy in SHARED and trainer.get("bf16"):
         raise ConfigError(f"trainer.bf16=true is not supported with launch.strategy={strategy}, whose weights would be bf16; set "
                           "trainer.bf16=false, or launch=ddp")
+
+
+def say_what_is_used(model: nn.Module, arguments: Any) -> None:
+    """Spare DDP its search for parameters without gradient: only a mixture has some, experts that no token chose."""
+    if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
+        arguments.ddp_find_unused_parameters = False
+
+
+def check_alike(environments: list[str]) -> None:
+    """The ids of environments go over the wire as places in this list, so it must be the same in every process."""
+    marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
+    if len(set(marks)) > 1:
+        raise ConfigError(f"the processes of this run train different environments, this one {', '.join(environments)}; give all "
+                          "of them the same plug-ins and run folder")

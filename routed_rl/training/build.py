@@ -22,11 +22,8 @@ AFRESH = 7919
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, *, fresh_from: int = 0, **given: Any) -> RoutedTrainer:
-    """The trainer of a run; `environments` are the trained ones, in the order of the router's.
-
-    `fresh_from`: the step after which the mixture starts afresh, with tasks of another seed. `given`: what else the trainer
-    takes, see `RoutedTrainerMixin`.
-    """
+    """The trainer of a run; `environments` are the trained ones, in the order of the router's. `fresh_from`: the step after which
+    the mixture starts afresh, with tasks of another seed. `given`: what else the trainer takes, see `RoutedTrainerMixin`."""
     config, run, arguments = plan.config, plan.run, plan.arguments
     if not plan.algorithm.episodes and (playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]):
         raise ConfigError(f"environment {playing[0]} has episodes, which TRL's {algorithm_name(config.trainer)} cannot roll out; "

@@ -46,10 +46,8 @@ def algorithm(trainer: dict[str, Any]) -> Algorithm:
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for.
-
-    A secret stays a reference: checkpoints hold the arguments, and what it would be for, pushing, is refused.
-    """
+    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for. A secret stays a
+    reference: checkpoints hold the arguments, and what it would be for, pushing, is refused."""
     return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
             for key, value in trainer.items() if key != "algorithm"}
 

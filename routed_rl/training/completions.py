@@ -1,8 +1,6 @@
-"""The completions' files: what was said and paid, written when it is scored; how each pushed, once it has been learned from.
-
-A file is replaced as a whole, from what a checkpoint holds too, so that a run which was killed at any moment writes the same
-again: nothing is lost and nothing counts twice.
-"""
+"""The completions' files: what was said and paid, written when it is scored; how each pushed, once it has been learned from. A
+file is replaced as a whole, from what a checkpoint holds too, so that a run which was killed at any moment writes the same again:
+nothing is lost and nothing counts twice."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""What becomes of every field of the algorithms' arguments: one table, complete against the installed TRL and transformers.
-
-A field stands in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`; those in `FIXED` keep their value on `resume` and
-`rollback`, all others may change there, from the next step on.
-"""
+"""What becomes of every field of the algorithms' arguments: one table, complete against the installed TRL and transformers. A
+field stands in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`; those in `FIXED` keep their value on `resume` and
+`rollback`, all others may change there, from the next step on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""What stands between a number that is not finite and a checkpoint: every step, and every checkpoint before it is sealed.
-
-In several processes all of them find the same and end alike. Not covered: an engine of the rollouts that samples from such
-numbers; the loss shows them.
-"""
+"""What stands between a number that is not finite and a checkpoint: every step, and every checkpoint before it is sealed. In
+several processes all of them find the same and end alike. Not covered: an engine of the rollouts that samples from such numbers;
+the loss shows them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Generalised advantage estimation over the tokens that a model chose itself (Schulman et al. 2016, arXiv:1506.02438).
-
-Shape letters: B rows, T tokens of a completion. What stands between two of a row's own tokens (an environment's answer, a
-tool's output) is no action: the next state of a token is that of the next own token, and no discount is lost in between.
-"""
+"""Generalised advantage estimation over the tokens that a model chose itself (Schulman et al. 2016, arXiv:1506.02438). Shape
+letters: B rows, T tokens of a completion. What stands between two of a row's own tokens (an environment's answer, a tool's
+output) is no action: the next state of a token is that of the next own token, and no discount is lost in between."""
 
 from __future__ import annotations
 
@@ -13,10 +11,8 @@ from routed_rl.ranks import RANKS
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages (B, T), 0 where `own_BT` (bool) is False; what stands there in the other two is not read.
-
-    `A_t = δ_t + γλ A_next`, `δ_t = r_t + γ V_next - V_t`; nothing follows a row's last own token.
-    """
+    """Advantages (B, T), 0 where `own_BT` (bool) is False; what stands there in the other two is not read. `A_t = δ_t + γλ
+    A_next`, `δ_t = r_t + γ V_next - V_t`; nothing follows a row's last own token."""
     carry, following = torch.zeros_like(values_BT[:, 0]), torch.zeros_like(values_BT[:, 0])
     advantages = torch.zeros_like(values_BT)
     for t in reversed(range(values_BT.shape[1])):

@@ -1,8 +1,6 @@
-"""The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, metrics.
-
-It overrides TRL's seams and copies none of its methods, so it fits every trainer that shares GRPO's method names.
-Not covered: fused losses, PEFT models.
-"""
+"""The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, metrics. It overrides TRL's
+seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused losses, PEFT
+models."""
 
 from __future__ import annotations
 
@@ -23,12 +21,11 @@ from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
-from routed_rl.training.backends import SHARED
+from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_engine, use_reference
 from routed_rl.training.saving import SavingMixin
-from routed_rl.training.sharing import check_alike, say_what_is_used
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
@@ -97,6 +94,7 @@ class RoutedTrainerMixin(SavingMixin):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of weights in pieces
         limit = self.args.max_grad_norm  # pyright: ignore[reportAttributeAccessIssue]
         self.finite.norm = float(norm)
         self.clip_coefficient = min(1.0, limit / (self.finite.norm + 1e-6))

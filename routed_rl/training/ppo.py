@@ -1,8 +1,6 @@
-"""PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, advantages by token.
-
-The policy's loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside
-the model: it is neither routed nor deployed nor pushed to an engine. Several processes give what one gives on the same rows.
-"""
+"""PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, advantages by token. The policy's
+loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside the model: it is
+neither routed nor deployed nor pushed to an engine. Several processes give what one gives on the same rows."""
 
 from __future__ import annotations
 

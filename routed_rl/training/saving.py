@@ -1,36 +1,75 @@
-"""What a routed trainer's checkpoint holds and how it is written and read: a mixin under the step's own.
-
-A checkpoint is a plain model folder, the optimizer, the quarantine, and of each process where its loop was.
-"""
+"""How a routed trainer's checkpoint is written and read, also where the processes share the weights: a plain model folder, the
+optimizer, the quarantine, and of each process where its loop was. A mixin under the step's own."""
 
 from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from routed_rl.artifacts import RunFolder, step_of
+from routed_rl.artifacts import RunFolder, read_json, step_of
 from routed_rl.checkpoint import going_on_from, load_loop, load_quarantine, loop_file, save_loop, save_quarantine, writing
 from routed_rl.model.load import write_generation_config
 from routed_rl.ranks import RANKS
+from routed_rl.routing import Router
+from routed_rl.training.backends import shard
 from routed_rl.training.finite import FiniteCheck
-from routed_rl.training.resuming import check_trainer_state, use_rates
-from routed_rl.training.sharing import SharedTrainerMixin
+from routed_rl.training.resuming import check_optimizer, check_trainer_state, take_schedule, use_rates
 from routed_rl.training.tasks import RewardFunction
+from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
 READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "environment_ids"}
 """Tensors of the completions in store without which there is no loss."""
 
 
-class SavingMixin(SharedTrainerMixin):
-    """Writes whole checkpoints, sealed when every process has written its part, and goes on from one."""
+class SavingMixin:
+    """Shards the model, writes whole checkpoints, sealed when every process has written its part, and goes on from one."""
 
+    strategy: str
+    """`launch.strategy`."""
+    shared: bool
+    """A process holds a piece of the weights, or of the optimizer's copy of them."""
+    router: Router | None
     run: RunFolder
     finite: FiniteCheck
     reward: RewardFunction
+    optimizer_names: list[list[str]]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        trainer: Any = self
+        if trainer.optimizer is not None:
+            return trainer.optimizer
+        if self.strategy == "fsdp2":
+            shard(trainer.model)  # before: it replaces the parameters
+            # Else accelerate would put DDP around it.
+            trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
+        optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.shared:
+            names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+            self.optimizer_names = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepare = super()._prepare_for_training  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.shared:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared, trainer = prepare(max_steps, train_dataloader, None), self
+        if self.router is not None:
+            self.router.measure_start()
+        if resume_from_checkpoint is not None:
+            take_weights(trainer.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Not transformers' own, which takes no expert of a mixture, and a file without any of the model's weights.
+        if not self.shared:  # else when the model is in its pieces
+            take_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Go on from a checkpoint whose files are what a run writes; CheckpointError names one that is not."""
@@ -69,29 +108,60 @@ class SavingMixin(SharedTrainerMixin):
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        state = whole_weights(self.model) if self.shared else None  # pyright: ignore[reportAttributeAccessIssue]
+        if RANKS.rank == 0:
+            self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        trainer: Any = self
+        optimizer = trainer.optimizer
+        state = whole_optimizer(optimizer, trainer.model, self.optimizer_names) if self.shared else optimizer.state_dict()
+        if RANKS.rank == 0:
+            torch.save(state, Path(output_dir, "optimizer.pt"))
+            torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+
     def _loop_shape(self) -> list[int]:
         """What buffered completions and the count of micro-batches depend on."""
         return [RANKS.count, self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size]  # pyright: ignore
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
         trainer: Any = self
-        wanted = [(group["initial_lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] if checkpoint else []
-        super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
-        if checkpoint is not None:
-            use_rates(trainer.optimizer, trainer.lr_scheduler, wanted)
-            if self.router is not None:
-                load_quarantine(Path(checkpoint), self.router)
-            loop = load_loop(Path(checkpoint), RANKS.rank)
-            step, shape = step_of(Path(checkpoint)), self._loop_shape()
-            # With other processes the completions in store are cut otherwise: they are generated anew.
-            self._step, self._buffered_inputs = step * shape[1], None
-            if loop is not None and loop.get("shape", shape) == shape:
-                with going_on_from(loop_file(Path(checkpoint), RANKS.rank)):
-                    check_buffered(loop["buffered"] or [], shape[2])
-                    self.reward.completions.load(loop["completions"])
-                self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
-                self.reward.scorer.scored.update(loop["scored"])
-                self.reward.scorer.failed.update(loop["failed"])
+        wanted = [(group["initial_lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups]
+        # transformers would load onto the device "cpu:0", which torch does not know.
+        with going_on_from(file := Path(checkpoint, "optimizer.pt")):
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+            if self.shared:
+                take_optimizer(trainer.optimizer, trainer.model, self.optimizer_names, stored)
+            else:
+                groups = trainer.optimizer.param_groups
+                shapes = [parameter.shape for group in groups for parameter in group["params"]]
+                check_optimizer(torch_optimizer(trainer.optimizer), shapes, stored)
+                trainer.optimizer.load_state_dict(stored)
+        take_schedule(trainer.lr_scheduler, Path(checkpoint, "scheduler.pt"))
+        if (file := Path(checkpoint, "entropy_ctrl_state.json")).exists():  # of TRL's adaptive entropy
+            with going_on_from(file):
+                state = read_json(file)
+                trainer.entropy_coef, trainer._last_world_entropy = state["entropy_coef"] + 0.0, state["last_world_entropy"] + 0.0
+        use_rates(trainer.optimizer, trainer.lr_scheduler, wanted)
+        if self.router is not None:
+            load_quarantine(Path(checkpoint), self.router)
+        self._go_on_in_loop(Path(checkpoint))
+
+    def _go_on_in_loop(self, checkpoint: Path) -> None:
+        loop = load_loop(checkpoint, RANKS.rank)
+        step, shape = step_of(checkpoint), self._loop_shape()
+        # With other processes the completions in store are cut otherwise: they are generated anew.
+        self._step, self._buffered_inputs = step * shape[1], None
+        if loop is not None and loop.get("shape", shape) == shape:
+            with going_on_from(loop_file(checkpoint, RANKS.rank)):
+                check_buffered(loop["buffered"] or [], shape[2])
+                self.reward.completions.load(loop["completions"])
+            self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
+            self.reward.scorer.scored.update(loop["scored"])
+            self.reward.scorer.failed.update(loop["failed"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with going_on_from(Path(checkpoint or "", f"rng_state{f'_{RANKS.rank}' if RANKS.count > 1 else ''}.pth")):

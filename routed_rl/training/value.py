@@ -1,8 +1,6 @@
-"""PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be in pieces.
-
-Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, those by layers); refused with
-the settings.
-"""
+"""PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be in pieces. Not
+covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, those by layers); refused with the
+settings."""
 
 from __future__ import annotations
 

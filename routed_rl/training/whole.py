@@ -1,7 +1,5 @@
-"""Weights and optimizer state of a model in pieces, whole: checkpoints are those of one process, whatever wrote them.
-
-Not covered: optimizers that keep more than tensors of the weight's size and numbers for each parameter.
-"""
+"""Weights and optimizer state of a model in pieces, whole: checkpoints are those of one process, whatever wrote them. Not
+covered: optimizers that keep more than tensors of the weight's size and numbers for each parameter."""
 
 from __future__ import annotations
 
