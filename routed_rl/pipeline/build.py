@@ -82,8 +82,7 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
         subspace = Subspace.load(run.subspace)
         check_subspace(parts, subspace)
     else:
-        with console.progress("extract", "prompts") as advance:
-            subspace = make_subspace(parts, advance)
+        subspace = make_subspace(parts)
         subspace.save(run.subspace)
     check_axis(parts.config, subspace)
     return subspace
@@ -96,14 +95,15 @@ def check_axis(config: Config, subspace: Subspace) -> None:
                           f"{', '.join(subspace.axis_names)}")
 
 
-def make_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Subspace:
+def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
     """Extract the subspace of a run, or read it (method=file), checked against the model; `axes`: each measured by itself."""
-    subspace = prepare(extraction_job(parts, progress, axes=axes))()
+    with console.progress("extract", "prompts") as advance:
+        subspace = prepare(extraction_job(parts, advance, axes=axes))()
     check_subspace(parts, subspace)
     return subspace
 
 
-def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None, *, axes: bool = False) -> Job:
+def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:
     """What an extraction is made of."""
     config = parts.config
     return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes)

@@ -30,9 +30,8 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tra
                   f"{record['since']} on; first those that the monitor halted for, then the largest push",
                   [*columns, "halted by"], [[*(row[column] for column in columns), rules.get(row["environment"], "")]
                                             for row in record["environments"]])
-    console.say("next:")
-    for line in record["commands"]:
-        console.say(f"  {line}")
+    for line in ["next:", *(f"  {each}" for each in record["commands"])]:
+        console.say(line)
     raise Halted(f"halted by the monitor at step {record['step']}: {record['verdicts'][0]['sentence']}; "
                  f"{run.halted} says what to do next", str(run.path))
 

@@ -32,7 +32,10 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
     """
     old = RunFolder.open(folder)
     with alone_in(old.path), ExitStack() as making:
-        was, typed = record.read_config(old), [*still_said(record.read_overrides(old), overrides), *overrides]
+        was, typed = record.read_config(old), record.read_overrides(old)
+        if any(text.startswith("env=") for text in overrides):  # of another mix nothing was dropped yet
+            typed = [text for text in typed if not text.startswith("~env.")]
+        typed += overrides
         config = changed(was, record.dated(compose(typed), was.model.date), drop)
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
         new = record.new_folder(config)
@@ -57,12 +60,6 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         children = old.facts().get("children", [])
         record.tell(old, {"children": [*children, {"run": str(new.path), "step": step}]})
     return go_on(parts, plan)
-
-
-def still_said(typed: list[str], overrides: list[str]) -> list[str]:
-    """What was typed for a run, as it holds for one with more overrides: of another mix nothing was dropped yet."""
-    return [text for text in typed if not text.startswith("~env.")] if any(
-        text.startswith("env=") for text in overrides) else typed
 
 
 def changed(was: Config, wanted: Config, drop: list[str]) -> Config:

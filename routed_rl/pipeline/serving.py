@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -32,10 +32,8 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
     if subspace is not None and any(writer.expert is not None for writer in parts.writers):
         raise RolloutError(f"rollout.engine={config.engine} cannot serve {parts.config.model.path}: the quarantine of a "
                            "mixture of experts is not pushed to vLLM; set rollout=transformers")
-    with ExitStack() as stack:
-        folder = stack.enter_context(_model_folder(parts))
-        say(f"rollouts      starting {config.engine}, {config.dtype}")
-        engine = stack.enter_context(open_engine(config, folder, _lora(parts, subspace)))
+    say(f"rollouts      starting {config.engine}, {config.dtype}")
+    with _model_folder(parts) as folder, open_engine(config, folder, _lora(parts, subspace)) as engine:
         served = Served(engine, PolicyWeights(parts.model, []))
         try:  # before anything is pushed both sides are the base model, to the limit of parity
             ParityCheck(served, parts.model, _sequences(parts), config.parity, None).run(0)

@@ -108,7 +108,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
         if (subspace := (before or run).subspace).exists():
             check_axis(config, Subspace.load(subspace))
         else:
-            prepare(extraction_job(parts, None))  # reads and checks what the extraction needs, and is thrown away
+            prepare(extraction_job(parts))  # reads and checks what the extraction needs, and is thrown away
     show_plan(parts, plan)
     return parts, plan
 
@@ -180,8 +180,6 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     if any(models["base"].values()):
         summary.show_tables(models, scales, parts.environments)
         console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode))
-    for line in summary.training_failures(run):
+    commands = summary.next_commands(run, parts.config, record.read_overrides(run))
+    for line in [*summary.training_failures(run), "next:", *(f"  {each}" for each in commands)]:
         console.say(line)
-    console.say("next:")
-    for line in summary.next_commands(run, parts.config, record.read_overrides(run)):
-        console.say(f"  {line}")

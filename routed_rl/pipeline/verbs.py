@@ -29,8 +29,7 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
         if out.exists():
             raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")
         parts = load_parts(config)
-        with console.progress("extract", "prompts") as advance:
-            subspace = make_subspace(parts, advance, axes=check)
+        subspace = make_subspace(parts, axes=check)
         subspace.save(out)
         if check:
             _check(parts, subspace, out)
@@ -39,15 +38,14 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
 
 def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
     """Print tables and verdict, write check.json and check.png; CheckFailed where a threshold is missed."""
-    limits = parts.config.subspace.check
     with console.progress("check", "directions") as advance:
-        found = checking.check(extraction_job(parts, None), subspace, advance)
+        found = checking.check(extraction_job(parts), subspace, advance)
     checking.write_check(found, out)
     for title, rows in checking.tables(found).items():
         console.table(title, list(rows[0]), [list(row.values()) for row in rows])
     for line in checking.remarks(found):
         console.say(f"note: {line}")
-    said = checking.verdicts(found, limits)
+    said = checking.verdicts(found, parts.config.subspace.check)
     for verdict in said:
         mark = {True: "good", False: "NOT GOOD", None: "?"}[verdict.good]
         console.say(f"{mark:8}  {verdict.question}: {verdict.answer}")

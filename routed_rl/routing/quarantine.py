@@ -47,10 +47,8 @@ class Quarantine:
 
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
-        """Run with `scale` times the quarantine inside the block: 1 is the policy and 0 the deployed model, to the bit.
-
-        The policy is back, exactly, after it.
-        """
+        """Run with `scale` times the quarantine inside the block: 1 is the policy and 0 the deployed model, to the bit. After it
+        the policy is back, exactly."""
         before = [target.coefficients.clone() for target in self.targets]
         try:
             for target in self.targets:

@@ -28,8 +28,7 @@ class Router:
     def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int,
                  rows: RowBook | None = None) -> None:
         """With `rows` the completions that a batch names are told apart."""
-        self.quarantine, self.config, self.seed = quarantine, config, seed
-        self.stream_LSD = stream_LSD
+        self.quarantine, self.config, self.seed, self.stream_LSD = quarantine, config, seed, stream_LSD
         self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
