@@ -39,12 +39,16 @@ class ValueHead(nn.Linear):
         with torch.autocast(states.device.type, enabled=False):
             return self(states[:, -tokens - 1:-1].float()).squeeze(-1)
 
-    def step(self, rate: float, limit: float) -> None:
-        """One step at learning rate `rate` by the mean gradient of all processes, its norm at most `limit` (0: any)."""
+    def average(self) -> None:
+        """Its gradient becomes the mean of all processes', whose losses are scaled for that."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         RANKS.sum_(gradients)
         for gradient in gradients:
             gradient.div_(RANKS.count)
+
+    def step(self, rate: float, limit: float) -> None:
+        """One step at learning rate `rate` by the gradient of all processes, its norm at most `limit` (0: any)."""
+        self.average()
         if limit > 0:
             clip_grad_norm_(self.parameters(), limit)
         for group in self.optimizer.param_groups:
