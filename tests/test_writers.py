@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from routed_rl import pipeline
-from routed_rl.artifacts import LOCK, alone_in, alone_making
+from routed_rl.artifacts import LOCK, RunFolder, alone_in, alone_making
 from routed_rl.cli.compose import compose
 from routed_rl.errors import RunFolderError
 from routed_rl.export import publish
@@ -103,6 +103,22 @@ def test_what_becomes_whole_in_one_step_has_one_maker(tmp_path):
         with pytest.raises(RunFolderError, match="out is being written by"):
             pipeline.extract(compose([f"out={tmp_path}/out"]), [], check=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [["overrides.txt"], ["overrides.txt", ".manifest.json.partial"],
+                                  ["overrides.txt", "manifest.json", ".config.yaml.lock", ".config.yaml.partial"]])
+def test_a_run_that_was_killed_as_it_began_is_begun_again_in_its_folder_and_files_of_others_are_not_touched(tmp_path, left):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for name in left:
+        (run.path / name).touch()
+    with pytest.raises(RunFolderError, match="already holds files"):
+        run.refuse_if_taken()
+    (run.path / LOCK).touch()
+    run.refuse_if_taken()
+    (run.path / "notes.txt").touch()
+    with pytest.raises(RunFolderError, match="already holds files"):
+        run.refuse_if_taken()
 
 
 def test_a_run_that_began_while_another_was_loading_is_not_written_over(tmp_path, monkeypatch):

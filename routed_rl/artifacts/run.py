@@ -27,7 +27,7 @@ class RunFolder:
 
     def refuse_if_taken(self) -> None:
         """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
-        if self.path.exists() and (not self.path.is_dir() or self._names() - {LOCK}):
+        if self.path.exists() and (not self.path.is_dir() or self._names(of_others=True)):
             go_on = f"`{command('resume', self.path)}` goes on with it, or " if self.config.exists() else ""
             raise RunFolderError(f"out={self.path} already holds {'a run' if go_on else 'files'}; {go_on}set out=ANOTHER_FOLDER")
         above = next(folder for folder in self.path.parents if folder.exists())
@@ -35,8 +35,11 @@ class RunFolder:
             raise RunFolderError(f"out={self.path} cannot be made: {above} is no folder that can be written to; set "
                                  "out=ANOTHER_FOLDER")
 
-    def _names(self) -> set[str]:
-        return {path.name for path in self.path.iterdir()}
+    def _names(self, *, of_others: bool = False) -> set[str]:
+        """All in the folder; `of_others`: but for a lock, and what a command left that was killed as it began."""
+        names = {path.name for path in self.path.iterdir()}
+        begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
+        return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names
 
     def abandon_if_empty(self) -> None:
         """Remove the folder of a run that was refused before it had any result."""
