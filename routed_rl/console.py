@@ -56,11 +56,5 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         numeric = bool(rows) and isinstance(rows[0][position], (int, float))
         grid.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        grid.add_row(*(_cell(value) for value in row))
+        grid.add_row(*("-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
     console.print(grid)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

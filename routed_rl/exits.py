@@ -53,7 +53,6 @@ def _fail(message: str, code: int = 2, what: str = "error") -> int:
 
 def _resume(argv: list[str]) -> str:
     """How to go on with the run, whose folder is given as far as the command line names it."""
-    if argv[0] == "resume" and len(argv) > 1:
-        return command("resume", argv[1])
-    folder = next((text[4:] for text in reversed(argv) if text.startswith("out=")), None)
+    typed = argv[1:2] if argv[0] == "resume" else [text[4:] for text in argv if text.startswith("out=")]
+    folder = next(reversed(typed), None)
     return command("resume", folder) if folder else f"{command('resume')} RUN (the folder named above)"

@@ -66,7 +66,7 @@ def main() -> None:
         arguments.worker.write_text(json.dumps(measure(), indent=2) + "\n")  # both write the same
         return
     from routed_rl.config import LaunchConfig
-    from routed_rl.launching import run_processes
+    from routed_rl.launching.processes import run_processes
 
     folder = Path(tempfile.mkdtemp())
     found = (arguments.json or folder / "found.json").absolute()

@@ -60,10 +60,9 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
 
 def process_variables(launch: LaunchConfig, rank: int, local: int, address: str, port: int) -> dict[str, str]:
     """What torch, accelerate and DeepSpeed read."""
-    cores = len(os.sched_getaffinity(0))
     return {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(launch.world),
             "LOCAL_WORLD_SIZE": str(launch.processes), "MASTER_ADDR": address, "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // launch.processes))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // launch.processes))),
             PARENT: str(os.getpid())}
 
 
@@ -91,9 +90,8 @@ def wait_for(command: list[str]) -> None:
     try:
         with _forwarding([process]) as asked:
             code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        raise
+    finally:
+        process.terminate()  # where it has not ended
     if code > 128 or asked:
         number = asked[0][0] if asked else code - 128
         raise Stopped(f"stopped by {signal.Signals(number).name}", number)
@@ -128,14 +126,17 @@ def _end(processes: Processes, number: signal.Signals) -> None:
 
 def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: int | None) -> Exception:
     """What the process that failed of itself said; those that lost it, or were ended for it, failed too and say less."""
-    local = min(failures, key=lambda local: _rank_of(failures[local]))
+    def later(local: int) -> tuple[bool, bool, bool]:
+        """Deliberate ends come first, then kills, then crashes, and last what a lost or ended process does."""
+        code = failures[local]
+        return code not in (2, 4), code >= 0 or code == -signal.SIGTERM, code != 1
+
+    local = min(failures, key=later)
     code, file = failures[local], logs / f"process-{first + local}.err"
     lines = file.read_text().strip().splitlines() or ["it said nothing"]
     said = lines[-1].partition(": ")[2] or lines[-1]  # without its `error:`
-    if code == 2:
-        return RoutedRLError(said)
-    if code == 4:
-        return CheckFailed(said)
+    if code in (2, 4):
+        return RoutedRLError(said) if code == 2 else CheckFailed(said)
     if code > 128:
         return Stopped(said, asked or code - 128)
     name = f"process {first + local} of {world}"
@@ -144,12 +145,3 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
         return LaunchError(f"{name} was killed by {signal.Signals(-code).name}{hint} What it wrote: {file}")
     sys.stderr.write(file.read_text())
     return ChildProcessError(f"{name} failed, see above and {file}")
-
-
-def _rank_of(code: int) -> int:
-    """Deliberate ends first, then kills, then crashes, and last what a lost or ended process does."""
-    if code in (2, 4):
-        return 0
-    if code < 0 and code != -signal.SIGTERM:
-        return 1
-    return 2 if code == 1 else 3

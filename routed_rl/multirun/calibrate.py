@@ -51,9 +51,8 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
             raise ConfigError(f"the runs set no limit: {', '.join(limits)} read the same in all of them, and have none yet")
         write_json(folder / "calibration.json", {"rate": rate, "runs": [str(run.path) for run in folders], "rules": limits,
                                                  "overrides": settings})
-    notes = []
-    if beyond := [name for name, entry in limits.items() if entry["limit"] is not None and len(entry["peaks"]) < 1 / rate]:
-        notes = [f"{', '.join(beyond)}: beyond what {len(folders)} runs show, the limits stand on a Gumbel distribution"]
+    beyond = ", ".join(name for name, entry in limits.items() if entry["limit"] is not None and len(entry["peaks"]) < 1 / rate)
+    notes = [f"{beyond}: beyond what {len(folders)} runs show, the limits stand on a Gumbel distribution"] if beyond else []
     title = f"limits that {rate:.2%} of secure runs pass, from {len(folders)} runs, for runs of their length"
     reporter.show([_table(title, limits, config.monitor)], notes, folder, ["calibration.json"])
     console.say("to use the limits:")
@@ -133,7 +132,7 @@ def _table(title: str, limits: dict[str, dict[str, Any]], config: MonitorConfig)
     for name, entry in limits.items():
         was, largest = getattr(config, name), entry["environments"]
         found = "no spread: as it is" if entry["limit"] is None else f"{entry['limit']:.4g}"
-        rows += [[name, "any", f"{max(largest.values(), default=0):.3g}" if largest else "-", found, str(was.limit)],
+        rows += [[name, "any", f"{max(largest.values()):.3g}" if largest else "-", found, str(was.limit)],
                  *([name, environment, f"{largest[environment]:.3g}", f"{value:.4g}", str(was.limits.get(environment))]
                    for environment, value in entry["limits"].items())]
     return reporter.Table(title, ["rule", "environment", "largest peak", "limit", "was"], rows)

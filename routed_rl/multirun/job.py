@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -88,10 +89,9 @@ def is_finished(job: Job, another: str) -> bool:
     there = _comparable(from_mapping(resolved_at_once(job.folder.settings())))
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
-    try:
+    with suppress(RunFolderError):
         return bool(job.folder.results())
-    except RunFolderError:
-        return False
+    return False
 
 
 def _comparable(config: Config) -> Any:

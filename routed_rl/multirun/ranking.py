@@ -15,13 +15,11 @@ from routed_rl.multirun.trials import Dimension, Outcome, best
 from routed_rl.report import not_scored
 
 
-def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> Iterator[str]:
+def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> list[str]:
     """The trials of a grid, or what Optuna draws from."""
-    for trial in trials:
-        yield f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}"
-    if not trials:
-        yield from (f"drawn: {dimension}" for dimension in dimensions)
-    yield f"{len(trials) or settings.trials} trials, {settings.jobs} at a time"
+    listed = [f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}" for trial in trials]
+    return [*(listed or [f"drawn: {dimension}" for dimension in dimensions]),
+            f"{len(trials) or settings.trials} trials, {settings.jobs} at a time"]
 
 
 def result(found: list[Outcome], settings: SweepConfig, request: dict[str, Any]) -> dict[str, Any]:

@@ -83,9 +83,9 @@ class Study:
     def outcomes(self) -> list[Outcome]:
         """Of every trial that has ended, of this call and earlier ones."""
         states = {"COMPLETE": "done", "FAIL": "failed", "PRUNED": "pruned"}
-        ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
         return [Outcome(self.plan.trial(each.number, each.params), list(each.values) if each.values else None,
-                        states[each.state.name], each.user_attrs.get("problem")) for each in ended]
+                        states[each.state.name], each.user_attrs.get("problem"))
+                for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
 
 
 def _open(file: Path, settings: SweepConfig, seed: int) -> Any:

@@ -72,8 +72,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
             check_objective(path, trial.config)
     everything = Grid(plan, dimensions, settings) if settings.method == "grid" else None
     if dry_run:
-        for line in plan_lines(everything.trials if everything else [], dimensions, settings):
-            console.say(line)
+        console.say("\n".join(plan_lines(everything.trials if everything else [], dimensions, settings)))
         return None
     with alone_in(folder):
         source = everything or Study(plan, dimensions, settings, config.seed)

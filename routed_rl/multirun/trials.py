@@ -26,9 +26,7 @@ class Dimension:
     log: bool = False
 
     def __str__(self) -> str:
-        if self.interval:
-            return f"{self.key}={'log ' if self.log else ''}{self.values}"
-        return f"{self.key}={','.join(self.values)}"
+        return f"{self.key}={'log ' * self.log}{self.values if self.interval else ','.join(self.values)}"
 
 
 @dataclass

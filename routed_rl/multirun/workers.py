@@ -141,15 +141,12 @@ def _serve(connection: Connection, parent: int, jobs: int) -> None:
             with open(log, "a") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            connection.send(_attempt(execute, config, overrides))
+            problem = None
+            try:
+                execute(config, overrides)
+            except Exception as error:
+                print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
+                name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
+                problem = " ".join(masked(f"{name}{error}").split())[:300]
+            connection.send(problem)
             gc.collect()
-
-
-def _attempt(execute: Execute, config: Config, overrides: list[str]) -> str | None:
-    try:
-        execute(config, overrides)
-        return None
-    except Exception as error:
-        print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
-        name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
-        return " ".join(masked(f"{name}{error}").split())[:300]

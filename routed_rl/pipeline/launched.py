@@ -20,7 +20,8 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, step_of
 from routed_rl.config import Config
 from routed_rl.errors import CheckpointError, command
-from routed_rl.launching import node_command, run_processes, submit, wait_for, write_job
+from routed_rl.launching.processes import run_processes, wait_for
+from routed_rl.launching.slurm import node_command, submit, write_job
 from routed_rl.pipeline.build import Parts, take_checkpoint
 from routed_rl.pipeline.record import read_config
 from routed_rl.rollout import Served

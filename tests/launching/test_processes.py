@@ -13,7 +13,7 @@ import pytest
 
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, ConfigError, LaunchError, RoutedRLError, Stopped
-from routed_rl.launching import run_processes
+from routed_rl.launching.processes import run_processes
 
 LAUNCH = LaunchConfig(strategy="ddp", processes=2)
 RANK = "import os, signal, sys, time; rank = os.environ['RANK']; "

@@ -12,7 +12,7 @@ import pytest
 
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import LaunchError
-from routed_rl.launching import node_command, submit, write_job
+from routed_rl.launching.slurm import node_command, submit, write_job
 
 LAUNCH = LaunchConfig(where="slurm", strategy="ddp", nodes=4, processes=8, sbatch=["--partition=gpu"], setup=["module load cuda"],
                       grace_s=90)
