@@ -7,6 +7,7 @@ Shape letters: E environments, K rank, N inputs, S sampled tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,18 @@ class Moments(NamedTuple):
     """Of all environments together, (), float64, on the CPU."""
 
 
+class Gradient(NamedTuple):
+    """What one target's step is made of."""
+
+    ledger_EKN: Tensor
+    inputs_SN: Tensor
+    """A sample of the step's inputs, which says how far the step moves the stream."""
+    unit: float
+    """Length in the stream that counts as 1."""
+    limit: float
+    """How far the step may move the stream, root mean square over tokens, in that unit; infinite for no bound."""
+
+
 class Step(NamedTuple):
     """What one target's coefficients do."""
 
@@ -33,6 +46,24 @@ class Step(NamedTuple):
     """ΔC_e."""
     fresh: float
     """Factor of this step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum of earlier ones."""
+
+
+def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig,
+                     add_up: Callable[[list[Tensor]], None]) -> tuple[list[Step], list[Moments]]:
+    """The `count`-th step (from 1) of all targets, and their new moments. `add_up` sums tensors over the processes, in place.
+
+    Bias correction goes by `count` also for environments that were absent.
+    """
+    beta1, beta2 = config.betas
+    moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
+               for (first, second), (ledger, *_) in zip(moments, gradients, strict=True)]
+    rates = [-config.learning_rate / (1 - beta1**count) / ((second / (1 - beta2**count)).sqrt().item() + config.eps)
+             for _, second in moments]
+    reaches = [_reach(first * rate, inputs) for (first, _), rate, (_, inputs, *_) in zip(moments, rates, gradients, strict=True)]
+    add_up(reaches)
+    bounds = [_bound(reach, gradient.unit, gradient.limit) for reach, gradient in zip(reaches, gradients, strict=True)]
+    return [Step(first * rate * bound, (1 - beta1) * rate * bound)
+            for (first, _), rate, bound in zip(moments, rates, bounds, strict=True)], moments
 
 
 def _mean_square(ledger_EKN: Tensor) -> Tensor | float:
@@ -46,6 +77,15 @@ def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
     return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
 
 
+def _bound(reach: Tensor, unit: float, limit: float) -> float:
+    """Factor in [0, 1] that keeps a step within its limit; 0 where no token was seen, so that nothing says how far it goes."""
+    if limit == float("inf"):
+        return 1.0
+    square, tokens = reach.tolist()
+    shift = (square / tokens) ** 0.5 / unit if tokens else float("inf")
+    return min(1.0, limit / shift) if shift > 0 else 1.0
+
+
 class QuarantineOptimizer:
     """Turns every target's ledger (E, K, N) into its step."""
 
@@ -57,29 +97,17 @@ class QuarantineOptimizer:
                         for target in targets}
 
     def step(self, ledgers: list[Tensor]) -> list[Step]:
-        """The next step for the targets' (reduced, clipped) ledgers; bias correction also counts steps of absent environments."""
-        self.steps, config, (beta1, beta2) = self.steps + 1, self.config, self.config.betas
-        moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
-                   for (first, second), ledger in zip(self.moments.values(), ledgers, strict=True)]
+        """The next step for the targets' (reduced, clipped) ledgers."""
+        self.steps += 1
+        gradients = [Gradient(ledger, target.tape.sample(), target.unit, self._limit(target))
+                     for target, ledger in zip(self.targets, ledgers, strict=True)]
+        steps, moments = quarantine_steps(gradients, list(self.moments.values()), self.steps, self.config, RANKS.sum_)
         self.moments = dict(zip(self.moments, moments, strict=True))
-        rates = [-config.learning_rate / (1 - beta1**self.steps)
-                 / ((second / (1 - beta2**self.steps)).sqrt().item() + config.eps) for _, second in moments]
-        reaches = [_reach(first * rate, target.tape.sample())
-                   for (first, _), rate, target in zip(moments, rates, self.targets, strict=True)]
-        RANKS.sum_(reaches)
-        bounds = [self._bound(reach, target) for reach, target in zip(reaches, self.targets, strict=True)]
-        return [Step(first * rate * bound, (1 - beta1) * rate * bound)
-                for (first, _), rate, bound in zip(moments, rates, bounds, strict=True)]
+        return steps
 
-    def _bound(self, reach: Tensor, target: Target) -> float:
-        """Factor in [0, 1] that keeps a step's root mean square over tokens within the target's share of `max_shift`; 0 where no
-        token was seen, so that nothing says how far it goes. Of a mixture's experts a token gets `target.active`, whose shifts
-        add up."""
-        if self.config.max_shift is None:
-            return 1.0
-        (square, tokens), limit = reach.tolist(), self.config.max_shift / self.writers / target.active
-        shift = (square / tokens) ** 0.5 / target.unit if tokens else float("inf")
-        return min(1.0, limit / shift) if shift > 0 else 1.0
+    def _limit(self, target: Target) -> float:
+        """A target's share of `max_shift`; of a mixture's experts a token gets `target.active`, whose shifts add up."""
+        return float("inf") if self.config.max_shift is None else self.config.max_shift / self.writers / target.active
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments by `<target>.moment`, `<target>.square`, and the step count."""
