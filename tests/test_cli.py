@@ -260,6 +260,13 @@ def test_values_have_their_types():
     assert config.discard is False
 
 
+def test_what_many_places_read_is_followed_at_once_also_in_the_trainers_settings(monkeypatch):
+    monkeypatch.setenv("WORD", "rloo")
+    reference = "${oc.env:WORD}"
+    config = compose([f"trainer.algorithm={reference}", f"trainer.run_name={reference}", f"env.a.path={reference}"])
+    assert (config.trainer["algorithm"], config.trainer["run_name"], config.env["a"]["path"]) == ("rloo", reference, "rloo")
+
+
 @pytest.mark.parametrize(("overrides", "hint"), [
     (["modl=x"], "did you mean model?"),
     (["subspace.rnk=3"], "did you mean subspace.rank?"),

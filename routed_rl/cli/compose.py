@@ -174,8 +174,8 @@ def _typed(composed: DictConfig) -> Config:
     texts: dict[str, Any] = {}
     mapped(written, texts.__setitem__)
     typed["env"] = _with_references(written["env"], typed["env"], texts)
-    typed["trainer"] = {key: value if isinstance(value, (int, float)) else _with_references(written["trainer"][key], value, texts)
-                        for key, value in typed["trainer"].items()}
+    typed["trainer"] |= {key: _with_references(written["trainer"][key], value, texts) for key, value in typed["trainer"].items()
+                         if key not in AT_ONCE and not isinstance(value, (int, float))}
     subspace, model = typed["subspace"], typed["model"]["path"]
     for kind in ("prompts", "answers"):
         subspace[kind] = subspace[kind] or subspace[f"known_{kind}"].get(model)
