@@ -64,15 +64,15 @@ def draw(path: Path, found: dict[str, Any]) -> list[str]:
 
 
 def _panel(panel: Any, env: str, arms: dict[str, Any]) -> None:
-    metrics = list(dict.fromkeys(metric for models in arms.values() for metric in models["deployed"].get(env, {})))
+    rows = [models["deployed"].get(env, {}) for models in arms.values()]
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row))
     base = next(iter(arms.values()))["base"].get(env, {})
     for place, metric in enumerate(metrics):
-        points = [(index, models["deployed"][env][metric]) for index, models in enumerate(arms.values())
-                  if metric in models["deployed"].get(env, {})]
-        errors = [0.0 if value["low"] is None else value["high"] - value["mean"] for _, value in points]
         offset = 0.15 * (place - (len(metrics) - 1) / 2)
-        panel.errorbar([index + offset for index, _ in points], [value["mean"] for _, value in points], yerr=errors,
-                       fmt="o", capsize=3, label=metric, color=f"C{place}")
+        points = {index + offset: row[metric] for index, row in enumerate(rows) if metric in row}
+        errors = [0.0 if value["low"] is None else value["high"] - value["mean"] for value in points.values()]
+        panel.errorbar(list(points), [value["mean"] for value in points.values()], yerr=errors, fmt="o", capsize=3, label=metric,
+                       color=f"C{place}")
         if metric in base:
             panel.axhline(base[metric]["mean"], linestyle=":", linewidth=0.8, color=f"C{place}")
     panel.set_xticks(range(len(arms)), list(arms))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,11 @@ def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
 
 
 def _panel(panel: Any, key: str, done: list[Outcome], settings: SweepConfig) -> None:
-    places = {value: place for place, value in enumerate(dict.fromkeys(each.trial.point[key] for each in done))}
-    try:
-        x = [float(each.trial.point[key]) for each in done]
+    x: list[Any] = [each.trial.point[key] for each in done]
+    with suppress(ValueError):  # words stay words, each at a place of its own
+        x = [float(value) for value in x]
         if min(x) > 0 and max(x) / min(x) > 30:
             panel.set_xscale("log")
-    except ValueError:
-        x = [float(places[each.trial.point[key]]) for each in done]
-        panel.set_xticks(range(len(places)), list(places))
     panel.plot(x, [each.values[0] for each in done if each.values], "o")
     panel.set_xlabel(key, fontsize="small")
     panel.set_ylabel(settings.objectives[0], fontsize="small")
