@@ -2,8 +2,6 @@
 is `Router.state_dict()`; `loop.pt`, and `loop-N.pt` of the other processes, is what TRL's loop keeps in memory and does not
 save."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a person sees: lines, a progress bar with rate and time left (lines where there is no terminal), the table."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The errors a user can cause. Each message is one line: the thing, the value, the way out."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import sys

@@ -3,8 +3,6 @@
 Not covered: the trainer's own top_k / top_p; completions are drawn from the full distribution.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import random

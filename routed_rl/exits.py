@@ -1,7 +1,5 @@
 """How a command ends: with one line on stderr and an exit code, whatever went wrong in it."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

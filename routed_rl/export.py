@@ -3,8 +3,6 @@
 Opens the files of one checkpoint, never a trainer or a model. Shape letters: D stream width, K rank, N input width.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Orthonormal bases: making, drawing and comparing them. Shape letters: D stream width, K rank."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,8 +1,6 @@
 """What the processes of a run tell each other. In one process nothing happens and nothing is copied. Every process gets the same
 bits, since each sum is made once and then handed out; `bytes` counts what was handed in."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from typing import Any
 

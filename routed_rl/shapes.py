@@ -1,7 +1,5 @@
 """Whether data that was read has the shape that was written, which JSON and YAML do not say."""
 
-from __future__ import annotations
-
 import sys
 import types
 import typing

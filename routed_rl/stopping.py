@@ -1,8 +1,6 @@
 """SIGTERM and SIGUSR1 to a run: it ends its step, writes a checkpoint and leaves. Outside of steps it leaves at once. A second
 signal, or one that arrives in a process that does not listen, ends it at once, as it always did."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

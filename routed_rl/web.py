@@ -3,8 +3,6 @@
 Not covered: redirects, cookies, compression, proxies, connections that are kept.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import math

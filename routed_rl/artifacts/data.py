@@ -1,7 +1,5 @@
 """Where configs, environments and the lab are, and files by their name there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """Which tensor of a folder is not finite. torch is loaded when that is asked, since those who only read reports need none."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterator
 from pathlib import Path

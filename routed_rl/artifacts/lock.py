@@ -2,8 +2,6 @@
 machines it holds where the file system carries it: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A file system
 without locks is said in one line, and nothing is held there."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import json

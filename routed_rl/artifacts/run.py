@@ -1,7 +1,5 @@
 """The run folder: where everything of one run lives, and which of its checkpoints is whole."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -47,14 +45,14 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     @contextmanager
-    def being_made(self) -> Iterator[RunFolder]:
+    def being_made(self) -> Iterator["RunFolder"]:
         """A folder beside this one that becomes it at the end, whole; whatever happens before, this one is not there."""
         with replacing(self.path) as partial:
             partial.mkdir(parents=True)
             yield RunFolder(partial)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
+    def open(cls, path: str | Path) -> "RunFolder":
         run = cls(path)
         if not run.config.exists():
             raise RunFolderError(f"{path} is not a run folder: it has no config.yaml; give the folder that `routed-rl train` "

@@ -1,7 +1,5 @@
 """Files and folders that must be whole or absent: JSON, sealed folders. Nothing here knows what is in them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -4,8 +4,6 @@ Groups interact, so putting each back alone does not add up. What adds up is put
 carries is the step it makes. That depends on the order; the mean over the order and its reverse is reported, which still adds up.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import accumulate
 

@@ -1,7 +1,5 @@
 """Module groups of a change: two partitions of the parameters that changed, and putting some of them back to the base's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covere
 Shape letters: L layers, R tokens of all prompts, J axes, D stream width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Reads the run folder and the base model that it names. Numbers are of this many 
 random numbers, but a rate near .5 over 200 samples still has a standard error of .035.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from itertools import islice

@@ -4,8 +4,6 @@ check failed, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 after a 
 Nothing heavy is imported before the first line is on the screen; `--help` needs the standard library alone.
 """
 
-from __future__ import annotations
-
 import sys
 
 from routed_rl import __version__

@@ -1,8 +1,6 @@
 """What each verb does with its arguments, one function of its name each: checks that need nothing heavy, and the call. Each
 imports what is heavy itself."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path

@@ -4,8 +4,6 @@ No `+` is needed to add a key: the settings known to `routed_rl.config` are chec
 are free. Overrides with several values are for `routed_rl.cli.space`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json
@@ -148,7 +146,8 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
     """Every setting's dotted name and the type it declares, sections included."""
     names: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        names[f"{prefix}{field.name}"] = str(field.type).replace(" | None", " or null")
+        declared = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
+        names[f"{prefix}{field.name}"] = declared.replace(" | None", " or null")
         if (inner := section(field)) is not None:
             names |= _names(inner, f"{prefix}{field.name}.")
     return names

@@ -1,7 +1,5 @@
 """Overrides with several values, in Hydra's own syntax, to what a sweep varies. Not covered: `glob`, `sort`, `shuffle`."""
 
-from __future__ import annotations
-
 from hydra.core.override_parser.types import Glob, IntervalSweep
 
 from routed_rl.cli.compose import parse_override

@@ -1,7 +1,5 @@
 """The verbs, one row each: what it says and what it takes. Options and overrides may stand in any order."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 from dataclasses import dataclass

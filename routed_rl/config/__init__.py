@@ -4,8 +4,6 @@
 `env` maps a name to `path`, `weight`, `probe` and the keyword arguments of the class.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from collections.abc import Callable

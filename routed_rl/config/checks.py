@@ -1,7 +1,5 @@
 """What every section shares: checks of values, and names that are not known."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import math

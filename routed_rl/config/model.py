@@ -1,7 +1,5 @@
 """The model, and what of it is trained."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """The monitor's rules: limits and what follows."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,7 +69,7 @@ class MonitorConfig:
         """Every rule's settings by its name."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
 
-    def reporting(self) -> MonitorConfig:
+    def reporting(self) -> "MonitorConfig":
         """The same rules, none of which halts."""
         rules = {name: dataclasses.replace(rule, action="report") for name, rule in self.rules().items()}
         return dataclasses.replace(self, **rules)

@@ -3,8 +3,6 @@
 Not covered: what a plug-in prints or writes itself, and the list of processes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What is measured and kept: evaluation, audit, tracking."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

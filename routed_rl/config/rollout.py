@@ -1,7 +1,5 @@
 """What generates the completions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from routed_rl.config.checks import check_at_least, check_known

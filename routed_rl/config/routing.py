@@ -1,7 +1,5 @@
 """How changes are routed: the quarantine's step, the ledger's random control, the mode."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from routed_rl.config.checks import check_at_least, check_finite, check_known

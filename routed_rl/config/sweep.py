@@ -1,7 +1,5 @@
 """Of `routed-rl sweep`: what is tried, and what is best. A trial's own settings do not have it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

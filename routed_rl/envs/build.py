@@ -1,7 +1,5 @@
 """A class by its path, called: `FILE.py:Class` or `package.module:Class`. No registry."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

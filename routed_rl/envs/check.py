@@ -4,8 +4,6 @@ A sound environment can still be gamed by a completion that is no junk; that is 
 what was seen; None means that it could not be judged.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import statistics

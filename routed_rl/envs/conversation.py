@@ -1,7 +1,5 @@
 """One episode being played: the messages so far, and what it came to. Tokens are not its business."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Not covered: messages whose content is no text (images), and several models in one conversation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Counted in tasks, not steps, so that it depends on nothing but the seed: a step 
 `per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The environments of a run from its config: each in a process of its own, or in this one, with its weight."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from routed_rl.config import check_finite, name_problem

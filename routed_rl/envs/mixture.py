@@ -1,8 +1,6 @@
 """The environments of a run, and which of them the next task comes from: fixed shares, spread as evenly as they can be, the
 same for the same seed."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Not covered: padding tricks of families whose attention is not causal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Reference answers of both personas to the same question, teacher-forced: what steering should make more or less likely."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ What is measured: how much more likely the positive persona's reference answers 
 token, teacher-forced. Not covered: pushing at several layers at once, and what the model would say by itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

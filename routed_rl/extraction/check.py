@@ -1,7 +1,5 @@
 """Is it a good subspace? Figures, verdict, and what a person sees of them. Thresholds are `subspace.check`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

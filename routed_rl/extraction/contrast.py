@@ -1,7 +1,5 @@
 """Contrast prompts: what they are, the file they come from, and their token ids, checked against the model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

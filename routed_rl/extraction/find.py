@@ -1,7 +1,5 @@
 """The methods of `subspace.method`, from a model and settings to a `Subspace`; each does what `prepare` says."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Subspaces whose vectors were found elsewhere: rows of an SAE, vectors of a file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What every method of an extraction gets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +56,7 @@ class Job:
         """How this model's responses are drawn and end."""
         return Respond(self.config.response_tokens, self.config.temperature, tuple(eos_ids(self.model, self.tokenizer)))
 
-    def changed(self, **settings: Any) -> Job:
+    def changed(self, **settings: Any) -> "Job":
         """The same with other settings."""
         return replace(self, config=replace(self.config, **settings))
 

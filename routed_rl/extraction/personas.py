@@ -1,7 +1,5 @@
 """Roles and traits asked questions: contrast pairs made of lists. The package's own lists are in environments/personas."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase

@@ -1,7 +1,5 @@
 """The picture of a check: separation and agreement by layer, and steering beside random directions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

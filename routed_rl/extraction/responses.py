@@ -3,8 +3,6 @@
 Activations are read while the response is written, so nothing is run twice. Not covered: top-k and top-p.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, cast
 

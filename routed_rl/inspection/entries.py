@@ -1,7 +1,5 @@
 """Which environments there are, and which of them a name means."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`env list`, `env try` and `env check`: what environments there are, what they do, whether they are sound."""
 
-from __future__ import annotations
-
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,15 +9,7 @@ from typing import Any, cast
 from routed_rl import console
 from routed_rl.artifacts import find_data
 from routed_rl.config import Compose
-from routed_rl.envs import (
-    Environment,
-    EnvironmentProcess,
-    Played,
-    Score,
-    Task,
-    has_episodes,
-    load_environments,
-)
+from routed_rl.envs import Environment, EnvironmentProcess, Played, Score, Task, has_episodes, load_environments
 from routed_rl.envs.check import CHECKS, Finding, findings, gather, unsound
 from routed_rl.envs.loading import arguments_of
 from routed_rl.envs.scoring import accepted, score_many

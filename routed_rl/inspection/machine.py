@@ -1,7 +1,5 @@
 """`doctor`: is this machine ready? A row that is needed and broken makes it fail; the others only inform."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import shutil

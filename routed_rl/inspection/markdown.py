@@ -1,7 +1,5 @@
 """A table in a Markdown file, between two comments, so that a command can write it again."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Signals go on to them, a failure of one ends all, and what went wrong comes back
 The first process writes to the screen, what the others write is in files. Not covered: restarts; `resume` goes on.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import signal

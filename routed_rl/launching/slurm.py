@@ -3,8 +3,6 @@
 Not run here on a cluster: what the script says to SLURM was tested with stand-ins for its commands.
 """
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The chat template between the turns of a conversation: messages to token ids that are appended, never made anew."""
 
-from __future__ import annotations
-
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase

@@ -1,7 +1,5 @@
 """GGUF files: finding one, and reading it in seconds instead of half a minute. Their weights come out dense, in float32."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -4,8 +4,6 @@
 that carries one `*.gguf` file). Remote code, adapters and quantised weights are not covered: they are refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

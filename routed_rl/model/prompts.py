@@ -3,8 +3,6 @@
 Not covered: images, and a chat template that draws random numbers.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource

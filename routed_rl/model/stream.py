@@ -1,7 +1,5 @@
 """Read the residual stream at a named hook point of every layer, go on from a layer's output, and be in eval mode for that."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -3,8 +3,6 @@
 A new family is one row in `FAMILIES`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """What a model's weights must be (full, dense, float32, finite), and a hash that says which weights they are."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

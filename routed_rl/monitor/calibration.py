@@ -4,8 +4,6 @@ The peak of a run is the largest value of a rule over its environments and steps
 distribution is fitted to the peaks of the runs. Not covered: a drift that only runs longer than these would show.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import deque
 from collections.abc import Iterable, Sequence

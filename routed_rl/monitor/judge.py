@@ -4,8 +4,6 @@ It reads the metrics and nothing else, so a resumed run judges as one that never
 reward and loss never know of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """The rules: what each reads from a row of `metrics.jsonl`. One rule is one function; `RULES` names them all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

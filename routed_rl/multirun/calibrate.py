@@ -1,7 +1,5 @@
 """`calibrate`: the monitor's limits from runs that are known to be secure. The runs are trained here, or given."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`compare`: the same experiment under several arms, paired by seed. A new arm is one row of `ARMS`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from routed_rl.artifacts import alone_in, write_json, write_text

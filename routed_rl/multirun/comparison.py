@@ -1,7 +1,5 @@
 """A comparison for people: its tables and its plot, from the content of `compare.json` alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """95 % intervals over seeds: Student's t on the values, or on paired differences. Standard library only."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Any

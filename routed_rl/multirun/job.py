@@ -1,7 +1,5 @@
 """One training run that belongs to a larger whole, and what its folder says about it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

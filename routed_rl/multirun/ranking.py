@@ -1,7 +1,5 @@
 """A sweep for people: what is planned, a table, a plot, and the best overrides to paste."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path

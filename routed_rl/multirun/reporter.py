@@ -1,7 +1,5 @@
 """What a person gets of many runs: tables on the screen and to paste, figures, and the place of all that was written."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

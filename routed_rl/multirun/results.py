@@ -1,7 +1,5 @@
 """From the runs' `summary.json` to `compare.json`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`sweep`: many settings of one experiment. Runs the trials that are missing, writes and shows what all of them found."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a sweep varies, its trials as jobs, and what became of each."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

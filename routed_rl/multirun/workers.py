@@ -3,8 +3,6 @@
 A run that fails, or takes its process down, is reported and the others go on.
 """
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import os

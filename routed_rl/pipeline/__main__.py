@@ -1,8 +1,6 @@
 """`python -m routed_rl.pipeline ROLE RUN [URL ...]`: a process of a launched run, whose rollouts come from the URLs. The
 settings are in the folder: the command line has no part in it."""
 
-from __future__ import annotations
-
 import os
 import sys
 

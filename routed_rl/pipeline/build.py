@@ -1,7 +1,5 @@
 """From a config to objects: model, tokenizer, environments, subspace, router."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

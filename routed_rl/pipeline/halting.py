@@ -1,7 +1,5 @@
 """What a halted run leaves: `HALTED.json`, the same on the screen, and exit code 3. It reads files only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

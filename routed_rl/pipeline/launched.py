@@ -3,8 +3,6 @@
 Not covered: evaluation before and after it in several processes.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

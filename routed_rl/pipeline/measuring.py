@@ -1,7 +1,5 @@
 """A run's models on environments: the policy, the deployed model and what lies between, while it trains and at its end."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Sequence

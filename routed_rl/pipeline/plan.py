@@ -1,8 +1,6 @@
 """What a run will do and need, shown before it begins. Time (from a small product timed here) and memory are estimates;
 activations are left out."""
 
-from __future__ import annotations
-
 import time
 from itertools import islice
 from typing import Any

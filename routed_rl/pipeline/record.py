@@ -1,7 +1,5 @@
 """What a run folder says about itself: its settings, what was typed, and the facts in its manifest."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import re

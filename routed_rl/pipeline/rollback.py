@@ -4,8 +4,6 @@ Without a change the new run is the old one at that step, bit for bit on a CPU. 
 afresh, from tasks that were not seen; steps, schedules, weights and optimizer go on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from contextlib import ExitStack

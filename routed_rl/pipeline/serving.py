@@ -1,8 +1,6 @@
 """The rollouts' engine of a command: opened with the base model, checked that it is the same one, closed at the end. The
 processes of a launch join it."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The steps of a run: from its newest checkpoint, in this process or in several, under the eyes of the monitor."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a run ends with: `summary.json`, the table, one sentence, the next commands."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from typing import Any

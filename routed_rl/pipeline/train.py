@@ -1,7 +1,5 @@
 """`train` and `resume`: extract, train with routing, evaluate base / policy / deployed, discard."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import time

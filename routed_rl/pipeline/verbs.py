@@ -1,7 +1,5 @@
 """The verbs that work on a finished run or without one: extract, evaluate, discard, export."""
 
-from __future__ import annotations
-
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path

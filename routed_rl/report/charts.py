@@ -3,8 +3,6 @@
 A line is told by its dashes and by the name at its end as well as by its colour. Text stays text.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The completions that pushed hardest: what a halt kept, else what the run's files say."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run folder holds, as far as it is there: every file but the settings may be missing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

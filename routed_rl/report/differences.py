@@ -1,7 +1,5 @@
 """What training changed, and what discarding the quarantine costs: in words, for the end of a run and for its page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from routed_rl.tracking import MODELS, NOT_METRICS

@@ -1,7 +1,5 @@
 """Sections about what came of it: the three models, what was paid, completions, verdicts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

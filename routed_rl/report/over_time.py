@@ -1,7 +1,5 @@
 """Lines over the steps of a run: what a picture of them says in words, its numbers, what is marked."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from routed_rl.report.charts import Mark, panels

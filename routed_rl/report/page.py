@@ -1,7 +1,5 @@
 """From a run folder to `report.html`. What models and users wrote is hostile text: the template escapes everything."""
 
-from __future__ import annotations
-
 import math
 from datetime import UTC, datetime
 from pathlib import Path

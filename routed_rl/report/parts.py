@@ -1,7 +1,5 @@
 """What a page is made of; `page.html` knows how each part looks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sections about the quarantine: who fed it, where it lies, and whether that is more than chance."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

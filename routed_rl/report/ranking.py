@@ -1,7 +1,5 @@
 """Which completions show what was paid for: one ranking, for a halt and for the report. It holds a file at a time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

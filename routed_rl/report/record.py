@@ -1,7 +1,5 @@
 """Sections about the run itself: commands to go on with, settings, versions, lineage."""
 
-from __future__ import annotations
-
 import yaml
 
 from routed_rl.config.references import without_secrets

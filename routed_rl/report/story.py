@@ -1,7 +1,5 @@
 """The top of the page: one sentence, one table."""
 
-from __future__ import annotations
-
 from routed_rl.report.data import RunData
 from routed_rl.report.differences import cost, differences, not_scored
 from routed_rl.report.parts import Table

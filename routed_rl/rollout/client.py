@@ -1,7 +1,5 @@
 """A client of one `vllm serve`: TRL's, with a limit of time on every call and retries that end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode, urlparse

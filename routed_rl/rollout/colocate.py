@@ -1,7 +1,5 @@
 """vLLM in the trainer's process. Not covered: several processes, sleep mode."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

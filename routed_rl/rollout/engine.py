@@ -1,7 +1,5 @@
 """What serves completions besides transformers: the interface of an engine, which `opening.py` opens, and both models on one."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol, cast

@@ -2,8 +2,6 @@
 scaled, because attention divides by the root of the width; rotary embeddings turn the first part only. Not covered: models that
 norm their queries and keys, or rotate less than whole heads."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Starts `vllm serve` on this machine, and stops it. Stock vLLM with its endpoints for development, bound to 127.0.0.1."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,8 +1,6 @@
 """How an engine is opened and closed: in this process, on a server, or on the servers of a launch. vLLM and TRL are imported
 when one opens, because both take long to import."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import tempfile

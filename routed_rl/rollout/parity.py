@@ -1,8 +1,6 @@
 """Does the engine serve what the trainer trains? Log-probabilities of fixed tokens, on both sides, quarantine on and off. Not
 covered: differences that only show in sequences longer than the ones compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,8 +1,6 @@
 """One or several `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on this
 machine; on GPUs through NCCL, as TRL sends them. Of several processes each asks for its own, and the first pushes for all."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +35,7 @@ class ServerEngine:
         self.padding: HeadPadding | None = None
 
     @classmethod
-    def open(cls, config: RolloutConfig, folder: Path, lora: Lora | None) -> ServerEngine:
+    def open(cls, config: RolloutConfig, folder: Path, lora: Lora | None) -> "ServerEngine":
         """Start a server or find those of `config.urls`; whatever was started is stopped if that fails."""
         scratch = memory_folder()
         launched = LaunchedServer(config, folder, lora) if config.launch else None
@@ -59,7 +57,7 @@ class ServerEngine:
             raise
 
     @classmethod
-    def join(cls, config: RolloutConfig, urls: list[str], lora: Lora | None) -> ServerEngine:
+    def join(cls, config: RolloutConfig, urls: list[str], lora: Lora | None) -> "ServerEngine":
         """As one of several processes: the servers that the command which started them has opened and checked."""
         clients = [PolicyClient(url, config, GROUP_PORT + place, _fate(None)) for place, url in enumerate(urls)]
         adapters = served_lora([client.get_server_info() for client in clients], lora)

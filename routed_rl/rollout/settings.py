@@ -1,7 +1,5 @@
 """What vLLM is started with, and what a server that somebody else started must have been started with."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

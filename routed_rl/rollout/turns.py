@@ -1,8 +1,6 @@
 """Rollouts of several turns: what a model said and what it was answered, token for token, with a mask of its own tokens. Tokens
 are only ever appended: what the model generated is never tokenised again. Not covered: images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 

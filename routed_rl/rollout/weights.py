@@ -2,8 +2,6 @@
 hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream width, K rank, N input width of
 a target, R rank of the adapter. Not covered: mixtures of experts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: L layers, J axes, D stream width, B rows of a micro-batch, T tokens, K rank, N inputs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: B rows, T tokens, S sampled tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -6,8 +6,6 @@ state times the gate's weight, at the tokens that chose it. Shape letters: T tok
 expert's inner width, K rank.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ shift; shares of a step are exact bookkeeping, not a counterfactual.
 Shape letters: E environments, K rank, N inputs, L layers, J axes, D stream width.
 """
 
-from __future__ import annotations
-
 from itertools import accumulate, combinations
 
 import torch

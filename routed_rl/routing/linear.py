@@ -4,8 +4,6 @@ A module is routed by swapping its class in place, so that parameter names, chec
 what they were; nothing the quarantine needs is a parameter or a persistent buffer of the model.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -3,8 +3,6 @@
 A new mode is one function and one row here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ environment caused stays separable. Not a counterfactual: `v`, the bound and cli
 Shape letters: E environments, K rank, N inputs, S sampled tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Shape letters: D stream width, K rank, M any number of directions, S sampled tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,7 +24,7 @@ class BasisPair:
     """B (D, K): V, or `diag(gain) V`."""
 
     @classmethod
-    def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float) -> BasisPair:
+    def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float) -> "BasisPair":
         if gain_D is None:
             return cls(basis, None, norm_eps, basis, basis)
         gain_D = gain_D.detach().to(basis)

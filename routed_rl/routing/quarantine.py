@@ -1,7 +1,5 @@
 """The quarantine: all targets of a model, what they hold for a checkpoint, and the switch that leaves them out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 

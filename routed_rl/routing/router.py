@@ -1,7 +1,5 @@
 """The router: everything of one run's routing behind four calls, in the order of a training step."""
 
-from __future__ import annotations
-
 import zlib
 from itertools import chain
 

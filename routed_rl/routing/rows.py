@@ -6,8 +6,6 @@ mean input. No row's ledger is kept: two numbers a row and target are. Not cover
 step. Shape letters: B rows of a micro-batch, R of a step, T tokens, K rank, N inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

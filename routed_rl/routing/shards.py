@@ -6,8 +6,6 @@ whole rows. ZeRO-1 and -2 hold every weight whole, and a stretch of the optimize
 letters: D stream width, N input width, M columns of `left`. Not covered: the experts of a mixture where weights are in pieces.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

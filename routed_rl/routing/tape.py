@@ -1,7 +1,5 @@
 """The tape: what one target's backward leaves behind for the step, for inputs (B, T, N) and for an expert's tokens."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

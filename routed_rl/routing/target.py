@@ -4,8 +4,6 @@ Shape letters: D stream width, K rank, N input width of a target (one more where
 E environments.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

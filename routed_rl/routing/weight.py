@@ -4,8 +4,6 @@ Products with it and changes to it, and how far it has moved. Shape letters: D s
 column, M columns of `left`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -6,8 +6,6 @@ keeps below /usr/lib are readable. Root makes the jail with its own rights and g
 it in a user namespace, which the system must allow.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -4,8 +4,6 @@ What was expected stays outside, so there is nothing in the jail to read, patch 
 is a value it chose without knowing what is right, which it could have returned as well.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

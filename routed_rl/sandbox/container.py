@@ -4,8 +4,6 @@ For those who have an engine and no bubblewrap. Tested against a fake client onl
 real engine by our tests. The engine must see this machine's files. A container takes about half a second.
 """
 
-from __future__ import annotations
-
 import tempfile
 import threading
 import time

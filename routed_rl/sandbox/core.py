@@ -1,7 +1,5 @@
 """What every sandbox can do, whatever confines the program."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Which sandbox works here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

@@ -1,7 +1,5 @@
 """One jail: used for one program, gone without a trace."""
 
-from __future__ import annotations
-
 import json
 import marshal
 import os
@@ -155,7 +153,7 @@ class Jail:
                 os.close(descriptor)
         self.reply = self.pidfd = -1
 
-    def __enter__(self) -> Jail:
+    def __enter__(self) -> "Jail":
         return self
 
     def __exit__(self, *_: object) -> None:

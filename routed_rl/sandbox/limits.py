@@ -1,7 +1,5 @@
 """What a program may use, and what came of it."""
 
-from __future__ import annotations
-
 import marshal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields

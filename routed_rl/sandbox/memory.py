@@ -4,8 +4,6 @@ Without a group a jail can pass its cap for as long as one look at it takes (`WA
 mapped, files and their inodes, and sockets at the most that they can hold; pipes are not, which hold 64 MiB for one user.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import threading

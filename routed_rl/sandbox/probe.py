@@ -1,7 +1,5 @@
 """A handful of attacks that are really run, for `routed-rl doctor`. Each program prints "safe" where it gets nowhere."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

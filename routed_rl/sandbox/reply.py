@@ -1,7 +1,5 @@
 """Reading what comes out of a jail: bounded, and believed only as far as it is well-formed."""
 
-from __future__ import annotations
-
 import os
 import selectors
 import signal
@@ -26,7 +24,7 @@ class Report:
     """Bytes that it takes at the end of what was read."""
 
     @classmethod
-    def parse(cls, data: bytes | bytearray, names: Sequence[str]) -> Report | None:
+    def parse(cls, data: bytes | bytearray, names: Sequence[str]) -> "Report | None":
         """The report that `data` ends with; None unless it is whole."""
         size = int.from_bytes(data[-WORD:], "big", signed=True)
         if not 2 * WORD <= size <= len(data) - WORD:

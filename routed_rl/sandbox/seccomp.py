@@ -6,8 +6,6 @@ table is either allowed or refused here by name; a call that is in neither list,
 the program (ENOSYS). Futexes on pages of shared libraries are not closed: two programs that run at once can signal by them.
 """
 
-from __future__ import annotations
-
 import platform
 import struct
 from itertools import groupby

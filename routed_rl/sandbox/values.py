@@ -1,7 +1,5 @@
 """Comparing plain values from a jail with what was expected. Runs outside; no code of the value's own ever runs."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

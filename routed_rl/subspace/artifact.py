@@ -1,7 +1,5 @@
 """The frozen `Subspace`: what extraction found, what routing uses, and its folder on disk (safetensors + JSON)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -134,7 +132,7 @@ class Subspace:
                                                    "quality": self.quality})
 
     @classmethod
-    def load(cls, folder: str | Path) -> Subspace:
+    def load(cls, folder: str | Path) -> "Subspace":
         """Read what `save` wrote; a missing or changed file is an error."""
         folder = Path(folder)
         problem = broken_seal(folder) if folder.is_dir() else "no such folder"

@@ -1,7 +1,5 @@
 """From the effects of steering along axes and along random directions to p values, corrected for the axes tried."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

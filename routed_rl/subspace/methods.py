@@ -3,8 +3,6 @@
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width, K rank, J axes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,7 +49,7 @@ class Found:
         return Subspace(self.directions, self.axes, self.axis_names, self.scales, self.units, stream, provenance, quality,
                         self.spreads)
 
-    def behind_an_empty_layer(self) -> Found:
+    def behind_an_empty_layer(self) -> "Found":
         """The same one layer up, behind one with an empty basis and zero axes."""
         spreads = None if self.spreads is None else [self.spreads[0][:0], *self.spreads]
         return replace(self, directions=[self.directions[0][:, :0], *self.directions], spreads=spreads,

@@ -3,8 +3,6 @@
 Shape letters: L layers, D stream width, K rank, J axes, S sampled activations.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Not covered: whether steering along it changes behaviour, and prompts that the t
 question under two system prompts), which make held-out figures look better than they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 Not covered: a number of *kinds* that grows with the prompts. Shape letters: L layers, G rows, D stream width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

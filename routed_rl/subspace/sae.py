@@ -4,8 +4,6 @@ Not covered: transcoders and cross-layer dictionaries. Activations are computed 
 `jumprelu`; for others the scale is left to the stream's standard deviation.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,16 +29,16 @@ class Samples:
     fold_R: Tensor | None = None
     """Where halves are not to be drawn: 0 or 1 for the half that a row belongs to, -1 for neither."""
 
-    def rows(self, keep: Tensor) -> Samples:
+    def rows(self, keep: Tensor) -> "Samples":
         """The rows that `keep` (a mask or indices) picks."""
         return Samples(self.positive[:, keep], self.negative[:, keep], self.pair_R[keep], self.kind_R[keep],
                        self.offset_R[keep], self.last_weight, None if self.fold_R is None else self.fold_R[keep])
 
-    def of_pairs(self, pairs: Tensor) -> Samples:
+    def of_pairs(self, pairs: Tensor) -> "Samples":
         """The rows of `pairs` (indices) only."""
         return self.rows(torch.isin(self.pair_R, pairs))
 
-    def from_layer(self, first: int) -> Samples:
+    def from_layer(self, first: int) -> "Samples":
         """Without the layers before `first`."""
         return replace(self, positive=self.positive[first:], negative=self.negative[first:])
 

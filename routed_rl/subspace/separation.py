@@ -3,8 +3,6 @@
 Not covered: whether steering along it changes behaviour; that needs a model (`routed_rl.extraction.causal`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

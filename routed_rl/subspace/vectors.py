@@ -3,8 +3,6 @@
 What a name says about its layer is its last number. Not covered: adapters that are no LoRA.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Metrics: `metrics.jsonl`, one JSON object a step, whatever else tracks the run. The grammar of a name is `area/quantity`, or
 `area/<environment>/quantity`; `METRICS` is the one list of them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence

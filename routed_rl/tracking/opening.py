@@ -1,7 +1,5 @@
 """Which trackers `trainer.report_to` names, and the guard that keeps a tracker's failure out of a run."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

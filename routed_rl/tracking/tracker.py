@@ -1,7 +1,5 @@
 """Who else is told what a run does: the interface of a tracker. `opening.py` chooses and opens them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -2,8 +2,6 @@
 Each command that trains is one wandb run; the runs of a folder, and of the folders that it was rolled back to, are one group.
 Offline where there is no key, never a login prompt. The panels that need a server's query language are not used."""
 
-from __future__ import annotations
-
 import netrc
 import os
 import re

@@ -1,7 +1,5 @@
 """How the processes of a run share the model: what TRL, accelerate and DeepSpeed are told for each strategy."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import zlib

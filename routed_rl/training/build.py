@@ -1,7 +1,5 @@
 """The trainer of a run: which algorithm, on which tasks, against which reference."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,7 +1,5 @@
 """Checks of the config's `trainer:` by the table of `fields`: names, types, values, what nothing would read."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import importlib.metadata

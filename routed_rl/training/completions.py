@@ -2,8 +2,6 @@
 file is replaced as a whole, from what a checkpoint holds too, so that a run which was killed at any moment writes the same again:
 nothing is lost and nothing counts twice."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Episodes in training: rollouts of several turns by TRL's `rollout_func`; its `env_mask` leaves only the model's tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, cast
 

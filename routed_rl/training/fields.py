@@ -2,8 +2,6 @@
 field stands in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`; those in `FIXED` keep their value on `resume` and
 `rollback`, all others may change there, from the next step on."""
 
-from __future__ import annotations
-
 ELSEWHERE = {
     "set out=FOLDER": "output_dir",
     "set seed=N": "seed data_seed",

@@ -2,8 +2,6 @@
 several processes all of them find the same and end alike. Not covered: an engine of the rollouts that samples from such numbers;
 the loss shows them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,8 +2,6 @@
 letters: B rows, T tokens of a completion. What stands between two of a row's own tokens (an environment's answer, a tool's
 output) is no action: the next state of a token is that of the next own token, and no discount is lost in between."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ the reference model, which TRL would load again from whatever `config._name_or_p
 Not covered: several trainer processes with vLLM in them, images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from typing import Any
 

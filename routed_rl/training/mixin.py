@@ -2,8 +2,6 @@
 seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused losses, PEFT
 models."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

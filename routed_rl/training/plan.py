@@ -1,7 +1,5 @@
 """From a config to the plan of a run, checked once: whatever trains the run receives it and checks nothing again."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside the model: it is
 neither routed nor deployed nor pushed to an engine. Several processes give what one gives on the same rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

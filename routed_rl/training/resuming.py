@@ -1,8 +1,6 @@
 """What a run goes on with: the optimizer, the schedule and the state of the trainer in a checkpoint, looked at before they count.
 The libraries take whatever a file holds. A moment of another shape then ends the process, and other numbers train on."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

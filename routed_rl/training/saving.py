@@ -1,8 +1,6 @@
 """How a routed trainer's checkpoint is written and read, also where the processes share the weights: a plain model folder, the
 optimizer, the quarantine, and of each process where its loop was. A mixin under the step's own."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import nullcontext
 from functools import partial

@@ -1,7 +1,5 @@
 """The training data: a lazy table of tasks from the mixture, and the reward function that scores completions."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from typing import Any

@@ -1,7 +1,5 @@
 """The algorithms: TRL's own trainers, or a thin one on it, with the mixin before each. A new one is one row of `TRAINERS`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """What only a library, its constructors or the model refuse, tried before anything is written and anything slow begins."""
 
-from __future__ import annotations
-
 import copy
 from contextlib import AbstractContextManager
 from typing import Any, cast

@@ -2,8 +2,6 @@
 covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, those by layers); refused with the
 settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

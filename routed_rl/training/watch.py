@@ -1,7 +1,5 @@
 """The monitor beside a trainer: judges each row as it is written, says it once, and asks the trainer to stop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Weights and optimizer state of a model in pieces, whole: checkpoints are those of one process, whatever wrote them. Not
 covered: optimizers that keep more than tensors of the weight's size and numbers for each parameter."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routed_rl.audit import contributions, models_to_measure
+from routed_rl.audit.contributions import contributions, models_to_measure
 from tests.builders import PROPERTY
 
 GROUPS = {"a": ["w1", "w2"], "b": ["w3"], "c": ["w4"]}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from routed_rl.audit import by_kind, by_layer, changed, putting_back
+from routed_rl.audit.groups import by_kind, by_layer, changed, putting_back
 from routed_rl.model.targets import find_writers
 from tests.builders import FAMILIES, Run, tiny
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from routed_rl.audit import Coordinates, coordinates, shift_between
+from routed_rl.audit.probe import Coordinates, coordinates, shift_between
 from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Provenance, Subspace
 from tests.builders import random_bases, tiny

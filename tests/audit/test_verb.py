@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
-from routed_rl.audit import audit, coordinates, shift_between, verb
+from routed_rl.audit import audit, verb
+from routed_rl.audit.probe import coordinates, shift_between
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, Config

@@ -1,7 +1,5 @@
 """What adapters share: rows of a file, which split a row is in, and prompts as messages."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping, Sequence

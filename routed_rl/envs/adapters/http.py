@@ -1,7 +1,5 @@
 """JSON over HTTP with one server: time-outs on every call, retries where a repeat is safe, and no secret in what is said."""
 
-from __future__ import annotations
-
 import html
 import json
 import math

@@ -12,8 +12,6 @@ same request in the same way; an episode's id is chosen here, and `messages` is 
 Not covered: streams, WebSocket, a server that answers later.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import uuid
 from collections.abc import Iterator, Mapping

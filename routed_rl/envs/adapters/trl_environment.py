@@ -6,8 +6,6 @@ calls are read from the text, as `<tool_call>{"name": ..., "arguments": {...}}</
 SmolLM. Not covered: async methods, images, reward functions beside the environment, other formats of tool calls.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import random

@@ -5,8 +5,6 @@ intercepts, rewards or metrics that need a runtime (verifiers would leave them o
 that speak first.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import inspect

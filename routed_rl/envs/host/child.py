@@ -1,7 +1,5 @@
 """The trainer's end of one process: start, send, receive with a limit of time, kill. It knows nothing of environments."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ A process that is lost takes its open episodes with it. A new one plays their tu
 from its task and the model's turns, as in any environment that can be resumed; one whose answers differ is a failure.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """`env.NAME.isolate`: true, false, or settings of the process an environment runs in."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ class Isolation:
     """Another interpreter (3.11 or newer), for libraries that clash; `routed_rl` itself is lent to it."""
 
     @classmethod
-    def parse(cls, name: str, value: Any) -> Isolation | None:
+    def parse(cls, name: str, value: Any) -> "Isolation | None":
         """None for no process of its own."""
         if isinstance(value, bool):
             return cls() if value else None

@@ -4,8 +4,6 @@ It keeps accidents out of the trainer; it is no jail: the process has the user's
 `routed_rl.sandbox`. What an environment prints is not shown; its last line is part of the message when it dies.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The processes of one environment, by slot: started when they are needed, watched, and started anew where one was lost."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

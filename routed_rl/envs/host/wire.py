@@ -4,8 +4,6 @@ Data of a task that JSON would change (tuples, sets, objects) is pickled by the 
 trainer, which hands it back unread: only processes of the same environment ever unpickle it.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import pickle

@@ -4,8 +4,6 @@ Started by `routed_rl.envs.host.child`, never by hand. Messages come and leave t
 taken away at the start: what the environment prints goes to stderr.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import itertools
 import json
