@@ -146,5 +146,6 @@ def _serve(connection: Connection, parent: int, jobs: int) -> None:
                 print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
                 name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
                 problem = " ".join(masked(f"{name}{error}").split())[:300]
+            sys.stdout.flush()  # into this job's log, not the next one's
             connection.send(problem)
             gc.collect()
