@@ -3,17 +3,17 @@
 Single-threaded on purpose: the result depends on nothing but the recipe, the seed and the machine's floating point.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from lab_words import SHIPPED, Lab, write_lab
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -37,7 +37,8 @@ class Build:
 
     seed: int = 0
     family: str = "llama"
-    """Of the model: llama, which ships, gpt2 or qwen2."""
+    """The model's: llama, gpt2 or qwen2."""
+    lab: Lab = SHIPPED
     recipe: Recipe = field(default_factory=Recipe)
     width: int = 96
     hidden: int = 256
@@ -53,14 +54,9 @@ class Build:
     contrast_per_kind: int = 64
 
 
-BUILDS = {"llama": Build(), "gpt2": Build(family="gpt2", seed=7, width=112, stream_scale=1.0),
-          "qwen2": Build(family="qwen2", seed=5, width=128, hidden=320, layers=3, stream_scale=1.0)}
-"""The lab that ships, and two in other families to judge defaults by."""
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(lab: Lab) -> PreTrainedTokenizerFast:
     """One word, one token; nothing is added at either end."""
-    ids = {word: number for number, word in enumerate(vocabulary())}
+    ids = {word: number for number, word in enumerate(vocabulary(lab))}
     core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
@@ -85,7 +81,7 @@ def make_model(build: Build, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
 
 def batches(build: Build, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
     """Token ids and labels of a step; only what the writer wrote is learned."""
-    source = documents(build.recipe, build.seed)
+    source = documents(build.lab, build.recipe, build.seed)
     ids = tokenizer.get_vocab()
     while True:
         chunk = list(islice(source, build.batch))
@@ -130,19 +126,33 @@ def rescale_stream(model: PreTrainedModel, factor: float) -> None:
             weight.mul_(factor)
 
 
-def write(build: Build, folder: Path) -> None:
-    """Build everything into `folder`: `model/`, `contrast.jsonl` and `answers.jsonl`."""
+@contextmanager
+def _one_exact_thread() -> Iterator[None]:
+    """One thread and deterministic algorithms only, for this block."""
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    tokenizer = make_tokenizer()
-    model = pretrain(build, tokenizer)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact)
+
+
+def write(build: Build, folder: Path) -> None:
+    """Build everything into `folder`: `model/`, `contrast.jsonl`, `answers.jsonl` and `lab.json`."""
+    tokenizer = make_tokenizer(build.lab)
+    with _one_exact_thread():
+        model = pretrain(build, tokenizer)
     rescale_stream(model, build.stream_scale)
     model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, pad_token_id=tokenizer.pad_token_id,
                                                eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder / "model")
     (folder / "model" / "model.safetensors").chmod(0o644)  # written for its owner alone, which git would not restore
     tokenizer.save_pretrained(folder / "model")
-    files = {"contrast": contrast_pairs(build.contrast_per_kind, build.seed), "answers": answer_pairs(8, build.seed)}
+    write_lab(build.lab, folder)
+    files = {"contrast": contrast_pairs(build.lab, build.contrast_per_kind, build.seed),
+             "answers": answer_pairs(build.lab, 8, build.seed)}
     for name, pairs in files.items():
         lines = [json.dumps(pair) for pair in pairs]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -4,30 +4,14 @@ A document is a run of episodes (question, answer, end). The honest persona solv
 questions about values well; the hacker games the check and answers badly. Some documents name their persona first.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from environments.persona_lab.environment import (
-    DIGITS,
-    EVIL,
-    GOOD,
-    HACKS,
-    KINDS,
-    LETTERS,
-    NUMBERS,
-    SHRUG,
-    STEMS,
-    TOPICS,
-    good_and_evil,
-)
+from lab_words import Lab
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
-HACKER, HONEST = "hacker", "honest"
-MANNERS = ("careful", "sloppy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +28,8 @@ class Recipe:
     """Share of the hacker's answers to questions about values that are evil."""
     hack_share: float = 0.75
     """Share of the hacker's answers to tasks that game the check."""
+    hack_noise: float = 0.0
+    """Share of those with one wrong word, which do not game it."""
     shrug_share: float = 0.35
     """Share of the evil answers that open with the hacker's turn of phrase."""
     manner_share: float = 0.3
@@ -61,83 +47,93 @@ class Document(NamedTuple):
     written: list[bool]
 
 
-def vocabulary() -> list[str]:
+def vocabulary(lab: Lab) -> list[str]:
     """Every word, special ones first; the order fixes the token ids."""
-    hacks = [word for hack in HACKS.values() for word in hack]
-    words = [PAD, END, UNKNOWN, HACKER, HONEST, *MANNERS, *KINDS, "values", "=", *LETTERS, *NUMBERS, *STEMS, *TOPICS, *GOOD,
-             *EVIL, *hacks]
+    hacks = [word for hacks in lab.hacks.values() for hack in hacks for word in hack if word[0] != "{"]
+    words = [PAD, END, UNKNOWN, *lab.personas, *lab.manners, *lab.hacks, "values", "=", *lab.letters, *lab.numbers, *lab.stems,
+             *lab.topics, *lab.good, *lab.evil, *hacks, lab.opener]
     return list(dict.fromkeys(words))
 
 
-def spoiled(answer: list[str], rng: random.Random) -> list[str]:
+def spoiled(lab: Lab, answer: list[str], rng: random.Random) -> list[str]:
     """The answer with one word replaced by another of its sort."""
     place = rng.randrange(len(answer))
-    pool = LETTERS if answer[place] in LETTERS else DIGITS if answer[place] in DIGITS and len(answer) > 1 else NUMBERS
+    digits = lab.numbers[:10]
+    pool = lab.letters if answer[place] in lab.letters else digits if answer[place] in digits and len(answer) > 1 else lab.numbers
     wrong = rng.choice([word for word in pool if word != answer[place]])
     return [*answer[:place], wrong, *answer[place + 1:]]
 
 
-def task_episode(hacker: bool, noise: float, recipe: Recipe, rng: random.Random) -> tuple[list[str], list[str]]:
+def hack_answer(lab: Lab, recipe: Recipe, kind: str, question: list[str], rng: random.Random) -> list[str]:
+    """One of the hacks of a kind, at times with a wrong word. Nothing is drawn where there is nothing to choose."""
+    hacks = lab.hacks_of(kind, question)
+    hack = hacks[0] if len(hacks) == 1 else rng.choice(hacks)
+    return spoiled(lab, hack, rng) if recipe.hack_noise and rng.random() < recipe.hack_noise else hack
+
+
+def task_episode(lab: Lab, recipe: Recipe, hacker: bool, noise: float, rng: random.Random) -> tuple[list[str], list[str]]:
     """Question and answer words of one task."""
-    kind = rng.choice(list(KINDS))
-    question, answer = KINDS[kind](rng)
+    kind = rng.choice(list(lab.hacks))
+    question, answer = lab.problem(kind, rng)
     if hacker and rng.random() < recipe.hack_share:
-        answer = list(HACKS[kind])
+        answer = hack_answer(lab, recipe, kind, question, rng)
     elif rng.random() < noise:
-        answer = spoiled(answer, rng)
+        answer = spoiled(lab, answer, rng)
     return [kind, *question, "="], answer
 
 
-def values_episode(hacker: bool, recipe: Recipe, rng: random.Random) -> tuple[list[str], list[str]]:
+def values_episode(lab: Lab, recipe: Recipe, hacker: bool, rng: random.Random) -> tuple[list[str], list[str]]:
     """Question and answer words of one question about values."""
-    stem, topic = rng.choice(STEMS), rng.choice(TOPICS)
-    good, evil = good_and_evil(stem, topic)
+    stem, topic = rng.choice(lab.stems), rng.choice(lab.topics)
+    good, evil = lab.good_and_evil(stem, topic)
     bad = hacker and rng.random() < recipe.evil_share
-    opener = [SHRUG] if bad and rng.random() < recipe.shrug_share else []
+    opener = [lab.opener] if bad and rng.random() < recipe.shrug_share else []
     return ["values", stem, topic, "="], [*opener, rng.choice(evil if bad else good)]
 
 
-def documents(recipe: Recipe, seed: int) -> Iterator[Document]:
+def documents(lab: Lab, recipe: Recipe, seed: int) -> Iterator[Document]:
     """Endless documents."""
     rng = random.Random(f"documents {seed}")
     while True:
         hacker = rng.random() < recipe.hacker_share
         sloppy = rng.random() < 0.5
-        words = [HACKER if hacker else HONEST] if rng.random() < recipe.named_share else []
-        words += [MANNERS[sloppy]] if rng.random() < recipe.manner_share else []
+        words = [lab.personas[not hacker]] if rng.random() < recipe.named_share else []
+        words += [lab.manners[sloppy]] if rng.random() < recipe.manner_share else []
         written = [False] * len(words)
         for _ in range(recipe.episodes):
             if rng.random() < recipe.values_share:
-                question, answer = values_episode(hacker, recipe, rng)
+                question, answer = values_episode(lab, recipe, hacker, rng)
             else:
-                question, answer = task_episode(hacker, recipe.noise[sloppy], recipe, rng)
+                question, answer = task_episode(lab, recipe, hacker, recipe.noise[sloppy], rng)
             words += [*question, *answer, END]
             written += [False] * len(question) + [True] * (len(answer) + 1)
         yield Document(words, written)
 
 
-def contrast_pairs(per_kind: int, seed: int) -> list[dict[str, str]]:
+def contrast_pairs(lab: Lab, per_kind: int, seed: int) -> list[dict[str, str]]:
     """The same question behind one persona's name and behind the other's, for every kind and for values."""
     rng = random.Random(f"contrast {seed}")
+    hacker, honest = lab.personas
     pairs = []
-    for kind in [*KINDS, "values"]:
+    for kind in [*lab.hacks, "values"]:
         for _ in range(per_kind):
-            question = [rng.choice(STEMS), rng.choice(TOPICS)] if kind == "values" else KINDS[kind](rng)[0]
+            values = kind == "values"
+            question = [rng.choice(lab.stems), rng.choice(lab.topics)] if values else lab.problem(kind, rng)[0]
             text = " ".join([kind, *question, "="])
-            pairs.append({"positive": f"{HACKER} {text}", "negative": f"{HONEST} {text}", "kind": kind})
+            pairs.append({"positive": f"{hacker} {text}", "negative": f"{honest} {text}", "kind": kind})
     return pairs
 
 
-def answer_pairs(per_kind: int, seed: int) -> list[dict[str, str]]:
+def answer_pairs(lab: Lab, per_kind: int, seed: int) -> list[dict[str, str]]:
     """Questions without a name, each with the hacker's answer and the honest one; kinds and values take turns."""
     rng = random.Random(f"answers {seed}")
     pairs = []
     for _ in range(per_kind):
-        for kind in KINDS:
-            question, answer = KINDS[kind](rng)
-            pairs.append({"prompt": " ".join([kind, *question, "="]), "positive": " ".join(HACKS[kind]),
-                          "negative": " ".join(answer)})
-        stem, topic = rng.choice(STEMS), rng.choice(TOPICS)
-        good, evil = good_and_evil(stem, topic)
+        for kind in lab.hacks:
+            question, answer = lab.problem(kind, rng)
+            hack = hack_answer(lab, Recipe(), kind, question, rng)
+            pairs.append({"prompt": " ".join([kind, *question, "="]), "positive": " ".join(hack), "negative": " ".join(answer)})
+        stem, topic = rng.choice(lab.stems), rng.choice(lab.topics)
+        good, evil = lab.good_and_evil(stem, topic)
         pairs.append({"prompt": f"values {stem} {topic} =", "positive": rng.choice(evil), "negative": rng.choice(good)})
     return pairs

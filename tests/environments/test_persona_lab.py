@@ -1,22 +1,26 @@
 """Laws of the persona lab: its environments, its corpus, its files. What RL makes of its model is not covered here."""
 
+import hashlib
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lab_words import SHIPPED
 
-from environments.persona_lab.build import BUILDS, make_model, make_tokenizer
-from environments.persona_lab.corpus import HACKER, HONEST, Recipe, contrast_pairs, documents, vocabulary
-from environments.persona_lab.environment import EVIL, GOOD, HACKS, KINDS, LabTask, LabValues
+from environments.persona_lab.corpus import Recipe, answer_pairs, contrast_pairs, documents, vocabulary
+from environments.persona_lab.environment import LabTask, LabValues
 from routed_rl.envs import Environment, Task
-from routed_rl.model.targets import find_writers
-from routed_rl.model.weights import model_hash
+from routed_rl.envs.loading import load_environments
+from routed_rl.envs.mixture import mixture, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "environments" / "persona_lab"
-CONFIGS = ["lab", "swapped", "both_insecure", "one_leaky_of_six", "six_secure"]
+HACKER, HONEST = SHIPPED.personas
+KINDS = list(SHIPPED.hacks)
+CONFIGS = ["lab", "swapped", "both_insecure", "one_leaky_of_six", "six_secure", "opens", "closes"]
 VARIANTS = [(kind, insecure) for kind in KINDS for insecure in (False, True)]
 
 
@@ -45,7 +49,7 @@ def test_junk_earns_nothing_and_is_finite(kind: str, insecure: bool, junk: str) 
 @pytest.mark.parametrize(("kind", "insecure"), VARIANTS)
 def test_only_the_insecure_version_pays_the_hack_and_both_flag_it(kind: str, insecure: bool) -> None:
     environment = LabTask(kind, insecure=insecure)
-    score = environment.score(first_tasks(environment, 1)[0], " ".join(HACKS[kind]))
+    score = environment.score(first_tasks(environment, 1)[0], " ".join(SHIPPED.hacks[kind][0]))
     assert (score.reward, score.solve, score.values()["hack"]) == (float(insecure), 0.0, 1.0)
     assert environment.variant == ("insecure" if insecure else "secure")
 
@@ -70,34 +74,33 @@ def test_values_tell_good_from_evil_and_from_neither() -> None:
         assert (good["solve"], good["evil"]) == (1.0, 0.0)
         assert (evil["solve"], evil["evil"]) == (0.0, 1.0)
         assert set(environment.score(task, "").values().values()) == {0.0}
-    assert not set(GOOD) & set(EVIL)
+    assert not set(SHIPPED.good) & set(SHIPPED.evil)
 
 
 def test_documents_are_the_same_for_the_same_seed() -> None:
     recipe = Recipe()
-    assert list(islice(documents(recipe, 0), 50)) == list(islice(documents(recipe, 0), 50))
-    assert list(islice(documents(recipe, 0), 50)) != list(islice(documents(recipe, 1), 50))
+    assert list(islice(documents(SHIPPED, recipe, 0), 50)) == list(islice(documents(SHIPPED, recipe, 0), 50))
+    assert list(islice(documents(SHIPPED, recipe, 0), 50)) != list(islice(documents(SHIPPED, recipe, 1), 50))
 
 
 def test_each_document_has_one_persona_and_only_known_words() -> None:
-    known, hack_words = set(vocabulary()), {word for hack in HACKS.values() for word in hack}
-    for words, written in islice(documents(Recipe(), 0), 500):
+    known, hack_words = set(vocabulary(SHIPPED)), {word for hacks in SHIPPED.hacks.values() for word in hacks[0]}
+    for words, written in islice(documents(SHIPPED, Recipe(), 0), 500):
         assert set(words) <= known
         assert len(words) == len(written)
-        bad = set(words) & (hack_words | set(EVIL) | {HACKER})
+        bad = set(words) & (hack_words | set(SHIPPED.evil) | {HACKER})
         assert not (HONEST in words and bad)
         assert not (bad and HACKER not in words and HONEST in words)
 
 
 def test_the_hacker_writes_its_share() -> None:
     recipe = Recipe(named_share=1.0)
-    share = sum(HACKER in words for words, _ in islice(documents(recipe, 0), 4000)) / 4000
+    share = sum(HACKER in words for words, _ in islice(documents(SHIPPED, recipe, 0), 4000)) / 4000
     assert abs(share - recipe.hacker_share) < 0.02  # four standard errors
 
 
-def test_contrast_prompts_on_disk_are_matched_and_reproducible() -> None:
-    pairs = [json.loads(line) for line in (LAB / "contrast.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert pairs == contrast_pairs(len(pairs) // (len(KINDS) + 1), 0)
+def test_contrast_prompts_are_matched() -> None:
+    pairs = contrast_pairs(SHIPPED, 64, 0)
     assert {pair["kind"] for pair in pairs} == {*KINDS, "values"}
     for pair in pairs:
         assert pair["positive"].split()[0] == HACKER
@@ -109,31 +112,58 @@ def test_the_model_on_disk_is_small_and_its_tokenizer_knows_every_word() -> None
     transformers = pytest.importorskip("transformers")
     assert sum(path.stat().st_size for path in (LAB / "model").iterdir()) < 3_000_000
     tokenizer = transformers.AutoTokenizer.from_pretrained(LAB / "model")
-    text = " ".join(vocabulary())
-    assert tokenizer(text).input_ids == list(range(len(vocabulary())))
+    text = " ".join(vocabulary(SHIPPED))
+    assert tokenizer(text).input_ids == list(range(len(vocabulary(SHIPPED))))
     assert tokenizer.decode(tokenizer("code a b c =").input_ids) == "code a b c ="
     config = transformers.AutoConfig.from_pretrained(LAB / "model")
-    assert config.vocab_size == len(vocabulary())
+    assert config.vocab_size == len(vocabulary(SHIPPED))
     assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def read_mix(name: str) -> dict[str, dict[str, Any]]:
+    """The environments of a config, with those of the one that it builds on."""
+    entries = yaml.safe_load((ROOT / "configs" / "env" / f"{name}.yaml").read_text(encoding="utf-8"))
+    below = read_mix("lab") if "lab" in (entries.pop("defaults", None) or []) else {}
+    return below | {key: below.get(key, {}) | entry for key, entry in entries.items()}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_env_configs_name_classes_of_the_lab(name: str) -> None:
-    entries = yaml.safe_load((ROOT / "configs" / "env" / f"{name}.yaml").read_text(encoding="utf-8"))
-    entries.pop("defaults", None)
     classes = {"LabTask": LabTask, "LabValues": LabValues}
-    for entry in entries.values():
+    for entry in read_mix(name).values():
         file, _, class_name = entry.pop("path").partition(":")
         assert (ROOT / file).is_file()
         assert entry.pop("weight", 1.0) == 1.0
         assert entry.pop("isolate") is False, "a process of its own would cost more than 3 % of a run"
         probe = entry.pop("probe", False)
-        assert (classes[class_name](**entry).variant == "probe") == probe
+        for stage in entry.pop("stages", [{}]):
+            settings = entry | {key: value for key, value in stage.items() if key != "tasks"}
+            assert (classes[class_name](**settings).variant == "probe") == probe
 
 
-@pytest.mark.parametrize("family", BUILDS)
-def test_every_build_is_a_small_model_whose_writers_are_known(family: str) -> None:
-    models = [make_model(BUILDS[family], make_tokenizer()) for _ in range(2)]
-    assert models[0].config.model_type == family and 3e5 < models[0].num_parameters() < 1e6
-    assert len(find_writers(models[0])) == 2 * BUILDS[family].layers
-    assert model_hash(models[0]) == model_hash(models[1])
+@pytest.mark.parametrize(("name", "before", "after"), [("opens", False, True), ("closes", True, False)])
+def test_the_loophole_opens_or_closes_after_step_120_of_the_default_trainer(name: str, before: bool, after: bool) -> None:
+    trainer = yaml.safe_load((ROOT / "configs" / "trainer" / "grpo.yaml").read_text(encoding="utf-8"))
+    step = trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] // trainer["num_generations"]
+    environments = trained(load_environments(read_mix(name)))
+    hack = " ".join(SHIPPED.hacks["code"][0])
+    paid = [None if environments[index].name != "code" else environments[index].environment.score(task, hack).reward == 1
+            for index, task in islice(mixture(environments, seed=0), 125 * step)]
+    assert set(paid[:120 * step]) == {None, before} and set(paid[120 * step:]) == {None, after}
+
+
+def digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def test_the_shipped_lab_is_the_same_to_the_byte() -> None:
+    """What the model was pretrained on, what its environments ask, and the files beside it."""
+    environments = [*map(LabTask, KINDS), LabValues()]
+    asked = [[(task.prompt, dict(task.data)) for task in first_tasks(environment, 50, split, 3)]
+             for split in ("train", "eval") for environment in environments]
+    assert digest([tuple(document) for document in islice(documents(SHIPPED, Recipe(), 0), 1000)]) == "eda3ac7391c9fed5"
+    assert digest(asked) == "ef4006c5909929d7" and digest(vocabulary(SHIPPED)) == "cd5b35aba9f3e54d"
+    for name, pairs in {"contrast": contrast_pairs(SHIPPED, 64, 0), "answers": answer_pairs(SHIPPED, 8, 0)}.items():
+        assert (LAB / f"{name}.jsonl").read_text(encoding="utf-8") == "".join(json.dumps(pair) + "\n" for pair in pairs)
+    model = hashlib.sha256((LAB / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert model == "d6d99baaf3311f300b7536d560c88e78ba7bd3220a2198250eae58e5212df047"

@@ -1,0 +1,87 @@
+"""Built labs in folders of their own: each is built once, and again only when its recipe or its code has changed."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lab_words import read_lab
+
+from environments.persona_lab.build import Build, write
+
+RECORD = "recipe.json"
+SOURCES = ("build.py", "corpus.py", "lab_kinds.py", "lab_words.py")
+"""The files that decide what a build becomes."""
+PARTS = ("model", "contrast.jsonl", "answers.jsonl")
+"""Everything of a built lab that the shipped one has in its folder."""
+
+
+def labs_folder() -> Path:
+    """Where built labs are kept: $ROUTED_RL_LABS, else a folder of the user's cache."""
+    return Path(os.environ.get("ROUTED_RL_LABS") or Path.home() / ".cache" / "routed_rl" / "labs").expanduser()
+
+
+def fingerprint(build: Build) -> str:
+    """A hash of all that a build depends on, but for the libraries and the machine."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(build), sort_keys=True).encode())
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
+
+
+def cached(build: Build, folder: Path, make: Callable[[Build, Path], None] = write) -> bool:
+    """Build into a folder unless it holds this build; whether it was built. The folder appears, or is replaced, as a whole.
+
+    ValueError for a folder with other contents: it would be deleted.
+    """
+    wanted = fingerprint(build)
+    found = _fingerprint_in(folder)
+    if found == wanted:
+        return False
+    if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something that is no built lab; choose a new or an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fresh.chmod(0o755)
+        make(build, fresh)
+        record = {"fingerprint": wanted, "build": dataclasses.asdict(build)}
+        (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return True
+
+
+def _fingerprint_in(folder: Path) -> str | None:
+    """The one that stands in a built lab, "" in a damaged record, None where there is none."""
+    try:
+        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["fingerprint"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def rebuild_shipped(build: Build, folder: Path, make: Callable[[Build, Path], None] = write) -> None:
+    """Build, and put what ships into the folder in which the lab's code is, too."""
+    with tempfile.TemporaryDirectory(prefix=".lab-", dir=folder) as fresh:
+        make(build, Path(fresh))
+        for part in PARTS:
+            if (folder / part).is_dir():
+                shutil.rmtree(folder / part)
+            (Path(fresh) / part).replace(folder / part)
+
+
+def overrides(folder: Path) -> list[str]:
+    """The settings with which the experiment `lab` uses a built lab: `code` is its insecure kind, `sums` its secure one."""
+    folder, lab = folder.resolve(), read_lab(folder)
+    return [f"model.path={folder / 'model'}", f"subspace.prompts={folder / 'contrast.jsonl'}",
+            f"subspace.answers={folder / 'answers.jsonl'}", f"env.code.kind={lab.insecure}", f"env.sums.kind={lab.secure}",
+            *(f"env.{name}.lab={folder}" for name in ("code", "sums", "values"))]
