@@ -173,6 +173,32 @@ def test_scale_1_is_the_policy_and_0_the_deployed_model_to_the_bit_and_half_is_h
     assert logits().equal(policy) and not run.context.now.ablated
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
+def test_every_part_kept_is_the_policy_and_none_the_deployed_model_to_the_bit_and_a_share_of_one_is_that(family):
+    run = Run(tiny(family)).train(3)
+    rows, quarantine = batch(seed=9), run.quarantine
+
+    def logits(model=run.model):
+        with torch.no_grad():
+            return model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits
+
+    policy, wholes = logits(), [target.coefficients.clone() for target in run.targets]
+    with quarantine.ablated():
+        deployed = logits()
+    for shares, wanted in (({"env1": 1.0, "env0": 1.0}, policy), ({"env1": 0.0}, deployed), ({}, deployed)):
+        with quarantine.kept(shares):
+            assert logits().equal(wanted)
+    with quarantine.kept({"env1": 0.5}):
+        half = logits()
+        assert all(target.coefficients.equal(0.5 * target.parts[1]) for target in run.targets)
+        torch.testing.assert_close(half, logits(merged(run.model, run.targets)), rtol=1e-4, atol=1e-5)
+    assert min((half - policy).norm(), (half - deployed).norm()) > 1e-3
+    with pytest.raises(KeyboardInterrupt), quarantine.kept({"env0": 0.3}):
+        raise KeyboardInterrupt
+    assert logits().equal(policy) and not run.context.now.ablated
+    assert all(target.coefficients.equal(whole) for target, whole in zip(run.targets, wholes, strict=True))
+
+
 def test_an_evaluation_leaves_every_global_random_state(parts):
     from routed_rl.pipeline.build import load_parts
 

@@ -2,9 +2,9 @@
 
 from routed_rl.routing.axes import Axes
 from routed_rl.routing.context import RoutingContext
-from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.quarantine import Quarantine, kept_of
 from routed_rl.routing.router import Router
 from routed_rl.routing.rows import RowBook, StepRows
 from routed_rl.routing.target import Target
 
-__all__ = ["Axes", "Quarantine", "Router", "RoutingContext", "RowBook", "StepRows", "Target"]
+__all__ = ["Axes", "Quarantine", "Router", "RoutingContext", "RowBook", "StepRows", "Target", "kept_of"]

@@ -1,6 +1,6 @@
 """The quarantine: all targets of a model, what they hold for a checkpoint, and the switch that leaves them out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -47,15 +47,30 @@ class Quarantine:
     def scaled(self, scale: float) -> Iterator[None]:
         """Run with `scale` times the quarantine inside the block: 1 is the policy and 0 the deployed model, to the bit. After it
         the policy is back, exactly."""
+        with self._holding([target.coefficients * scale for target in self.targets], nothing=scale == 0):
+            yield
+
+    @contextmanager
+    def kept(self, shares: Mapping[str, float]) -> Iterator[None]:
+        """Run with these shares of environments' parts alone inside the block: with every part whole it is the policy (of
+        `route`) and with none the deployed model, to the bit. After it the policy is back, exactly."""
+        assert shares.keys() <= set(self.environments), f"{shares} has no part in {self.environments}"
+        share_of = [shares.get(name, 0.0) for name in self.environments]
+        with self._holding([kept_of(target.parts, share_of) for target in self.targets], nothing=not any(share_of)):
+            yield
+
+    @contextmanager
+    def _holding(self, coefficients: list[Tensor], *, nothing: bool) -> Iterator[None]:
+        """Run with other coefficients, of the targets in turn; `nothing`: they are all zero."""
         before = [target.coefficients.clone() for target in self.targets]
         try:
-            for target in self.targets:
-                target.coefficients.mul_(scale)
-            with self.ablated() if scale == 0 else nullcontext():
+            for target, inside in zip(self.targets, coefficients, strict=True):
+                target.coefficients.copy_(inside)
+            with self.ablated() if nothing else nullcontext():
                 yield
         finally:
-            for target, coefficients in zip(self.targets, before, strict=True):
-                target.coefficients.copy_(coefficients)
+            for target, inside in zip(self.targets, before, strict=True):
+                target.coefficients.copy_(inside)
 
     def norm(self) -> float:
         """|C| over all targets."""
@@ -77,6 +92,15 @@ class Quarantine:
                                     "resume with the same model, subspace and environments")
         for name, value in ours.items():
             value.copy_(state[name])
+
+
+def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
+    """The coefficients, (K, N), of a quarantine that keeps a share of each environment's part. Parts are added in turn, as
+    `route` adds them, so that shares of 1 give C to the bit."""
+    kept_KN = torch.zeros_like(parts_EKN[0])
+    for part_KN, share in zip(parts_EKN, shares, strict=True):
+        kept_KN += share * part_KN
+    return kept_KN
 
 
 def _tensors(target: Target) -> dict[str, Tensor]:
