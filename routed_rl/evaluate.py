@@ -45,10 +45,20 @@ Progress = Callable[[int, int], None]
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
              config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
              served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, dict[str, float]]:
-    """{environment: {reward, solve, every flag and metric, completions, failures}}: means over scored completions.
+    """{environment: {reward, solve, every flag and metric, completions, failures}}: means over the completions of `scored`.
+    0 samples give {}. Raises TaskError as `scored` does."""
+    found = scored(model, tokenizer, environments, config, seed=seed, max_new_tokens=max_new_tokens, progress=progress,
+                   served=served, deployed=deployed, share=share)
+    return {name: average(name, scores) for name, scores in found.items()}
+
+
+def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
+           config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
+           served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, list[Score | None]]:
+    """{environment: the score of each of its tasks}, the same tasks in the same order for every model; None failed.
 
     `config.samples` tasks of the split "eval" per environment, one completion each. What is drawn depends on the seed,
-    the environment's name and the model alone; training mode and random state are left as they were. 0 samples give {}.
+    the environment's name and the model alone; training mode and random state are left as they were.
     With `served` its engine completes instead of `model`, as the policy or as the deployed model. With `share` the processes
     of a run divide the batches among them, and each returns the whole; else each makes all of them.
     Raises TaskError for an environment without tasks, or one that fails to score too often; failures are never reward 0.
@@ -79,7 +89,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
     by_name: dict[str, list[Score | None]] = {}
     for name, start in sorted(scores):
         by_name.setdefault(name, []).extend(scores[name, start])
-    return {loaded.name: average(loaded.name, by_name.get(loaded.name, [])) for loaded in environments if config.samples}
+    return {loaded.name: by_name.get(loaded.name, []) for loaded in environments if config.samples}
 
 
 def _completer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, max_new_tokens: int,
