@@ -31,7 +31,7 @@ from transformers import (
 
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
-from routed_rl.export import discard, export_quarantine, merged_policy
+from routed_rl.export import discard, discard_but, export_quarantine, merged_policy
 from routed_rl.linalg import random_basis
 from routed_rl.model.targets import find_writers
 from routed_rl.routing import RoutingContext
@@ -162,6 +162,35 @@ def test_the_merged_policy_is_the_policy(saved: Saved, tmp_path: Path) -> None:
     assert (logits(stock) - saved.logits()).abs().max() < TOLERANCE * saved.logits().abs().max()
 
 
+@pytest.mark.parametrize("saved", [gpt2, mixtral], indirect=True)
+def test_every_part_kept_whole_is_the_merged_policy_and_none_the_deployed_model_to_the_bit(saved: Saved, tmp_path: Path) -> None:
+    def weights(folder: Path) -> bytes:
+        return (folder / "model.safetensors").read_bytes()
+
+    def keeping(name: str, **shares: float) -> bytes:
+        return weights(discard_but(saved.run, tmp_path / name, {env: {"share": share} for env, share in shares.items()}))
+
+    assert keeping("all", sums=1.0, code=1.0) == weights(merged_policy(saved.run, tmp_path / "policy"))
+    assert keeping("none", sums=0.0) == weights(discard(saved.run, tmp_path / "deployed"))
+    assert keeping("code", code=1.0) not in (weights(tmp_path / "all"), weights(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("saved", [gpt2, gemma2, olmo2, mixtral], indirect=True)
+def test_a_share_of_one_part_is_kept_and_an_adapter_of_what_is_missing_makes_it_the_policy(saved: Saved, tmp_path: Path) -> None:
+    kept = discard_but(saved.run, tmp_path / "kept", {"sums": {"share": 0.25, "why": "told"}})
+    with saved.quarantine.kept({"sums": 0.25}):
+        expected = saved.logits()
+    found = AutoModelForCausalLM.from_pretrained(kept)
+    assert (logits(found) - expected).abs().max() < TOLERANCE * expected.abs().max()
+    told = json.loads((kept / "kept.json").read_text())
+    assert (told["step"], told["parts"]) == (7, {"sums": {"share": 0.25, "why": "told"}})
+    adapter = export_quarantine(saved.run, tmp_path / "adapter", kept=kept)
+    stock = PeftModel.from_pretrained(found, str(adapter)).eval()
+    assert (logits(stock) - saved.logits()).abs().max() < TOLERANCE * saved.logits().abs().max()
+    assert (expected - saved.logits()).abs().max() > 0.1
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(kept)
+
+
 @pytest.mark.parametrize("write", [discard, merged_policy, export_quarantine])
 def test_writing_twice_is_fine_and_other_content_is_refused(saved: Saved, tmp_path: Path,
                                                                write: Callable[..., Path]) -> None:
@@ -188,6 +217,21 @@ def test_an_unrouted_run_has_no_adapter_but_a_deployed_model(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="was not routed"):
         export_quarantine(run, tmp_path / "adapter")
     assert (discard(run, tmp_path / "deployed") / "model.safetensors").exists()
+
+
+def test_an_adapter_is_of_the_folder_it_is_loaded_on(tmp_path: Path) -> None:
+    """RUN/deployed may keep parts, and then the whole quarantine would be too much for it."""
+    saved = Saved(llama(), tmp_path)
+    kept = discard_but(saved.run, saved.run.deployed, {"sums": {"share": 0.5}})
+    whole = json.loads((export_quarantine(saved.run, tmp_path / "whole") / "adapter_config.json").read_text())
+    assert whole["base_model_name_or_path"] == str(saved.run.checkpoint(7))
+    other = Saved(tied(), tmp_path / "other")
+    for folder, run, problem in ((kept, other.run, "parts of another checkpoint"), (other.run.path, other.run, "no kept.json")):
+        with pytest.raises(CheckpointError, match=f"--kept .*{problem}"):
+            export_quarantine(run, tmp_path / "adapter", kept=folder)
+    (kept / "kept.json").write_text((kept / "kept.json").read_text().replace("0.5", "0.9"))
+    with pytest.raises(CheckpointError, match=r"damaged: kept\.json"):
+        export_quarantine(saved.run, tmp_path / "adapter", kept=kept)
 
 
 def test_sharded_weights_are_merged_and_discarded(tmp_path: Path) -> None:

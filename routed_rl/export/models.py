@@ -1,0 +1,106 @@
+"""What leaves a run as one stock model: the deployed one, alone or with shares of environments' parts, and the policy."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, read_json, sealed_folder, step_of, write_json
+from routed_rl.errors import RunFolderError
+from routed_rl.export.stored import StoredTarget, hash_of, is_transposed, read_quarantine
+
+STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+               "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+               "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+               "chat_template.jinja", "chat_template.json")
+"""Of a model folder, as `save_pretrained` of a model and a tokenizer writes them."""
+KEPT = "kept.json"
+"""In the folder of a deployed model with shares of parts in it: which, why, and of which quarantine."""
+
+
+def discard(run: RunFolder, out: Path, step: int | None = None) -> Path:
+    """Write the deployed model to `out`: the stock files of a checkpoint (default: the last) and nothing of the quarantine.
+
+    Doing it again is fine; an `out` that holds anything else is refused.
+    """
+    checkpoint = run.require_checkpoint(step)
+    return publish(out, lambda folder: copy_stock_files(checkpoint, folder))
+
+
+def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None) -> Path:
+    """Write the deployed model with the `share` of each of these environments' parts merged into it, `W + A Σ share_e C_e`,
+    bias included; what else is known of them stands in its `KEPT` too. Shares of 0 are the deployed model, to the bit."""
+    checkpoint = run.require_checkpoint(step)
+    shares = {name: part["share"] for name, part in parts.items()}
+    targets = read_quarantine(checkpoint, shares) if any(shares.values()) else []
+
+    def fill(folder: Path) -> None:
+        _copy_merged(checkpoint, folder, targets)
+        write_json(folder / KEPT, {"step": step_of(checkpoint), "quarantine": hash_of(checkpoint), "parts": dict(parts)})
+
+    return publish(out, fill)
+
+
+def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
+    """Write the policy to `out` as one stock model, `W + A C`, bias included."""
+    checkpoint = run.require_checkpoint(step)
+    targets = read_quarantine(checkpoint)
+    return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets))
+
+
+def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
+    """Copy the stock files, with the coefficients of `targets` merged into their weights."""
+    copy_stock_files(checkpoint, folder)
+    by_name, transposed = {target.stored: target for target in targets}, is_transposed(checkpoint)
+    for file in folder.glob("model*.safetensors") if targets else []:
+        tensors = load_file(file)
+        for key, tensor in tensors.items():
+            name, _, what = key.rpartition(".")
+            if name in by_name:
+                tensors[key] = _merged(tensor, what, by_name[name], transposed)
+        save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _merged(tensor: Tensor, what: str, target: StoredTarget, transposed: bool) -> Tensor:
+    if what == "weight":
+        added = target.write_DK @ target.coefficients_KN
+        return tensor + (added.mT if transposed else added).to(tensor.dtype)
+    assert what == "bias" and target.bias_K is not None, f"{target.name}.{what} is neither weight nor bias"
+    return tensor + (target.write_DK @ target.bias_K).to(tensor.dtype)
+
+
+def copy_stock_files(source: Path, folder: Path) -> None:
+    """Copy what makes up a stock model folder, and only that."""
+    for pattern in STOCK_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+
+
+def publish(out: Path, fill: Callable[[Path], None]) -> Path:
+    """Fill a sealed folder and move it to `out`; an `out` with the same content stays, any other content is refused."""
+    out = Path(out).absolute()
+    fresh = out.with_name(f".{out.name}.new")
+    with alone_making(out):
+        with sealed_folder(fresh) as folder:
+            fill(folder)
+        if _is_taken(out):
+            sealed = read_json(fresh / SEAL)
+            shutil.rmtree(fresh)
+            refuse_foreign(out, sealed)
+        else:
+            os.replace(fresh, out)
+    return out
+
+
+def refuse_foreign(out: Path, sealed: object = None) -> None:
+    """RunFolderError for an `out` that holds what `publish` has not written, or with `sealed` anything but that."""
+    if _is_taken(out) and (not out.is_dir() or broken_seal(out) or (sealed and read_json(out / SEAL) != sealed)):
+        raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
+
+
+def _is_taken(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))

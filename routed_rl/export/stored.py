@@ -1,0 +1,75 @@
+"""What a checkpoint's files hold of the quarantine, target by target. Shape letters: D stream width, K rank, N input width."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from routed_rl.artifacts import SEAL, read_json
+from routed_rl.checkpoint import QUARANTINE
+from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.model.targets import FAMILIES, Family
+from routed_rl.routing import kept_of
+
+
+@dataclass(frozen=True)
+class StoredTarget:
+    """One target of a checkpoint: `A` is what the coefficients are written with."""
+
+    name: str
+    stored: str
+    """The name of its weight in the checkpoint's files."""
+    mixture: str | None
+    """Of an expert, the parameter that holds all of its mixture's writers; None for a plain writer."""
+    write_DK: Tensor
+    coefficients_KN: Tensor
+    """The weight's columns alone."""
+    bias_K: Tensor | None
+
+
+def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None) -> list[StoredTarget]:
+    """Every target of a checkpoint, with all of its coefficients, or with these shares of environments' parts; an unknown
+    environment is refused."""
+    if not (checkpoint / QUARANTINE).exists():
+        raise CheckpointError(f"{checkpoint} has no quarantine: the run was not routed (routing.mode=none); "
+                              "its policy is the deployed model: use `routed-rl discard`")
+    with safe_open(checkpoint / QUARANTINE, "pt") as file:
+        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    known: list[str] = json.loads(metadata.get("environments", "[]"))
+    if unknown := [name for name in shares or {} if name not in known]:
+        raise ConfigError(f"the quarantine has no part of environment {unknown[0]}; it has: {', '.join(known)}")
+    biased = {key.removesuffix(".bias") for key in _weight_keys(checkpoint) if key.endswith(".bias")}
+    targets, row = [], _family(checkpoint)
+    for name in (key.removesuffix(".coefficients") for key in state if key.endswith(".coefficients")):
+        chosen = state[f"{name}.coefficients"]
+        if shares is not None:
+            chosen = kept_of(state[f"{name}.parts"], [shares.get(each, 0.0) for each in known])
+        weight, bias = (chosen[:, :-1], chosen[:, -1]) if name in biased else (chosen, None)
+        write = state.get(f"{name}.write", state[f"{name}.basis"])
+        stored, mixture = row.stored_names(name) if row else (name, None)
+        targets.append(StoredTarget(name, stored, mixture, write, weight, bias))
+    return targets
+
+
+def hash_of(checkpoint: Path) -> str:
+    return read_json(checkpoint / SEAL)[QUARANTINE]["sha256"]
+
+
+def is_transposed(checkpoint: Path) -> bool:
+    row = _family(checkpoint)
+    return row is not None and row.transposed
+
+
+def _family(checkpoint: Path) -> Family | None:
+    return FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
+
+
+def _weight_keys(checkpoint: Path) -> set[str]:
+    keys: set[str] = set()
+    for path in checkpoint.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            keys |= set(file.keys())
+    return keys
