@@ -3,8 +3,8 @@
 No server, no network, no model: it can be made on another machine, of a run that ended, halted, was killed or still trains.
 """
 
-from routed_rl.report.differences import cost, differences, has_quarantine, not_scored
+from routed_rl.report.differences import cost, differences, has_quarantine, keeping, not_scored
 from routed_rl.report.page import write_report
 from routed_rl.report.ranking import hardest
 
-__all__ = ["cost", "differences", "hardest", "has_quarantine", "not_scored", "write_report"]
+__all__ = ["cost", "differences", "hardest", "has_quarantine", "keeping", "not_scored", "write_report"]

@@ -22,7 +22,7 @@ COLOURS = [f"#0100{place:02x}" for place in range(0x10, 0x16)]
 VARIABLES = {TEXT: "--text", GRID: "--grid", MARK: "--mark"} | {colour: f"--c{place}" for place, colour in enumerate(COLOURS)}
 """Stand-ins that matplotlib draws with, and the variables of page.css that take their place."""
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2))]
-MARKERS = {"base": "o", "policy": "s", "deployed": "D"}
+MARKERS = {"base": "o", "policy": "s", "deployed": "D", "kept": "^"}
 WIDTH = 7.2
 """Inches of 72 units; the page scales it."""
 LETTERS = 12.5

@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 
 from routed_rl.artifacts import RunFolder, read_object
+from routed_rl.shapes import fits
 from routed_rl.tracking import MODELS, NOT_METRICS, MetricsFile, cosine_matrix
 
 VERDICT = {"rule", "environment", "step", "value", "limit", "since", "action", "sentence"}
 HALT = {"step", "environment", "verdicts", "checkpoint_before", "commands"}
 LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}
 """Keys that what other parts of a run wrote must have for the report to tell of it."""
+KEPT = {"out": str, "shares": dict[str, float]}
 RESULTS = dict[str, dict[str, float | None] | None]
 SUMMARY = {"models": dict[str, RESULTS], "attribution": dict[str, dict[str, Any]], "routing": dict[str, Any],
            "timing": dict[str, Any]}
-MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | int]], "versions": dict[str, str]}
+MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | int]], "versions": dict[str, str],
+            "kept": list[dict[str, Any]]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
               "completions": list[dict[str, Any]]}
 """The types of what they hold."""
@@ -74,6 +77,11 @@ class RunData:
     def lineage(self) -> dict[str, Any] | None:
         found = self.manifest.get("lineage") or {}
         return found if found.keys() >= LINEAGE else None
+
+    def kept(self) -> dict[str, dict[str, float]]:
+        """Folder -> environment -> the share of its part that was kept there."""
+        return {each["out"]: each["shares"] for each in self.manifest.get("kept", [])
+                if each.keys() >= KEPT.keys() and fits(each, KEPT)}
 
     def environments(self) -> list[str]:
         """Those that the ledger attributes to; without a ledger, those that were trained."""
@@ -140,6 +148,7 @@ def read_run(run: RunFolder) -> RunData:
               for model in MODELS}
     if not models["policy"] and summary:
         models = summary.get("models", {})
+    models = models | {"kept": summary.get("models", {}).get("kept") if summary else None}
     overrides, halts = run.path / "overrides.txt", sorted((run.path / "halts").glob("step-*.json"))
     return RunData(
         path=run.path, config=run.settings(), manifest=manifest,
@@ -147,7 +156,7 @@ def read_run(run: RunFolder) -> RunData:
         rows=MetricsFile(run.metrics).rows(),
         verdicts=[row for row in MetricsFile(run.verdicts).rows() if row.keys() >= VERDICT], halted=_halt(run.halted),
         halts=sorted((found for path in halts if (found := _halt(path))), key=lambda halt: halt["step"]), summary=summary,
-        models={model: found for model in MODELS if (found := _means(models.get(model)))}, checkpoints=run.steps())
+        models={model: found for model in (*MODELS, "kept") if (found := _means(models.get(model)))}, checkpoints=run.steps())
 
 
 def _halt(path: Path) -> dict[str, Any] | None:

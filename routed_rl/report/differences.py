@@ -15,12 +15,11 @@ def differences(results: Results, mode: str, labels: Mapping[str, str] | None = 
     """The flag that rose most from the base model to the policy, and where the deployed model is left with it. `labels`:
     names of environments for people."""
     names = labels or {}
-    flags = _flags(results)
-    if not flags:
+    if not (risen := _risen(results)):
         return "no environment reports a flag, so only reward and solve can be compared"
-    env, flag, means = max(flags, key=lambda each: each[2]["policy"] - each[2]["base"])
+    env, flag, means = risen
     if means["policy"] - means["base"] < SMALLEST:
-        return f"training raised no flag ({', '.join(dict.fromkeys(flag for _, flag, _ in flags))}) in any environment"
+        return f"training raised no flag ({', '.join(dict.fromkeys(flag for _, flag, _ in _flags(results)))}) in any environment"
     said = f"{flag} in {names.get(env, env)}: "
     if not has_quarantine(mode):
         return f"{said}the trained model {means['policy']:.2f}, base {means['base']:.2f}"
@@ -44,6 +43,26 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
             f"deployed model {deployed:.2f})")
 
 
+def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
+    """Such as "0.5 of the part of sums"; "" where nothing is kept."""
+    return " and ".join(f"{share:g} of the part of {(labels or {}).get(env, env)}" for env, share in shares.items() if share)
+
+
+def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
+    """What is kept of environments' parts, and what that changes in the deployed model: their `solve`, and the flag that rose
+    most in training; "" where nothing was asked for."""
+    if not shares:
+        return ""
+    names = labels or {}
+    if not (words := kept_words(shares, labels)):
+        return f"nothing is kept of the part of {' or '.join(names.get(env, env) for env in shares)}"
+    told = [(env, "solve") for env, share in shares.items() if share and env in _everywhere(results)]
+    told += [(risen[0], risen[1])] if (risen := _risen(results)) else []
+    return f"{words} is kept: " + ", ".join(
+        f"{metric} in {names.get(env, env)} {results['kept'][env].get(metric, 0.0):.2f} with it, "
+        f"{results['deployed'][env].get(metric, 0.0):.2f} without" for env, metric in told)
+
+
 def not_scored(results: Results, labels: Mapping[str, str] | None = None) -> list[str]:
     """A line for each model and environment some of whose completions could not be scored, and so are in no mean."""
     return [f"{means['failures']:.0f} of {means['completions']:.0f} completions in {(labels or {}).get(env, env)} could not be "
@@ -59,6 +78,11 @@ def _everywhere(results: Results) -> list[str]:
     """Environments on which all models were evaluated."""
     found = [results.get(model, {}) for model in MODELS]
     return [env for env in found[0] if all(env in each for each in found)]
+
+
+def _risen(results: Results) -> tuple[str, str, dict[str, float]] | None:
+    """The flag that rose most from the base model to the policy; None without flags."""
+    return max(_flags(results), key=lambda each: each[2]["policy"] - each[2]["base"], default=None)
 
 
 def _flags(results: Results) -> list[tuple[str, str, dict[str, float]]]:

@@ -10,7 +10,6 @@ from routed_rl.report.data import RunData
 from routed_rl.report.over_time import panel_chart
 from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
-from routed_rl.tracking import MODELS
 
 PANELS = 3
 """Metrics side by side."""
@@ -22,7 +21,8 @@ def models(run: RunData) -> Section:
     """Base model, policy and deployed model, at the end and where training evaluated them."""
     section = Section("models", "What discarding does",
                       "The policy is the model as it was trained, quarantine on; the deployed model is what is left when the "
-                      "quarantine is discarded; the base model is what it was before training.",
+                      "quarantine is discarded; the base model is what it was before training."
+                      + (" Kept is the deployed model with the parts that were kept." if "kept" in run.models else ""),
                       "No model of this run has been evaluated.")
     metrics = run.metrics()
     if found := {metric: per for metric in metrics[:PANELS] if (per := _by_model(run, metric))}:
@@ -74,8 +74,8 @@ def verdicts(run: RunData) -> Section:
 
 
 def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
-    found = {model: {env: means[metric] for env, means in run.models.get(model, {}).items() if means.get(metric) is not None}
-             for model in MODELS}
+    found = {model: {env: means[metric] for env, means in results.items() if means.get(metric) is not None}
+             for model, results in run.models.items()}
     return {model: values for model, values in found.items() if values}
 
 
@@ -92,7 +92,7 @@ def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
 def _model_table(run: RunData, metrics: list[str]) -> Table:
     failed = any(means.get("failures") for results in run.models.values() for means in results.values())
     metrics = [*metrics, *(["failures"] if failed else [])]
-    columns = [(metric, model) for metric in metrics for model in MODELS if model in run.models]
+    columns = [(metric, model) for metric in metrics for model in run.models]
     rows = [[env, *(run.models[model].get(env, {}).get(metric) for metric, model in columns)] for env in _evaluated(run)]
     titles = [f"{'not scored' if metric == 'failures' else metric}, {model}" for metric, model in columns]
     return Table("Means by environment and model.", ["environment", *titles], rows, marked=culprit(run))

@@ -1,7 +1,7 @@
 """The top of the page: one sentence, one table."""
 
 from routed_rl.report.data import RunData
-from routed_rl.report.differences import cost, differences, not_scored
+from routed_rl.report.differences import cost, differences, kept_words, not_scored
 from routed_rl.report.parts import Table
 from routed_rl.tracking import MODELS
 
@@ -12,11 +12,13 @@ def sentence(run: RunData) -> str:
         return "No step of this run has been written yet, so there is nothing to show but its settings."
     if run.halted:
         step, before = run.halted["step"], run.halted["checkpoint_before"]
-        return (f"The monitor halted this run at step {step} of {run.planned}: {run.halted['verdicts'][0]['sentence']}; the last "
-                f"checkpoint before it began is {f'that of step {before}' if before else 'the base model'}.{_earlier(run)}")
-    if run.summary is None:
-        return f"This run is not finished: {run.last_step} of {run.planned} steps are written{_cause(run)}.{_earlier(run)}"
-    return f"This run finished its {run.last_step} steps{_cause(run)}{_discarding(run)}.{_earlier(run)}"
+        said = (f"The monitor halted this run at step {step} of {run.planned}: {run.halted['verdicts'][0]['sentence']}; the last "
+                f"checkpoint before it began is {f'that of step {before}' if before else 'the base model'}.")
+    elif run.summary is None:
+        said = f"This run is not finished: {run.last_step} of {run.planned} steps are written{_cause(run)}."
+    else:
+        said = f"This run finished its {run.last_step} steps{_cause(run)}{_discarding(run)}."
+    return said + _earlier(run) + _keeping(run)
 
 
 def _earlier(run: RunData) -> str:
@@ -26,6 +28,12 @@ def _earlier(run: RunData) -> str:
     first, *more = run.halts
     again = f", and again at step {', '.join(str(halt['step']) for halt in more)}" if more else ""
     return f" It had halted at step {first['step']} ({first['verdicts'][0]['sentence']}){again}, and was told to go on."
+
+
+def _keeping(run: RunData) -> str:
+    """What discarding kept of the quarantine, and where."""
+    kept = [(kept_words(shares), out) for out, shares in run.kept().items()]
+    return "".join(f" Of the quarantine, {words} was kept in {out}." for words, out in kept if words)
 
 
 def _cause(run: RunData) -> str:
