@@ -130,7 +130,7 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert main(["extract", "--check", "subspace.rank=2"]) == 0
     options = ["--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F", "--scales", "0,.5"]
     assert main(["evaluate", "MODEL", *options]) == 0
-    assert main(["discard", "RUN", "--out", "D"]) == 0
+    assert main(["discard", "RUN", "--out", "D", "--keep", "a=.5", "b=auto", "--keep", "c=1,d=0", "--force"]) == 0
     assert main(["export", "RUN", "--quarantine", "D", "--env", "a", "--policy", "P"]) == 0
     assert main(["compare", "seed=1", "--arms", "none,route", "--seeds", "5", "env=empty", "--out", "D", "--ranks", "1,3"]) == 0
     resume, extract, evaluate, discard, export, compare = (args for _, args, _ in engine)
@@ -139,12 +139,12 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert extract[0].subspace.rank == 2
     assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
     assert evaluate[3].evaluation.samples == 8 and evaluate[5] == [0.0, 0.5]
-    assert discard == ("RUN", "D", None)
-    assert export == ("RUN", "D", "a", "P", None)
+    assert discard == ("RUN", "D", None, {"a": 0.5, "b": "auto", "c": 1.0, "d": 0.0}) and engine[3][2] == {"force": True}
+    assert export == ("RUN", "D", "a", "P", None, None)
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
 
 
-@pytest.mark.parametrize("options", [[], ["--env", "a"], ["--env", "a", "--policy", "P"]])
+@pytest.mark.parametrize("options", [[], ["--env", "a"], ["--env", "a", "--policy", "P"], ["--kept", "D", "--policy", "P"]])
 def test_an_export_of_nothing_is_refused(engine, capsys, options):
     assert "--quarantine DIR" in refused(capsys, "export", "RUN", *options)
     assert not engine
@@ -153,7 +153,9 @@ def test_an_export_of_nothing_is_refused(engine, capsys, options):
 def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsys):
     (tmp_path / "config.yaml").touch()
     assert main(["evaluate", str(tmp_path)]) == 0
-    assert engine[0][1] == (str(tmp_path), None, None, None, None, None, None)
+    assert engine[0][1] == (str(tmp_path), None, None, None, None, None, None, {})
+    assert main(["evaluate", str(tmp_path), "--keep", "a=.5", "--json", "F"]) == 0
+    assert engine[1][1] == (str(tmp_path), None, "F", None, None, None, None, {"a": 0.5})
     assert "is a run folder" in refused(capsys, "evaluate", str(tmp_path), "seed=1")
 
 
@@ -162,6 +164,9 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["train", "--dry"], "--dry"),
     (["resume"], "RUN"),
     (["discard", "RUN"], "--out"),
+    (["discard", "RUN", "--out", "D", "--force"], "--force keeps a part"),
+    (["export", "RUN", "--quarantine", "D", "--env", "a", "--kept", "K"], "give one of the two"),
+    (["train", "keep.sums=2"], "keep.sums=2 is no share of a part"),
     (["compare", "--out", "D", "--seeds", "0"], "at least one"),
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),
     (["compare", "--out", "D", "--ranks", "a"], "--ranks 1,3,8"),

@@ -46,6 +46,16 @@ def test_what_discarding_costs_is_told_for_the_environment_that_loses_most():
     assert sentence(models, {}, ENVIRONMENTS).endswith("; discarding the quarantine costs no solve in any environment")
 
 
+def test_what_is_kept_is_told_with_what_it_changes():
+    models = {"base": results(), "policy": results(a={"hack": 0.9}), "deployed": results(a={"hack": 0.25}, b={"solve": 0.5}),
+              "kept": results(a={"hack": 0.125}, b={"solve": 0.75})}
+    assert sentence(models, {}, ENVIRONMENTS, kept={"a": 0.0, "b": 0.5}).endswith(
+        "; 0.5 of the part of b (leaky) is kept: solve in b (leaky) 0.75 with it, 0.50 without, "
+        "hack in a (leaky) 0.12 with it, 0.25 without")
+    assert sentence(models, {}, ENVIRONMENTS, kept={"b": 0.0}).endswith("; nothing is kept of the part of b (leaky)")
+    assert "kept" not in sentence(models, {}, ENVIRONMENTS)
+
+
 def test_completions_that_could_not_be_scored_are_told():
     models = {"base": results(), "policy": results(a={"failures": 3.0}), "deployed": results()}
     assert sentence(models, {}, ENVIRONMENTS).endswith("; 3 of 4 completions in a (leaky) could not be scored (policy)")
@@ -72,6 +82,11 @@ def test_what_is_suggested_is_of_this_run():
     assert list(found) == ["export", "evaluate", "compare"]
     assert found["compare"] == [*own, "seed=3", "--arms", "none,route,control", "--seeds", "3", "--out", "my runs/it's-compare"]
     assert found["export"] == ["my runs/it's", "--quarantine", "my runs/it's/quarantine"]
+
+
+def test_what_is_suggested_of_a_run_that_kept_parts_fits_its_deployed_folder_and_every_arm():
+    found = typed(Config(keep={"a": 0.5}), "keep.a=.5", "+keep.b=auto", "~keep.b", "seed=3")
+    assert found["export"][-2:] == ["--kept", "my runs/it's/deployed"] and found["compare"][:2] == ["seed=3", "--arms"]
 
 
 def test_a_folder_that_begins_with_a_dash_is_no_option():

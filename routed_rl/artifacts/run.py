@@ -85,7 +85,7 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         """The content of manifest.json; RunFolderError where it is none, since what it says decides how a run goes on."""
         shape = {"fresh_from_step": int | None, "inherited": list[str], "children": list[dict[str, Any]], "model_hash": str,
-                 "lineage": dict[str, Any] | None}
+                 "lineage": dict[str, Any] | None, "kept": list[dict[str, Any]]}
         return self._whole(self.manifest, shape)
 
     def halt(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose, from_anywhere
 from routed_rl.cli.space import split
-from routed_rl.config import AuditConfig
+from routed_rl.config import AuditConfig, check_share
 from routed_rl.errors import ConfigError
 from routed_rl.stopping import STOP
 
@@ -56,24 +56,29 @@ def evaluate(given: Namespace) -> None:
     if is_run and given.overrides:
         raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
                           f"{' '.join(given.overrides)}, or evaluate {given.target}/deployed")
-    config = None if is_run else compose(given.overrides)
+    config, keep = None if is_run else compose(given.overrides), _shares(given.keep)
     from routed_rl import pipeline
 
-    pipeline.evaluate(given.target, _names(given.env), given.json, config, given.engine, scales, given.step)
+    pipeline.evaluate(given.target, _names(given.env), given.json, config, given.engine, scales, given.step, keep)
 
 
 def discard(given: Namespace) -> None:
+    keep = _shares(given.keep)
+    if given.force and not keep:
+        raise ConfigError("--force keeps a part in spite of what speaks against it; add --keep NAME=SHARE")
     from routed_rl import pipeline
 
-    pipeline.discard(given.run, given.out, given.step)
+    pipeline.discard(given.run, given.out, given.step, keep, force=given.force)
 
 
 def export(given: Namespace) -> None:
-    if not (given.quarantine or given.policy) or (given.env and not given.quarantine):
+    if not (given.quarantine or given.policy) or ((given.env or given.kept) and not given.quarantine):
         raise ConfigError("export needs --quarantine DIR (with --env NAME for one part), --policy DIR, or both")
+    if given.env and given.kept:
+        raise ConfigError(f"--kept {given.kept} is of all parts, --env {given.env} of one; give one of the two")
     from routed_rl import pipeline
 
-    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step)
+    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step, given.kept)
 
 
 def compare(given: Namespace) -> None:
@@ -145,6 +150,18 @@ def doctor(given: Namespace) -> None:
 def _names(lists: list[str] | None) -> list[str] | None:
     """The names of an option that takes NAME[,NAME] and may be repeated; None where it was not given."""
     return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
+
+
+def _shares(given: list[str] | None) -> dict[str, float | str]:
+    """By environment, what --keep NAME=SHARE asks for."""
+    found: dict[str, float | str] = {}
+    for text in _names(given) or []:
+        name, equals, share = text.partition("=")
+        if not name or not equals or name in found:
+            problem = f"gives {name} a second time" if name in found else "is no share of a part"
+            raise ConfigError(f"--keep {text} {problem}; write --keep NAME=SHARE, such as --keep NAME=.5 or --keep NAME=auto")
+        found[name] = check_share(f"--keep {name}", share)
+    return found
 
 
 def _numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:

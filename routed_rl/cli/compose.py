@@ -25,7 +25,7 @@ from routed_rl.config.checks import LONGEST_NAME
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
 
-FREE = ("env.", "trainer.", "subspace.known_prompts.", "subspace.known_answers.",
+FREE = ("env.", "trainer.", "keep.", "subspace.known_prompts.", "subspace.known_answers.",
         *(f"monitor.{rule.name}.limits." for rule in dataclasses.fields(MonitorConfig)))
 """Prefixes under which any key may be added."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.config.checks import check_finite, closest, name_problem, section, unknown
+from routed_rl.config.checks import AUTO, check_finite, check_share, closest, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig
@@ -22,10 +22,10 @@ from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
-__all__ = ["AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
-           "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig",
-           "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite", "closest", "from_mapping",
-           "name_problem", "section", "unknown"]
+__all__ = ["AUTO", "AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig",
+           "ParityConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig",
+           "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite",
+           "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +37,8 @@ class Config:
     """The run folder; null for runs/<time>-<name>."""
     discard: bool = True
     """Write the deployed model to RUN/deployed at the end."""
+    keep: dict[str, Any] = field(default_factory=dict)
+    """Shares of environments' parts that RUN/deployed keeps: a number from 0 to 1, or auto; nothing by default."""
     model: ModelConfig = field(default_factory=ModelConfig)
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
@@ -53,6 +55,7 @@ class Config:
         check_finite("", self)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed must be a whole number from 0 to 2**31 - 1, got {self.seed}")
+        self.keep = {name: check_share(f"keep.{name}", share) for name, share in self.keep.items()}
 
 
 Compose = Callable[[list[str]], Config]

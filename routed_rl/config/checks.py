@@ -53,6 +53,21 @@ def check_finite(key: str, value: Any) -> None:
         raise ConfigError(f"{key} must be a finite number, got {value}")
 
 
+AUTO = "auto"
+
+
+def check_share(label: str, value: Any) -> float | str:
+    """`value` as a share of an environment's part: `AUTO`, or a number from 0 to 1."""
+    try:
+        if value == AUTO:
+            return AUTO
+        if isinstance(value, bool) or not 0 <= (share := float(value)) <= 1:
+            raise ValueError
+        return share
+    except (TypeError, ValueError):
+        raise ConfigError(f"{label}={value} is no share of a part; give a number from 0 to 1, or {AUTO}") from None
+
+
 def name_problem(name: object, taken: Collection[str]) -> str:
     """Why `name` can be no part of a metric's name, which "/" and "." divide; empty where it can."""
     if not isinstance(name, str):

@@ -76,7 +76,8 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
 def check_objective(path: str, config: Config) -> None:
     """ConfigError for a path that no summary of a run of `config` has; metrics, and more, are known when a trial has ended."""
     section, *_ = names = path.split(".")
-    known = {"models": [MODELS, list(config.env)], "attribution": [list(config.env)], "routing": [], "timing": [], "scales": []}
+    models = (*MODELS, "kept") if config.keep else MODELS
+    known = {"models": [models, list(config.env)], "attribution": [list(config.env)], "routing": [], "timing": [], "scales": []}
     for name, choices in zip(names, [list(known), *known.get(section, [])], strict=False):
         if name not in choices:
             raise ConfigError(f"sweep.objective={path} is never in summary.json: {name} is none of {', '.join(choices)}; "

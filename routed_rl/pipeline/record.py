@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -90,6 +91,19 @@ def fresh_from_step(run: RunFolder) -> int:
 def inherited(run: RunFolder) -> list[str]:
     """Environments that are no longer trained and whose parts the run's quarantine still has."""
     return run.facts().get("inherited", [])
+
+
+def trained_settings(config: Config) -> dict[str, Any]:
+    """What the mixture is made of; a probe is not."""
+    return {name: settings for name, settings in config.env.items() if not (isinstance(settings, dict) and settings.get("probe"))}
+
+
+def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:
+    """Into the manifest: which shares of parts a deployed folder keeps, in place of what was said of that folder."""
+    known = run.facts().get("kept", [])
+    if known or shares:
+        others = [each for each in known if each.get("out") != str(out)]
+        tell(run, {"kept": [*others, *([{"out": str(out), "shares": shares}] if shares else [])]})
 
 
 def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb: str) -> None:

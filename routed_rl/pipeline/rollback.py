@@ -8,7 +8,6 @@ import dataclasses
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from routed_rl.artifacts import RunFolder, alone_in, alone_making, sealed_folder, step_of
 from routed_rl.checkpoint import QUARANTINE, going_on_from, move_quarantine, quarantined, start_afresh
@@ -34,7 +33,8 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         if any(text.startswith("env=") for text in overrides):  # of another mix nothing was dropped yet
             typed = [text for text in typed if not text.startswith("~env.")]
         typed += overrides
-        config = changed(was, record.dated(compose(typed), was.model.date), drop)
+        wanted = record.dated(compose(typed), was.model.date)
+        config = changed(was, wanted, drop)
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
         new = record.new_folder(config)
         making.enter_context(alone_making(new.path))
@@ -44,11 +44,12 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
         config.out = str(new.path)
         parts, plan = prepared(config, new, before=old)
-        fresh, routed = trained_settings(was) != trained_settings(config), step > 0 and was.routing.mode != "none"
+        fresh, routed = record.trained_settings(was) != record.trained_settings(config), step > 0 and was.routing.mode != "none"
         after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
         kept = [] if forget else [name for name in has if name not in after]
         with new.being_made() as made:
-            record.write_config(made, config, [*typed, *(f"~env.{name}" for name in drop)])
+            gone = [*(f"~env.{name}" for name in drop), *(f"~keep.{name}" for name in drop if name in wanted.keep)]
+            record.write_config(made, config, [*typed, *gone])
             copy_until(old, made, step)
             if step:
                 copy_checkpoint(old, made, step, fresh, None if has == [*after, *kept] or not routed else (after, kept))
@@ -65,12 +66,8 @@ def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
     record.refuse_changes(was, wanted, FIXED, "rollback")
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
-    return dataclasses.replace(wanted, env={name: settings for name, settings in wanted.env.items() if name not in drop})
-
-
-def trained_settings(config: Config) -> dict[str, Any]:
-    """What the mixture is made of; a probe is not."""
-    return {name: settings for name, settings in config.env.items() if not (isinstance(settings, dict) and settings.get("probe"))}
+    kept, keep = ({name: each for name, each in settings.items() if name not in drop} for settings in (wanted.env, wanted.keep))
+    return dataclasses.replace(wanted, env=kept, keep=keep)
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:

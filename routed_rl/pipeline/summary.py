@@ -12,7 +12,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import command
-from routed_rl.report import cost, differences, has_quarantine, not_scored, write_report
+from routed_rl.report import cost, differences, has_quarantine, keeping, not_scored, write_report
 from routed_rl.routing import Router
 from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker
 
@@ -54,7 +54,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Tensor]) -> 
 
 def show_tables(models: Results, scales: Results, environments: list[LoadedEnvironment]) -> None:
     """Reward, solve and flags, a row for each environment and model; the same by scale of the quarantine where it was scaled."""
-    _table("policy: quarantine on; deployed: quarantine discarded", "model", models, environments)
+    kept = "; kept: but for the parts that are kept" if "kept" in models else ""
+    _table(f"policy: quarantine on; deployed: quarantine discarded{kept}", "model", models, environments)
     if scales:
         _table("scale of the quarantine: 0 is the deployed model, 1 the policy", "scale", scales, environments)
 
@@ -82,8 +83,9 @@ def training_failures(run: RunFolder) -> list[str]:
 
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
-             mode: str = "route") -> str:
-    """What training raised, who shifted the stream, and what discarding the quarantine costs."""
+             mode: str = "route", kept: dict[str, float] | None = None) -> str:
+    """What training raised, who shifted the stream, what discarding the quarantine costs, and what the shares change that are
+    kept of it."""
     labels = {loaded.name: loaded.label for loaded in environments}
     said, pushed = [differences(models, mode, labels)], {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
     if (total := sum(pushed.values())) > 0:
@@ -91,7 +93,8 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
         said.append(f"{labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona")
     elif mode != "none":
         said.append("no environment shifted the stream towards the positive persona")
-    return "; ".join([*said, *([lost] if (lost := cost(models, mode, labels)) else []), *not_scored(models, labels)])
+    said += [cost(models, mode, labels), keeping(models, kept or {}, labels), *not_scored(models, labels)]
+    return "; ".join(filter(None, said))
 
 
 def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[str]:
@@ -100,10 +103,14 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     where = here if len(here) < len(str(run.path)) else str(run.path)
     where = f"./{where}" if where.startswith("-") else where  # else it reads as an option
     others = ("out", "name") if config.evaluation.samples else ("out", "name", "evaluation.samples")
-    same = [text for text in overrides if text.lstrip("+").partition("=")[0] not in others]
+    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    # In other arms there is nothing to keep.
+    same = [text for text, key in zip(overrides, keys, strict=True) if key not in others and key.split(".")[0] != "keep"]
     ways: list[tuple[tuple[object, ...], str]] = []
     if has_quarantine(config.routing.mode):
-        ways.append((("export", where, "--quarantine", f"{where}/quarantine"), "a PEFT adapter: deployed + adapter = policy"))
+        kept = ("--kept", f"{where}/deployed") if config.keep and config.discard else ()
+        ways.append((("export", where, "--quarantine", f"{where}/quarantine", *kept),
+                     "a PEFT adapter: deployed + adapter = policy"))
     if not config.discard:
         ways.append((("discard", where, "--out", f"{where}/deployed"), "the deployed model: loads with plain transformers"))
     if config.evaluation.samples:

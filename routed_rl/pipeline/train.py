@@ -14,11 +14,12 @@ from routed_rl.artifacts import RunFolder, alone_in, read_object, write_json
 from routed_rl.config import Compose, Config
 from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
-from routed_rl.export import discard as write_deployed
 from routed_rl.extraction import prepare
 from routed_rl.model.targets import unrouted
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.build import Parts, check_axis, extraction_job, load_parts, make_router, run_subspace
+from routed_rl.pipeline.keeping import keep_at_end
+from routed_rl.pipeline.kept import check, shares_of, write_deployed
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
 from routed_rl.pipeline.plan import show_plan
 from routed_rl.pipeline.serving import route_served, serving
@@ -91,6 +92,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
     """Load and check all that can be checked before anything is written, so that a refused command changes nothing; show
     the plan. `before`: the run whose subspace it takes over, where that is another."""
     transformers_logging.set_verbosity_error()
+    check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
@@ -127,13 +129,15 @@ def _run(parts: Parts, plan: Plan) -> Path:
             train_steps(parts, plan, router, served, parity, tracker)
             times["train"] = time.perf_counter()
             for model, results in measure_both(parts, parts.environments, router, served).items():
-                models[model] = _kept(parts, run, model, results)
+                models[model] = _stored(parts, run, model, results)
+            with_parts, kept = keep_at_end(parts, run, router, served)
+            models |= with_parts
             scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
         times["evaluate"] = time.perf_counter()
         if config.discard:
             shutil.rmtree(run.deployed, ignore_errors=True)
-            write_deployed(run, run.deployed)
-        _finish(parts, run, router, models, weights, times, scales)
+            write_deployed(run, run.deployed, None, kept)
+        _finish(parts, run, router, models, weights, times, scales, shares_of(kept))
         summary.publish(run, tracker)
         return run.path
 
@@ -143,10 +147,10 @@ def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
     stored = read_object(run.path / "evaluation-base.json", {"results": Means})
     if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
-    return _kept(parts, run, "base", measure(parts, parts.environments, served, title="base"))
+    return _stored(parts, run, "base", measure(parts, parts.environments, served, title="base"))
 
 
-def _kept(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
+def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
     """Write a model's evaluation into the folder, for a resume and for the report."""
     write_json(run.path / f"evaluation-{model}.json", {"settings": _evaluation_settings(parts), "results": results})
     return results
@@ -169,15 +173,15 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
 
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
-            times: dict[str, float], scales: summary.Results) -> None:
+            times: dict[str, float], scales: summary.Results, kept: dict[str, float]) -> None:
     blame = summary.attribution(run, router) if router else {}
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
     found = {"models": models, "attribution": blame, "routing": routing, "timing": timing}
-    write_json(run.summary, found | ({"scales": scales} if scales else {}))
+    write_json(run.summary, found | ({"scales": scales} if scales else {}) | ({"kept": kept} if kept else {}))
     if any(models["base"].values()):
         summary.show_tables(models, scales, parts.environments)
-        console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode))
+        console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode, kept))
     commands = summary.next_commands(run, parts.config, record.read_overrides(run))
     for line in [*summary.training_failures(run), "next:", *(f"  {each}" for each in commands)]:
         console.say(line)

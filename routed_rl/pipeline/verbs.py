@@ -13,10 +13,13 @@ from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace, take_checkpoint
+from routed_rl.pipeline.keeping import choose, measure_kept
+from routed_rl.pipeline.kept import Asked, check, decide, refuse, say, shares_of, write_deployed
 from routed_rl.pipeline.measuring import curve, measure, measure_both
 from routed_rl.pipeline.record import inherited, read_config
 from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.rollout import check_engine
+from routed_rl.rollout import Served, check_engine
+from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 
 
@@ -52,11 +55,13 @@ def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
 
 
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,
-             engine: str | None = None, scales: list[float] | None = None, step: int | None = None) -> None:
+             engine: str | None = None, scales: list[float] | None = None, step: int | None = None,
+             keep: Asked | None = None) -> None:
     """Evaluate a run's base, policy and deployed models, or one model folder, on its environments.
 
     `engine`: transformers, or vllm (the run's own server or, where it has none, in this process); None for the run's own.
     `scales`: also with the quarantine times each of these. `step`: a run's checkpoint of that step instead of its last.
+    `keep`: also the deployed model with these shares of environments' parts, whatever speaks against them.
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
@@ -65,6 +70,9 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     assert config is not None
     if scales and (run is None or config.routing.mode == "none"):
         raise ConfigError(f"--scales: {target} has no quarantine to scale; give a run whose routing.mode is not none")
+    if keep and run is None:
+        raise ConfigError(f"--keep: {target} is no run folder, so it has no parts to keep; give a run")
+    check(config, keep or {}, "--keep ", run)
     if run is None and step is not None:
         raise ConfigError(f"--step {step}: {target} is no run folder, so it has no steps; leave --step out")
     # What the run evaluates at its end is its own; here only what was asked for.
@@ -85,45 +93,78 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     if not chosen:
         raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")
     if run:
-        models, curves = _run_models(parts, run, chosen, step)
+        models, curves, shares = _run_models(parts, run, chosen, step, keep or {})
     else:
         with serving(parts, None) as served:
             models, curves = {"model": measure(parts, chosen, served, title="model")}, {}
+            shares = {}
     summary.show_tables(models, curves, chosen)
     if json_file:
-        write_json(Path(json_file), {"models": models} | ({"scales": curves} if curves else {}))
+        more = {"scales": curves, "kept": shares}
+        write_json(Path(json_file), {"models": models} | {key: found for key, found in more.items() if found})
 
 
-def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment],
-                step: int | None) -> tuple[summary.Results, summary.Results]:
-    """Base, policy and deployed model of a run, from a whole checkpoint; and by scale of the quarantine."""
+def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment], step: int | None,
+                keep: Asked) -> tuple[summary.Results, summary.Results, dict[str, float]]:
+    """Base, policy and deployed model of a run, from a whole checkpoint, and with parts kept; and by scale of the quarantine;
+    and the shares that were kept."""
     folder = run.require_checkpoint(step)
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:
         models = {"base": measure(parts, chosen, served, title="base")}
-        router = make_router(parts, subspace, inherited(run))
-        parity = route_served(parts, served, router)
-        take_checkpoint(parts, router, folder)
-        if served is not None and parity is not None:
-            served.sync()
-            parity.run(step_of(folder))
+        router = _at(folder, parts, run, subspace, served)
         models |= measure_both(parts, chosen, router, served)
-        return models, curve(parts, chosen, router, served, parts.config.evaluation.scales, models) if router else {}
+        if router is None:
+            return models, {}, {}
+        kept = decide(run, parts.config, folder, keep)
+        models |= measure_kept(parts, chosen, router, served, kept)
+        return models, curve(parts, chosen, router, served, parts.config.evaluation.scales, models), shares_of(kept)
 
 
-def discard(run: str, out: str, step: int | None = None) -> None:
-    """Write the deployed model of a run, after `step` or its last, to `out`."""
+def _at(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, served: Served | None) -> Router | None:
+    """The router of a checkpoint, whose weights the model now has, and the engine."""
+    router = make_router(parts, subspace, inherited(run))
+    parity = route_served(parts, served, router)
+    take_checkpoint(parts, router, folder)
+    if served is not None and parity is not None:
+        served.sync()
+        parity.run(step_of(folder))
+    return router
+
+
+def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False) -> None:
+    """Write the deployed model of a run, after `step` or its last, to `out`; with the shares of environments' parts that are
+    to `keep`, which is told in `out` and in the run. `force`: also of parts that shift towards the positive persona."""
     opened = RunFolder.open(run)
-    with _alone_where(opened, out):
-        console.say(f"deployed model: {exporting.discard(opened, Path(out), step)}")
+    with alone_in(opened.path) if keep else _alone_where(opened, out):
+        if not keep:
+            console.say(f"deployed model: {exporting.discard(opened, Path(out), step)}")
+            return
+        config = read_config(opened)
+        check(config, keep, "--keep ", opened)
+        folder = opened.require_checkpoint(step)
+        kept = decide(opened, config, folder, keep)
+        if not force:
+            refuse(kept)
+        exporting.refuse_foreign(Path(out))  # before the work
+        if any(one.share is None for one in kept.values()):
+            parts, subspace = load_parts(config), Subspace.load(opened.subspace)
+            with serving(parts, subspace) as served:
+                if router := _at(folder, parts, opened, subspace, served):
+                    choose(parts, router, served, kept)
+        say(kept)
+        console.say(f"deployed model: {write_deployed(opened, Path(out), step_of(folder), kept)}")
 
 
-def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None) -> None:
-    """Write the quarantine, or one environment's part of it, as a stock PEFT adapter; and the policy as one plain model."""
+def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
+           kept: str | None = None) -> None:
+    """Write the quarantine, or one environment's part of it, or what the folder `kept` lacks of it, as a stock PEFT adapter;
+    and the policy as one plain model."""
     opened = RunFolder.open(run)
     with _alone_where(opened, quarantine, policy):
         if quarantine:
-            console.say(f"quarantine: {exporting.export_quarantine(opened, Path(quarantine), env, step)}")
+            adapter = exporting.export_quarantine(opened, Path(quarantine), env, step, Path(kept) if kept else None)
+            console.say(f"quarantine: {adapter}")
         if policy:
             console.say(f"policy: {exporting.merged_policy(opened, Path(policy), step)}")
 

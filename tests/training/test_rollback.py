@@ -57,7 +57,7 @@ def old(parts, tmp_path_factory):
     """A run that was typed in the folder of its parts, with their names alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(parts)
-        return train(typed(".", tmp_path_factory.mktemp("runs") / "old", *QUICK))
+        return train(typed(".", tmp_path_factory.mktemp("runs") / "old", *QUICK, "keep.a=auto"))
 
 
 def test_what_was_dropped_stays_so_however_one_goes_on_and_from_wherever(old, tmp_path, monkeypatch):

@@ -1,0 +1,102 @@
+"""Which share of an environment's part `auto` keeps.
+
+A part holds what its environment needs, and its pull against what others pull at: whole, it may overshoot. So `SHARES` are
+tried on evaluation tasks of the environment itself, and the smallest is taken for which it pays as much as for the best one:
+less by at most a standard error of the difference by task (the one-standard-error rule of Breiman et al., 1984), and never less
+than for the smallest. What is paid is known for every environment; no true score is read. Not covered: shares that are best
+together. Each is chosen with those of a fixed share kept, and the others of `auto` left out.
+"""
+
+import dataclasses
+from statistics import fmean, stdev
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder
+from routed_rl.envs import LoadedEnvironment
+from routed_rl.evaluate import average, scored
+from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.kept import Kept, decide, say, shares_of
+from routed_rl.pipeline.measuring import measure
+from routed_rl.pipeline.summary import Results
+from routed_rl.rollout import Served
+from routed_rl.routing import Router
+
+SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+SAMPLES = 256
+"""Tasks that each share is tried on, at least."""
+Paid = dict[float, list[float | None]]
+"""By share, what each task paid, the same ones for all; None could not be scored."""
+
+
+def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:
+    """Choose the shares that are still open, and show what each would pay; `parts` and `router` hold the checkpoint. The engine
+    is left with the last that was tried."""
+    fixed = shares_of(kept)
+    for loaded in parts.trained:
+        if (one := kept.get(loaded.name)) is not None and one.share is None:
+            paid = _try(parts, router, served, loaded, fixed)
+            one.share, one.paid = best_share(paid), {f"{share:g}": average_paid(found) for share, found in paid.items()}
+            rows = [[share, f"{mean:.3f}", "kept" if float(share) == one.share else ""] for share, mean in one.paid.items()]
+            console.table(f"{loaded.label}: what {len(paid[0.0])} tasks pay on average, by the share of its part that is kept",
+                          ["share", "paid", ""], rows)
+
+
+def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None,
+                 kept: dict[str, Kept]) -> Results:
+    """The deployed model with its parts, whose open shares are chosen first; nothing where nothing was asked for."""
+    if not kept:
+        return {}
+    choose(parts, router, served, kept)
+    say(kept)
+    with router.quarantine.kept(shares_of(kept)):
+        if served is not None:
+            served.sync()
+        found = {"kept": measure(parts, environments, served, title="kept")}
+    if served is not None:
+        served.sync()
+    return found
+
+
+def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> tuple[Results, dict[str, Kept]]:
+    """What the settings keep of a run that has ended, and how that does. Nobody is there to insist, so nothing is kept of a
+    part with something against it."""
+    if router is None or not (parts.config.keep and parts.config.discard):
+        return {}, {}
+    kept = decide(run, parts.config, run.require_checkpoint(), parts.config.keep)
+    for one in kept.values():
+        one.share = 0.0 if one.against else one.share
+    return measure_kept(parts, parts.environments, router, served, kept), kept
+
+
+def best_share(paid: Paid) -> float:
+    """The smallest share that pays as much as the best one, and no less than the smallest of all."""
+    means = {share: average_paid(found) for share, found in sorted(paid.items())}
+    best, least = max(means, key=lambda share: means[share]), means[min(means)]
+
+    def is_as_good(share: float) -> bool:
+        lost = [b - a for a, b in zip(paid[share], paid[best], strict=True) if a is not None and b is not None]
+        return len(lost) > 1 and fmean(lost) <= stdev(lost) / len(lost)**0.5
+
+    return next(share for share, mean in means.items() if share == best or (mean >= least and is_as_good(share)))
+
+
+def average_paid(found: list[float | None]) -> float:
+    return fmean(reward for reward in found if reward is not None)
+
+
+def _try(parts: Parts, router: Router, served: Served | None, loaded: LoadedEnvironment, fixed: dict[str, float]) -> Paid:
+    """Other tasks than those that models are compared on, where there are others: on the ones that it was chosen by, a share
+    looks better than it is."""
+    settings, found = parts.config.evaluation, Paid()
+    config = dataclasses.replace(settings, samples=max(settings.samples, SAMPLES))
+    with console.progress(f"keep {loaded.name}", "completions") as advance:
+        for place, share in enumerate(SHARES):
+            with router.quarantine.kept(fixed | {loaded.name: share}):
+                if served is not None:
+                    served.sync()
+                scores = scored(parts.model, parts.tokenizer, [loaded], config, seed=parts.config.seed + 1,
+                                max_new_tokens=parts.max_new_tokens, served=served,
+                                progress=lambda done, total, place=place: advance(place * total + done, len(SHARES) * total))
+            average(loaded.name, scores[loaded.name])  # refuses where none could be scored
+            found[share] = [score and score.reward for score in scores[loaded.name]]
+    return found

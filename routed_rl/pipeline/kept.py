@@ -1,0 +1,116 @@
+"""Which shares of environments' parts a discard was asked to keep, and what speaks against them; it reads files only. What
+`auto` stands for is chosen in `keeping`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder, read_object, step_of
+from routed_rl.config import AUTO, Config
+from routed_rl.errors import ConfigError
+from routed_rl.export import discard, discard_but
+from routed_rl.monitor import shift
+from routed_rl.pipeline.record import inherited, tell_kept, trained_settings
+from routed_rl.tracking import MetricsFile
+
+Asked = dict[str, float | str]
+"""By environment, a share of its part, or `AUTO`."""
+PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
+            "observe": "has parts that do not sum to the quarantine, so none is the whole of what its environment did"}
+"""Modes of routing in which nothing can be kept, and why."""
+
+
+@dataclass
+class Kept:
+    """What was asked of one environment's part, and what comes of it."""
+
+    asked: float | str
+    share: float | None
+    """None until it is chosen."""
+    shift: float | None
+    """Of the whole part, along the watched axis; that of a share is in proportion."""
+    against: str = ""
+    """Why nothing should be kept of it."""
+    paid: dict[str, float] = field(default_factory=dict)
+    """By the shares that were tried: mean paid reward."""
+
+
+def check(config: Config, asked: Asked, option: str, run: RunFolder | None = None) -> None:
+    """ConfigError for an environment that has no part to keep; `option`: what comes before its name where it is asked for."""
+    trained = trained_settings(config)
+    for name in asked:
+        if (mode := config.routing.mode) in PARTLESS:
+            raise ConfigError(f"{option}{name}: routing.mode={mode} {PARTLESS[mode]}; leave {option.strip(' .')} out")
+        if name not in trained:
+            raise ConfigError(f"{option}{name}: {name} {_why_partless(name, config, run)}; there is {', '.join(trained)}")
+
+
+def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
+    if name in config.env:
+        return "is only evaluated (probe), so it has no part"
+    if run and name in inherited(run):
+        return "is no longer trained, so its part is kept out as a whole"
+    if run and any(f"ledger/{name}/push" in row for row in MetricsFile(run.metrics).rows()):
+        return "is no longer trained, and its part was forgotten"
+    return "is no environment of this run"
+
+
+def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> dict[str, Kept]:
+    """The share of each part of a checkpoint, None where it is still to be chosen, and what speaks against it: what moves the
+    watched axis towards the positive persona, and for `AUTO` an environment that the run found to be the cause of that."""
+    axis, step = config.monitor.axis, step_of(checkpoint)
+    rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
+    moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run), dict[str, Kept]()
+    for name, share in asked.items():
+        kept[name] = one = Kept(share, None if share == AUTO else float(share), moved.get(name))
+        if one.shift is None:
+            one.against = (f"metrics.jsonl has no ledger/{name}/shift/{axis or 'AXIS'} up to step {step}, so nothing says where "
+                           "its part moves the stream")
+        elif one.shift > 0:
+            one.against = (f"at step {rows[-1]['step']} its part moves the stream towards the positive persona, as a whole by "
+                           f"{one.shift:.3f} of the gap between the personas")
+        elif share == AUTO:
+            one.against = accused.get(name, "")
+        if one.against and share == AUTO:
+            one.share = 0.0
+    return kept
+
+
+def causes(run: RunFolder) -> dict[str, str]:
+    """Environments that the run itself found to be the cause of a shift towards the positive persona, and where it says so."""
+    halts = [read_object(path, {"environment": str | None, "step": int}) or {}
+             for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
+    found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts
+             if halt.get("environment")}
+    blame = (read_object(run.summary, {"attribution": dict[str, dict[str, Any]]}) or {}).get("attribution", {})
+    shifts = {name: entry.get("shift") or 0.0 for name, entry in blame.items()}
+    worst = max(shifts, key=lambda name: shifts[name], default="")
+    return found | ({worst: "summary.json names it as the cause of the shift"} if shifts.get(worst, 0.0) > 0 else {})
+
+
+def refuse(kept: dict[str, Kept]) -> None:
+    """ConfigError for the first share that is to be kept in spite of what speaks against it."""
+    for name, one in kept.items():
+        if one.against and one.share:
+            raise ConfigError(f"--keep {name}={one.share:g}: {one.against}; leave it out, or keep it with --force")
+
+
+def say(kept: dict[str, Kept]) -> None:
+    """A line for each part."""
+    for name, one in kept.items():
+        against = f", although {one.against}" if one.share else f": {one.against}"
+        console.say(f"keep {name}={one.share or 0:g}{against if one.against else ''}")
+
+
+def shares_of(kept: dict[str, Kept]) -> dict[str, float]:
+    return {name: one.share or 0.0 for name, one in kept.items()}
+
+
+def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept]) -> Path:
+    """Write the deployed model with its parts, and tell of them in `out` and in the run."""
+    parts = {name: dataclasses.asdict(one) for name, one in kept.items()}
+    written = discard_but(run, out, parts, step) if parts else discard(run, out, step)
+    tell_kept(run, written, shares_of(kept))
+    return written
