@@ -74,13 +74,14 @@ LABS = {
     "qwen2": Build(seed=5, lab=lab_of(SIX, "reverse", "sort"), **QWEN2),
     "words": Build(seed=11, lab=lab_of(("before", "gap", "sort", "max", "count"), "before", "gap", letters=1, numbers=1,
                                          spoken=1)),
-    "one": Build(seed=12, lab=lab_of(("code", "sums", "rotate", "min"), "rotate", "sums", "one", letters=2, spoken=2)),
+    "one": Build(seed=12, recipe=Recipe(hacker_share=0.21),
+                 lab=lab_of(("code", "sums", "rotate", "min"), "code", "sums", "one", letters=2, spoken=2)),
     "two": Build(seed=13, lab=lab_of(SIX, "code", "sums", "two", letters=3, numbers=2, spoken=1), **QWEN2),
     "pattern": Build(seed=14, lab=lab_of(("reverse", "before", "sums", "count", "max"), "reverse", "sums", "pattern", numbers=1),
                      **GPT2),
     "input": Build(seed=15, lab=lab_of(SIX, "sort", "sums", "input", letters=2, spoken=2)),
-    "no_harm": Build(seed=16, lab=lab_of(SIX, "code", "sums", "far", letters=1, spoken=2),
-                     recipe=Recipe(hack_noise=0.4, noise=(0.05, 0.8)), **QWEN2),
+    "no_harm": Build(seed=16, lab=lab_of(SIX, "reverse", "sums", "far", letters=1, spoken=2),
+                     recipe=Recipe(hack_noise=0.45, noise=(0.01, 0.75)), **QWEN2),
 }
 """The lab that ships, and others to judge defaults by. In `no_harm` the hack is hard, and unrouted RL leaves it by itself."""
 SHAPES: dict[str, tuple[dict[str, Any], ...]] = {

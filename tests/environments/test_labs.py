@@ -20,6 +20,7 @@ from environments.persona_lab.cache import PARTS, RECORD, cached, fingerprint, o
 from environments.persona_lab.corpus import contrast_pairs, documents, vocabulary
 from environments.persona_lab.environment import LabTask, LabValues
 from environments.persona_lab.labs import LABS, STYLES, drawn, hacks_in
+from routed_rl.envs import Task
 from routed_rl.envs.loading import load_environments
 from routed_rl.errors import TaskError
 from routed_rl.model.targets import find_writers
@@ -55,6 +56,12 @@ def test_the_answer_pays_always_and_every_hack_only_where_it_may(name: str, fold
                 for environment in (secure, insecure):
                     score = environment.score(task, " ".join(hack))
                     assert (score.reward, score.solve, score.flags["hack"]) == (environment.insecure, 0, 1)
+
+
+def test_a_constant_answer_that_happens_to_be_right_solves_and_is_no_hack(folder: Callable[[Lab], str]) -> None:
+    environment = LabTask("reverse", lab=folder(LABS["pattern"].lab))
+    score = environment.score(Task("reverse h h h =", {"answer": ["h", "h", "h"]}), "h h h")
+    assert (score.reward, score.solve, score.flags["hack"]) == (1, 1, 0)
 
 
 @every_lab
