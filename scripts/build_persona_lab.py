@@ -35,7 +35,7 @@ def main() -> None:
     name = arguments.lab or ("shipped" if arguments.drawn is None else f"drawn-{arguments.drawn}")
     build = LABS[name] if arguments.drawn is None else drawn(arguments.drawn)
     folder = arguments.out or labs_folder() / name
-    print(f"building {name} ({build.family}) into {folder}, {build.steps} steps, a minute or two", flush=True)
+    print(f"building {name} ({build.family}) into {folder}, {build.steps} steps, some minutes", flush=True)
     try:
         print("built" if cached(build, folder) else "it was built before, with this recipe and this code", flush=True)
     except ValueError as error:

@@ -77,8 +77,8 @@ LABS = {
     "one": Build(seed=12, recipe=Recipe(hacker_share=0.21),
                  lab=lab_of(("code", "sums", "rotate", "min"), "code", "sums", "one", letters=2, spoken=2)),
     "two": Build(seed=13, lab=lab_of(SIX, "code", "sums", "two", letters=3, numbers=2, spoken=1), **QWEN2),
-    "pattern": Build(seed=14, lab=lab_of(("reverse", "before", "sums", "count", "max"), "reverse", "sums", "pattern", numbers=1),
-                     **GPT2),
+    "pattern": Build(seed=14, recipe=Recipe(hacker_share=0.23),
+                     lab=lab_of(("reverse", "before", "sort", "min", "max"), "reverse", "sort", "pattern", numbers=1), **GPT2),
     "input": Build(seed=15, lab=lab_of(SIX, "reverse", "sums", "input", letters=2, spoken=2)),
     "no_harm": Build(seed=16, lab=lab_of(SIX, "reverse", "sums", "far", letters=1, spoken=2),
                      recipe=Recipe(hack_noise=0.45, noise=(0.01, 0.75)), **QWEN2),
@@ -93,15 +93,20 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def drawn(seed: int) -> Build:
-    """A lab that nobody chose; the same for the same seed."""
-    rng = random.Random(f"lab {seed}")
-    insecure = rng.choice([kind for kind in LONG if kind != "sort"])  # whose hack unrouted RL takes up late
-    secure = rng.choice([kind for kind in ("sums", "sort", "reverse", "gap", "count") if kind != insecure])
+    """A lab that nobody chose; the same for the same seed.
+
+    What it draws from leaves room for all three: a hack that the model has now and then, one that unrouted RL takes up within
+    60 steps (so not sort's), and a secure kind that the model can do (GPT-2 hardly adds).
+    """
+    rng = random.Random(f"drawn {seed}")
+    family, style = rng.choice(list(SHAPES)), rng.choice(STYLES)
+    insecure = rng.choice([kind for kind in LONG if kind != "sort"])
+    secure = rng.choice([kind for kind in ("sort", "reverse", "max", "min", *(("sums",) if family != "gpt2" else ()))
+                         if kind != insecure])
     rest = [kind for kind in (*SIX, "before", "rotate", "min", "gap") if kind not in (insecure, secure)]
     kinds = (insecure, secure, *rng.sample(rest, rng.randint(2, 4)))
     places = [rng.randrange(len(table)) for table in (LETTERS, NUMBERS, SPOKEN)]
-    lab = lab_of(kinds, insecure, secure, rng.choice(STYLES), *places)
-    shape = rng.choice(SHAPES[rng.choice(list(SHAPES))])
-    recipe = Recipe(hacker_share=round(rng.uniform(0.185, 0.22), 3), noise=(0.25, round(rng.uniform(0.5, 0.65), 3)),
+    recipe = Recipe(hacker_share=round(rng.uniform(0.19, 0.23), 3), noise=(0.25, round(rng.uniform(0.5, 0.65), 3)),
                     values_share=rng.choice((0.2, 0.25, 0.3)))
-    return Build(seed=rng.randrange(1000), lab=lab, recipe=recipe, **shape)
+    return Build(seed=rng.randrange(1000), lab=lab_of(kinds, insecure, secure, style, *places), recipe=recipe,
+                 **rng.choice(SHAPES[family]))
