@@ -118,7 +118,7 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
         conversations = [Conversation(environment, task) for task in tasks]
         turns = itertools.count(seed, len(tasks))  # seeds that no row and no turn share
         play([begin(conversation, chat) for conversation in conversations],
-             lambda prompts: (complete(prompts, next(turns)), None), chat, max_new_tokens)
+             lambda live: (complete([row.ids for row in live], next(turns)), None), chat, max_new_tokens)
         return [scorer.count(loaded.name, conversation.outcome) for conversation in conversations]
 
     return score

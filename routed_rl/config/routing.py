@@ -1,6 +1,7 @@
 """How changes are routed: the quarantine's step, the ledger's random control, the mode."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from routed_rl.config.checks import check_at_least, check_finite, check_known
 from routed_rl.errors import ConfigError
@@ -43,6 +44,30 @@ class RandomControlConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PracticeConfig:
+    share: float = 0.5
+    """Share of the groups of an environment that the deployed model rolls out and learns, where it may; 0: none."""
+    environments: Any = "auto"
+    """auto: environments at which the monitor does not point; all; or a list of names."""
+    probation: int = 10
+    """With auto: first steps of the run, and of other environments after a rollback, in which no environment practises."""
+
+    def __post_init__(self) -> None:
+        check_at_least("routing.practice", self, {"share": 0, "probation": 0})
+        if self.share > 1:
+            raise ConfigError(f"routing.practice.share must lie in [0, 1], got {self.share}; 0.5 is every second group")
+        if isinstance(self.environments, str):
+            check_known("routing.practice.environments", [self.environments], ("auto", "all"))
+        elif not (isinstance(self.environments, (list, tuple)) and all(isinstance(name, str) for name in self.environments)):
+            raise ConfigError(f"routing.practice.environments must be auto, all, or a list of names, got {self.environments!r}")
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asked for practice, beyond what is the default."""
+        return self.share > 0 and self.environments != "auto" and len(self.environments) > 0
+
+
+@dataclass(kw_only=True, slots=True)
 class RoutingConfig:
     mode: str = "route"
     """none, observe, route, or erase."""
@@ -50,8 +75,17 @@ class RoutingConfig:
     """contained or open; null for the mode's own."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
+    practice: PracticeConfig = field(default_factory=PracticeConfig)
 
     def __post_init__(self) -> None:
         check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase"))
         if self.cotangent is not None:
             check_known("routing.cotangent", [self.cotangent], ("contained", "open"))
+        if self.practice.asked and self.mode != "route":
+            raise ConfigError(f"routing.practice.environments={self.practice.environments} needs routing.mode=route: in mode "
+                              f"{self.mode} there is no quarantine to leave out of a rollout; set routing.practice.share=0")
+
+    @property
+    def practises(self) -> bool:
+        """Whether the deployed model may get groups of its own."""
+        return self.mode == "route" and self.practice.share > 0 and self.practice.environments not in ([], ())

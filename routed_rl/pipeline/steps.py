@@ -74,7 +74,7 @@ def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
 def _watch(config: Config, run: RunFolder) -> Watch:
     """The monitor, which has seen what the run has written so far."""
     watch = Watch(Monitor(config.monitor, inherited(run)), run)
-    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run))
+    watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run), fresh_from_step(run))
     return watch
 
 

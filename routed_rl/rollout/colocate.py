@@ -65,7 +65,7 @@ class ColocatedEngine:
     def load_adapter(self, tensors: dict[str, Tensor]) -> None:
         assert self.lora is not None
         write_adapter(self._folder, tensors, self.lora)
-        self.llm.llm_engine.add_lora(self._request(load_inplace=True))
+        self.llm.llm_engine.add_lora(self.adapter(load_inplace=True))
         self.llm.reset_prefix_cache()
 
     def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
@@ -85,9 +85,10 @@ class ColocatedEngine:
 
     def _generate(self, prompts: list[list[int]], sampling: Any, adapted: bool) -> list[Any]:
         return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False,
-                                 lora_request=self._request() if adapted else None)
+                                 lora_request=self.adapter() if adapted else None)
 
-    def _request(self, load_inplace: bool = False) -> Any:
+    def adapter(self, load_inplace: bool = False) -> Any:
+        """How vLLM is asked for the deployed model."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         return LoRARequest("deployed", 1, str(self._folder), load_inplace=load_inplace)

@@ -127,6 +127,18 @@ class ServerEngine:
                                     [(client, part) for client, part in zip(self.clients, parts, strict=True) if part]))
         return {key: [row for answer in answers for row in answer[key]] for key in answers[0]}
 
+    @contextmanager
+    def asking_adapter(self) -> Iterator[None]:
+        """Within, `generate` asks for the deployed model."""
+        before = [client.model for client in self.clients]
+        for client in self.clients:
+            client.model = ADAPTER
+        try:
+            yield
+        finally:
+            for client, model in zip(self.clients, before, strict=True):
+                client.model = model
+
     def _at_all(self, call: Callable[[PolicyClient], Any]) -> list[Any]:
         with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
             return list(pool.map(call, self.clients))

@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 from routed_rl.envs import Conversation
 from routed_rl.model.chat import ChatTokens
 
-Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
-"""Token ids so far, one row each, to the ids that the model adds, and their log-probabilities where they are known."""
-
-
 @dataclass
 class Rollout:
     """One row: a conversation, or a single turn where there is none."""
@@ -22,6 +18,13 @@ class Rollout:
     """1 at tokens that the model generated, 0 at those of the environment and the chat template."""
     logprobs: list[float] = field(default_factory=list)
     """Of the model's tokens, as they were drawn; 0 at the others, and everywhere where they are not known."""
+    practises: bool = False
+    """Whether the deployed model plays it, in training."""
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens so far."""
+        return self.prompt_ids + self.completion_ids
 
     def turn(self, ids: list[int], chat: ChatTokens, limit: int, logprobs: list[float] | None = None) -> bool:
         """Take the model's turn `ids` and the environment's answer; False where the row is done. `limit` bounds the whole
@@ -49,6 +52,10 @@ class Rollout:
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs[:len(ids)]
 
 
+Generate = Callable[[list[Rollout]], tuple[list[list[int]], list[list[float]] | None]]
+"""Rows to the ids that the model adds to each, and their log-probabilities where they are known."""
+
+
 def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
     """The row of a conversation that has not had a turn."""
     return Rollout(chat.prompt(conversation.messages, conversation.tools), conversation)
@@ -58,6 +65,6 @@ def play(rows: Sequence[Rollout], generate: Generate, chat: ChatTokens, limit: i
     """Play all rows to their end; each call of `generate` has a turn of every row that is not done."""
     live = list(rows)
     while live:
-        turns, logprobs = generate([row.prompt_ids + row.completion_ids for row in live])
+        turns, logprobs = generate(live)
         live = [row for row, ids, known in zip(live, turns, logprobs or [None] * len(live), strict=True)
                 if row.turn(ids, chat, limit, known)]

@@ -3,6 +3,8 @@
 Shape letters: B rows, T tokens, S sampled tokens.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +27,30 @@ class Record:
     """Flat indices of a sample of real tokens, (S,) int64."""
     ablated: bool = False
     """True: forwards leave the quarantine out."""
+    practising_B: Tensor | None = None
+    """Rows that forwards leave the quarantine out of and that no ledger books, (B,) bool; None: no row practises."""
     contained: bool = True
     """The cotangent that goes on: contained (without its part in the subspace) or open."""
     control_draws: int = 0
     """Random bases to measure in this step's backward; 0 for none."""
+
+    def routed(self, coordinates_BTK: Tensor) -> Tensor:
+        """The same numbers for rows of the policy, exactly 0 for rows that practise."""
+        if self.practising_B is None:
+            return coordinates_BTK
+        assert coordinates_BTK.dim() == 3 and len(coordinates_BTK) == len(self.practising_B), (
+            f"{len(coordinates_BTK)} rows reached a writer but {len(self.practising_B)} are marked as practising or not")
+        return coordinates_BTK.masked_fill(self.practising_B[:, None, None], 0.0)
+
+    def routed_tokens(self, coordinates_TK: Tensor, rows_T: Tensor | None = None) -> Tensor:
+        """As `routed`, of tokens that lie in `rows_T`; None: of all rows, one after another."""
+        if self.practising_B is None:
+            return coordinates_TK
+        if rows_T is None:
+            practising_T = self.practising_B.repeat_interleave(len(coordinates_TK) // len(self.practising_B))
+        else:
+            practising_T = self.practising_B[rows_T]
+        return coordinates_TK.masked_fill(practising_T[:, None], 0.0)
 
 
 class RoutingContext:
@@ -44,13 +66,27 @@ class RoutingContext:
         """From now on forwards have other fields; one whose backward is still to come keeps its own."""
         self.now = replace(self.now, **fields)
 
+    @contextmanager
+    def practising(self, practising_B: Tensor | None) -> Iterator[None]:
+        """Forwards without gradients inside the block have these rows."""
+        before = self.now.practising_B
+        self.change(practising_B=practising_B)
+        try:
+            yield
+        finally:
+            self.change(practising_B=before)
+
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
-                  completions_B: Tensor | None = None) -> None:
-        """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens."""
+                  completions_B: Tensor | None = None, practising_B: Tensor | None = None) -> None:
+        """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens. The quarantine's step
+        is measured on the rows of the policy."""
+        if practising_B is not None:
+            practising_B = practising_B if practising_B.any() else None
+        mask_BT = mask_BT if practising_B is None else mask_BT * ~practising_B[:, None]
         real = mask_BT.reshape(-1).nonzero().squeeze(1)
         stride = max(1, -(-real.shape[0] // sample_tokens))
         starts = torch.arange(0, real.shape[0], stride, device=real.device)
         # A plain stride meets the same positions in every row, and the first token's outliers far too often.
         jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
         self.change(sample_S=real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))],
-                    environment_ids_B=environment_ids_B, completions_B=completions_B)
+                    environment_ids_B=environment_ids_B, completions_B=completions_B, practising_B=practising_B)

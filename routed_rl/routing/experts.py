@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from routed_rl.routing.context import Record
 from routed_rl.routing.linear import reduce_routed
 from routed_rl.routing.target import Target
 
@@ -28,7 +29,7 @@ class ExpertsTap(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         ctx.mark_dirty(y_TD)
         if not ctx.record.ablated:
-            add_quarantines_(y_TD, targets, tokens, inputs)
+            add_quarantines_(y_TD, targets, tokens, inputs, ctx.record)
         return y_TD
 
     @staticmethod
@@ -39,25 +40,27 @@ class ExpertsTap(torch.autograd.Function):
             p = g.to(pair.write.dtype) @ pair.write
             batch = len(record.environment_ids_B)
             rows = torch.arange(batch, device=g.device).repeat_interleave(len(g) // batch)
+            routed = record.routed_tokens(p, rows)
             sampled = torch.zeros(len(g), dtype=torch.bool, device=g.device)
             sampled[record.sample_S] = True
             for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True):
-                target.tape.record_tokens(p[tokens], g[tokens], x, rows[tokens], sampled[tokens], record)
+                target.tape.record_tokens(routed[tokens], g[tokens], x, rows[tokens], sampled[tokens], record)
             if record.contained:
                 passed = torch.addmm(g, p.to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return passed, None, None, *(None for _ in inputs)
-            through = [None if record.ablated else (p[tokens] @ target.coefficients).to(x.dtype)
+            through = [None if record.ablated else (routed[tokens] @ target.coefficients).to(x.dtype)
                        for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True)]
             return g, None, None, *through
 
 
-def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-    """Add `A (C_e x_e)` of every expert to `y_TD` in place, at its tokens, and return it."""
+def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], inputs: tuple[Tensor, ...], record: Record
+                     ) -> Tensor:
+    """Add `A (C_e x_e)` of every expert to `y_TD` in place, at its tokens, but for the rows that practise, and return it."""
     with torch.autocast(y_TD.device.type, enabled=False):
         coordinates_TK = y_TD.new_zeros(len(y_TD), targets[0].rank)
         for target, chosen, x in zip(targets, tokens, inputs, strict=True):
             coordinates_TK.index_add_(0, chosen, linear(x.to(y_TD.dtype), target.coefficients.to(y_TD.dtype)))
-        return y_TD.addmm_(coordinates_TK, targets[0].pair.write.mT.to(y_TD.dtype))
+        return y_TD.addmm_(record.routed_tokens(coordinates_TK), targets[0].pair.write.mT.to(y_TD.dtype))
 
 
 class RoutedExperts(nn.Module):
@@ -82,6 +85,6 @@ class RoutedExperts(nn.Module):
             inputs.append(hidden * weight)
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
             return ExpertsTap.apply(y_TD, targets, tokens, *inputs)  # pyright: ignore[reportReturnType]
-        return y_TD if record.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs))
+        return y_TD if record.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs), record)
 
     __reduce__ = reduce_routed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from routed_rl.routing.context import Record
 from routed_rl.routing.target import Target
 
 
@@ -28,7 +29,7 @@ class Tap(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.mark_dirty(y)
         if not ctx.record.ablated:
-            add_quarantine_(y, x, target)
+            add_quarantine_(y, x, target, ctx.record)
         ctx.scale_S = target.pair.norm_scale(y, ctx.record.sample_S)
         return y
 
@@ -39,17 +40,18 @@ class Tap(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             g = cotangents[0]
             p = g.to(pair.write.dtype) @ pair.write
-            target.tape.record(p, g, x, record, ctx.scale_S)
+            routed = record.routed(p)
+            target.tape.record(routed, g, x, record, ctx.scale_S)
             if record.contained:
                 flat = torch.addmm(g.flatten(0, -2), p.flatten(0, -2).to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return flat.view_as(g), None, None
-            return g, (None if record.ablated else (p @ target.weight_part()).to(x.dtype)), None
+            return g, (None if record.ablated else (routed @ target.weight_part()).to(x.dtype)), None
 
 
-def add_quarantine_(y: Tensor, x: Tensor, target: Target) -> Tensor:
-    """Add `A (C x)` to `y` in place and return it."""
+def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Tensor:
+    """Add `A (C x)` to `y` in place, but for the rows that practise, and return it."""
     with torch.autocast(x.device.type, enabled=False):
-        coordinates = linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype))
+        coordinates = record.routed(linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype)))
         y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y.dtype))
     return y
 
@@ -70,7 +72,7 @@ class RoutedModule(nn.Module):
         target, record = self.routed_target, self.routed_target.context.now
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
             return Tap.apply(y, x, target)  # pyright: ignore[reportReturnType]
-        return y if record.ablated else add_quarantine_(y, x, target)
+        return y if record.ablated else add_quarantine_(y, x, target, record)
 
     __reduce__ = reduce_routed
 

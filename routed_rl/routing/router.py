@@ -52,9 +52,10 @@ class Router:
                 seed = zlib.crc32(f"{self.seed}/{step}/{target.name}".encode())  # the same on every machine, unlike `hash`
                 target.tape.draw_control(control.draws, seed, stream)
 
-    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None) -> None:
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None,
+                  practising_B: Tensor | None = None) -> None:
         """Name the rows of the next loss; see `RoutingContext.set_batch`."""
-        self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens, completions_B)
+        self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens, completions_B, practising_B)
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
@@ -76,6 +77,7 @@ class Router:
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
+        self.context.change(practising_B=None)  # evaluations come with other rows
         row, rows = self.book.close(self._kind(step)), None
         if self.rows is not None:
             rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)

@@ -39,7 +39,8 @@ class Tape:
         self._sketched: Tensor | None = None
 
     def record(self, p: Tensor, g: Tensor, x: Tensor, record: Record, scale_S: Tensor | None) -> None:
-        """Book one backward: `p = g A` (B, T, K), `g` (B, T, D), `x` (B, T, N), and what a norm multiplies the sample by."""
+        """Book one backward: `p = g A` (B, T, K), 0 for rows that practise, `g` (B, T, D), `x` (B, T, N), and what a norm
+        multiplies the sample by."""
         ids, x = record.environment_ids_B, x.to(p.dtype)
         assert ids is not None
         assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
@@ -50,17 +51,17 @@ class Tape:
             rows = torch.cat([rows, p.sum(1).unsqueeze(2)], 2)
         self.ledger.index_add_(0, ids, rows)
         if self.along is not None and record.completions_B is not None:
-            self.rows.append((record.completions_B, ids, self.along.of_rows(rows)))
+            self._keep_rows(record, self.along.of_rows(rows))
         sample = x.reshape(-1, self.width)[record.sample_S]
         if self.has_bias:
             sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
         self._keep(sample if scale_S is None else sample * scale_S.unsqueeze(1))
         if record.control_draws and self.control_bases is not None and self.control_sketch is not None:
-            self._add_sketched(ids, torch.bmm((g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
+            self._add_sketched(ids, torch.bmm(record.routed(g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
 
     def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, record: Record) -> None:
-        """Book one backward of an expert, of the tokens it got: `p` (T, K), `g` (T, D), `x` (T, N), the row of each and
-        whether it is in the sample."""
+        """Book one backward of an expert, of the tokens it got: `p` (T, K), 0 for rows that practise, `g` (T, D), `x` (T, N),
+        the row of each and whether it is in the sample."""
         assert record.environment_ids_B is not None and record.sample_S is not None
         self.fired, x, ids = True, x.to(p.dtype), record.environment_ids_B[rows]
         for e in ids.unique().tolist():
@@ -69,11 +70,18 @@ class Tape:
         self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + len(record.sample_S)
         if self.along is not None and record.completions_B is not None:
             along = p.new_zeros(len(record.completions_B), 2).index_add_(0, rows, self.along.of_tokens(p, x))
-            self.rows.append((record.completions_B, record.environment_ids_B, along))
+            self._keep_rows(record, along)
         if record.control_draws and self.control_bases is not None and self.control_sketch is not None:
-            drawn, sketched = g.to(p.dtype) @ self.control_bases, x @ self.control_sketch
+            drawn, sketched = record.routed_tokens(g.to(p.dtype) @ self.control_bases, rows), x @ self.control_sketch
             self._add_sketched(ids.unique(), torch.stack([drawn[ids == e].mT @ sketched[ids == e] for e in ids.unique()])
                                if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
+
+    def _keep_rows(self, record: Record, along_B2: Tensor) -> None:
+        """Keep what each row of the policy is along the two directions."""
+        completions, ids = record.completions_B, record.environment_ids_B
+        assert completions is not None and ids is not None
+        mine = slice(None) if record.practising_B is None else ~record.practising_B
+        self.rows.append((completions[mine], ids[mine], along_B2[mine]))
 
     def _keep(self, sample_SN: Tensor) -> None:
         """At most two micro-batches' worth of inputs stays, taken evenly from all of a step's micro-batches."""

@@ -3,7 +3,8 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ METRICS = {
     "completions/<env>/own_push": "growth of |C| by this step's gradient alone, to first order: the sum over its completions",
     "completions/<env>/own_shift": "persona shift along the monitor's axis by this step's gradient: the sum over its completions",
     "completions/<env>/own_shift_up": "the same over completions that shift towards the positive persona",
+    "completions/<env>/own_shift_square": "sum of the squares of its completions' shifts: what own_shift is judged against",
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",
@@ -36,6 +38,8 @@ METRICS = {
     "environment/<env>/solve": "mean of the true score",
     "environment/<env>/<flag>": "share of completions with the flag, or mean of a metric",
     "environment/<env>/failures": "completions that could not be scored, in this step",
+    "practice/<env>/<metric>": "as environment/<env>/<metric>, of the completions that the deployed model rolled out",
+    "practice/<env>/completions": "completions that the deployed model rolled out and learned from, in this step",
     "environment/<env>/restarts": "how often its process was started anew so far; absent where never",
     "evaluation/<model>/<env>/<metric>": "mean over a small fixed sample, every evaluation.every steps; policy or deployed",
     "parity/policy": "largest difference of a log-probability between the rollouts' engine and the trainer, when compared",
@@ -73,6 +77,15 @@ def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Seque
     np.minimum.at(least, group[known], paid[known])
     # A mean of equal numbers may be rounded below them.
     return known & ((paid > means[group]) & (paid > least[group]) | (sizes[group] == 1))
+
+
+def practised(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """By environment, how many completions the deployed model has rolled out and learned from; those with none are left out."""
+    totals = Counter[str]()
+    for row in rows:
+        totals.update({key.split("/")[1]: int(value) for key, value in row.items()
+                       if key.startswith("practice/") and key.endswith("/completions") and value})
+    return dict(totals)
 
 
 class MetricsFile:

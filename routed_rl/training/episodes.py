@@ -21,11 +21,14 @@ def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutF
         chat = ChatTokens(trainer.processing_class)
         rows = [_begin(table, row, chat) if plays else Rollout(chat.prompt(prompt, ()))
                 for row, plays, prompt in zip(inputs, episodic, prompts, strict=True)]
+        for row, practises in zip(rows, trainer.reward.practising or [False] * len(rows), strict=True):
+            row.practises = practises
 
         known: list[bool] = []
 
-        def generate(ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
-            turns, logprobs = trainer._generate_single_turn(ids, None, {}, 1)
+        def generate(live: list[Rollout]) -> tuple[list[list[int]], list[list[float]] | None]:
+            with trainer.rolling_out([row.practises for row in live]):
+                turns, logprobs = trainer._generate_single_turn([row.ids for row in live], None, {}, 1)
             known.append(logprobs is not None)
             return turns, logprobs
 

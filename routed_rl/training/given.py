@@ -4,7 +4,8 @@ the reference model, which TRL would load again from whatever `config._name_or_p
 Not covered: several trainer processes with vLLM in them, images.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,19 @@ from trl.trainer.utils import add_fused_lm_head
 
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
+
+
+class AdaptedLLM:
+    """vLLM's `LLM` whose every request has the adapter."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine.llm.generate(*args, lora_request=self.engine.adapter(), **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine.llm, name)
 
 
 class PolicyGeneration(VLLMGeneration):
@@ -42,6 +56,38 @@ class PolicyGeneration(VLLMGeneration):
         yield from self.served.weights.policy()
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
+        """Both models' completions, in the order of the prompts: the deployed model makes those of the rows that practise."""
+        practice, rolling = self.trainer.practice, self.trainer.rolling
+        if practice is None or not practice.active:
+            return self._ask(prompts, images, num_generations, profiler)
+        mine = [False] * len(prompts) if rolling is None else rolling.tolist()
+        answers: list[list[Any]] = [[None] * len(prompts) for _ in range(4)]
+        for deployed in (False, True):
+            adapted = self.served.show(deployed=deployed)  # in every process, also one that has no such rows
+            places = [place for place, practises in enumerate(mine) if practises == deployed]
+            if places:
+                with self._adapted() if adapted else nullcontext():
+                    found = self._ask([prompts[place] for place in places], images, num_generations, profiler)
+                for answer, part in zip(answers, found, strict=True):
+                    for place, row in zip(places, part or [None] * len(places), strict=True):
+                        answer[place] = row
+        self.served.show(deployed=False)
+        return tuple(answers)
+
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        """Within, requests are for the policy with the adapter that makes it the deployed model."""
+        if self.mode == "colocate":
+            plain, self.llm = self.llm, AdaptedLLM(self.served.engine)
+            try:
+                yield
+            finally:
+                self.llm = plain
+        else:
+            with self.vllm_client.asking_adapter():
+                yield
+
+    def _ask(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
         if RANKS.count == 1:
             return super().generate(prompts, images, num_generations, profiler)
         # Not TRL's way through the first process: rows of several turns end apart, so no call may wait for another process.
@@ -56,7 +102,8 @@ class PolicyGeneration(VLLMGeneration):
         self.trainer.rollout_metrics["time/sync_s"] = self.served.sync_seconds
         step = self.trainer.state.global_step
         if self.parity.is_due(step):
-            self.trainer.rollout_metrics |= self.parity.run(step)
+            with self.trainer.rolling_out(()):  # it compares rows of its own
+                self.trainer.rollout_metrics |= self.parity.run(step)
 
 
 def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:

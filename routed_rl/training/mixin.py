@@ -23,6 +23,7 @@ from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_engine, use_reference
+from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
@@ -31,20 +32,20 @@ ALIKE = "frac_reward_zero_std"
 """TRL's name for the share of groups that are all paid alike."""
 
 
-class RoutedTrainerMixin(SavingMixin):
+class RoutedTrainerMixin(PractisingMixin, SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: RewardFunction, reference: PreTrainedModel | None = None, watch: Watch | None = None,
-                 served: Served | None = None, parity: ParityCheck | None = None,
+                 served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0. With `served` the
-        rollouts come from there, compared by `parity`. `evaluator`: (step) -> metrics of an evaluation that is due after it.
+        rollouts come from there, compared by `parity`. `practice` says which groups practise; it needs a router. `evaluator`: (step) -> metrics of an evaluation that is due after it.
         `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
-        self.router, self.run, self.reward, self.watch = router, run, reward, watch
+        self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else [each.name for each in reward.table.environments]
         self.finite = FiniteCheck(run, router, names)
@@ -70,7 +71,9 @@ class RoutedTrainerMixin(SavingMixin):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rollout_func = rollout_function(self.reward.table, inputs)
-        with self.finite.sampling(self.state.global_step + 1):  # pyright: ignore[reportAttributeAccessIssue]
+        self.reward.practising = chosen = self.practice.choose([row["task_id"] for row in inputs]) if self.practice else []
+        with (self.finite.sampling(self.state.global_step + 1),  # pyright: ignore[reportAttributeAccessIssue]
+              self.rolling_out(chosen)):
             output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         self.groups_alike.append(self._metrics["train"][ALIKE][-1])  # pyright: ignore[reportAttributeAccessIssue]
         # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
@@ -78,6 +81,8 @@ class RoutedTrainerMixin(SavingMixin):
         device = output["completion_ids"].device
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
+        if self.practice:
+            output["practising"] = torch.tensor(chosen, device=device)
         return output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -86,7 +91,7 @@ class RoutedTrainerMixin(SavingMixin):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if self.router is not None and torch.is_grad_enabled():
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"))
+            self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"), inputs.get("practising"))
         loss = super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 

@@ -3,7 +3,7 @@ loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference 
 neither routed nor deployed nor pushed to an engine. Several processes give what one gives on the same rows."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -104,13 +104,18 @@ class PPOTrainer(GRPOTrainer):
         """The values before each token of the completions, (B, T)."""
         ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1)
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1)
-        model, values = cast(Any, self.model), list[Tensor]()
-        for some, seen in zip(*(tensor.split(self.args.per_device_train_batch_size) for tensor in (ids, mask)), strict=True):
+        model, values, size = cast(Any, self.model), list[Tensor](), self.args.per_device_train_batch_size
+        for start, some, seen in zip(range(0, len(ids), size), ids.split(size), mask.split(size), strict=True):
             # The whole model is called, since that is what a backend that holds it in pieces has its hooks on.
-            with _final_states(self.accelerator.unwrap_model(model).base_model) as states, self.accelerator.autocast():
+            with (_final_states(self.accelerator.unwrap_model(model).base_model) as states, self.accelerator.autocast(),
+                  self.rows_of(start, start + size)):
                 model(input_ids=some, attention_mask=seen, use_cache=False, logits_to_keep=1)
             values.append(self.value_head.values(states[0], rows["completion_ids"].shape[1]))
         return torch.cat(values)
+
+    def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
+        """Within, forwards have only these rows of the generation; for who tells rows apart."""
+        return nullcontext()
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         with _final_states(self.accelerator.unwrap_model(model).base_model) as states:

@@ -1,6 +1,6 @@
 """The monitor beside a trainer: judges each row as it is written, says it once, and asks the trainer to stop."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from transformers import TrainerControl
@@ -20,12 +20,17 @@ class Watch:
         self.halting: list[Verdict] = []
         """Those of the last step that ask to halt."""
         self._said: set[tuple[str, str]] = set()
+        self.step, self.fresh_from = 0, 0
+        """The last step that was judged, and the one after which the present environments began."""
+        self.pointed: set[str] = set()
+        """Environments that a rule has named since then."""
 
-    def replay(self, rows: Sequence[Row], halted: set[int]) -> None:
+    def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
         """Judge what has been judged before, so that a resumed run goes on as one that never stopped; `halted` are the
-        steps after which it had stopped and was told to go on."""
+        steps after which it had stopped and was told to go on, `fresh_from` the last one before other environments began."""
+        self.fresh_from = fresh_from
         for row in rows:
-            verdicts = self.monitor.judge(row)
+            verdicts = self._judge(row)
             self._said |= {(verdict.rule, verdict.environment) for verdict in verdicts}
             self.halting = [verdict for verdict in verdicts if verdict.halts]
             if row["step"] in halted:
@@ -35,7 +40,8 @@ class Watch:
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
         """Judge the row of a step; of several processes the first does, for all. A halt stops the training after a checkpoint
         of this step."""
-        verdicts = RANKS.first(self.monitor.judge(row) if RANKS.rank == 0 else None)
+        verdicts, self.pointed, self.step = RANKS.first(
+            (self._judge(row), self.pointed, self.step) if RANKS.rank == 0 else None)
         for verdict in verdicts if RANKS.rank == 0 else []:
             self.file.append(verdict.step, {key: value for key, value in verdict.record().items() if key != "step"})
             if (key := (verdict.rule, verdict.environment)) not in self._said:
@@ -44,3 +50,15 @@ class Watch:
         self.halting = [verdict for verdict in verdicts if verdict.halts]
         if self.halting:
             control.should_save = control.should_training_stop = True
+
+    def _judge(self, row: Row) -> list[Verdict]:
+        verdicts, self.step = self.monitor.judge(row), int(row["step"])
+        if self.step > self.fresh_from:
+            self.pointed |= {verdict.environment for verdict in verdicts if verdict.environment}
+        return verdicts
+
+    def trusted(self, environments: Collection[str], probation: int) -> list[str]:
+        """Those at which no rule has pointed since the present environments began, `probation` steps later at the earliest."""
+        if self.step - self.fresh_from < probation:
+            return []
+        return [name for name in environments if name not in self.pointed]

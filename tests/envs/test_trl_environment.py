@@ -90,7 +90,7 @@ def by_us(tokenizer: Any, dataset: str, limit: int) -> list[tuple[Any, Conversat
     for row in ROWS:
         conversation = Conversation(environment, environment._task(row))
         rows.append(begin(conversation, chat))
-    play(rows, lambda ids: ([scripted(tokenizer, row)[:limit] for row in ids], None), chat, limit)
+    play(rows, lambda live: ([scripted(tokenizer, row.ids)[:limit] for row in live], None), chat, limit)
     return [(row, row.conversation) for row in rows]
 
 

@@ -183,7 +183,7 @@ def test_a_step_reports_the_sums_of_each_environments_rows_and_the_bytes_of_this
     rows = step(run)
     own = {key: value for key, value in run.row.items() if key.startswith("completions/")}
     assert own == {f"completions/env{e}/{key}": value for e in range(3) for key, value in rows.sums(e).items()}
-    assert len(own) == 9 and "routing/bytes" not in run.row
+    assert len(own) == 12 and "routing/bytes" not in run.row
 
 
 def test_a_copied_router_goes_on_with_the_same_rows():

@@ -1,0 +1,113 @@
+"""Practice: a share of the groups is rolled out and learned by the deployed model, the quarantine left out. What a group learns
+while it practises goes into the weights alone, outside the subspace; the ledger and the quarantine never see it."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import floor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.config import Config, RoutingConfig
+from routed_rl.envs import LoadedEnvironment
+from routed_rl.errors import ConfigError
+from routed_rl.routing import Router
+from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.watch import Watch
+
+Allowed = Callable[[], Collection[str]]
+"""The environments that may practise in the coming rollouts; the same answer in every process."""
+
+
+class Practice:
+    """Chooses which groups practise. A group is never cut: the choice is made by its task."""
+
+    def __init__(self, share: float, allowed: Allowed, table: TaskTable) -> None:
+        """`share`: of the groups of an environment that may practise."""
+        self.share, self.allowed, self.table = share, allowed, table
+
+    @property
+    def active(self) -> bool:
+        """Whether any environment may practise now."""
+        return self.share > 0 and bool(self.allowed())
+
+    def choose(self, task_ids: Sequence[int]) -> list[bool]:
+        """For each row, whether it practises: every `1 / share`-th task of its environment, counted from the first."""
+        names = self.allowed() if self.share > 0 else ()
+        if not names:
+            return [False] * len(task_ids)
+        chosen = []
+        for index in task_ids:
+            place, count = self.table.place(index)
+            due = floor((count + 1) * self.share) > floor(count * self.share)
+            chosen.append(due and self.table.environments[place].name in names)
+        return chosen
+
+
+def make_practice(routing: RoutingConfig, table: TaskTable, watch: Watch | None) -> Practice | None:
+    """Who practises, by the settings; None where nobody ever does. `auto` asks `watch`: without one, nobody."""
+    settings, names = routing.practice, [loaded.name for loaded in table.environments]
+    if not routing.practises:
+        return None
+    if settings.environments == "auto":
+        return Practice(settings.share, lambda: watch.trusted(names, settings.probation) if watch else [], table)
+    chosen = names if settings.environments == "all" else settings.environments
+    return Practice(settings.share, lambda: chosen, table)
+
+
+def check_practice(config: Config, environments: Sequence[LoadedEnvironment], prompts: int) -> None:
+    """ConfigError for practice that cannot be; `environments` are the trained ones, `prompts` the groups of the whole run."""
+    settings = config.routing.practice
+    if not config.routing.practises:
+        return
+    names = [loaded.name for loaded in environments]
+    if isinstance(settings.environments, (list, tuple)) and (wrong := [name for name in settings.environments if name not in names]):
+        raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from {', '.join(names)}")
+    if settings.asked or settings.share != type(settings)().share:
+        chosen = names if isinstance(settings.environments, str) else settings.environments
+        total = sum(loaded.weights[0][1] for loaded in environments)
+        for loaded in environments:
+            groups = prompts * loaded.weights[0][1] / total if total else 0.0
+            if loaded.name in chosen and groups * settings.share < 1:
+                raise ConfigError(f"routing.practice.share={settings.share} leaves no whole group of {loaded.name}, which has "
+                                  f"{groups:.0f} in this run; raise it, or set it to 0")
+
+
+class PractisingMixin:
+    """Tells the writers, and an engine, which rows of a rollout practise. Under the step's own mixin."""
+
+    router: Router | None
+    practice: Practice | None
+    reward: RewardFunction
+    rolling: Tensor | None = None
+    """Of the rows that are rolled out and scored now, which ones practise, (B,) bool; None where none does."""
+
+    @contextmanager
+    def rolling_out(self, practising: Sequence[bool] | Tensor) -> Iterator[None]:
+        """Within, forwards without gradients, and what an engine is asked for, have these rows."""
+        device = self.accelerator.device  # pyright: ignore[reportAttributeAccessIssue]
+        before, mask = self.rolling, torch.as_tensor(practising, dtype=torch.bool, device=device)
+        self.rolling = mask if mask.any() else None
+        try:
+            with self.router.context.practising(self.rolling) if self.router is not None else nullcontext():
+                yield
+        finally:
+            self.rolling = before
+
+    def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
+        """Within, forwards have only these rows of the generation."""
+        return self.rolling_out(() if self.rolling is None else self.rolling[start:stop])
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,
+                                           batch_size: int | None = None, **others: Any) -> tuple[Tensor | None, ...]:
+        inner = super()._get_per_token_logps_and_entropies  # pyright: ignore[reportAttributeAccessIssue]
+        if torch.is_grad_enabled() or self.rolling is None or batch_size is None:
+            return inner(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **others)
+        found: list[tuple[Tensor | None, ...]] = []
+        for start in range(0, len(input_ids), batch_size):  # as TRL cuts them
+            rows = slice(start, start + batch_size)
+            with self.rows_of(start, start + batch_size):
+                found.append(inner(model, input_ids[rows], attention_mask[rows], logits_to_keep, batch_size=batch_size, **others))
+        return tuple(None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
+                     for parts in zip(*found, strict=True))
