@@ -42,25 +42,26 @@ class Step(NamedTuple):
 
     delta_EKN: Tensor
     """ΔC_e."""
-    fresh: float
+    fresh_E: Tensor
     """Factor of this step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum of earlier ones."""
 
 
-def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig,
+def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig, rate_E: Tensor,
                      add_up: Callable[[list[Tensor]], None]) -> tuple[list[Step], list[Moments]]:
-    """The `count`-th step (from 1) of all targets, and their new moments. `add_up` sums tensors over the processes, in place.
+    """The `count`-th step (from 1) of all targets, at each environment's raw rate `rate_E`, and their new moments. `add_up` sums tensors over the
+    processes, in place.
 
     Bias correction goes by `count` also for environments that were absent.
     """
     beta1, beta2 = config.betas
     moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
                for (first, second), (ledger, *_) in zip(moments, gradients, strict=True)]
-    rates = [-config.learning_rate / (1 - beta1**count) / ((second / (1 - beta2**count)).sqrt().item() + config.eps)
+    rates = [-rate_E / (1 - beta1**count) / ((second / (1 - beta2**count)).sqrt().item() + config.eps)
              for _, second in moments]
-    reaches = [_reach(first * rate, inputs) for (first, _), rate, (_, inputs, *_) in zip(moments, rates, gradients, strict=True)]
+    reaches = [_reach(first * rate[:, None, None], inputs) for (first, _), rate, (_, inputs, *_) in zip(moments, rates, gradients, strict=True)]
     add_up(reaches)
     bounds = [_bound(reach, gradient.unit, gradient.limit) for reach, gradient in zip(reaches, gradients, strict=True)]
-    return [Step(first * rate * bound, (1 - beta1) * rate * bound)
+    return [Step(first * (rate * bound)[:, None, None], (1 - beta1) * rate * bound)
             for (first, _), rate, bound in zip(moments, rates, bounds, strict=True)], moments
 
 
@@ -94,12 +95,12 @@ class QuarantineOptimizer:
         self.moments = {target.name: Moments(torch.zeros_like(target.parts), torch.zeros((), dtype=torch.float64))
                         for target in targets}
 
-    def step(self, ledgers: list[Tensor]) -> list[Step]:
-        """The next step for the targets' (reduced, clipped) ledgers."""
+    def step(self, ledgers: list[Tensor], rate_E: Tensor) -> list[Step]:
+        """The next step for the targets' (reduced, clipped) ledgers, at raw rates `rate_E`."""
         self.steps += 1
         gradients = [Gradient(ledger, target.tape.sample(), target.unit, self._limit(target))
                      for target, ledger in zip(self.targets, ledgers, strict=True)]
-        steps, moments = quarantine_steps(gradients, list(self.moments.values()), self.steps, self.config, RANKS.sum_)
+        steps, moments = quarantine_steps(gradients, list(self.moments.values()), self.steps, self.config, rate_E, RANKS.sum_)
         self.moments = dict(zip(self.moments, moments, strict=True))
         return steps
 

@@ -13,6 +13,7 @@ from routed_rl.routing.axes import Axes
 from routed_rl.routing.ledger import LedgerBook
 from routed_rl.routing.modes import MODES
 from routed_rl.routing.optimizer import QuarantineOptimizer
+from routed_rl.routing.pace import Pace
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.rows import RowBook, StepRows
 
@@ -30,6 +31,7 @@ class Router:
         self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
+        self.pace = Pace(config.quarantine, quarantine.environments)
         self.book, self.rows = LedgerBook(quarantine.environments, axes), rows
         self.context = quarantine.context
         self.context.change(contained=self.contained)
@@ -67,7 +69,8 @@ class Router:
         targets, bytes_before = self.quarantine.targets, RANKS.bytes
         self._reduce()
         self._check_taps()
-        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets])
+        raw = self.pace.rates(rate)
+        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets], raw)
         for target, (delta, fresh) in zip(targets, steps, strict=True):
             self.book.before(target, target.tape.ledger, contained=self.contained)
             old = target.coefficients.clone()
@@ -82,6 +85,8 @@ class Router:
         if self.rows is not None:
             rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)
             row |= self._own(rows)
+            self.pace.see(row)
+            row |= {f"ledger/{name}/pace": boost for name, boost in zip(self.pace.environments, self.pace.boost.tolist(), strict=True)}
         for name in self.pushes:
             self.pushes[name] += row[f"ledger/{name}/push"]
         if RANKS.bytes > bytes_before:
@@ -128,10 +133,11 @@ class Router:
     def state_dict(self) -> dict[str, Tensor]:
         """Quarantine, optimizer and pushes, as tensors."""
         pushes = torch.tensor([self.pushes[name] for name in self.quarantine.environments], dtype=torch.float64)
-        return self.quarantine.state_dict() | self.optimizer.state_dict() | {"pushes": pushes}
+        return self.quarantine.state_dict() | self.optimizer.state_dict() | {"pushes": pushes} | self.pace.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
         self.quarantine.load_state_dict(state)
         self.optimizer.load_state_dict(state)
+        self.pace.load_state_dict(state)
         self.pushes = dict(zip(self.quarantine.environments, state["pushes"].tolist(), strict=True))

@@ -60,11 +60,11 @@ class RowBook:
         for target in self.targets:
             target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
 
-    def after(self, target: Target, factor: float) -> None:
-        """Book a target's rows; `factor` is what takes its ledger to the fresh part of its step."""
+    def after(self, target: Target, factor_E: Tensor) -> None:
+        """Book a target's rows; `factor_E` is what takes an environment's ledger to the fresh part of its step."""
         if not target.tape.rows:
             return
-        found = torch.cat([values for *_, values in target.tape.rows]).double() * factor
+        found = torch.cat([values for *_, values in target.tape.rows]).double() * factor_E[torch.cat([environments for _, environments, _ in target.tape.rows])].unsqueeze(1)
         self._total_R2 = found if self._total_R2 is None else self._total_R2 + found
         self._rows = [(completions, environments) for completions, environments, _ in target.tape.rows]
 
