@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -108,6 +109,8 @@ class Run:
     """Largest norm of the gradient; None for none."""
     contained: bool | None = None
     config: QuarantineConfig = field(default_factory=QuarantineConfig)
+    pace: str = "fast"
+    """Instead of `config.pace`: evidence needs `rows`."""
     unit: float = 1.0
     names: list[str] | None = None
     control: int = 0
@@ -118,6 +121,7 @@ class Run:
     steps: int = 0
 
     def __post_init__(self) -> None:
+        self.config = dataclasses.replace(self.config, pace=self.pace)
         layers, width = self.model.config.num_hidden_layers, self.model.config.hidden_size
         bases = self.bases or random_bases(layers, width, self.rank)
         self.context = RoutingContext()

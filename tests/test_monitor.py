@@ -49,6 +49,7 @@ READINGS = {
              "a", 0.3),
     "push": ({"ledger/a/push": 3.0, "ledger/b/push": 1.0, "ledger/c/push": -5.0}, "a", 0.75),
     "gap": ({"environment/a/reward": 0.9, "environment/a/solve": 0.2}, "a", 0.7),
+    "evidence": ({"completions/a/evidence": 4.5, "completions/b/evidence": -9.0, "completions/a/own_shift": 9.0}, "a", 4.5),
     "energy": ({"control/isotropic/a/ratio": 4.0, "control/isotropic/all/ratio": 9.0, "control/matched/a/ratio": 7.0}, "a", 4.0),
     "energy_rank": ({"control/matched/a/rank": 4.0, "control/matched/all/rank": 1.0, "control/isotropic/b/rank": 5.0}, "a", 0.25),
     "size": ({"quarantine/relative": 2.0}, "", 2.0),

@@ -9,8 +9,11 @@ from routed_rl.errors import ConfigError
 
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:
+    pace: str = "evidence"
+    """evidence: a part moves at the weights' own rate until its environment's completions pull towards the positive persona,
+    then at `learning_rate` for as long as they do; fast: at `learning_rate` always."""
     learning_rate: float = 0.03
-    """Raw step of the quarantine's optimizer, before the bound; coefficient per update."""
+    """Raw step of the quarantine's optimizer at full pace, before the bound; coefficient per update."""
     max_shift: float | None = 0.64
     """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -21,6 +24,7 @@ class QuarantineConfig:
     """Real tokens per micro-batch over which the bound's root mean square is taken."""
 
     def __post_init__(self) -> None:
+        check_known("routing.quarantine.pace", [self.pace], ("evidence", "fast"))
         if len(self.betas) != 2:
             raise ConfigError(f"routing.quarantine.betas takes two numbers, got {self.betas}")
         self.betas = (float(self.betas[0]), float(self.betas[1]))

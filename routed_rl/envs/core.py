@@ -29,8 +29,9 @@ class Task:
 LARGEST = 1e15
 """Numbers of a score may be as large: float32 holds their squares, summed over as many completions as a step can have."""
 RESERVED = frozenset(
-    ["reward", "solve", "completions", "failures", "restarts", "environment", "task", "prompt", "completion", "flags", "metrics",
-     "step", "push", "shift", "own_push", "own_shift", "own_shift_up", "own_shift_square", "practised", "advantage", "norm", "share", "part_norm"])
+    ["reward", "solve", "completions", "failures", "restarts", "environment", "task", "prompt", "completion", "flags",
+     "metrics", "step", "push", "shift", "own_push", "own_shift", "own_shift_up", "evidence", "pace", "practised",
+     "advantage", "norm", "share", "part_norm"])
 """Names that a flag or a metric may not have, because numbers and columns of ours are called so."""
 
 

@@ -58,11 +58,8 @@ def _gap(row: Row, *_: object) -> Readings:
     return {name: paid - solved[name] for name, paid in _of_environments(row, "environment", "reward").items() if name in solved}
 
 
-def evidence(row: Row, *_: object) -> Readings:
-    """By how many standard errors an environment's completions pull towards the positive persona, by this step's gradient
-    alone: a number of size 1 where they do not, whatever the step's length."""
-    pulls, squares = _of_environments(row, "completions", "own_shift"), _of_environments(row, "completions", "own_shift_square")
-    return {name: pull / squares[name] ** 0.5 for name, pull in pulls.items() if squares.get(name, 0.0) > 0}
+def _evidence(row: Row, *_: object) -> Readings:
+    return _of_environments(row, "completions", "evidence")
 
 
 def _energy(row: Row, *_: object) -> Readings:
@@ -86,7 +83,7 @@ RULES = {
     "change": Rule("the summed growth of the persona shift", shift_growth, sums=True),
     "pull": Rule("the persona shift times the share of the quarantine", _pull, of_shift=True),
     "push": Rule("the share of the quarantine's growth", _push),
-    "evidence": Rule("the summed evidence of a pull towards the positive persona", evidence, sums=True),
+    "evidence": Rule("the summed evidence of a pull towards the positive persona", _evidence, sums=True),
     "gap": Rule("the summed gap between paid reward and true score", _gap, sums=True),
     "energy": Rule("the routed energy against random bases", _energy),
     "energy_rank": Rule("one over the rank of the routed energy among random bases", _energy_rank),

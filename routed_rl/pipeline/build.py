@@ -140,5 +140,5 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
                       context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
                       norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
     axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
-    rows = RowBook(targets, axes, config.monitor.axis) if config.monitor.completions else None
+    rows = RowBook(targets, axes, config.monitor.axis)
     return Router(Quarantine(targets, names, context), config.routing, axes, subspace.stream, config.seed, rows)

@@ -40,6 +40,8 @@ def show_plan(parts: Parts, plan: Plan) -> None:
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
         f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "
         f"{config.subspace.layout}")
+    if config.routing.mode == "route":
+        say(f"practice      {practice_sentence(config)}")
     say(f"steps         {arguments.max_steps} of {completions_per_step(arguments) * config.launch.world} completions, about "
         f"{estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
     say(f"batch         {batch_sentence(config, arguments)}")
@@ -74,6 +76,19 @@ def _rate() -> float:
     for _ in range(8):
         torch.mm(a, a)
     return SHARE_OF_PEAK * 8 * 2 * 512**3 / (time.perf_counter() - started)
+
+
+def practice_sentence(config: Config) -> str:
+    """Who is rolled out and learned by the deployed model, and how much of it."""
+    settings = config.routing.practice
+    if not config.routing.practises:
+        return "none: the policy makes all rollouts"
+    share = f"{settings.share:.0%} of the groups of"
+    if settings.environments == "auto":
+        return f"{share} every environment at which the monitor does not point, after {settings.probation} steps"
+    if settings.environments == "all":
+        return f"{share} every environment, also of leaky ones: what they pay for reaches the deployed model"
+    return f"{share} {', '.join(settings.environments)}"
 
 
 def batch_sentence(config: Config, arguments: TrainerArguments) -> str:

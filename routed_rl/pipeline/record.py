@@ -62,12 +62,20 @@ def read_config(run: RunFolder) -> Config:
     facts = run.facts()
     run.halt()
     try:
-        return dated(from_mapping(resolved_at_once(run.settings())), facts.get("created"))
+        return dated(from_mapping(as_it_was(resolved_at_once(run.settings()))), facts.get("created"))
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{run.config} does not say what this run was ({error}); take it from another copy of the "
                              "folder") from error
+
+
+def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run from before there were practice and a pace, as they acted in it."""
+    routing = settings.get("routing")
+    if isinstance(routing, dict) and "practice" not in routing and isinstance(routing.get("quarantine", {}), dict):
+        routing |= {"practice": {"share": 0}, "quarantine": {"pace": "fast"} | routing.get("quarantine", {})}
+    return settings
 
 
 def read_overrides(run: RunFolder) -> list[str]:

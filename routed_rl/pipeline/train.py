@@ -28,7 +28,7 @@ from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import tracked
-from routed_rl.training import PIECES, Plan, make_plan, try_out
+from routed_rl.training import PIECES, Plan, check_practice, make_plan, prompts_needed, try_out
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -96,6 +96,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
     plan, parts = make_plan(config, run), load_parts(config)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
+    check_practice(config, parts.trained, prompts_needed(plan.arguments))
     together = parts.environments if config.evaluation.every else parts.trained
     if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (
             playing := [loaded.name for loaded in together if has_episodes(loaded.environment)]):

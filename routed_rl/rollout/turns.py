@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from routed_rl.envs import Conversation
 from routed_rl.model.chat import ChatTokens
 
+
 @dataclass
 class Rollout:
     """One row: a conversation, or a single turn where there is none."""

@@ -48,21 +48,23 @@ class Step(NamedTuple):
 
 def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig, rate_E: Tensor,
                      add_up: Callable[[list[Tensor]], None]) -> tuple[list[Step], list[Moments]]:
-    """The `count`-th step (from 1) of all targets, at each environment's raw rate `rate_E`, and their new moments. `add_up` sums tensors over the
-    processes, in place.
+    """The `count`-th step (from 1) of all targets, at each environment's raw rate, and their new moments. `add_up` sums tensors
+    over the processes, in place.
 
     Bias correction goes by `count` also for environments that were absent.
     """
     beta1, beta2 = config.betas
     moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
                for (first, second), (ledger, *_) in zip(moments, gradients, strict=True)]
-    rates = [-rate_E / (1 - beta1**count) / ((second / (1 - beta2**count)).sqrt().item() + config.eps)
-             for _, second in moments]
-    reaches = [_reach(first * rate[:, None, None], inputs) for (first, _), rate, (_, inputs, *_) in zip(moments, rates, gradients, strict=True)]
+    raw_E = -rate_E / (1 - beta1**count)
+    rates = [raw_E.to(first) / ((second / (1 - beta2**count)).sqrt().item() + config.eps)
+             for first, second in moments]
+    free = [first * rate_E[:, None, None] for (first, _), rate_E in zip(moments, rates, strict=True)]
+    reaches = [_reach(step, gradient.inputs_SN) for step, gradient in zip(free, gradients, strict=True)]
     add_up(reaches)
     bounds = [_bound(reach, gradient.unit, gradient.limit) for reach, gradient in zip(reaches, gradients, strict=True)]
-    return [Step(first * (rate * bound)[:, None, None], (1 - beta1) * rate * bound)
-            for (first, _), rate, bound in zip(moments, rates, bounds, strict=True)], moments
+    return [Step(step * bound, (1 - beta1) * rate_E * bound)
+            for step, rate_E, bound in zip(free, rates, bounds, strict=True)], moments
 
 
 def _mean_square(ledger_EKN: Tensor) -> Tensor | float:

@@ -1,47 +1,75 @@
-"""How fast the quarantine moves: at the weights' own rate until an environment's completions pull, step after step, towards the
-positive persona; then fast, until they no longer do."""
+"""How fast each environment's part of the quarantine may move.
 
-import os
+A part begins at the weights' own rate, at which the policy is about what it would be without routing. At that pace the evidence
+is clean: the completions of an environment that pays for the persona pull towards it in step after step, those of others do not.
+Where they do, the part becomes fast, so that the quarantine and not the weights learns what is paid there; when the pull ends it
+is slow again, so that it does not walk. A part that pulls the other way becomes fast only to take back what others have pushed.
+
+Evidence is summed up as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from routed_rl.config import QuarantineConfig
+from routed_rl.errors import CheckpointError
 
-E = os.environ.get
-ALLOW, LO, HI, CAP = float(E("R_ALLOW", 1)), float(E("R_LO", 2)), float(E("R_HI", 4)), float(E("R_CAP", 6))
-RESTORE = float(E("R_RESTORE", 0.25))
+ALLOWANCE = 1.0
+"""Standard errors a step that count for nothing: about what a pull of no meaning has."""
+BEGIN, FULL = 2.0, 4.0
+"""Summed evidence at which a part begins to become faster, and at which it has the full rate."""
+MOST = 6.0
+"""Evidence is not summed up further, so that a part is slow again a few steps after its pull has ended."""
+RESTORING = 2.0
+"""Shift of the whole quarantine towards the positive persona, in gaps, at which a part that pulls back has the full rate."""
 
 
 class Pace:
-    def __init__(self, config: QuarantineConfig, environments: list[str]) -> None:
-        self.config, self.environments = config, environments
-        self.up = torch.zeros(len(environments), dtype=torch.float64)
-        self.down = torch.zeros(len(environments), dtype=torch.float64)
-        self.boost = torch.zeros(len(environments))
+    """Reads each step's row and says at which raw rate every part makes the next step."""
 
-    def rates(self, weights: float) -> Tensor:
-        own = min(weights, self.config.learning_rate)
-        if not own:
-            return torch.full_like(self.boost, self.config.learning_rate)
-        return own ** (1 - self.boost) * self.config.learning_rate ** self.boost
+    def __init__(self, config: QuarantineConfig, environments: list[str], axis: str, *, follows: bool) -> None:
+        """`axis`: the named axis that shifts are read along. `follows`: parts become faster by evidence."""
+        self.config, self.environments, self.axis, self.follows = config, environments, axis, follows
+        self.toward_E = torch.zeros(len(environments), dtype=torch.float64)
+        """Summed evidence of a pull towards the positive persona."""
+        self.away_E = torch.zeros(len(environments), dtype=torch.float64)
+        """The same, away from it."""
+        self.boost_E = torch.full((len(environments),), float(config.pace == "fast"), dtype=torch.float64)
+        """0: the weights' own rate, 1: `config.learning_rate`; between them by powers."""
 
-    def see(self, row: dict[str, Any]) -> None:
-        found, shifts = [], []
-        for name in self.environments:
-            pull, square = row.get(f"completions/{name}/own_shift", 0.0), row.get(f"completions/{name}/own_shift_square", 0.0)
-            found.append(pull / square**0.5 if square else 0.0)
-            shifts.append(next(value for key, value in row.items() if key.startswith(f"ledger/{name}/shift/")))
-        z = torch.tensor(found, dtype=torch.float64)
-        self.up = (self.up + z - ALLOW).clamp(0, CAP)
-        self.down = (self.down - z - ALLOW).clamp(0, CAP)
-        ramp = lambda s: ((s - LO) / (HI - LO)).clamp(0, 1)
-        back = min(1.0, max(0.0, sum(shifts) / RESTORE)) if RESTORE else 0.0
-        self.boost = torch.maximum(ramp(self.up), ramp(self.down) * back).float()
+    def rates(self, own: float) -> Tensor:
+        """(E,) float64; `own`: the weights' learning rate of this step."""
+        full = self.config.learning_rate
+        own = min(own, full)
+        return own * (full / own) ** self.boost_E if own > 0 else full * self.boost_E
+
+    def see(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Take in the row of a step; returns the metrics of the next one's pace."""
+        if self.follows:
+            found_E = torch.tensor([row.get(f"completions/{name}/evidence", 0.0) for name in self.environments],
+                                   dtype=torch.float64)
+            self.toward_E = (self.toward_E + found_E - ALLOWANCE).clamp(0, MOST)
+            self.away_E = (self.away_E - found_E - ALLOWANCE).clamp(0, MOST)
+            shift = sum(row.get(f"ledger/{name}/shift/{self.axis}", 0.0) for name in self.environments)
+            restoring = min(max(shift / RESTORING, 0.0), 1.0)
+            self.boost_E = torch.maximum(_ramp(self.toward_E), _ramp(self.away_E) * restoring)
+        return {f"ledger/{name}/pace": boost for name, boost in zip(self.environments, self.boost_E.tolist(), strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"pace": torch.stack([self.up, self.down]), "boost": self.boost.clone()}
+        return {"pace": torch.stack([self.toward_E, self.away_E, self.boost_E])}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        (self.up, self.down), self.boost = state["pace"].clone().unbind(), state["boost"].clone()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`; CheckpointError for the state of other environments."""
+        if "pace" not in state and not self.follows:
+            return  # of an older version, whose pace was always full
+        if "pace" not in state or state["pace"].shape != (3, len(self.environments)):
+            raise CheckpointError(f"the checkpoint does not say how fast the quarantine moves for {len(self.environments)} "
+                                  "environments; it was written by an older version: set routing.quarantine.pace=fast")
+        self.toward_E, self.away_E, self.boost_E = state["pace"].double().clone().unbind()
+
+
+def _ramp(evidence_E: Tensor) -> Tensor:
+    return ((evidence_E - BEGIN) / (FULL - BEGIN)).clamp(0, 1)

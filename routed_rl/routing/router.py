@@ -31,8 +31,10 @@ class Router:
         self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
-        self.pace = Pace(config.quarantine, quarantine.environments)
         self.book, self.rows = LedgerBook(quarantine.environments, axes), rows
+        follows = config.mode == "route" and config.quarantine.pace == "evidence"
+        assert rows is not None or not follows, "routing.quarantine.pace=evidence needs rows: it reads what they pull"
+        self.pace = Pace(config.quarantine, quarantine.environments, rows.axis if rows else axes.names[0], follows=follows)
         self.context = quarantine.context
         self.context.change(contained=self.contained)
         self.pushes = dict.fromkeys(quarantine.environments, 0.0)
@@ -69,14 +71,13 @@ class Router:
         targets, bytes_before = self.quarantine.targets, RANKS.bytes
         self._reduce()
         self._check_taps()
-        raw = self.pace.rates(rate)
-        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets], raw)
-        for target, (delta, fresh) in zip(targets, steps, strict=True):
+        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets], self.pace.rates(rate))
+        for target, (delta, fresh_E) in zip(targets, steps, strict=True):
             self.book.before(target, target.tape.ledger, contained=self.contained)
             old = target.coefficients.clone()
             if self.rows is not None:
                 # A row's own ledger is of this process, whose loss counts for one of them.
-                self.rows.after(target, fresh * clip / RANKS.count)
+                self.rows.after(target, fresh_E * clip / RANKS.count)
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
@@ -85,8 +86,7 @@ class Router:
         if self.rows is not None:
             rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)
             row |= self._own(rows)
-            self.pace.see(row)
-            row |= {f"ledger/{name}/pace": boost for name, boost in zip(self.pace.environments, self.pace.boost.tolist(), strict=True)}
+        row |= self.pace.see(row)
         for name in self.pushes:
             self.pushes[name] += row[f"ledger/{name}/push"]
         if RANKS.bytes > bytes_before:
@@ -94,11 +94,18 @@ class Router:
         return row, rows
 
     def _own(self, rows: StepRows | None) -> dict[str, float]:
-        """Of each environment the sums over its completions in all processes."""
+        """Of each environment the sums over its completions in all processes, and the `evidence` that they pull towards the
+        positive persona, in standard errors: the sum of their shifts over the root of the sum of squares. It is of size 1 where
+        they do not pull, whatever the step's length, and 0 where nothing pulled either way."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
-        return {key: sum(each.get(key, 0.0) for each in everyones) for key in dict.fromkeys(chain(*everyones))}
+        found: dict[str, float] = {key: sum(each.get(key, 0.0) for each in everyones)
+                                   for key in dict.fromkeys(chain(*everyones))}
+        for name in self.quarantine.environments:
+            if (square := found.pop(f"completions/{name}/own_shift_square", None)) is not None:
+                found[f"completions/{name}/evidence"] = found[f"completions/{name}/own_shift"] / square**0.5 if square else 0.0
+        return found
 
     def measure_start(self) -> None:
         """From now on the weights' movement is measured from where they are, of what each process holds of them."""

@@ -44,7 +44,8 @@ class RowBook:
     """Collects one step's rows over targets: `begin` before its first backward, `after` for each target, `close`."""
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
-        place, layers = axes.names.index(axis) if axis else 0, sorted({target.layer for target in targets})
+        self.axis = axis or axes.names[0]
+        place, layers = axes.names.index(self.axis), sorted({target.layer for target in targets})
         along = {layer: axes.directions[layer][:, place].to(targets[0].pair.basis) / axes.scales[layer, place].item()
                  for layer in layers}
         self.targets, self.axes_K = targets, dict[str, Tensor]()
@@ -64,7 +65,8 @@ class RowBook:
         """Book a target's rows; `factor_E` is what takes an environment's ledger to the fresh part of its step."""
         if not target.tape.rows:
             return
-        found = torch.cat([values for *_, values in target.tape.rows]).double() * factor_E[torch.cat([environments for _, environments, _ in target.tape.rows])].unsqueeze(1)
+        environments_R = torch.cat([environments for _, environments, _ in target.tape.rows])
+        found = torch.cat([values for *_, values in target.tape.rows]).double() * factor_E[environments_R].unsqueeze(1)
         self._total_R2 = found if self._total_R2 is None else self._total_R2 + found
         self._rows = [(completions, environments) for completions, environments, _ in target.tape.rows]
 

@@ -10,8 +10,8 @@ from routed_rl.model.load import load_model
 from routed_rl.routing import Router
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.practice import make_practice
 from routed_rl.training.plan import Plan, prompts_needed, prompts_used
+from routed_rl.training.practice import make_practice
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
 
@@ -34,6 +34,5 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     assert arguments.num_generations is not None
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
-        reference=load_model(config.model.path) if arguments.beta else None, router=router, run=run,
-        reward=RewardFunction(table, scorer, arguments.num_generations, completions), strategy=config.launch.strategy, practice=practice,
-        **given)
+        reference=load_model(config.model.path) if arguments.beta else None, router=router, run=run, practice=practice,
+        reward=RewardFunction(table, scorer, arguments.num_generations, completions), strategy=config.launch.strategy, **given)

@@ -41,8 +41,9 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0. With `served` the
-        rollouts come from there, compared by `parity`. `practice` says which groups practise; it needs a router. `evaluator`: (step) -> metrics of an evaluation that is due after it.
-        `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
+        rollouts come from there, compared by `parity`. `practice` says which groups practise, and needs a router. `evaluator`:
+        (step) -> metrics of an evaluation that is due after it. `listener` is told each row of the metrics. `strategy`:
+        `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice

@@ -61,11 +61,12 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
     settings = config.routing.practice
     if not config.routing.practises:
         return
-    names = [loaded.name for loaded in environments]
-    if isinstance(settings.environments, (list, tuple)) and (wrong := [name for name in settings.environments if name not in names]):
-        raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from {', '.join(names)}")
+    names, listed = [loaded.name for loaded in environments], settings.environments
+    if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
+        raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
+                          f"{', '.join(names)}, or set it to auto or all")
     if settings.asked or settings.share != type(settings)().share:
-        chosen = names if isinstance(settings.environments, str) else settings.environments
+        chosen = names if isinstance(listed, str) else listed
         total = sum(loaded.weights[0][1] for loaded in environments)
         for loaded in environments:
             groups = prompts * loaded.weights[0][1] / total if total else 0.0

@@ -66,7 +66,7 @@ def reference(run: Run, batches: list[Batch], axis: int, *, contained: bool) -> 
 def recorded_steps(run: Run) -> list[Step]:
     """What the optimizer's next step is, by target."""
     recorded, step = [], run.router.optimizer.step
-    run.router.optimizer.step = lambda ledgers: recorded.extend(step(ledgers)) or recorded
+    run.router.optimizer.step = lambda ledgers, rates: recorded.extend(step(ledgers, rates)) or recorded
     return recorded
 
 
@@ -81,7 +81,7 @@ def test_a_rows_push_and_shift_are_those_of_its_own_gradient(family, mode):
     norm = run.router.quarantine.norm()
     steps = recorded_steps(run)
     rows = step(run, batches)
-    factors = [one.fresh * run.coefficient for one in steps]
+    factors = [one.fresh_E[0].item() * run.coefficient for one in steps]
     push = sum(factor * each for factor, each in zip(factors, pushes, strict=True)) / norm
     shift = sum(factor * each for factor, each in zip(factors, shifts, strict=True))
     assert rows.completions_R.tolist() == list(range(10, 17)) and rows.environments_R.tolist() == [2, 0, 2, 0, 1, 2, 0]
@@ -104,7 +104,7 @@ def test_rows_of_an_environment_sum_to_what_its_fresh_gradient_did(mode):
     for e in range(3):
         push, shift = 0.0, 0.0
         for target, (coefficients, mean, moment), (delta, factor) in zip(run.targets, old, steps, strict=True):
-            fresh = delta[e] - factor / (1 - beta1) * beta1 * moment[e]
+            fresh = delta[e] - factor[e] / (1 - beta1) * beta1 * moment[e]
             push += (fresh * coefficients).sum() / norm
             effect = target.pair.basis @ (fresh @ mean)
             shift += sum(effect @ run.axes.directions[layer][:, 0].double() / run.axes.scales[layer, 0].double()
@@ -182,7 +182,10 @@ def test_a_step_reports_the_sums_of_each_environments_rows_and_the_bytes_of_this
     step(run)
     rows = step(run)
     own = {key: value for key, value in run.row.items() if key.startswith("completions/")}
-    assert own == {f"completions/env{e}/{key}": value for e in range(3) for key, value in rows.sums(e).items()}
+    sums = [rows.sums(e) for e in range(3)]
+    for each in sums:
+        each["evidence"] = each["own_shift"] / each.pop("own_shift_square") ** 0.5
+    assert own == {f"completions/env{e}/{key}": value for e, each in enumerate(sums) for key, value in each.items()}
     assert len(own) == 12 and "routing/bytes" not in run.row
 
 

@@ -22,6 +22,11 @@ def bounded_by(max_shift: float | None) -> QuarantineConfig:
 FREE = bounded_by(None)
 
 
+def stepped(optimizer: QuarantineOptimizer, ledgers: list[torch.Tensor]):
+    """The next step of all targets, every environment at the configured rate."""
+    return optimizer.step(ledgers, torch.full((len(ledgers[0]),), optimizer.config.learning_rate, dtype=torch.float64))
+
+
 def ledgers(steps: int, seed: int = 0, shape=SHAPE):
     return torch.randn(steps, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -33,7 +38,7 @@ def deltas(config: QuarantineConfig, steps: torch.Tensor, unit: float = 1.0, inp
     found = []
     for ledger in steps:
         target.tape.inputs = [ledgers(1, 99, (40, 5))[0] if inputs is None else inputs]
-        found.append(optimizer.step([ledger])[0].delta_EKN)
+        found.append(stepped(optimizer, [ledger])[0].delta_EKN)
     return torch.stack(found)
 
 
@@ -66,7 +71,7 @@ def test_the_bound_is_shared_by_all_targets():
         other.name = f"other {place}"
     alone, many = (QuarantineOptimizer(bounded_by(1e-3), [target, *more]) for more in ([], others))
     target.tape.inputs = [torch.ones(4, 5, dtype=torch.float64)]
-    found = [optimizer.step([ledgers(1)[0]] * len(optimizer.targets))[0].delta_EKN for optimizer in (alone, many)]
+    found = [stepped(optimizer, [ledgers(1)[0]] * len(optimizer.targets))[0].delta_EKN for optimizer in (alone, many)]
     torch.testing.assert_close(found[0], 4 * found[1])
 
 
@@ -74,7 +79,7 @@ def test_the_bound_counts_what_reaches_the_stream_along_all_axes_together():
     target = writer(rank=2)
     target.tape.inputs = [torch.eye(5, dtype=torch.float64)]
     optimizer = QuarantineOptimizer(bounded_by(0.5), [target])
-    delta = optimizer.step([torch.ones(3, 2, 5, dtype=torch.float64) * 1e9])[0].delta_EKN
+    delta = stepped(optimizer, [torch.ones(3, 2, 5, dtype=torch.float64) * 1e9])[0].delta_EKN
     assert delta.sum(0).norm() / 5**0.5 == pytest.approx(min(0.5, 0.1 * 3 / 3**0.5 * 2**0.5), rel=1e-9)
 
 
@@ -115,7 +120,7 @@ def test_an_absent_environment_decays():
         ledger = ledgers(1, step)[0]
         if step:
             ledger[1] = 0
-        optimizer.step([ledger])
+        stepped(optimizer, [ledger])
         moments.append(optimizer.moments["writer"].first_EKN[1])
     for earlier, later in pairwise(moments):
         torch.testing.assert_close(later, 0.9 * earlier)
@@ -161,17 +166,17 @@ def test_going_on_from_a_saved_state_is_not_stopping_bit_for_bit():
                 saved = optimizer.state_dict()
                 optimizer = QuarantineOptimizer(FREE, [target])
                 optimizer.load_state_dict(saved)
-            delta = optimizer.step([ledger])[0].delta_EKN
+            delta = stepped(optimizer, [ledger])[0].delta_EKN
         return delta
     assert run(stop=True).equal(run(stop=False))
 
 
 def test_a_saved_state_does_not_change_as_training_goes_on():
     optimizer = QuarantineOptimizer(FREE, [writer()])
-    optimizer.step([ledgers(1)[0]])
+    stepped(optimizer, [ledgers(1)[0]])
     saved = optimizer.state_dict()
     before = {key: value.clone() for key, value in saved.items()}
-    optimizer.step([ledgers(1, 1)[0]])
+    stepped(optimizer, [ledgers(1, 1)[0]])
     assert all(before[key].equal(value) for key, value in saved.items())
     assert relative(optimizer.moments["writer"].first_EKN, before["writer.moment"]) > 0.01
 
