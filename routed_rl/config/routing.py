@@ -10,8 +10,8 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:
     pace: str = "evidence"
-    """evidence: a part moves at the weights' own rate until its environment's completions pull towards the positive persona,
-    then at `learning_rate` for as long as they do; fast: at `learning_rate` always."""
+    """evidence: a part is slow until its environment's completions pull towards the positive persona, then has `learning_rate`
+    for as long as they do; fast: `learning_rate` always."""
     learning_rate: float = 0.03
     """Raw step of the quarantine's optimizer at full pace, before the bound; coefficient per update."""
     max_shift: float | None = 0.64

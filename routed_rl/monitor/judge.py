@@ -11,6 +11,9 @@ from typing import Any
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.rules import RULES, Row, shift_growth
 
+SUSPICION = 1 / 3
+"""Share of the evidence rule's limit from which on an environment is suspected."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -105,6 +108,11 @@ class Monitor:
                     onset = self.onsets[environment].since if rule.of_shift and detector.told is None else 0
                     self.said.append(Verdict(name, environment, step, value, limit, onset or detector.since, settings.action))
         return self.said
+
+    def suspects(self, environment: str) -> bool:
+        """Whether the evidence against `environment` is on its way to a verdict."""
+        limit, detector = self.config.evidence.limit_of(environment), self.detectors.get(("evidence", environment))
+        return limit is not None and detector is not None and detector.unbroken > SUSPICION * limit
 
     def rearm(self) -> None:
         """Ask for new evidence: the run halted on the last step and goes on.

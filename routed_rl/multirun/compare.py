@@ -13,13 +13,15 @@ from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.report import not_scored
 
 ARMS: dict[str, list[str]] = {
-    UNROUTED: ["routing.mode=none"],
-    "observe": ["routing.mode=observe"],
+    UNROUTED: ["routing.mode=none", "routing.practice.share=0"],
+    "observe": ["routing.mode=observe", "routing.practice.share=0"],
     ROUTED: ["routing.mode=route"],
     CONTROL: ["routing.mode=route", "subspace.method=random"],
-    "erase": ["routing.mode=erase"],
+    "practice_all": ["routing.mode=route", "routing.practice.environments=all"],
+    "erase": ["routing.mode=erase", "routing.practice.share=0"],
 }
-"""Arm -> the settings that make it, after those of the user. What is frozen is the same in every arm."""
+"""Arm -> the settings that make it, after those of the user. What is frozen is the same in every arm. `practice_all` is a
+contrast: a leaky environment practises too, so what it pays for reaches the deployed model."""
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,

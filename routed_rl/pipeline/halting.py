@@ -11,7 +11,7 @@ from routed_rl.monitor import Verdict, shift
 from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.pipeline.summary import publish
 from routed_rl.report import hardest
-from routed_rl.tracking import MetricsFile, Tracker
+from routed_rl.tracking import MetricsFile, Tracker, practised
 
 COMPLETIONS = 10
 
@@ -43,7 +43,7 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> 
     return {"step": step, "environment": name or None, "since": since,
             "verdicts": [verdict.record() for verdict in sorted(verdicts, key=lambda verdict: verdict is not worst)],
             "environments": ranked(rows, since, axis, [name, *(verdict.environment for verdict in verdicts)]),
-            "checkpoint_before": before,
+            "checkpoint_before": before, "practised": practised(rows),
             "completions_by": by, "completions": found, "commands": commands(run, name, before)}
 
 

@@ -27,7 +27,7 @@ from routed_rl.pipeline.steps import saying_how_to_go_on, train_steps
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.tracking import tracked
+from routed_rl.tracking import MetricsFile, practised, tracked
 from routed_rl.training import PIECES, Plan, check_practice, make_plan, prompts_needed, try_out
 
 OF_A_RUN = ("every", "during_samples", "scales")
@@ -178,7 +178,7 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     blame = summary.attribution(run, router) if router else {}
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
-    found = {"models": models, "attribution": blame, "routing": routing, "timing": timing}
+    found = {"models": models, "attribution": blame, "practice": practised(MetricsFile(run.metrics).rows()), "routing": routing, "timing": timing}
     write_json(run.summary, found | ({"scales": scales} if scales else {}) | ({"kept": kept} if kept else {}))
     if any(models["base"].values()):
         summary.show_tables(models, scales, parts.environments)

@@ -83,6 +83,8 @@ def table(run: RunData) -> Table:
     columns += [f"{metric}, {model}" for model in models]
     failed = {name: int(run.series(f"environment/{name}/failures").sum()) for name in run.environments()}
     columns += ["not scored"] if any(failed.values()) else []
+    practice = {name: int(run.series(f"practice/{name}/completions").sum()) for name in run.environments()}
+    columns += ["practised"] if any(practice.values()) else []
     pushes, removed = {name: float(run.series(f"ledger/{name}/push").sum()) for name in run.environments()}, run.removed()
     whole, shifts = sum(push for name, push in pushes.items() if name not in removed), final_shifts(run)
     said = verdict_words(run)
@@ -95,11 +97,14 @@ def table(run: RunData) -> Table:
         rows.append([name, *routes, run.recent(f"environment/{name}/reward"), run.recent(f"environment/{name}/solve"),
                      f"{monitor}; its part was removed" if name in removed else monitor,
                      *(run.models[model].get(name, {}).get(metric or "") for model in models),
-                     *([failed.get(name)] if any(failed.values()) else [])])
+                     *([failed.get(name)] if any(failed.values()) else []),
+                     *([practice.get(name)] if any(practice.values()) else [])])
     return Table(f"By environment{', the largest shift first' if routed else ''}. Push: growth of the quarantine that it caused. "
                  "Shift: towards the positive persona, in units of the gap between the personas. Paid and true: mean reward and "
                  "true score over the last tenth of the steps. Monitor: the rules that passed their limits."
-                 + (" Not scored: completions of the training that are in no mean." if any(failed.values()) else ""),
+                 + (" Not scored: completions of the training that are in no mean." if any(failed.values()) else "")
+                 + (" Practised: completions that the deployed model rolled out and learned from; they are in no other column."
+                    if any(practice.values()) else ""),
                  columns, rows, marked=culprit(run))
 
 

@@ -1,9 +1,9 @@
 """How fast each environment's part of the quarantine may move.
 
-A part begins at the weights' own rate, at which the policy is about what it would be without routing. At that pace the evidence
-is clean: the completions of an environment that pays for the persona pull towards it in step after step, those of others do not.
-Where they do, the part becomes fast, so that the quarantine and not the weights learns what is paid there; when the pull ends it
-is slow again, so that it does not walk. A part that pulls the other way becomes fast only to take back what others have pushed.
+A part begins slowly, at a pace at which the policy is about what it would be without routing. There the evidence is clean: the
+completions of an environment that pays for the persona pull towards it in step after step, those of others do not. Where they do,
+the part becomes fast, so that the quarantine and not the weights learns what is paid there; when the pull ends it is slow again,
+so that it does not walk. A part that pulls the other way becomes fast only to take back what others have pushed.
 
 Evidence is summed up as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
 """
@@ -19,7 +19,10 @@ from routed_rl.errors import CheckpointError
 
 ALLOWANCE = 1.0
 """Standard errors a step that count for nothing: about what a pull of no meaning has."""
-BEGIN, FULL = 2.0, 4.0
+SLOW = 20.0
+"""A slow part's rate in units of the weights' own: an entry of C moves by the mean size of its target's gradient, and an entry of
+a weight by its own, so that at equal rates what is inside the subspace would be learned later than what is outside."""
+BEGIN, FULL = 1.0, 3.0
 """Summed evidence at which a part begins to become faster, and at which it has the full rate."""
 MOST = 6.0
 """Evidence is not summed up further, so that a part is slow again a few steps after its pull has ended."""
@@ -38,13 +41,13 @@ class Pace:
         self.away_E = torch.zeros(len(environments), dtype=torch.float64)
         """The same, away from it."""
         self.boost_E = torch.full((len(environments),), float(config.pace == "fast"), dtype=torch.float64)
-        """0: the weights' own rate, 1: `config.learning_rate`; between them by powers."""
+        """0: slow, 1: `config.learning_rate`; between them by powers."""
 
     def rates(self, own: float) -> Tensor:
         """(E,) float64; `own`: the weights' learning rate of this step."""
         full = self.config.learning_rate
-        own = min(own, full)
-        return own * (full / own) ** self.boost_E if own > 0 else full * self.boost_E
+        slow = min(SLOW * own, full)
+        return slow * (full / slow) ** self.boost_E if slow > 0 else full * self.boost_E
 
     def see(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Take in the row of a step; returns the metrics of the next one's pace."""

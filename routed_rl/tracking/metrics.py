@@ -4,7 +4,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ METRICS = {
     "ledger/<env>/push": "this step's growth of |C| caused by the environment; sums to quarantine/growth",
     "ledger/<env>/share": "<C_e, C> / |C|² so far; sums to 1 in `route`",
     "ledger/<env>/part_norm": "|C_e| so far",
-    "ledger/<env>/pace": "how fast its part makes the next step: 0 the weights' own rate, 1 routing.quarantine.learning_rate",
+    "ledger/<env>/pace": "how fast its part makes the next step: 0 slow, 1 at routing.quarantine.learning_rate",
     "ledger/<env>/shift/<axis>": "persona shift so far along a named axis, in units of the axis' scale",
     "completions/<env>/own_push": "growth of |C| by this step's gradient alone, to first order: the sum over its completions",
     "completions/<env>/own_shift": "persona shift along the monitor's axis by this step's gradient: the sum over its completions",
@@ -80,7 +80,7 @@ def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Seque
     return known & ((paid > means[group]) & (paid > least[group]) | (sizes[group] == 1))
 
 
-def practised(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+def practised(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """By environment, how many completions the deployed model has rolled out and learned from; those with none are left out."""
     totals = Counter[str]()
     for row in rows:

@@ -1,5 +1,6 @@
 """The monitor beside a trainer: judges each row as it is written, says it once, and asks the trainer to stop."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.monitor import Monitor, Row, Verdict
 from routed_rl.ranks import RANKS
-from routed_rl.tracking import MetricsFile
+from routed_rl.tracking import MetricsFile, practised
 
 
 class Watch:
@@ -24,6 +25,10 @@ class Watch:
         """The last step that was judged, and the one after which the present environments began."""
         self.pointed: set[str] = set()
         """Environments that a rule has named since then."""
+        self.suspected: set[str] = set()
+        """Environments against which evidence is gathering."""
+        self.practising = Counter[str]()
+        """Completions that the deployed model has learned from, of environments that are not named."""
 
     def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
         """Judge what has been judged before, so that a resumed run goes on as one that never stopped; `halted` are the
@@ -40,25 +45,31 @@ class Watch:
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
         """Judge the row of a step; of several processes the first does, for all. A halt stops the training after a checkpoint
         of this step."""
-        verdicts, self.pointed, self.step = RANKS.first(
-            (self._judge(row), self.pointed, self.step) if RANKS.rank == 0 else None)
+        verdicts, self.pointed, self.suspected, self.step = RANKS.first(
+            (self._judge(row), self.pointed, self.suspected, self.step) if RANKS.rank == 0 else None)
         for verdict in verdicts if RANKS.rank == 0 else []:
             self.file.append(verdict.step, {key: value for key, value in verdict.record().items() if key != "step"})
             if (key := (verdict.rule, verdict.environment)) not in self._said:
                 self._said.add(key)
                 console.say(f"monitor: step {verdict.step}: {verdict.sentence()}" + (": halting" if verdict.halts else ""))
+            if count := self.practising.pop(verdict.environment, 0):
+                console.say(f"practice: {verdict.environment} practises no more. The deployed model has learned from {count} of "
+                            "its completions; `routed-rl rollback` to an earlier step takes that back")
         self.halting = [verdict for verdict in verdicts if verdict.halts]
         if self.halting:
             control.should_save = control.should_training_stop = True
 
     def _judge(self, row: Row) -> list[Verdict]:
         verdicts, self.step = self.monitor.judge(row), int(row["step"])
+        self.practising.update({name: count for name, count in practised([row]).items() if name not in self.pointed})
         if self.step > self.fresh_from:
             self.pointed |= {verdict.environment for verdict in verdicts if verdict.environment}
+        self.suspected = {name for _, name in self.monitor.detectors if self.monitor.suspects(name)}
         return verdicts
 
     def trusted(self, environments: Collection[str], probation: int) -> list[str]:
-        """Those at which no rule has pointed since the present environments began, `probation` steps later at the earliest."""
+        """Those at which no rule has pointed since the present environments began and that are not suspected, `probation` steps
+        later at the earliest."""
         if self.step - self.fresh_from < probation:
             return []
-        return [name for name in environments if name not in self.pointed]
+        return [name for name in environments if name not in self.pointed and name not in self.suspected]

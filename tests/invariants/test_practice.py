@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.config import QuarantineConfig
-from routed_rl.routing.pace import ALLOWANCE, BEGIN, FULL, MOST, RESTORING, Pace
+from routed_rl.routing.pace import ALLOWANCE, BEGIN, FULL, MOST, RESTORING, SLOW, Pace
 from tests.builders import Batch, Run, batch, tiny
 
 PRACTISING = torch.tensor([False, True, True, False, True, False])
@@ -132,9 +132,9 @@ def new_pace() -> Pace:
 
 def test_a_part_is_fast_only_while_its_own_environment_pulls_step_after_step():
     pace = new_pace()
-    assert pace.rates(1e-4).tolist() == pytest.approx([1e-4, 1e-4]), "it begins at the weights' own rate"
+    assert pace.rates(1e-4).tolist() == pytest.approx([SLOW * 1e-4] * 2), "it begins slowly"
     assert see(pace, FULL + ALLOWANCE, 0.5) == [1.0, 0.0]
-    assert pace.rates(1e-4).tolist() == pytest.approx([0.03, 1e-4])
+    assert pace.rates(1e-4).tolist() == pytest.approx([0.03, SLOW * 1e-4])
     for _ in range(20):
         see(pace, 9.0, -0.5)
     steps = [see(pace, 0.0, 0.0)[0] for _ in range(int(MOST))]
@@ -153,7 +153,7 @@ def test_a_part_that_pulls_away_is_fast_only_to_take_back_what_others_pushed():
 def test_between_slow_and_fast_the_rate_goes_by_powers_and_no_rate_is_above_full():
     pace = new_pace()
     see(pace, ALLOWANCE + (BEGIN + FULL) / 2, 0.0)
-    assert pace.rates(3e-4).tolist() == pytest.approx([3e-3, 3e-4])  # half way from 3e-4 to 3e-2
+    assert pace.rates(3e-4 / SLOW).tolist() == pytest.approx([3e-3, 3e-4])  # half way from 3e-4 to 3e-2
     assert pace.rates(0.0).tolist() == [0.015, 0.0] and pace.rates(1.0).tolist() == [0.03, 0.03]
 
 
