@@ -103,16 +103,24 @@ class Monitor:
                 if environment in self.ignore or limit is None:
                     continue
                 detector = self.detectors.setdefault((name, environment), Detector())
+                if rule.of_pull and self._another(name, environment):
+                    reading -= settings.allowance
                 value = detector.see(step, reading, settings, limit, sums=rule.sums)
                 if detector.steps >= settings.patience and step > self.config.warmup:
                     onset = self.onsets[environment].since if rule.of_shift and detector.told is None else 0
                     self.said.append(Verdict(name, environment, step, value, limit, onset or detector.since, settings.action))
         return self.said
 
+    def _another(self, rule: str, environment: str) -> bool:
+        """Whether the rule is past its limit for another environment: its part then moves everybody's stream."""
+        settings: RuleConfig = getattr(self.config, rule)
+        return any(detector.unbroken > (settings.limit_of(other) or 0.0) for (name, other), detector in self.detectors.items()
+                   if name == rule and other != environment)
+
     def suspects(self, environment: str) -> bool:
         """Whether the evidence against `environment` is on its way to a verdict."""
         limit, detector = self.config.evidence.limit_of(environment), self.detectors.get(("evidence", environment))
-        return limit is not None and detector is not None and detector.unbroken > SUSPICION * limit
+        return limit is not None and detector is not None and detector.total > SUSPICION * limit
 
     def rearm(self) -> None:
         """Ask for new evidence: the run halted on the last step and goes on.

@@ -22,6 +22,8 @@ class Rule:
     """Whether readings are summed up (CUSUM, Page 1954): what passes the allowance a step, never below 0."""
     of_shift: bool = False
     """Whether it is a level that the persona shift rises to: it began where the growth did."""
+    of_pull: bool = False
+    """Whether it reads a pull, which the part of another environment that was found moves too: twice the allowance then."""
 
 
 def shift(row: Row, axis: str | None) -> Readings:
@@ -83,7 +85,7 @@ RULES = {
     "change": Rule("the summed growth of the persona shift", shift_growth, sums=True),
     "pull": Rule("the persona shift times the share of the quarantine", _pull, of_shift=True),
     "push": Rule("the share of the quarantine's growth", _push),
-    "evidence": Rule("the summed evidence of a pull towards the positive persona", _evidence, sums=True),
+    "evidence": Rule("the summed evidence of a pull towards the positive persona", _evidence, sums=True, of_pull=True),
     "gap": Rule("the summed gap between paid reward and true score", _gap, sums=True),
     "energy": Rule("the routed energy against random bases", _energy),
     "energy_rank": Rule("one over the rank of the routed energy among random bases", _energy_rank),

@@ -6,8 +6,9 @@ from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, damage, step_of, write_json
+from routed_rl.config import MonitorConfig
 from routed_rl.errors import Halted, command
-from routed_rl.monitor import Verdict, shift
+from routed_rl.monitor import Verdict, blame, shift
 from routed_rl.pipeline.record import fresh_from_step
 from routed_rl.pipeline.summary import publish
 from routed_rl.report import hardest
@@ -16,9 +17,9 @@ from routed_rl.tracking import MetricsFile, Tracker, practised
 COMPLETIONS = 10
 
 
-def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tracker) -> None:
+def halt(run: RunFolder, verdicts: list[Verdict], monitor: MonitorConfig, tracker: Tracker) -> None:
     """Write `HALTED.json` and the report, tell the tracker, say it, and raise `Halted`."""
-    record = describe_halt(run, verdicts, axis)
+    record = describe_halt(run, verdicts, monitor.axis, monitor)
     write_json(run.halted, record)
     tracker.halted(record)
     publish(run, tracker)
@@ -34,16 +35,20 @@ def halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, tracker: Tra
                  f"{run.halted} says what to do next", str(run.path))
 
 
-def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None) -> dict[str, Any]:
+def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None
+                  ) -> dict[str, Any]:
     """Verdicts, which environment and since when, push and shift of all, the checkpoint before, completions, commands."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
-    step, since, name = worst.step, min(verdict.since for verdict in verdicts), worst.environment
+    step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
+    who, halted = blame(rows, monitor or MonitorConfig()), {verdict.environment for verdict in verdicts}
+    # A rule may halt for several, or for the run as a whole: then the one that pulled is the one to look at.
+    name = next((each for each in who.named if each in halted or halted == {""}), worst.environment)
     before, (found, by) = checkpoint_before(run, since), completions(run, rows, name, since, step)
     return {"step": step, "environment": name or None, "since": since,
             "verdicts": [verdict.record() for verdict in sorted(verdicts, key=lambda verdict: verdict is not worst)],
             "environments": ranked(rows, since, axis, [name, *(verdict.environment for verdict in verdicts)]),
-            "checkpoint_before": before, "practised": practised(rows),
+            "checkpoint_before": before, "practised": practised(rows), "who": who.record(),
             "completions_by": by, "completions": found, "commands": commands(run, name, before)}
 
 

@@ -84,7 +84,11 @@ def causes(run: RunFolder) -> dict[str, str]:
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
     found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts
              if halt.get("environment")}
-    blame = (read_object(run.summary, {"attribution": dict[str, dict[str, Any]]}) or {}).get("attribution", {})
+    summary = read_object(run.summary, {"attribution": dict[str, dict[str, Any]], "who": dict[str, Any]}) or {}
+    if (who := summary.get("who", {})).get("evidence"):
+        names = [*who.get("named", []), *who.get("suspected", [])]
+        return dict.fromkeys(names, "by summary.json it pulled towards the positive persona") | found
+    blame = summary.get("attribution", {})
     shifts = {name: entry.get("shift") or 0.0 for name, entry in blame.items()}
     worst = max(shifts, key=lambda name: shifts[name], default="")
     return found | ({worst: "summary.json names it as the cause of the shift"} if shifts.get(worst, 0.0) > 0 else {})

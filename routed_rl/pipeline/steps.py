@@ -46,7 +46,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     tracker.begin(step)
     watch = _watch(parts.config, run)
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
-        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
+        halting.halt(run, watch.halting, parts.config.monitor, tracker)
     if parts.config.launch.strategy == "none":
         _train_here(parts, plan, router, watch, newest, served, parity, tracker)
     else:
@@ -54,7 +54,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
             launched.train(parts, run, router, served)
         watch = _watch(parts.config, run)
     if watch.halting:
-        halting.halt(run, watch.halting, parts.config.monitor.axis, tracker)
+        halting.halt(run, watch.halting, parts.config.monitor, tracker)
 
 
 @contextmanager

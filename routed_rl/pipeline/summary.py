@@ -12,6 +12,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import command
+from routed_rl.monitor import Blame
 from routed_rl.report import cost, differences, has_quarantine, keeping, not_scored, write_report
 from routed_rl.routing import Router
 from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker
@@ -83,12 +84,14 @@ def training_failures(run: RunFolder) -> list[str]:
 
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
-             mode: str = "route", kept: dict[str, float] | None = None) -> str:
-    """What training raised, who shifted the stream, what discarding the quarantine costs, and what the shares change that are
-    kept of it."""
+             mode: str = "route", kept: dict[str, float] | None = None, who: Blame | None = None) -> str:
+    """What training raised, who pulled the stream (without evidence in the run: who shifted it), what discarding the quarantine
+    costs, and what the shares change that are kept of it."""
     labels = {loaded.name: loaded.label for loaded in environments}
     said, pushed = [differences(models, mode, labels)], {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
-    if (total := sum(pushed.values())) > 0:
+    if who is not None and who.evidence:
+        said.append(who.sentence(labels))
+    elif (total := sum(pushed.values())) > 0:
         cause = max(pushed, key=lambda name: pushed[name])
         said.append(f"{labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona")
     elif mode != "none":

@@ -16,6 +16,7 @@ from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.extraction import prepare
 from routed_rl.model.targets import unrouted
+from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.build import Parts, check_axis, extraction_job, load_parts, make_router, run_subspace
 from routed_rl.pipeline.keeping import keep_at_end
@@ -178,11 +179,14 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     blame = summary.attribution(run, router) if router else {}
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
-    found = {"models": models, "attribution": blame, "practice": practised(MetricsFile(run.metrics).rows()), "routing": routing, "timing": timing}
+    rows = MetricsFile(run.metrics).rows()
+    who = who_did_it(rows, parts.config.monitor, record.inherited(run))
+    found = {"models": models, "attribution": blame, "who": who.record(), "practice": practised(rows), "routing": routing,
+             "timing": timing}
     write_json(run.summary, found | ({"scales": scales} if scales else {}) | ({"kept": kept} if kept else {}))
     if any(models["base"].values()):
         summary.show_tables(models, scales, parts.environments)
-        console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode, kept))
+        console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode, kept, who))
     commands = summary.next_commands(run, parts.config, record.read_overrides(run))
     for line in [*summary.training_failures(run), "next:", *(f"  {each}" for each in commands)]:
         console.say(line)

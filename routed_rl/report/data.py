@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from routed_rl.artifacts import RunFolder, read_object
+from routed_rl.config import MonitorConfig, from_mapping
+from routed_rl.errors import ConfigError
+from routed_rl.monitor import Blame, blame
 from routed_rl.shapes import fits
 from routed_rl.tracking import MODELS, NOT_METRICS, MetricsFile, cosine_matrix
 
@@ -51,6 +54,15 @@ class RunData:
     @property
     def mode(self) -> str:
         return self.setting("routing", "mode", "none")
+
+    @cached_property
+    def blame(self) -> Blame:
+        """Who pulled towards the positive persona, by all rows; nobody where the run measured no evidence."""
+        try:
+            monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
+        except (ConfigError, TypeError):
+            monitor = MonitorConfig()
+        return blame(self.rows, monitor, self.removed())
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -39,6 +39,8 @@ def _keeping(run: RunData) -> str:
 def _cause(run: RunData) -> str:
     if run.mode == "none":
         return " without routing, so nothing was attributed to an environment"
+    if said := run.blame.sentence({}):
+        return f"; {said}"
     shifts = {name: value for name, value in final_shifts(run).items() if value > 0}
     if not shifts:
         return "; no environment shifted the stream towards the positive persona"
@@ -63,9 +65,12 @@ def final_shifts(run: RunData) -> dict[str, float]:
 
 
 def culprit(run: RunData) -> str | None:
-    """The environment that the story is about: that of the halt, else the one with the largest shift above 0."""
+    """The environment that the story is about: that of the halt, else the one that pulled most, in a run without evidence the
+    one with the largest shift above 0."""
     if run.halted:
         return run.halted.get("environment")
+    if run.blame.evidence:
+        return next(iter(run.blame.named), None)
     shifts = final_shifts(run)
     worst = max(shifts, key=lambda name: shifts[name], default=None)
     return worst if worst is not None and shifts[worst] > 0 else None

@@ -1,0 +1,76 @@
+"""Who taught the model to be someone else: one answer for a run's last sentence, `summary.json`, the report, halts and practice.
+
+It goes by the evidence of the whole run (`completions/<env>/evidence`, summed up as the rule `monitor.evidence` does), not by
+where the parts stand at the last step: parts drift, and a part that pulled early may have been taken back since.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.monitor.judge import SUSPICION, Monitor
+from routed_rl.monitor.rules import Row
+
+LIMIT = 6.0
+"""Of the summed evidence, where the rule is off."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """What a run knows of its environments, the most evidence first."""
+
+    evidence: Mapping[str, float]
+    """By environment, the most that was summed up in standard errors of a step, above what a pull of no meaning has."""
+    limits: Mapping[str, float]
+    """What must be passed to be named."""
+
+    @property
+    def named(self) -> list[str]:
+        """Environments that pulled towards the positive persona, beyond what the run's own noise does."""
+        return [name for name, found in self.evidence.items() if found > self.limits[name]]
+
+    @property
+    def suspected(self) -> list[str]:
+        """Of those that are not named, the ones against which evidence had gathered."""
+        return [name for name, found in self.evidence.items() if SUSPICION * self.limits[name] < found <= self.limits[name]]
+
+    @property
+    def margin(self) -> float | None:
+        """How many times as much evidence there is against the last one that is named as against the next; None where nobody is
+        named, or everybody."""
+        others = [found for name, found in self.evidence.items() if name not in self.named]
+        return min(self.evidence[name] for name in self.named) / max(*others, 1.0) if self.named and others else None
+
+    def sentence(self, labels: Mapping[str, str]) -> str:
+        """In words, with what it stands on; empty where the run measured no evidence."""
+        def listed(names: Collection[str]) -> str:
+            return " and ".join(f"{labels.get(name, name)} ({self.evidence[name]:.1f})" for name in names)
+
+        if not self.evidence:
+            return ""
+        if self.named:
+            rest = [name for name in self.evidence if name not in self.named][:1]
+            return (f"{listed(self.named)} pulled towards the positive persona, by evidence in standard errors"
+                    + (f"; the next is {listed(rest)}" if rest else ""))
+        if self.suspected:
+            return f"it is undecided whether {listed(self.suspected)} pulled towards the positive persona: a name takes {LIMIT:g}"
+        return "no environment pulled towards the positive persona"
+
+    def record(self) -> dict[str, Any]:
+        """For `summary.json` and `HALTED.json`."""
+        return {"named": self.named, "suspected": self.suspected, "margin": self.margin, "evidence": dict(self.evidence)}
+
+
+def blame(rows: Iterable[Row], config: MonitorConfig, ignore: Collection[str] = ()) -> Blame:
+    """Judge `rows`, those of a whole run or up to some step; `ignore`: environments that are no longer trained."""
+    off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
+    rule = config.evidence if config.evidence.limit is not None else dataclasses.replace(config.evidence, limit=LIMIT)
+    monitor, most = Monitor(dataclasses.replace(config, **off, evidence=rule), ignore), dict[str, float]()
+    for row in rows:
+        monitor.judge(row)
+        for (_, name), detector in monitor.detectors.items():
+            most[name] = max(most.get(name, 0.0), detector.unbroken)
+    ordered = dict(sorted(most.items(), key=lambda pair: -pair[1]))
+    return Blame(ordered, {name: rule.limit_of(name) or LIMIT for name in ordered})
