@@ -107,6 +107,8 @@ def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
         tensors[f"{name}.coefficients"] = moved.sum(0) + unexplained
         tensors[f"{name}.moment"] = _rows(tensors[f"{name}.moment"], [*places[:len(trained)], *[-1] * len(kept)])
     tensors["pushes"] = _rows(tensors["pushes"], places)
+    if "pace" in tensors:
+        tensors["pace"] = _rows(tensors["pace"].mT, [*places[:len(trained)], *[-1] * len(kept)]).mT.contiguous()
     save_file(tensors, folder / QUARANTINE, metadata=metadata | {"environments": json.dumps(environments)})
 
 

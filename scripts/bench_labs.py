@@ -1,8 +1,8 @@
 """The bench of labs: the same arms on every lab, one line of figures against the bars for each. Finished runs are kept.
 
-    python scripts/bench_labs.py --out DIR [--labs shipped,gpt2,no_harm,drawn-7] [--arms none,route,control] [--seeds 3] [SETTINGS]
+    python scripts/bench_labs.py --out DIR [--labs shipped,gpt2,drawn-7] [--arms none,route,control] [--seeds 3] [KEY=VALUE]
 
-A lab is built where it is not (`scripts/build_persona_lab.py`), some minutes each. SETTINGS are those of `routed-rl compare`.
+A lab is built where it is not (`scripts/build_persona_lab.py`), some minutes each. Settings go on to `routed-rl compare`.
 """
 
 import argparse

@@ -238,7 +238,7 @@ def test_two_comparisons_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_arm_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rout, which is no arm; the arms are none, observe, route, control, erase"):
+    with pytest.raises(ConfigError, match="rout, which is no arm; the arms are none, observe, route, control, practice_all"):
         run(tmp_path, arms="rout")
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_arm_composes_for_any_instruct_model(tmp_path):
     overrides = ["experiment=emergent_misalignment", "model.path=some/model", "trainer.max_steps=200"]
     runs = plan_runs(overrides, list(ARMS), 3, tmp_path, compose)
-    assert len(runs) == 15
+    assert len(runs) == 3 * len(ARMS)
     for run in runs:
         assert run.config.model.path == "some/model" and run.config.trainer["max_steps"] == 200
         prompts = run.config.subspace.prompts_for("some/model")

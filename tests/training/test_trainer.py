@@ -96,9 +96,9 @@ def test_labels_stay_with_their_rows_through_trls_shuffle(parts, tmp_path):
     table, seen = trainer.reward.table, []
     original = router.set_batch
 
-    def check(ids, mask, completions):
+    def check(ids, *others):
         seen.append(ids.tolist())
-        original(ids, mask, completions)
+        original(ids, *others)
 
     router.set_batch = check
     compute = trainer._compute_loss

@@ -1,0 +1,127 @@
+"""Practice in whole runs: whole groups, rolled out and learned by the deployed model, with every algorithm, bit for bit."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import from_mapping
+from routed_rl.errors import ConfigError
+from routed_rl.tracking import MetricsFile, practised
+from routed_rl.training.practice import Practice
+from tests.algorithms import config_of, make_trainer
+from tests.parts import own_config, write_parts
+
+ALL = {"mode": "route", "practice": {"environments": "all"}, "quarantine": {"pace": "fast"}}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def config(parts, out, routing=ALL, **changes):
+    return own_config(parts, out, routing=routing, evaluation={"samples": 0}, discard=False, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory):
+    return RunFolder(pipeline.train(config(parts, tmp_path_factory.mktemp("runs") / "once"), []))
+
+
+def test_half_of_each_environments_groups_practise_none_is_cut_and_metrics_keep_them_apart(run):
+    rows, files = MetricsFile(run.metrics).rows(), pd.concat(map(pd.read_parquet, run.completion_files()))
+    for (_, _), group in files.groupby(["environment", "task"]):
+        assert len(group) == 8 and group["practised"].nunique() == 1
+    assert files.groupby("environment")["practised"].mean().tolist() == [0.5, 0.5]
+    assert practised(rows) == {"a": int(files["practised"].sum()) // 2, "b": int(files["practised"].sum()) // 2}
+    for row in rows:
+        mine = files[files["step"] == row["step"]]
+        for name, each in mine.groupby("environment"):
+            for kind, chosen in (("environment", each[~each["practised"]]), ("practice", each[each["practised"]])):
+                if len(chosen):
+                    assert row[f"{kind}/{name}/reward"] == pytest.approx(chosen["reward"].mean())
+    assert files[files["practised"]][["push", "shift"]].isna().all(axis=None), "what practised pushed nothing"
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_that_is_resumed_practises_as_one_that_was_not_stopped_to_the_bit(parts, run, tmp_path, step):
+    again = RunFolder(tmp_path / "again")
+    shutil.copytree(run.path, again.path)
+    for later in again.steps():
+        if later > step:
+            shutil.rmtree(again.checkpoint(later))
+    again.summary.unlink()
+    pipeline.resume(str(again.path), [], lambda _: config(parts, again.path))
+    for name in ("model.safetensors", "quarantine.safetensors"):
+        ours, theirs = (load_file(each.checkpoint(6) / name) for each in (run, again))
+        assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+    assert practised(MetricsFile(again.metrics).rows()) == practised(MetricsFile(run.metrics).rows())
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"])
+def test_rows_that_practise_are_rolled_out_and_scored_by_the_deployed_model(parts, tmp_path, algorithm):
+    """In chunks as TRL cuts them; the reference is each model by itself."""
+    trainer = make_trainer(config_of(parts, tmp_path / "run", algorithm, ALL, max_steps=1), tmp_path / "run")
+    router, seen = trainer.router, []
+    for target in router.quarantine.targets:
+        target.coefficients.normal_(generator=torch.Generator().manual_seed(0))
+    generate = trainer.model.generate
+    trainer.model.generate = lambda *args, **kwargs: seen.append(router.context.now.practising_B) or generate(*args, **kwargs)
+    inputs = [row for index in range(4) for row in [{"prompt": trainer.reward.table.task(index)[1].prompt, "task_id": index,
+                                                     "environment_id": trainer.reward.table.task(index)[0]}] * 8]
+    output = trainer._generate_and_score_completions(inputs)
+    assert output["practising"].equal(seen[0]) and output["practising"].view(4, 8).float().mean(1).tolist() == [0, 0, 1, 1]
+    assert router.context.now.practising_B is None and trainer.rolling is None
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    mask, keep = torch.cat([output["prompt_mask"], output["completion_mask"]], 1), output["completion_ids"].shape[1]
+
+    def logps(batch_size=None):
+        with torch.no_grad():
+            return trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep, batch_size=batch_size)[0]
+
+    policy = logps()
+    with router.quarantine.ablated():
+        deployed = logps()
+    with trainer.rolling_out(output["practising"]):
+        found = logps(batch_size=12)
+    torch.testing.assert_close(found, torch.where(output["practising"][:, None], deployed, policy))
+    assert not torch.allclose(policy, deployed)
+
+
+def test_a_share_is_spread_evenly_and_the_same_for_every_process():
+    table = type("Table", (), {"place": lambda _, index: (index % 2, index // 2),
+                               "environments": [type("Named", (), {"name": name}) for name in "ab"]})()
+    quarter = Practice(0.25, lambda: ["a"], table)
+    chosen = quarter.choose(range(32))
+    assert [index // 2 for index in range(32) if chosen[index]] == [3, 7, 11, 15] and not any(chosen[1::2])
+    assert chosen == quarter.choose(range(20)) + quarter.choose(range(20, 32))
+    assert Practice(1.0, lambda: ["a", "b"], table).choose(range(6)) == [True] * 6
+    assert not any(Practice(0.5, lambda: [], table).choose(range(6))) and not Practice(0.5, lambda: [], table).active
+
+
+@pytest.mark.parametrize(("practice", "mode", "said"), [
+    ({"environments": ["nobody"]}, "route", r"practice\.environments has nobody, which is not trained on; choose from a, b"),
+    ({"environments": ["p"]}, "route", r"practice\.environments has p, which is not trained on"),
+    ({"share": 0.001, "environments": "all"}, "route", r"practice\.share=0\.001 leaves no whole group of a"),
+    ({"share": 1.5}, "route", r"practice\.share must lie in \[0, 1\], got 1\.5"),
+    ({"share": -0.5}, "route", r"practice\.share must be a number >= 0, got -0\.5"),
+    ({"environments": "some"}, "route", r"practice\.environments=some is not known; choose from auto, all"),
+    ({"environments": ["a"]}, "none", r"needs routing\.mode=route: in mode none there is no quarantine"),
+    ({"environments": "all"}, "erase", r"needs routing\.mode=route: in mode erase"),
+    ({"environments": 3}, "route", r"practice\.environments must be auto, all, or a list of names, got 3"),
+])
+def test_practice_that_cannot_be_is_refused_in_one_line_before_anything_is_written(parts, tmp_path, practice, mode, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        pipeline.train(config(parts, tmp_path / "run", {"mode": mode, "practice": practice}), [])
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_auto_means_nobody_where_there_is_no_quarantine_to_leave_out():
+    for mode in ("none", "observe", "erase"):
+        assert not from_mapping({"routing": {"mode": mode}}).routing.practises
+    assert from_mapping({}).routing.practises and not from_mapping({"routing": {"practice": {"share": 0}}}).routing.practises
