@@ -5,5 +5,5 @@ from routed_rl.monitor.calibration import FEWEST, Peaks, check_rate, limit, peak
 from routed_rl.monitor.judge import Monitor, Verdict
 from routed_rl.monitor.rules import RULES, Row, shift
 
-__all__ = ["FEWEST", "RULES", "Blame", "Monitor", "Peaks", "Row", "Verdict", "blame", "check_rate", "limit", "peaks", "set_limits",
-           "shift", "smallest_rate"]
+__all__ = ["FEWEST", "RULES", "Blame", "Monitor", "Peaks", "Row", "Verdict", "blame", "check_rate", "limit", "peaks",
+           "set_limits", "shift", "smallest_rate"]
