@@ -36,11 +36,23 @@ def test_evidence_that_is_not_enough_is_undecided_and_says_so():
     assert who.named == [] and who.suspected == ["a"] and who.sentence({}).startswith("it is undecided whether a (3.0) pulled")
 
 
-def test_what_others_pull_counts_less_once_one_is_named():
-    """Its part moves everybody's stream."""
-    late = rows(a=[5.0] * 4 + [0.0] * 12, b=[0.0] * 4 + [1.7] * 12)
+def test_once_one_is_found_another_needs_twice_the_pull():
+    """The part of the first one moves everybody's stream."""
+    late = rows(a=[5.0] * 4 + [0.0] * 40, b=[0.0] * 4 + [1.9] * 40)
     assert blame(late, MonitorConfig()).named == ["a"]
-    assert blame(rows(a=[0.0] * 16, b=[0.0] * 4 + [1.7] * 12), MonitorConfig()).named == ["b"]
+    assert blame(rows(a=[0.0] * 44, b=[0.0] * 4 + [1.9] * 40), MonitorConfig()).named == ["b"]
+    assert blame(rows(a=[5.0] * 12, b=[0.0] * 6 + [3.5] * 6), MonitorConfig()).named == ["a", "b"]
+
+
+def test_what_an_environment_takes_back_of_its_own_part_counts_for_nothing():
+    """A secure one pulls away while another is fast, and later back to where it was."""
+    back = [{"step": step, "completions/a/evidence": 3.0, "ledger/a/shift/persona": -0.5 + 0.05 * step} for step in range(1, 10)]
+    assert blame(back, MonitorConfig()).evidence["a"] == 0.0
+    further = [row | {"ledger/a/shift/persona": 0.1} for row in back]
+    assert blame(further, MonitorConfig()).named == ["a"]
+    along_another = [row | {"ledger/a/shift/other": 1.0} for row in back]
+    assert blame(along_another, MonitorConfig(axis="persona")).named == []
+    assert blame(along_another, MonitorConfig(axis="other")).named == ["a"]
 
 
 def test_the_rule_itself_may_be_off_and_one_environment_has_a_limit_of_its_own():

@@ -13,7 +13,7 @@ from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.judge import SUSPICION, Monitor
 from routed_rl.monitor.rules import Row
 
-LIMIT = 6.0
+LIMIT = 4.0
 """Of the summed evidence, where the rule is off."""
 
 

@@ -85,6 +85,8 @@ class Monitor:
     onsets: dict[str, Detector] = field(default_factory=dict)
     """By environment: since when its shift has been growing, which a limit passed late does not say."""
     before: Row = field(default_factory=dict)
+    found: set[str] = field(default_factory=set)
+    """Environments that have been past a rule of the pull: their parts move everybody's stream from then on."""
     said: list[Verdict] = field(default_factory=list)
     """The verdicts on the last step."""
 
@@ -103,19 +105,15 @@ class Monitor:
                 if environment in self.ignore or limit is None:
                     continue
                 detector = self.detectors.setdefault((name, environment), Detector())
-                if rule.of_pull and self._another(name, environment):
+                if rule.of_pull and self.found - {environment}:
                     reading -= settings.allowance
                 value = detector.see(step, reading, settings, limit, sums=rule.sums)
+                if rule.of_pull and value > limit:
+                    self.found.add(environment)
                 if detector.steps >= settings.patience and step > self.config.warmup:
                     onset = self.onsets[environment].since if rule.of_shift and detector.told is None else 0
                     self.said.append(Verdict(name, environment, step, value, limit, onset or detector.since, settings.action))
         return self.said
-
-    def _another(self, rule: str, environment: str) -> bool:
-        """Whether the rule is past its limit for another environment: its part then moves everybody's stream."""
-        settings: RuleConfig = getattr(self.config, rule)
-        return any(detector.unbroken > (settings.limit_of(other) or 0.0) for (name, other), detector in self.detectors.items()
-                   if name == rule and other != environment)
 
     def suspects(self, environment: str) -> bool:
         """Whether the evidence against `environment` is on its way to a verdict."""

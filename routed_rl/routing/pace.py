@@ -40,6 +40,9 @@ class Pace:
         """Summed evidence of a pull towards the positive persona."""
         self.away_E = torch.zeros(len(environments), dtype=torch.float64)
         """The same, away from it."""
+        self.fast_E = torch.zeros(len(environments), dtype=torch.float64)
+        """1 for an environment whose pull has made its part fast: for all others the allowance counts twice from then on, since
+        what they pull is no longer independent of it."""
         self.boost_E = torch.full((len(environments),), float(config.pace == "fast"), dtype=torch.float64)
         """0: slow, 1: `config.learning_rate`; between them by powers."""
 
@@ -54,7 +57,9 @@ class Pace:
         if self.follows:
             found_E = torch.tensor([row.get(f"completions/{name}/evidence", 0.0) for name in self.environments],
                                    dtype=torch.float64)
-            self.toward_E = (self.toward_E + found_E - ALLOWANCE).clamp(0, MOST)
+            allowance_E = ALLOWANCE * (1 + ((self.fast_E.sum() - self.fast_E) > 0).double())
+            self.toward_E = (self.toward_E + found_E - allowance_E).clamp(0, MOST)
+            self.fast_E = torch.maximum(self.fast_E, (self.toward_E >= FULL).double())
             self.away_E = (self.away_E - found_E - ALLOWANCE).clamp(0, MOST)
             shift = sum(row.get(f"ledger/{name}/shift/{self.axis}", 0.0) for name in self.environments)
             restoring = min(max(shift / RESTORING, 0.0), 1.0)
@@ -62,16 +67,16 @@ class Pace:
         return {f"ledger/{name}/pace": boost for name, boost in zip(self.environments, self.boost_E.tolist(), strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"pace": torch.stack([self.toward_E, self.away_E, self.boost_E])}
+        return {"pace": torch.stack([self.toward_E, self.away_E, self.fast_E, self.boost_E])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`; CheckpointError for the state of other environments."""
         if not self.follows:
             return  # it never changes
-        if "pace" not in state or state["pace"].shape != (3, len(self.environments)):
+        if "pace" not in state or state["pace"].shape != (4, len(self.environments)):
             raise CheckpointError(f"the checkpoint does not say how fast the quarantine moves for {len(self.environments)} "
                                   "environments; it was written by an older version: set routing.quarantine.pace=fast")
-        self.toward_E, self.away_E, self.boost_E = state["pace"].double().clone().unbind()
+        self.toward_E, self.away_E, self.fast_E, self.boost_E = state["pace"].double().clone().unbind()
 
 
 def _ramp(evidence_E: Tensor) -> Tensor:

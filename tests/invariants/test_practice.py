@@ -142,6 +142,14 @@ def test_a_part_is_fast_only_while_its_own_environment_pulls_step_after_step():
     assert all(see(pace, one, -one) == [0.0, 0.0] for one in (0.9, -0.9) * 20), "what a pull of no meaning has is not summed up"
 
 
+def test_once_one_part_was_fast_another_needs_twice_the_pull():
+    pace = new_pace()
+    assert see(pace, 9.0, 0.0) == [1.0, 0.0]
+    for _ in range(30):
+        assert see(pace, 0.0, 1.9 * ALLOWANCE)[1] == 0.0
+    assert see(pace, 0.0, FULL + 2 * ALLOWANCE)[1] == 1.0
+
+
 def test_a_part_that_pulls_away_is_fast_only_to_take_back_what_others_pushed():
     pace = new_pace()
     for _ in range(9):
