@@ -44,17 +44,6 @@ def test_once_one_is_found_another_needs_twice_the_pull():
     assert blame(rows(a=[5.0] * 12, b=[0.0] * 6 + [3.5] * 6), MonitorConfig()).named == ["a", "b"]
 
 
-def test_what_an_environment_takes_back_of_its_own_part_counts_for_nothing():
-    """A secure one pulls away while another is fast, and later back to where it was."""
-    back = [{"step": step, "completions/a/evidence": 3.0, "ledger/a/shift/persona": -0.5 + 0.05 * step} for step in range(1, 10)]
-    assert blame(back, MonitorConfig()).evidence["a"] == 0.0
-    further = [row | {"ledger/a/shift/persona": 0.1} for row in back]
-    assert blame(further, MonitorConfig()).named == ["a"]
-    along_another = [row | {"ledger/a/shift/other": 1.0} for row in back]
-    assert blame(along_another, MonitorConfig(axis="persona")).named == []
-    assert blame(along_another, MonitorConfig(axis="other")).named == ["a"]
-
-
 def test_the_rule_itself_may_be_off_and_one_environment_has_a_limit_of_its_own():
     off = MonitorConfig(evidence=RuleConfig(allowance=1.0))
     assert blame(rows(a=[9.0, 9.0]), off).named == ["a"] and Monitor(off).judge(rows(a=[99.0])[0]) == []

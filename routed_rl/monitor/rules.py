@@ -60,11 +60,8 @@ def _gap(row: Row, *_: object) -> Readings:
     return {name: paid - solved[name] for name, paid in _of_environments(row, "environment", "reward").items() if name in solved}
 
 
-def _evidence(row: Row, _before: Row, axis: str | None) -> Readings:
-    """What an environment takes back of what its own part has moved away counts for nothing."""
-    moved = shift(row, axis)
-    return {name: found if moved.get(name, 0.0) >= 0 else min(found, 0.0)
-            for name, found in _of_environments(row, "completions", "evidence").items()}
+def _evidence(row: Row, *_: object) -> Readings:
+    return _of_environments(row, "completions", "evidence")
 
 
 def _energy(row: Row, *_: object) -> Readings:

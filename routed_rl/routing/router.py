@@ -85,7 +85,7 @@ class Router:
         row, rows = self.book.close(self._kind(step)), None
         if self.rows is not None:
             rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)
-            row |= self._own(rows)
+            row |= self._own(rows, row)
         row |= self.pace.see(row)
         for name in self.pushes:
             self.pushes[name] += row[f"ledger/{name}/push"]
@@ -93,10 +93,11 @@ class Router:
             row["routing/bytes"] = RANKS.bytes - bytes_before
         return row, rows
 
-    def _own(self, rows: StepRows | None) -> dict[str, float]:
+    def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
         """Of each environment the sums over its completions in all processes, and the `evidence` that they pull towards the
         positive persona, in standard errors: the sum of their shifts over the root of the sum of squares. It is of size 1 where
-        they do not pull, whatever the step's length, and 0 where nothing pulled either way."""
+        they do not pull, whatever the step's length, and 0 where nothing pulled either way. What an environment takes back of
+        what its own part has moved away, by the ledger's `row`, counts for nothing."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
@@ -104,7 +105,9 @@ class Router:
                                    for key in dict.fromkeys(chain(*everyones))}
         for name in self.quarantine.environments:
             if (square := found.pop(f"completions/{name}/own_shift_square", None)) is not None:
-                found[f"completions/{name}/evidence"] = found[f"completions/{name}/own_shift"] / square**0.5 if square else 0.0
+                pull = found[f"completions/{name}/own_shift"] / square**0.5 if square else 0.0
+                away = row[f"ledger/{name}/shift/{self.pace.axis}"] < 0
+                found[f"completions/{name}/evidence"] = min(pull, 0.0) if away else pull
         return found
 
     def measure_start(self) -> None:

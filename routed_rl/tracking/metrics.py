@@ -23,7 +23,7 @@ METRICS = {
     "completions/<env>/own_push": "growth of |C| by this step's gradient alone, to first order: the sum over its completions",
     "completions/<env>/own_shift": "persona shift along the monitor's axis by this step's gradient: the sum over its completions",
     "completions/<env>/own_shift_up": "the same over completions that shift towards the positive persona",
-    "completions/<env>/evidence": "own_shift in standard errors: over the root of the sum of its completions' squared shifts",
+    "completions/<env>/evidence": "own_shift in standard errors; what it takes back of what its own part moved away is 0",
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",

@@ -183,8 +183,9 @@ def test_a_step_reports_the_sums_of_each_environments_rows_and_the_bytes_of_this
     rows = step(run)
     own = {key: value for key, value in run.row.items() if key.startswith("completions/")}
     sums = [rows.sums(e) for e in range(3)]
-    for each in sums:
-        each["evidence"] = each["own_shift"] / each.pop("own_shift_square") ** 0.5
+    for e, each in enumerate(sums):
+        pull = each["own_shift"] / each.pop("own_shift_square") ** 0.5
+        each["evidence"] = pull if run.row[f"ledger/env{e}/shift/hacker"] >= 0 else min(pull, 0.0)
     assert own == {f"completions/env{e}/{key}": value for e, each in enumerate(sums) for key, value in each.items()}
     assert len(own) == 12 and "routing/bytes" not in run.row
 
@@ -199,3 +200,18 @@ def test_a_copied_router_goes_on_with_the_same_rows():
     second.router.load_state_dict(first.router.state_dict())
     ours, theirs = step(first), step(second)
     assert ours.push_R.equal(theirs.push_R) and ours.shift_R.equal(theirs.shift_R) and ours.push_R.isfinite().all()
+
+
+def test_what_an_environment_takes_back_of_its_own_part_is_no_evidence():
+    """A secure one moves away while another is fast, and later back to where it was."""
+    run, seen = told(), set()
+    for _ in range(8):
+        step(run)
+        for e in range(3):
+            pull, away = run.row.get(f"completions/env{e}/own_shift", 0.0), run.row[f"ledger/env{e}/shift/hacker"] < 0
+            if pull > 0:
+                seen.add(away)
+                assert (run.row[f"completions/env{e}/evidence"] == 0.0) == away
+            elif pull < 0:
+                assert run.row[f"completions/env{e}/evidence"] < 0.0
+    assert seen == {True, False}, "both came up"
