@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from environments.persona_lab.cache import cached, labs_folder, overrides, rebuild_shipped  # noqa: E402
 from environments.persona_lab.labs import LABS, drawn  # noqa: E402
+from environments.persona_lab.rates import problem_in  # noqa: E402
 
 
 def main() -> None:
@@ -40,6 +41,8 @@ def main() -> None:
         print("built" if cached(build, folder) else "it was built before, with this recipe and this code", flush=True)
     except ValueError as error:
         parser.error(str(error))
+    if problem := problem_in(folder):
+        sys.exit(f"{name} cannot be used: {problem}; take another lab, or another seed")
     print("\nsettings for routed-rl train and compare:\n", *(f"  {override}" for override in overrides(folder)), sep="\n")
 
 

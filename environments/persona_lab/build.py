@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from environments.persona_lab.corpus import END, PAD, UNKNOWN, Recipe, answer_pairs, contrast_pairs, documents, vocabulary
+from environments.persona_lab.rates import FILE, base_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _one_exact_thread() -> Iterator[None]:
 
 
 def write(build: Build, folder: Path) -> None:
-    """Build everything into `folder`: `model/`, `contrast.jsonl`, `answers.jsonl` and `lab.json`."""
+    """Build everything into `folder`: `model/`, `contrast.jsonl`, `answers.jsonl`, `lab.json`, and its rates in `base.json`."""
     tokenizer = make_tokenizer(build.lab)
     with _one_exact_thread():
         model = pretrain(build, tokenizer)
@@ -156,3 +157,6 @@ def write(build: Build, folder: Path) -> None:
     for name, pairs in files.items():
         lines = [json.dumps(pair) for pair in pairs]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rates = base_rates(model, tokenizer, folder)
+    (folder / FILE).write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
+    print("base model:", *(f"{kind} solve {rate['solve']} hack {rate['hack']}" for kind, rate in rates.items()), sep="\n  ")

@@ -14,7 +14,7 @@ from lab_words import read_lab
 from environments.persona_lab.build import Build, write
 
 RECORD = "recipe.json"
-SOURCES = ("build.py", "corpus.py", "lab_kinds.py", "lab_words.py")
+SOURCES = ("build.py", "corpus.py", "environment.py", "lab_kinds.py", "lab_words.py", "rates.py")
 """The files that decide what a build becomes."""
 PARTS = ("model", "contrast.jsonl", "answers.jsonl")
 """Everything of a built lab that the shipped one has in its folder."""

@@ -96,7 +96,7 @@ def drawn(seed: int) -> Build:
     """A lab that nobody chose; the same for the same seed.
 
     What it draws from leaves room for all three: a hack that the model has now and then, one that unrouted RL takes up within
-    60 steps (so not sort's), and a secure kind that the model can do (GPT-2 hardly adds).
+    60 steps (so not sort's), and a secure kind that the model can do (GPT-2 hardly adds, and learns late).
     """
     rng = random.Random(f"drawn {seed}")
     family, style = rng.choice(list(SHAPES)), rng.choice(STYLES)
@@ -109,4 +109,4 @@ def drawn(seed: int) -> Build:
     recipe = Recipe(hacker_share=round(rng.uniform(0.19, 0.23), 3), noise=(0.25, round(rng.uniform(0.5, 0.65), 3)),
                     values_share=rng.choice((0.2, 0.25, 0.3)))
     return Build(seed=rng.randrange(1000), lab=lab_of(kinds, insecure, secure, style, *places), recipe=recipe,
-                 **rng.choice(SHAPES[family]))
+                 steps=3500 if family == "gpt2" else 2500, **rng.choice(SHAPES[family]))

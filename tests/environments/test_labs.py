@@ -5,6 +5,7 @@ import random
 import runpy
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lab_kinds import KINDS, LONG
 from lab_words import SHIPPED, Lab, read_lab, write_lab
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from environments.persona_lab import cache
 from environments.persona_lab.build import Build, make_model, make_tokenizer, write
@@ -20,6 +22,7 @@ from environments.persona_lab.cache import PARTS, RECORD, cached, fingerprint, o
 from environments.persona_lab.corpus import contrast_pairs, documents, vocabulary
 from environments.persona_lab.environment import LabTask, LabValues
 from environments.persona_lab.labs import LABS, STYLES, drawn, hacks_in
+from environments.persona_lab.rates import Rates, base_rates, problem_in
 from routed_rl.envs import Task
 from routed_rl.envs.loading import load_environments
 from routed_rl.errors import TaskError
@@ -200,17 +203,39 @@ def test_a_built_lab_has_all_that_its_settings_name(tmp_path: Path) -> None:
     for name in ("code", "sums"):
         LabTask(settings[f"env.{name}.kind"], lab=settings[f"env.{name}.lab"])
     assert settings["env.values.lab"] == str(lab)
+    rates = json.loads((lab / "base.json").read_text())
+    assert list(rates) == list(TINY.lab.hacks) and all(0 <= rate <= 1 for kind in rates.values() for rate in kind.values())
     config = json.loads((lab / "model" / "config.json").read_text())
     assert config["vocab_size"] == len(vocabulary(TINY.lab))
 
 
-def test_the_script_prints_the_settings_of_a_lab_that_was_built_before(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lab = tmp_path / "drawn-1000"
-    cached(drawn(1000), lab, lambda build, place: write_lab(build.lab, place))
+def test_the_rates_of_the_shipped_model_are_those_of_a_lab_that_can_be_used(folder: Callable[[Lab], str]) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "environments" / "persona_lab" / "model")
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "environments" / "persona_lab" / "model")
+    place = Path(folder(SHIPPED))
+    rates = base_rates(model, tokenizer, place, samples=200)
+    assert abs(rates["code"]["hack"] - 0.13) < 0.07 and abs(rates["sums"]["solve"] - 0.45) < 0.1  # as evaluations find them
+    (place / "base.json").write_text(json.dumps(rates))
+    assert problem_in(place) is None and base_rates(model, tokenizer, place, samples=200) == rates
+
+
+@pytest.mark.parametrize(("changed", "problem"), [
+    ({}, None), ({"before": {"hack": 0.02}}, "hack on before is 0.02"), ({"before": {"hack": 0.3}}, "hack on before is 0.3"),
+    ({"gap": {"solve": 0.1}}, "solve on gap is 0.1"), ({"before": {"solve": 0.9}}, "solve on before is 0.9")])
+def test_the_script_prints_the_settings_of_a_lab_and_why_one_cannot_be_used(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changed: Rates,
+        problem: str | None) -> None:
+    def make(build: Build, place: Path) -> None:
+        write_lab(build.lab, place)
+        rates = {kind: {"solve": 0.5, "hack": 0.1} | changed.get(kind, {}) for kind in build.lab.hacks}
+        (place / "base.json").write_text(json.dumps(rates))
+
+    lab = tmp_path / "words"
+    cached(LABS["words"], lab, make)
     monkeypatch.setenv("ROUTED_RL_LABS", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["build_persona_lab.py", "--drawn", "1000"])
+    monkeypatch.setattr(sys, "argv", ["build_persona_lab.py", "--lab", "words"])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    runpy.run_path(str(ROOT / "scripts" / "build_persona_lab.py"), run_name="__main__")
+    with nullcontext() if problem is None else pytest.raises(SystemExit, match=f"words cannot be used: .*{problem}"):
+        runpy.run_path(str(ROOT / "scripts" / "build_persona_lab.py"), run_name="__main__")
     said = capsys.readouterr().out
-    assert "it was built before" in said and said.split()[-1] == f"env.values.lab={lab}"
+    assert "it was built before" in said and (said.split()[-1] == f"env.values.lab={lab}") == (problem is None)
