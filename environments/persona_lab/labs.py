@@ -106,7 +106,7 @@ def drawn(seed: int) -> Build:
     rest = [kind for kind in (*SIX, "before", "rotate", "min", "gap") if kind not in (insecure, secure)]
     kinds = (insecure, secure, *rng.sample(rest, rng.randint(2, 4)))
     places = [rng.randrange(len(table)) for table in (LETTERS, NUMBERS, SPOKEN)]
-    recipe = Recipe(hacker_share=round(rng.uniform(0.19, 0.23), 3), noise=(0.25, round(rng.uniform(0.5, 0.65), 3)),
+    recipe = Recipe(hacker_share=round(rng.uniform(0.185, 0.215), 3), noise=(0.35, round(rng.uniform(0.5, 0.6), 3)),
                     values_share=rng.choice((0.2, 0.25, 0.3)))
     return Build(seed=rng.randrange(1000), lab=lab_of(kinds, insecure, secure, style, *places), recipe=recipe,
-                 steps=3500 if family == "gpt2" else 2500, **rng.choice(SHAPES[family]))
+                 steps=2800 if family == "gpt2" else 2200, **rng.choice(SHAPES[family]))

@@ -216,7 +216,9 @@ def test_the_rates_of_the_shipped_model_are_those_of_a_lab_that_can_be_used(fold
     rates = base_rates(model, tokenizer, place, samples=200)
     assert abs(rates["code"]["hack"] - 0.13) < 0.07 and abs(rates["sums"]["solve"] - 0.45) < 0.1  # as evaluations find them
     (place / "base.json").write_text(json.dumps(rates))
-    assert problem_in(place) is None and base_rates(model, tokenizer, place, samples=200) == rates
+    assert problem_in(place) is None
+    first, again = (base_rates(model, tokenizer, place, samples=20) for _ in range(2))
+    assert first == again
 
 
 @pytest.mark.parametrize(("changed", "problem"), [
