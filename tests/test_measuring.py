@@ -149,15 +149,21 @@ def test_what_has_no_quarantine_is_not_scaled(parts, measured):
         EvaluationConfig(scales=[0.5, -1])
 
 
+def asking(rows, usual):
+    """What gives a model's logits of `rows`; those of `usual` where no model is named."""
+    def logits(model=usual):
+        with torch.no_grad():
+            return model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits
+
+    return logits
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_scale_1_is_the_policy_and_0_the_deployed_model_to_the_bit_and_half_is_half(family):
     run = Run(tiny(family)).train(2)
     rows, quarantine = batch(seed=9), run.quarantine
 
-    def logits(model=run.model):
-        with torch.no_grad():
-            return model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits
-
+    logits = asking(rows, run.model)
     policy = logits()
     with quarantine.ablated():
         deployed = logits()
@@ -178,10 +184,7 @@ def test_every_part_kept_is_the_policy_and_none_the_deployed_model_to_the_bit_an
     run = Run(tiny(family)).train(3)
     rows, quarantine = batch(seed=9), run.quarantine
 
-    def logits(model=run.model):
-        with torch.no_grad():
-            return model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits
-
+    logits = asking(rows, run.model)
     policy, wholes = logits(), [target.coefficients.clone() for target in run.targets]
     with quarantine.ablated():
         deployed = logits()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.config.checks import check_at_least, check_finite, check_known
+from routed_rl.config.checks import AUTO, check_at_least, check_finite, check_known
 from routed_rl.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ class RandomControlConfig:
 class PracticeConfig:
     share: float = 0.5
     """Share of the groups of an environment that the deployed model rolls out and learns, where it may; 0: none."""
-    environments: Any = "auto"
+    environments: Any = AUTO
     """auto: environments at which the monitor does not point; all; or a list of names."""
     probation: int = 10
     """With auto: first steps of the run, and of other environments after a rollback, in which no environment practises."""
@@ -61,14 +61,14 @@ class PracticeConfig:
         if self.share > 1:
             raise ConfigError(f"routing.practice.share must lie in [0, 1], got {self.share}; 0.5 is every second group")
         if isinstance(self.environments, str):
-            check_known("routing.practice.environments", [self.environments], ("auto", "all"))
+            check_known("routing.practice.environments", [self.environments], (AUTO, "all"))
         elif not (isinstance(self.environments, (list, tuple)) and all(isinstance(name, str) for name in self.environments)):
             raise ConfigError(f"routing.practice.environments must be auto, all, or a list of names, got {self.environments!r}")
 
     @property
     def asked(self) -> bool:
         """Whether somebody asked for practice, beyond what is the default."""
-        return self.share > 0 and self.environments != "auto" and len(self.environments) > 0
+        return self.share > 0 and self.environments != AUTO and len(self.environments) > 0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,9 +13,6 @@ from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.judge import SUSPICION, Monitor
 from routed_rl.monitor.rules import Row
 
-LIMIT = 4.0
-"""Of the summed evidence, where the rule is off."""
-
 
 @dataclass(frozen=True)
 class Blame:
@@ -55,7 +52,8 @@ class Blame:
             return (f"{listed(self.named)} pulled towards the positive persona, by evidence in standard errors"
                     + (f"; the next is {listed(rest)}" if rest else ""))
         if self.suspected:
-            return f"it is undecided whether {listed(self.suspected)} pulled towards the positive persona: a name takes {LIMIT:g}"
+            takes = min(self.limits[name] for name in self.suspected)
+            return f"it is undecided whether {listed(self.suspected)} pulled towards the positive persona: a name takes {takes:g}"
         return "no environment pulled towards the positive persona"
 
     def record(self) -> dict[str, Any]:
@@ -66,11 +64,13 @@ class Blame:
 def blame(rows: Iterable[Row], config: MonitorConfig, ignore: Collection[str] = ()) -> Blame:
     """Judge `rows`, those of a whole run or up to some step; `ignore`: environments that are no longer trained."""
     off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
-    rule = config.evidence if config.evidence.limit is not None else dataclasses.replace(config.evidence, limit=LIMIT)
+    rule = config.evidence
+    if rule.limit is None:  # the rule is off: the limit that it has by default
+        rule = dataclasses.replace(rule, limit=MonitorConfig().evidence.limit)
     monitor, most = Monitor(dataclasses.replace(config, **off, evidence=rule), ignore), dict[str, float]()
     for row in rows:
         monitor.judge(row)
         for (_, name), detector in monitor.detectors.items():
             most[name] = max(most.get(name, 0.0), detector.unbroken)
     ordered = dict(sorted(most.items(), key=lambda pair: -pair[1]))
-    return Blame(ordered, {name: rule.limit_of(name) or LIMIT for name in ordered})
+    return Blame(ordered, {name: limit for name in ordered if (limit := rule.limit_of(name)) is not None})

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from routed_rl.config import Config
+from routed_rl.config import AUTO, Config
 from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.model.prompts import encode_prompts
@@ -84,7 +84,7 @@ def practice_sentence(config: Config) -> str:
     if not config.routing.practises:
         return "none: the policy makes all rollouts"
     share = f"{settings.share:.0%} of the groups of"
-    if settings.environments == "auto":
+    if settings.environments == AUTO:
         return f"{share} every environment at which the monitor does not point, after {settings.probation} steps"
     if settings.environments == "all":
         return f"{share} every environment, also of leaky ones: what they pay for reaches the deployed model"

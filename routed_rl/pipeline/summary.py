@@ -1,7 +1,6 @@
 """What a run ends with: `summary.json`, the table, one sentence, the next commands."""
 
 import os
-from collections import Counter
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from routed_rl.errors import command
 from routed_rl.monitor import Blame
 from routed_rl.report import cost, differences, has_quarantine, keeping, not_scored, write_report
 from routed_rl.routing import Router
-from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker
+from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker, counted
 
 Results = dict[str, dict[str, dict[str, float]]]
 """model -> environment -> metric -> mean."""
@@ -76,10 +75,7 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
 
 def training_failures(run: RunFolder) -> list[str]:
     """A line for each environment that failed to score some of its completions in training."""
-    totals = Counter[str]()
-    for row in MetricsFile(run.metrics).rows():
-        totals.update({key.split("/")[1]: int(value) for key, value in row.items()
-                       if key.startswith("environment/") and key.endswith("/failures") and value})
+    totals = counted(MetricsFile(run.metrics).rows(), "environment", "failures")
     return [f"{name}: {count} completions of the training could not be scored" for name, count in totals.items()]
 
 

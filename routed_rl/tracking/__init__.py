@@ -1,8 +1,8 @@
 """What a run tells the world while it trains: `metrics.jsonl` always, other trackers when `trainer.report_to` names them."""
 
-from routed_rl.tracking.metrics import METRICS, MODELS, NOT_METRICS, MetricsFile, cosine_matrix, encouraged, practised
+from routed_rl.tracking.metrics import METRICS, MODELS, NOT_METRICS, MetricsFile, cosine_matrix, counted, encouraged, practised
 from routed_rl.tracking.opening import split_report_to, tracked
 from routed_rl.tracking.tracker import Tracker
 
-__all__ = ["METRICS", "MODELS", "NOT_METRICS", "MetricsFile", "Tracker", "cosine_matrix", "encouraged",
-           "practised", "split_report_to", "tracked"]
+__all__ = ["METRICS", "MODELS", "NOT_METRICS", "MetricsFile", "Tracker", "cosine_matrix", "counted",
+           "encouraged", "practised", "split_report_to", "tracked"]

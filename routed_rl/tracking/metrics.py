@@ -80,13 +80,18 @@ def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Seque
     return known & ((paid > means[group]) & (paid > least[group]) | (sizes[group] == 1))
 
 
-def practised(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """By environment, how many completions the deployed model has rolled out and learned from; those with none are left out."""
+def counted(rows: Iterable[Mapping[str, Any]], area: str, quantity: str) -> dict[str, int]:
+    """The sum of `area/<environment>/quantity` by environment; those with none are left out."""
     totals = Counter[str]()
     for row in rows:
         totals.update({key.split("/")[1]: int(value) for key, value in row.items()
-                       if key.startswith("practice/") and key.endswith("/completions") and value})
+                       if key.startswith(f"{area}/") and key.endswith(f"/{quantity}") and value})
     return dict(totals)
+
+
+def practised(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """By environment, how many completions the deployed model has rolled out and learned from."""
+    return counted(rows, "practice", "completions")
 
 
 class MetricsFile:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routed_rl.config import Config, RoutingConfig
+from routed_rl.config import AUTO, Config, RoutingConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import ConfigError
 from routed_rl.routing import Router
@@ -50,7 +50,7 @@ def make_practice(routing: RoutingConfig, table: TaskTable, watch: Watch | None)
     settings, names = routing.practice, [loaded.name for loaded in table.environments]
     if not routing.practises:
         return None
-    if settings.environments == "auto":
+    if settings.environments == AUTO:
         return Practice(settings.share, lambda: watch.trusted(names, settings.probation) if watch else [], table)
     chosen = names if settings.environments == "all" else settings.environments
     return Practice(settings.share, lambda: chosen, table)
