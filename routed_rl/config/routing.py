@@ -49,7 +49,7 @@ class RandomControlConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PracticeConfig:
-    share: float = 0.5
+    share: float = 0.75
     """Share of the groups of an environment that the deployed model rolls out and learns, where it may; 0: none."""
     environments: Any = AUTO
     """auto: environments at which the monitor does not point; all; or a list of names."""

@@ -46,7 +46,7 @@ class ExpertsTap(torch.autograd.Function):
             for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True):
                 target.tape.record_tokens(routed[tokens], g[tokens], x, rows[tokens], sampled[tokens], record)
             if record.contained:
-                passed = torch.addmm(g, p.to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
+                passed = torch.addmm(g, routed.to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return passed, None, None, *(None for _ in inputs)
             through = [None if record.ablated else (routed[tokens] @ target.coefficients).to(x.dtype)
                        for target, tokens, x in zip(targets, ctx.tokens, inputs, strict=True)]

@@ -20,7 +20,7 @@ class Tap(torch.autograd.Function):
 
     With `p = g A` the ledger gains `pᵀ x` per environment. Contained: the cotangent of `y` is `g - p Bᵀ` and `x`
     gets nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`. Open: `y` keeps
-    `g` and `x` gets `p C`.
+    `g` and `x` gets `p C`. Rows that practise have no quarantine that could learn for them: their `y` keeps `g` in both.
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class Tap(torch.autograd.Function):
             routed = record.routed(p)
             target.tape.record(routed, g, x, record, ctx.scale_S)
             if record.contained:
-                flat = torch.addmm(g.flatten(0, -2), p.flatten(0, -2).to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
+                flat = torch.addmm(g.flatten(0, -2), routed.flatten(0, -2).to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return flat.view_as(g), None, None
             return g, (None if record.ablated else (routed @ target.weight_part()).to(x.dtype)), None
 
