@@ -30,8 +30,8 @@ class Record:
     practising_B: Tensor | None = None
     """Rows that forwards leave the quarantine out of and that no ledger books, (B,) bool; None: no row practises."""
     contained: bool = True
-    """The cotangent that goes on from rows of the policy: contained (without its part in the subspace) or open. Rows that practise
-    have an open one always."""
+    """The cotangent that goes on from rows of the policy: contained (without its part in the subspace) or open. From rows that
+    practise it is always open."""
     control_draws: int = 0
     """Random bases to measure in this step's backward; 0 for none."""
 
