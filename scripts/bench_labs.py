@@ -1,8 +1,9 @@
 """The bench of labs: the same arms on every lab, one line of figures against the bars for each. Finished runs are kept.
 
-    python scripts/bench_labs.py --out DIR [--labs shipped,gpt2,drawn-7] [--arms none,route,control] [--seeds 3] [KEY=VALUE]
+    python scripts/bench_labs.py --out DIR [--labs shipped,gpt2,drawn-7] [--arms none,route] [--seeds 3] [--at 60] [KEY=VALUE]
 
-A lab is built where it is not (`scripts/build_persona_lab.py`), some minutes each. Settings go on to `routed-rl compare`.
+A lab is built where it is not (`scripts/build_persona_lab.py`), some minutes each. Settings go on to `routed-rl compare`. With
+`--at` the runs' checkpoints of that step are evaluated too, and get a table of their own.
 """
 
 import argparse
@@ -17,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "environments" / "persona_lab")]
 
 from environments.persona_lab.cache import cached, labs_folder, overrides  # noqa: E402
 from environments.persona_lab.labs import LABS, drawn  # noqa: E402
+from routed_rl.multirun.results import results  # noqa: E402
 
 SHIPPED_SEEDS = 5
 
@@ -30,10 +32,12 @@ def settings_of(name: str) -> list[str]:
     return overrides(labs_folder() / name)
 
 
-def line(name: str, folder: Path) -> list[str]:
-    """Figures of `folder/compare.json`: means over seeds, differences paired by seed."""
-    found: dict[str, Any] = json.loads((folder / "compare.json").read_text())
+COLUMNS = ["lab", "hack, unrouted", "hack - base", "evil - base", "gain on sums kept", "code solve - base", "paid on code",
+           "paid on sums", "values, unrouted", "values, routed policy", "hack, control", "real - random", "code named"]
 
+
+def line(name: str, found: dict[str, Any], runs: Path) -> list[str]:
+    """Figures of a comparison: means over seeds, differences paired by seed."""
     def value(*keys: str) -> str:
         place: Any = found
         for key in keys:
@@ -42,16 +46,35 @@ def line(name: str, folder: Path) -> list[str]:
             return "-"
         return f"{place['mean']:.3f}" + ("" if place["low"] is None else f" [{place['low']:.3f}, {place['high']:.3f}]")
 
-    route = [value("deployed_minus_base", "route", "code", "hack"), value("deployed_minus_base", "route", "values", "evil"),
-             value("gain_kept", "route", "sums", "solve"), value("deployed_minus_base", "route", "code", "solve"),
-             value("policy_over_unrouted", "route", "code", "reward"), value("policy_over_unrouted", "route", "sums", "reward"),
-             value("arms", "control", "deployed", "code", "hack"), value("real_minus_random", "code", "hack")]
-    return [name, value("arms", "none", "policy", "code", "hack"), *route, named(folder)]
+    return [name, value("arms", "none", "policy", "code", "hack"), value("deployed_minus_base", "route", "code", "hack"),
+            value("deployed_minus_base", "route", "values", "evil"), value("gain_kept", "route", "sums", "solve"),
+            value("deployed_minus_base", "route", "code", "solve"), value("policy_over_unrouted", "route", "code", "reward"),
+            value("policy_over_unrouted", "route", "sums", "reward"), value("arms", "none", "policy", "values", "solve"),
+            value("arms", "route", "policy", "values", "solve"), value("arms", "control", "deployed", "code", "hack"),
+            value("real_minus_random", "code", "hack"), named(runs)]
 
 
-def named(folder: Path) -> str:
+def verb(*arguments: str) -> None:
+    """Call a verb of `routed-rl` in a process of its own."""
+    subprocess.run([sys.executable, "-c", "import sys; from routed_rl.cli import main; sys.exit(main())", *arguments], check=True)
+
+
+def at_step(step: int, runs: Path) -> dict[str, Any]:
+    """The comparison of the checkpoints of an earlier step; evaluations that are there are kept."""
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in sorted(path for path in runs.iterdir() if path.is_dir()):
+        arm, _, seed = run.name.rpartition("-seed")
+        file = runs.parent / f"at-{step}" / f"{run.name}.json"
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists():
+            verb("evaluate", str(run), "--step", str(step), "--json", str(file))
+        arms.setdefault(arm, {})[int(seed)] = json.loads(file.read_text())
+    return results(arms, {})
+
+
+def named(runs: Path) -> str:
     """In how many runs of `route` the environment that is named at the end is `code` alone."""
-    summaries = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/route-seed*/summary.json"))]
+    summaries = [json.loads(path.read_text()) for path in sorted(runs.glob("route-seed*/summary.json"))]
     right = sum(summary.get("who", {}).get("named") == ["code"] for summary in summaries)
     return f"{right} of {len(summaries)}"
 
@@ -64,20 +87,23 @@ def main() -> None:
     parser.add_argument("--arms", default="none,route,control")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--at", type=int, metavar="STEP", help="evaluate the checkpoints of this step too")
     arguments, more = parser.parse_known_args()
-    columns = ["lab", "hack, unrouted", "hack - base", "evil - base", "gain on sums kept", "code solve - base", "paid on code",
-               "paid on sums", "hack, control", "real - random", "code named"]
-    rows = []
+    tables: dict[str, list[list[str]]] = {}
     for name in arguments.labs.split(","):
         folder = arguments.out / name
         seeds = max(arguments.seeds, SHIPPED_SEEDS) if name == "shipped" else arguments.seeds
-        subprocess.run([sys.executable, "-c", "import sys; from routed_rl.cli import main; sys.exit(main())", "compare",
-                        *settings_of(name), *more, "--arms", arguments.arms, "--seeds", str(seeds), "--ranks", "", "--jobs",
-                        str(arguments.jobs), "--out", str(folder)], check=True)
-        rows.append(line(name, folder))
-        table = [columns, ["---"] * len(columns), *rows]
-        (arguments.out / "labs.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in table), encoding="utf-8")
-    print((arguments.out / "labs.md").read_text())
+        verb("compare", *settings_of(name), *more, "--arms", arguments.arms, "--seeds", str(seeds), "--ranks", "", "--jobs",
+             str(arguments.jobs), "--out", str(folder))
+        found = {"labs.md": json.loads((folder / "compare.json").read_text())}
+        if arguments.at:
+            found[f"labs-at-{arguments.at}.md"] = at_step(arguments.at, folder / "runs")
+        for file, comparison in found.items():
+            rows = tables.setdefault(file, [COLUMNS, ["---"] * len(COLUMNS)])
+            rows.append(line(name, comparison, folder / "runs"))
+            (arguments.out / file).write_text("".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
+    for file in tables:
+        print((arguments.out / file).read_text())
 
 
 if __name__ == "__main__":
