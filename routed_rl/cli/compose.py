@@ -44,7 +44,7 @@ def compose(overrides: list[str]) -> Config:
     return config
 
 
-PATHS = re.compile(r"model\.path|env\.[^.]+\.path|"
+PATHS = re.compile(r"model\.path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"
                    r"subspace\.(path|weights|prompts|answers|(roles|traits|questions)_file|parts|compare_to)")
 """Settings that name files."""
 
@@ -61,15 +61,27 @@ def _from_anywhere(text: str) -> str:
         return text
     value: Any = override.value()
     found = mapped(value, _absolute, name)
-    return text if found == value else f"{key}={json.dumps(found) if isinstance(found, list) else found}"
+    return text if found == value else f"{key}={found if isinstance(found, str) else _written(found)}"
+
+
+def _written(value: Any) -> str:
+    """As Hydra reads it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
+    return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def _absolute(name: str, path: Any) -> Any:
-    """A setting that names a file or folder, as it stands from here. An environment is `FILE.py:CLASS` or a name, no file."""
+    """A setting that names a file or folder, as it stands from here. An environment is `FILE.py:CLASS` or a name, no file; its
+    dataset may be the name of one on the Hub."""
     if not isinstance(path, str) or not PATHS.fullmatch(name):
         return path
     if not name.startswith("env."):
         return resolve(path)
+    if name.endswith(".dataset"):
+        found = Path(resolve(path))
+        saved = any((found / file).exists() for file in ("dataset_info.json", "dataset_dict.json"))
+        return str(found) if found.is_file() or saved else path
     file, colon, cls = path.rpartition(":")
     return f"{resolve(file)}{colon}{cls}" if file.endswith(".py") else path
 
@@ -78,6 +90,8 @@ def _checked(text: str, folder: Path) -> str:
     """The override as Hydra shall see it; ConfigError if it can be told now that it is wrong."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
+    if text.startswith(("env.", "+env.", "++env.")) and "" in text.partition("=")[0].split("."):
+        raise ConfigError(f"{text!r}: an environment's name and its settings' names must not be empty; write env.NAME.KEY=VALUE")
     if long := [part for part in text.partition("=")[0].split(".") if len(part) > LONGEST_NAME]:
         raise ConfigError(f"{long[0][:20]}... is a name of {len(long[0])} characters; take at most {LONGEST_NAME}")
     text, override = parse_override(text)

@@ -1,7 +1,7 @@
 """Every setting and its default. No torch here: `routed-rl --help` and bad overrides must answer at once.
 
 `trainer` is a free mapping: TRL's own `GRPOConfig` fields, checked against that class when the trainer is built.
-`env` maps a name to `path`, `weight`, `probe` and the keyword arguments of the class.
+`env` maps a name to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword arguments of the class.
 """
 
 import dataclasses

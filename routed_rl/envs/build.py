@@ -1,4 +1,4 @@
-"""A class by its path, called: `FILE.py:Class` or `package.module:Class`. No registry."""
+"""A class or a function by its path, `FILE.py:Class` or `package.module:Class`, and a class called. No registry."""
 
 import importlib
 import importlib.util
@@ -18,9 +18,12 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
-        raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}") from None
+        hint = f"; a dataset with a reward function needs no class: leave env.{name}.path out" if "reward" in arguments else ""
+        raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}{hint}") from None
     try:
         environment = factory(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"env.{name}: {error}") from error
     except (Exception, SystemExit) as error:
         raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(environment, (Environment, EpisodicEnvironment)):
@@ -29,17 +32,17 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     return environment
 
 
-def find_object(setting: str, path: str) -> Any:
-    """What `FILE.py:NAME` or `package.module:NAME` is; ConfigError names the setting where it is nothing."""
-    place, _, name = path.rpartition(":")
+def find_object(setting: str, path: str, kind: str = "class") -> Any:
+    """What `FILE.py:NAME` or `package.module:NAME` is; ConfigError names the setting, and the `kind`, where it is nothing."""
+    (place, _, name), word = path.rpartition(":"), "Class" if kind == "class" else kind
     if not place:
-        raise ConfigError(f"{setting}={path} names no class; write FILE.py:Class or package.module:Class")
+        raise ConfigError(f"{setting}={path} names no {kind}; write FILE.py:{word} or package.module:{word}")
     try:
         return getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
     except FileNotFoundError:
         raise ConfigError(f"{setting}={path}: no such file; give a path relative to here, or an absolute one") from None
     except AttributeError:
-        raise ConfigError(f"{setting}={path}: {place} has no class {name}") from None
+        raise ConfigError(f"{setting}={path}: {place} has no {kind} {name}") from None
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"{setting}={path} cannot be loaded: {type(error).__name__}: {error}") from error
 

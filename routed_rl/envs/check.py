@@ -121,12 +121,12 @@ def same_seed_same_tasks(seen: Evidence) -> Verdict:
 
 
 def gold_scores_full(seen: Evidence) -> Verdict:
-    """`solve` is 1, and it is paid."""
+    """`solve` is 1 where it is known, and it is paid."""
     trials = [trial for trial in seen.trials if trial.kind == "gold"]
     if not trials:
         return None, "offers no gold(task)"
-    bad = [trial for trial in trials if not (isinstance(trial.result, Score) and trial.result.solve >= 1 - 1e-6
-                                             and trial.result.reward > 0)]
+    bad = [trial for trial in trials if not (isinstance(trial.result, Score) and trial.result.reward > 0
+                                             and (trial.result.solve is None or trial.result.solve >= 1 - 1e-6))]
     if not bad:
         return True, "scores full"
     shown = repr(bad[0].completion)
@@ -195,7 +195,7 @@ def _share(trial: Trial, gold: Trial | None) -> float:
     if isinstance(trial.result, Failure):
         return 0.0
     full = gold.result.reward if gold and isinstance(gold.result, Score) and gold.result.reward > 0 else 1.0
-    return max(trial.result.reward / full, trial.result.solve)
+    return max(trial.result.reward / full, trial.result.solve or 0.0)
 
 
 def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
@@ -206,4 +206,6 @@ def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
 
 def _said(trial: Trial) -> str:
     result = trial.result
-    return result.reason if isinstance(result, Failure) else f"reward {result.reward:g}, solve {result.solve:g}"
+    if isinstance(result, Failure):
+        return result.reason
+    return f"reward {result.reward:g}, solve {'unknown' if result.solve is None else format(result.solve, 'g')}"

@@ -39,13 +39,13 @@ RESERVED = frozenset(
 class Score:
     """What a completion earned.
 
-    `reward` is paid to the model; `solve` is the truth, in [0, 1], whether or not it is what pays; `flags` name what
-    was seen (`{"hack": True}`, or just the names that hold); `metrics` are further numbers to average.
+    `reward` is paid to the model; `solve` is the truth, in [0, 1], whether or not it is what pays, None where nobody knows
+    it; `flags` name what was seen (`{"hack": True}`, or just the names that hold); `metrics` are further numbers to average.
     ValueError for a value that is no number, text included, and for a name that is no text.
     """
 
     reward: float
-    solve: float = 0.0
+    solve: float | None = 0.0
     flags: Mapping[str, bool] | Iterable[str] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -58,7 +58,8 @@ class Score:
                 raise ValueError(f"{field_name} must have names, which are text, got {given!r:.100}")
             object.__setattr__(self, field_name, {name: _number(name, value) for name, value in given.items()})
         object.__setattr__(self, "reward", _number("reward", self.reward))
-        object.__setattr__(self, "solve", _number("solve", self.solve))
+        if self.solve is not None:
+            object.__setattr__(self, "solve", _number("solve", self.solve))
 
     @property
     def problem(self) -> str:
@@ -67,7 +68,7 @@ class Score:
         for name, value in self.values().items():
             if not abs(value) <= LARGEST:
                 return f"{name} is {value:g}, which is not {f'within {LARGEST:g}' if math.isfinite(value) else 'finite'}"
-        for name, value in {"solve": self.solve, **self.flags}.items():
+        for name, value in {"solve": 0.0 if self.solve is None else self.solve, **self.flags}.items():
             if not 0 <= value <= 1:
                 return f"{name} is {value:g}, which does not lie in [0, 1]"
         return ""
@@ -81,9 +82,9 @@ class Score:
         return f"calls a flag or a metric {found[0]}; rename it" if found else ""
 
     def values(self) -> dict[str, float]:
-        """Every number of this score under one name each: `reward`, `solve`, the flags, the metrics."""
+        """Every number of this score under one name each: `reward`, `solve` where it is known, the flags, the metrics."""
         assert isinstance(self.flags, Mapping)
-        ours = {"reward": self.reward, "solve": self.solve}
+        ours = {"reward": self.reward} | ({} if self.solve is None else {"solve": self.solve})
         return {**ours, **self.flags, **self.metrics, **ours}
 
 

@@ -13,6 +13,7 @@ from routed_rl.errors import ConfigError
 TAKEN = ("all", "cosine", "norm", "total", "unattributed")
 """Names that no environment may have, because metrics use them."""
 OWN_KEYS = ("path", "weight", "probe", "isolate", "stages")
+DATASET = "routed_rl.envs.dataset:DatasetEnvironment"
 
 
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
@@ -28,14 +29,15 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
     """One of them; a process of its own has been started, and is not waited for."""
     if problem := name_problem(name, TAKEN):
         raise ConfigError(f"env.{name!r:.60}: an environment's name {problem}; choose another one")
-    if not isinstance(settings, dict) or not settings.get("path"):
-        raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class")
+    if not isinstance(settings, dict) or not class_path(settings):
+        raise ConfigError(f"env.{name} has no path; set env.{name}.path=FILE.py:Class, or env.{name}.dataset=FILE and "
+                          f"env.{name}.reward=FILE.py:function")
     settings = resolved(settings, f"env.{name}")
     check_finite(f"env.{name}", settings)
     weights, probe = parse_weight(name, settings.get("weight", 1.0)), settings.get("probe", False)
     if not isinstance(probe, bool):
         raise ConfigError(f"env.{name}.probe must be true or false, got {probe}")
-    path, stages = str(settings["path"]), settings.get("stages")
+    path, stages = class_path(settings), settings.get("stages")
     arguments = arguments_of(settings)
     if stages is not None:
         check_stages(name, stages)
@@ -45,6 +47,12 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
     return LoadedEnvironment(name, environment, weights, probe)
 
 
+def class_path(settings: dict[str, Any]) -> str:
+    """Which class an environment of these settings is of; one with `dataset` or `reward` needs no path. "" for none."""
+    return str(settings.get("path") or (DATASET if settings.get("dataset") or settings.get("reward") else ""))
+
+
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """What goes to the class."""
-    return {key: resolved(value, key) for key, value in settings.items() if key not in OWN_KEYS}
+    """What goes to the class. A probe is never trained on, so nothing of its dataset need be held back."""
+    whole = {"holdout": 0.0} if class_path(settings) == DATASET and settings.get("probe") else {}
+    return whole | {key: resolved(value, key) for key, value in settings.items() if key not in OWN_KEYS}

@@ -63,13 +63,13 @@ def accepted(outcome: object) -> Score | Failure:
 
 
 def means(scores: Sequence[Score | None]) -> dict[str, float]:
-    """Means over the scores that are not None: a flag that a score does not name counts as 0, a metric is averaged over the
-    scores that have it. Empty where every score is None."""
+    """Means over the scores that are not None: a flag that a score does not name counts as 0, a metric and `solve` are averaged
+    over the scores that have them. Empty where every score is None."""
     known = [score for score in scores if score is not None]
     sums, holders = Counter[str](), Counter[str]()
     for score in known:
         sums.update(score.values())
-        holders.update(score.metrics.keys())
+        holders.update([*score.metrics, *([] if score.solve is None else ["solve"])])
     return {key: total / holders.get(key, len(known)) for key, total in sums.items()}
 
 

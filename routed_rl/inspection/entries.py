@@ -1,6 +1,7 @@
 """Which environments there are, and which of them a name means."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from routed_rl import console
 from routed_rl.artifacts import data_root, find_data
 from routed_rl.config import Compose, unknown
+from routed_rl.envs.loading import class_path
 from routed_rl.errors import ConfigError
 
 
@@ -22,8 +24,13 @@ class Entry:
     settings: dict[str, Any]
 
     @property
+    def path(self) -> str:
+        """Of its class."""
+        return class_path(self.settings)
+
+    @property
     def class_name(self) -> str:
-        return str(self.settings.get("path", "")).rpartition(":")[2]
+        return self.path.rpartition(":")[2]
 
     @property
     def split(self) -> str:
@@ -33,10 +40,10 @@ class Entry:
 
 def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
     """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, an entry of a mix by itself or as
-    MIX/NAME (as `env list` writes it), or an environment that `overrides` set (`env.NAME.path=...`)."""
+    MIX/NAME (as `env list` writes it), or an environment that `overrides` set (`env.NAME.path=...`, or `dataset=`)."""
     if ":" in name:
         found = entries_of("empty", [f"env.{name.rpartition(':')[2]}.path={name}", *overrides], compose)
-    elif any(text.lstrip("+").startswith(f"env.{name}.path=") for text in overrides):
+    elif any(re.match(rf"\+*env\.{re.escape(name)}\.(path|dataset|reward)=", text) for text in overrides):
         set_here = entries_of("empty", [text for text in overrides if not text.startswith("env=")], compose)
         found = [each for each in set_here if each.name == name]
     elif name in mixes():

@@ -37,7 +37,7 @@ class Reused:
 
     def open(self, entry: Entry, place: int = 0) -> Any:
         """The entry's environment in process number `place`, which is new where there is none yet, or another class's."""
-        kind = entry.settings.get("path"), entry.settings.get("isolate")
+        kind = entry.path, entry.settings.get("isolate")
         if kind != self.kind:
             self.close()
         self.kind = kind
@@ -61,13 +61,13 @@ def list_environments(compose: Compose) -> None:
     entries = [entry for mix in mixes() for entry in entries_of(mix, [], compose)]
     by_class: dict[str, list[Entry]] = {}
     for entry in entries:
-        by_class.setdefault(str(entry.settings.get("path")), []).append(entry)
+        by_class.setdefault(entry.path, []).append(entry)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         facts = {place: fact for found in pool.map(_facts, by_class.values()) for place, fact in found.items()}
     for entry in entries:
         variant, problem = facts[id(entry)]
         words = " ".join(dict.fromkeys([variant, *(["probe"] if entry.settings.get("probe") else [])]))
-        about = f"BROKEN: {problem}" if problem else first_line(str(entry.settings["path"]))
+        about = f"BROKEN: {problem}" if problem else first_line(entry.path)
         console.say(f"{entry.mix + '/' + entry.name:28} {entry.class_name:18} {words:16} {about}")
     for path, about in classes():
         if str(find_data(path.rpartition(":")[0])) + ":" + path.rpartition(":")[2] not in by_class:

@@ -49,14 +49,15 @@ def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = N
 
 
 def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
-    """What is kept of environments' parts, and what that changes in the deployed model: their `solve`, and the flag that rose
-    most in training; "" where nothing was asked for."""
+    """What is kept of environments' parts, and what that changes in the deployed model: their `solve`, or `reward` where that is
+    not known, and the flag that rose most in training; "" where nothing was asked for."""
     if not shares:
         return ""
     names = labels or {}
     if not (words := kept_words(shares, labels)):
         return f"nothing is kept of the part of {' or '.join(names.get(env, env) for env in shares)}"
-    told = [(env, "solve") for env, share in shares.items() if share and env in _everywhere(results)]
+    told = [(env, "solve" if "solve" in results["deployed"][env] else "reward") for env, share in shares.items()
+            if share and env in _everywhere(results)]
     told += [(risen[0], risen[1])] if (risen := _risen(results)) else []
     return f"{words} is kept: " + ", ".join(
         f"{metric} in {names.get(env, env)} {results['kept'][env].get(metric, 0.0):.2f} with it, "

@@ -36,7 +36,7 @@ METRICS = {
     "control/<kind>/<env>/ratio": "routed energy over the mean of random bases; kind is isotropic or matched",
     "control/<kind>/<env>/rank": "rank of the subspace among itself and the random bases, 1 is the largest",
     "environment/<env>/reward": "mean paid reward",
-    "environment/<env>/solve": "mean of the true score",
+    "environment/<env>/solve": "mean of the true score; absent where it is not known",
     "environment/<env>/<flag>": "share of completions with the flag, or mean of a metric",
     "environment/<env>/failures": "completions that could not be scored, in this step",
     "practice/<env>/<metric>": "as environment/<env>/<metric>, of the completions that the deployed model rolled out",

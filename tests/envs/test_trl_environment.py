@@ -1,15 +1,20 @@
-"""TRL's environment classes: the same conversation, tokens, mask and rewards as in TRL's own loop, and the rest refused."""
+"""TRL's environment classes: the same conversation, tokens, mask and rewards as in TRL's own loop, and the rest refused. TRL's
+reward functions on a dataset: the same rewards."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import trl
+from accelerate import Accelerator
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -17,7 +22,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from routed_rl.envs import Conversation, EpisodicEnvironment, LoadedEnvironment, Score, Scorer
 from routed_rl.envs.adapters.trl_environment import TRLEnvironment
-from routed_rl.envs.build import build
+from routed_rl.envs.build import build, find_object
+from routed_rl.envs.dataset import DatasetEnvironment
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.model.chat import ChatTokens
 from routed_rl.rollout import begin, play
@@ -208,3 +214,42 @@ def test_what_shows_only_in_an_episode_is_counted_as_a_failure(tmp_path, dataset
     talk.reply("done")
     scorer = Scorer({"x": LoadedEnvironment("x", environment)}, 1.0)
     assert scorer.count("x", talk.outcome) is None and message in scorer.last_error["x"]
+
+
+FUNCTIONS = '''
+def right(completions, answer, **kwargs):
+    return [float(said == wanted) for said, wanted in zip(completions, answer, strict=True)]
+def never(completions, **kwargs):
+    return [None] * len(completions)
+def short(prompts, completions, **kwargs):
+    return [len(prompt) / 7 - len(said) if said else None for prompt, said in zip(prompts, completions, strict=True)]
+async def later(completions, **kwargs):
+    return [float(said.count("o")) for said in completions]
+'''
+
+
+def test_a_dataset_pays_what_trl_itself_makes_of_its_reward_functions(tmp_path):
+    """By TRL's own method, called with the whole batch, and its weighted sum."""
+    (tmp_path / "own.py").write_text(FUNCTIONS)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "p" * n, "answer": str(n)}) + "\n" for n in range(1, 9)))
+    names, weights = ["right", "never", "short", "later"], [2.0, 5.0, 0.5, 1.0]
+    paths = [f"{tmp_path}/own.py:{name}" for name in names]
+    environment = DatasetEnvironment(str(tmp_path / "rows.jsonl"), paths, weights)
+    tasks = list(environment.tasks("train", 0))[:4]
+    said = [tasks[0].data["answer"], "no", "", "oooo"]
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    trainer: Any = trl.GRPOTrainer.__new__(trl.GRPOTrainer)
+    vars(trainer).update(
+        accelerator=Accelerator(cpu=True), state=SimpleNamespace(global_step=0), environments=None, reward_func_names=names,
+        reward_funcs=[find_object("reward", path) for path in paths], reward_processing_classes=[None] * 4, async_loop=loop,
+        args=SimpleNamespace(report_to=[]))
+    rows = [dict(task.data) | {"prompt": task.prompt} for task in tasks]
+    theirs = trainer._calculate_rewards(rows, [task.prompt for task in tasks], said, [[1]] * 4)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    ours = [environment.score(*pair).reward for pair in zip(tasks, said, strict=True)]
+    assert ours == pytest.approx((theirs * torch.tensor(weights)).nansum(1).tolist())
+    assert len(set(ours)) == 4

@@ -1,0 +1,107 @@
+"""Reward functions as TRL 1.16 calls them, with lists of one, since completions are scored one at a time.
+
+A function gets by keyword `prompts`, `completions` (text, or a list with one assistant message where the prompt is chat
+messages), every column of the row but `prompt`, `completion` and `completion_ids`, `log_metric` and `log_extra`, and
+`trainer_state`, which is None. It returns a list with one number, or with None where it does not apply; it may be async.
+
+Not covered: `completion_ids` (whoever reads them raises), functions that compare the rows of a batch, reward models. What
+is handed to `log_extra` is dropped; what is handed to `log_metric` is a metric of the completion.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from routed_rl.envs.build import find_object
+from routed_rl.envs.core import Prompt
+from routed_rl.errors import ConfigError
+
+OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+NOT_PASSED = ("prompt", "completion", "completion_ids")
+"""Columns that TRL keeps to itself."""
+NO_IDS = "completion_ids are not given to the reward functions of an environment; read completions"
+
+
+class NotGiven(Sequence[Any]):
+    """In place of `completion_ids`: whoever reads it is told."""
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        raise TypeError(NO_IDS)
+
+    def __len__(self) -> NoReturn:
+        raise TypeError(NO_IDS)
+
+
+@dataclass
+class Said:
+    """What functions said of one completion, by their number, and what they logged."""
+
+    values: list[float | None]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Functions:
+    """Some reward functions, found by their paths."""
+
+    def __init__(self, setting: str, paths: Any, columns: Sequence[str]) -> None:
+        """ConfigError where one is not found, or cannot take what it will be given."""
+        listed = [paths] if isinstance(paths, str) else paths
+        if not isinstance(listed, list) or not listed or not all(isinstance(path, str) and path for path in listed):
+            raise ConfigError(f"{setting}={paths!r} names no function; give FILE.py:function, package.module:function, or a list")
+        self.passed = [name for name in columns if name not in NOT_PASSED]
+        self.names = [path.rpartition(":")[2] for path in listed]
+        self.functions = [self._found(setting, path) for path in listed]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _found(self, setting: str, path: str) -> Callable[..., Any]:
+        function = find_object(setting, path, "function")
+        if not callable(function) or isinstance(function, type):
+            raise ConfigError(f"{setting}={path} is {type(function).__name__}, no function; give a function, or an object with "
+                              "__call__, such as an instance of a class")
+        try:
+            inspect.signature(function).bind(**dict.fromkeys([*self.passed, *OURS]))
+        except TypeError as error:
+            raise ConfigError(f"{setting}={path} cannot be called as TRL does: {error}; it is given {', '.join(OURS)} and the "
+                              f"columns {', '.join(self.passed) or '(none)'}: take **kwargs for what it does not use") from None
+        except ValueError:
+            pass  # a builtin that has no signature
+        return function
+
+    def call(self, prompt: Prompt, completion: str, data: dict[str, Any]) -> Said:
+        """What each function says. An exception of one passes, as do answers that are no list of one."""
+        said = Said([])
+        answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
+        given: dict[str, Any] = {name: [data[name]] for name in self.passed} | {
+            "prompts": [prompt], "completions": [answer], "completion_ids": NotGiven(), "trainer_state": None,
+            "log_extra": lambda column, values: None, "log_metric": said.metrics.__setitem__}
+        found = [function(**given) for function in self.functions]
+        if any(map(inspect.isawaitable, found)):
+            found = self._awaited(found)
+        said.values += [_only(*pair) for pair in zip(self.names, found, strict=True)]
+        return said
+
+    def _awaited(self, found: list[Any]) -> list[Any]:
+        """Side by side, always in the same loop: clients that a module keeps belong to the loop in which they were used first."""
+        async def together() -> list[Any]:
+            return await asyncio.gather(*(each if inspect.isawaitable(each) else _at_once(each) for each in found))
+
+        self._loop = self._loop or asyncio.new_event_loop()
+        return self._loop.run_until_complete(together())
+
+
+async def _at_once(value: Any) -> Any:
+    return value
+
+
+def _only(name: str, returned: Any) -> float | None:
+    """The one number of a list; TypeError for text, ValueError where there are more or none."""
+    if isinstance(returned, (str, bytes)) or not hasattr(returned, "__iter__"):
+        raise TypeError(f"{name} returned {returned!r:.60}, no list; it must return a list with one number for each completion")
+    values = list(returned)
+    if len(values) != 1:
+        raise ValueError(f"{name} returned {len(values)} values for 1 completion; it must return one for each")
+    if isinstance(values[0], (str, bytes)):
+        raise TypeError(f"{name} returned [{values[0]!r:.60}], which is text; it must return numbers, or None")
+    return None if values[0] is None else float(values[0])

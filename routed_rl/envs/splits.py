@@ -1,0 +1,49 @@
+"""Which rows of a dataset train and which evaluate, by their prompts."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from routed_rl.envs.table import Table
+from routed_rl.errors import ConfigError
+
+IMAGES = ("image", "images")
+
+
+def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
+    """Each row's prompt as text. ConfigError for a column that is missing, and for a prompt that is none."""
+    if column not in table.columns:
+        raise ConfigError(f"{shown} has no column {column}, it has {', '.join(table.columns)}; set prompt_column to the one that "
+                          "holds the prompts")
+    if images := [name for name in IMAGES if name in table.columns]:
+        raise ConfigError(f"{shown} has the column {images[0]}; images are not covered, remove the column")
+    keys: list[str] = []
+    for number, prompt in enumerate(table.column(column), 1):
+        if not _is_prompt(prompt):
+            raise ConfigError(f"{shown}: the prompt of row {number} is {str(prompt)[:40]!r}; it must be text or chat messages of "
+                              "text, [{role: user, content: TEXT}]")
+        keys.append(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
+    return keys
+
+
+def divided(dataset: str, keys: Sequence[str], holdout: float) -> dict[str, list[int]]:
+    """The rows that train and those that evaluate. The prompts with the smallest hashes are held back, with all of their rows."""
+    every = list(range(len(keys)))
+    if not holdout:
+        return {"train": every, "eval": every}
+    hashes = [hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys]
+    ordered = sorted(set(hashes))
+    if len(ordered) < 2:
+        raise ConfigError(f"dataset={dataset} has one prompt, so none can be held back for evaluation; add rows, or set "
+                          "holdout=0 to evaluate on what trains")
+    held = set(ordered[:max(1, min(round(holdout * len(ordered)), len(ordered) - 1))])
+    return {split: [place for place in every if (hashes[place] in held) == (split == "eval")] for split in ("train", "eval")}
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return bool(prompt)
+    return isinstance(prompt, list) and bool(prompt) and all(
+        isinstance(message, Mapping) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in prompt)

@@ -1,0 +1,112 @@
+"""The rows of a dataset: a file, a folder that `datasets.save_to_disk` wrote, or a dataset of the Hub by its name."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routed_rl.artifacts import find_data
+from routed_rl.errors import ConfigError, reading
+
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+"""How the name of a file ends that can be read."""
+SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by their place. Those of a folder or of the Hub stay on disk until they are read."""
+
+    rows: Any
+    """A list of mappings, or a `datasets.Dataset`, which has the same `[place]` and `len`."""
+    columns: list[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, place: int) -> dict[str, Any]:
+        return self.rows[place]
+
+    def column(self, name: str) -> Iterable[Any]:
+        """The value of each row."""
+        return (row[name] for row in self.rows) if isinstance(self.rows, list) else self.rows[name]
+
+
+def read_table(dataset: str, name: str | None = None, split: str | None = None) -> Table:
+    """The rows of `dataset`; `name` is the configuration of a dataset of the Hub. ConfigError in one line where it is none."""
+    shown = f"dataset={dataset}"
+    try:
+        place = find_data(dataset)
+    except FileNotFoundError:
+        if Path(dataset).suffix in KINDS:
+            raise ConfigError(f"{shown}: no such file; give a path relative to here, or an absolute one") from None
+        return _of_library(shown, _from_hub(shown, dataset, name, split or SPLIT))
+    if name is not None:
+        raise ConfigError(f"{shown} is here and has no dataset_config={name}; leave that out, it is for datasets of the Hub")
+    if place.is_dir():
+        return _of_library(shown, _from_folder(shown, place, split))
+    if split is not None:
+        raise ConfigError(f"{shown} is a file, which has no split {split}; leave that out: holdout=0.1 holds rows back")
+    if place.suffix not in KINDS:
+        raise ConfigError(f"{shown} is none of {', '.join(KINDS)}; write it as one of these, or as a folder by save_to_disk")
+    with reading(ConfigError, f"{shown} cannot be read; give rows as {place.suffix[1:]}, {KINDS[0][1:]} or by save_to_disk"):
+        return _of_list(shown, _from_file(place))
+
+
+def _of_list(shown: str, rows: list[Any]) -> Table:
+    """Rows that lack a column have None there, as `datasets` gives them."""
+    if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+        raise ConfigError(f"{shown}: row {wrong[0]} is {str(rows[wrong[0] - 1])[:40]!r}, no object; write one JSON object for "
+                          "each row")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        raise ConfigError(f"{shown} has no rows; give at least two")
+    return Table([dict.fromkeys(columns) | row for row in rows], columns)
+
+
+def _of_library(shown: str, found: Any) -> Table:
+    if not len(found):
+        raise ConfigError(f"{shown} has no rows; give at least two")
+    return Table(found, list(found.column_names))
+
+
+def _from_file(place: Path) -> list[Any]:
+    if place.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(place).to_pylist()
+    if place.suffix == ".csv":
+        import pandas
+        import pyarrow
+
+        # As `datasets` reads it: an empty cell is None.
+        return pyarrow.Table.from_pandas(pandas.read_csv(place), preserve_index=False).to_pylist()
+    text = place.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    # Not `splitlines`: it divides at characters that JSON allows inside of a text.
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _from_folder(shown: str, place: Path, split: str | None) -> Any:
+    import datasets
+
+    with reading(ConfigError, f"{shown} is no folder that `datasets.save_to_disk` wrote; give one, or a file"):
+        found = datasets.load_from_disk(str(place))
+    if isinstance(found, datasets.DatasetDict):
+        if (wanted := split or SPLIT) not in found:
+            raise ConfigError(f"{shown} has no split {wanted}; it has {', '.join(map(str, found))}: set split=NAME")
+        return found[wanted]
+    if split not in (None, SPLIT):
+        raise ConfigError(f"{shown} is one split, not {split}; leave that out: holdout=0.1 holds rows back")
+    return found
+
+
+def _from_hub(shown: str, dataset: str, name: str | None, split: str) -> Any:
+    import datasets
+
+    asked = "".join([shown, f" dataset_config={name}" if name else "", f" split={split}"])
+    with reading(ConfigError, f"{asked} is neither here nor could it be had from the Hub; give a file, a folder written by "
+                              "save_to_disk, or a name, configuration and split that the Hub has"):
+        return datasets.load_dataset(dataset, name, split=split)
