@@ -16,7 +16,8 @@ def differences(results: Results, mode: str, labels: Mapping[str, str] | None = 
     names of environments for people."""
     names = labels or {}
     if not (risen := _risen(results)):
-        return "no environment reports a flag, so only reward and solve can be compared"
+        known = any("solve" in means for found in results.values() for means in found.values())
+        return f"no environment reports a flag, so only reward{' and solve' if known else ''} can be compared"
     env, flag, means = risen
     if means["policy"] - means["base"] < SMALLEST:
         return f"training raised no flag ({', '.join(dict.fromkeys(flag for _, flag, _ in _flags(results)))}) in any environment"
