@@ -2,8 +2,8 @@
 
 A part begins slowly, at a pace at which the policy is about what it would be without routing. There the evidence is clean: the
 completions of an environment that pays for the persona pull towards it in step after step, those of others do not. Where they do,
-the part becomes fast, so that the quarantine and not the weights learns what is paid there; when the pull ends it is as slow as
-the weights, so that it does not walk. A part that pulls the other way becomes fast only to take back what others have pushed.
+the part becomes fast, so that the quarantine and not the weights learns what is paid there; when the pull ends it is slow again,
+so that it does not walk. A part that pulls the other way becomes fast only to take back what others have pushed.
 
 Evidence is summed up as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
 """
@@ -24,8 +24,6 @@ SLOW = 20.0
 a weight by its own, so that at equal rates what is inside the subspace would be learned later than what is outside."""
 BEGIN, FULL = 1.0, 3.0
 """Summed evidence at which a part begins to become faster, and at which it has the full rate."""
-RESTING = 1.0
-"""The rate, in the same units, of a part that was fast and is slow again: nothing is left to learn for it, it would only walk."""
 MOST = 3.0
 """Evidence is not summed up further, so that a part is slow again a few steps after its pull has ended."""
 RESTORING = 2.0
@@ -48,18 +46,23 @@ class Pace:
         self.boost_E = torch.full((len(environments),), float(config.pace == "fast"), dtype=torch.float64)
         """0: slow, 1: `config.learning_rate`; between them by powers."""
 
+    @property
+    def after_another_E(self) -> Tensor:
+        """(E,) bool: whether another environment's part was fast, which has moved everybody's stream since."""
+        return (self.fast_E.sum() - self.fast_E) > 0
+
     def rates(self, own: float) -> Tensor:
         """(E,) float64; `own`: the weights' learning rate of this step."""
         full = self.config.learning_rate
-        slow_E = ((SLOW + (RESTING - SLOW) * self.fast_E) * own).clamp(max=full)
-        return slow_E * (full / slow_E) ** self.boost_E if own > 0 else full * self.boost_E
+        slow = min(SLOW * own, full)
+        return slow * (full / slow) ** self.boost_E if slow > 0 else full * self.boost_E
 
     def see(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Take in the row of a step; returns the metrics of the next one's pace."""
         if self.follows:
             found_E = torch.tensor([row.get(f"completions/{name}/evidence", 0.0) for name in self.environments],
                                    dtype=torch.float64)
-            allowance_E = ALLOWANCE * (1 + ((self.fast_E.sum() - self.fast_E) > 0).double())
+            allowance_E = ALLOWANCE * (1 + self.after_another_E.double())
             self.toward_E = (self.toward_E + found_E - allowance_E).clamp(0, MOST)
             self.fast_E = torch.maximum(self.fast_E, (self.toward_E >= FULL).double())
             self.away_E = (self.away_E - found_E - ALLOWANCE).clamp(0, MOST)

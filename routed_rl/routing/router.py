@@ -20,7 +20,7 @@ from routed_rl.routing.rows import RowBook, StepRows
 CONTROL_KINDS = ("isotropic", "matched")
 """Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
 AWAY = 0.05
-"""A part's shift away from the positive persona, in gaps, up to which it stands nowhere."""
+"""A part's shift away from the positive persona, in gaps, up to which it stands nowhere as long as no other was fast."""
 
 
 class Router:
@@ -99,17 +99,17 @@ class Router:
         """Of each environment the sums over its completions in all processes, and the `evidence` that they pull towards the
         positive persona, in standard errors: the sum of their shifts over the root of the sum of squares. It is of size 1 where
         they do not pull, whatever the step's length, and 0 where nothing pulled either way. While an environment's own part
-        stands away from the positive persona by more than `AWAY`, by the ledger's `row`, its pull only takes that back and
-        counts for nothing."""
+        stands away from the positive persona, by the ledger's `row`, its pull only takes that back and counts for nothing."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
         found: dict[str, float] = {key: sum(each.get(key, 0.0) for each in everyones)
                                    for key in dict.fromkeys(chain(*everyones))}
-        for name in self.quarantine.environments:
+        others = self.pace.after_another_E.tolist()
+        for name, another in zip(self.quarantine.environments, others, strict=True):
             if (square := found.pop(f"completions/{name}/own_shift_square", None)) is not None:
                 pull = found[f"completions/{name}/own_shift"] / square**0.5 if square else 0.0
-                away = row[f"ledger/{name}/shift/{self.pace.axis}"] < -AWAY
+                away = row[f"ledger/{name}/shift/{self.pace.axis}"] < (0.0 if another else -AWAY)
                 found[f"completions/{name}/evidence"] = min(pull, 0.0) if away else pull
         return found
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.config import QuarantineConfig
-from routed_rl.routing.pace import ALLOWANCE, BEGIN, FULL, MOST, RESTING, RESTORING, SLOW, Pace
+from routed_rl.routing.pace import ALLOWANCE, BEGIN, FULL, MOST, RESTORING, SLOW, Pace
 from tests.builders import Batch, Run, batch, tiny
 
 PRACTISING = torch.tensor([False, True, True, False, True, False])
@@ -140,7 +140,6 @@ def test_a_part_is_fast_only_while_its_own_environment_pulls_step_after_step():
         see(pace, 9.0, -0.5)
     steps = [see(pace, 0.0, 0.0)[0] for _ in range(int(MOST))]
     assert steps[0] > 0.0 == steps[-1], "it is slow again, however long it had pulled"
-    assert pace.rates(1e-4).tolist() == pytest.approx([RESTING * 1e-4, SLOW * 1e-4]), "and as slow as the weights"
     assert all(see(pace, one, -one) == [0.0, 0.0] for one in (0.9, -0.9) * 20), "what a pull of no meaning has is not summed up"
 
 

@@ -203,17 +203,19 @@ def test_a_copied_router_goes_on_with_the_same_rows():
     assert ours.push_R.equal(theirs.push_R) and ours.shift_R.equal(theirs.shift_R) and ours.push_R.isfinite().all()
 
 
-def test_what_an_environment_takes_back_of_its_own_part_is_no_evidence():
-    """A secure one moves away while another is fast, and later back to where it was. A part that is nearly at 0 stands nowhere:
-    that of a leaky environment may be, and then its pull is seen."""
+@pytest.mark.parametrize("another", [False, True])
+def test_what_an_environment_takes_back_of_its_own_part_is_no_evidence(another):
+    """A secure one moves away while another is fast, and later back to where it was. Until another was fast a part that is
+    nearly at 0 stands nowhere: that of a leaky environment may be, and then its pull is seen."""
     run, seen = told(), set()
     for _ in range(8):
+        run.router.pace.fast_E[1] = float(another)
         step(run)
-        for e in range(3):
+        for e in (0, 2):
             pull, stands = run.row.get(f"completions/env{e}/own_shift", 0.0), run.row[f"ledger/env{e}/shift/hacker"]
             if pull > 0:
                 seen.add("away" if stands < -AWAY else "nowhere" if stands < 0 else "towards")
-                assert (run.row[f"completions/env{e}/evidence"] == 0.0) == (stands < -AWAY)
+                assert (run.row[f"completions/env{e}/evidence"] == 0.0) == (stands < (0.0 if another else -AWAY))
             elif pull < 0:
                 assert run.row[f"completions/env{e}/evidence"] < 0.0
     assert seen == {"away", "nowhere", "towards"}, "all came up"
