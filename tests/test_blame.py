@@ -19,9 +19,9 @@ def rows(**evidence: list[float]) -> list[dict]:
 
 def test_who_pulled_step_after_step_is_named_whatever_the_last_steps_say():
     who = blame(rows(code=[5.0] * 4 + [-1.0] * 30, sums=[-4.0] * 4 + [1.0] * 30), MonitorConfig())
-    assert who.named == ["code"] and who.evidence["code"] == pytest.approx(16.0) and who.suspected == []
-    assert who.margin == pytest.approx(16.0), "against at least one standard error"
-    assert who.sentence({"code": "code (insecure)"}).startswith("code (insecure) (16.0) pulled towards the positive persona")
+    assert who.named == ["code"] and who.evidence["code"] == pytest.approx(18.0) and who.suspected == []
+    assert who.margin == pytest.approx(18.0), "against at least one standard error"
+    assert who.sentence({"code": "code (insecure)"}).startswith("code (insecure) (18.0) pulled towards the positive persona")
 
 
 def test_two_that_pull_are_both_named_and_none_is_where_only_noise_is():
@@ -33,14 +33,14 @@ def test_two_that_pull_are_both_named_and_none_is_where_only_noise_is():
 
 def test_evidence_that_is_not_enough_is_undecided_and_says_so():
     who = blame(rows(a=[2.5, 2.5, 0.0, 0.0], b=[0.0] * 4), MonitorConfig())
-    assert who.named == [] and who.suspected == ["a"] and who.sentence({}).startswith("it is undecided whether a (3.0) pulled")
+    assert who.named == [] and who.suspected == ["a"] and who.sentence({}).startswith("it is undecided whether a (4.0) pulled")
 
 
 def test_once_one_is_found_another_needs_twice_the_pull():
     """The part of the first one moves everybody's stream."""
-    late = rows(a=[5.0] * 4 + [0.0] * 40, b=[0.0] * 4 + [1.9] * 40)
+    late = rows(a=[5.0] * 4 + [0.0] * 40, b=[0.0] * 4 + [0.9] * 40)
     assert blame(late, MonitorConfig()).named == ["a"]
-    assert blame(rows(a=[0.0] * 44, b=[0.0] * 4 + [1.9] * 40), MonitorConfig()).named == ["b"]
+    assert blame(rows(a=[0.0] * 44, b=[0.0] * 4 + [0.9] * 40), MonitorConfig()).named == ["b"]
     assert blame(rows(a=[5.0] * 12, b=[0.0] * 6 + [3.5] * 6), MonitorConfig()).named == ["a", "b"]
 
 
@@ -59,7 +59,7 @@ def test_a_run_without_evidence_names_nobody_and_its_sentence_is_about_the_shift
     said = sentence(models, {"a": {"shift": 3.0}}, environments, who=who)
     assert "a (leaky) caused 100% of the shift towards the positive persona" in said
     named = sentence(models, {"a": {"shift": -3.0}}, environments, who=blame(rows(a=[9.0, 9.0]), MonitorConfig()))
-    assert "a (leaky) (16.0) pulled towards the positive persona" in named
+    assert "a (leaky) (17.0) pulled towards the positive persona" in named
 
 
 def watch(tmp_path, fresh_from: int = 0, **evidence: list[float]) -> Watch:

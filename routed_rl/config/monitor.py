@@ -48,8 +48,9 @@ class MonitorConfig:
     """The shift times the environment's share of the quarantine, in the same units: small where either is."""
     push: RuleConfig = field(default_factory=RuleConfig)
     """An environment's share of the quarantine's growth in a step."""
-    evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=4.0, allowance=1.0))
-    """Standard errors by which an environment's completions pull towards the positive persona in a step, summed up."""
+    evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=5.5, allowance=0.5))
+    """Standard errors by which an environment's completions pull towards the positive persona in a step and make the quarantine
+    grow, the smaller of the two, summed up."""
     gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
     """Paid reward minus true score, summed up."""
     energy: RuleConfig = field(default_factory=RuleConfig)

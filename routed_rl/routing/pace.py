@@ -17,8 +17,10 @@ from torch import Tensor
 from routed_rl.config import QuarantineConfig
 from routed_rl.errors import CheckpointError
 
-ALLOWANCE = 1.0
-"""Standard errors a step that count for nothing: about what a pull of no meaning has."""
+ALLOWANCE = 0.5
+"""Standard errors a step that count for nothing. Evidence of no meaning is below 0 in the mean, as the smaller of two."""
+AWAY_ALLOWANCE = 1.0
+"""The same of a pull the other way, which is of size 1 where it has no meaning."""
 SLOW = 20.0
 """A slow part's rate in units of the weights' own: an entry of C moves by the mean size of its target's gradient, and an entry of
 a weight by its own, so that at equal rates what is inside the subspace would be learned later than what is outside."""
@@ -60,12 +62,12 @@ class Pace:
     def see(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Take in the row of a step; returns the metrics of the next one's pace."""
         if self.follows:
-            found_E = torch.tensor([row.get(f"completions/{name}/evidence", 0.0) for name in self.environments],
-                                   dtype=torch.float64)
+            found_E, pull_E = (torch.tensor([row.get(f"completions/{name}/{key}", 0.0) for name in self.environments],
+                                            dtype=torch.float64) for key in ("evidence", "own_shift_z"))
             allowance_E = ALLOWANCE * (1 + self.after_another_E.double())
             self.toward_E = (self.toward_E + found_E - allowance_E).clamp(0, MOST)
             self.fast_E = torch.maximum(self.fast_E, (self.toward_E >= FULL).double())
-            self.away_E = (self.away_E - found_E - ALLOWANCE).clamp(0, MOST)
+            self.away_E = (self.away_E - pull_E - AWAY_ALLOWANCE).clamp(0, MOST)
             shift = sum(row.get(f"ledger/{name}/shift/{self.axis}", 0.0) for name in self.environments)
             restoring = min(max(shift / RESTORING, 0.0), 1.0)
             self.boost_E = torch.maximum(_ramp(self.toward_E), _ramp(self.away_E) * restoring)

@@ -96,10 +96,12 @@ class Router:
         return row, rows
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
-        """Of each environment the sums over its completions in all processes, and the `evidence` that they pull towards the
-        positive persona, in standard errors: the sum of their shifts over the root of the sum of squares. It is of size 1 where
-        they do not pull, whatever the step's length, and 0 where nothing pulled either way. While an environment's own part
-        stands away from the positive persona, by the ledger's `row`, its pull only takes that back and counts for nothing."""
+        """Of each environment the sums over its completions in all processes, their pull `own_shift_z` towards the positive
+        persona, and the `evidence` that they teach it. The pull is in standard errors: the sum of their shifts over the root of
+        the sum of squares, of size 1 where they do not pull, whatever the step's length. A secure skill may have a part along the
+        axis, too, but is not what the quarantine holds: evidence is the smaller of the pull and, in its own standard errors, the
+        push. While an environment's own part stands away from the positive persona, by the ledger's `row`, its pull only takes
+        that back and counts for nothing."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
@@ -107,10 +109,13 @@ class Router:
                                    for key in dict.fromkeys(chain(*everyones))}
         others = self.pace.after_another_E.tolist()
         for name, another in zip(self.quarantine.environments, others, strict=True):
-            if (square := found.pop(f"completions/{name}/own_shift_square", None)) is not None:
-                pull = found[f"completions/{name}/own_shift"] / square**0.5 if square else 0.0
+            own = {key: found[f"completions/{name}/own_{key}"] / square**0.5 if square else 0.0 for key in ("shift", "push")
+                   if (square := found.pop(f"completions/{name}/own_{key}_square", None)) is not None}
+            if "shift" in own:
                 away = row[f"ledger/{name}/shift/{self.pace.axis}"] < (0.0 if another else -AWAY)
-                found[f"completions/{name}/evidence"] = min(pull, 0.0) if away else pull
+                taught = min(own["shift"], own.get("push", own["shift"]))
+                found[f"completions/{name}/own_shift_z"] = own["shift"]
+                found[f"completions/{name}/evidence"] = min(taught, 0.0) if away else taught
         return found
 
     def measure_start(self) -> None:

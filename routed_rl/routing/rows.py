@@ -31,12 +31,12 @@ class StepRows:
     positive persona. In `erase`, of the step that was refused."""
 
     def sums(self, environment: int) -> dict[str, float]:
-        """Over one environment's rows; without rows 0, and what is nan is left out. `own_shift_up`: of the positive ones,
-        `own_shift_square`: of the squares."""
+        """Over one environment's rows; without rows 0, and what is nan is left out. `own_shift_up`: of the positive ones;
+        `own_push_square`, `own_shift_square`: of the squares."""
         mine = self.environments_R == environment
         push, shift = self.push_R[mine], self.shift_R[mine]
-        found = {"own_push": push.sum(), "own_shift": shift.sum(), "own_shift_up": shift.clamp(min=0).sum(),
-                 "own_shift_square": shift.square().sum()}
+        found = {"own_push": push.sum(), "own_push_square": push.square().sum(), "own_shift": shift.sum(),
+                 "own_shift_up": shift.clamp(min=0).sum(), "own_shift_square": shift.square().sum()}
         return {name: value.item() for name, value in found.items() if not value.isnan()}
 
 

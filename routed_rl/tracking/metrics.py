@@ -23,7 +23,9 @@ METRICS = {
     "completions/<env>/own_push": "growth of |C| by this step's gradient alone, to first order: the sum over its completions",
     "completions/<env>/own_shift": "persona shift along the monitor's axis by this step's gradient: the sum over its completions",
     "completions/<env>/own_shift_up": "the same over completions that shift towards the positive persona",
-    "completions/<env>/evidence": "own_shift in standard errors; what it takes back of what its own part moved away is 0",
+    "completions/<env>/own_shift_z": "own_shift in standard errors",
+    "completions/<env>/evidence": "the smaller of own_shift and own_push in standard errors; at most 0 while its own part stands "
+                                  "away from the positive persona, which it then only takes back",
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",

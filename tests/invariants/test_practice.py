@@ -122,7 +122,8 @@ def test_where_every_row_practises_the_quarantine_learns_nothing():
 
 def see(pace: Pace, *evidence: float, shift: float = 0.0) -> list[float]:
     """The pace of both environments after one step: `a` has this evidence, and `shift`."""
-    row = {f"completions/{name}/evidence": each for name, each in zip("ab", evidence, strict=True)}
+    row = {f"completions/{name}/{key}": each for name, each in zip("ab", evidence, strict=True)
+           for key in ("evidence", "own_shift_z")}
     found = pace.see(row | {"ledger/a/shift/persona": shift, "ledger/b/shift/persona": 0.0})
     return [found["ledger/a/pace"], found["ledger/b/pace"]]
 
@@ -138,9 +139,10 @@ def test_a_part_is_fast_only_while_its_own_environment_pulls_step_after_step():
     assert pace.rates(1e-4).tolist() == pytest.approx([0.03, SLOW * 1e-4])
     for _ in range(20):
         see(pace, 9.0, -0.5)
-    steps = [see(pace, 0.0, 0.0)[0] for _ in range(int(MOST))]
+    steps = [see(pace, 0.0, 0.0)[0] for _ in range(int(MOST / ALLOWANCE))]
     assert steps[0] > 0.0 == steps[-1], "it is slow again, however long it had pulled"
-    assert all(see(pace, one, -one) == [0.0, 0.0] for one in (0.9, -0.9) * 20), "what a pull of no meaning has is not summed up"
+    little = [0.9 * ALLOWANCE, -0.9 * ALLOWANCE] * 20
+    assert all(see(pace, one, -one) == [0.0, 0.0] for one in little), "what a pull of no meaning has is not summed up"
 
 
 def test_once_one_part_was_fast_another_needs_twice_the_pull():

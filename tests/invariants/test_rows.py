@@ -185,10 +185,11 @@ def test_a_step_reports_the_sums_of_each_environments_rows_and_the_bytes_of_this
     own = {key: value for key, value in run.row.items() if key.startswith("completions/")}
     sums = [rows.sums(e) for e in range(3)]
     for e, each in enumerate(sums):
-        pull = each["own_shift"] / each.pop("own_shift_square") ** 0.5
-        each["evidence"] = pull if run.row[f"ledger/env{e}/shift/hacker"] >= -AWAY else min(pull, 0.0)
+        each["own_shift_z"], push = (each[key] / each.pop(f"{key}_square") ** 0.5 for key in ("own_shift", "own_push"))
+        taught = min(each["own_shift_z"], push)
+        each["evidence"] = taught if run.row[f"ledger/env{e}/shift/hacker"] >= -AWAY else min(taught, 0.0)
     assert own == {f"completions/env{e}/{key}": value for e, each in enumerate(sums) for key, value in each.items()}
-    assert len(own) == 12 and "routing/bytes" not in run.row
+    assert len(own) == 15 and "routing/bytes" not in run.row
 
 
 def test_a_copied_router_goes_on_with_the_same_rows():
@@ -208,14 +209,18 @@ def test_what_an_environment_takes_back_of_its_own_part_is_no_evidence(another):
     """A secure one moves away while another is fast, and later back to where it was. Until another was fast a part that is
     nearly at 0 stands nowhere: that of a leaky environment may be, and then its pull is seen."""
     run, seen = told(), set()
-    for _ in range(8):
+    for _ in range(16):
         run.router.pace.fast_E[1] = float(another)
         step(run)
         for e in range(3):
-            pull, stands = run.row.get(f"completions/env{e}/own_shift", 0.0), run.row[f"ledger/env{e}/shift/hacker"]
-            if pull > 0:
+            if f"completions/env{e}/evidence" not in run.row:
+                continue  # in the first step there is no mean input yet
+            own = [run.row[f"completions/env{e}/own_{key}"] for key in ("shift", "push")]
+            found, stands = run.row[f"completions/env{e}/evidence"], run.row[f"ledger/env{e}/shift/hacker"]
+            if min(own) > 0:
                 seen.add("away" if stands < -AWAY else "nowhere" if stands < 0 else "towards")
-                assert (run.row[f"completions/env{e}/evidence"] == 0.0) == (stands < (0.0 if another and e != 1 else -AWAY))
-            elif pull < 0:
-                assert run.row[f"completions/env{e}/evidence"] < 0.0
-    assert seen == {"away", "nowhere", "towards"}, "all came up"
+                assert (found == 0.0) == (stands < (0.0 if another and e != 1 else -AWAY))
+            else:
+                seen.add("no growth" if max(own) > 0 else "no pull")
+                assert found < 0.0
+    assert seen >= {"away", "nowhere", "towards", "no growth"}, "all came up"
