@@ -48,7 +48,7 @@ class MonitorConfig:
     """The shift times the environment's share of the quarantine, in the same units: small where either is."""
     push: RuleConfig = field(default_factory=RuleConfig)
     """An environment's share of the quarantine's growth in a step."""
-    evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=5.5, allowance=0.5))
+    evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=6.0, allowance=0.5))
     """Standard errors by which an environment's completions pull towards the positive persona in a step and make the quarantine
     grow, the smaller of the two, summed up."""
     gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
