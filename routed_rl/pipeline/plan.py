@@ -34,7 +34,7 @@ def show_plan(parts: Parts, plan: Plan) -> None:
     total = sum(shares.values())
     say(f"model         {config.model.path}, {model.num_parameters() / 1e6:.2f} M parameters")
     say("environments  " + ", ".join(
-        f"{loaded.label} " + ("probe" if loaded.name not in shares else f"{shares[loaded.name] / total:.0%}")
+        loaded.label + (" not trained" if loaded.name not in shares else f" {shares[loaded.name] / total:.0%}")
         + (" at first" if len(loaded.weights) > 1 else "")
         for loaded in parts.environments))
     say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
