@@ -67,9 +67,10 @@ def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
         return {name: found[name] for name in ours}
 
 
-def save_quarantine(folder: Path, router: Router, step: int) -> None:
-    """Write the router's state with what is needed to read it without the run."""
-    metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step)}
+def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:
+    """Write the router's state with what is needed to read it without the run; `family`: see `family_metadata`."""
+    metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step),
+                **family}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in router.state_dict().items()}
     save_file(tensors, folder / QUARANTINE, metadata=metadata)
 

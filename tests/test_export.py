@@ -16,6 +16,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -33,6 +35,7 @@ from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.export import discard, discard_but, export_quarantine, merged_policy
 from routed_rl.linalg import random_basis
+from routed_rl.model.metadata import family_metadata
 from routed_rl.model.targets import find_writers
 from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
@@ -84,7 +87,7 @@ class Saved:
             model.save_pretrained(checkpoint)
             (checkpoint / "optimizer.pt").write_text("the trainer's own")
             save_file(self.quarantine.state_dict(), checkpoint / "quarantine.safetensors",
-                      metadata={"environments": json.dumps(NAMES), "mode": "route", "step": "7"})
+                      metadata={"environments": json.dumps(NAMES), "mode": "route", "step": "7", **family_metadata(model)})
 
     def logits(self) -> torch.Tensor:
         return logits(self.model)
@@ -119,7 +122,14 @@ def qwen3_moe() -> PreTrainedModel:
         experts_implementation="eager"))
 
 
-@pytest.fixture(params=[llama, tied, gemma2, olmo2, gpt2, mixtral, qwen3_moe])
+def granitemoe() -> PreTrainedModel:
+    """Found by probing: scaled writers, and a mixture that checkpoints keep in one tensor."""
+    return GraniteMoeForCausalLM(GraniteMoeConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
+        num_local_experts=3, residual_multiplier=0.5, experts_implementation="eager"))
+
+
+@pytest.fixture(params=[llama, tied, gemma2, olmo2, gpt2, mixtral, qwen3_moe, granitemoe])
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Saved:
     torch.manual_seed(0)
     model = request.param()

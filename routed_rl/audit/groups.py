@@ -26,12 +26,12 @@ def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[st
     writers = {id(parameter) for writer in found for parameter in writer.parameters()}
     norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
              for parameter in module.parameters(recurse=False)}
-    attention = family(model).writers[0].partition(".")[0]
+    mixers = family(model).mixers
     groups: Groups = {f"{part} {role}": [] for part in ("attention", "MLP") for role in ("writers", "readers")}
     groups |= {"norms": [], OUTSIDE: []}
     for name, (layer, place) in _places(model, parameters).items():
         parameter = id(model.get_parameter(name))
-        part = "attention" if place.partition(".")[0] == attention else "MLP"
+        part = "attention" if place.partition(".")[0] in mixers else "MLP"
         if layer is None:
             groups[OUTSIDE].append(name)
         elif parameter in norms:

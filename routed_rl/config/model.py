@@ -15,6 +15,9 @@ class ModelConfig:
     """Of the weights; only float32. `trainer.bf16=true` computes in bf16 with float32 weights."""
     date: str | None = None
     """What a chat template that asks for the date is told, ISO; null for the time at which the run begins, which it keeps."""
+    writers: list[str] = field(default_factory=list[str])
+    """What writes to the stream, as named in a layer (self_attn.o_proj), of those that a layer has; empty: what is known of the
+    model's type, or found by probing. Either way it must add up to what the layers add to the stream."""
     freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
     """What is not trained: any of embedding (learned positions included), unembedding, final_norm, post_norm."""
 

@@ -2,16 +2,16 @@
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, read_json, sealed_folder, step_of, write_json
 from routed_rl.errors import RunFolderError
-from routed_rl.export.stored import StoredTarget, hash_of, is_transposed, read_quarantine
+from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_transposed, read_quarantine
 
 STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
                "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
@@ -55,22 +55,22 @@ def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
 def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
     """Copy the stock files, with the coefficients of `targets` merged into their weights."""
     copy_stock_files(checkpoint, folder)
-    by_name, transposed = {target.stored: target for target in targets}, is_transposed(checkpoint)
+    weights, biases = defaultdict[str, list[StoredTarget]](list), dict[str, StoredTarget]()
+    for target in targets:
+        weights[target.key].append(target)
+        if target.bias_K is not None:
+            biases[bias_key(target.key)] = target
+    transposed = is_transposed(checkpoint) if targets else False
     for file in folder.glob("model*.safetensors") if targets else []:
         tensors = load_file(file)
         for key, tensor in tensors.items():
-            name, _, what = key.rpartition(".")
-            if name in by_name:
-                tensors[key] = _merged(tensor, what, by_name[name], transposed)
+            for target in weights.get(key, []):
+                held = tensor if target.slice is None else tensor[target.slice]
+                added = target.write_DK @ target.coefficients_KN
+                held += (added.mT if transposed else added).to(tensor.dtype)
+            if (target := biases.get(key)) is not None and target.bias_K is not None:
+                tensor += (target.write_DK @ target.bias_K).to(tensor.dtype)
         save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _merged(tensor: Tensor, what: str, target: StoredTarget, transposed: bool) -> Tensor:
-    if what == "weight":
-        added = target.write_DK @ target.coefficients_KN
-        return tensor + (added.mT if transposed else added).to(tensor.dtype)
-    assert what == "bias" and target.bias_K is not None, f"{target.name}.{what} is neither weight nor bias"
-    return tensor + (target.write_DK @ target.bias_K).to(tensor.dtype)
 
 
 def copy_stock_files(source: Path, folder: Path) -> None:

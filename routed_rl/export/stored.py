@@ -11,7 +11,8 @@ from torch import Tensor
 from routed_rl.artifacts import SEAL, read_json
 from routed_rl.checkpoint import QUARANTINE
 from routed_rl.errors import CheckpointError, ConfigError
-from routed_rl.model.targets import FAMILIES, Family
+from routed_rl.model.families import FAMILIES, Family
+from routed_rl.model.metadata import FAMILY, PLACES
 from routed_rl.routing import kept_of
 
 
@@ -20,8 +21,10 @@ class StoredTarget:
     """One target of a checkpoint: `A` is what the coefficients are written with."""
 
     name: str
-    stored: str
+    key: str
     """The name of its weight in the checkpoint's files."""
+    slice: int | None
+    """Which slice of that it is, where all of a mixture is in one tensor."""
     mixture: str | None
     """Of an expert, the parameter that holds all of its mixture's writers; None for a plain writer."""
     write_DK: Tensor
@@ -41,17 +44,23 @@ def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None)
     known: list[str] = json.loads(metadata.get("environments", "[]"))
     if unknown := [name for name in shares or {} if name not in known]:
         raise ConfigError(f"the quarantine has no part of environment {unknown[0]}; it has: {', '.join(known)}")
-    biased = {key.removesuffix(".bias") for key in _weight_keys(checkpoint) if key.endswith(".bias")}
-    targets, row = [], _family(checkpoint)
+    keys, targets, row, places = _weight_keys(checkpoint), [], _family(checkpoint), json.loads(metadata.get(PLACES, "{}"))
     for name in (key.removesuffix(".coefficients") for key in state if key.endswith(".coefficients")):
         chosen = state[f"{name}.coefficients"]
         if shares is not None:
             chosen = kept_of(state[f"{name}.parts"], [shares.get(each, 0.0) for each in known])
-        weight, bias = (chosen[:, :-1], chosen[:, -1]) if name in biased else (chosen, None)
-        write = state.get(f"{name}.write", state[f"{name}.basis"])
         stored, mixture = row.stored_names(name) if row else (name, None)
-        targets.append(StoredTarget(name, stored, mixture, write, weight, bias))
+        key, part = places.get(name, (f"{stored}.weight", None))
+        biased = mixture is None and bias_key(key) in keys
+        weight, bias = (chosen[:, :-1], chosen[:, -1]) if biased else (chosen, None)
+        write = state.get(f"{name}.write", state[f"{name}.basis"])
+        targets.append(StoredTarget(name, key, part, mixture, write, weight, bias))
     return targets
+
+
+def bias_key(key: str) -> str:
+    """The name in files of the bias that belongs to a weight."""
+    return f"{key.removesuffix('.weight')}.bias"
 
 
 def hash_of(checkpoint: Path) -> str:
@@ -64,6 +73,9 @@ def is_transposed(checkpoint: Path) -> bool:
 
 
 def _family(checkpoint: Path) -> Family | None:
+    with safe_open(checkpoint / QUARANTINE, "pt") as file:
+        if (found := (file.metadata() or {}).get(FAMILY)) is not None:
+            return Family.from_json(found)
     return FAMILIES.get(read_json(checkpoint / "config.json")["model_type"])
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from routed_rl.errors import ModelError
 from routed_rl.model.targets import decoder_layers, family
 
 Read = Callable[[Tensor], None]
@@ -27,9 +28,16 @@ def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
     return module.register_forward_hook(hook)
 
 
+def _before_mlp(model: PreTrainedModel) -> str:
+    if (name := family(model).before_mlp) is None:
+        raise ModelError(f"subspace.hook=resid_mid: no module of a layer of a {model.config.model_type} model reads the stream "
+                         "between attention and MLP; set subspace.hook=resid_post")
+    return name
+
+
 HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHandle]] = {
     "resid_pre": lambda _model, layer, read: _at_input(layer, read),
-    "resid_mid": lambda model, layer, read: _at_input(layer.get_submodule(family(model).before_mlp), read),
+    "resid_mid": lambda model, layer, read: _at_input(layer.get_submodule(_before_mlp(model)), read),
     "resid_post": lambda _model, layer, read: _at_output(layer, read),
 }
 """A layer's input, the stream between its attention and its MLP, and its output."""
@@ -62,10 +70,15 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 @contextmanager
 def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor) -> Iterator[None]:
     """Layers up to and with `layer` are not computed: `layer` gives `stream_BTD`, as it did in a forward of the same ids."""
-    layers = decoder_layers(model)[: layer + 1]
+    layers, returns = decoder_layers(model)[: layer + 1], family(model).returns
+
+    def returned(stream: Tensor) -> Any:
+        return (stream, *[None] * (returns - 1)) if returns else stream
+
     try:
         for place, module in enumerate(layers):
-            module.forward = (lambda *_, **__: stream_BTD) if place == layer else (lambda hidden_states, *_, **__: hidden_states)
+            module.forward = (lambda *_, **__: returned(stream_BTD)) if place == layer else (
+                lambda hidden_states, *_, **__: returned(hidden_states))
         yield
     finally:
         for module in layers:

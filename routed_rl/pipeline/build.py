@@ -18,7 +18,7 @@ from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, prepare
 from routed_rl.model.load import load_model, load_tokenizer
-from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze
+from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze, name_writers
 from routed_rl.model.weights import model_hash
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from routed_rl.subspace import Subspace
@@ -59,6 +59,8 @@ def load_parts(config: Config) -> Parts:
         cast(nn.Module, model).to("cuda")
     if config.trainer.get("disable_dropout"):
         disable_dropout(model)
+    if config.model.writers:
+        name_writers(model, config.model.writers)
     return Parts(config, model, tokenizer, environments, model_hash(model))
 
 
@@ -126,7 +128,8 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
     writers = parts.writers
-    if "post_norm" not in config.model.freeze and any(writer.gain_D is not None for writer in writers):
+    if "post_norm" not in config.model.freeze and any(
+            writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
         raise ConfigError(f"model.freeze={config.model.freeze} trains the gains between writers and stream, so no basis would "
                           "hold; add post_norm to model.freeze")
     if any(writer.expert is not None for writer in writers) and config.trainer.get("router_aux_loss_coef") != 0:

@@ -36,9 +36,11 @@ class Record:
     """Random bases to measure in this step's backward; 0 for none."""
 
     def routed(self, coordinates_BTK: Tensor) -> Tensor:
-        """The same numbers for rows of the policy, exactly 0 for rows that practise."""
+        """The same numbers for rows of the policy, exactly 0 for rows that practise; (T, K) are the tokens of all rows."""
         if self.practising_B is None:
             return coordinates_BTK
+        if coordinates_BTK.dim() == 2:
+            return self.routed_tokens(coordinates_BTK)
         assert coordinates_BTK.dim() == 3 and len(coordinates_BTK) == len(self.practising_B), (
             f"{len(coordinates_BTK)} rows reached a writer but {len(self.practising_B)} are marked as practising or not")
         return coordinates_BTK.masked_fill(self.practising_B[:, None, None], 0.0)

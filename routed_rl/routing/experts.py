@@ -63,6 +63,23 @@ def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], 
         return y_TD.addmm_(record.routed_tokens(coordinates_TK), targets[0].pair.write.mT.to(y_TD.dtype))
 
 
+def mix(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+        ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What a mixture's experts add up to (T, D), and of each expert the tokens that it got and its input there."""
+    y_TD, tokens, inputs = torch.zeros_like(hidden_states), [], []
+    for expert in range(len(experts.down_proj)):
+        # By place first, as the stock loop takes them, so that products are the same to the bit.
+        place, chosen = (top_k_index.mT == expert).nonzero(as_tuple=True)
+        weight = top_k_weights[chosen, place, None]
+        gate, up = linear(hidden_states[chosen], experts.gate_up_proj[expert]).chunk(2, dim=-1)
+        hidden = experts.act_fn(gate) * up
+        output = linear(hidden, experts.down_proj[expert]) * weight
+        y_TD.index_add_(0, chosen, output.to(y_TD.dtype))
+        tokens.append(chosen)
+        inputs.append(hidden * weight)
+    return y_TD, tokens, inputs
+
+
 class RoutedExperts(nn.Module):
     """Mixed in before a mixture's experts; runs them one after another, as the stock `eager` implementation does."""
 
@@ -72,17 +89,7 @@ class RoutedExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(T, D), the experts each token chose (T, k) and their weights (T, k) -> what they add to the stream (T, D)."""
         targets, record = self.routed_target, self.routed_target[0].context.now
-        y_TD, tokens, inputs = torch.zeros_like(hidden_states), [], []
-        for target in targets:
-            # By place first, as the stock loop takes them, so that products are the same to the bit.
-            place, chosen = (top_k_index.mT == target.expert).nonzero(as_tuple=True)
-            weight = top_k_weights[chosen, place, None]
-            gate, up = linear(hidden_states[chosen], self.gate_up_proj[target.expert]).chunk(2, dim=-1)  # pyright: ignore
-            hidden = self.act_fn(gate) * up  # pyright: ignore[reportCallIssue]
-            output = linear(hidden, self.down_proj[target.expert]) * weight  # pyright: ignore[reportIndexIssue]
-            y_TD.index_add_(0, chosen, output.to(y_TD.dtype))
-            tokens.append(chosen)
-            inputs.append(hidden * weight)
+        y_TD, tokens, inputs = mix(self, hidden_states, top_k_index, top_k_weights)
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
             return ExpertsTap.apply(y_TD, targets, tokens, *inputs)  # pyright: ignore[reportReturnType]
         return y_TD if record.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs), record)

@@ -38,10 +38,13 @@ class Tap(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         target, record, pair = ctx.target, ctx.record, ctx.target.pair
         with torch.autocast(x.device.type, enabled=False):
-            g = cotangents[0]
+            g, rows = cotangents[0], record.environment_ids_B
             p = g.to(pair.write.dtype) @ pair.write
             routed = record.routed(p)
-            target.tape.record(routed, g, x, record, ctx.scale_S)
+            if x.dim() == 2:  # some modules are given the tokens of all rows, one row after another
+                target.tape.record(*(each.unflatten(0, (len(rows), -1)) for each in (routed, g, x)), record, ctx.scale_S)
+            else:
+                target.tape.record(routed, g, x, record, ctx.scale_S)
             if record.contained:
                 flat = torch.addmm(g.flatten(0, -2), routed.flatten(0, -2).to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return flat.view_as(g), None, None

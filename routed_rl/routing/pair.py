@@ -15,16 +15,16 @@ class BasisPair:
     basis: Tensor
     """V (D, K)."""
     gain_D: Tensor | None
-    """Gain of a norm between the writer and the stream; None where the writer adds to the stream directly."""
-    norm_eps: float
-    """Of that norm."""
+    """Gain of a norm between the writer and the stream, or a constant scale; None where the writer adds to it directly."""
+    norm_eps: float | None
+    """Of that norm; None for a scale."""
     write: Tensor
     """A (D, K): V, or `diag(1/gain) V`."""
     read: Tensor
     """B (D, K): V, or `diag(gain) V`."""
 
     @classmethod
-    def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float) -> "BasisPair":
+    def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float | None) -> "BasisPair":
         if gain_D is None:
             return cls(basis, None, norm_eps, basis, basis)
         gain_D = gain_D.detach().to(basis)
@@ -40,6 +40,6 @@ class BasisPair:
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
         """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,); None without such a norm."""
-        if self.gain_D is None or sample_S is None:
+        if self.gain_D is None or self.norm_eps is None or sample_S is None:
             return None
         return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(self.norm_eps).rsqrt()

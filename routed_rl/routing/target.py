@@ -18,7 +18,7 @@ class Target:
     """One routed writer."""
 
     def __init__(self, name: str, layer: int, module: nn.Module, basis: Tensor, unit: float, context: RoutingContext,
-                 environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float = 1e-6,
+                 environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float | None = 1e-6,
                  expert: int | None = None, active: int = 1) -> None:
         """`basis` is (D, K). Raises SubspaceError where it does not fit the writer.
 

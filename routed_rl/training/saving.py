@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from routed_rl.artifacts import RunFolder, read_json, step_of
 from routed_rl.checkpoint import going_on_from, load_loop, load_quarantine, loop_file, save_loop, save_quarantine, writing
 from routed_rl.model.load import write_generation_config
+from routed_rl.model.metadata import family_metadata
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 from routed_rl.training.backends import shard
@@ -102,7 +103,8 @@ class SavingMixin:
                 stock.rmdir()
                 write_generation_config(self.accelerator.unwrap_model(self.model), folder)  # pyright: ignore
                 if self.router is not None:
-                    save_quarantine(folder, self.router, step)
+                    plain = self.accelerator.unwrap_model(self.model)  # pyright: ignore[reportAttributeAccessIssue]
+                    save_quarantine(folder, self.router, step, family_metadata(plain))
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
 

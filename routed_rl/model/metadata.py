@@ -1,0 +1,27 @@
+"""What a checkpoint says of a model whose family was found by probing, so that it can be exported without the model."""
+
+import json
+
+from transformers import PreTrainedModel
+
+from routed_rl.model.families import FAMILIES
+from routed_rl.model.names import Place, names_in_files
+from routed_rl.model.targets import decoder_layers, family
+
+FAMILY, PLACES = "family", "places"
+"""Keys: the row, and where the checkpoint's files keep each writer's weight."""
+
+
+def family_metadata(model: PreTrainedModel) -> dict[str, str]:
+    """Both, as text; nothing for a model of a type that has a row of its own."""
+    row, places = family(model), dict[str, Place]()
+    if row is FAMILIES.get(model.config.model_type):
+        return {}
+    for index, layer in enumerate(decoder_layers(model)):
+        has = {name for name, _ in layer.named_modules()}
+        for short in (short for short in row.writers if short in has):
+            name, mixture = f"{row.layers}.{index}.{short}", short == row.experts
+            found = names_in_files(model, name, mixture=mixture)
+            writers = [f"{name}.{expert}.down_proj" for expert in range(len(found))] if mixture else [name]
+            places |= zip(writers, found, strict=True)
+    return {FAMILY: row.to_json(), PLACES: json.dumps(places)}

@@ -1,0 +1,175 @@
+"""What a model's layers do to the stream, seen in one forward on random tokens.
+
+The graph is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm that reads one
+of them. What a layer's output still depends on is then what writes to the stream, and its derivative says how.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from routed_rl.errors import ModelError
+from routed_rl.model.traces import Cut, LayerTrace, Trace, is_mixture
+
+ROWS, TOKENS = 2, 7
+
+
+def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: bool) -> Trace:
+    """Run the model with its graph cut; with `writers`, behind these and the norms that read them alone."""
+    with _everything_trains(model):
+        model.train(training)
+        tracer = _Tracer(model, layers, writers)
+        handles = tracer.hooks()
+        try:
+            logits = run(model).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        tracer.found.after = _reached(logits, tracer.outside)
+    return tracer.found
+
+
+def run(model: PreTrainedModel) -> Any:
+    """A forward on a few random tokens, the same in every process; whatever goes wrong becomes one line."""
+    rows = len(next(model.get_input_embeddings().parameters()))
+    ids = torch.randint(min(2, rows - 1), rows, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
+    try:
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"a forward on random tokens fails with {type(error).__name__}: {reason[:160]}") from error
+
+
+@contextmanager
+def _everything_trains(model: nn.Module) -> Iterator[None]:
+    """Within, gradients reach every parameter. After it modes, random numbers and what is frozen are as before."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad and parameter.is_floating_point()]
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, training in modes:
+            module.training = training
+
+
+def _reached(value: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
+    """Those of the parameters that `value` depends on."""
+    if not value.requires_grad:
+        return []
+    found = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True, retain_graph=True)
+    return [name for name, gradient in zip(parameters, found, strict=True) if gradient is not None]
+
+
+def _stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+class _Tracer:
+    """The hooks of one traced forward."""
+
+    def __init__(self, model: PreTrainedModel, layers: str, writers: list[str]) -> None:
+        self.model, self.prefix, self.writers, self.found = model, layers, writers, Trace()
+        self.layers = list(model.get_submodule(layers).children())
+        self.outside = {name: parameter for name, parameter in model.named_parameters()
+                        if not name.startswith(f"{layers}.") and parameter.requires_grad}
+        self.now: LayerTrace | None = None
+        self.last: Tensor | None = None
+        """The stream behind the newest layer; behind the last one a leaf of the graph."""
+
+    def hooks(self) -> list[Any]:
+        handles = []
+        for layer in self.layers:
+            for name, module in layer.named_modules():
+                if name:
+                    handles.append(module.register_forward_pre_hook(self._reading(name), with_kwargs=True))
+                    handles.append(module.register_forward_hook(self._cutting(name), with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(layer.register_forward_hook(self._leave))
+        inside = {id(module) for layer in self.layers for module in layer.modules()}
+        for name, module in self.model.named_modules():
+            if id(module) not in inside and name and not self.prefix.startswith(name):
+                handles.append(module.register_forward_pre_hook(self._after(name), with_kwargs=True))
+        return handles
+
+    def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream = _stream_of(args, kwargs)
+        if not isinstance(stream, Tensor) or stream.dim() != 3:
+            raise ModelError("its layers are not given the stream as (rows, tokens, width) in their first argument")
+        if self.last is None:
+            self.found.before = _reached(stream, self.outside)
+        elif stream.shape != self.last.shape or not stream.detach().equal(self.last):
+            raise ModelError("a layer's input is not the output of the layer before it")
+        leaf = stream.detach().clone().requires_grad_()
+        self.now = LayerTrace(leaf)
+        self.found.layers.append(self.now)
+        return ((leaf.clone(), *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": leaf.clone()})
+
+    def _reading(self, name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream = _stream_of(args, kwargs)
+            if self.now is not None and isinstance(stream, Tensor) and stream.shape == self.now.into_BTD.shape:
+                self.now.reads.append((name, stream.detach()))
+
+        return hook
+
+    def _cutting(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            layer, inputs = self.now, (*args, *kwargs.values())
+            if layer is None or not isinstance(output, Tensor) or output.shape[-1:] != layer.into_BTD.shape[-1:]:
+                return None
+            if (again := next((cut for cut in layer.cuts if cut.name == name), None)) is not None:
+                again.calls += 1
+            elif not self._is_candidate(name, module) and not (
+                    "Norm" in type(module).__name__ and any(cut.is_read_by(inputs) for cut in layer.cuts)):
+                return None
+            leaf = output.detach().clone().requires_grad_()
+            passed_on = leaf.clone()
+            layer.cuts.append(Cut(name, module, inputs, leaf, passed_on))
+            return passed_on
+
+        return hook
+
+    def _is_candidate(self, name: str, module: nn.Module) -> bool:
+        return name in self.writers if self.writers else isinstance(module, nn.Linear | Conv1D) or is_mixture(module)
+
+    def _leave(self, module: nn.Module, _args: object, output: Any) -> Any:
+        layer = self.now
+        assert layer is not None
+        several = isinstance(output, tuple | list)
+        out = output[0] if several else output
+        if not isinstance(out, Tensor) or out.shape != layer.into_BTD.shape:
+            raise ModelError("its layers do not return the stream first")
+        parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        layer.returns, layer.towards_BTD = len(output) if several else 0, torch.randn_like(out)
+        leaves = [layer.into_BTD, *(cut.output for cut in layer.cuts), *parameters.values()]
+        layer.gradient_BTD, *found = torch.autograd.grad(out, leaves, layer.towards_BTD, allow_unused=True)
+        for cut in layer.cuts:
+            cut.gradient = found.pop(0)
+        layer.parameters = [name for name, gradient in zip(parameters, found, strict=True) if gradient is not None]
+        self.now, self.last, layer.out_BTD = None, out.detach().clone(), out.detach()
+        if len(self.found.layers) == len(self.layers):
+            self.last.requires_grad_()
+        return type(output)((self.last, *output[1:])) if several else self.last
+
+    def _after(self, name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream, last = _stream_of(args, kwargs), self.last
+            if (last is not None and last.requires_grad and self.found.final_norm is None and isinstance(stream, Tensor)
+                    and stream.data_ptr() == last.data_ptr()):
+                self.found.final_norm = name
+
+        return hook

@@ -1,0 +1,155 @@
+"""The family of a model, found by probing: in each layer, the linear modules and mixtures whose outputs, behind an optional norm
+or times a constant, add up to what the layer adds to the stream. Verified to rounding on random tokens, in evaluation and in
+training mode; anything else is refused in one line that says what was found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from routed_rl.errors import ModelError
+from routed_rl.model.families import Family
+from routed_rl.model.names import names_in_files
+from routed_rl.model.probe import run, trace
+from routed_rl.model.traces import Trace, is_mixture, is_rounding
+from routed_rl.model.written import Found, require_no_dropout, writers_in
+
+WAY_OUT = "if you know its writers, name them: model.writers=[self_attn.o_proj,mlp.down_proj]"
+
+
+def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
+    """The family of a model of whatever type; with `writers` these, of those that a layer has, and no others."""
+    try:
+        layers = find_layers(model)
+        _require_known(model, layers, writers)
+        seen = trace(model, layers, list(writers), training=False)
+        names = [f"{layers}.{place}" for place in range(len(seen.layers))]
+        found = [writers_in(layer, name, writers) for layer, name in zip(seen.layers, names, strict=True)]
+        row = _family(model, layers, seen, found)
+        trained = trace(model, layers, list(writers), training=True)
+        for layer, those, name in zip(trained.layers, found, names, strict=True):
+            require_no_dropout(layer, those, name)
+        return row
+    except ModelError as error:
+        given = f" with model.writers=[{','.join(writers)}]" if writers else ""
+        raise ModelError(f"no writers are recognised in a model of type {model.config.model_type!r}{given}: {error}; "
+                         f"{'leave model.writers out to have them found' if writers else WAY_OUT}") from error
+
+
+def find_layers(model: PreTrainedModel) -> str:
+    """The name of the list whose modules are the layers: the longest one whose modules run once each in a forward."""
+    if model.config.is_encoder_decoder:
+        raise ModelError("it has an encoder")
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+            lists[name] = module
+    calls = {id(layer): 0 for layers in lists.values() for layer in layers}
+
+    def count(module: nn.Module, _args: object) -> None:
+        calls[id(module)] += 1
+
+    handles = [layer.register_forward_pre_hook(count) for layers in lists.values() for layer in layers]
+    try:
+        with torch.no_grad():
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    times = {name: sorted({calls[id(layer)] for layer in layers}) for name, layers in lists.items()}
+    once = {name: len(lists[name]) for name, counts in times.items() if counts == [1]}
+    longest = [name for name, length in once.items() if length == max(once.values())]
+    if len(longest) != 1:
+        has = ", ".join(f"{name} ({len(lists[name])} modules that run {' or '.join(map(str, counts)) or 0} times)"
+                        for name, counts in times.items())
+        raise ModelError(f"it has no one list of layers that run once each in a forward; its lists: {has or 'none'}")
+    return longest[0]
+
+
+def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) -> None:
+    """Refuse names that no layer has, and what cannot be a writer."""
+    inside = [(name, module) for layer in model.get_submodule(layers).children() for name, module in layer.named_modules()]
+    for writer in writers:
+        modules = [module for name, module in inside if name == writer]
+        if not modules:
+            has = dict.fromkeys(name for name, module in inside if isinstance(module, nn.Linear | Conv1D) or is_mixture(module))
+            raise ModelError(f"no layer of {layers} has {writer!r}; linear modules there: {', '.join(has)}")
+        for module in modules:
+            weight = getattr(module, "weight", None)
+            if not is_mixture(module) and (not isinstance(weight, Tensor) or weight.dim() != 2):
+                raise ModelError(f"{writer!r} in {layers} is a {type(module).__name__}, which is no linear module")
+
+
+def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[Found]]) -> Family:
+    """The row for what was found in all layers."""
+    first, width = _in_all(model, layers, found), seen.layers[0].into_BTD.shape[-1]
+    if getattr(model.config.get_text_config(), "hidden_size", None) != width:
+        raise ModelError(f"its stream is {width} wide, and hidden_size of its config says something else")
+    mixtures = [writer for writer in first if writer.active]
+    transposed = {isinstance(writer.module, Conv1D) for writer in first if not writer.active}
+    norms = {(writer.offset, writer.eps) for writer in first if writer.norm}
+    if len(mixtures) > 1 or len(transposed) > 1 or len(norms) > 1:
+        raise ModelError(f"its writers {', '.join(writer.name for writer in first)} are of kinds that do not go together")
+    offset, eps = norms.pop() if norms else (0.0, None)
+    before_mlp, mixers = _middle(seen, found)
+    return Family(layers, tuple(writer.name for writer in first), _final_norm(model, seen), embeddings=_embeddings(model, seen),
+                  post_norms=_unless(None, [writer.norm for writer in first]), gain_offset=offset, norm_eps=eps,
+                  scales=_unless(1.0, [writer.scale for writer in first]), transposed=True in transposed, before_mlp=before_mlp,
+                  mixers=mixers, experts=mixtures[0].name if mixtures else None,
+                  active=mixtures[0].active if mixtures else None, returns=seen.layers[0].returns)
+
+
+def _in_all(model: PreTrainedModel, layers: str, found: list[list[Found]]) -> list[Found]:
+    """One writer of each name; those of a name must reach the stream alike wherever a layer has them."""
+    first: dict[str, Found] = {}
+    for place, writers in enumerate(found):
+        for writer in writers:
+            known = first.setdefault(writer.name, writer)
+            if (known.norm, known.offset, known.eps, known.active) != (writer.norm, writer.offset, writer.eps, writer.active) or (
+                    abs(known.scale - writer.scale) > 1e-5 * abs(known.scale)):
+                raise ModelError(f"{writer.name} reaches the stream in another way in {layers}.{place} than before")
+            names_in_files(model, f"{layers}.{place}.{writer.name}", mixture=writer.active is not None)
+    for place, writers in enumerate(found):
+        has = {name for name, _ in model.get_submodule(f"{layers}.{place}").named_modules()}
+        if idle := [name for name in first if name in has and name not in {writer.name for writer in writers}]:
+            raise ModelError(f"{idle[0]} writes to the stream in some layers that have it, and in {layers}.{place} it does not")
+    return list(first.values())
+
+
+def _unless(nothing: Any, values: list[Any]) -> tuple[Any, ...]:
+    return () if all(value == nothing for value in values) else tuple(values)
+
+
+def _embeddings(model: PreTrainedModel, seen: Trace) -> tuple[str, ...]:
+    """Modules beside the token embedding whose parameters the first layer's input depends on."""
+    tokens = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in seen.before if id(model.get_parameter(name)) not in tokens))
+
+
+def _final_norm(model: PreTrainedModel, seen: Trace) -> str | None:
+    """The norm behind the last layer, where it has parameters; others between it and the unembedding are refused."""
+    head = model.get_output_embeddings()
+    unembedding = {id(parameter) for parameter in head.parameters()} if head is not None else set[int]()
+    norm = [name for name in seen.after if seen.final_norm and name.startswith(f"{seen.final_norm}.")]
+    if strange := [name for name in seen.after if name not in norm and id(model.get_parameter(name)) not in unembedding]:
+        raise ModelError(f"{strange[0]} stands between the last layer and the unembedding, beside the final norm")
+    return seen.final_norm if norm else None
+
+
+def _middle(seen: Trace, found: list[list[Found]]) -> tuple[str | None, tuple[str, ...]]:
+    """The submodule that reads the stream between attention and MLP in every layer, if any, and the parts that come before it."""
+    reads, mixers = list[set[str]](), dict[str, None]()
+    for layer, writers in zip(seen.layers, found, strict=True):
+        stream, before, at = layer.into_BTD.detach(), 1, set[str]()
+        for place, writer in enumerate(writers[:-1]):
+            stream = stream + writer.adds_BTD
+            if at := {name for name, value in layer.reads if is_rounding(value - stream, stream)}:
+                before = place + 1
+                break
+        reads.append(at)
+        mixers |= dict.fromkeys(writer.name.partition(".")[0] for writer in writers[:before])
+    shared = set.intersection(*reads)
+    return next((name for name, _ in seen.layers[0].reads if name in shared), None), tuple(mixers)

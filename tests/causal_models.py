@@ -1,0 +1,121 @@
+"""Every causal language model of transformers, tiny and with random weights. Not a test itself.
+
+`python -m tests.causal_models` writes docs/models.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from routed_rl.errors import ModelError
+from routed_rl.model.recognise import recognise
+
+TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+WIDTH, LAYERS = 32, 4
+_BY_SIZE = (
+    (64, "vocab_size moe_vocab_size vocab_size_per_layer_input audio_vocab_size max_position_embeddings n_positions n_ctx "
+         "max_seq_len context_length original_max_position_embeddings mamba_d_ssm attention_hidden_size"),
+    (WIDTH, "hidden_size d_model n_embd emb_dim embedding_size embedding_dim word_embed_proj_dim input_embedding_size "
+            "output_embedding_size lru_width backbone_hidden_size"),
+    (48, "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim dim_ff dff d_inner ffn_hidden_size moe_intermediate_size "
+         "shared_intermediate_size shared_expert_intermediate_size intermediate_size_mlp expert_ffn_hidden_size "
+         "feed_forward_size block_ff_dim block_multiple_of moe_shared_expert_intermediate_size"),
+    (LAYERS, "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
+             "num_encoder_layers num_blocks"),
+    (4, "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads "
+        "num_decoder_attention_heads num_encoder_attention_heads mamba_n_heads linear_num_value_heads mamba_num_heads "
+        "num_experts num_local_experts n_routed_experts moe_num_experts mamba_d_conv conv_kernel swa_num_attention_heads "
+        "linear_num_key_heads index_n_heads conv1d_width"),
+    (2, "num_key_value_heads num_kv_heads swa_num_key_value_heads num_experts_per_tok num_experts_per_token moe_topk "
+        "moe_k topk_group n_group hc_mult top_k_experts"),
+    (1, "num_shared_experts n_shared_experts moe_num_shared_experts first_k_dense_replace moe_layer_start_index n_groups "
+        "mamba_n_groups o_groups"),
+    (8, "head_dim kv_channels swa_head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim attention_head_size dim_head "
+        "kv_lora_rank q_lora_rank linear_key_head_dim linear_value_head_dim mamba_d_state state_size ssm_state_size "
+        "mamba_d_head mamba_head_dim time_step_rank d_head rotary_dim o_lora_rank index_head_dim mamba_headdim "
+        "query_pre_attn_scalar global_head_dim index_topk sliding_window attention_window_size window_size "
+        "mamba_chunk_size chunk_size chunk_length hidden_size_per_layer_input"))
+SMALL = {name: size for size, names in _BY_SIZE for name in names.split()}
+_ALL_HEADS = {"num_key_value_heads": 4}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+_SCALED = {"residual_multiplier": 0.22}
+SPECIAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
+                     "longcat_flash", "minicpm3", "youtu"), _ALL_HEADS),
+    **dict.fromkeys(("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"), _SCALED),
+    **dict.fromkeys(("ministral", "nemotron", "hunyuan_v1_dense", "hunyuan_v1_moe"), _HEADS),
+    "bamba": _MAMBA, "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64}, "granitemoehybrid": {**_MAMBA, **_SCALED},
+    "mamba2": {"num_heads": 8, "n_groups": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "dots1": {"num_local_experts": 4, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2,
+              "n_group": 1, "topk_group": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "deepseek_v2": {**_ALL_HEADS, "num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
+    "kimi_linear": {**_ALL_HEADS, "topk_group": 1, "num_expert_group": 1},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "zaya": {"num_experts_per_tok": 1},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)},
+}
+"""What a type needs beside small sizes, and a constant scale where there can be one."""
+
+
+def tiny_config(kind: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
+    """Its defaults, with every size small; parts of its own in the same way."""
+    stock = kind()
+    known = stock.to_dict()
+    small = {name: size for name, size in SMALL.items() if isinstance(known.get(name), int)}
+    ids = {name: 1 for name in ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_index", "mask_index")
+           if isinstance(known.get(name), int) and known[name] > 1}
+    parts = {name: tiny_config(type(part)) for name, part in vars(stock).items() if isinstance(part, PreTrainedConfig)}
+    return kind(**small | ids | parts | given)
+
+
+def cannot_build(kind: str) -> str | None:
+    """Why a type is not built here, in a few words; None where it is."""
+    try:
+        tiny_causal(kind)
+    except Exception as error:
+        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return None
+
+
+def refused(kind: str) -> str | None:
+    """Why a type's writers are not recognised; None where they are."""
+    try:
+        recognise(tiny_causal(kind))
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def tiny_causal(kind: str, seed: int = 0, **given: Any) -> PreTrainedModel:
+    """A random model of a type, all of whose parameters matter, in eval mode and without dropout that is not `given`."""
+    torch.manual_seed(seed)
+    config = tiny_config(CONFIG_MAPPING[kind], **SPECIAL.get(kind, {}), **given)
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if any(word in name for word in ("dropout", "pdrop", "layerdrop")) and isinstance(value, float) and name not in given:
+                setattr(part, name, 0.0)
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise * 0.8 / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.add_(0.2 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):  # of the whole stream; 1 where it is not trained
+                buffer.fill_(0.9)
+    return model.eval()
