@@ -70,7 +70,8 @@ class Pace:
             self.away_E = (self.away_E - pull_E - AWAY_ALLOWANCE).clamp(0, MOST)
             shift = sum(row.get(f"ledger/{name}/shift/{self.axis}", 0.0) for name in self.environments)
             restoring = min(max(shift / RESTORING, 0.0), 1.0)
-            self.boost_E = torch.maximum(_ramp(self.toward_E), _ramp(self.away_E) * restoring)
+            # In a step without a pull only momentum would move a part: several gaps further, to where nothing is paid any more.
+            self.boost_E = torch.maximum(_ramp(self.toward_E) * (found_E > 0), _ramp(self.away_E) * (pull_E < 0) * restoring)
         return {f"ledger/{name}/pace": boost for name, boost in zip(self.environments, self.boost_E.tolist(), strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -139,8 +139,11 @@ def test_a_part_is_fast_only_while_its_own_environment_pulls_step_after_step():
     assert pace.rates(1e-4).tolist() == pytest.approx([0.03, SLOW * 1e-4])
     for _ in range(20):
         see(pace, 9.0, -0.5)
-    steps = [see(pace, 0.0, 0.0)[0] for _ in range(int(MOST / ALLOWANCE))]
-    assert steps[0] > 0.0 == steps[-1], "it is slow again, however long it had pulled"
+    assert see(pace, 0.0, 0.0)[0] == 0.0, "it is slow at once in a step without a pull, when only momentum would move it"
+    assert see(pace, 0.1, 0.0)[0] > 0.0, "and fast at once when the pull comes back"
+    for _ in range(int(MOST / ALLOWANCE)):
+        see(pace, 0.0, 0.0)
+    assert see(pace, 0.1, 0.0)[0] == 0.0, "until what it had pulled is forgotten"
     little = [0.9 * ALLOWANCE, -0.9 * ALLOWANCE] * 20
     assert all(see(pace, one, -one) == [0.0, 0.0] for one in little), "what a pull of no meaning has is not summed up"
 
