@@ -15,8 +15,9 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from routed_rl.config import QuarantineConfig, RandomControlConfig, RoutingConfig
+from routed_rl.config import AdapterConfig, QuarantineConfig, RandomControlConfig, RoutingConfig
 from routed_rl.linalg import orthonormalise_draws, random_basis
+from routed_rl.model.adapter import attach
 from routed_rl.model.targets import find_writers, freeze
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from tests.families import FAMILIES, VOCAB, WIDTH, tiny
@@ -83,7 +84,7 @@ def random_bases(layers: int, width: int = WIDTH, rank: int = 3, seed: int = 7, 
 def find_targets(model: PreTrainedModel, bases: list[Tensor], context: RoutingContext, environments: int, unit: float = 1.0
                  ) -> list[Target]:
     """Targets of every writer; nothing is routed yet."""
-    bases = [exact(basis, model.dtype) for basis in bases]
+    bases = [exact(basis, torch.promote_types(model.dtype, torch.float32)) for basis in bases]
     return [Target(name=w.name, layer=w.layer, module=w.module, basis=bases[w.layer], unit=unit, context=context,
                    environments=environments, transposed=w.transposed, gain_D=w.gain_D, norm_eps=w.norm_eps,
                    expert=w.expert, active=w.active)
@@ -118,12 +119,18 @@ class Run:
     rows: bool = False
     """Whether completions are told apart, along `axis`."""
     axis: str | None = None
+    lora: dict | None = None
+    """Settings of the LoRA that is trained in place of the weights; None: the weights."""
+    autocast: bool = False
+    """Forwards compute in bf16."""
     steps: int = 0
 
     def __post_init__(self) -> None:
         self.config = dataclasses.replace(self.config, pace=self.pace)
         layers, width = self.model.config.num_hidden_layers, self.model.config.hidden_size
         bases = self.bases or random_bases(layers, width, self.rank)
+        if self.lora is not None:
+            self.wrapped = attach(self.model, AdapterConfig(kind="lora", **self.lora), find_writers(self.model), seed=1)
         self.context = RoutingContext()
         self.targets = find_targets(self.model, bases, self.context, self.environments, self.unit)
         self.axes = Axes(["hacker", "careless"], [basis[:, :2] for basis in random_bases(layers, width)],
@@ -156,7 +163,8 @@ class Run:
         self.begin()
         if self.router is not None:
             self.router.set_batch(rows.environments, rows.mask, torch.arange(first, first + len(rows.ids)))
-        loss = rows.loss(self.model) * scale
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            loss = rows.loss(self.model) * scale
         loss.backward()
         return loss.item()
 

@@ -36,7 +36,7 @@ HEAVY = {
     "wandb": {"tracking"},
     "vllm": {"rollout"},
     "deepspeed": {"training", "routing"},
-    "peft": {"export"},
+    "peft": {"export", "model"},
     "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
     "rich": {"console"},
     "jinja2": {"report"},

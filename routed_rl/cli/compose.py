@@ -25,7 +25,7 @@ from routed_rl.config.checks import LONGEST_NAME
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
 
-FREE = ("env.", "trainer.", "keep.", "subspace.known_prompts.", "subspace.known_answers.",
+FREE = ("env.", "trainer.", "keep.", "model.adapter.options.", "subspace.known_prompts.", "subspace.known_answers.",
         *(f"monitor.{rule.name}.limits." for rule in dataclasses.fields(MonitorConfig)))
 """Prefixes under which any key may be added."""
 
@@ -44,7 +44,7 @@ def compose(overrides: list[str]) -> Config:
     return config
 
 
-PATHS = re.compile(r"model\.path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"
+PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"
                    r"subspace\.(path|weights|prompts|answers|(roles|traits|questions)_file|parts|compare_to)")
 """Settings that name files."""
 
@@ -100,9 +100,10 @@ def _checked(text: str, folder: Path) -> str:
                           "try each with `routed-rl sweep`")
     if override.type == OverrideType.DEL:
         return text
-    if override.key_or_group in (path.name for path in folder.iterdir() if path.is_dir()):
-        _check_choice(override, folder / override.key_or_group)
-        return text
+    group = override.key_or_group.replace(".", "/")  # a group within a group is named as its setting is
+    if (folder / group).is_dir():
+        _check_choice(override, folder / group, group.replace("/", "."))
+        return text.replace(override.key_or_group, group, 1)
     _check_name(override.key_or_group)
     # `++`: set it whether or not a file of configs/ mentions it; whether it exists is known to `routed_rl.config`.
     return f"++{text.lstrip('+')}"
@@ -125,14 +126,14 @@ def parse_override(text: str) -> tuple[str, Override]:
         raise ConfigError(f"cannot read {text!r} ({_one_line(error)}); write KEY=VALUE") from error
 
 
-def _check_choice(override: Override, group: Path) -> None:
+def _check_choice(override: Override, group: Path, name: str) -> None:
     choices = sorted(path.stem for path in group.glob("*.yaml"))
     value: Any = override.value()
     for choice in value if isinstance(value, list) else [value]:
         if choice not in choices:
             close = difflib.get_close_matches(str(choice), choices, n=1)
-            single = f"; a single setting is written {group.name}.NAME=VALUE" if group.name in _names(Config) else ""
-            guess = f"did you mean {group.name}={close[0]}? " if close else ""
+            single = f"; a single setting is written {name}.NAME=VALUE" if name in _names(Config) else ""
+            guess = f"did you mean {name}={close[0]}? " if close else ""
             raise ConfigError(f"{override.input_line} is not known; {guess}choices: {', '.join(choices)}{single}")
 
 

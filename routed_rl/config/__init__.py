@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from routed_rl.config.adapter import AdapterConfig
 from routed_rl.config.checks import AUTO, check_finite, check_share, closest, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
@@ -22,10 +23,10 @@ from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
-__all__ = ["AUTO", "AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig",
-           "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig",
-           "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig",
-           "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
+__all__ = ["AUTO", "AdapterConfig", "AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig",
+           "MonitorConfig", "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig",
+           "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig",
+           "TrackingConfig", "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -45,9 +45,10 @@ class Writer:
 
 def family(model: PreTrainedModel) -> Family:
     """The row of `FAMILIES` for this model, or what `name_writers` or a probe of it found, once; another model is refused."""
-    if hasattr(model, "peft_config"):
-        raise ModelError(f"{type(model).__name__} is wrapped by PEFT; routed_rl trains full weights only: merge the adapter "
-                         "into the model first (an adapter is what `routed-rl export` writes)")
+    # An adapter of ours leaves the model what it is, and PEFT's wrapper around it is for the trainer.
+    if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{type(model).__name__} is wrapped by PEFT; give the model that is in it, or merge the adapter "
+                         "into the model first")
     if (known := vars(model).get(FOUND)) is not None:
         return known
     if model.config.model_type in FAMILIES:

@@ -52,6 +52,8 @@ class Parts:
 
 def load_parts(config: Config) -> Parts:
     """Load the base model and the environments; cheap mistakes are found before slow ones."""
+    if config.model.adapter.trains:
+        raise ConfigError(f"model.adapter={config.model.adapter.kind} is not trained by the command line yet; leave it out")
     environments = load_environments(config.env)
     path = resolve(config.model.path)
     model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path, config.model.date)

@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
@@ -35,17 +34,17 @@ def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
 
 
 @torch.no_grad()
-def routing_summary(run: RunFolder, router: Router, base: dict[str, Tensor]) -> dict[str, Any]:
+def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dict[str, Any]:
     """Mode, ranks, means over the run of the routed fraction and of the random controls, the quarantine's share.
 
-    `base` holds the base model's weights by target name, for ‖ΔW‖ of the retained change over all targets.
+    `base` holds by target name where the weights began, for ‖ΔW‖ of the retained change over all targets.
     """
     rows = MetricsFile(run.metrics).rows()
     fractions = [row["routing/routed_fraction"] for row in rows if "routing/routed_fraction" in row]
     names = sorted({key for row in rows for key in row if key.startswith("control/")})
     controls = {name.removeprefix("control/"): _mean([row[name] for row in rows if name in row]) for name in names}
     norm, ranks = router.quarantine.norm(), {target.name: target.rank for target in router.quarantine.targets}
-    moved = sum((target.weight.matrix() - base[target.name]).square().sum().item() for target in router.quarantine.targets) ** 0.5
+    moved = sum(target.weight.moved_from(base[target.name]).item() for target in router.quarantine.targets) ** 0.5
     return {"mode": router.config.mode, "rank": max(ranks.values()), "ranks": ranks,
             "routed_fraction": _mean(fractions), "random_control": controls, "quarantine_norm": norm, "retained_norm": moved,
             "quarantine_share": norm**2 / max(norm**2 + moved**2, 1e-30),

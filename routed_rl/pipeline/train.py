@@ -126,7 +126,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
             router = make_router(parts, subspace, record.inherited(run))
             parity = route_served(parts, served, router)
             _record_parameters(parts, run)
-            weights = {target.name: target.weight.matrix().clone() for target in router.quarantine.targets} if router else {}
+            weights = {target.name: target.weight.start() for target in router.quarantine.targets} if router else {}
             times["base"] = time.perf_counter()
             train_steps(parts, plan, router, served, parity, tracker)
             times["train"] = time.perf_counter()

@@ -27,6 +27,8 @@ class Record:
     """Flat indices of a sample of real tokens, (S,) int64."""
     ablated: bool = False
     """True: forwards leave the quarantine out."""
+    whole: bool = False
+    """Writers with a LoRA are what they are without routing, unless they are ablated; see `Mode.whole`."""
     practising_B: Tensor | None = None
     """Rows that forwards leave the quarantine out of and that no ledger books, (B,) bool; None: no row practises."""
     contained: bool = True

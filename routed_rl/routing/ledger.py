@@ -33,10 +33,12 @@ class LedgerBook:
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
         """Book a target's (clipped) gradients, before the tape is cleared."""
-        routed, gradient = ledger_EKN.sum(0).square().sum(), target.weight.gradient_square()
+        whole = target.context.now.whole
+        routed, gradient = target.weight.routed_square(ledger_EKN.sum(0), whole=whole), target.weight.gradient_square()
         if gradient is not None:
             self._add("routed", routed)
-            self._add("gradient", routed if contained else torch.zeros_like(routed))
+            # What is trained of a frozen writer stays outside even of an open cotangent.
+            self._add("gradient", routed if contained or (target.frozen and not whole) else torch.zeros_like(routed))
             self._add("gradient", gradient, in_pieces=target.weight.piece is not None)
         energies = target.tape.control_energies()
         if energies is not None:

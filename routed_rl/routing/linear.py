@@ -28,7 +28,7 @@ class Tap(torch.autograd.Function):
         ctx.target, ctx.record = target, target.context.now
         ctx.save_for_backward(x)
         ctx.mark_dirty(y)
-        if not ctx.record.ablated:
+        if target.adds(ctx.record):
             add_quarantine_(y, x, target, ctx.record)
         ctx.scale_S = target.pair.norm_scale(y, ctx.record.sample_S)
         return y
@@ -48,7 +48,7 @@ class Tap(torch.autograd.Function):
             if record.contained:
                 flat = torch.addmm(g.flatten(0, -2), routed.flatten(0, -2).to(g.dtype), pair.read.mT.to(g.dtype), alpha=-1)
                 return flat.view_as(g), None, None
-            return g, (None if record.ablated else (routed @ target.weight_part()).to(x.dtype)), None
+            return g, ((routed @ target.weight_part()).to(x.dtype) if target.adds(record) else None), None
 
 
 def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Tensor:
@@ -70,12 +70,32 @@ class RoutedModule(nn.Module):
 
     routed_target: Target
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = super().forward(x, *args, **kwargs)
         target, record = self.routed_target, self.routed_target.context.now
+        if getattr(self, "disable_adapters", False):  # PEFT's switch for the base model
+            return y
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
+            if not y.requires_grad:  # Nothing below is trained, so no cotangent would come.
+                y = y + y.new_zeros((), requires_grad=True)
             return Tap.apply(y, x, target)  # pyright: ignore[reportReturnType]
-        return y if record.ablated else add_quarantine_(y, x, target, record)
+        return add_quarantine_(y, x, target, record) if target.adds(record) else y
+
+    __reduce__ = reduce_routed
+
+
+class RoutedUp(nn.Module):
+    """Mixed in before the factor with which a writer's LoRA writes: nothing inside the subspace, whatever its weight is."""
+
+    routed_target: Target
+
+    def forward(self, x: Tensor) -> Tensor:
+        target = self.routed_target
+        if target.is_whole(target.context.now):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            up_DR = target.pair.outside(self.weight)  # pyright: ignore[reportArgumentType]
+        return linear(x, up_DR)
 
     __reduce__ = reduce_routed
 

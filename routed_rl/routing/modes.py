@@ -23,11 +23,13 @@ class Mode:
 
     contained: bool
     after_step: AfterStep
+    whole: bool = False
+    """Of a writer with a LoRA: the policy is the module as it stands, with what its LoRA has learned inside the subspace."""
 
 
 def reimpose(target: Target) -> None:
     """`W -= A (BᵀW - R)`. Adam does not commute with a projection: projected gradients alone let W drift inside."""
-    target.move_weights(-target.drift())
+    target.take_out(target.inside())
 
 
 @torch.no_grad()
@@ -45,14 +47,17 @@ def erase_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None
 
 @torch.no_grad()
 def observe_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
-    moved = target.drift()
-    target.coefficients.mul_(1 - decay).add_(moved)
     target.parts += delta_EKN
-    target.move_weights(-moved)
+    moved = target.inside()
+    if target.frozen:  # The LoRA keeps what it has learned, and C tells what of it is inside.
+        target.coefficients.copy_(moved)
+        return
+    target.coefficients.mul_(1 - decay).add_(moved)
+    target.take_out(moved)
 
 
 MODES = {
-    "observe": Mode(contained=False, after_step=observe_step),
+    "observe": Mode(contained=False, after_step=observe_step, whole=True),
     "route": Mode(contained=True, after_step=route_step),
     "erase": Mode(contained=True, after_step=erase_step),
 }

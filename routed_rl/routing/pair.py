@@ -5,6 +5,7 @@ Shape letters: D stream width, K rank, M any number of directions, S sampled tok
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,10 @@ class BasisPair:
     def written(self, directions_DM: Tensor) -> Tensor:
         """What a writer must add so that the stream moves along `directions_DM`, (D, M)."""
         return directions_DM if self.gain_D is None else directions_DM / self.gain_D.unsqueeze(1)
+
+    def outside(self, directions_DM: Tensor) -> Tensor:
+        """`(I - A Bᵀ) directions`: what a writer may write so that nothing is read inside the subspace, (D, M)."""
+        return torch.addmm(directions_DM, self.write, self.read.mT @ directions_DM, alpha=-1)
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
         """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,); None without such a norm."""

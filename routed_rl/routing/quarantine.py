@@ -9,7 +9,7 @@ from torch import Tensor
 from routed_rl.errors import SubspaceError
 from routed_rl.routing.context import RoutingContext
 from routed_rl.routing.experts import RoutedExperts
-from routed_rl.routing.linear import route_module, unroute_module
+from routed_rl.routing.linear import RoutedUp, route_module, unroute_module
 from routed_rl.routing.target import Target
 
 
@@ -21,6 +21,8 @@ class Quarantine:
         for target in targets:
             if target.expert is None:
                 route_module(target.module, target)
+                if target.weight.up is not None:
+                    route_module(target.weight.up, target, RoutedUp)
             elif target.expert == 0:
                 experts = sorted((one for one in targets if one.module is target.module), key=lambda one: one.expert or 0)
                 basis = target.pair.basis
@@ -30,8 +32,11 @@ class Quarantine:
     def remove(self) -> None:
         """Give every module its own class back: what stays is the deployed model. Idempotent."""
         for target in self.targets:
-            if hasattr(target.module, "routed_target"):
-                unroute_module(target.module)
+            for module in filter(None, (target.module, target.weight.up)):
+                if hasattr(module, "routed_target"):
+                    unroute_module(module)
+            if target.frozen:
+                target.take_out(target.inside())
 
     @contextmanager
     def ablated(self) -> Iterator[None]:
@@ -62,13 +67,15 @@ class Quarantine:
     @contextmanager
     def _holding(self, coefficients: list[Tensor], *, nothing: bool) -> Iterator[None]:
         """Run with other coefficients, of the targets in turn; `nothing`: they are all zero."""
-        before = [target.coefficients.clone() for target in self.targets]
+        before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
+        self.context.change(whole=False)
         try:
             for target, inside in zip(self.targets, coefficients, strict=True):
                 target.coefficients.copy_(inside)
             with self.ablated() if nothing else nullcontext():
                 yield
         finally:
+            self.context.change(whole=whole)
             for target, inside in zip(self.targets, before, strict=True):
                 target.coefficients.copy_(inside)
 
@@ -104,7 +111,9 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _tensors(target: Target) -> dict[str, Tensor]:
-    pair = target.pair
+    pair, up = target.pair, target.weight.up
     both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
+    if up is not None and target.context.now.whole:  # A checkpoint's adapter is the deployed one.
+        both["up"] = up.weight.data
     return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
             "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}

@@ -22,6 +22,9 @@ CONTROL_KINDS = ("isotropic", "matched")
 AWAY = 0.05
 """A part's shift away from the positive persona, in gaps, up to which it stands nowhere as long as no other was fast."""
 
+OF_NO_WRITER = 0.1
+"""In place of a writers' pace where only LoRAs of readers are trained: what is learned there takes ten times a weight's rate."""
+
 
 class Router:
     """Drives a `Quarantine` through a run: `begin_step`, `set_batch` before each loss, `after_step`, and its state."""
@@ -38,7 +41,7 @@ class Router:
         assert rows is not None or not follows, "routing.quarantine.pace=evidence needs rows: it reads what they pull"
         self.pace = Pace(config.quarantine, quarantine.environments, rows.axis if rows else axes.names[0], follows=follows)
         self.context = quarantine.context
-        self.context.change(contained=self.contained)
+        self.context.change(contained=self.contained, whole=self.mode.whole)
         self.pushes = dict.fromkeys(quarantine.environments, 0.0)
         """Sum of each environment's push so far."""
         self._checked = False
@@ -73,7 +76,8 @@ class Router:
         targets, bytes_before = self.quarantine.targets, RANKS.bytes
         self._reduce()
         self._check_taps()
-        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets], self.pace.rates(rate))
+        rate_E = self.pace.rates(rate * self._entries())
+        steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets], rate_E)
         for target, (delta, fresh_E) in zip(targets, steps, strict=True):
             self.book.before(target, target.tape.ledger, contained=self.contained)
             old = target.coefficients.clone()
@@ -94,6 +98,11 @@ class Router:
         if RANKS.bytes > bytes_before:
             row["routing/bytes"] = RANKS.bytes - bytes_before
         return row, rows
+
+    def _entries(self) -> float:
+        """How far an entry of the writers' weights goes in a step in which every trained number goes by 1, on average."""
+        found = [pace for target in self.quarantine.targets if (pace := target.weight.pace()) is not None]
+        return sum(found) / len(found) if found else OF_NO_WRITER
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
         """Of each environment the sums over its completions in all processes, their pull `own_shift_z` towards the positive

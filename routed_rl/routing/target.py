@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.errors import SubspaceError
-from routed_rl.routing.context import RoutingContext
+from routed_rl.routing.adapted import AdapterWeight, FrozenWeight, has_adapter
+from routed_rl.routing.context import Record, RoutingContext
 from routed_rl.routing.pair import BasisPair
 from routed_rl.routing.tape import Tape
 from routed_rl.routing.weight import WriterWeight
@@ -27,17 +28,17 @@ class Target:
         """
         self.name, self.layer, self.module, self.unit, self.context = name, layer, module, unit, context
         self.expert, self.active = expert, active
-        self.weight = WriterWeight(module, transposed=transposed, expert=expert)
-        stored = self.weight.matrix()
-        if basis.shape[0] != len(stored):
-            raise SubspaceError(f"the basis for {name} has {basis.shape[0]} rows but the model's stream is {len(stored)} wide; "
+        self.weight = _weight(module, transposed=transposed, expert=expert)
+        width = self.weight.rows
+        if basis.shape[0] != width:
+            raise SubspaceError(f"the basis for {name} has {basis.shape[0]} rows but the model's stream is {width} wide; "
                                 "was the subspace extracted from another model?")
-        if basis.shape[1] > len(stored):
-            raise SubspaceError(f"the basis for {name} has rank {basis.shape[1]}, more than the stream's width {len(stored)}; "
+        if basis.shape[1] > width:
+            raise SubspaceError(f"the basis for {name} has rank {basis.shape[1]}, more than the stream's width {width}; "
                                 "lower subspace.rank")
-        self.pair = BasisPair.of(basis.to(stored.device, self.weight.dtype), gain_D, norm_eps)
-        self.reference = self.weight.read(self.pair.read)
-        """R = BᵀW at the start, (K, N)."""
+        self.pair = BasisPair.of(basis.to(self.weight.device, self.weight.dtype), gain_D, norm_eps)
+        self.reference = self.weight.begin(self.pair)
+        """R = BᵀW at the start, (K, N); 0 where W is frozen."""
         self.coefficients = torch.zeros_like(self.reference)
         """C (K, N)."""
         self.parts = self.reference.new_zeros(environments, *self.reference.shape)
@@ -52,13 +53,30 @@ class Target:
     def has_bias(self) -> bool:
         return self.weight.bias is not None
 
-    def drift(self) -> Tensor:
-        """BᵀW - R, (K, N): how far the weights have moved inside the subspace."""
-        return self.weight.read(self.pair.read) - self.reference
+    @property
+    def frozen(self) -> bool:
+        """The weight itself is not trained; a LoRA on it may be."""
+        return isinstance(self.weight, FrozenWeight)
 
-    def move_weights(self, inside_KN: Tensor) -> None:
-        """`W += A inside`."""
-        self.weight.add(self.pair.write, inside_KN)
+    def is_whole(self, record: Record) -> bool:
+        """The forward is the module's own: what it has learned inside the subspace is in its LoRA, and not in C."""
+        return record.whole and not record.ablated and self.frozen
+
+    def adds(self, record: Record) -> bool:
+        """The forward adds `A C x`."""
+        return not record.ablated and not self.is_whole(record)
+
+    def inside(self) -> Tensor:
+        """BᵀW - R, (K, N): what the weights have learned inside the subspace."""
+        return self.weight.inside(self.reference)
+
+    def drift(self) -> Tensor:
+        """The same of the deployed model, (K, N): nothing but rounding after a step."""
+        return self.weight.drift(self.reference)
+
+    def take_out(self, inside_KN: Tensor) -> None:
+        """`W -= A inside`, of what `inside()` has found."""
+        self.weight.take_out(inside_KN)
 
     def decay(self, weights: float) -> Tensor:
         """The optimizer's decay by column, (N,): `weights` everywhere but for a bias, which trainers spare."""
@@ -74,3 +92,12 @@ class Target:
     def bias_part(self, dtype: torch.dtype) -> Tensor | None:
         """The column of C that stands for the bias, (K,), or None."""
         return self.coefficients[:, -1].to(dtype) if self.has_bias else None
+
+
+def _weight(module: nn.Module, *, transposed: bool, expert: int | None) -> WriterWeight | FrozenWeight:
+    """The weight by what of it is trained."""
+    if expert is None and has_adapter(module):
+        return AdapterWeight(module)
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return WriterWeight(module, transposed=transposed, expert=expert)
+    return FrozenWeight(module, transposed=transposed, expert=expert)

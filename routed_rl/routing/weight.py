@@ -4,10 +4,13 @@ Products with it and changes to it, and how far it has moved. Shape letters: D s
 column, M columns of `left`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from routed_rl.ranks import RANKS
+from routed_rl.routing.pair import BasisPair
 from routed_rl.routing.shards import Piece, follow, piece_of
 
 PROBES = 16
@@ -17,17 +20,36 @@ PROBES = 16
 class WriterWeight:
     """The weight of one writer as W (D, N)."""
 
+    up: Any = None
+    """It has no LoRA; see `AdapterWeight`."""
+
     def __init__(self, module: nn.Module, *, transposed: bool = False, expert: int | None = None) -> None:
         """`transposed`: the module keeps (N, D), as GPT-2's Conv1D; `expert`: W is that slice of `module.down_proj`."""
         self.module, self.transposed, self.expert = module, transposed, expert
         weight = self.matrix()
-        self.width = weight.shape[1]
-        """N without the bias."""
+        self.rows, self.width = weight.shape
+        """D, and N without the bias."""
+        self.device = weight.device
         # float32 at least: in bf16 most of an orthogonal update is lost to rounding.
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
         signs = torch.randint(2, (PROBES, weight.shape[0]), generator=torch.Generator().manual_seed(0))
         self._probes = (2 * signs - 1).to(weight.device, self.dtype) / PROBES**0.5
         self.measure_start()
+
+    def begin(self, pair: BasisPair) -> Tensor:
+        """Be routed by `pair`; returns R = BᵀW, (K, N)."""
+        self.pair = pair
+        return self.read(pair.read)
+
+    def inside(self, reference_KN: Tensor) -> Tensor:
+        """BᵀW - R, (K, N): how far the weight has moved inside the subspace."""
+        return self.read(self.pair.read) - reference_KN
+
+    drift = inside
+
+    def take_out(self, inside_KN: Tensor) -> None:
+        """`W -= A inside`."""
+        self.add(self.pair.write, -inside_KN)
 
     @property
     def stored(self) -> Tensor:
@@ -65,6 +87,14 @@ class WriterWeight:
             return piece.flat.square().sum()
         return (gradient if self.expert is None else gradient[self.expert]).square().sum()
 
+    def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
+        """Energy of the part of the gradient inside the subspace."""
+        return ledger_KN.square().sum()
+
+    def pace(self) -> float:
+        """How far an entry goes in a step in which every trained number goes by 1."""
+        return 1.0
+
     def read(self, left_DM: Tensor) -> Tensor:
         """`leftᵀ W`, (M, N), the bias as the last column; of a weight in pieces, summed over the processes."""
         piece, bias = self.piece, self.bias
@@ -92,6 +122,14 @@ class WriterWeight:
         if bias is not None:
             bias.data.addmv_(left_DM.to(weight.dtype), inside_MN[:, width].to(weight.dtype))
             follow(bias)
+
+    def start(self) -> Tensor:
+        """What `moved_from` measures from: a copy of the weight."""
+        return self.matrix().clone()
+
+    def moved_from(self, start: Any) -> Tensor:
+        """‖W - start‖² of a weight that is whole."""
+        return (self.matrix() - start).square().sum()
 
     def measure_start(self) -> None:
         """From now on `moved` is measured from where the weight is."""

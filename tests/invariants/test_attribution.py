@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routed_rl.config import QuarantineConfig
-from routed_rl.model.targets import freeze
-from tests.builders import FAMILIES, FROZEN, PROPERTY, Batch, Run, batch, by_module, columns, relative, routed_twin, tiny
+from tests.builders import FAMILIES, PROPERTY, Batch, Run, batch, by_module, relative, routed_twin, tiny
 from tests.clamped import clamped_model
+from tests.reference import Reference
 
 EXACT = 1e-11
 """float64 rounding through a few thousand operations."""
@@ -167,57 +167,6 @@ def test_observed_parts_do_not_sum_to_the_coefficients():
     run = Run(tiny("llama"), mode="observe").train(3)
     for target in run.targets:
         assert relative(target.parts.sum(0), target.coefficients) > 1e-2
-
-
-class Reference:
-    """Design 3.2 and the steps of section 3, written again in float64 from the text, on top of autograd's clamped loss."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.steps = run, 0
-        self.model, self.leaves = clamped_model(run.model, run.targets, contained=True)
-        freeze(self.model, FROZEN)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=3e-3, weight_decay=0.0)
-        self.inputs: dict[str, torch.Tensor] = {}
-        for target in run.targets:
-            module = self.model.get_submodule(target.name)
-            module.register_forward_pre_hook(lambda _m, args, name=target.name: self.inputs.__setitem__(name, args[0]))
-        self.state = {t.name: dict(m=torch.zeros_like(t.parts), v=0.0, C=torch.zeros_like(t.parts)) for t in run.targets}
-
-    def step(self, micro_batches: list[Batch]) -> None:
-        self.steps += 1
-        config, E = self.run.config, self.run.environments
-        (b1, b2), names = config.betas, list(self.leaves)
-        ledgers = {name: torch.zeros_like(self.state[name]["C"]) for name in names}
-        samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        self.optimizer.zero_grad()
-        for rows in micro_batches:
-            for e in range(E):
-                grads = torch.autograd.grad(rows.loss(self.model, only=e), list(self.leaves.values()))
-                for name, grad in zip(names, grads, strict=True):
-                    ledgers[name][e] += grad
-            rows.loss(self.model).backward(inputs=self.parameters)
-            for name in names:
-                real = self.inputs[name][rows.mask.bool()].detach()
-                samples[name].append(torch.cat([real, torch.ones_like(real[:, :1])], 1))
-        self.optimizer.step()
-        for target in self.run.targets:
-            name, state = target.name, self.state[target.name]
-            state["m"] = b1 * state["m"] + (1 - b1) * ledgers[name]
-            state["v"] = b2 * state["v"] + (1 - b2) * sum((ledgers[name][e] ** 2).mean() for e in range(E))
-            m_hat, v_hat = state["m"] / (1 - b1**self.steps), state["v"] / (1 - b2**self.steps)
-            delta = -config.learning_rate * m_hat / (v_hat**0.5 + config.eps)
-            shift = (torch.cat(samples[name]) @ delta.sum(0).T @ target.pair.basis.T).norm(dim=1)
-            rms = (shift**2).mean() ** 0.5 / target.unit
-            delta *= min(1.0, config.max_shift / len(names) / rms)
-            state["C"] += delta
-            with torch.no_grad():
-                self.leaves[name].copy_(state["C"].sum(0))
-                module = self.model.get_submodule(name)
-                inside = target.pair.read.T @ columns(module, target) - target.reference
-                change = target.pair.write @ inside
-                module.weight -= change[:, :-1].T
-                module.bias -= change[:, -1]
 
 
 @pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])

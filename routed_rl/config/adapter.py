@@ -1,0 +1,42 @@
+"""What of the model is trained where its own weights are not: a LoRA."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from routed_rl.config.checks import check_finite, check_known
+from routed_rl.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class AdapterConfig:
+    kind: str = "none"
+    """none: the weights are trained; lora: they are frozen, and a LoRA on them is trained, in float32."""
+    r: int = 16
+    """Rank of the LoRA."""
+    alpha: float | None = None
+    """The LoRA's product is multiplied by alpha / r; null for r."""
+    rslora: bool = False
+    """Divide alpha by the root of r instead."""
+    target_modules: Any = "all-linear"
+    """Which modules get a LoRA: all-linear (all but the unembedding), or a list of names such as [q_proj, down_proj]."""
+    path: str | None = None
+    """A PEFT LoRA to start from: it is merged into the base model first, and a new one is trained."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further fields of `peft.LoraConfig`."""
+
+    def __post_init__(self) -> None:
+        check_known("model.adapter.kind", [self.kind], ("none", "lora"))
+        check_finite("model.adapter", self)
+        if isinstance(self.r, bool) or self.r < 1:
+            raise ConfigError(f"model.adapter.r must be a whole number >= 1, got {self.r}")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ConfigError(f"model.adapter.alpha must be > 0 or null, got {self.alpha}")
+        names = self.target_modules
+        if names != "all-linear" and not (isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names)):
+            raise ConfigError(f"model.adapter.target_modules must be all-linear or a list of names such as [q_proj,down_proj], "
+                              f"got {names!r}")
+
+    @property
+    def trains(self) -> bool:
+        """Whether an adapter is what is trained."""
+        return self.kind != "none"

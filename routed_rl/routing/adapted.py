@@ -1,0 +1,149 @@
+"""A writer whose own weight is frozen, in any dtype: nothing of it is trained, or a LoRA on it is.
+
+What a LoRA of scaling s changes is `s B A` (`lora_B`, `lora_A`). What is retained of it is `s (I - A_basis B_basisᵀ) B A`, by
+construction: `RoutedUp` multiplies by the first factor without its part in the subspace, so that no optimizer can leave it.
+PEFT's modules are known by their attributes only. Shape letters: D stream width, R rank of the LoRA, K rank of the basis,
+N input width, M columns of `left`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.routing.pair import BasisPair
+
+NAME = "default"
+"""Of the LoRA that is trained, as PEFT calls it where nobody says."""
+
+
+class FrozenWeight:
+    """The weight of a writer of which nothing is trained, as its change: 0."""
+
+    bias = piece = None
+    """A frozen bias is no column of what is routed; processes hold all of it."""
+    transposed = False
+    up: Any = None
+    """The LoRA's factor that writes, a module; None without a LoRA."""
+
+    def __init__(self, module: Any, *, transposed: bool = False, expert: int | None = None) -> None:
+        """`transposed`, `expert`: see `WriterWeight`."""
+        weight = module.weight if expert is None else module.down_proj[expert]
+        self.rows, self.width = weight.shape[::-1] if transposed else weight.shape
+        self.device, self.dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
+        self.pair: BasisPair
+
+    def begin(self, pair: BasisPair) -> Tensor:
+        """Be routed by `pair`; returns R, (K, N), which is 0: the frozen weight is what changes are measured from."""
+        self.pair = pair
+        return pair.read.new_zeros(pair.rank, self.width)
+
+    def inside(self, reference_KN: Tensor) -> Tensor:
+        """What has been learned inside the subspace, (K, N)."""
+        return torch.zeros_like(reference_KN)
+
+    def drift(self, reference_KN: Tensor) -> Tensor:
+        """What the deployed model has of it, (K, N): rounding."""
+        return torch.zeros_like(reference_KN)
+
+    def take_out(self, inside_KN: Tensor) -> None:
+        """Take `inside` out of what is trained, which is all that there is inside the subspace."""
+
+    def square(self) -> Tensor:
+        """‖ΔW‖² of the retained change."""
+        return self.pair.read.new_zeros(())
+
+    moved = square
+
+    def start(self) -> None:
+        """What `moved_from` measures from: the frozen weight."""
+
+    def moved_from(self, start: Any) -> Tensor:
+        return self.moved()
+
+    def measure_start(self) -> None:
+        """The change is measured from the frozen weight, whenever that begins."""
+
+    def gradient_square(self) -> Tensor | None:
+        """Energy of what a step along the gradient, at the rate 1, does to the writer to first order; None: none is trained."""
+        return None
+
+    def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
+        """Energy of the part inside the subspace that such a step would have if nothing were routed."""
+        return ledger_KN.square().sum()
+
+    def pace(self) -> float | None:
+        """How far an entry of the weight goes in a step in which every trained number goes by 1; None: none is trained."""
+        return None
+
+
+class AdapterWeight(FrozenWeight):
+    """The weight of a writer with a LoRA on it, as its change."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.up, self.down = module, module.lora_B[NAME], module.lora_A[NAME]
+        self.rows, self.width = len(self.up.weight), self.down.weight.shape[1]
+        self.device, self.dtype = self.up.weight.device, self.up.weight.dtype
+
+    @property
+    def scaling(self) -> float:
+        return self.module.scaling[NAME]
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """What is trained: B (D, R), A (R, N)."""
+        return self.up.weight.detach(), self.down.weight.detach()
+
+    def retained(self) -> tuple[Tensor, Tensor]:
+        """Two factors of the retained change, (D, R) and (R, N), with the scaling in the first."""
+        up_DR, down_RN = self.factors
+        return self.scaling * self.pair.outside(up_DR), down_RN
+
+    def inside(self, reference_KN: Tensor) -> Tensor:
+        up_DR, down_RN = self.factors
+        return self.scaling * (self.pair.read.mT @ up_DR) @ down_RN
+
+    def drift(self, reference_KN: Tensor) -> Tensor:
+        up_DR, down_RN = self.retained()
+        return (self.pair.read.mT @ up_DR) @ down_RN
+
+    @torch.no_grad()
+    def take_out(self, inside_KN: Tensor) -> None:
+        self.up.weight.copy_(self.pair.outside(self.up.weight))
+
+    def square(self) -> Tensor:
+        return product_square(*self.retained())
+
+    moved = square
+
+    def gradient_square(self) -> Tensor:
+        return product_square(*self._step())
+
+    def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
+        if whole:
+            left_DM, right_MN = self._step()
+            return product_square(self.pair.read.mT @ left_DM, right_MN)
+        down_RN = self.scaling * self.factors[1]
+        return product_square(ledger_KN @ down_RN.mT, down_RN)
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """Two factors of `s (∂B A + B ∂A)`, (D, 2R) and (2R, N)."""
+        (up_DR, down_RN), zero = self.factors, torch.zeros(())
+        up_grad = zero.expand_as(up_DR).to(up_DR) if self.up.weight.grad is None else self.up.weight.grad
+        down_grad = zero.expand_as(down_RN).to(down_RN) if self.down.weight.grad is None else self.down.weight.grad
+        return self.scaling * torch.cat([up_grad, up_DR], 1), torch.cat([down_RN, down_grad])
+
+    def pace(self) -> float:
+        up_DR, down_RN = self.factors
+        return self.scaling * (down_RN.square().sum() / self.width + up_DR.square().sum() / self.rows).item() ** 0.5
+
+
+def product_square(left_DM: Tensor, right_MN: Tensor) -> Tensor:
+    """‖left right‖², () float64, without the product."""
+    left_DM, right_MN = left_DM.double(), right_MN.double()
+    return ((left_DM.mT @ left_DM) * (right_MN @ right_MN.mT)).sum().clamp(min=0)
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Whether there is a LoRA on this module that is trained."""
+    return NAME in getattr(module, "lora_B", ())

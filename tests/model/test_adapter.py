@@ -1,0 +1,103 @@
+"""A LoRA put on a model: what it is put on, that it begins at the base model, and settings that are refused in one line."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from routed_rl.cli.compose import compose
+from routed_rl.config import AdapterConfig
+from routed_rl.errors import ConfigError
+from routed_rl.model.adapter import attach, factors, is_adapted
+from routed_rl.model.targets import decoder_layers, find_writers
+from tests.families import FAMILIES, tiny
+
+
+def put(family: str = "llama", seed: int = 0, **settings) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+    model = tiny(family)
+    wrapped = attach(model, AdapterConfig(kind="lora", **settings), find_writers(model), seed)
+    assert wrapped.get_base_model() is model
+    return wrapped, {name: parameter.detach().clone() for name, parameter in factors(model).items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_factors_are_trained_and_the_model_stays_one_that_is_known(family):
+    wrapped, found = put(family)
+    model = wrapped.get_base_model()
+    assert found and is_adapted(model) and not is_adapted(tiny(family))
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
+        name.removeprefix("base_model.model.").replace(".weight", ".default.weight") for name in found}
+    assert not any("lm_head" in name or ".experts." in name for name in found)
+    assert len(find_writers(model)) == len(find_writers(tiny(family))) and len(decoder_layers(model)) == 2
+    assert not any(tensor.any() for name, tensor in found.items() if ".lora_B." in name)
+
+
+def test_a_seed_gives_one_adapter_and_random_numbers_are_left_as_they_were():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    (_, one), (_, same), (_, other) = put(seed=1), put(seed=1), put(seed=2)
+    tiny("llama")  # draws from the state, too
+    torch.random.set_rng_state(before)
+    assert all(one[name].equal(same[name]) for name in one) and not all(one[name].equal(other[name]) for name in one)
+
+
+def test_settings_reach_peft():
+    wrapped, found = put(r=3, alpha=6, rslora=True, target_modules=["q_proj", "layers.1.mlp.down_proj"],
+                         options={"init_lora_weights": "gaussian"})
+    config = wrapped.peft_config["default"]
+    assert config.use_rslora and (config.r, config.lora_alpha) == (3, 6) and config.init_lora_weights == "gaussian"
+    assert {name.split(".lora_")[0].removeprefix("base_model.model.model.") for name in found} == {
+        "layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj", "layers.1.mlp.down_proj"}
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"r": 17}, "model.adapter.r=17 is more than the smallest width .* 16"),
+    ({"target_modules": ["o_proj", "w_out"]}, "target_modules=w_out is no linear layer .*; there is down_proj, gate_proj"),
+    ({"target_modules": ["lm_head"]}, "target_modules=lm_head is no linear layer"),
+    ({"target_modules": ["embed_tokens"]}, "target_modules=embed_tokens is no linear layer"),
+    ({"options": {"use_dora": True}}, "options.use_dora is refused: its magnitudes rescale .*; leave it out"),
+    ({"options": {"lora_dropout": 0.1}}, "lora_dropout=0.1 would drop out inputs of the writer model.layers.0.self_attn.o_proj"),
+    ({"options": {"modules_to_save": ["embed_tokens"]}}, "options.modules_to_save is refused"),
+    ({"options": {"lora_bias": True}}, "options.lora_bias is refused"),
+    ({"options": {"bias": "all"}}, "options.bias is refused"),
+    ({"options": {"init_lora_weights": "pissa"}}, "init_lora_weights=pissa is refused: it changes the frozen weights"),
+    ({"options": {"init_lora_weights": False}}, "init_lora_weights=False is refused"),
+    ({"options": {"r": 4}}, "options.r is refused: it is a setting of its own"),
+    ({"options": {"rank_pattern": {"o_proj": 2}}}, "options.rank_pattern is refused: it is not supported"),
+    ({"options": {"lora_dropot": 0}}, "options.lora_dropot is no field of peft.LoraConfig; did you mean lora_dropout"),
+])
+def test_what_cannot_be_routed_is_refused_with_the_reason(settings, said):
+    with pytest.raises(ConfigError, match=said) as refusal:
+        put(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_dropout_is_fine_where_no_writer_has_it():
+    assert put(target_modules=["q_proj"], options={"lora_dropout": 0.1})[0].peft_config["default"].lora_dropout == 0.1
+
+
+def test_a_mixture_of_experts_has_its_lora_on_the_attention():
+    with pytest.raises(ConfigError, match="target_modules=down_proj is no linear layer .*; there is k_proj, o_proj"):
+        put("qwen3_moe", target_modules=["down_proj"])
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    (["model.adapter=qlor"], "did you mean model.adapter=lora"),
+    (["model.adapter.kind=dora"], "model.adapter.kind=dora is not known; choose from none, lora"),
+    (["model.dtype=bfloat16"], "or train a LoRA on frozen weights: model.adapter=lora"),
+    (["model.adapter=lora", "model.dtype=float16"], "model.dtype=float16 is not supported"),
+    (["model.adapter=lora", "model.adapter.r=0"], "model.adapter.r must be a whole number >= 1, got 0"),
+    (["model.adapter=lora", "model.adapter.alpha=-1"], "model.adapter.alpha must be > 0 or null"),
+    (["model.adapter=lora", "model.adapter.target_modules=[]"], "must be all-linear or a list of names"),
+    (["model.adapter=lora", "model.adapter.rank=3"], "unknown setting model.adapter.rank"),
+])
+def test_settings_that_cannot_be_are_refused_before_a_model_is_loaded(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        compose(overrides)
+
+
+def test_the_group_sets_a_rate_of_its_own_and_single_settings_follow_it():
+    config = compose(["model.adapter.r=32", "model.adapter=lora", "model.dtype=bfloat16"])
+    assert (config.model.adapter.kind, config.model.adapter.r, config.model.dtype) == ("lora", 32, "bfloat16")
+    assert config.trainer["learning_rate"] == 10 * compose([]).trainer["learning_rate"]
+    assert compose(["model.adapter=lora", "trainer.learning_rate=1e-4"]).trainer["learning_rate"] == 1e-4
+    assert compose([]).model.adapter.kind == "none" and not compose([]).model.adapter.trains
