@@ -127,7 +127,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.config = dataclasses.replace(self.config, pace=self.pace)
-        layers, width = self.model.config.num_hidden_layers, self.model.config.hidden_size
+        text = self.model.config.get_text_config()
+        layers, width = text.num_hidden_layers, text.hidden_size
         bases = self.bases or random_bases(layers, width, self.rank)
         if self.lora is not None:
             self.wrapped = attach(self.model, AdapterConfig(kind="lora", **self.lora), find_writers(self.model), seed=1)

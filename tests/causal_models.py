@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from routed_rl.errors import ModelError
-from routed_rl.model.recognise import recognise
+from routed_rl.model.families import Family
+from routed_rl.model.recognise import WAY_OUT, recognise
 
+DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 WIDTH, LAYERS = 32, 4
 _BY_SIZE = (
     (64, "vocab_size moe_vocab_size vocab_size_per_layer_input audio_vocab_size max_position_embeddings n_positions n_ctx "
-         "max_seq_len context_length original_max_position_embeddings mamba_d_ssm attention_hidden_size"),
+         "max_seq_len context_length encoder_hash_byte_group_vocab original_max_position_embeddings mamba_d_ssm "
+         "attention_hidden_size"),
     (WIDTH, "hidden_size d_model n_embd emb_dim embedding_size embedding_dim word_embed_proj_dim input_embedding_size "
-            "output_embedding_size lru_width backbone_hidden_size"),
+            "output_embedding_size lru_width backbone_hidden_size hidden_size_global"),
     (48, "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim dim_ff dff d_inner ffn_hidden_size moe_intermediate_size "
          "shared_intermediate_size shared_expert_intermediate_size intermediate_size_mlp expert_ffn_hidden_size "
          "feed_forward_size block_ff_dim block_multiple_of moe_shared_expert_intermediate_size"),
@@ -44,12 +49,18 @@ SMALL = {name: size for size, names in _BY_SIZE for name in names.split()}
 _ALL_HEADS = {"num_key_value_heads": 4}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+_HYBRID = {"layers_block_type": ["linear_attention", "hybrid"] * (LAYERS // 2)}
 _SCALED = {"residual_multiplier": 0.22}
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
                      "longcat_flash", "minicpm3", "youtu"), _ALL_HEADS),
     **dict.fromkeys(("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"), _SCALED),
     **dict.fromkeys(("ministral", "nemotron", "hunyuan_v1_dense", "hunyuan_v1_moe"), _HEADS),
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {
+        "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}},
+    "zamba": _HYBRID, "zamba2": _HYBRID,
+    "qwen4_exp_text": {"layer_types": ["linear_attention"] * LAYERS},
     "bamba": _MAMBA, "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64}, "granitemoehybrid": {**_MAMBA, **_SCALED},
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
@@ -69,6 +80,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
 """What a type needs beside small sizes, and a constant scale where there can be one."""
 
 
+PAGE = """# Models
+
+Which causal language models of transformers {version} can be routed, of all {all} types. Each is built from its own config with
+small sizes and random weights, and probed as an unknown type is (routed_rl/model/recognise.py): {found} are recognised, {refused}
+are refused, {unbuilt} do not build from a config of their own. A model of yours is probed with its own weights and config, and
+these decide: dropout between writer and stream, a scale of the whole stream, or another kind of layer refuses what is recognised
+here. A slow test (tests/model/test_recognise.py) trains each that is recognised for two steps with routing, and compares this.
+It is written by `python -m tests.causal_models`.
+
+"""
+HEADS = {"found": "| type | writers in a layer | |\n|---|---|---|\n", "refused": "| refused | why |\n|---|---|\n",
+         "unbuilt": "| not built | why |\n|---|---|\n"}
+
+
 def tiny_config(kind: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
     """Its defaults, with every size small; parts of its own in the same way."""
     stock = kind()
@@ -76,7 +101,8 @@ def tiny_config(kind: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
     small = {name: size for name, size in SMALL.items() if isinstance(known.get(name), int)}
     ids = {name: 1 for name in ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_index", "mask_index")
            if isinstance(known.get(name), int) and known[name] > 1}
-    parts = {name: tiny_config(type(part)) for name, part in vars(stock).items() if isinstance(part, PreTrainedConfig)}
+    parts = {name: tiny_config(type(part), **SPECIAL.get(part.model_type, {})) for name, part in vars(stock).items()
+             if isinstance(part, PreTrainedConfig)}
     return kind(**small | ids | parts | given)
 
 
@@ -85,16 +111,7 @@ def cannot_build(kind: str) -> str | None:
     try:
         tiny_causal(kind)
     except Exception as error:
-        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
-    return None
-
-
-def refused(kind: str) -> str | None:
-    """Why a type's writers are not recognised; None where they are."""
-    try:
-        recognise(tiny_causal(kind))
-    except ModelError as error:
-        return str(error)
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
@@ -119,3 +136,38 @@ def tiny_causal(kind: str, seed: int = 0, **given: Any) -> PreTrainedModel:
             if name.endswith("layer_scalar"):  # of the whole stream; 1 where it is not trained
                 buffer.fill_(0.9)
     return model.eval()
+
+
+def remarks(row: Family) -> str:
+    """What is between its writers and the stream, and what it has not."""
+    said = [f"times {scale:.3g}" for scale in dict.fromkeys(row.scales) if scale != 1]
+    said += ["norms behind writers"] if row.post_norms else []
+    said += ["no `resid_mid`"] if row.before_mlp is None else []
+    return ", ".join(said)
+
+
+def line_of(kind: str) -> tuple[str, str]:
+    """A type's table in docs/models.md, and its line there."""
+    if (reason := cannot_build(kind)) is not None:
+        return "unbuilt", f"| {kind} | {reason[:150].replace('|', '/').strip()} |\n"
+    try:
+        row = recognise(tiny_causal(kind))
+    except ModelError as error:
+        why = str(error).partition(": ")[2].removesuffix(f"; {WAY_OUT}")
+        return "refused", f"| {kind} | {why.replace('|', '/')} |\n"
+    return "found", f"| {kind} | {', '.join(f'`{writer}`' for writer in row.writers)} | {remarks(row)} |\n"
+
+
+def main() -> None:
+    """Write docs/models.md: every type, recognised, refused, or not built and why."""
+    lines: dict[str, list[str]] = {name: [] for name in HEADS}
+    for kind in TYPES:
+        table, line = line_of(kind)
+        lines[table].append(line)
+    counts = {name: len(found) for name, found in lines.items()}
+    page = PAGE.format(version=transformers.__version__, all=len(TYPES), **counts)
+    DOCS.write_text(page + "\n".join(HEADS[name] + "".join(found) for name, found in lines.items()))
+
+
+if __name__ == "__main__":
+    main()

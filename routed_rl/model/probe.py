@@ -67,11 +67,16 @@ def _everything_trains(model: nn.Module) -> Iterator[None]:
 
 
 def _reached(value: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
-    """Those of the parameters that `value` depends on."""
-    if not value.requires_grad:
-        return []
-    found = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True, retain_graph=True)
-    return [name for name, gradient in zip(parameters, found, strict=True) if gradient is not None]
+    """Those of the parameters that `value` depends on, by its graph: gradients of an embedding would cost as much as it does."""
+    seen, todo, leaves = set[Any](), [value.grad_fn], set[int]()
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves.add(id(getattr(node, "variable", None)))
+        todo += [each for each, _ in node.next_functions]
+    return [name for name, parameter in parameters.items() if id(parameter) in leaves]
 
 
 def _stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,8 +89,7 @@ class _Tracer:
     def __init__(self, model: PreTrainedModel, layers: str, writers: list[str]) -> None:
         self.model, self.prefix, self.writers, self.found = model, layers, writers, Trace()
         self.layers = list(model.get_submodule(layers).children())
-        self.outside = {name: parameter for name, parameter in model.named_parameters()
-                        if not name.startswith(f"{layers}.") and parameter.requires_grad}
+        self.outside = {name: parameter for name, parameter in model.named_parameters() if not name.startswith(f"{layers}.")}
         self.now: LayerTrace | None = None
         self.last: Tensor | None = None
         """The stream behind the newest layer; behind the last one a leaf of the graph."""
@@ -153,13 +157,14 @@ class _Tracer:
         out = output[0] if several else output
         if not isinstance(out, Tensor) or out.shape != layer.into_BTD.shape:
             raise ModelError("its layers do not return the stream first")
-        parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if not out.requires_grad:
+            raise ModelError("its layers run without gradients")
+        layer.parameters = _reached(out, dict(module.named_parameters()))
         layer.returns, layer.towards_BTD = len(output) if several else 0, torch.randn_like(out)
-        leaves = [layer.into_BTD, *(cut.output for cut in layer.cuts), *parameters.values()]
+        leaves = [layer.into_BTD, *(cut.output for cut in layer.cuts)]
         layer.gradient_BTD, *found = torch.autograd.grad(out, leaves, layer.towards_BTD, allow_unused=True)
-        for cut in layer.cuts:
-            cut.gradient = found.pop(0)
-        layer.parameters = [name for name, gradient in zip(parameters, found, strict=True) if gradient is not None]
+        for cut, gradient in zip(layer.cuts, found, strict=True):
+            cut.gradient = gradient
         self.now, self.last, layer.out_BTD = None, out.detach().clone(), out.detach()
         if len(self.found.layers) == len(self.layers):
             self.last.requires_grad_()

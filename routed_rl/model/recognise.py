@@ -105,8 +105,11 @@ def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[F
 def _in_all(model: PreTrainedModel, layers: str, found: list[list[Found]]) -> list[Found]:
     """One writer of each name; those of a name must reach the stream alike wherever a layer has them."""
     first: dict[str, Found] = {}
+    modules = [id(writer.module) for writers in found for writer in writers]
     for place, writers in enumerate(found):
         for writer in writers:
+            if modules.count(id(writer.module)) > 1:
+                raise ModelError(f"{layers}.{place} shares its writer {writer.name} with another layer")
             known = first.setdefault(writer.name, writer)
             if (known.norm, known.offset, known.eps, known.active) != (writer.norm, writer.offset, writer.eps, writer.active) or (
                     abs(known.scale - writer.scale) > 1e-5 * abs(known.scale)):

@@ -40,10 +40,10 @@ def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found
         more = f" and {len(layer.parameters) - 3} more" if len(layer.parameters) > 3 else ""
         raise ModelError(f"in {name} the parameters {', '.join(layer.parameters[:3])}{more} change the stream other than through "
                          f"{'these writers' if given else 'linear modules that add to it'}")
-    found = [_writer(layer, source, cut, name) for source, cut in _sources(layer, name)]
     gradient = layer.gradient_BTD
     if gradient is None or not is_rounding(gradient - layer.towards_BTD, layer.towards_BTD):
         raise ModelError(f"{name} does not only add to the stream: it scales, mixes or normalises it")
+    found = [_writer(layer, source, cut, name) for source, cut in _sources(layer, name)]
     if not found:
         raise ModelError(f"no linear module of {name} writes to the stream")
     rest = layer.out_BTD - layer.into_BTD.detach() - torch.stack([each.adds_BTD for each in found]).sum(0)

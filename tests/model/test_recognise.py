@@ -15,7 +15,7 @@ from routed_rl.model.recognise import recognise
 from routed_rl.model.stream import reading
 from routed_rl.model.targets import decoder_layers, family, find_writers, freeze, name_writers
 from tests.builders import FAMILIES, Run, batch, merged, random_bases, relative, tiny
-from tests.causal_models import TYPES, WIDTH, cannot_build, refused, tiny_causal
+from tests.causal_models import DOCS, TYPES, WIDTH, line_of, tiny_causal
 
 DIVERSE = {"falcon": "parallel, layers return tuples", "bloom": "a norm behind the embedding", "granite": "a constant scale",
            "glm4": "norms behind writers", "opt": "a writer that is given tokens without rows", "mamba": "no attention",
@@ -121,7 +121,12 @@ def written_besides(model: nn.Module) -> None:
     model.model.layers[1].register_forward_hook(lambda _, args, output: output + 1.0)
 
 
+def shared(model: nn.Module) -> None:
+    model.model.layers[3].mlp.down_proj = model.model.layers[1].mlp.down_proj
+
+
 @pytest.mark.parametrize(("break_it", "why"), [
+    (shared, r"model\.layers\.1 shares its writer mlp\.down_proj with another layer"),
     (scaled_by_a_parameter, r"in model\.layers\.2 the parameters mlp\.scale change the stream other than through linear"),
     (gated, r"the output of model\.layers\.0\.mlp\.down_proj reaches the stream times what is no constant, such as a gate"),
     (stream_scaled, r"model\.layers\.1 does not only add to the stream"),
@@ -187,10 +192,8 @@ def test_a_writer_that_is_no_linear_of_torch_can_be_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_causal_model_is_recognised_and_routes_or_is_refused_in_one_line(kind):
-    if reason := cannot_build(kind):
-        pytest.skip(reason)
-    if (refusal := refused(kind)) is not None:
-        assert "\n" not in refusal
-    else:
+def test_every_causal_model_routes_as_the_page_of_models_says_or_is_refused_in_one_line(kind):
+    table, line = line_of(kind)
+    assert line in DOCS.read_text() and line.count("\n") == 1
+    if table == "found":
         require_routed(kind)

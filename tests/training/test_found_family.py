@@ -1,0 +1,62 @@
+"""A run of a model whose family is found by probing: training, checkpoints, a resume's record, and what leaves the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GraniteMoeConfig, GraniteMoeForCausalLM
+
+from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder
+from routed_rl.errors import ModelError
+from routed_rl.export import discard, export_quarantine, merged_policy
+from tests.parts import WORDS, own_config, write_parts
+
+IDS = torch.arange(2, 9).unsqueeze(0)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A mixture with a constant scale behind every writer, in the place of the usual model."""
+    folder = write_parts(tmp_path_factory.mktemp("parts"))
+    torch.manual_seed(0)
+    GraniteMoeForCausalLM(GraniteMoeConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, residual_multiplier=0.5, pad_token_id=0,
+        eos_token_id=1, bos_token_id=None)).save_pretrained(folder / "model")
+    return folder
+
+
+def configured(parts: Path, out: Path, **changes):
+    config = own_config(parts, out, trainer={"max_steps": 2, "save_steps": 1, "router_aux_loss_coef": 0}, **changes)
+    for settings in config.env.values():
+        settings |= {"isolate": False}
+    return config
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+def test_a_family_found_by_probing_is_trained_saved_and_exported(parts, tmp_path):
+    writers = ["self_attn.o_proj", "block_sparse_moe.experts"]
+    folder = pipeline.train(configured(parts, tmp_path / "run", model={"path": f"{parts}/model", "writers": writers}), [])
+    run = RunFolder(folder)
+    deployed = AutoModelForCausalLM.from_pretrained(discard(run, tmp_path / "deployed"))
+    policy = AutoModelForCausalLM.from_pretrained(merged_policy(run, tmp_path / "policy"))
+    adapted = PeftModel.from_pretrained(deployed, str(export_quarantine(run, tmp_path / "adapter")))
+    expected = logits(policy)
+    assert (logits(adapted) - expected).abs().max() < 1e-5 * expected.abs().max()
+    with adapted.disable_adapter():
+        assert (logits(adapted) - expected).abs().max() > 1e-4 * expected.abs().max()
+
+
+def test_wrong_names_end_a_run_before_it_begins(parts, tmp_path):
+    config = configured(parts, tmp_path / "run", model={"path": f"{parts}/model", "writers": ["mlp.down_proj"]})
+    with pytest.raises(ModelError, match=r"model\.writers=\[mlp\.down_proj\]: no layer of model\.layers has 'mlp\.down_proj'"):
+        pipeline.train(config, [])
+    assert not (tmp_path / "run").exists()
