@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError, command, reading
+from routed_rl.model.adapter import ADAPTER, stored_names
 from routed_rl.routing import Router
 from routed_rl.shapes import fits
 
@@ -52,7 +53,9 @@ def going_on_from(file: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights by the model's own names, on the CPU: those of all its parameters."""
+    """A checkpoint's weights by the model's own names, on the CPU: those of all its parameters, or of its LoRA's alone."""
+    if names := stored_names(model):
+        return _read_adapter(dict(model.named_parameters()), names, folder / ADAPTER)
     with going_on_from(folder / "model.safetensors"):
         found = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
         ours = dict(model.named_parameters())
@@ -65,6 +68,19 @@ def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
             if found[name].shape != (shape := getattr(parameter, "ds_shape", parameter.shape)):
                 raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, the model's {tuple(shape)}")
         return {name: found[name] for name in ours}
+
+
+def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path) -> dict[str, Tensor]:
+    """The factors of a LoRA by the model's own names; `names` are those in the file."""
+    with going_on_from(file):
+        found = load_file(file)
+        if found.keys() != set(names.values()):
+            other = min(found.keys() ^ set(names.values()))
+            raise ValueError(f"{other} is {'not in it' if other in names.values() else 'nothing that this run trains'}")
+        for own, stored in names.items():
+            if found[stored].shape != (shape := parameters[own].shape):
+                raise ValueError(f"{stored} has the shape {tuple(found[stored].shape)}, this run's {tuple(shape)}")
+        return {own: found[stored] for own, stored in names.items()}
 
 
 def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:

@@ -131,7 +131,7 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     options = ["--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F", "--scales", "0,.5"]
     assert main(["evaluate", "MODEL", *options]) == 0
     assert main(["discard", "RUN", "--out", "D", "--keep", "a=.5", "b=auto", "--keep", "c=1,d=0", "--force"]) == 0
-    assert main(["export", "RUN", "--quarantine", "D", "--env", "a", "--policy", "P"]) == 0
+    assert main(["export", "RUN", "--quarantine", "D", "--env", "a", "--policy", "P", "--merge"]) == 0
     assert main(["compare", "seed=1", "--arms", "none,route", "--seeds", "5", "env=empty", "--out", "D", "--ranks", "1,3"]) == 0
     resume, extract, evaluate, discard, export, compare = (args for _, args, _ in engine)
     assert resume == ("RUN", ["trainer.max_steps=9"], compose)
@@ -139,8 +139,9 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert extract[0].subspace.rank == 2
     assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
     assert evaluate[3].evaluation.samples == 8 and evaluate[5] == [0.0, 0.5]
-    assert discard == ("RUN", "D", None, {"a": 0.5, "b": "auto", "c": 1.0, "d": 0.0}) and engine[3][2] == {"force": True}
-    assert export == ("RUN", "D", "a", "P", None, None)
+    assert discard == ("RUN", "D", None, {"a": 0.5, "b": "auto", "c": 1.0, "d": 0.0})
+    assert engine[3][2] == {"force": True, "merge": False}
+    assert export == ("RUN", "D", "a", "P", None, None) and engine[4][2] == {"merge": True}
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
 
 
@@ -166,6 +167,7 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["discard", "RUN"], "--out"),
     (["discard", "RUN", "--out", "D", "--force"], "--force keeps a part"),
     (["export", "RUN", "--quarantine", "D", "--env", "a", "--kept", "K"], "give one of the two"),
+    (["export", "RUN", "--quarantine", "D", "--merge"], "--merge is for --policy"),
     (["train", "keep.sums=2"], "keep.sums=2 is no share of a part"),
     (["compare", "--out", "D", "--seeds", "0"], "at least one"),
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),

@@ -68,6 +68,7 @@ class RunFolder:
     checkpoints = property(lambda self: self.path / "checkpoints")
     subspace = property(lambda self: self.path / "subspace")
     deployed = property(lambda self: self.path / "deployed")
+    base = property(lambda self: self.path / "base")
     summary = property(lambda self: self.path / "summary.json")
     report = property(lambda self: self.path / "report.html")
 

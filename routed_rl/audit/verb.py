@@ -39,6 +39,9 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
     `step`: of this checkpoint instead of the last."""
     run = RunFolder.open(target)
     config, folder = read_config(run), run.require_checkpoint(step)
+    if config.model.adapter.trains:
+        raise ConfigError(f"{target} trained a LoRA (model.adapter={config.model.adapter.kind}), which cannot be audited group "
+                          "by group yet; `routed-rl evaluate` compares base, policy and deployed model")
     parts = load_parts(config)
     if (was := run.facts().get("model_hash", parts.hash)) != parts.hash:
         raise CheckpointError(f"{config.model.path} is not the base model of {target}: its weights are {parts.hash[:12]}, the "

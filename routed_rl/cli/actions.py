@@ -68,7 +68,7 @@ def discard(given: Namespace) -> None:
         raise ConfigError("--force keeps a part in spite of what speaks against it; add --keep NAME=SHARE")
     from routed_rl import pipeline
 
-    pipeline.discard(given.run, given.out, given.step, keep, force=given.force)
+    pipeline.discard(given.run, given.out, given.step, keep, force=given.force, merge=given.merge)
 
 
 def export(given: Namespace) -> None:
@@ -76,9 +76,11 @@ def export(given: Namespace) -> None:
         raise ConfigError("export needs --quarantine DIR (with --env NAME for one part), --policy DIR, or both")
     if given.env and given.kept:
         raise ConfigError(f"--kept {given.kept} is of all parts, --env {given.env} of one; give one of the two")
+    if given.merge and not given.policy:
+        raise ConfigError("--merge is for --policy; the quarantine is an adapter")
     from routed_rl import pipeline
 
-    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step, given.kept)
+    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step, given.kept, merge=given.merge)
 
 
 def compare(given: Namespace) -> None:

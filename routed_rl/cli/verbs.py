@@ -28,6 +28,7 @@ ENV = option("--env", action="append", metavar="NAME[,NAME]", help="only these e
 JSON = option("--json", metavar="FILE", help="write the numbers there")
 KEEP = option("--keep", action="extend", nargs="+", metavar="ENV=SHARE",
               help="with this share of an environment's part, 0 to 1 or auto; of several")
+MERGE = option("--merge", action="store_true", help="where a LoRA was trained: merge it into its base model")
 DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and write nothing")
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
 
@@ -57,12 +58,12 @@ VERBS: dict[str, Verb] = {
         option("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only"), KEEP)),
     "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP, KEEP,
-        option("--force", action="store_true", help="keep parts that move the stream towards the positive persona, too"))),
+        option("--force", action="store_true", help="keep parts that move the stream towards the positive persona, too"), MERGE)),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", (
         RUN, option("--quarantine", metavar="DIR", help="where the PEFT adapter goes"),
         option("--env", metavar="NAME", help="of the adapter, only the part this environment caused"),
-        option("--policy", metavar="DIR", help="where the policy goes, merged into one plain model"), STEP,
-        option("--kept", metavar="DIR", help="of the adapter, only what a folder of `discard --keep` lacks"))),
+        option("--policy", metavar="DIR", help="where the policy goes, as one plain model or one LoRA"), STEP,
+        option("--kept", metavar="DIR", help="of the adapter, only what a folder of `discard --keep` lacks"), MERGE)),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", (
         overrides(), option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),

@@ -5,19 +5,24 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, read_json, sealed_folder, step_of, write_json
 from routed_rl.errors import RunFolderError
-from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_transposed, read_quarantine
+from routed_rl.export.lora import retained, write_lora
+from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is_transposed, read_quarantine
+from routed_rl.model.adapter import ADAPTER, CONFIG, merge
+from routed_rl.model.load import write_generation_config
 
 STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
                "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-               "chat_template.jinja", "chat_template.json")
-"""Of a model folder, as `save_pretrained` of a model and a tokenizer writes them."""
+               "chat_template.jinja", "chat_template.json", ADAPTER, CONFIG)
+"""Of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
 KEPT = "kept.json"
 """In the folder of a deployed model with shares of parts in it: which, why, and of which quarantine."""
 
@@ -33,7 +38,8 @@ def discard(run: RunFolder, out: Path, step: int | None = None) -> Path:
 
 def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None) -> Path:
     """Write the deployed model with the `share` of each of these environments' parts merged into it, `W + A Σ share_e C_e`,
-    bias included; what else is known of them stands in its `KEPT` too. Shares of 0 are the deployed model, to the bit."""
+    bias included, or added to its LoRA; what else is known of them stands in its `KEPT` too. Shares of 0 are the deployed
+    model, to the bit."""
     checkpoint = run.require_checkpoint(step)
     shares = {name: part["share"] for name, part in parts.items()}
     targets = read_quarantine(checkpoint, shares) if any(shares.values()) else []
@@ -46,15 +52,37 @@ def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]
 
 
 def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
-    """Write the policy to `out` as one stock model, `W + A C`, bias included."""
+    """Write the policy to `out` as one stock model, `W + A C`, bias included; of a run that trained a LoRA, as one LoRA."""
     checkpoint = run.require_checkpoint(step)
     targets = read_quarantine(checkpoint)
     return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets))
 
 
+def merged(write: Callable[[Path], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write to `out` one stock model: the base model `model`, which is changed in place, with the LoRA that `write` writes merged
+    into it."""
+    with TemporaryDirectory(prefix="routed_rl-") as place:
+        adapter = write(Path(place) / "adapter")
+        whole = merge(model, adapter)
+
+        def fill(folder: Path) -> None:
+            whole.save_pretrained(folder)
+            write_generation_config(whole, folder)
+            tokenizer.save_pretrained(folder)
+            if (adapter / KEPT).exists():
+                shutil.copyfile(adapter / KEPT, folder / KEPT)
+
+        return publish(out, fill)
+
+
 def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
-    """Copy the stock files, with the coefficients of `targets` merged into their weights."""
+    """Copy the stock files, with the coefficients of `targets` merged into their weights, or beside their LoRA's factors."""
     copy_stock_files(checkpoint, folder)
+    if is_lora(checkpoint):
+        if targets := [target for target in targets if target.write_DK.shape[1]]:
+            own, base = retained(checkpoint)
+            write_lora(folder, own, targets, base, transposed=is_transposed(checkpoint))
+        return
     weights, biases = defaultdict[str, list[StoredTarget]](list), dict[str, StoredTarget]()
     for target in targets:
         weights[target.key].append(target)

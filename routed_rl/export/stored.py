@@ -11,6 +11,7 @@ from torch import Tensor
 from routed_rl.artifacts import SEAL, read_json
 from routed_rl.checkpoint import QUARANTINE
 from routed_rl.errors import CheckpointError, ConfigError
+from routed_rl.model.adapter import CONFIG
 from routed_rl.model.families import FAMILIES, Family
 from routed_rl.model.metadata import FAMILY, PLACES
 from routed_rl.routing import kept_of
@@ -65,6 +66,11 @@ def bias_key(key: str) -> str:
 
 def hash_of(checkpoint: Path) -> str:
     return read_json(checkpoint / SEAL)[QUARANTINE]["sha256"]
+
+
+def is_lora(checkpoint: Path) -> bool:
+    """Whether what was trained is a LoRA, so that the checkpoint has no weights of the model."""
+    return (checkpoint / CONFIG).exists()
 
 
 def is_transposed(checkpoint: Path) -> bool:

@@ -4,20 +4,27 @@ PEFT puts its modules into the model itself, so the model stays what it is for e
 wrapper around it. Not covered: 4-bit weights, several adapters, adapters on embeddings and on the experts of a mixture.
 """
 
+import copy
 import dataclasses
+import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from routed_rl.artifacts import read_json, write_json
 from routed_rl.config import AdapterConfig, closest
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, ModelError, reading
 from routed_rl.model.targets import Writer
 from routed_rl.routing.adapted import NAME, has_adapter
 
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of a stock PEFT adapter."""
 WRAPPED = "base_model.model."
 """Before a module's name in PEFT's wrapper, and in its files."""
 OPTIONS = ("init_lora_weights", "lora_dropout", "exclude_modules")
@@ -108,15 +115,52 @@ def _options(config: AdapterConfig) -> dict[str, Any]:
     return dict(config.options)
 
 
+def stored_names(model: nn.Module) -> dict[str, str]:
+    """What is trained of a model with a LoRA: the parameters' own names, and those that PEFT's files have. Empty without one."""
+    return {name: WRAPPED + name.removeprefix(WRAPPED).replace(f".{NAME}.", ".")
+            for name, _ in model.named_parameters() if ".lora_" in name and f".{NAME}." in name}
+
+
 def factors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained of a model with an adapter, by the names that PEFT's files have; empty for a model without one."""
-    return {WRAPPED + name.removeprefix(WRAPPED).replace(f".{NAME}.", "."): parameter
-            for name, parameter in model.named_parameters() if ".lora_" in name and f".{NAME}." in name}
+    """What is trained of a model with a LoRA, by the names that PEFT's files have."""
+    parameters = dict(model.named_parameters())
+    return {stored: parameters[own] for own, stored in stored_names(model).items()}
 
 
-def adapter_state(model: nn.Module, deployed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter as PEFT's file holds it, on the CPU; `deployed`: factors by name that stand in place of the model's own."""
-    return {name: deployed.get(name, parameter).detach().cpu().contiguous() for name, parameter in factors(model).items()}
+def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: str) -> None:
+    """Write the LoRA of a model as a stock PEFT adapter on the model at `base`; `deployed`: by module's name, what its up factor
+    is there."""
+    ups = {f"{WRAPPED}{name}.lora_B.weight": up for name, up in deployed.items()}
+    tensors = {name: ups.get(name, parameter).detach().cpu().contiguous().clone() for name, parameter in factors(model).items()}
+    write_adapter(folder, model.peft_config[NAME], base, tensors)
+
+
+def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
+    """Write the two files of a stock PEFT adapter on the model at `base`; the same adapter is the same bytes."""
+    config = copy.copy(config)
+    config.inference_mode, config.base_model_name_or_path = True, base
+    config.save_pretrained(str(folder))
+    # PEFT keeps some of its lists as sets.
+    written = read_json(folder / CONFIG)
+    names = {key: sorted(value) for key in ("target_modules", "target_parameters", "exclude_modules")
+             if isinstance(value := written.get(key), list)}
+    write_json(folder / CONFIG, {**written, **names})
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+
+
+def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Merge the adapter in a folder into a model, in place, computed in float32; ModelError where it is none of this model."""
+    with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is refused here
+        settings = PeftConfig.from_pretrained(str(folder))
+        if settings.peft_type != "LORA":
+            raise ValueError(f"it is of the kind {settings.peft_type}")
+        wrapped = PeftModel.from_pretrained(model, str(folder))
+        known, stored = {name.replace(f".{NAME}.", ".") for name in wrapped.state_dict()}, load_file(folder / ADAPTER)
+        if not stored.keys() <= known:
+            raise ValueError(f"it has {min(stored.keys() - known)}")
+        merged = cast(Any, wrapped).merge_and_unload()
+    return merged
 
 
 def is_adapted(model: nn.Module) -> bool:

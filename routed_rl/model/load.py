@@ -1,4 +1,4 @@
-"""Causal language models and tokenizers from a folder, the hub, or a GGUF file. Full float32 weights only.
+"""Causal language models and tokenizers from a folder, the hub, or a GGUF file. Full float32 weights, or frozen ones in bf16.
 
 `path` is a folder in Hugging Face format, a hub name, `gguf:FILE.gguf`, or `gguf:PACKAGE` (an installed Python package
 that carries one `*.gguf` file). Remote code, adapters and quantised weights are not covered: they are refused.
@@ -41,27 +41,29 @@ QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config
 """What says that a folder's weights are quantised: keys of its config.json, and files beside it."""
 
 
-def load_model(path: str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
-    """The model at `path` in eval mode, every weight float32, saved again by plain `save_pretrained`.
+def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool = False) -> PreTrainedModel:
+    """The model at `path` in eval mode, every weight float32, saved again by plain `save_pretrained`. With `frozen` weights that
+    are not trained, they may be bfloat16.
 
     Its special token ids are those of `load_tokenizer(path)`; every id at which the stored generation config stops ends a
     text, too. Of that config it generates by nothing else: `write_generation_config` gives the rest to a folder.
     Raises ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read;
     CheckpointError for a folder that is not what was sealed.
     """
-    if str(dtype).removeprefix("torch.") != "float32":
-        raise ModelError(dtype_message(str(dtype)))
+    kind = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if frozen else {})
+    if (name := str(dtype).removeprefix("torch.")) not in kind:
+        raise ModelError(dtype_message(name))
     if path.startswith(GGUF):
         path = GGUF + str(gguf_file(path))
     require_seal(Path(path).expanduser())
     with quick_reading() if path.startswith(GGUF) else contextlib.nullcontext():
         tokenizer = load_tokenizer(path)
-        model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=torch.float32, output_loading_info=True)
+        model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=kind[name], output_loading_info=True)
     if found["missing_keys"]:
         raise ModelError(f"model {path!r} lacks the weights {sorted(found['missing_keys'])[:3]}; is the folder complete?")
     if path.startswith(GGUF):
         forget_quantisation(model)
-    require_full_weights(model, path)
+    require_full_weights(model, path, kind[name])
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # The others leave the cap out (Gemma 2), so an engine would serve another model.
     model.config._name_or_path = path

@@ -4,6 +4,7 @@ import json
 
 from transformers import PreTrainedModel
 
+from routed_rl.model.adapter import is_adapted
 from routed_rl.model.families import FAMILIES
 from routed_rl.model.names import Place, names_in_files
 from routed_rl.model.targets import decoder_layers, family
@@ -13,8 +14,11 @@ FAMILY, PLACES = "family", "places"
 
 
 def family_metadata(model: PreTrainedModel) -> dict[str, str]:
-    """Both, as text; nothing for a model of a type that has a row of its own."""
+    """Both, as text; nothing for a model of a type that has a row of its own. Of a model with a LoRA always the row, since its
+    checkpoints say nothing else of the model, and hold none of its weights."""
     row, places = family(model), dict[str, Place]()
+    if is_adapted(model):
+        return {FAMILY: row.to_json()}
     if row is FAMILIES.get(model.config.model_type):
         return {}
     for index, layer in enumerate(decoder_layers(model)):

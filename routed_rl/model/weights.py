@@ -17,14 +17,14 @@ def model_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def require_full_weights(model: torch.nn.Module, path: str = "model") -> None:
-    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all float32 and finite."""
+def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: torch.dtype = torch.float32) -> None:
+    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all of `dtype` and finite."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
     if getattr(model, "is_quantized", False):
         raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")
     for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
+        if parameter.dtype != dtype:
             raise ModelError(f"{path!r}, parameter {name}: {dtype_message(str(parameter.dtype))}")
         if parameter.numel() and not math.isfinite(sum(abs(float(end)) for end in torch.aminmax(parameter.detach()))):
             raise ModelError(f"{path!r}, parameter {name}: a weight is nan or infinite; take another copy of the model")
@@ -32,7 +32,8 @@ def require_full_weights(model: torch.nn.Module, path: str = "model") -> None:
 
 def adapter_message(path: str) -> str:
     """Why an adapter is refused, and the way out."""
-    return f"{path!r} is a PEFT adapter; full weights only: merge the adapter first (merge_and_unload, save_pretrained)"
+    return (f"{path!r} is a PEFT adapter and no whole model; merge it first (merge_and_unload, save_pretrained; of a run: "
+            "`routed-rl discard RUN --out DIR --merge`), or begin a LoRA from it: model.adapter.path")
 
 
 def dtype_message(dtype: str) -> str:

@@ -4,20 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, resolve
+from routed_rl.artifacts import RunFolder, resolve, sealed_folder
 from routed_rl.checkpoint import load_quarantine, read_weights
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
-from routed_rl.errors import ConfigError, SubspaceError
+from routed_rl.errors import ConfigError, ModelError, SubspaceError
 from routed_rl.extraction import Job, prepare
-from routed_rl.model.load import load_model, load_tokenizer
+from routed_rl.model.adapter import attach, merge
+from routed_rl.model.load import load_model, load_tokenizer, write_generation_config
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze, name_writers
 from routed_rl.model.weights import model_hash
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
@@ -34,11 +35,18 @@ class Parts:
     environments: list[LoadedEnvironment]
     hash: str
     """Of the base model's weights."""
+    adapted: nn.Module | None = None
+    """PEFT's wrapper around the model, where a LoRA on it is what is trained."""
 
     @cached_property
     def writers(self) -> list[Writer]:
         """Of the model, found once; a model whose writers are not known, or cannot be routed, is refused."""
         return find_writers(self.model)
+
+    @property
+    def learner(self) -> Any:
+        """What the trainer gets."""
+        return self.model if self.adapted is None else self.adapted
 
     @property
     def trained(self) -> list[LoadedEnvironment]:
@@ -52,26 +60,54 @@ class Parts:
 
 def load_parts(config: Config) -> Parts:
     """Load the base model and the environments; cheap mistakes are found before slow ones."""
-    if config.model.adapter.trains:
-        raise ConfigError(f"model.adapter={config.model.adapter.kind} is not trained by the command line yet; leave it out")
-    environments = load_environments(config.env)
-    path = resolve(config.model.path)
-    model, tokenizer = load_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
+    environments, adapter = load_environments(config.env), config.model.adapter
+    model, tokenizer = load_base(config)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
         cast(nn.Module, model).to("cuda")
     if config.trainer.get("disable_dropout"):
         disable_dropout(model)
     if config.model.writers:
         name_writers(model, config.model.writers)
-    return Parts(config, model, tokenizer, environments, model_hash(model))
+    digest = model_hash(model)
+    return Parts(config, model, tokenizer, environments, digest, _attached(config, model) if adapter.trains else None)
+
+
+def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The base model as nothing of a run has touched it, and its tokenizer."""
+    path, adapter = resolve(config.model.path), config.model.adapter
+    model = load_model(path, config.model.dtype, frozen=adapter.trains)
+    if adapter.trains and adapter.path is not None:
+        model = merge(model, Path(resolve(adapter.path)))
+    return model, load_tokenizer(path, config.model.date)
+
+
+def keep_base(config: Config, run: RunFolder) -> None:
+    """Write RUN/base where the run begins from an adapter that is merged: what the adapters of the run are put on."""
+    if config.model.adapter.trains and config.model.adapter.path is not None and not run.base.exists():
+        model, tokenizer = load_base(config)
+        with sealed_folder(run.base) as folder:
+            model.save_pretrained(folder)
+            write_generation_config(model, folder)
+            tokenizer.save_pretrained(folder)
+
+
+def _attached(config: Config, model: PreTrainedModel) -> nn.Module:
+    """The model with a LoRA on it; without routing also one whose writers are not known."""
+    try:
+        writers = find_writers(model)
+    except ModelError:
+        if config.routing.mode != "none":
+            raise
+        writers = []
+    return attach(model, config.model.adapter, writers, config.seed)
 
 
 def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
-    """Put a checkpoint's weights into the model, and its quarantine into the router, in place."""
-    stored = read_weights(parts.model, folder)
+    """Put a checkpoint's weights, or its LoRA, into the model, and its quarantine into the router, in place."""
+    parameters = dict(parts.model.named_parameters())
     with torch.no_grad():
-        for name, parameter in parts.model.named_parameters():
-            parameter.copy_(stored[name])
+        for name, tensor in read_weights(parts.model, folder).items():
+            parameters[name].copy_(tensor)
     if router is not None:
         load_quarantine(folder, router)
 
@@ -130,7 +166,7 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
     writers = parts.writers
-    if "post_norm" not in config.model.freeze and any(
+    if parts.adapted is None and "post_norm" not in config.model.freeze and any(
             writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
         raise ConfigError(f"model.freeze={config.model.freeze} trains the gains between writers and stream, so no basis would "
                           "hold; add post_norm to model.freeze")

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_object, step_of
 from routed_rl.config import AUTO, Config
 from routed_rl.errors import ConfigError
-from routed_rl.export import discard, discard_but
+from routed_rl.export import discard, discard_but, merged
 from routed_rl.monitor import shift
 from routed_rl.pipeline.record import inherited, tell_kept, trained_settings
 from routed_rl.tracking import MetricsFile
 
+Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Asked = dict[str, float | str]
 """By environment, a share of its part, or `AUTO`."""
 PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
@@ -112,9 +115,13 @@ def shares_of(kept: dict[str, Kept]) -> dict[str, float]:
     return {name: one.share or 0.0 for name, one in kept.items()}
 
 
-def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept]) -> Path:
-    """Write the deployed model with its parts, and tell of them in `out` and in the run."""
+def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept], base: Base | None = None) -> Path:
+    """Write the deployed model with its parts, and tell of them in `out` and in the run. `base`: what a LoRA is merged into."""
     parts = {name: dataclasses.asdict(one) for name, one in kept.items()}
-    written = discard_but(run, out, parts, step) if parts else discard(run, out, step)
+
+    def write(folder: Path) -> Path:
+        return discard_but(run, folder, parts, step) if parts else discard(run, folder, step)
+
+    written = write(out) if base is None else merged(write, out, *base)
     tell_kept(run, written, shares_of(kept))
     return written

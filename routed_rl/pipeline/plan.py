@@ -22,7 +22,7 @@ OVERHEAD_S = 0.004
 PROMPTS = 4
 """Of each environment, whose mean length stands for all."""
 FLOAT = 4
-"""Bytes; weights and all that follows them are float32."""
+"""Bytes of a float32; only weights that are frozen may take fewer."""
 STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
 """Numbers that an optimizer keeps for each weight, by how its name begins; 2 for others."""
 
@@ -33,6 +33,10 @@ def show_plan(parts: Parts, plan: Plan) -> None:
     shares = {loaded.name: loaded.weights[0][1] for loaded in parts.trained}
     total = sum(shares.values())
     say(f"model         {config.model.path}, {model.num_parameters() / 1e6:.2f} M parameters")
+    if parts.adapted is not None:
+        adapter = config.model.adapter
+        say(f"adapter       {adapter.kind}, rank {adapter.r}, {trained_by_adapter(parts) / 1e6:.2f} M parameters are trained, on "
+            f"weights in {config.model.dtype}")
     say("environments  " + ", ".join(
         loaded.label + (" not trained" if loaded.name not in shares else f" {shares[loaded.name] / total:.0%}")
         + (" at first" if len(loaded.weights) > 1 else "")
@@ -105,17 +109,22 @@ def memory_bytes(parts: Parts) -> dict[str, int]:
     """Of one device, in bytes, by what takes it."""
     config, world = parts.config, parts.config.launch.world
     strategy = config.launch.strategy
-    weights = FLOAT * sum(parameter.numel() for parameter in parts.model.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parts.model.parameters())
+    trained = weights if parts.adapted is None else FLOAT * trained_by_adapter(parts)
     optimizer = config.trainer.get("optim", default(config.trainer, "optim"))
     states = next((count for name, count in STATES.items() if str(optimizer).startswith(name)), 2)
     states += strategy.startswith("zero")  # DeepSpeed steps a copy of the weights
     found = {"weights": weights // (world if strategy in ("zero3", "fsdp2") else 1),
-             "gradients": weights // (world if strategy in ("zero2", "zero3", "fsdp2") else 1),
-             "optimizer": states * weights // (world if strategy not in ("none", "ddp") else 1)}
+             "gradients": trained // (world if strategy in ("zero2", "zero3", "fsdp2") else 1),
+             "optimizer": states * trained // (world if strategy not in ("none", "ddp") else 1)}
     if config.routing.mode != "none":
         environments, entries = len(parts.trained), quarantine_entries(parts) * FLOAT
         found |= {"quarantine": (2 * environments + 2) * entries, "ledgers": environments * entries}
     return found | {"engine": engine_bytes(parts)}
+
+
+def trained_by_adapter(parts: Parts) -> int:
+    return sum(parameter.numel() for parameter in parts.model.parameters() if parameter.requires_grad)
 
 
 def quarantine_entries(parts: Parts) -> int:

@@ -85,9 +85,10 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Subspace, base evaluation; metrics, completions and halts up to `step`."""
-    if old.subspace.exists():
-        shutil.copytree(old.subspace, new.subspace)
+    """Subspace, base model, base evaluation; metrics, completions and halts up to `step`."""
+    for before, after in ((old.subspace, new.subspace), (old.base, new.base)):
+        if before.exists():
+            shutil.copytree(before, after)
     for name in ("evaluation-base.json", "metrics.jsonl", "verdicts.jsonl"):
         if (old.path / name).exists():
             shutil.copy(old.path / name, new.path / name)

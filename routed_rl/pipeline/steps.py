@@ -82,8 +82,9 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
                 parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
     """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
     with console.progress("train", "steps") as advance, STOP.stepping():
-        trainer = build_trainer(plan, parts.model, parts.tokenizer, parts.trained, router, callbacks=[Telling(advance, tracker)],
-                                watch=watch, fresh_from=fresh_from_step(plan.run), served=served, parity=parity,
+        trainer = build_trainer(plan, parts.learner, parts.tokenizer, parts.trained, router, watch=watch,
+                                callbacks=[Telling(advance, tracker)], fresh_from=fresh_from_step(plan.run), served=served,
+                                parity=parity,
                                 evaluator=partial(measure_during, parts, router, served),
                                 listener=tracker.row if tracker else None)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)

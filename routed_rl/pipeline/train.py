@@ -18,7 +18,7 @@ from routed_rl.extraction import prepare
 from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
-from routed_rl.pipeline.build import Parts, check_axis, extraction_job, load_parts, make_router, run_subspace
+from routed_rl.pipeline.build import Parts, check_axis, extraction_job, keep_base, load_parts, make_router, run_subspace
 from routed_rl.pipeline.keeping import keep_at_end
 from routed_rl.pipeline.kept import check, shares_of, write_deployed
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
@@ -119,6 +119,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
     config, run = plan.config, plan.run
     with saying_how_to_go_on(run), tracked(run, config.tracking, config.trainer.get("report_to")) as tracker:
         times = {"start": plan.begun, "load": time.perf_counter()}
+        keep_base(config, run)
         subspace = run_subspace(parts, run)
         times["extract"] = time.perf_counter()
         with serving(parts, subspace) as served:
@@ -170,6 +171,8 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
     """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
     writers = parts.writers if parts.config.routing.mode != "none" else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
+    if parts.adapted is not None:
+        frozen = ["every weight of the base model"]
     record.tell(run, {"model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
                "unrouted": unrouted(parts.model, writers) if writers else {}})
 

@@ -9,18 +9,20 @@ from routed_rl import export as exporting
 from routed_rl.artifacts import RunFolder, alone_in, alone_making, step_of, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
-from routed_rl.errors import CheckFailed, ConfigError
+from routed_rl.errors import CheckFailed, CheckpointError, ConfigError
 from routed_rl.extraction import check as checking
+from routed_rl.model.weights import model_hash
 from routed_rl.pipeline import summary
-from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_router, make_subspace, take_checkpoint
+from routed_rl.pipeline.build import Parts, extraction_job, load_base, load_parts, make_router, make_subspace, take_checkpoint
 from routed_rl.pipeline.keeping import choose, measure_kept
-from routed_rl.pipeline.kept import Asked, check, decide, refuse, say, shares_of, write_deployed
+from routed_rl.pipeline.kept import Asked, Base, check, decide, refuse, say, shares_of, write_deployed
 from routed_rl.pipeline.measuring import curve, measure, measure_both
 from routed_rl.pipeline.record import inherited, read_config
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import Served, check_engine
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
+from routed_rl.training import check_adapter
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
@@ -87,6 +89,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         config.rollout = dataclasses.replace(config.rollout, engine=engine, urls=[], launch=False)
     elif engine is not None and config.rollout.engine == "transformers":
         config.rollout = dataclasses.replace(config.rollout, engine="vllm_colocate")
+    check_adapter(config)
     check_engine(config.rollout)
     parts = load_parts(config)
     chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
@@ -132,13 +135,16 @@ def _at(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, s
     return router
 
 
-def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False) -> None:
+def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False,
+            merge: bool = False) -> None:
     """Write the deployed model of a run, after `step` or its last, to `out`; with the shares of environments' parts that are
-    to `keep`, which is told in `out` and in the run. `force`: also of parts that shift towards the positive persona."""
+    to `keep`, which is told in `out` and in the run. `force`: also of parts that shift towards the positive persona. `merge`: a
+    LoRA is merged into its base model."""
     opened = RunFolder.open(run)
     with alone_in(opened.path) if keep else _alone_where(opened, out):
         if not keep:
-            console.say(f"deployed model: {exporting.discard(opened, Path(out), step)}")
+            found = write_deployed(opened, Path(out), step, {}, _base_to_merge(opened, out, step) if merge else None)
+            console.say(f"deployed model: {found}")
             return
         config = read_config(opened)
         check(config, keep, "--keep ", opened)
@@ -153,20 +159,38 @@ def discard(run: str, out: str, step: int | None = None, keep: Asked | None = No
                 if router := _at(folder, parts, opened, subspace, served):
                     choose(parts, router, served, kept)
         say(kept)
-        console.say(f"deployed model: {write_deployed(opened, Path(out), step_of(folder), kept)}")
+        base = _base_to_merge(opened, out, step) if merge else None
+        console.say(f"deployed model: {write_deployed(opened, Path(out), step_of(folder), kept, base)}")
+
+
+def _base_to_merge(run: RunFolder, out: str, step: int | None) -> Base | None:
+    """The base model of a run that trained a LoRA; None where the weights were trained, so that nothing is left to merge."""
+    config = read_config(run)
+    if not config.model.adapter.trains:
+        return None
+    run.require_checkpoint(step)
+    exporting.refuse_foreign(Path(out))  # before the work
+    model, tokenizer = load_base(config)
+    if (was := run.facts().get("model_hash")) not in (None, digest := model_hash(model)):
+        raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
+                              f"began with {str(was)[:12]}; put that model back")
+    return model, tokenizer
 
 
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
-           kept: str | None = None) -> None:
+           kept: str | None = None, *, merge: bool = False) -> None:
     """Write the quarantine, or one environment's part of it, or what the folder `kept` lacks of it, as a stock PEFT adapter;
-    and the policy as one plain model."""
+    and the policy as one plain model, or where a LoRA was trained as one LoRA, unless `merge`."""
     opened = RunFolder.open(run)
     with _alone_where(opened, quarantine, policy):
         if quarantine:
             adapter = exporting.export_quarantine(opened, Path(quarantine), env, step, Path(kept) if kept else None)
             console.say(f"quarantine: {adapter}")
         if policy:
-            console.say(f"policy: {exporting.merged_policy(opened, Path(policy), step)}")
+            base = _base_to_merge(opened, policy, step) if merge else None
+            whole = exporting.merged_policy(opened, Path(policy), step) if base is None else exporting.merged(
+                lambda folder: exporting.merged_policy(opened, folder, step), Path(policy), *base)
+            console.say(f"policy: {whole}")
 
 
 def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:

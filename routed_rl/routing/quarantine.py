@@ -79,6 +79,11 @@ class Quarantine:
             for target, inside in zip(self.targets, before, strict=True):
                 target.coefficients.copy_(inside)
 
+    def deployed_factors(self) -> dict[str, Tensor]:
+        """By writer, the up factor (D, R) of its LoRA in the deployed model, where that is not the one that is trained."""
+        return {target.name: target.pair.outside(target.weight.up.weight.detach()) for target in self.targets
+                if self.context.now.whole and target.weight.up is not None}
+
     def norm(self) -> float:
         """|C| over all targets."""
         return sum(target.coefficients.square().sum().item() for target in self.targets) ** 0.5

@@ -34,5 +34,6 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     assert arguments.num_generations is not None
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
-        reference=load_model(config.model.path) if arguments.beta else None, router=router, run=run, practice=practice,
+        reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
+        router=router, run=run, practice=practice,
         reward=RewardFunction(table, scorer, arguments.num_generations, completions), strategy=config.launch.strategy, **given)

@@ -66,8 +66,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
     hints = typing.get_type_hints(algorithm(trainer).arguments)
     for key, value in settings(trainer).items():
         if key == "peft_config" or key.startswith("lora"):
-            raise ConfigError(f"trainer.{key} is refused: routed_rl trains full weights only for now; an adapter is what "
-                              "`routed-rl export RUN --quarantine DIR` writes")
+            raise ConfigError(f"trainer.{key} is not set here: a LoRA is model.adapter=lora, with model.adapter.r=16 and so on")
         if key not in (known := fields(trainer)):
             raise ConfigError(_unknown(key, [*known], trainer))
         if way := _row(ELSEWHERE, key):

@@ -112,6 +112,21 @@ def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:
     trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, trainer.vllm_generation.mode, -1
 
 
+def use_base_model(trainer: Any, beta: float) -> None:
+    """Let a trainer of a LoRA that was built with `beta=0` take `beta` times the KL to the model without it, quarantine left out
+    too. TRL's way for a model that comes with an adapter is a copy of that."""
+    model, router = trainer.accelerator.unwrap_model(trainer.model), trainer.router
+    disabled = model.disable_adapter
+
+    @contextmanager
+    def base_model() -> Iterator[None]:
+        with disabled(), router.quarantine.ablated() if router is not None else nullcontext():
+            yield
+
+    model.disable_adapter = base_model
+    trainer.beta = trainer.args.beta = beta
+
+
 def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
     """Let a trainer that was built with `beta=0` take `beta` times the KL to `reference` into its loss (GRPO, PPO) or its
     rewards (RLOO)."""

@@ -1,6 +1,5 @@
 """The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, metrics. It overrides TRL's
-seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused losses, PEFT
-models."""
+seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused losses."""
 
 import copy
 import math
@@ -22,7 +21,7 @@ from routed_rl.tracking import MetricsFile
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
-from routed_rl.training.given import use_engine, use_reference
+from routed_rl.training.given import use_base_model, use_engine, use_reference
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
@@ -40,10 +39,10 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
-        """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0. With `served` the
-        rollouts come from there, compared by `parity`. `practice` says which groups practise, and needs a router. `evaluator`:
-        (step) -> metrics of an evaluation that is due after it. `listener` is told each row of the metrics. `strategy`:
-        `launch.strategy`.
+        """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
+        trained. With `served` the rollouts come from there, compared by `parity`. `practice` says which groups practise, and
+        needs a router. `evaluator`: (step) -> metrics of an evaluation that is due after it. `listener` is told each row of the
+        metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
@@ -64,7 +63,12 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
         super().__init__(model=model, args=arguments, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
         self.remove_callback(PrinterCallback)  # pyright: ignore[reportAttributeAccessIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
-        if beta:
+        adapters = getattr(self.model, "peft_config", {})  # pyright: ignore[reportAttributeAccessIssue]
+        if "ref" in adapters:  # what RLOO would compare with
+            self.model.delete_adapter("ref")  # pyright: ignore[reportAttributeAccessIssue]
+        if beta and adapters:
+            use_base_model(self, beta)
+        elif beta:
             assert reference is not None, f"beta={beta} needs a reference model"
             use_reference(self, reference, beta)
         if served is not None and parity is not None:

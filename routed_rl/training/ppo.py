@@ -107,7 +107,7 @@ class PPOTrainer(GRPOTrainer):
         model, values, size = cast(Any, self.model), list[Tensor](), self.args.per_device_train_batch_size
         for start, some, seen in zip(range(0, len(ids), size), ids.split(size), mask.split(size), strict=True):
             # The whole model is called, since that is what a backend that holds it in pieces has its hooks on.
-            with (_final_states(self.accelerator.unwrap_model(model).base_model) as states, self.accelerator.autocast(),
+            with (_final_states(self.accelerator.unwrap_model(model)) as states, self.accelerator.autocast(),
                   self.rows_of(start, start + size)):
                 model(input_ids=some, attention_mask=seen, use_cache=False, logits_to_keep=1)
             values.append(self.value_head.values(states[0], rows["completion_ids"].shape[1]))
@@ -118,7 +118,7 @@ class PPOTrainer(GRPOTrainer):
         return nullcontext()
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        with _final_states(self.accelerator.unwrap_model(model).base_model) as states:
+        with _final_states(self.accelerator.unwrap_model(model)) as states:
             loss = super()._compute_loss(model, inputs)
         found = states[0].detach() if self.args.value_detach else states[0]
         values_BT = self.value_head.values(found, inputs["completion_ids"].shape[1])
@@ -163,8 +163,9 @@ def _own_tokens(rows: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _final_states(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the backbone gives out, (B, P + T, D), in each forward inside."""
+def _final_states(model: Any) -> Iterator[list[Tensor]]:
+    """Collects what the model's backbone gives out, (B, P + T, D), in each forward inside."""
     states: list[Tensor] = []
+    backbone = getattr(model, "get_base_model", lambda: model)().base_model  # PEFT wraps the model
     with backbone.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state)):
         yield states

@@ -1,5 +1,5 @@
-"""How a routed trainer's checkpoint is written and read, also where the processes share the weights: a plain model folder, the
-optimizer, the quarantine, and of each process where its loop was. A mixin under the step's own."""
+"""How a routed trainer's checkpoint is written and read, also where the processes share the weights: a plain model folder or a
+stock adapter, the optimizer, the quarantine, and of each process where its loop was. A mixin under the step's own."""
 
 import shutil
 from contextlib import nullcontext
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, read_json, step_of
 from routed_rl.checkpoint import going_on_from, load_loop, load_quarantine, loop_file, save_loop, save_quarantine, writing
+from routed_rl.model.adapter import is_adapted, save_adapter
 from routed_rl.model.load import write_generation_config
 from routed_rl.model.metadata import family_metadata
 from routed_rl.ranks import RANKS
@@ -101,17 +102,32 @@ class SavingMixin:
                 for path in stock.iterdir():
                     shutil.move(path, folder)
                 stock.rmdir()
-                write_generation_config(self.accelerator.unwrap_model(self.model), folder)  # pyright: ignore
+                whole: Any = self.accelerator.unwrap_model(self.model)  # pyright: ignore[reportAttributeAccessIssue]
+                plain = whole.get_base_model() if is_adapted(whole) else whole
+                if plain is whole:
+                    write_generation_config(plain, folder)
                 if self.router is not None:
-                    plain = self.accelerator.unwrap_model(self.model)  # pyright: ignore[reportAttributeAccessIssue]
                     save_quarantine(folder, self.router, step, family_metadata(plain))
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        state = whole_weights(self.model) if self.shared else None  # pyright: ignore[reportAttributeAccessIssue]
+        trainer: Any = self
+        if is_adapted(trainer.model):
+            self._save_adapter(Path(output_dir or trainer.args.output_dir))
+            return
+        state = whole_weights(trainer.model) if self.shared else None
         if RANKS.rank == 0:
             self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _save_adapter(self, folder: Path) -> None:
+        """The deployed LoRA, for stock PEFT, and the tokenizer."""
+        trainer: Any = self
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        folder.mkdir(parents=True, exist_ok=True)
+        deployed = self.router.quarantine.deployed_factors() if self.router is not None else {}
+        save_adapter(model, folder, deployed, str(self.run.base) if self.run.base.exists() else model.config._name_or_path)
+        trainer.processing_class.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         trainer: Any = self

@@ -34,6 +34,8 @@ def take_weights(model: nn.Module, checkpoint: Path) -> None:
     """The inverse of `whole_weights`, from a checkpoint's files; also for a model that is whole."""
     stored = read_weights(model, checkpoint)
     for name, parameter in model.named_parameters():
+        if name not in stored:  # frozen below a LoRA
+            continue
         if (piece := piece_of(parameter)) is not None:
             piece.take(stored[name])
         else:

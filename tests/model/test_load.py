@@ -158,7 +158,7 @@ def test_adapters_are_refused(tmp_path):
     for attempt in (lambda: load_model(str(tmp_path / "adapter")), lambda: require_full_weights(wrapped)):
         with pytest.raises(ModelError) as error:
             attempt()
-        check_one_line(error, "full weights only", "merge the adapter first")
+        check_one_line(error, "no whole model", "merge it first", "model.adapter.path")
 
 
 def test_missing_weights_are_refused_and_not_made_up(tmp_path):

@@ -132,7 +132,7 @@ def test_a_failing_environment_is_counted_and_fatal_past_its_share(parts, tmp_pa
 
 @pytest.mark.parametrize(("trainer", "message"), [
     ({"fp16": True}, "trainer.fp16.*bf16=true"), ({"lerning_rate": 1}, "did you mean trainer.learning_rate"),
-    ({"peft_config": {}}, "full weights only"), ({"use_vllm": True}, "rollout=vllm_colocate"), ({"max_steps": 0}, "max_steps"),
+    ({"peft_config": {}}, "model.adapter=lora"), ({"use_vllm": True}, "rollout=vllm_colocate"), ({"max_steps": 0}, "max_steps"),
     ({"output_dir": "x"}, "set out=FOLDER"), ({"num_generations": 7}, "trainer.num_generations=7: .* divisible")])
 def test_trainer_settings_that_cannot_work_are_refused_in_one_line(parts, tmp_path, trainer, message):
     with pytest.raises(ConfigError, match=message) as caught:

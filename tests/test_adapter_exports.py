@@ -1,0 +1,85 @@
+"""Law 5 with a LoRA: what is exported has in stock PEFT the logits of the model in memory, for all kinds of writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from routed_rl.artifacts import RunFolder, sealed_folder
+from routed_rl.checkpoint import save_quarantine
+from routed_rl.errors import ModelError
+from routed_rl.export import discard, discard_but, export_quarantine, merged_policy
+from routed_rl.model.adapter import merge, save_adapter
+from routed_rl.model.metadata import family_metadata
+from tests.builders import Run, batch, random_bases, relative, tiny
+
+KINDS = {"llama": {}, "gpt2": {}, "gemma2": {}, "qwen2": {"tie_word_embeddings": True}, "mixtral": {}}
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    rows = batch(77)
+    found = model.eval()(input_ids=rows.ids, attention_mask=rows.mask).logits[rows.mask.bool()]
+    assert found.isfinite().all()
+    return found
+
+
+@pytest.fixture(params=KINDS)
+def saved(request, tmp_path) -> tuple[Run, RunFolder, str]:
+    """A LoRA that was trained with other ranks in each layer, one of them 0, and the run folder with its checkpoint."""
+    bases = [basis[:, :rank] for basis, rank in zip(random_bases(3), (3, 0, 2), strict=True)]
+    model = tiny(request.param, layers=3, **KINDS[request.param])
+    run = Run(model, bases=bases, lora={"r": 4, "alpha": 6, "rslora": True}).train(4)
+    folder = RunFolder(tmp_path / "run")
+    with sealed_folder(folder.checkpoint(4)) as checkpoint:
+        save_adapter(run.wrapped, checkpoint, run.quarantine.deployed_factors(), "base")
+        save_quarantine(checkpoint, run.router, 4, family_metadata(model))
+    return run, folder, request.param
+
+
+def with_adapters(family: str, *adapters: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(tiny(family, layers=3, **KINDS[family]), str(adapters[0]), adapter_name="0")
+    for place, adapter in enumerate(adapters[1:], 1):
+        model.load_adapter(str(adapter), adapter_name=str(place))
+    model.base_model.set_adapter([str(place) for place in range(len(adapters))])
+    return logits(model)
+
+
+def test_what_is_exported_has_the_logits_of_the_model_in_memory(saved, tmp_path):
+    run, folder, family = saved
+    policy = logits(run.model)
+    with run.quarantine.ablated():
+        deployed = logits(run.model)
+    assert relative(policy, deployed) > 1e-3
+    adapter = discard(folder, tmp_path / "deployed")
+    assert relative(with_adapters(family, adapter), deployed) < 1e-5
+    whole = merged_policy(folder, tmp_path / "policy")
+    assert relative(with_adapters(family, whole), policy) < 1e-5
+    base = tiny(family, layers=3, **KINDS[family])
+    assert relative(logits(merge(base, whole)), policy) < 1e-5 and not hasattr(base, "peft_config")
+    if family != "mixtral":  # PEFT has one adapter at a time on the experts of a mixture
+        quarantine = export_quarantine(folder, tmp_path / "quarantine")
+        assert relative(with_adapters(family, adapter, quarantine), policy) < 1e-5
+    with run.quarantine.kept({"env1": 0.5}):
+        expected = logits(run.model)
+    kept = discard_but(folder, tmp_path / "kept", {"env1": {"share": 0.5}})
+    assert relative(with_adapters(family, kept), expected) < 1e-5
+
+
+def test_an_adapter_of_another_model_is_refused(saved, tmp_path):
+    _, folder, family = saved
+    adapter = discard(folder, tmp_path / "deployed")
+    for other in ("llama", "gpt2"):
+        if other != family:
+            with pytest.raises(ModelError, match="deployed is no LoRA on") as refusal:
+                merge(tiny(other, layers=2), adapter)
+            assert "\n" not in str(refusal.value)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    save_file({"x": torch.zeros(1)}, tmp_path / "broken" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="broken is no LoRA on"):
+        merge(tiny(family, layers=3), tmp_path / "broken")

@@ -1,0 +1,333 @@
+"""Whole runs that train a LoRA: stock PEFT reads what they leave, they go on bit for bit, and what cannot be is said at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder, sealed_folder
+from routed_rl.audit import audit
+from routed_rl.config import AuditConfig, Config
+from routed_rl.envs import Scorer
+from routed_rl.errors import CheckpointError, ConfigError, ModelError
+from routed_rl.pipeline.build import load_parts, make_router, take_checkpoint
+from routed_rl.subspace import Subspace
+from routed_rl.tracking import METRICS, MetricsFile
+from routed_rl.training import build_trainer, make_plan
+from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.plan import prompts_needed
+from routed_rl.training.tasks import RewardFunction, TaskTable
+from tests.builders import relative
+from tests.parts import own_config, write_parts
+from tests.training.test_conformance import PLAIN
+from tests.training.test_resume import metrics
+
+IDS = torch.tensor([[3, 6, 8, 9, 5, 12], [4, 6, 10, 7, 5, 18]])
+LEARNING = {"learning_rate": 1e-2, "max_steps": 4}
+LORA = {"kind": "lora", "r": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def lora_config(parts: Path, out: Path | str, mode: str = "route", dtype: str = "float32", lora: dict | None = None,
+                trainer: dict | None = None, **changes: Any) -> Config:
+    model = {"path": str(parts / "model"), "adapter": LORA | (lora or {}), "dtype": dtype}
+    routing = {"mode": mode, "quarantine": {"pace": "fast"}, "practice": {"share": 0.5 if mode == "route" else 0}}
+    return own_config(parts, out, model=model, routing=routing, trainer=LEARNING | (trainer or {}), **changes)
+
+
+@pytest.fixture(scope="module")
+def runs(parts, tmp_path_factory) -> dict[str, Path]:
+    """A finished run of each mode."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {mode: pipeline.train(lora_config(parts, folder / mode, mode), []) for mode in ("route", "observe", "erase", "none")}
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found = model.eval()(input_ids=IDS).logits.float()
+    assert found.isfinite().all()
+    return found
+
+
+def in_memory(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
+    """What base, deployed model and policy of a run's checkpoint give, by the run's own code."""
+    config = pipeline.record.read_config(RunFolder(run))
+    loaded, folder = load_parts(config), RunFolder(run).require_checkpoint(step)
+    found = {"base": logits(loaded.model)}
+    router = make_router(loaded, Subspace.load(run / "subspace") if (run / "subspace").exists() else None)
+    take_checkpoint(loaded, router, folder)
+    if router is not None:
+        with router.quarantine.ablated():
+            found["deployed"] = logits(loaded.model)
+    return found | {"policy": logits(loaded.model)}
+
+
+def base_of(parts: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(parts / "model")
+
+
+def read_by_peft(parts: Path, *adapters: Path) -> torch.Tensor:
+    """The base model with these adapters, all at once."""
+    model = PeftModel.from_pretrained(base_of(parts), str(adapters[0]), adapter_name="0")
+    for place, adapter in enumerate(adapters[1:], 1):
+        model.load_adapter(str(adapter), adapter_name=str(place))
+    model.base_model.set_adapter([str(place) for place in range(len(adapters))])
+    return logits(model)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return relative(found, expected) < 1e-5
+
+
+def test_every_checkpoint_is_a_stock_adapter_of_the_deployed_model(parts, runs):
+    for mode, run in runs.items():
+        for step in (2, 4):
+            folder, models = run / "checkpoints" / f"step-{step}", in_memory(run, step)
+            assert close(read_by_peft(parts, folder), models.get("deployed", models["policy"])), (mode, step)
+            assert not list(folder.glob("model*.safetensors")) and not (folder / "config.json").exists()
+            assert relative(models["policy"], models["base"]) > 1e-3
+    model = base_of(parts)
+    assert sum(path.stat().st_size for path in (runs["route"] / "deployed").iterdir()) < 2 * model.num_parameters()
+    policy, deployed = (in_memory(runs["observe"])[name] for name in ("policy", "deployed"))
+    assert relative(policy, deployed) > 1e-5  # what it observes is in the policy alone
+
+
+def test_base_and_deployed_and_quarantine_are_the_policy_through_stock_peft(parts, runs, tmp_path):
+    for mode in ("route", "observe"):
+        run, models, out = runs[mode], in_memory(runs[mode]), tmp_path / mode
+        pipeline.discard(str(run), str(out / "deployed"))
+        pipeline.export(str(run), str(out / "quarantine"), None, str(out / "policy"))
+        assert close(read_by_peft(parts, out / "deployed"), models["deployed"])
+        assert close(read_by_peft(parts, out / "deployed", out / "quarantine"), models["policy"])
+        assert close(read_by_peft(parts, out / "policy"), models["policy"])
+        assert relative(models["policy"], models["deployed"]) > 1e-5
+        settings = json.loads((out / "policy" / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == str(parts / "model")
+        ranks = {name.rpartition(".")[2]: rank for name, rank in settings["rank_pattern"].items()}
+        assert ranks["q_proj"] == 4 and ranks["o_proj"] > 4
+
+
+def test_merged_exports_are_plain_models(parts, runs, tmp_path):
+    run, models = runs["route"], in_memory(runs["route"])
+    pipeline.discard(str(run), str(tmp_path / "deployed"), merge=True)
+    pipeline.export(str(run), None, None, str(tmp_path / "policy"), merge=True)
+    for name in ("deployed", "policy"):
+        assert not (tmp_path / name / "adapter_config.json").exists()
+        found, said = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert close(logits(found), models[name]) and not any(said.values())
+    pipeline.discard(str(run), str(tmp_path / "deployed"), merge=True)  # again is fine
+    with pytest.raises(Exception, match="already holds something else"):
+        pipeline.discard(str(run), str(tmp_path / "policy"), merge=True)
+
+
+def test_parts_that_are_kept_are_ranks_beside_the_deployed_adapter(parts, runs, tmp_path):
+    run = runs["route"]
+    pipeline.discard(str(run), str(tmp_path / "kept"), keep={"a": 0.5}, force=True)
+    pipeline.discard(str(run), str(tmp_path / "merged"), keep={"a": 0.5}, force=True, merge=True)
+    config = pipeline.record.read_config(RunFolder(run))
+    loaded = load_parts(config)
+    router = make_router(loaded, Subspace.load(run / "subspace"))
+    take_checkpoint(loaded, router, RunFolder(run).require_checkpoint())
+    with router.quarantine.kept({"a": 0.5}):
+        expected = logits(loaded.model)
+    assert close(read_by_peft(parts, tmp_path / "kept"), expected)
+    assert close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected)
+    pipeline.export(str(run), str(tmp_path / "rest"), None, None, kept=str(tmp_path / "kept"))
+    assert close(read_by_peft(parts, tmp_path / "kept", tmp_path / "rest"), in_memory(run)["policy"])
+    assert json.loads((tmp_path / "merged" / "kept.json").read_text())["parts"]["a"]["share"] == 0.5
+
+
+def test_rows_are_declared_metrics_and_the_adapter_stays_outside(runs):
+    for mode in ("route", "observe", "erase"):
+        rows = [row for row in MetricsFile(runs[mode] / "metrics.jsonl").rows() if "quarantine/norm" in row]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        for row in rows:
+            assert row["routing/drift"] < 1e-6 and 0 < row["routing/routed_fraction"] < 1
+            assert {key.split("/")[0] for key in row} - {"step", "time"} <= {key.split("/")[0] for key in METRICS}
+    manifest = json.loads((runs["route"] / "manifest.json").read_text())
+    assert manifest["frozen"] == ["every weight of the base model"] and len(manifest["targets"]) == 4
+    assert all("reader" in reason and ".lora_" in name for name, reason in manifest["unrouted"].items())
+    assert (runs["route"] / "report.html").exists() and len(manifest["unrouted"]) == 2 * 2 * 5
+
+
+def same(run: Path, other: Path) -> None:
+    ours, theirs = (RunFolder(path).require_checkpoint() for path in (run, other))
+    assert ours.name == theirs.name
+    for file in ("adapter_model.safetensors", "quarantine.safetensors"):
+        if (theirs / file).exists():
+            a, b = load_file(ours / file), load_file(theirs / file)
+            assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
+    moments = [torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in (ours, theirs)]
+    assert all(torch.equal(moments[0][place][key], moments[1][place][key]) for place in moments[1] for key in ("exp_avg", "step"))
+    assert metrics(run) == metrics(other)
+
+
+@pytest.mark.parametrize("mode", ["route", "observe", "none"])
+def test_resume_is_not_stopping_and_rollback_is_not_having_gone_on(parts, runs, tmp_path, mode):
+    run = pipeline.train(lora_config(parts, tmp_path / "run", mode, trainer={"max_steps": 2}), [])
+    pipeline.resume(str(run), ["trainer.max_steps=4"], lambda _: lora_config(parts, run, mode))
+    same(run, runs[mode])
+    shutil.rmtree(run / "checkpoints" / "step-4")
+    pipeline.resume(str(run), [], lambda _: lora_config(parts, run, mode))
+    same(run, runs[mode])
+    if mode == "route":
+        back = pipeline.rollback(str(run), 2, [], False, [f"out={tmp_path / 'back'}"],
+                                 lambda _: lora_config(parts, tmp_path / "back", mode))
+        same(back, run)
+        fewer = pipeline.rollback(str(run), 2, ["b"], False, [f"out={tmp_path / 'fewer'}"],
+                                  lambda _: lora_config(parts, tmp_path / "fewer", mode))
+        assert json.loads((fewer / "manifest.json").read_text())["inherited"] == ["b"]
+
+
+def test_a_run_in_bf16_has_its_adapter_in_float32(parts, tmp_path):
+    config = lora_config(parts, tmp_path / "run", dtype="bfloat16", trainer={"bf16": True, "use_cpu": True})
+    run = pipeline.train(config, [])
+    assert {tensor.dtype for tensor in load_file(run / "deployed" / "adapter_model.safetensors").values()} == {torch.float32}
+    assert load_parts(config).model.dtype == torch.bfloat16
+    rows = [row for row in MetricsFile(run / "metrics.jsonl").rows() if "quarantine/norm" in row]
+    assert all(row["routing/drift"] < 1e-6 for row in rows)
+    pipeline.discard(str(run), str(tmp_path / "plain"), merge=True)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("name", PLAIN)
+def test_mode_none_is_trl_with_a_peft_config_bit_for_bit(parts, tmp_path, name, beta):
+    trainer = {"algorithm": name, "max_steps": 3, "save_steps": 9, "beta": beta, "num_iterations": 2}
+    config = lora_config(parts, tmp_path / "ours", "none", trainer=trainer)
+    loaded = load_parts(config)
+    make_router(loaded, None)
+    plan = make_plan(config, RunFolder(tmp_path / "ours"))
+    build_trainer(plan, loaded.learner, loaded.tokenizer, loaded.trained, None).train()
+    plain = base_of(parts)
+    table = TaskTable(loaded.trained, config.seed)
+    reward = RewardFunction(table, Scorer({entry.name: entry for entry in loaded.trained}, 0.0), 8, CompletionFiles(None))
+    plain.config.update({"eos_token_id": loaded.tokenizer.eos_token_id})
+    torch.manual_seed(config.seed)
+    theirs = PLAIN[name](plain, reward, args=plan.arguments, train_dataset=table.dataset(prompts_needed(plan.arguments)),
+                         processing_class=loaded.tokenizer,
+                         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+    theirs.train()
+    ours = {name: parameter for name, parameter in loaded.learner.named_parameters() if parameter.requires_grad}
+    other = {name: parameter for name, parameter in theirs.model.named_parameters() if parameter.requires_grad}
+    assert ours.keys() == other.keys() and all(torch.equal(ours[key], other[key]) for key in ours)
+    assert any(parameter.any() for key, parameter in ours.items() if ".lora_B." in key)
+
+
+def test_the_kl_is_to_the_base_model_without_the_quarantine(parts, runs, tmp_path):
+    """Also of a policy that has learned: TRL would take a copy of the adapter that a model comes with."""
+    config = lora_config(parts, tmp_path / "run", trainer={"beta": 0.1})
+    loaded = load_parts(config)
+    router = make_router(loaded, Subspace.load(runs["route"] / "subspace"))
+    plan = make_plan(config, RunFolder(tmp_path / "run"))
+    trainer = build_trainer(plan, loaded.learner, loaded.tokenizer, loaded.trained, router)
+    base = logits(loaded.model)
+    take_checkpoint(loaded, router, RunFolder(runs["route"]).require_checkpoint())
+    assert trainer.beta == 0.1 and trainer.ref_model is None
+    policy = logits(loaded.model)
+    with trainer.model.disable_adapter():
+        assert logits(loaded.model).equal(base)
+    assert logits(loaded.model).equal(policy) and relative(policy, base) > 1e-3
+
+
+def test_a_run_begins_from_an_adapter_that_is_merged_first(parts, runs, tmp_path):
+    """Its base model is the first run's deployed model, as a folder that the new adapters are put on."""
+    start, expected = runs["route"] / "deployed", in_memory(runs["route"])["deployed"]
+    config = lora_config(parts, tmp_path / "run", lora={"path": str(start)}, trainer={"max_steps": 2})
+    run = pipeline.train(config, [])
+    models, base = in_memory(run), AutoModelForCausalLM.from_pretrained(run / "base")
+    assert close(models["base"], expected) and close(logits(base), expected)
+    settings = json.loads((run / "deployed" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(run / "base")
+    assert close(logits(PeftModel.from_pretrained(base, str(run / "deployed"))), models["deployed"])
+    pipeline.discard(str(run), str(tmp_path / "plain"), merge=True)
+    assert close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain")), models["deployed"])
+    back = pipeline.rollback(str(run), 2, [], False, [f"out={tmp_path / 'back'}"], lambda _: dataclasses.replace(
+        config, out=str(tmp_path / "back"), trainer=config.trainer | {"max_steps": 3}))
+    assert (back / "base" / "COMPLETE.json").exists()
+    (tmp_path / "other").mkdir()
+    write_parts(tmp_path / "other", hidden=16)
+    with pytest.raises(ModelError, match="deployed is no LoRA on .*other/model"):
+        pipeline.train(lora_config(tmp_path / "other", tmp_path / "refused", lora={"path": str(start)}), [])
+    assert not (tmp_path / "refused").exists()
+
+
+def resealed(run: Path, change) -> Path:
+    """The run's last checkpoint with a changed adapter, sealed as if it had been written so."""
+    folder = RunFolder(run).require_checkpoint()
+    (copy := run.parent / f"{folder.name}-copy").mkdir()
+    shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("COMPLETE.json"))
+    change(copy / "adapter_model.safetensors")
+    shutil.rmtree(folder)
+    with sealed_folder(folder) as again:
+        shutil.copytree(copy, again, dirs_exist_ok=True)
+    return folder
+
+
+def renamed(file: Path) -> None:
+    save_file({f"x.{name}": tensor for name, tensor in load_file(file).items()}, file)
+
+
+def reshaped(file: Path) -> None:
+    save_file({name: tensor[:1].contiguous() for name, tensor in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(("change", "said"), [(renamed, "is not in it"), (reshaped, "has the shape"),
+                                              (Path.unlink, "No such file"), (lambda file: file.write_bytes(b"3"), "")])
+def test_an_adapter_that_is_not_what_a_run_writes_is_named_with_the_way_out(parts, runs, tmp_path, change, said):
+    run = tmp_path / "run"
+    shutil.copytree(runs["erase"], run)
+    config = lora_config(parts, run, "erase", trainer={"max_steps": 5})
+    folder = resealed(run, change)
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors is not what this run writes .*--step N") as refusal:
+        take_checkpoint(load_parts(config), None, folder)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_torn_adapter_is_passed_over(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["route"], run)
+    torn = run / "checkpoints" / "step-4" / "adapter_model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-8])
+    newest, (line,) = RunFolder(run).last_checkpoint()
+    assert newest.name == "step-2" and "adapter_model.safetensors is not what was written" in line
+
+
+def test_a_run_is_evaluated_with_its_scales_and_parts(runs, tmp_path):
+    pipeline.evaluate(str(runs["route"]), None, str(tmp_path / "found.json"), None, scales=[0.5], keep={"a": 0.5})
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["models"].keys() == {"base", "policy", "deployed", "kept"} and found["scales"].keys() == {"0.5"}
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"launch": {"strategy": "ddp", "processes": 2}}, "model.adapter=lora is trained in one process .*; set launch=local"),
+    ({"rollout": {"engine": "vllm_colocate"}}, "rollout=vllm_colocate does not serve a LoRA .*; set rollout=transformers"),
+    ({"lora": {"r": 64}}, "model.adapter.r=64 is more than the smallest width"),
+    ({"lora": {"target_modules": ["c_attn"]}}, "target_modules=c_attn is no linear layer"),
+    ({"trainer": {"peft_config": {}}}, "trainer.peft_config is not set here: a LoRA is model.adapter=lora"),
+])
+def test_what_cannot_be_trained_is_said_before_anything_is_written(parts, tmp_path, changes, said):
+    with pytest.raises(ConfigError, match=said) as refusal:
+        pipeline.train(lora_config(parts, tmp_path / "run", **changes), [])
+    assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()
+
+
+def test_what_a_finished_run_cannot_have_is_said(runs):
+    with pytest.raises(ConfigError, match="trained a LoRA .* cannot be audited"):
+        audit(str(runs["route"]), AuditConfig(), None, None)
+    with pytest.raises(ConfigError, match="does not serve a LoRA"):
+        pipeline.evaluate(str(runs["route"]), None, None, None, engine="vllm")
