@@ -48,7 +48,8 @@ def opt(folder: Path) -> str:
 
 
 CASES = {
-    "unknown model": (lambda parts: {"model": {"path": opt(parts)}}, ModelError, "no writer is recognised.*opt.*known types"),
+    "unknown model": (lambda parts: {"model": {"path": opt(parts)}}, ModelError,
+                      "no writers are recognised.*opt.*drops out.*model.writers="),
     "no prompts": (lambda parts: {"subspace": {}}, SubspaceError, "no contrast prompts.*subspace.prompts"),
     "rank": (lambda parts: {"subspace": {"prompts": f"{parts}/prompts.jsonl", "rank": 33}}, SubspaceError, "33.*width 32"),
     "missing class": (lambda parts: {"env": {"a": {"path": f"{parts}/environment.py:Nope"}}}, ConfigError, "has no class Nope"),
