@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, sealed_folder
-from routed_rl.errors import CheckpointError, command, reading
+from routed_rl.errors import CheckpointError, reading
 from routed_rl.model.adapter import ADAPTER, stored_names
 from routed_rl.routing import Router
 from routed_rl.shapes import fits
@@ -38,7 +38,7 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
         problem = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {problem}; "
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
-                              f"`{command('resume', run.path)}`") from error
+                              f"{run.go_on()}") from error
     for old in [each for each in run.steps() if each <= step][:-keep] if keep else []:
         shutil.rmtree(run.checkpoint(old))
 

@@ -26,7 +26,7 @@ class RunFolder:
     def refuse_if_taken(self) -> None:
         """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
         if self.path.exists() and (not self.path.is_dir() or self._names(of_others=True)):
-            go_on = f"`{command('resume', self.path)}` goes on with it, or " if self.config.exists() else ""
+            go_on = f"{self.go_on()} goes on with it, or " if self.config.exists() else ""
             raise RunFolderError(f"out={self.path} already holds {'a run' if go_on else 'files'}; {go_on}set out=ANOTHER_FOLDER")
         above = next(folder for folder in self.path.parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
@@ -38,6 +38,10 @@ class RunFolder:
         names = {path.name for path in self.path.iterdir()}
         begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
         return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names
+
+    def go_on(self, *changes: str) -> str:
+        """How somebody goes on with it, with `changes` of its settings."""
+        return f"`{' '.join([command('resume', self.path), *changes])}`"
 
     def abandon_if_empty(self) -> None:
         """Remove the folder of a run that was refused before it had any result."""
@@ -136,7 +140,7 @@ class RunFolder:
         checkpoint, skipped = self.last_checkpoint()
         if checkpoint is None:
             raise CheckpointError(f"{self.path} has no whole checkpoint{': ' + '; '.join(skipped) if skipped else ''}; "
-                                  f"`{command('resume', self.path)}` trains it from the start")
+                                  f"{self.go_on()} trains it from the start")
         for line in skipped:
             print(f"{line}; this is of {checkpoint.name}", flush=True)
         return checkpoint

@@ -21,8 +21,9 @@ from routed_rl.model.adapter import attach, merge
 from routed_rl.model.load import load_model, load_tokenizer, write_generation_config
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze, name_writers
 from routed_rl.model.weights import model_hash
-from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
+from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
+from routed_rl.training import check_axis, check_routable, route_model
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,8 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
     else:
         subspace = make_subspace(parts)
         subspace.save(run.subspace)
-    check_axis(parts.config, subspace)
+    check_axis(parts.config.monitor.axis, subspace)
     return subspace
-
-
-def check_axis(config: Config, subspace: Subspace) -> None:
-    """Refuse an axis to watch that the subspace does not have: no rule of the shift would ever speak."""
-    if config.monitor.axis is not None and config.monitor.axis not in subspace.axis_names:
-        raise ConfigError(f"monitor.axis={config.monitor.axis} is no axis of the subspace; it has "
-                          f"{', '.join(subspace.axis_names)}")
 
 
 def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
@@ -165,21 +159,8 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
         return None
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
-    writers = parts.writers
-    if parts.adapted is None and "post_norm" not in config.model.freeze and any(
-            writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
-        raise ConfigError(f"model.freeze={config.model.freeze} trains the gains between writers and stream, so no basis would "
-                          "hold; add post_norm to model.freeze")
-    if any(writer.expert is not None for writer in writers) and config.trainer.get("router_aux_loss_coef") != 0:
-        raise ConfigError("the loss that balances a mixture's experts mixes the rows of all environments, so no part could be "
-                          "attributed; set trainer.router_aux_loss_coef=0")
-    freeze(parts.model, config.model.freeze)
-    settings = config.subspace
-    bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
-    context, names = RoutingContext(), [*(loaded.name for loaded in parts.trained), *inherited]
-    targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
-                      context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
-                      norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
-    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
-    rows = RowBook(targets, axes, config.monitor.axis)
-    return Router(Quarantine(targets, names, context), config.routing, axes, subspace.stream, config.seed, rows)
+    frozen = [*config.model.freeze, *(["post_norm"] if parts.adapted is not None else [])]  # an adapter trains no gain
+    check_routable(parts.writers, frozen, config.trainer.get("router_aux_loss_coef"))
+    names = [*(loaded.name for loaded in parts.trained), *inherited]
+    return route_model(parts.model, parts.writers, subspace, config.routing, names, bases=config.subspace,
+                       frozen=config.model.freeze, axis=config.monitor.axis, seed=config.seed)

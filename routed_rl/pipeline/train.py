@@ -18,7 +18,7 @@ from routed_rl.extraction import prepare
 from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
-from routed_rl.pipeline.build import Parts, check_axis, extraction_job, keep_base, load_parts, make_router, run_subspace
+from routed_rl.pipeline.build import Parts, extraction_job, keep_base, load_parts, make_router, run_subspace
 from routed_rl.pipeline.keeping import keep_at_end
 from routed_rl.pipeline.kept import check, shares_of, write_deployed
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
@@ -29,7 +29,7 @@ from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, practised, tracked
-from routed_rl.training import PIECES, Plan, check_practice, make_plan, prompts_needed, try_out
+from routed_rl.training import PIECES, Plan, check_axis, check_practice, make_plan, prompts_needed, try_out
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -108,7 +108,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
             raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
                               "which cannot be routed; set launch=zero2 or launch=ddp")
         if (subspace := (before or run).subspace).exists():
-            check_axis(config, Subspace.load(subspace))
+            check_axis(config.monitor.axis, Subspace.load(subspace))
         else:
             prepare(extraction_job(parts))  # reads and checks what the extraction needs, and is thrown away
     show_plan(parts, plan)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.artifacts import RunFolder, first_nonfinite
-from routed_rl.errors import CheckFailed, command
+from routed_rl.errors import CheckFailed
 from routed_rl.model.stream import eval_mode
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
@@ -93,5 +93,4 @@ class FiniteCheck:
         by = f" in the rows of {', '.join(environments)}" if environments else ""
         kept = f"the last finite checkpoint is {whole.name}" if whole else "there is no checkpoint before it"
         raise CheckFailed(f"step {step}: {what} is not finite{by}; nothing of this step was saved, {kept}; lower "
-                          f"trainer.learning_rate or repair what the environment pays, then `{command('resume', self.run.path)} "
-                          "KEY=VALUE`")
+                          f"trainer.learning_rate or repair what the environment pays, then {self.run.go_on('KEY=VALUE')}")

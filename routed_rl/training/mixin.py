@@ -23,6 +23,7 @@ from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
 from routed_rl.training.practice import Practice, PractisingMixin
+from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
@@ -35,7 +36,7 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
-                 reward: RewardFunction, reference: PreTrainedModel | None = None, watch: Watch | None = None,
+                 reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
@@ -47,7 +48,7 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
         self.metrics_file = MetricsFile(run.metrics, listener)
-        names = router.quarantine.environments if router is not None else [each.name for each in reward.table.environments]
+        names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
         self.groups_alike: list[float] = []
         """Of this step's generations, the share of groups that are all paid alike."""
@@ -56,11 +57,11 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
         """Of this step's rollouts, from whoever made them."""
         self.stopped = 0
         """The signal that ended the training early; 0 for none."""
-        check_alike([loaded.name for loaded in reward.table.environments])
+        check_alike(reward.names)
         arguments: Any = copy.copy(args)
         say_what_is_used(model, arguments)
         beta, arguments.beta = arguments.beta, 0.0  # TRL would load again whatever the model's config names
-        super().__init__(model=model, args=arguments, reward_funcs=reward, **kwargs)  # pyright: ignore[reportCallIssue]
+        super().__init__(model=model, args=arguments, reward_funcs=reward.functions, **kwargs)  # pyright: ignore[reportCallIssue]
         self.remove_callback(PrinterCallback)  # pyright: ignore[reportAttributeAccessIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
         adapters = getattr(self.model, "peft_config", {})  # pyright: ignore[reportAttributeAccessIssue]
@@ -75,20 +76,26 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
             use_engine(self, served, parity)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self.rollout_func = rollout_function(self.reward.table, inputs)
-        self.reward.practising = chosen = self.practice.choose([row["task_id"] for row in inputs]) if self.practice else []
+        self._choose_rollouts(inputs)
+        tasks = self.reward.tasks(inputs)
+        self.reward.practising = chosen = self.practice.choose(tasks) if self.practice else []
         with (self.finite.sampling(self.state.global_step + 1),  # pyright: ignore[reportAttributeAccessIssue]
               self.rolling_out(chosen)):
             output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         self.groups_alike.append(self._metrics["train"][ALIKE][-1])  # pyright: ignore[reportAttributeAccessIssue]
         # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
-        ids = [row["environment_id"] for row in inputs]
+        ids = [self.reward.place(task)[0] for task in tasks]
         device = output["completion_ids"].device
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         return output
+
+    def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
+        """How these rows are rolled out: by TRL, or played where one of them is an episode."""
+        assert isinstance(self.reward, RewardFunction)
+        self.rollout_func = rollout_function(self.reward.table, inputs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return encode_prompts(self.processing_class, prompts), None, {}  # pyright: ignore[reportAttributeAccessIssue]

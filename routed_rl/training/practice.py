@@ -4,7 +4,7 @@ while it practises goes into the weights alone, outside the subspace; the ledger
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import floor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,26 @@ from routed_rl.config import AUTO, Config, RoutingConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import ConfigError
 from routed_rl.routing import Router
-from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.rows import Rows
 from routed_rl.training.watch import Watch
 
 Allowed = Callable[[], Collection[str]]
 """The environments that may practise in the coming rollouts; the same answer in every process."""
 
 
+class Places(Protocol):
+    """What is asked of `Rows`, or of a table of tasks."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def place(self, index: int, /) -> tuple[int, int]: ...
+
+
 class Practice:
     """Chooses which groups practise. A group is never cut: the choice is made by its task."""
 
-    def __init__(self, share: float, allowed: Allowed, table: TaskTable) -> None:
+    def __init__(self, share: float, allowed: Allowed, table: Places) -> None:
         """`share`: of the groups of an environment that may practise."""
         self.share, self.allowed, self.table = share, allowed, table
 
@@ -37,17 +46,17 @@ class Practice:
         names = self.allowed() if self.share > 0 else ()
         if not names:
             return [False] * len(task_ids)
-        chosen = []
+        chosen, known = [], self.table.names
         for index in task_ids:
             place, count = self.table.place(index)
             due = floor((count + 1) * self.share) > floor(count * self.share)
-            chosen.append(due and self.table.environments[place].name in names)
+            chosen.append(due and known[place] in names)
         return chosen
 
 
-def make_practice(routing: RoutingConfig, table: TaskTable, watch: Watch | None) -> Practice | None:
+def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) -> Practice | None:
     """Who practises, by the settings; None where nobody ever does. `auto` asks `watch`: without one, nobody."""
-    settings, names = routing.practice, [loaded.name for loaded in table.environments]
+    settings, names = routing.practice, table.names
     if not routing.practises:
         return None
     if settings.environments == AUTO:
@@ -62,9 +71,7 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
     if not config.routing.practises:
         return
     names, listed = [loaded.name for loaded in environments], settings.environments
-    if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
-        raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
-                          f"{', '.join(names)}, or set it to auto or all")
+    check_practising(config.routing, names)
     if settings.asked or settings.share != type(settings)().share:
         chosen = names if isinstance(listed, str) else listed
         total = sum(loaded.weights[0][1] for loaded in environments)
@@ -75,12 +82,20 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
                                   f"{groups:.0f} in this run; raise it, or set it to 0")
 
 
+def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
+    """ConfigError for a list of environments that practise which has one that is not trained on."""
+    listed = routing.practice.environments
+    if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
+        raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
+                          f"{', '.join(names)}, or set it to auto or all")
+
+
 class PractisingMixin:
     """Tells the writers, and an engine, which rows of a rollout practise. Under the step's own mixin."""
 
     router: Router | None
     practice: Practice | None
-    reward: RewardFunction
+    reward: Rows
     rolling: Tensor | None = None
     """Of the rows that are rolled out and scored now, which ones practise, (B,) bool; None where none does."""
 

@@ -20,7 +20,7 @@ from routed_rl.routing import Router
 from routed_rl.training.backends import shard
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.resuming import check_optimizer, check_trainer_state, take_schedule, use_rates
-from routed_rl.training.tasks import RewardFunction
+from routed_rl.training.rows import Rows
 from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
 READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "environment_ids"}
@@ -37,7 +37,7 @@ class SavingMixin:
     router: Router | None
     run: RunFolder
     finite: FiniteCheck
-    reward: RewardFunction
+    reward: Rows
     optimizer_names: list[list[str]]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,10 +92,8 @@ class SavingMixin:
                 super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
             finally:
                 self._checkpoint_root = None
-            scorer = self.reward.scorer
             save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs, "shape": self._loop_shape(),
-                               "scored": dict(scorer.scored), "failed": dict(scorer.failed),
-                               "completions": self.reward.completions.state()}, RANKS.rank)
+                               **self.reward.state()}, RANKS.rank)
             RANKS.wait()  # Sealed by the first process when all have written.
             if RANKS.rank == 0:
                 stock = next(folder.glob("checkpoint-*"))
@@ -174,10 +172,8 @@ class SavingMixin:
         if loop is not None and loop.get("shape", shape) == shape:
             with going_on_from(loop_file(checkpoint, RANKS.rank)):
                 check_buffered(loop["buffered"] or [], shape[2])
-                self.reward.completions.load(loop["completions"])
+                self.reward.load(loop)
             self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
-            self.reward.scorer.scored.update(loop["scored"])
-            self.reward.scorer.failed.update(loop["failed"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with going_on_from(Path(checkpoint or "", f"rng_state{f'_{RANKS.rank}' if RANKS.count > 1 else ''}.pth")):

@@ -2,13 +2,14 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
 
-from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, means, mixture, neutral_rewards
-from routed_rl.ranks import RANKS
+from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
 from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.scores import ScoreBook
 
 
 class TaskTable:
@@ -23,9 +24,14 @@ class TaskTable:
         """Of each task, how many its environment had before it."""
         self._made = [0] * len(environments)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the environments, in their order."""
+        return [loaded.name for loaded in self.environments]
+
     def __getstate__(self) -> dict[str, Any]:
         """What the rows depend on; `datasets` fingerprints a transform by pickling it."""
-        return {"environments": [loaded.name for loaded in self.environments]}
+        return {"environments": self.names}
 
     def task(self, index: int) -> tuple[int, Task]:
         """(environment's index, task) of row `index`."""
@@ -53,14 +59,14 @@ class TaskTable:
 
 
 class RewardFunction:
-    """What TRL calls: pays what the environments pay, keeps every score for the metrics and the completions' file."""
+    """What TRL calls: pays what the environments pay, keeps every score for the metrics and the completions' file. The rows of a
+    trainer (`rows.Rows`) are those of its table."""
 
     __name__ = "environment"
 
     def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles) -> None:
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
-        self._scores: dict[str, list[Score | None]] = defaultdict(list)
-        self._practised: dict[str, list[Score | None]] = defaultdict(list)
+        self._book = ScoreBook()
         self.practising: list[bool] = []
         """Of the rows that are scored next, which ones the deployed model rolled out; empty for none."""
         self.failed: list[bool] = []
@@ -82,47 +88,53 @@ class RewardFunction:
             episodes = [episode for row in chosen if (episode := played[row])]
             found = scored.get(name) or [self.scorer.count(name, episode.outcome) for episode in episodes]
             for row, score in zip(chosen, found, strict=True):
-                (self._practised if practising[row] else self._scores)[name].append(score)
+                self._book.add(name, score, practised=practising[row])
                 scores[row] = score
-                rows[row] = _row(name, task_id[row], prompts[row], completions[row], played[row], score)
+                rows[row] = completion_row(name, task_id[row], prompts[row], completions[row], played[row], score)
                 rows[row]["practised"] = practising[row]
         self.scorer.check()
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
         return neutral_rewards(scores, self.group_size)
 
+    @property
+    def functions(self) -> list[Callable[..., list[float]]]:
+        """What TRL is to call."""
+        return [self]
+
+    @property
+    def names(self) -> list[str]:
+        return self.table.names
+
+    def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
+        """The number of each row's task."""
+        return [row["task_id"] for row in inputs]
+
+    def place(self, task: int) -> tuple[int, int]:
+        """(environment's index, how many tasks it had before) of a task."""
+        return self.table.place(task)
+
     def take_metrics(self) -> dict[str, float]:
-        """Means by environment since the last call, over what could be scored by any process, and the number of failures. What
-        practised stands by itself, under `practice/`."""
-        restarts = {loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments}
-        everyone = RANKS.gather((dict(self._scores), dict(self._practised), restarts))
-        self._scores.clear()
-        self._practised.clear()
-        metrics: dict[str, float] = {}
-        for name, scores in _together([scores for scores, *_ in everyone]).items():
-            metrics |= {f"environment/{name}/{key}": value for key, value in means(scores).items()}
-            metrics[f"environment/{name}/failures"] = sum(score is None for score in scores)
-        for name, scores in _together([practised for _, practised, _ in everyone]).items():
-            metrics |= {f"practice/{name}/{key}": value for key, value in means(scores).items()}
-            metrics[f"practice/{name}/completions"] = len(scores)
-        for name in restarts:
-            if total := sum(counts[name] for *_, counts in everyone):
-                metrics[f"environment/{name}/restarts"] = total
-        return metrics
+        """Of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was started anew."""
+        return self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, in plain numbers and tensors."""
+        return {"scored": dict(self.scorer.scored), "failed": dict(self.scorer.failed), "completions": self.completions.state()}
 
-def _together(processes: list[dict[str, list[Score | None]]]) -> dict[str, list[Score | None]]:
-    """By environment the scores of all processes."""
-    return {name: [score for scores in processes for score in scores.get(name, [])]
-            for name in sorted({name for scores in processes for name in scores})}
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.completions.load(state["completions"])
+        self.scorer.scored.update(state["scored"])
+        self.scorer.failed.update(state["failed"])
 
 
 def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def _row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
-         ) -> dict[str, Any]:
+def completion_row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
+                   ) -> dict[str, Any]:
     """Of the completions' file: what the model saw first, what followed (of an episode all of its messages), what was paid."""
     values = {} if score is None else score.values()
     text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])

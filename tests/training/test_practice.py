@@ -94,8 +94,7 @@ def test_rows_that_practise_are_rolled_out_and_scored_by_the_deployed_model(part
 
 
 def test_a_share_is_spread_evenly_and_the_same_for_every_process():
-    table = type("Table", (), {"place": lambda _, index: (index % 2, index // 2),
-                               "environments": [type("Named", (), {"name": name}) for name in "ab"]})()
+    table = type("Table", (), {"place": lambda _, index: (index % 2, index // 2), "names": ["a", "b"]})()
     quarter = Practice(0.25, lambda: ["a"], table)
     chosen = quarter.choose(range(32))
     assert [index // 2 for index in range(32) if chosen[index]] == [3, 7, 11, 15] and not any(chosen[1::2])

@@ -1,0 +1,46 @@
+"""From a model and a subspace to a router: freeze, and route the writers in place."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from routed_rl.config import RoutingConfig, SubspaceConfig
+from routed_rl.errors import ConfigError
+from routed_rl.model.targets import Writer, freeze
+from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
+from routed_rl.subspace import Subspace
+
+
+def check_routable(writers: list[Writer], frozen: list[str], balance: float | None) -> None:
+    """ConfigError for a model that cannot be routed as it is to be trained. `frozen`: what `model.freeze` says. `balance`: the
+    coefficient of the loss that balances a mixture's experts."""
+    if "post_norm" not in frozen and any(writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
+        raise ConfigError(f"model.freeze={frozen} trains the gains between writers and stream, so no basis would "
+                          "hold; add post_norm to model.freeze")
+    if any(writer.expert is not None for writer in writers) and balance != 0:
+        raise ConfigError("the loss that balances a mixture's experts mixes the rows of all environments, so no part could be "
+                          "attributed; set trainer.router_aux_loss_coef=0")
+
+
+def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
+                *, bases: SubspaceConfig, frozen: list[str], axis: str | None, seed: int) -> Router:
+    """The router of a model that trains on environments of these `names`; see `check_routable`.
+
+    `bases`: how the writers' bases are made of the subspace (layout, drop_below, shared_rank). `axis`: the one along which
+    completions are told apart, None for the first.
+    """
+    freeze(model, frozen)
+    made = subspace.writer_bases(bases.layout, bases.drop_below, bases.shared_rank)
+    context = RoutingContext()
+    targets = [Target(writer.name, writer.layer, writer.module, made[writer.layer], float(subspace.units[writer.layer]),
+                      context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
+                      norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
+    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
+    rows = RowBook(targets, axes, axis)
+    return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
+
+
+def check_axis(axis: str | None, subspace: Subspace) -> None:
+    """Refuse an axis to watch that the subspace does not have: no rule of the shift would ever speak."""
+    if axis is not None and axis not in subspace.axis_names:
+        raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(subspace.axis_names)}")

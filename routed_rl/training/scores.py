@@ -1,0 +1,42 @@
+"""Every score since the last step, until it is a metric."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from routed_rl.envs import Score, means
+from routed_rl.ranks import RANKS
+
+
+class ScoreBook:
+    """Scores by environment, those of completions that practised apart; None is one that could not be scored."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, list[Score | None]] = defaultdict(list)
+        self._practised: dict[str, list[Score | None]] = defaultdict(list)
+
+    def add(self, name: str, score: Score | None, *, practised: bool) -> None:
+        (self._practised if practised else self._scores)[name].append(score)
+
+    def take(self, restarts: Mapping[str, int]) -> dict[str, float]:
+        """Means by environment since the last call, over what could be scored by any process, and the number of failures. What
+        practised stands by itself, under `practice/`. `restarts`: how often each environment's process was started anew."""
+        everyone = RANKS.gather((dict(self._scores), dict(self._practised), dict(restarts)))
+        self._scores.clear()
+        self._practised.clear()
+        metrics: dict[str, float] = {}
+        for name, scores in _together([scores for scores, *_ in everyone]).items():
+            metrics |= {f"environment/{name}/{key}": value for key, value in means(scores).items()}
+            metrics[f"environment/{name}/failures"] = sum(score is None for score in scores)
+        for name, scores in _together([practised for _, practised, _ in everyone]).items():
+            metrics |= {f"practice/{name}/{key}": value for key, value in means(scores).items()}
+            metrics[f"practice/{name}/completions"] = len(scores)
+        for name in restarts:
+            if total := sum(counts[name] for *_, counts in everyone):
+                metrics[f"environment/{name}/restarts"] = total
+        return metrics
+
+
+def _together(processes: list[dict[str, list[Score | None]]]) -> dict[str, list[Score | None]]:
+    """By environment the scores of all processes."""
+    return {name: [score for scores in processes for score in scores.get(name, [])]
+            for name in sorted({name for scores in processes for name in scores})}
