@@ -23,7 +23,7 @@ from routed_rl.shapes import fits
 QUARANTINE = "quarantine.safetensors"
 LOOP = "loop.pt"
 LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape": list[int], "scored": dict[str, int],
-              "failed": dict[str, int], "completions": dict[str, Any]}
+              "failed": dict[str, int], "completions": dict[str, Any], "groups": dict[str, int]}
 
 
 @contextmanager
@@ -154,8 +154,8 @@ def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
         return None
     with going_on_from(file):
         loop = torch.load(file, weights_only=True)
-        if not fits(loop, LOOP_SHAPE) or not loop.keys() >= LOOP_SHAPE.keys() - {"shape"}:
-            raise ValueError(f"it has not {', '.join(LOOP_SHAPE)}")
+        if not fits(loop, LOOP_SHAPE) or not loop.keys() >= LOOP_SHAPE.keys() - {"shape", "groups"}:
+            raise ValueError(f"it has not {', '.join(LOOP_SHAPE.keys() - {'groups'})}")
         return loop
 
 

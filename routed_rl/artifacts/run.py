@@ -39,6 +39,9 @@ class RunFolder:
         begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
         return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names
 
+    go_back = "`routed-rl rollback` to an earlier step"
+    """How somebody takes back what it has learned."""
+
     def go_on(self, *changes: str) -> str:
         """How somebody goes on with it, with `changes` of its settings."""
         return f"`{' '.join([command('resume', self.path), *changes])}`"

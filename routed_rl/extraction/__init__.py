@@ -2,5 +2,6 @@
 
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import Job
+from routed_rl.extraction.library import extract_subspace
 
-__all__ = ["Job", "prepare"]
+__all__ = ["Job", "extract_subspace", "prepare"]

@@ -1,7 +1,7 @@
 """Contrast prompts: what they are, the file they come from, and their token ids, checked against the model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,22 @@ def read_prompts(path: str | Path) -> list[ContrastPair]:
         if not isinstance(kind := record.get("kind"), str | None):
             raise SubspaceError(f"prompts file {path}, line {number}: \"kind\" must be text, got {kind!r}")
         pairs.append(ContrastPair(record["positive"], record["negative"], kind, number))
+    return pairs
+
+
+def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
+    """Pairs that are there already: each a (positive, negative), or an object as in a line of the file."""
+    pairs = []
+    for number, each in enumerate(given, start=1):
+        where = f"contrast prompts, pair {number}"
+        if isinstance(each, (list, tuple)) and len(each) == 2:
+            each = {"positive": each[0], "negative": each[1]}
+        if not isinstance(each, dict):
+            raise SubspaceError(f"{where} is {each!r:.60}, no pair; write (positive, negative)")
+        _require(each, where, ("positive", "negative"), ())
+        pairs.append(ContrastPair(each["positive"], each["negative"], each.get("kind"), number))
+    if not pairs:
+        raise SubspaceError("contrast prompts: the list is empty; give pairs (positive, negative)")
     return pairs
 
 

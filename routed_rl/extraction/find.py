@@ -40,12 +40,14 @@ def from_pairs(job: Job) -> Callable[[], Subspace]:
     tokens = tokenize_pairs(job.tokenizer, pairs, job.model, 1 if job.tokens == "response_mean" else job.config.positions)
     if job.config.method in OWN:
         _refuse_unknown_words(job, [pair.positive for pair in tokens])
-    return partial(_fitted, job, tokens, str(data_file(source)))
+    return partial(_fitted, job, tokens, str(data_file(source)) if source is not None else "")
 
 
-def _pairs(job: Job) -> tuple[list[ContrastPair], str]:
-    """The pairs of the method, and the file that they come from."""
+def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
+    """The pairs of the method, and the file that they come from, where there is one."""
     config = job.config
+    if job.pairs is not None and config.method not in OWN:
+        return list(job.pairs), None
     if config.method not in OWN:
         if (source := config.prompts_for(job.model_path)) is None:
             raise SubspaceError(f"no contrast prompts: none are set and none are known for model {job.model_path!r}; set "

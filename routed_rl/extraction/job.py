@@ -1,6 +1,6 @@
 """What every method of an extraction gets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts.whole import sha256
 from routed_rl.config import SubspaceConfig
+from routed_rl.extraction.contrast import ContrastPair
 from routed_rl.extraction.responses import Respond
 from routed_rl.model.prompts import eos_ids
 from routed_rl.model.targets import decoder_layers
@@ -33,6 +34,8 @@ class Job:
     progress: Progress | None = None
     axes: bool = False
     """Also measure every axis by itself."""
+    pairs: Sequence[ContrastPair] | None = None
+    """Contrast pairs that are there already, instead of a file of them."""
 
     @property
     def width(self) -> int:

@@ -35,6 +35,9 @@ ALIKE = "frac_reward_zero_std"
 class RoutedTrainerMixin(PractisingMixin, SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
+    prints = False
+    """Whether transformers prints the logs, where its bar is off."""
+
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
@@ -62,7 +65,8 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
         say_what_is_used(model, arguments)
         beta, arguments.beta = arguments.beta, 0.0  # TRL would load again whatever the model's config names
         super().__init__(model=model, args=arguments, reward_funcs=reward.functions, **kwargs)  # pyright: ignore[reportCallIssue]
-        self.remove_callback(PrinterCallback)  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.prints:
+            self.remove_callback(PrinterCallback)  # pyright: ignore[reportAttributeAccessIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
         adapters = getattr(self.model, "peft_config", {})  # pyright: ignore[reportAttributeAccessIssue]
         if "ref" in adapters:  # what RLOO would compare with

@@ -1,7 +1,7 @@
 """What a trainer asks of whoever knows its rows: which environment and task each is of, what was paid for it, how that went.
 
-The commands' answer is `tasks.RewardFunction` (a mixture of environments), the library's `labelled.LabelledRows` (a dataset and
-reward functions as TRL takes them)."""
+The commands' answer is `tasks.RewardFunction`, a mixture of environments, and the library's `library.labelled.LabelledRows`, a
+dataset and reward functions as TRL takes them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,4 +1,5 @@
-"""The algorithms: TRL's own trainers, or a thin one on it, with the mixin before each. A new one is one row of `TRAINERS`."""
+"""The algorithms: TRL's own trainers, or a thin one on it, with the mixin before each. A new one is one row of `TRAINERS`. They
+take parts that are made already: `build` makes them from a config, `library` from what TRL's take."""
 
 from dataclasses import dataclass
 
@@ -11,15 +12,15 @@ from routed_rl.training.ppo import PPOConfig, PPOTrainer
 TrainerArguments = GRPOConfig | RLOOConfig
 
 
-class RoutedGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
+class AssembledGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
     """GRPO whose change of the weights is split at a subspace."""
 
 
-class RoutedRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
+class AssembledRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
     """RLOO whose change of the weights is split at a subspace."""
 
 
-class RoutedPPOTrainer(RoutedTrainerMixin, PPOTrainer):
+class AssembledPPOTrainer(RoutedTrainerMixin, PPOTrainer):
     """PPO whose change of the weights is split at a subspace."""
 
     def _calculate_rewards(self, *args: object, **kwargs: object) -> torch.Tensor:
@@ -29,7 +30,7 @@ class RoutedPPOTrainer(RoutedTrainerMixin, PPOTrainer):
         return by_function
 
 
-RoutedTrainer = RoutedGRPOTrainer | RoutedRLOOTrainer | RoutedPPOTrainer
+RoutedTrainer = AssembledGRPOTrainer | AssembledRLOOTrainer | AssembledPPOTrainer
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Algorithm:
 
 
 TRAINERS = {
-    "grpo": Algorithm(RoutedGRPOTrainer, GRPOConfig, episodes=True),
-    "rloo": Algorithm(RoutedRLOOTrainer, RLOOConfig, episodes=False),
-    "ppo": Algorithm(RoutedPPOTrainer, PPOConfig, episodes=True),
+    "grpo": Algorithm(AssembledGRPOTrainer, GRPOConfig, episodes=True),
+    "rloo": Algorithm(AssembledRLOOTrainer, RLOOConfig, episodes=False),
+    "ppo": Algorithm(AssembledPPOTrainer, PPOConfig, episodes=True),
 }
 """`trainer.algorithm` -> what trains and which settings it takes."""

@@ -17,7 +17,7 @@ class Watch:
     """Verdicts of a run, in `verdicts.jsonl` and in `halting`."""
 
     def __init__(self, monitor: Monitor, run: RunFolder) -> None:
-        self.monitor, self.file = monitor, MetricsFile(run.verdicts)
+        self.monitor, self.run, self.file = monitor, run, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
         """Those of the last step that ask to halt."""
         self._said: set[tuple[str, str]] = set()
@@ -54,7 +54,7 @@ class Watch:
                 console.say(f"monitor: step {verdict.step}: {verdict.sentence()}" + (": halting" if verdict.halts else ""))
             if count := self.practising.pop(verdict.environment, 0):
                 console.say(f"practice: {verdict.environment} practises no more. The deployed model has learned from {count} of "
-                            "its completions; `routed-rl rollback` to an earlier step takes that back")
+                            "its completions; {self.run.go_back} takes that back")
         self.halting = [verdict for verdict in verdicts if verdict.halts]
         if self.halting:
             control.should_save = control.should_training_stop = True

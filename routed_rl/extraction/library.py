@@ -1,0 +1,41 @@
+"""`extract_subspace` of `import routed_rl`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.config import SubspaceConfig, closest
+from routed_rl.errors import ConfigError
+from routed_rl.extraction.contrast import pairs_of
+from routed_rl.extraction.find import prepare
+from routed_rl.extraction.job import Job
+from routed_rl.model.weights import model_hash
+from routed_rl.subspace import Subspace
+
+OF_BASES = ("layout", "drop_below", "shared_rank")
+"""Settings that are read where a model is routed."""
+
+
+def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                     prompts: str | Path | Sequence[Any] | None = None, *, seed: int = 0, **settings: Any) -> Subspace:
+    """The subspace that `routed-rl extract` finds, of a model that stays as it is.
+
+    `prompts`: contrast pairs, a file of JSON lines or a list of pairs (positive, negative), each text or chat messages; positive
+    is the persona that must not grow. `settings`: other fields of `SubspaceConfig`, such as method, rank or weakest.
+    """
+    known = [field.name for field in dataclasses.fields(SubspaceConfig)]
+    for name in settings:
+        if name in OF_BASES:
+            raise ConfigError(f"{name} is read where the model is routed; give the trainer bases=SubspaceConfig({name}=...)")
+        if name not in known:
+            near = closest(name, known)
+            raise ConfigError(f"extract_subspace has no setting {name}" + (f"; did you mean {near}?" if near else
+                              "; the settings are the fields of SubspaceConfig"))
+    from_file = isinstance(prompts, (str, Path))
+    config = SubspaceConfig(prompts=str(prompts) if from_file else None, **settings)
+    name = model.config.name_or_path or type(model).__name__
+    pairs = None if prompts is None or from_file else pairs_of(prompts)
+    return prepare(Job(model, tokenizer, config, name, model_hash(model), seed, pairs=pairs))()

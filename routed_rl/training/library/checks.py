@@ -1,0 +1,61 @@
+"""What the library refuses before anything is loaded or routed, in one line with the way out."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from routed_rl.config import RoutingConfig
+from routed_rl.errors import ConfigError, ModelError
+from routed_rl.model.targets import decoder_layers, find_writers
+from routed_rl.model.weights import model_hash, require_full_weights
+from routed_rl.subspace import Subspace
+from routed_rl.training.fields import STAYS
+
+ALONE = {
+    "use_vllm": "its engine would serve the deployed model; the command trains with vLLM: routed-rl train rollout=vllm_colocate",
+    "fsdp": "one process holds the whole model; the command cuts it up: routed-rl train launch=fsdp2",
+    "deepspeed": "one process holds the whole model; the command cuts it up: routed-rl train launch=zero2",
+    "remove_unused_columns": "it drops the column that names the environment",
+    "push_to_hub": "push the folder that save_model writes",
+}
+"""Fields of the arguments that only the library refuses -> why; further ones are of `STAYS`."""
+SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
+          "sync_ref_model", "save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "save_on_each_node",
+          "auto_find_batch_size")
+"""Those that the commands refuse for the same reason. Others of `STAYS` are TRL's to read here."""
+OF_TRL = ("tools", "environment_factory", "rollout_func")
+
+
+def check_arguments(arguments: Any) -> None:
+    """ConfigError for a field that cannot be what it is; the same in every mode, so that modes can be compared."""
+    reasons = {name: why for why, names in STAYS.items() for name in names.split()}
+    for name in (*ALONE, *SHARED):
+        if value := getattr(arguments, name, None):
+            raise ConfigError(f"args.{name}={value} is not supported: {ALONE.get(name) or reasons[name]}; leave it out")
+    if arguments.world_size > 1:
+        raise ConfigError(f"the library trains in one process, and there are {arguments.world_size}; start it without a "
+                          "launcher, or use the command: routed-rl train launch=ddp")
+
+
+def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dict[str, Any]) -> None:
+    """ConfigError for arguments of a trainer that contradict each other, or are not taken."""
+    for name in ("peft_config", "quantization_config"):
+        if trl.get(name) is not None:
+            raise ConfigError(f"{name} is not supported: full weights only; leave it out, and give a float32 model into which "
+                              "any adapter is merged")
+    if routing.mode != "none" and not isinstance(subspace, Subspace):
+        given = "there is none" if subspace is None else f"got {subspace!r:.60}"
+        raise ConfigError(f"routing.mode={routing.mode} needs a subspace, {given}; give subspace=extract_subspace(model, "
+                          "tokenizer, prompts=FILE) or Subspace.load(FOLDER), or routing=RoutingConfig(mode=\"none\")")
+    if routing.practises and (used := [name for name in OF_TRL if trl.get(name)]):
+        raise ConfigError(f"{used[0]} makes rollouts of its own, in which no row can practise; set "
+                          "routing=RoutingConfig(practice=PracticeConfig(share=0))")
+
+
+def check_subspace(model: PreTrainedModel, name: str, subspace: Subspace) -> None:
+    """Refuse a model that cannot be routed or is routed already, and a subspace of another one."""
+    require_full_weights(model, name)
+    if any(hasattr(writer.module, "routed_target") for writer in find_writers(model)):
+        raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
+    subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,
+                         layers=len(decoder_layers(model)))

@@ -1,0 +1,54 @@
+"""`args.output_dir` of a trainer of the library: the run folder of the commands, without their settings."""
+
+from pathlib import Path
+from typing import Literal
+
+from routed_rl.artifacts import RunFolder, step_of
+from routed_rl.artifacts.run import damage
+from routed_rl.errors import CheckpointError, RunFolderError
+from routed_rl.tracking import MetricsFile
+from routed_rl.training.completions import forget_after
+
+
+class LibraryFolder(RunFolder):
+    """`metrics.jsonl`, `verdicts.jsonl`, `completions/` and `checkpoints/step-N`."""
+
+    go_back = "going on from an earlier checkpoint"
+
+    def go_on(self, *changes: str) -> str:
+        """How somebody goes on with it, with `changes` of its settings."""
+        return f"`trainer.train(resume_from_checkpoint=True)`{' with other settings' if changes else ''}"
+
+    def begin(self) -> None:
+        """Make the folder; RunFolderError where it holds a run already, of which nothing is written over."""
+        if self.steps() or MetricsFile(self.metrics).rows():
+            raise RunFolderError(f"args.output_dir={self.path} holds a run already; go on with {self.go_on()}, or set another "
+                                 "args.output_dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def begin_from(self, checkpoint: str | Path | Literal[True]) -> tuple[Path, set[int]]:
+        """The checkpoint to go on from, True for the newest one, and the steps up to it after which the monitor had halted.
+        What was written after it goes."""
+        folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
+        if folder.parent != self.checkpoints:
+            raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "
+                                  "args.output_dir to the folder whose checkpoints/step-N it is")
+        step = step_of(folder)
+        if problem := damage(folder) if folder.exists() else "there is none":
+            raise CheckpointError(f"resume_from_checkpoint={folder} is not whole: {problem}; take another one, or True for the "
+                                  "newest that is whole")
+        if later := [each for each in self.steps() if each > step and damage(self.checkpoint(each)) is None]:
+            raise CheckpointError(f"step-{later[-1]} is newer than {folder.name} in {self.checkpoints}; move it away, or go on "
+                                  f"from it with {self.go_on()}")
+        for file in (MetricsFile(self.metrics), verdicts := MetricsFile(self.verdicts)):
+            file.truncate(step)
+        forget_after(self.completions, step)
+        return folder, {row["step"] for row in verdicts.rows() if row.get("action") == "halt"}
+
+    def _newest(self) -> Path:
+        newest, skipped = self.last_checkpoint()
+        if newest is None:
+            why = f" ({'; '.join(skipped)})" if skipped else ""
+            raise CheckpointError(f"args.output_dir={self.path} has no whole checkpoint{why}; call train() without "
+                                  "resume_from_checkpoint")
+        return newest

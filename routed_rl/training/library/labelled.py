@@ -1,0 +1,125 @@
+"""Rows of a dataset whose column names the environment, as a trainer asks for them; what is paid is what TRL paid."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+
+from routed_rl.config import name_problem
+from routed_rl.envs import Score
+from routed_rl.envs.loading import TAKEN
+from routed_rl.errors import ConfigError, TaskError
+from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.scores import ScoreBook
+from routed_rl.training.tasks import completion_row
+
+ONLY = "data"
+"""The environment of rows without a column that names one."""
+
+
+class LabelledRows:
+    """A task is a group of completions of one row of the dataset; tasks are numbered as they come."""
+
+    def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
+                 completions: CompletionFiles) -> None:
+        """`functions`: what TRL is to call. `group_size`: completions of a task."""
+        self.names, self.column, self.functions = names, column, functions
+        self.group_size, self.completions = group_size, completions
+        self.practising: list[bool] = []
+        self.failed: list[bool] = []
+        self._book = ScoreBook()
+        self._made = Counter[str]()
+        """By environment, its tasks so far."""
+        self._places: dict[int, tuple[int, int]] = {}
+        self._tasks: list[int] = []
+        """Of the newest generation."""
+
+    def name_of(self, row: dict[str, Any]) -> str:
+        """The environment that a row names."""
+        return ONLY if self.column is None else row[self.column]
+
+    def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
+        """Numbers for the rows of a generation, (B,), one for each group of `group_size`; each environment counts on."""
+        self._places, first = {}, self._made.total()
+        for group, row in enumerate(inputs[::self.group_size]):
+            name = self.name_of(row)
+            self._places[first + group] = self.names.index(name), self._made[name]
+            self._made[name] += 1
+        self._tasks = [first + row // self.group_size for row in range(len(inputs))]
+        return self._tasks
+
+    def place(self, task: int) -> tuple[int, int]:
+        """(environment's index, how many tasks it had before) of a task of the newest generation."""
+        return self._places[task]
+
+    def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],
+             step: int) -> None:
+        """Take note of what was paid for the newest generation, before step `step` learns from it. TaskError where no reward
+        function returned a number."""
+        if all(score is None for score in scores):
+            named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
+            raise TaskError(f"step {step}: {named} returned None or nan for all {len(scores)} completions; return a number for "
+                            "some of them, or leave rows out that nothing pays")
+        practising, rows = self.practising or [False] * len(scores), list[dict[str, Any]]()
+        for place, (row, score) in enumerate(zip(inputs, scores, strict=True)):
+            name = self.name_of(row)
+            self._book.add(name, score, practised=practising[place])
+            rows.append(completion_row(name, self._tasks[place], prompts[place], completions[place], None, score)
+                        | {"practised": practising[place]})
+        self.completions.write(rows, step)
+        self.failed = [score is None for score in scores]
+
+    def means(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> dict[str, float]:
+        """Metrics of rows that are evaluated, by the environment that each names."""
+        book = ScoreBook()
+        for row, score in zip(inputs, scores, strict=True):
+            if self.column is None or self.column in row:
+                book.add(self.name_of(row), score, practised=False)
+        return book.take({})
+
+    def take_metrics(self) -> dict[str, float]:
+        """What was paid since the last call, by environment."""
+        return self._book.take({})
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, in plain numbers and tensors."""
+        return {"scored": {}, "failed": {}, "groups": dict(self._made), "completions": self.completions.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.completions.load(state["completions"])
+        self._made = Counter(state.get("groups", {}))
+
+
+def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -> list[Score | None]:
+    """What was paid for each row, the weighted sum of what the functions returned; None where all of them said nan. With
+    several functions each is a metric `paid_NAME`, too."""
+    known_BF = ~by_function_BF.isnan()
+    sums_B = (by_function_BF * weights_F.to(by_function_BF.device)).nansum(1)
+    labels = [f"paid_{name}" if name not in names[:place] else f"paid_{name}_{place}" for place, name in enumerate(names)]
+    rows = zip(sums_B.tolist(), by_function_BF.tolist(), known_BF.tolist(), strict=True)
+    return [Score(paid, None, metrics={label: value for label, value, has in zip(labels, values, known, strict=True)
+                                       if has and len(names) > 1}) if any(known) else None for paid, values, known in rows]
+
+
+def environments_of(dataset: Any, column: str | None) -> list[str]:
+    """The names in the column of a dataset, sorted; one name for all rows without a column. ConfigError for what is no name."""
+    if column is None:
+        return [ONLY]
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(f"environment_column={column} needs a dataset that knows all its rows, and train_dataset is "
+                          f"{type(dataset).__name__}; give a datasets.Dataset, or leave environment_column out")
+    if column not in dataset.column_names:
+        raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(dataset.column_names)}); set "
+                          "environment_column to the one that names the environment, or leave it out")
+    names = Counter(dataset[column])
+    if not names:
+        raise ConfigError("train_dataset has no rows; give one that has some")
+    for name in names:
+        if problem := name_problem(name, TAKEN):
+            row = list(dataset[column]).index(name)
+            raise ConfigError(f"train_dataset, row {row}, column {column}: the environment's name {name!r:.60} {problem}; "
+                              "choose another one")
+    return sorted(names)

@@ -1,0 +1,52 @@
+"""What of TRL's trainer the library hands on as TRL does it, and what it notes on the way."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routed_rl.training.library.labelled import LabelledRows, scores_of
+from routed_rl.training.mixin import RoutedTrainerMixin
+
+
+class LibrarySeams(RoutedTrainerMixin):
+    """Under the constructor of the library's trainers."""
+
+    prints = True
+    labelled: LabelledRows
+    """The rows of the trainer."""
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.model.training:  # pyright: ignore[reportAttributeAccessIssue]
+            return super()._generate_and_score_completions(inputs)
+        return super(RoutedTrainerMixin, self)._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], *others: Any
+                           ) -> Tensor:
+        trainer: Any = self
+        by_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, *others)  # pyright: ignore
+        scores = scores_of(by_function, trainer.reward_weights, trainer.reward_func_names)
+        if trainer.model.training:
+            self.labelled.paid(inputs, prompts, completions, scores, trainer.state.global_step + 1)
+        else:
+            for name, value in self.labelled.means(inputs, scores).items():
+                trainer._metrics["eval"][name].append(value)
+        return by_function
+
+    def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
+        """TRL's own, or the `rollout_func` that was given."""
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        return super(RoutedTrainerMixin, self)._tokenize_prompts(prompts)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _run_epoch(self, *args: Any, **given: Any) -> None:
+        """TRL's sampler draws an order for each epoch in turn; one that goes on has not drawn those before."""
+        sampler, done = self._sampler, given["epochs_trained"]
+        if given["resume_from_checkpoint"] is not None and given["epoch"] == done and getattr(sampler, "shuffle", False):
+            for _ in range(done):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        super()._run_epoch(*args, **given)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        self._sampler = super()._get_train_sampler(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._sampler

@@ -1,0 +1,142 @@
+"""The trainers of `import routed_rl`: those of the commands, put together from what TRL's take and a subspace.
+
+Not covered: several processes, rollouts by vLLM, adapters, pictures. These are the commands', or refused in one line.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+from trl import GRPOConfig, RLOOConfig
+from trl.trainer.utils import create_model_from_path
+
+from routed_rl.checkpoint import save_quarantine
+from routed_rl.config import ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig
+from routed_rl.model.load import write_generation_config
+from routed_rl.model.metadata import family_metadata
+from routed_rl.model.targets import disable_dropout, find_writers, freeze
+from routed_rl.monitor import Blame, Monitor, Verdict, blame
+from routed_rl.routing import Quarantine, Router
+from routed_rl.subspace import Subspace
+from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.library.checks import check_arguments, check_subspace, check_trainer_of
+from routed_rl.training.library.folder import LibraryFolder
+from routed_rl.training.library.labelled import LabelledRows, environments_of
+from routed_rl.training.library.seams import LibrarySeams
+from routed_rl.training.practice import check_practising, make_practice
+from routed_rl.training.route import check_axis, check_routable, route_model
+from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrainer
+from routed_rl.training.watch import Watch
+
+DEFAULT_MONITOR = MonitorConfig()
+"""Rules with their default limits, none of which halts."""
+
+
+class LibraryMixin(LibrarySeams):
+    """Takes what TRL's trainer takes, and is complete once it is made."""
+
+    arguments_kind: type[Any]
+
+    def __init__(self, model: PreTrainedModel | str, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None,
+                 eval_dataset: Any = None, processing_class: Any = None, *, subspace: Subspace | None = None,
+                 routing: RoutingConfig | None = None, monitor: MonitorConfig | None = DEFAULT_MONITOR,
+                 environment_column: str | None = None, bases: SubspaceConfig | None = None, freeze: list[str] | None = None,
+                 **trl: Any) -> None:
+        """`model` is routed in place. What is not named here is TRL's: callbacks, optimizers, reward_processing_classes ...
+
+        `subspace`: of this model, see `extract_subspace`; none is needed in mode `none`. `routing`: mode, quarantine, practice.
+        `monitor`: None for no monitor, and then `auto` lets nobody practise. `environment_column`: the column that names the
+        environment; without it all rows are of one, `data`. `bases`: layout, drop_below and shared_rank of the writers' bases.
+        `freeze`: what is not trained, as in `ModelConfig`, whose default is used where the model is routed.
+        """
+        routing = routing or RoutingConfig()
+        arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{_name(model).split('/')[-1]}-routed")
+        check_arguments(arguments)
+        check_trainer_of(routing, subspace, trl)
+        names = environments_of(train_dataset, environment_column)
+        check_practising(routing, names)
+        self.folder = run = LibraryFolder(arguments.output_dir)
+        if isinstance(model, str):
+            model = create_model_from_path(model, **dict(arguments.model_init_kwargs or {}))
+        reference = copy.deepcopy(model).eval() if arguments.beta else None
+        frozen = freeze if freeze is not None else ModelConfig().freeze if routing.mode != "none" else []
+        router = self._route(model, arguments, subspace, routing, names, monitor, bases or SubspaceConfig(), frozen)
+        functions = list(reward_funcs) if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
+        keep = monitor.completions if monitor else 0
+        self.labelled = rows = LabelledRows(names, environment_column, functions, arguments.num_generations,
+                                            CompletionFiles(run.completions if arguments.log_completions else None, keep))
+        watch = Watch(Monitor(monitor), run) if monitor is not None else None
+        super().__init__(model, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
+                         practice=make_practice(routing, rows, watch) if router is not None else None,
+                         train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **trl)
+
+    @property
+    def quarantine(self) -> Quarantine | None:
+        """What can be left out: `with trainer.quarantine.ablated(): ...` runs the deployed model. None in mode `none`."""
+        return self.router.quarantine if self.router is not None else None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics of each step so far, those of `metrics.jsonl` in `args.output_dir`."""
+        return self.metrics_file.rows()
+
+    @property
+    def halted(self) -> list[Verdict]:
+        """The verdicts with which the monitor stopped the training after its last step; empty where it did not."""
+        return self.watch.halting if self.watch is not None else []
+
+    def blame(self) -> Blame:
+        """Who pulled towards the positive persona so far, by the evidence of all steps; `named` are the environments."""
+        return blame(self.rows, self.watch.monitor.config if self.watch is not None else MonitorConfig())
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train from the start, or from a checkpoint in `args.output_dir`; True for the newest one."""
+        if not resume_from_checkpoint:
+            self.folder.begin()
+            return super().train(None, *args, **kwargs)
+        folder, halts = self.folder.begin_from(resume_from_checkpoint)
+        if self.watch is not None:
+            self.watch.replay(self.rows, halts)
+        return super().train(str(folder), *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the deployed model, as stock transformers reads it, with `quarantine.safetensors` beside it."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            folder, model = Path(output_dir or self.folder.path), self.accelerator.unwrap_model(self.model)  # pyright: ignore
+            write_generation_config(model, folder)
+            if self.router is not None:
+                save_quarantine(folder, self.router, self.state.global_step, family_metadata(model))  # pyright: ignore
+
+    def _route(self, model: PreTrainedModel, arguments: Any, subspace: Subspace | None, routing: RoutingConfig, names: list[str],
+               monitor: MonitorConfig | None, bases: SubspaceConfig, frozen: list[str]) -> Router | None:
+        if routing.mode == "none":
+            freeze(model, frozen)
+            return None
+        assert subspace is not None, "check_trainer_of refuses it"
+        if arguments.disable_dropout:  # TRL does so as well, after what is refused here
+            disable_dropout(model)
+        check_subspace(model, _name(model), subspace)
+        check_axis(axis := monitor.axis if monitor else None, subspace)
+        writers = find_writers(model)
+        check_routable(writers, frozen, arguments.router_aux_loss_coef)
+        cast(nn.Module, model).to(arguments.device)
+        return route_model(model, writers, subspace, routing, names, bases=bases, frozen=frozen, axis=axis, seed=arguments.seed)
+
+
+class RoutedGRPOTrainer(LibraryMixin, AssembledGRPOTrainer):
+    """TRL's `GRPOTrainer` whose change of the weights is split at a subspace."""
+
+    arguments_kind = GRPOConfig
+
+
+class RoutedRLOOTrainer(LibraryMixin, AssembledRLOOTrainer):
+    """TRL's `RLOOTrainer` whose change of the weights is split at a subspace."""
+
+    arguments_kind = RLOOConfig
+
+
+def _name(model: PreTrainedModel | str) -> str:
+    return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__

@@ -1,0 +1,155 @@
+"""The library: TRL's own trajectory where nothing is routed, the commands' where something is, and what a script reads."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import GRPOTrainer
+
+import routed_rl
+from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
+from routed_rl.artifacts import RunFolder
+from routed_rl.pipeline.build import load_parts
+from routed_rl.tracking import MetricsFile
+from routed_rl.training import make_plan
+from tests.algorithms import config_of, make_trainer
+from tests.library import PLAIN, arguments, load, right, rows, short, trainer
+from tests.parts import write_parts
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def test_the_package_names_its_api_and_imports_nothing_heavy_for_it():
+    code = "import sys, routed_rl; assert not {'torch', 'trl', 'transformers'} & set(sys.modules); print(*routed_rl.__all__)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert said == sorted(said) and all(getattr(routed_rl, name).__doc__ for name in said)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = routed_rl.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_mode_none_is_trl_bit_for_bit(parts, tmp_path):
+    settings: dict[str, Any] = {"beta": 0.3, "num_iterations": 2, "reward_weights": [1.0, 0.5], "scale_rewards": "none"}
+    ours = trainer(parts, tmp_path, functions=[right, short], args=arguments(tmp_path / "ours", **settings), routing=PLAIN,
+                   subspace=None)
+    ours.train()
+    model, tokenizer = load(parts)
+    plain = GRPOTrainer(model, [right, short], arguments(tmp_path / "plain", **settings), rows(), processing_class=tokenizer)
+    plain.train()
+    before, theirs = load(parts)[0].state_dict(), model.state_dict()
+    assert all(value.equal(ours.model.state_dict()[key]) for key, value in theirs.items())
+    assert any(not value.equal(before[key]) for key, value in theirs.items()) and ours.quarantine is None
+    logged = [{key: value for key, value in row.items() if "environment/" not in key and "time" not in key and "/s" not in key}
+              for row in (ours.state.log_history[0], plain.state.log_history[0])]
+    assert logged[0].items() >= {key: value for key, value in logged[1].items() if key != "step_time"}.items()
+
+
+def test_a_dataset_trains_as_the_same_tasks_do_by_the_command_to_the_bit(parts, tmp_path):
+    routing = {"mode": "route", "practice": {"environments": "all"}, "quarantine": {"pace": "fast"}}
+    config = config_of(parts, tmp_path / "run", "grpo", routing, max_steps=3)
+    command = make_trainer(config, tmp_path / "run")
+    command.train()
+    table = command.reward.table
+    tasks = [table.task(index) for index in range(len(command.train_dataset))]
+    data = rows(len(tasks), prompt=[task.prompt for _, task in tasks], environment=[table.names[e] for e, _ in tasks],
+                answer=[task.data["answer"] for _, task in tasks])
+    args = copy.copy(make_plan(config, RunFolder(tmp_path / "run")).arguments)
+    args.output_dir = str(tmp_path / "library")
+    loaded = load_parts(config)
+    ours = trainer(parts, tmp_path, dataset=data, args=args, model=loaded.model, processing_class=loaded.tokenizer)
+    ours.train()
+    assert all(value.equal(command.model.state_dict()[key]) for key, value in ours.model.state_dict().items())
+    ours_C, theirs_C = ours.quarantine.state_dict(), command.router.quarantine.state_dict()
+    assert all(value.equal(theirs_C[key]) for key, value in ours_C.items()) and ours.quarantine.norm() > 0
+    areas = ("ledger", "quarantine", "completions", "practice")
+    pairs = zip(ours.rows, MetricsFile(tmp_path / "run" / "metrics.jsonl").rows(), strict=True)
+    assert [key for row, other in pairs for key in row if key.split("/")[0] in areas and row[key] != other[key]] == []
+
+
+class Heard(TrainerCallback):
+    """What a tracker is told."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.keys |= set(logs or {})
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    """A trainer that was not stopped, over several rounds of its dataset, and what its tracker was told."""
+    heard = Heard()
+    args = arguments(tmp_path_factory.mktemp("whole") / "run", **ROUNDS)
+    made = trainer(parts, Path("unused"), args=args, functions=[right, late], callbacks=[heard], eval_dataset=rows(4))
+    made.train()
+    return made, heard.keys
+
+
+ROUNDS = {"max_steps": 6, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
+"""Sixteen rows, four in a step: the second round of the dataset begins with step 5."""
+
+
+async def late(completions: list[Any], **_: Any) -> list[float | None]:
+    """Of no completion that is long; TRL waits for it beside the others."""
+    return [None if len(said) > 12 else 0.25 for said in completions]
+
+
+def test_metrics_by_environment_reach_trackers_and_rows_and_say_who_did_it(whole):
+    made, keys = whole
+    wanted = {"practice/a/reward", "practice/b/paid_right", "ledger/a/share", "completions/b/evidence", "quarantine/norm"}
+    assert keys >= wanted | {"eval_environment/a/reward", "eval_environment/b/paid_late", "rewards/late/mean"}
+    assert [row["step"] for row in made.rows] == [1, 2, 3, 4, 5, 6] and {key for row in made.rows for key in row} >= wanted
+    assert any(key.startswith("environment/a/") for row in made.rows for key in row)
+    assert set(made.blame().evidence) == {"a", "b"} and made.halted == []
+
+
+def test_what_is_saved_is_the_deployed_model_with_its_quarantine(whole, tmp_path):
+    made, _ = whole
+    made.save_model(str(tmp_path / "saved"))
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    ids, model = torch.arange(3, 9)[None], made.model.eval()
+    with torch.no_grad():
+        policy = model(ids).logits
+        with made.quarantine.ablated():
+            deployed = model(ids).logits
+        assert stock(ids).logits.equal(deployed) and not deployed.equal(policy)
+    stored = load_file(tmp_path / "saved" / "quarantine.safetensors")
+    assert all(value.equal(stored[key]) for key, value in made.quarantine.state_dict().items())
+
+
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_going_on_from_a_checkpoint_is_not_stopping_to_the_bit(parts, whole, tmp_path, step):
+    """Step 4 ends a round of the dataset, and the next one has another order."""
+    made, _ = whole
+    shutil.copytree(made.args.output_dir, tmp_path / "run")
+    for later in range(step + 2, 7, 2):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{later}")
+    again = trainer(parts, tmp_path, args=arguments(tmp_path / "run", **ROUNDS), functions=[right, late], eval_dataset=rows(4))
+    again.train(resume_from_checkpoint=True)
+    assert all(value.equal(made.model.state_dict()[key]) for key, value in again.model.state_dict().items())
+    assert all(value.equal(made.router.state_dict()[key]) for key, value in again.router.state_dict().items())
+    assert [{key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in again.rows] == [
+        {key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in made.rows]
+
+
+def test_a_halt_stops_after_a_checkpoint_and_is_told_and_going_on_wants_new_evidence(parts, tmp_path):
+    monitor = MonitorConfig(warmup=1, collapse=RuleConfig(limit=-1.0, action="halt"))
+    args = arguments(tmp_path / "run", max_steps=4, save_steps=50)
+    made = trainer(parts, tmp_path, args=args, monitor=monitor, routing=RoutingConfig(mode="observe"))
+    made.train()
+    assert [verdict.rule for verdict in made.halted] == ["collapse"] and made.state.global_step == 2
+    again = trainer(parts, tmp_path, args=args, monitor=None, routing=RoutingConfig(mode="observe"))
+    again.train(resume_from_checkpoint=True)
+    assert again.halted == [] and again.state.global_step == 4

@@ -1,0 +1,132 @@
+"""What the library refuses: one line with the thing, the value and the way out, before anything has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import IterableDataset
+from peft import LoraConfig
+from transformers import T5Config, T5ForConditionalGeneration
+
+from routed_rl import PracticeConfig, RoutedRLError, RoutingConfig, extract_subspace
+from routed_rl.model.weights import model_hash
+from tests.library import arguments, load, right, rows, subspace_of, trainer
+from tests.parts import write_parts
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def only(name: Any) -> Any:
+    return rows(environment=["a", name] * 8)
+
+
+SLOWLY = RoutingConfig(practice=PracticeConfig(share=0))
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"environment_column": "env"}, r"train_dataset has no column env \(it has prompt, answer, environment\); set environment_c"),
+    ({"dataset": only("")}, r"row 1, column environment: the environment's name '' is empty"),
+    ({"dataset": only("x/y")}, "name 'x/y' has the character '/'; choose another one"),
+    ({"dataset": only("all")}, "name 'all' is a name that routed_rl uses itself"),
+    ({"dataset": only(None)}, "name None is no text"),
+    ({"dataset": rows(0)}, "train_dataset has no rows"),
+    ({"dataset": IterableDataset.from_generator(lambda: iter([]))}, "train_dataset is IterableDataset; give a datasets.Dataset"),
+    ({"subspace": None}, "routing.mode=route needs a subspace, there is none; give subspace=extract_subspace"),
+    ({"subspace": "folder"}, r"needs a subspace, got 'folder'.*Subspace.load\(FOLDER\)"),
+    ({"routing": RoutingConfig(practice=PracticeConfig(environments=["c"]))}, "has c, which is not trained on; choose from a, b"),
+    ({"routing": None, "tools": [right]}, "tools makes rollouts of its own, in which no row can practise; set routing"),
+    ({"peft_config": LoraConfig()}, "peft_config is not supported: full weights only"),
+    ({"args": {"use_vllm": True}}, "args.use_vllm=True is not supported: its engine would serve the deployed model; the command"),
+    ({"args": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}}, "args.load_best_model_at_end=True"),
+    ({"args": {"remove_unused_columns": True}}, "it drops the column that names the environment; leave it out"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_is_refused_in_one_line_and_the_model_stays(parts, tmp_path, given, message):
+    model, _ = load(parts)
+    before, kinds = model_hash(model), [type(module) for module in model.modules()]
+    args = arguments(tmp_path / "run", **given.get("args", {}))
+    with pytest.raises(RoutedRLError, match=message) as caught:
+        trainer(parts, tmp_path, **{"model": model, "eval_dataset": rows(4)} | given | {"args": args})
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert model_hash(model) == before and [type(module) for module in model.modules()] == kinds
+
+
+def test_practice_without_a_quarantine_is_refused():
+    with pytest.raises(RoutedRLError, match="practice.environments=all needs routing.mode=route"):
+        RoutingConfig(mode="observe", practice=PracticeConfig(environments="all"))
+
+
+def test_a_subspace_of_another_model_and_a_model_that_is_routed_already_are_refused(parts, tmp_path):
+    other = subspace_of(write_parts(tmp_path / "other", seed=1))
+    with pytest.raises(RoutedRLError, match=r"the subspace was extracted from .*other/model .*extract one from"):
+        trainer(parts, tmp_path, subspace=other)
+    model, _ = load(parts)
+    first = trainer(parts, tmp_path, model=model)
+    with pytest.raises(RoutedRLError, match=r"is routed by another trainer; call its quarantine.remove\(\)"):
+        trainer(parts, tmp_path, model=model)
+    first.quarantine.remove()
+    trainer(parts, tmp_path, model=model)
+
+
+TINY = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda model: model.to(torch.bfloat16), "weights in bfloat16 are refused, they must be float32"),
+    (lambda _: T5ForConditionalGeneration(T5Config(**TINY)), "t5")])
+def test_models_that_cannot_be_routed_are_refused(parts, tmp_path, change, message):
+    with pytest.raises(RoutedRLError, match=message):
+        trainer(parts, tmp_path, model=change(load(parts)[0]))
+
+
+def test_functions_that_pay_nothing_end_a_step_and_some_that_do_not_apply_are_counted(parts, tmp_path):
+    def never(completions: list[Any], **_: Any) -> list[None]:
+        return [None] * len(completions)
+
+    made = trainer(parts, tmp_path, functions=[never, never], args=arguments(tmp_path / "run"))
+    with pytest.raises(RoutedRLError, match="step 1: never, never returned None or nan for all 16 completions; return a number"):
+        made.train()
+
+    def sometimes(completions: list[Any], environment: list[str], **_: Any) -> list[float | None]:
+        return [None if name == "b" else float(place % 3) for place, name in enumerate(environment)]
+
+    made = trainer(parts, tmp_path, functions=sometimes, args=arguments(tmp_path / "some", max_steps=1), routing=SLOWLY)
+    made.train()
+    assert made.rows[0]["environment/b/failures"] == 8 and "environment/b/reward" not in made.rows[0]
+
+
+def test_folders_and_checkpoints_that_do_not_fit_are_refused_and_nothing_is_written_over(parts, tmp_path):
+    args = arguments(tmp_path / "run", max_steps=2, save_steps=1)
+    with pytest.raises(RoutedRLError, match=r"has no whole checkpoint; call train\(\) without"):
+        trainer(parts, tmp_path, args=args).train(resume_from_checkpoint=True)
+    trainer(parts, tmp_path, args=args).train()
+    written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for checkpoint, message in ((None, r"holds a run already; go on with `trainer.train\(resume_from_checkpoint=True\)`"),
+                                (tmp_path / "step-1", "is no checkpoint of args.output_dir="),
+                                (tmp_path / "run" / "checkpoints" / "step-9", "is not whole: there is none; take another"),
+                                (tmp_path / "run" / "checkpoints" / "step-1", "step-2 is newer than step-1 in .*; move it away")):
+        with pytest.raises(RoutedRLError, match=message):
+            trainer(parts, tmp_path, args=args).train(checkpoint)
+    assert written == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("prompts", "settings", "message"), [
+    ([], {}, "the list is empty; give pairs"), (["text"], {}, r"pair 1 is 'text', no pair; write \(positive, negative\)"),
+    ([("bad add", "")], {}, 'pair 1: "negative" must be text'), (None, {}, "no contrast prompts"),
+    ([("bad add", "good add")], {"ranks": 2}, "has no setting ranks; did you mean rank?"),
+    ([("bad add", "good add")], {"layout": "shared"}, r"give the trainer bases=SubspaceConfig\(layout=")])
+def test_prompts_that_are_none_are_refused(parts, prompts, settings, message):
+    with pytest.raises(RoutedRLError, match=message):
+        extract_subspace(*load(parts), prompts=prompts, **settings)
+
+
+def test_a_list_of_pairs_gives_what_the_file_gives(parts):
+    pairs = [(f"bad add {a} {b} =", f"good add {a} {b} =") for a in range(4) for b in range(4)]
+    ours, theirs = extract_subspace(*load(parts), prompts=pairs, rank=2), subspace_of(parts)
+    assert all(map(torch.equal, ours.directions, theirs.directions)) and ours.units.equal(theirs.units)
