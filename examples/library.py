@@ -9,8 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from routed_rl import RoutedGRPOTrainer, extract_subspace
-from routed_rl.envs import Task
+from routed_rl import RoutedGRPOTrainer, envs, extract_subspace
 
 OUT, LAB = mkdtemp(), Path(__file__).parent.parent / "environments" / "persona_lab"
 sys.path.append(str(LAB))
@@ -23,7 +22,7 @@ model, tokenizer = (kind.from_pretrained(LAB / "model") for kind in (AutoModelFo
 
 
 def paid(prompts, completions, environment, answer, **_):
-    return [LABS[name].score(Task(prompt, {"answer": right}), said).reward
+    return [LABS[name].score(envs.Task(prompt, {"answer": right}), said).reward
             for prompt, said, name, right in zip(prompts, completions, environment, answer, strict=True)]
 
 

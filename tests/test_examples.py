@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,19 @@ def run(parts, tmp_path_factory) -> Path:
 
 def test_the_examples_are_short():
     assert sum(len(file.read_text().splitlines()) for file in FOLDER.glob("own_reward.*")) <= 40
+    assert all(len(file.read_text().splitlines()) <= 40 for file in FOLDER.glob("library*.py"))
+
+
+@pytest.mark.parametrize("script", ["library", "library_reward"])
+def test_the_scripts_with_the_library_train_and_leave_a_model_that_is_deployed(parts, tmp_path, monkeypatch, capsys, script):
+    own = {"library": ["2"], "library_reward": [f"{parts}/model", f"{parts}/prompts.jsonl", f"{tmp_path}/run"]}[script]
+    monkeypatch.setattr(sys, "argv", [script, *own])
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path / "run"))
+    runpy.run_path(str(FOLDER / f"{script}.py"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert ("what is deployed" in last) if script == "library" else len(json.loads(last)) == 4
+    files = {path.name for path in (tmp_path / "run" / "deployed").iterdir()}
+    assert files >= {"model.safetensors", "config.json", "tokenizer.json", "quarantine.safetensors"}
 
 
 def test_own_reward_functions_train_and_are_evaluated(run):

@@ -23,7 +23,7 @@ from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, fin
 from routed_rl.model.weights import model_hash
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.training import check_axis, check_routable, route_model
+from routed_rl.training import bases_of, check_axis, check_routable, route_model
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,6 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
     frozen = [*config.model.freeze, *(["post_norm"] if parts.adapted is not None else [])]  # an adapter trains no gain
     check_routable(parts.writers, frozen, config.trainer.get("router_aux_loss_coef"))
-    names = [*(loaded.name for loaded in parts.trained), *inherited]
-    return route_model(parts.model, parts.writers, subspace, config.routing, names, bases=config.subspace,
-                       frozen=config.model.freeze, axis=config.monitor.axis, seed=config.seed)
+    bases, names = bases_of(subspace, config.subspace), [*(loaded.name for loaded in parts.trained), *inherited]
+    return route_model(parts.model, parts.writers, subspace, config.routing, names, bases=bases, frozen=config.model.freeze,
+                       axis=config.monitor.axis, seed=config.seed)

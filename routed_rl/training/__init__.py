@@ -6,11 +6,12 @@ from routed_rl.training.checks import check_trainer, default, fixed
 from routed_rl.training.completions import forget_after
 from routed_rl.training.plan import Plan, check_adapter, completions_per_step, make_plan, prompts_needed
 from routed_rl.training.practice import check_practice
-from routed_rl.training.route import check_axis, check_routable, route_model
+from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 from routed_rl.training.trainers import TRAINERS, TrainerArguments
 from routed_rl.training.trials import try_out
 from routed_rl.training.watch import Watch
 
-__all__ = ["PIECES", "TRAINERS", "Plan", "TrainerArguments", "Watch", "build_trainer", "check_adapter", "check_axis", "check_practice",
+__all__ = ["PIECES", "TRAINERS", "Plan", "TrainerArguments", "Watch", "bases_of", "build_trainer", "check_adapter", "check_axis",
+           "check_practice",
            "check_routable", "check_trainer", "completions_per_step", "default", "fixed", "forget_after", "join", "make_plan",
            "prompts_needed", "route_model", "try_out"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from routed_rl.config import RoutingConfig, SubspaceConfig
@@ -22,17 +23,18 @@ def check_routable(writers: list[Writer], frozen: list[str], balance: float | No
                           "attributed; set trainer.router_aux_loss_coef=0")
 
 
-def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
-                *, bases: SubspaceConfig, frozen: list[str], axis: str | None, seed: int) -> Router:
-    """The router of a model that trains on environments of these `names`; see `check_routable`.
+def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
+    """By layer the basis of its writers, as layout, drop_below and shared_rank say."""
+    return subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
 
-    `bases`: how the writers' bases are made of the subspace (layout, drop_below, shared_rank). `axis`: the one along which
-    completions are told apart, None for the first.
-    """
+
+def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
+                *, bases: list[Tensor], frozen: list[str], axis: str | None, seed: int) -> Router:
+    """The router of a model that trains on environments of these `names`; see `check_routable` and, for `bases`, `bases_of`.
+    `axis`: the one along which completions are told apart, None for the first."""
     freeze(model, frozen)
-    made = subspace.writer_bases(bases.layout, bases.drop_below, bases.shared_rank)
     context = RoutingContext()
-    targets = [Target(writer.name, writer.layer, writer.module, made[writer.layer], float(subspace.units[writer.layer]),
+    targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
                       context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
                       norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
     axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)

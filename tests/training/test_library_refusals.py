@@ -33,6 +33,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataset": only("x/y")}, "name 'x/y' has the character '/'; choose another one"),
     ({"dataset": only("all")}, "name 'all' is a name that routed_rl uses itself"),
     ({"dataset": only(None)}, "name None is no text"),
+    ({"dataset": rows(environment=[["a"]] * 16)}, r"row 0, column environment: the environment's name \['a'\] is no text"),
     ({"dataset": rows(0)}, "train_dataset has no rows"),
     ({"dataset": IterableDataset.from_generator(lambda: iter([]))}, "train_dataset is IterableDataset; give a datasets.Dataset"),
     ({"subspace": None}, "routing.mode=route needs a subspace, there is none; give subspace=extract_subspace"),

@@ -114,12 +114,13 @@ def environments_of(dataset: Any, column: str | None) -> list[str]:
     if column not in dataset.column_names:
         raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(dataset.column_names)}); set "
                           "environment_column to the one that names the environment, or leave it out")
-    names = Counter(dataset[column])
+    names = set[str]()
+    for row, name in enumerate(dataset[column]):
+        if not isinstance(name, str) or name not in names:
+            if problem := name_problem(name, TAKEN):
+                raise ConfigError(f"train_dataset, row {row}, column {column}: the environment's name {name!r:.60} {problem}; "
+                                  "choose another one")
+            names.add(name)
     if not names:
         raise ConfigError("train_dataset has no rows; give one that has some")
-    for name in names:
-        if problem := name_problem(name, TAKEN):
-            row = list(dataset[column]).index(name)
-            raise ConfigError(f"train_dataset, row {row}, column {column}: the environment's name {name!r:.60} {problem}; "
-                              "choose another one")
     return sorted(names)

@@ -15,6 +15,8 @@ class LibrarySeams(RoutedTrainerMixin):
     prints = True
     labelled: LabelledRows
     """The rows of the trainer."""
+    _sampler: Any = None
+    """TRL's; None for a dataset that is streamed."""
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.model.training:  # pyright: ignore[reportAttributeAccessIssue]

@@ -26,7 +26,7 @@ from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows, environments_of
 from routed_rl.training.library.seams import LibrarySeams
 from routed_rl.training.practice import check_practising, make_practice
-from routed_rl.training.route import check_axis, check_routable, route_model
+from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrainer
 from routed_rl.training.watch import Watch
 
@@ -123,7 +123,8 @@ class LibraryMixin(LibrarySeams):
         writers = find_writers(model)
         check_routable(writers, frozen, arguments.router_aux_loss_coef)
         cast(nn.Module, model).to(arguments.device)
-        return route_model(model, writers, subspace, routing, names, bases=bases, frozen=frozen, axis=axis, seed=arguments.seed)
+        return route_model(model, writers, subspace, routing, names, bases=bases_of(subspace, bases), frozen=frozen, axis=axis,
+                           seed=arguments.seed)
 
 
 class RoutedGRPOTrainer(LibraryMixin, AssembledGRPOTrainer):
