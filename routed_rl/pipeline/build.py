@@ -15,7 +15,7 @@ from routed_rl.artifacts import RunFolder, resolve, sealed_folder
 from routed_rl.checkpoint import load_quarantine, read_weights
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
-from routed_rl.errors import ConfigError, ModelError, SubspaceError
+from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.extraction import Job, prepare
 from routed_rl.model.adapter import attach, merge
 from routed_rl.model.load import load_model, load_tokenizer, write_generation_config
