@@ -98,6 +98,6 @@ def test_settings_that_cannot_be_are_refused_before_a_model_is_loaded(overrides,
 def test_the_group_sets_a_rate_of_its_own_and_single_settings_follow_it():
     config = compose(["model.adapter.r=32", "model.adapter=lora", "model.dtype=bfloat16"])
     assert (config.model.adapter.kind, config.model.adapter.r, config.model.dtype) == ("lora", 32, "bfloat16")
-    assert config.trainer["learning_rate"] == 10 * compose([]).trainer["learning_rate"]
+    assert config.trainer["learning_rate"] == 5 * compose([]).trainer["learning_rate"]
     assert compose(["model.adapter=lora", "trainer.learning_rate=1e-4"]).trainer["learning_rate"] == 1e-4
     assert compose([]).model.adapter.kind == "none" and not compose([]).model.adapter.trains
