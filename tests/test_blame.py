@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor import RULES, Monitor, blame
 from routed_rl.pipeline.summary import sentence
@@ -75,6 +76,14 @@ def test_nobody_practises_on_probation_nor_while_evidence_gathers_nor_after_a_ve
     assert watch(tmp_path, a=[0.0] * 10 + [4.0] + [0.0] * 5).trusted("a", 10) == ["a"], "it had come to nothing"
     named = watch(tmp_path, a=[9.0] * 9 + [0.0] * 60, b=[0.0] * 69)
     assert named.trusted("ab", 10) == ["b"], "silence is no proof: a policy that games every check pulls no longer"
+
+
+def test_who_is_named_is_told_what_it_practised_and_how_that_is_taken_back(tmp_path, capsys):
+    found = Watch(Monitor(MonitorConfig(warmup=0)), RunFolder(tmp_path))
+    for step, evidence in enumerate([0.0, 9.0], 1):
+        found.see({"step": step, "completions/a/evidence": evidence, "practice/a/completions": 48}, SimpleNamespace())
+    assert ("practice: a practises no more. The deployed model has learned from 96 of its completions; `routed-rl rollback` to an "
+            "earlier step takes that back") in capsys.readouterr().out
 
 
 def test_practice_comes_back_only_where_other_environments_begin(tmp_path):

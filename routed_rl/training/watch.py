@@ -54,7 +54,7 @@ class Watch:
                 console.say(f"monitor: step {verdict.step}: {verdict.sentence()}" + (": halting" if verdict.halts else ""))
             if count := self.practising.pop(verdict.environment, 0):
                 console.say(f"practice: {verdict.environment} practises no more. The deployed model has learned from {count} of "
-                            "its completions; {self.run.go_back} takes that back")
+                            f"its completions; {self.run.go_back} takes that back")
         self.halting = [verdict for verdict in verdicts if verdict.halts]
         if self.halting:
             control.should_save = control.should_training_stop = True
