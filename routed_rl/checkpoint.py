@@ -155,7 +155,7 @@ def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
     with going_on_from(file):
         loop = torch.load(file, weights_only=True)
         if not fits(loop, LOOP_SHAPE) or not loop.keys() >= LOOP_SHAPE.keys() - {"shape", "groups"}:
-            raise ValueError(f"it has not {', '.join(LOOP_SHAPE.keys() - {'groups'})}")
+            raise ValueError(f"it has not {', '.join(name for name in LOOP_SHAPE if name != 'groups')}")
         return loop
 
 

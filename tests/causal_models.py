@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from routed_rl.errors import ModelError
 from routed_rl.model.families import Family
 from routed_rl.model.recognise import WAY_OUT, recognise
+from tests.families import make_all_matter
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -124,17 +125,10 @@ def tiny_causal(kind: str, seed: int = 0, **given: Any) -> PreTrainedModel:
             if any(word in name for word in ("dropout", "pdrop", "layerdrop")) and isinstance(value, float) and name not in given:
                 setattr(part, name, 0.0)
     model = AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * 0.8 / parameter.shape[-1] ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
-        for name, buffer in model.named_buffers():
-            if name.endswith("layer_scalar"):  # of the whole stream; 1 where it is not trained
-                buffer.fill_(0.9)
+    make_all_matter(model, seed)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):  # of the whole stream; 1 where it is not trained
+            buffer.fill_(0.9)
     return model.eval()
 
 

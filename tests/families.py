@@ -48,15 +48,20 @@ CONFIGS: dict[str, Callable[..., object]] = {
 FAMILIES = tuple(CONFIGS)
 
 
-def tiny(family: str, *, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32, **config) -> PreTrainedModel:
-    """A random model whose layers, gains and biases all matter (the stock initialisation makes most of them no-ops)."""
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](num_hidden_layers=layers, **config))
+@torch.no_grad()
+def make_all_matter(model: PreTrainedModel, seed: int) -> None:
+    """Random weights with which layers, gains and biases all do something (the stock initialisation makes most no-ops)."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * 0.8 / parameter.shape[-1] ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:
+            parameter.copy_(noise * 0.8 / parameter.shape[-1] ** 0.5)
+        else:
+            parameter.add_(0.2 * noise)
+
+
+def tiny(family: str, *, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32, **config) -> PreTrainedModel:
+    """A random model, see `make_all_matter`."""
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](num_hidden_layers=layers, **config))
+    make_all_matter(model, seed)
     return model.to(dtype).eval()

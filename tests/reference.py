@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from routed_rl.model.targets import freeze
 from routed_rl.routing import Target
-from tests.builders import FROZEN, Batch, Run, columns
+from tests.builders import FROZEN, Batch, Run, batch, columns
 from tests.clamped import clamped_model
 
 
@@ -31,6 +31,16 @@ class Reference:
         model, leaves = clamped_model(self.run.model, self.run.targets, contained=True)
         freeze(model, FROZEN)
         return model, leaves, [p for p in model.parameters() if p.requires_grad]
+
+    def train_beside(self, run: Run, steps: int) -> None:
+        """Give `run` and this the same batches."""
+        for step in range(steps):
+            present = [(0, 1, 2), (2, 0), (1,)][step % 3]  # Interleaved; environments come and go.
+            micro_batches = [batch(seed=100 * step + i, rows=4, environments=present[:: 1 - 2 * i]) for i in range(2)]
+            for rows in micro_batches:
+                run.backward(rows)
+            run.step()
+            self.step(micro_batches)
 
     def step(self, micro_batches: list[Batch]) -> None:
         self.steps += 1

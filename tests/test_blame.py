@@ -82,8 +82,8 @@ def test_who_is_named_is_told_what_it_practised_and_how_that_is_taken_back(tmp_p
     found = Watch(Monitor(MonitorConfig(warmup=0)), RunFolder(tmp_path))
     for step, evidence in enumerate([0.0, 9.0], 1):
         found.see({"step": step, "completions/a/evidence": evidence, "practice/a/completions": 48}, SimpleNamespace())
-    assert ("practice: a practises no more. The deployed model has learned from 96 of its completions; `routed-rl rollback` to an "
-            "earlier step takes that back") in capsys.readouterr().out
+    assert ("practice: a practises no more. The deployed model has learned from 96 of its completions; `routed-rl rollback` to "
+            "an earlier step takes that back") in capsys.readouterr().out
 
 
 def test_practice_comes_back_only_where_other_environments_begin(tmp_path):

@@ -23,7 +23,7 @@ from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts, load_parts, make_router
-from routed_rl.pipeline.record import read_config
+from routed_rl.pipeline.record import read_config, require_base
 from routed_rl.report import not_scored
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
@@ -43,9 +43,7 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
         raise ConfigError(f"{target} trained a LoRA (model.adapter={config.model.adapter.kind}), which cannot be audited group "
                           "by group yet; `routed-rl evaluate` compares base, policy and deployed model")
     parts = load_parts(config)
-    if (was := run.facts().get("model_hash", parts.hash)) != parts.hash:
-        raise CheckpointError(f"{config.model.path} is not the base model of {target}: its weights are {parts.hash[:12]}, the "
-                              f"run began with {was[:12]}; put that model back")
+    require_base(run, config, parts.hash)
     meter = _Meter(parts, settings, _chosen(parts, envs), Subspace.load(run.subspace) if run.subspace.exists() else None)
     base, deployed = _weights(parts.model), checkpoint.read_weights(parts.model, folder)
     names = changed(base, deployed)

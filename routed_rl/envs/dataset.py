@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from routed_rl.envs.core import Prompt, Score, Task
-from routed_rl.envs.rewards import Functions, Said
+from routed_rl.envs.rewards import Functions, Said, paid_labels
 from routed_rl.envs.splits import divided, prompt_keys
 from routed_rl.envs.table import SPLIT, read_table
 from routed_rl.errors import ConfigError
@@ -99,11 +99,10 @@ def _weights(given: list[float] | None, functions: Functions) -> list[float]:
 
 
 def _by_function(names: Sequence[str], paid: Said) -> dict[str, float]:
-    """What each of several functions paid, as a metric `paid_NAME`; a second one of the same name has its number, too."""
+    """What each of several functions paid, as a metric."""
     if len(names) == 1:
         return {}
-    labels = [f"paid_{name}" if name not in names[:place] else f"paid_{name}_{place}" for place, name in enumerate(names)]
-    return {label: value for label, value in zip(labels, paid.values, strict=True) if value is not None}
+    return {label: value for label, value in zip(paid_labels(names), paid.values, strict=True) if value is not None}
 
 
 def _one(setting: str, path: Any, columns: Sequence[str]) -> Functions:

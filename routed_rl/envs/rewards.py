@@ -91,6 +91,11 @@ class Functions:
         return self._loop.run_until_complete(together())
 
 
+def paid_labels(names: Sequence[str]) -> list[str]:
+    """By function the metric of what it paid, `paid_NAME`; a second one of the same name has its number, too."""
+    return [f"paid_{name}" if name not in names[:place] else f"paid_{name}_{place}" for place, name in enumerate(names)]
+
+
 async def _at_once(value: Any) -> Any:
     return value
 

@@ -14,7 +14,7 @@ from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.config.checks import first_difference
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
-from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.training import fixed
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -25,6 +25,13 @@ def new_folder(config: Config) -> RunFolder:
     run = RunFolder(config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}")
     run.refuse_if_taken()
     return run
+
+
+def require_base(run: RunFolder, config: Config, digest: str) -> None:
+    """CheckpointError where the weights of the base model, of this hash, are not those that the run began with."""
+    if (was := run.facts().get("model_hash", digest)) != digest:
+        raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
+                              f"began with {was[:12]}; put that model back")
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:

@@ -84,8 +84,7 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
     with console.progress("train", "steps") as advance, STOP.stepping():
         trainer = build_trainer(plan, parts.learner, parts.tokenizer, parts.trained, router, watch=watch,
                                 callbacks=[Telling(advance, tracker)], fresh_from=fresh_from_step(plan.run), served=served,
-                                parity=parity,
-                                evaluator=partial(measure_during, parts, router, served),
+                                parity=parity, evaluator=partial(measure_during, parts, router, served),
                                 listener=tracker.row if tracker else None)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if trainer.stopped:

@@ -9,7 +9,7 @@ from routed_rl import export as exporting
 from routed_rl.artifacts import RunFolder, alone_in, alone_making, step_of, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
-from routed_rl.errors import CheckFailed, CheckpointError, ConfigError
+from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.model.weights import model_hash
 from routed_rl.pipeline import summary
@@ -17,7 +17,7 @@ from routed_rl.pipeline.build import Parts, extraction_job, load_base, load_part
 from routed_rl.pipeline.keeping import choose, measure_kept
 from routed_rl.pipeline.kept import Asked, Base, check, decide, refuse, say, shares_of, write_deployed
 from routed_rl.pipeline.measuring import curve, measure, measure_both
-from routed_rl.pipeline.record import inherited, read_config
+from routed_rl.pipeline.record import inherited, read_config, require_base
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.rollout import Served, check_engine
 from routed_rl.routing import Router
@@ -171,9 +171,7 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None) -> Base | None:
     run.require_checkpoint(step)
     exporting.refuse_foreign(Path(out))  # before the work
     model, tokenizer = load_base(config)
-    if (was := run.facts().get("model_hash")) not in (None, digest := model_hash(model)):
-        raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
-                              f"began with {str(was)[:12]}; put that model back")
+    require_base(run, config, model_hash(model))
     return model, tokenizer
 
 

@@ -21,7 +21,6 @@ CONTROL_KINDS = ("isotropic", "matched")
 """Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
 AWAY = 0.05
 """A part's shift away from the positive persona, in gaps, up to which it stands nowhere as long as no other was fast."""
-
 OF_NO_WRITER = 0.1
 """In place of a writers' pace where only LoRAs of readers are trained: what is learned there takes ten times a weight's rate."""
 

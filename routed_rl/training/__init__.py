@@ -12,6 +12,5 @@ from routed_rl.training.trials import try_out
 from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "Plan", "TrainerArguments", "Watch", "bases_of", "build_trainer", "check_adapter", "check_axis",
-           "check_practice",
-           "check_routable", "check_trainer", "completions_per_step", "default", "fixed", "forget_after", "join", "make_plan",
-           "prompts_needed", "route_model", "try_out"]
+           "check_practice", "check_routable", "check_trainer", "completions_per_step", "default", "fixed", "forget_after",
+           "join", "make_plan", "prompts_needed", "route_model", "try_out"]

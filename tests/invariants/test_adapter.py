@@ -106,13 +106,7 @@ def test_parts_and_adapter_after_twenty_steps_are_those_of_an_independent_refere
     for (_, ours), (_, theirs) in zip(factors(run.model).items(), factors(twin.model).items(), strict=True):
         theirs.data.copy_(ours.data)
     reference = LoraReference(twin, tiny("gpt2", dtype=torch.float64))
-    for step in range(20):
-        present = [(0, 1, 2), (2, 0), (1,)][step % 3]
-        micro_batches = [batch(seed=100 * step + i, rows=4, environments=present[:: 1 - 2 * i]) for i in range(2)]
-        for rows in micro_batches:
-            run.backward(rows)
-        run.step()
-        reference.step(micro_batches)
+    reference.train_beside(run, 20)
     for target in run.targets:
         expected = reference.state[target.name]["C"]
         assert relative(target.weight.up.weight, reference.ups[target.name]) < 10 * bar

@@ -173,13 +173,7 @@ def test_observed_parts_do_not_sum_to_the_coefficients():
 def test_parts_after_twenty_steps_are_those_of_an_independent_reference(dtype, bar):
     run = Run(tiny("gpt2", dtype=dtype), environments=3)
     reference = Reference(Run(tiny("gpt2", dtype=torch.float64), environments=3, mode="none"))
-    for step in range(20):
-        present = [(0, 1, 2), (2, 0), (1,)][step % 3]  # Interleaved; environments come and go.
-        micro_batches = [batch(seed=100 * step + i, rows=4, environments=present[:: 1 - 2 * i]) for i in range(2)]
-        for rows in micro_batches:
-            run.backward(rows)
-        run.step()
-        reference.step(micro_batches)
+    reference.train_beside(run, 20)
     for target in run.targets:
         expected = reference.state[target.name]["C"]
         for e in range(3):

@@ -10,6 +10,7 @@ from torch import Tensor
 from routed_rl.config import name_problem
 from routed_rl.envs import Score
 from routed_rl.envs.loading import TAKEN
+from routed_rl.envs.rewards import paid_labels
 from routed_rl.errors import ConfigError, TaskError
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.scores import ScoreBook
@@ -95,10 +96,10 @@ class LabelledRows:
 
 def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -> list[Score | None]:
     """What was paid for each row, the weighted sum of what the functions returned; None where all of them said nan. With
-    several functions each is a metric `paid_NAME`, too."""
+    several functions each is a metric, too."""
     known_BF = ~by_function_BF.isnan()
     sums_B = (by_function_BF * weights_F.to(by_function_BF.device)).nansum(1)
-    labels = [f"paid_{name}" if name not in names[:place] else f"paid_{name}_{place}" for place, name in enumerate(names)]
+    labels = paid_labels(names)
     rows = zip(sums_B.tolist(), by_function_BF.tolist(), known_BF.tolist(), strict=True)
     return [Score(paid, None, metrics={label: value for label, value, has in zip(labels, values, known, strict=True)
                                        if has and len(names) > 1}) if any(known) else None for paid, values, known in rows]
