@@ -37,6 +37,17 @@ def test_evidence_that_is_not_enough_is_undecided_and_says_so():
     assert who.named == [] and who.suspected == ["a"] and who.sentence({}).startswith("it is undecided whether a (4.0) pulled")
 
 
+def test_little_evidence_is_enough_while_the_own_part_stands_far_towards_the_persona():
+    """In a small batch the few steps in which a loophole is found are little evidence by themselves."""
+    found = rows(a=[1.5] * 4 + [0.0] * 6, b=[1.5] * 4 + [0.0] * 6, c=[0.4] * 10)
+    stands = {"a": 0.31, "b": 0.29, "c": 9.0}
+    standing = {f"ledger/{name}/shift/persona": shift for name, shift in stands.items()}
+    who = blame([row | standing for row in found], MonitorConfig())
+    assert who.named == ["a"] and who.suspected == ["b"] and who.evidence["c"] == 0.0
+    later = [row | {"ledger/a/shift/persona": 0.31 * (step > 8)} for step, row in enumerate(rows(a=[1.5] * 4 + [0.0] * 6))]
+    assert blame(later, MonitorConfig()).named == [], "the evidence had come to nothing when the part stood there"
+
+
 def test_once_one_is_found_another_needs_twice_the_pull():
     """The part of the first one moves everybody's stream."""
     late = rows(a=[5.0] * 4 + [0.0] * 40, b=[0.0] * 4 + [0.9] * 40)

@@ -29,7 +29,7 @@ from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
 
 SHIFT = "shift"
-"""The measure that stands for the shift along the first axis, mean over layers."""
+"""The measure that stands for the shift along the first axis, weighted mean over layers."""
 Measures = dict[str, float]
 
 
@@ -101,7 +101,8 @@ class _Meter:
         if name is not None:
             self.probes[name] = {axis: {"normalised": shift.normalised[:, place].tolist(), "raw": shift.raw[:, place].tolist()}
                                  for place, axis in enumerate(self.subspace.axis_names)}
-        return measures | {SHIFT: float(shift.normalised[:, 0].mean())}
+        weights = self.subspace.layer_weights().to(shift.normalised)
+        return measures | {SHIFT: float(shift.normalised[:, 0] @ weights / weights.sum())}
 
 
 def _measure(meter: _Meter, sets: list[frozenset[str]], base: State, deployed: State,

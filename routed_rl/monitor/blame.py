@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from routed_rl.config import MonitorConfig, RuleConfig
-from routed_rl.monitor.judge import SUSPICION, Monitor
+from routed_rl.monitor.judge import STANDING, SUSPICION, Monitor
 from routed_rl.monitor.rules import Row
 
 
@@ -21,17 +21,19 @@ class Blame:
     evidence: Mapping[str, float]
     """By environment, the most that was summed up in standard errors of a step, above what a pull of no meaning has."""
     limits: Mapping[str, float]
-    """What must be passed to be named."""
+    """What must be passed to be named by the evidence alone."""
+    found: Collection[str]
+    """Environments whose evidence passed its limit, or a share of it while their own part stood far enough (`STANDING`)."""
 
     @property
     def named(self) -> list[str]:
         """Environments that pulled towards the positive persona, beyond what the run's own noise does."""
-        return [name for name, found in self.evidence.items() if found > self.limits[name]]
+        return [name for name in self.evidence if name in self.found]
 
     @property
     def suspected(self) -> list[str]:
         """Of those that are not named, the ones against which evidence had gathered."""
-        return [name for name, found in self.evidence.items() if SUSPICION * self.limits[name] < found <= self.limits[name]]
+        return [name for name, found in self.evidence.items() if name not in self.found and found > SUSPICION * self.limits[name]]
 
     @property
     def margin(self) -> float | None:
@@ -53,7 +55,8 @@ class Blame:
                     + (f"; the next is {listed(rest)}" if rest else ""))
         if self.suspected:
             takes = min(self.limits[name] for name in self.suspected)
-            return f"it is undecided whether {listed(self.suspected)} pulled towards the positive persona: a name takes {takes:g}"
+            return (f"it is undecided whether {listed(self.suspected)} pulled towards the positive persona: a name takes "
+                    f"{takes:g}, or {SUSPICION * takes:g} while its own part stands {STANDING:g} gaps towards it")
         return "no environment pulled towards the positive persona"
 
     def record(self) -> dict[str, Any]:
@@ -73,4 +76,5 @@ def blame(rows: Iterable[Row], config: MonitorConfig, ignore: Collection[str] = 
         for (_, name), detector in monitor.detectors.items():
             most[name] = max(most.get(name, 0.0), detector.unbroken)
     ordered = dict(sorted(most.items(), key=lambda pair: -pair[1]))
-    return Blame(ordered, {name: limit for name in ordered if (limit := rule.limit_of(name)) is not None})
+    limits = {name: limit for name in ordered if (limit := rule.limit_of(name)) is not None}
+    return Blame(ordered, limits, monitor.found)

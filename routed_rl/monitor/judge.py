@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from routed_rl.config import MonitorConfig, RuleConfig
-from routed_rl.monitor.rules import RULES, Row, shift_growth
+from routed_rl.monitor.rules import RULES, Row, shift, shift_growth
 
 SUSPICION = 1 / 3
 """Share of the evidence rule's limit from which on an environment is suspected."""
+STANDING = 0.3
+"""Gaps by which an environment's own part stands towards the positive persona, from which on that share is the limit: a policy
+that has found its loophole in a few steps pulls no longer, and in a small batch those steps are little evidence by themselves."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Monitor:
         """The verdicts on the step of `row`: of each rule and environment that is past its limit."""
         self.said = []
         step, before, self.before = int(row["step"]), self.before, row
+        standing = shift(row, self.config.axis)
         for environment, growth in shift_growth(row, before, self.config.axis).items():
             self.onsets.setdefault(environment, Detector()).see(step, growth, self.config.change, 0.0, sums=True)
         for name, rule in RULES.items():
@@ -105,6 +109,8 @@ class Monitor:
                 if environment in self.ignore or limit is None:
                     continue
                 detector = self.detectors.setdefault((name, environment), Detector())
+                if rule.of_pull and standing.get(environment, 0.0) > STANDING:
+                    limit *= SUSPICION
                 if rule.of_pull and self.found - {environment}:
                     reading -= settings.allowance
                 value = detector.see(step, reading, settings, limit, sums=rule.sums)

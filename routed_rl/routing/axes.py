@@ -3,6 +3,7 @@
 Shape letters: L layers, J axes, D stream width, B rows of a micro-batch, T tokens, K rank, N inputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,15 @@ class Axes:
     """Per layer (D, J)."""
     scales: Tensor
     """(L, J): the length that counts as 1."""
+    weights: Tensor
+    """(L,): how much each layer counts in a mean over layers."""
+
+    def shares(self, layers: Sequence[int]) -> dict[int, float]:
+        """The weights of some layers, made to sum to 1; equal where all of them are 0."""
+        weights = self.weights[list(layers)].double()
+        if not bool(weights.any()):
+            weights = torch.ones_like(weights)
+        return dict(zip(layers, (weights / weights.sum()).tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,12 +90,12 @@ class LedgerBook:
         return row
 
     def _shifts(self) -> list[list[float]]:
-        """Per environment the shift along each axis, (E, J): writers add up along the stream, then the mean over layers."""
-        layers = sorted(self._effects)
-        streams = accumulate(self._effects[layer] for layer in layers)
-        along = [stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]
-                 for layer, stream in zip(layers, streams, strict=True)]
-        return (sum(along[1:], along[0]) / len(along)).tolist()
+        """Per environment the shift along each axis, (E, J): writers add up along the stream, then the layers' weighted mean."""
+        shares = self.axes.shares(sorted(self._effects))
+        streams = accumulate(self._effects[layer] for layer in shares)
+        along = [share * stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]
+                 for (layer, share), stream in zip(shares.items(), streams, strict=True)]
+        return sum(along[1:], along[0]).tolist()
 
     def _control(self, kind: str) -> dict[str, float]:
         if self._energies is None:

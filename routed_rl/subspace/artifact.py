@@ -111,6 +111,14 @@ class Subspace:
         rank = self.directions[layer].shape[1]
         return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
+    def layer_weights(self) -> Tensor:
+        """(L,): how much each layer counts where shifts are averaged over layers: 2 AUROC - 1 of the persona axis on prompts
+        that were held out, so 0 where the axis does not tell the personas apart. The gap between the personas is the unit of a
+        layer's shift, and there it is tiny: any change would be many gaps. All 1 where nothing was held out."""
+        found = [row.get("auroc") for row in self.quality.get("layers", [])]
+        weights = torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found])
+        return weights if len(weights) == self.provenance.layers and bool(weights.any()) else torch.ones(self.provenance.layers)
+
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """Refuse a model other than the one this was extracted from, with the difference."""
         ours = self.provenance

@@ -37,7 +37,7 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
     targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
                       context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
                       norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
-    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales)
+    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales, subspace.layer_weights())
     rows = RowBook(targets, axes, axis)
     return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
 

@@ -92,7 +92,9 @@ def test_the_policys_shift_is_that_of_the_merged_policy_in_stock_transformers(ru
     expected = shift_between(seen[0], seen[1], subspace.scales).normalised[:, 0]
     shift = found["probes"]["policy"]["persona"]["normalised"]
     torch.testing.assert_close(torch.tensor(shift), expected, rtol=1e-3, atol=1e-5)
-    assert found["models"]["policy"]["shift"] == pytest.approx(sum(shift) / 4, abs=1e-6)
+    weights = [2 * layer["auroc"] - 1 for layer in subspace.quality["layers"]]
+    mean = sum(weight * each for weight, each in zip(weights, shift, strict=True)) / sum(weights)
+    assert found["models"]["policy"]["shift"] == pytest.approx(mean, abs=1e-6) and min(weights) < 0.1 < max(weights)
     assert found["probes"]["base"]["persona"]["normalised"] == [0.0] * 4 and expected.abs().min() > 1e-3
 
 

@@ -19,6 +19,8 @@ EXACT = 1e-10
 """float64 rounding through a few thousand operations."""
 NORM_IN_FLOAT32 = 5e-5
 """Hugging Face's RMSNorm casts to float32, amplified by cancelling terms."""
+SHARES = (2 / 3, 1 / 3)
+"""Of the builder's two layers in a mean over layers."""
 
 
 def told(family: str = "gpt2", mode: str = "route", *, rows: bool = True, axis: str | None = None,
@@ -59,8 +61,8 @@ def reference(run: Run, batches: list[Batch], axis: int, *, contained: bool) -> 
         ledgers = torch.stack(grads[target.name])
         pushes.append((ledgers * target.coefficients).sum((1, 2)))
         stream = ledgers @ target.tape.mean() @ target.pair.basis.mT  # of two layers: the first writes into both
-        shifts.append(sum(stream @ run.axes.directions[layer][:, axis].double() / run.axes.scales[layer, axis].double()
-                          for layer in range(target.layer, 2)) / 2)
+        shifts.append(sum(SHARES[layer] * stream @ run.axes.directions[layer][:, axis].double()
+                          / run.axes.scales[layer, axis].double() for layer in range(target.layer, 2)))
     return pushes, shifts
 
 
@@ -108,8 +110,8 @@ def test_rows_of_an_environment_sum_to_what_its_fresh_gradient_did(mode):
             fresh = delta[e] - factor[e] / (1 - beta1) * beta1 * moment[e]
             push += (fresh * coefficients).sum() / norm
             effect = target.pair.basis @ (fresh @ mean)
-            shift += sum(effect @ run.axes.directions[layer][:, 0].double() / run.axes.scales[layer, 0].double()
-                         for layer in range(target.layer, 2)) / 2
+            shift += sum(SHARES[layer] * effect @ run.axes.directions[layer][:, 0].double()
+                         / run.axes.scales[layer, 0].double() for layer in range(target.layer, 2))
         sums = rows.sums(e)
         assert sums["own_shift"] == pytest.approx(float(shift), rel=1e-8) and shift != 0
         assert 0 <= sums["own_shift_up"] >= sums["own_shift"]

@@ -158,3 +158,10 @@ def test_a_sealed_folder_whose_record_is_anything_is_refused_in_one_line(tmp_pat
     with pytest.raises(SubspaceError) as caught:
         Subspace.load(tmp_path / "t")
     assert "\n" not in str(caught.value)
+
+
+def test_a_layer_counts_by_how_well_its_axis_separates_and_one_that_does_not_counts_nothing():
+    found = [make(quality={"layers": [{"auroc": value} for value in auroc]}).layer_weights().tolist()
+             for auroc in ((0.75, 1.0), (0.5, 0.75), (0.3, 1.0), (None, 0.75), (0.4, 0.5), (None, None))]
+    assert found == [[0.5, 1.0], [0.0, 0.5], [0.0, 1.0], [0.0, 0.5], [1.0, 1.0], [1.0, 1.0]]
+    assert make(quality={}).layer_weights().tolist() == [1.0, 1.0]
