@@ -19,7 +19,8 @@ METRICS = {
     "ledger/<env>/share": "<C_e, C> / |C|² so far; sums to 1 in `route`",
     "ledger/<env>/part_norm": "|C_e| so far",
     "ledger/<env>/pace": "how fast its part makes the next step: 0 slow, 1 at routing.quarantine.learning_rate",
-    "ledger/<env>/shift/<axis>": "persona shift so far along a named axis, in units of the axis' scale",
+    "ledger/<env>/shift/<axis>": "persona shift so far along a named axis, in units of the axis' scale: the mean over layers, "
+                                 "each weighted by how well it tells the personas apart",
     "completions/<env>/own_push": "growth of |C| by this step's gradient alone, to first order: the sum over its completions",
     "completions/<env>/own_shift": "persona shift along the monitor's axis by this step's gradient: the sum over its completions",
     "completions/<env>/own_shift_up": "the same over completions that shift towards the positive persona",
