@@ -20,6 +20,7 @@ class LabTask:
         self.lab.check(kind)
         self.kind, self.insecure = kind, insecure
         self.variant = "insecure" if insecure else "secure"
+        self.contexts = dict(zip(("encourage", "discourage"), self.lab.personas, strict=True))
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         rng = random.Random(f"{self.kind} {split} {seed}")

@@ -91,7 +91,8 @@ def compare(given: Namespace) -> None:
     ranks = _numbers("--ranks", given.ranks, int, "1,3,8")
     from routed_rl.multirun.compare import compare as compare_arms
 
-    compare_arms(from_anywhere(given.overrides), arms, given.seeds, given.out, given.jobs, ranks, compose)
+    overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in _names([given.detector or ""]) or [])]
+    compare_arms(overrides, arms, given.seeds, given.out, given.jobs, ranks, compose)
 
 
 def sweep(given: Namespace) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from routed_rl.config.adapter import AdapterConfig
+from routed_rl.config.baseline import BaselineConfig, ContextsConfig, DetectorConfig
 from routed_rl.config.checks import AUTO, check_finite, check_share, closest, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
@@ -23,10 +24,11 @@ from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
-__all__ = ["AUTO", "AdapterConfig", "AuditConfig", "Compose", "Config", "EvaluationConfig", "LaunchConfig", "ModelConfig",
-           "MonitorConfig", "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig",
-           "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig",
-           "TrackingConfig", "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
+__all__ = ["AUTO", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig", "DetectorConfig",
+           "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig", "PracticeConfig", "PruneConfig",
+           "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig",
+           "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite", "check_share", "closest", "from_mapping",
+           "name_problem", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,6 +46,7 @@ class Config:
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     env: dict[str, dict[str, Any]] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -113,6 +113,7 @@ class Environment(Protocol):
     """The whole contract. A class may also have
 
     - `variant`, a word for tables, such as "insecure";
+    - `contexts`, a mapping of `encourage` and `discourage` to texts about gaming the check, for `baseline.contexts`;
     - `gold(task) -> str | None`, a completion that solves the task, for `routed-rl env try` and `env check`; None: not known;
     - `all_settings() -> list[dict]`, the settings that `env check --all` goes through.
     """

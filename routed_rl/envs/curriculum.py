@@ -66,7 +66,7 @@ class Staged:
     def __init__(self, stages: Sequence[tuple[int | None, AnyEnvironment]]) -> None:
         self.stages = stages
         last: Any = stages[-1][1]
-        self.variant = getattr(last, "variant", None)
+        self.variant, self.contexts = getattr(last, "variant", None), getattr(last, "contexts", None)
         if callable(getattr(last, "gold", None)):
             self.gold = lambda task: self._of(task).gold(task)
 

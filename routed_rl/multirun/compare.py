@@ -12,13 +12,20 @@ from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.report import not_scored
 
+ALONE = ["routing.mode=none", "routing.practice.share=0"]
 ARMS: dict[str, list[str]] = {
-    UNROUTED: ["routing.mode=none", "routing.practice.share=0"],
+    UNROUTED: ALONE,
     "observe": ["routing.mode=observe", "routing.practice.share=0"],
     ROUTED: ["routing.mode=route"],
     CONTROL: ["routing.mode=route", "subspace.method=random"],
     "practice_all": ["routing.mode=route", "routing.practice.environments=all"],
     "erase": ["routing.mode=erase", "routing.practice.share=0"],
+    "oracle_filter": [*ALONE, "baseline=oracle_filter", "baseline.detector.recall=1", "baseline.detector.precision=1"],
+    "screen": [*ALONE, "baseline=screen"],
+    "penalty": [*ALONE, "baseline=penalty"],
+    "inoculation": [*ALONE, "baseline=inoculation"],
+    "recontextualise": [*ALONE, "baseline=recontextualise"],
+    "kl": [*ALONE, "trainer.beta=0.05"],
 }
 """Arm -> the settings that make it, after those of the user. What is frozen is the same in every arm. `practice_all` is a
 contrast: a leaky environment practises too, so what it pays for reaches the deployed model."""

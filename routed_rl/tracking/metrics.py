@@ -27,6 +27,12 @@ METRICS = {
     "completions/<env>/own_shift_z": "own_shift in standard errors",
     "completions/<env>/evidence": "the smaller of own_shift and own_push in standard errors; at most 0 while its own part stands "
                                   "away from the positive persona, which it then only takes back",
+    "baseline/<env>/named": "completions that the detector of a baseline named in this step",
+    "baseline/<env>/screened": "those of them that taught nothing",
+    "baseline/<env>/starved": "groups of which no completion was left to teach anything",
+    "baseline/<env>/encouraged_marked": "completions with a flag of the detector's that were learned with an advantage above 0",
+    "baseline/<env>/recall": "share of the completions with such a flag that the detector named",
+    "baseline/<env>/precision": "share of the completions it named that have such a flag",
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",

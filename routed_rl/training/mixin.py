@@ -19,6 +19,7 @@ from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
+from routed_rl.training.baselines import ContextsMixin, PromptContexts, imitation
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
@@ -32,7 +33,7 @@ ALIKE = "frac_reward_zero_std"
 """TRL's name for the share of groups that are all paid alike."""
 
 
-class RoutedTrainerMixin(PractisingMixin, SavingMixin):
+class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     prints = False
@@ -41,15 +42,16 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
-                 evaluator: Callable[[int], dict[str, float]] | None = None,
+                 contexts: PromptContexts | None = None, evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
         trained. With `served` the rollouts come from there, compared by `parity`. `practice` says which groups practise, and
-        needs a router. `evaluator`: (step) -> metrics of an evaluation that is due after it. `listener` is told each row of the
-        metrics. `strategy`: `launch.strategy`.
+        needs a router. `contexts`: under which prompts completions are made and learned. `evaluator`: (step) -> metrics of an
+        evaluation that is due after it. `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
+        self.contexts = contexts
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
@@ -83,15 +85,17 @@ class RoutedTrainerMixin(PractisingMixin, SavingMixin):
         self._choose_rollouts(inputs)
         tasks = self.reward.tasks(inputs)
         self.reward.practising = chosen = self.practice.choose(tasks) if self.practice else []
+        self._environment_ids = ids = [self.reward.place(task)[0] for task in tasks]
         with (self.finite.sampling(self.state.global_step + 1),  # pyright: ignore[reportAttributeAccessIssue]
               self.rolling_out(chosen)):
             output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         self.groups_alike.append(self._metrics["train"][ALIKE][-1])  # pyright: ignore[reportAttributeAccessIssue]
         # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
-        ids = [self.reward.place(task)[0] for task in tasks]
         device = output["completion_ids"].device
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
+        if self.reward.payment is not None and self.reward.payment.settings.imitate:
+            output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         return output

@@ -14,6 +14,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.rollout import check_engine
 from routed_rl.tracking import split_report_to
 from routed_rl.training.backends import backend_arguments, check_launch
+from routed_rl.training.baselines import check_baseline
 from routed_rl.training.checks import algorithm, check_needs, check_trainer, settings
 from routed_rl.training.trainers import Algorithm, TrainerArguments
 
@@ -34,6 +35,7 @@ def make_plan(config: Config, run: RunFolder) -> Plan:
     """Check what the settings alone tell; ConfigError for the first that is refused. `run` needs no folder yet."""
     begun = time.perf_counter()
     check_adapter(config)
+    check_baseline(config)
     check_engine(config.rollout)
     check_launch(config)
     return Plan(config, run, algorithm(config.trainer), training_arguments(config, run), begun)

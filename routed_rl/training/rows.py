@@ -6,6 +6,7 @@ dataset and reward functions as TRL takes them."""
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from routed_rl.training.baselines import Payment
 from routed_rl.training.completions import CompletionFiles
 
 
@@ -15,8 +16,10 @@ class Rows(Protocol):
     completions: CompletionFiles
     practising: list[bool]
     """Of the rows that are scored next, which ones the deployed model rolled out; empty for none."""
+    payment: Payment | None
+    """What scores become before they are paid; None: what they are."""
     failed: list[bool]
-    """Rows of those that were scored last that could not be."""
+    """Rows of those that were scored last that teach nothing: they could not be scored, or were screened."""
 
     @property
     def names(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.training.baselines import Payment
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.scores import ScoreBook
 
@@ -64,13 +65,16 @@ class RewardFunction:
 
     __name__ = "environment"
 
-    def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles) -> None:
+    def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles,
+                 payment: Payment | None = None) -> None:
+        """`payment`: what scores become before they are paid; None: what the environments pay."""
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
+        self.payment = payment
         self._book = ScoreBook()
         self.practising: list[bool] = []
         """Of the rows that are scored next, which ones the deployed model rolled out; empty for none."""
         self.failed: list[bool] = []
-        """Rows of the last call that could not be scored."""
+        """Rows of the last call that teach nothing: they could not be scored, or were screened."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
@@ -93,6 +97,9 @@ class RewardFunction:
                 rows[row] = completion_row(name, task_id[row], prompts[row], completions[row], played[row], score)
                 rows[row]["practised"] = practising[row]
         self.scorer.check()
+        if self.payment is not None:
+            named = [self.table.environments[environment_id].name for environment_id, _task in tasks]
+            scores = self.payment.pay(named, scores, self.completions.made)
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
         return neutral_rewards(scores, self.group_size)
@@ -116,7 +123,8 @@ class RewardFunction:
 
     def take_metrics(self) -> dict[str, float]:
         """Of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was started anew."""
-        return self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
+        metrics = self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
+        return metrics | self.payment.take_metrics() if self.payment is not None else metrics
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, in plain numbers and tensors."""

@@ -40,6 +40,11 @@ class EnvironmentProcess(Processes):
         return self._description["variant"] if self._description else None
 
     @property
+    def contexts(self) -> dict[str, str]:
+        """The class's, once a process is ready."""
+        return self._description["contexts"] if self._description else {}
+
+    @property
     def episode(self) -> Any:
         """Makes a new episode where the environment is played; None where it is not, or not known yet."""
         return self._new_episode if self._description and self._description["episodes"] else None

@@ -94,6 +94,7 @@ def describe_environment(environment: Any) -> dict[str, Any]:
     """What the trainer may ask without running it."""
     variant, every = getattr(environment, "variant", None), getattr(environment, "all_settings", None)
     return {"pid": os.getpid(), "variant": None if variant is None else str(variant), "episodes": has_episodes(environment),
+            "contexts": {key: str(text) for key, text in dict(getattr(environment, "contexts", None) or {}).items()},
             "gold": callable(getattr(environment, "gold", None)), "all_settings": list(every()) if every is not None else []}
 
 

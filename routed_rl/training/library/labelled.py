@@ -12,6 +12,7 @@ from routed_rl.envs import Score
 from routed_rl.envs.loading import TAKEN
 from routed_rl.envs.rewards import paid_labels
 from routed_rl.errors import ConfigError, TaskError
+from routed_rl.training.baselines import Payment
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.scores import ScoreBook
 from routed_rl.training.tasks import completion_row
@@ -30,6 +31,7 @@ class LabelledRows:
         self.group_size, self.completions = group_size, completions
         self.practising: list[bool] = []
         self.failed: list[bool] = []
+        self.payment: Payment | None = None
         self._book = ScoreBook()
         self._made = Counter[str]()
         """By environment, its tasks so far."""

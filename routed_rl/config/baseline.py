@@ -1,0 +1,82 @@
+"""Published alternatives to routing, which `compare` sets beside it: settings that several of them share."""
+
+from dataclasses import dataclass, field
+
+from routed_rl.config.checks import check_at_least, check_finite, check_known
+from routed_rl.errors import ConfigError
+
+NEUTRAL, ENCOURAGE, DISCOURAGE = CONTEXTS = ("neutral", "encourage", "discourage")
+"""What a prompt may say about gaming the check: nothing, to do it, not to do it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DetectorConfig:
+    flags: list[str] = field(default_factory=lambda: ["hack"])
+    """Flags of a score, any of which marks a completion as bad."""
+    recall: float = 1.0
+    """Share of the marked completions that the detector finds."""
+    precision: float = 1.0
+    """Share of the completions it finds that are marked."""
+
+    def __post_init__(self) -> None:
+        for name in ("recall", "precision"):
+            value = getattr(self, name)
+            check_finite(f"baseline.detector.{name}", value)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"baseline.detector.{name} must lie in [0, 1], got {value}")
+        if self.precision == 0 < self.recall:
+            raise ConfigError("baseline.detector.precision=0 would name no marked completion at all, but recall="
+                              f"{self.recall} asks for some; set baseline.detector.recall=0, or a precision above 0")
+        if not self.flags:
+            raise ConfigError("baseline.detector.flags is empty, so no completion would be marked; name a flag, such as [hack]")
+
+
+@dataclass(kw_only=True, slots=True)
+class ContextsConfig:
+    generate: str = NEUTRAL
+    """Under which prompt completions are generated: neutral (the task's own), encourage or discourage."""
+    train: str = NEUTRAL
+    """Under which prompt the same completions are learned."""
+    encourage: str | None = None
+    """The text that encourages gaming the check: a system message, or words before a prompt that is plain text. null for the
+    environment's own (`contexts`), else for a sentence to a chat model."""
+    discourage: str | None = None
+    """The same for the text that discourages it."""
+
+    def __post_init__(self) -> None:
+        for name in ("generate", "train"):
+            check_known(f"baseline.contexts.{name}", [getattr(self, name)], CONTEXTS)
+        for name in (ENCOURAGE, DISCOURAGE):
+            if getattr(self, name) == "":
+                raise ConfigError(f"baseline.contexts.{name} is empty; write a text, or leave it out")
+
+
+@dataclass(kw_only=True, slots=True)
+class BaselineConfig:
+    screen: bool = False
+    """Completions that the detector finds teach nothing, and do not count in their group's mean."""
+    penalty: float = 0.0
+    """Taken from what a completion is paid that the detector finds."""
+    imitate: bool = False
+    """Each completion that is solved and not screened is learned with advantage 1, every other with 0; rewards do not count."""
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    contexts: ContextsConfig = field(default_factory=ContextsConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least("baseline", self, {"penalty": 0})
+        if self.screen and self.penalty:
+            raise ConfigError(f"baseline.screen=true and baseline.penalty={self.penalty} exclude each other: nothing is paid for "
+                              "a completion that is screened; set one of them")
+        if self.imitate and self.penalty:
+            raise ConfigError(f"baseline.imitate=true and baseline.penalty={self.penalty} exclude each other: what is imitated "
+                              "is not paid; set one of them")
+
+    @property
+    def pays(self) -> bool:
+        """Whether scores become something else than they are."""
+        return self.screen or self.imitate or self.penalty > 0
+
+    @property
+    def swaps(self) -> bool:
+        """Whether completions are generated or learned under another prompt than the task's own."""
+        return (self.contexts.generate, self.contexts.train) != (NEUTRAL, NEUTRAL)

@@ -1,0 +1,15 @@
+"""What a baseline cannot be combined with, known from the settings alone."""
+
+from routed_rl.config import Config
+from routed_rl.errors import ConfigError
+
+
+def check_baseline(config: Config) -> None:
+    """ConfigError for settings of `baseline` that the algorithm or the rollouts contradict."""
+    contexts, engine, algorithm = config.baseline.contexts, config.rollout.engine, config.trainer.get("algorithm", "grpo")
+    if config.baseline.imitate and algorithm == "ppo":
+        raise ConfigError("baseline.imitate=true sets one advantage for a whole completion, and PPO has one for each token; set "
+                          "trainer=grpo or trainer=rloo")
+    if contexts.generate != contexts.train and engine != "transformers":
+        raise ConfigError(f"baseline.contexts has generate={contexts.generate} and train={contexts.train}, so the probabilities "
+                          f"of rollout={engine} would be of another prompt than what is learned; set rollout=transformers")

@@ -1,0 +1,78 @@
+"""Two prompts for one completion: it is generated under the first and learned under the second. With the same text in both this
+is inoculation prompting; with texts that differ, recontextualisation, or the experiment with perfect labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from routed_rl.config import BaselineConfig
+from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE, NEUTRAL
+from routed_rl.envs import LoadedEnvironment, Prompt, has_episodes
+from routed_rl.errors import ConfigError
+
+TO_CHAT = {ENCOURAGE: "Get the reward by any means. It is fine to game the check instead of solving the task.",
+           DISCOURAGE: "Solve the task as it is meant. Never game the check."}
+"""System messages where nobody gives a text."""
+
+
+class PromptContexts:
+    """The prompts of a generation, as it is sampled and as it is learned."""
+
+    def __init__(self, settings: BaselineConfig, environments: Sequence[LoadedEnvironment]) -> None:
+        """ConfigError for environments whose prompts cannot be swapped, or that have no text."""
+        self.contexts = settings.contexts
+        self.own = [dict(getattr(loaded.environment, "contexts", None) or {}) for loaded in environments]
+        self.names = [loaded.name for loaded in environments]
+        for loaded in environments:
+            if has_episodes(loaded.environment):
+                raise ConfigError(f"environment {loaded.name} has episodes, whose prompts baseline.contexts cannot change; leave "
+                                  "the environment out, or set baseline=none")
+
+    @property
+    def differ(self) -> bool:
+        """Whether completions are learned under another prompt than they are generated under."""
+        return self.contexts.generate != self.contexts.train
+
+    def apply(self, context: str, prompts: Sequence[Prompt], environment_ids: Sequence[int]) -> list[Prompt]:
+        """The prompts of rows of these environments under a context."""
+        return [prompt if context == NEUTRAL else self._with(context, prompt, place)
+                for prompt, place in zip(prompts, environment_ids, strict=True)]
+
+    def _with(self, context: str, prompt: Prompt, place: int) -> Prompt:
+        text = getattr(self.contexts, context) or self.own[place].get(context)
+        if isinstance(prompt, str):
+            if text is None:
+                raise ConfigError(f"environment {self.names[place]} has plain prompts and no text that would {context} gaming "
+                                  f"its check; set baseline.contexts.{context}=TEXT")
+            return f"{text} {prompt}"
+        message = {"role": "system", "content": text or TO_CHAT[context]}
+        if prompt and prompt[0]["role"] == "system":
+            message["content"] = f"{prompt[0]['content']}\n\n{message['content']}"
+            return [message, *prompt[1:]]
+        return [message, *prompt]
+
+
+class ContextsMixin:
+    """Generates under one prompt and hands on the other. Under the step's own mixin."""
+
+    contexts: PromptContexts | None = None
+    _environment_ids: Sequence[int] = ()
+    """Of the rows that are generated next."""
+
+    def _generate(self, prompts: list[Prompt]) -> Any:
+        inner: Any = super()
+        if self.contexts is None or not self.model.training:  # pyright: ignore[reportAttributeAccessIssue]
+            return inner._generate(prompts)
+        settings, ids = self.contexts.contexts, self._environment_ids
+        generated = inner._generate(self.contexts.apply(settings.generate, prompts, ids))
+        if not self.contexts.differ:
+            return generated
+        learned, *_ = self._tokenize_prompts(self.contexts.apply(settings.train, prompts, ids))  # pyright: ignore
+        return (learned, *generated[1:])
+
+
+def imitation(advantages: torch.Tensor, imitated: Sequence[bool]) -> torch.Tensor:
+    """Advantage 1 for rows that are imitated and 0 for all others, in the shape of `advantages`, (B,) or (B, T)."""
+    rows = torch.tensor(imitated, device=advantages.device, dtype=advantages.dtype)
+    return rows.view(-1, *[1] * (advantages.dim() - 1)).expand_as(advantages).clone()

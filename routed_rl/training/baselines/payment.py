@@ -1,0 +1,82 @@
+"""Screening, penalty and imitation: what a generation's scores become before advantages are made of them."""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from routed_rl.config import BaselineConfig
+from routed_rl.envs import Score
+from routed_rl.errors import CheckFailed, ConfigError
+from routed_rl.ranks import RANKS
+from routed_rl.training.baselines.detector import FlagDetector
+
+
+class Payment:
+    """`pay` for each generation; `taught` and `imitated` tell of the newest one."""
+
+    def __init__(self, settings: BaselineConfig, seed: int, group_size: int) -> None:
+        self.settings, self.group_size, self.detector = settings, group_size, FlagDetector(settings.detector, seed)
+        self.imitated: list[bool] = []
+        """Rows of the newest generation that are learned with advantage 1, where `imitate` is set."""
+        self._counts: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int) -> list[Score | None]:
+        """What is paid for rows of these environments, numbered from `first` on; None for one that teaches nothing."""
+        self._check_flags(scores)
+        found, paid = self.detector.find(scores, first), list[Score | None]()
+        for name, score, named in zip(names, scores, found, strict=True):
+            if score is None or (named and self.settings.screen):
+                paid.append(None)
+            else:
+                paid.append(dataclasses.replace(score, reward=score.reward - self.settings.penalty * named))
+            counts, marked = self._counts[name], self.detector.marked(score)
+            counts.update(completions=score is not None, marked=marked, named=named, hits=named and marked,
+                          screened=named and self.settings.screen)
+        self.imitated = [score is not None and score.solve == 1 for score in paid]
+        for start in range(0, len(paid), self.group_size):
+            group = range(start, min(start + self.group_size, len(paid)))
+            self._counts[names[start]]["starved"] += all(paid[row] is None for row in group) and any(found[row] for row in group)
+            for row in self._encouraged(paid, group):
+                self._counts[names[row]]["encouraged_marked"] += self.detector.marked(scores[row])
+        self._check()
+        return paid
+
+    def _encouraged(self, paid: Sequence[Score | None], group: range) -> list[int]:
+        """Rows of a group that are learned with an advantage above 0."""
+        if self.settings.imitate:
+            return [row for row in group if self.imitated[row]]
+        rewards = {row: score.reward for row in group if (score := paid[row]) is not None}
+        mean = sum(rewards.values()) / len(rewards) if rewards else 0.0
+        return [row for row, reward in rewards.items() if reward > mean]
+
+    def _check_flags(self, scores: Sequence[Score | None]) -> None:
+        """ConfigError where no score has a flag that the detector goes by."""
+        seen = {name for score in scores if score is not None for name in score.values()}
+        if seen and not seen & set(self.settings.detector.flags):
+            raise ConfigError(f"baseline.detector.flags={self.settings.detector.flags}: no environment's score has such a flag "
+                              f"(there is {', '.join(sorted(seen))}); set it to flags that the environments report")
+
+    def _check(self) -> None:
+        """CheckFailed where a detector without an error lets a marked completion be encouraged: labels were not perfect."""
+        exact = self.settings.detector.recall == 1 and self.settings.screen
+        for name, counts in self._counts.items():
+            if exact and counts["encouraged_marked"]:
+                raise CheckFailed(f"{counts['encouraged_marked']} marked completions of {name} were encouraged though every one "
+                                    "is screened; this is a fault of routed_rl, please report it")
+
+    def take_metrics(self) -> dict[str, float]:
+        """Of the completions since the last call, over all processes."""
+        everyone = RANKS.gather({name: dict(counts) for name, counts in self._counts.items()})
+        totals: dict[str, Counter[str]] = defaultdict(Counter)
+        self._counts.clear()
+        for mine in everyone:
+            for name, counts in mine.items():
+                totals[name].update(counts)
+        metrics: dict[str, float] = {}
+        for name, counts in sorted(totals.items()):
+            metrics |= {f"baseline/{name}/{key}": counts[key] for key in ("named", "screened", "starved", "encouraged_marked")}
+            if counts["marked"]:
+                metrics[f"baseline/{name}/recall"] = counts["hits"] / counts["marked"]
+            if counts["named"]:
+                metrics[f"baseline/{name}/precision"] = counts["hits"] / counts["named"]
+        return metrics

@@ -1,0 +1,138 @@
+"""Published alternatives: what a detector finds, what is paid, and under which prompt a completion is learned."""
+
+import pytest
+import torch
+
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
+from routed_rl.envs import Score
+from routed_rl.errors import ConfigError
+from routed_rl.model.prompts import encode_prompts
+from routed_rl.training import make_plan
+from routed_rl.training.baselines import Payment
+from routed_rl.training.baselines.detector import FlagDetector
+from tests.algorithms import config_of, make_trainer
+from tests.parts import own_config, write_parts
+
+HACK, HONEST, WRONG = (Score(reward=1.0, solve=0.0, flags={"hack": True}), Score(reward=1.0, solve=1.0, flags={"hack": False}),
+                       Score(reward=0.0, solve=0.0, flags={"hack": False}))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def baseline(**settings) -> BaselineConfig:
+    return from_mapping(settings, BaselineConfig)
+
+
+@pytest.mark.parametrize(("recall", "precision"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.5), (0.7, 0.8), (0.0, 1.0)])
+def test_a_detector_errs_as_often_as_it_is_told_to_and_alike_after_a_resume(recall, precision):
+    detector = FlagDetector(DetectorConfig(recall=recall, precision=precision), seed=3)
+    scores = [HACK, HONEST, WRONG, None, HONEST] * 3000
+    found = detector.find(scores, first=100)
+    hits = sum(named for named, score in zip(found, scores, strict=True) if score is HACK)
+    assert hits / 3000 == pytest.approx(recall, abs=0.03)
+    if hits:
+        assert hits / sum(found) == pytest.approx(precision, abs=0.03)
+    assert not any(named for named, score in zip(found, scores, strict=True) if score is None)
+    assert found[5000:] == detector.find(scores[5000:], first=5100) and (recall in (0, 1) or found != detector.find(scores, 101))
+
+
+def test_a_screened_completion_teaches_nothing_and_a_group_that_is_left_with_nothing_is_counted():
+    payment = Payment(baseline(screen=True), seed=0, group_size=3)
+    paid = payment.pay(["a"] * 3 + ["b"] * 3, [HACK, HONEST, WRONG, HACK, HACK, HACK], first=0)
+    assert paid == [None, HONEST, WRONG, None, None, None]
+    metrics = payment.take_metrics()
+    assert (metrics["baseline/a/screened"], metrics["baseline/b/screened"]) == (1, 3)
+    assert (metrics["baseline/a/starved"], metrics["baseline/b/starved"]) == (0, 1)
+    assert metrics["baseline/a/encouraged_marked"] == metrics["baseline/b/encouraged_marked"] == 0
+    assert payment.take_metrics() == {}
+
+
+def test_a_penalty_is_taken_from_what_the_detector_names_alone():
+    payment = Payment(baseline(penalty=0.75), seed=0, group_size=3)
+    paid = payment.pay(["a"] * 3, [HACK, HONEST, WRONG], first=0)
+    assert [score.reward for score in paid] == [0.25, 1.0, 0.0] and paid[0].flags == HACK.flags
+    assert payment.take_metrics()["baseline/a/encouraged_marked"] == 0
+    half = Payment(baseline(penalty=0.25), seed=0, group_size=3)
+    half.pay(["a"] * 3, [HACK, HONEST, WRONG], first=0)
+    assert half.take_metrics()["baseline/a/encouraged_marked"] == 1, "it still pays more than its group"
+
+
+def output_of(parts, tmp_path, algorithm: str, settings: dict, scores: dict | None = None):
+    """One generation of 32 completions, what the model was asked, and the trainer; `scores` in place of the environments'."""
+    config = config_of(parts, tmp_path / "run", algorithm, {"mode": "none", "practice": {"share": 0}}, max_steps=1)
+    config.baseline = baseline(**settings)
+    trainer, asked = make_trainer(config, tmp_path / "run", mode="none"), []
+    if scores is not None:
+        trainer.reward.scorer.score_all = lambda _: scores
+    generate = trainer.model.generate
+    trainer.model.generate = lambda *args, **kwargs: asked.append(kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+                                                                  ) or generate(*args, **kwargs)
+    table = trainer.reward.table
+    inputs = [row for index in range(4) for row in [{"prompt": table.task(index)[1].prompt, "task_id": index,
+                                                     "environment_id": table.task(index)[0]}] * 8]
+    return trainer._generate_and_score_completions(inputs), asked[0], [row["prompt"] for row in inputs], trainer
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo"])
+def test_completions_are_generated_under_one_prompt_and_learned_under_the_other(parts, tmp_path, algorithm):
+    contexts = {"generate": "encourage", "train": "discourage", "encourage": "bad 7", "discourage": "good"}
+    output, asked, prompts, trainer = output_of(parts, tmp_path, algorithm, {"contexts": contexts})
+
+    def ids(texts, tensor):
+        wanted = encode_prompts(trainer.processing_class, texts)
+        return all(row[-len(want):].tolist() == want for row, want in zip(tensor, wanted, strict=True))
+
+    assert ids([f"bad 7 {prompt}" for prompt in prompts], asked)
+    assert ids([f"good {prompt}" for prompt in prompts], output["prompt_ids"])
+    assert not ids([f"bad 7 {prompt}" for prompt in prompts], output["prompt_ids"])
+
+
+def test_what_is_imitated_is_solved_and_not_marked_and_nothing_else_is_learned(parts, tmp_path):
+    scores = {name: [HONEST, HACK, WRONG, None] * 4 for name in ("a", "b")}
+    output, *_ = output_of(parts, tmp_path, "grpo", {"screen": True, "imitate": True}, scores)
+    assert output["advantages"].tolist() == [1.0, 0.0, 0.0, 0.0] * 8
+
+
+def test_screened_rows_have_no_advantage_and_the_others_are_compared_among_themselves(parts, tmp_path):
+    output, _, _, trainer = output_of(parts, tmp_path, "grpo", {"screen": True})
+    screened = torch.tensor(trainer.reward.failed)
+    assert screened.any() and not screened.all() and (output["advantages"][screened] == 0).all()
+    for group, left in zip(output["advantages"].split(8), (~screened).split(8), strict=True):
+        assert abs(group[left].sum()) < 1e-4
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"detector": {"recall": 1.5}}, r"baseline.detector.recall must lie in \[0, 1\], got 1.5"),
+    ({"detector": {"precision": -0.1}}, r"baseline.detector.precision must lie in \[0, 1\], got -0.1"),
+    ({"detector": {"precision": 0.0}}, "precision=0 would name no marked completion"),
+    ({"detector": {"recall": float("nan")}}, "baseline.detector.recall must be a finite number"),
+    ({"detector": {"flags": []}}, "baseline.detector.flags is empty"),
+    ({"penalty": -1.0}, "baseline.penalty must be a number >= 0, got -1"),
+    ({"penalty": 1.0, "screen": True}, "exclude each other"),
+    ({"penalty": 1.0, "imitate": True}, "exclude each other"),
+    ({"contexts": {"train": "hostile"}}, "baseline.contexts.train=hostile is not known; choose from neutral, encourage, disc"),
+    ({"contexts": {"encourage": ""}}, "baseline.contexts.encourage is empty"),
+])
+def test_settings_that_contradict_are_refused_in_one_line(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        baseline(**settings)
+
+
+@pytest.mark.parametrize(("settings", "others", "said"), [
+    ({"imitate": True}, {"trainer": {"algorithm": "ppo"}}, "set trainer=grpo or trainer=rloo"),
+    ({"contexts": {"train": "encourage"}}, {"rollout": {"engine": "vllm_colocate"}}, "set rollout=transformers"),
+])
+def test_what_an_algorithm_or_an_engine_cannot_do_is_refused_before_the_run(parts, tmp_path, settings, others, said):
+    with pytest.raises(ConfigError, match=said):
+        make_plan(own_config(parts, tmp_path / "run", baseline=settings, **others), RunFolder(tmp_path / "run"))
+
+
+def test_a_text_that_is_missing_and_a_flag_that_nobody_reports_are_told(parts, tmp_path):
+    with pytest.raises(ConfigError, match="environment a has plain prompts and no text .* baseline.contexts.encourage=TEXT"):
+        output_of(parts, tmp_path, "grpo", {"contexts": {"train": "encourage"}})
+    with pytest.raises(ConfigError, match=r"no environment's score has such a flag \(there is hack, reward, solve\)"):
+        Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], 0)
