@@ -11,14 +11,17 @@ from routed_rl.training import build_trainer, make_plan
 from tests.parts import own_config
 
 
-def config_of(parts: Path, out: Path, name: str, routing: dict[str, Any] | None = None, **trainer: Any) -> Any:
-    return own_config(parts, out, trainer={"algorithm": name} | trainer, routing=routing or {}, evaluation={"samples": 8})
+def config_of(parts: Path, out: Path, name: str, routing: dict[str, Any] | None = None, adapter: dict[str, Any] | None = None,
+              **trainer: Any) -> Any:
+    model = {"path": str(parts / "model"), "adapter": adapter or {}}
+    return own_config(parts, out, trainer={"algorithm": name} | trainer, routing=routing or {}, evaluation={"samples": 8},
+                      model=model)
 
 
 def make_trainer(config: Any, folder: Path, mode: str = "route") -> Any:
     loaded = load_parts(config)
     router = make_router(loaded, make_subspace(loaded) if mode != "none" else None)
-    trainer = build_trainer(make_plan(config, RunFolder(folder)), loaded.model, loaded.tokenizer, loaded.trained, router)
+    trainer = build_trainer(make_plan(config, RunFolder(folder)), loaded.learner, loaded.tokenizer, loaded.trained, router)
     loaded.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer

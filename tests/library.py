@@ -44,17 +44,18 @@ def subspace_of(parts: Path) -> Subspace:
     return extract_subspace(*load(parts), prompts=parts / "prompts.jsonl", rank=2)
 
 
-def arguments(out: Path, **changes: Any) -> Any:
-    return GRPOConfig(**{"output_dir": str(out), "max_steps": 3, "per_device_train_batch_size": 16, "num_generations": 4,
-                         "max_completion_length": 5, "learning_rate": 1e-3, "bf16": False, "gradient_checkpointing": False,
-                         "report_to": "none", "logging_steps": 1, "save_steps": 2, "use_cpu": True, "disable_tqdm": True,
-                         "per_device_eval_batch_size": 8} | changes)
+def arguments(out: Path, kind: Any = GRPOConfig, **changes: Any) -> Any:
+    return kind(**{"output_dir": str(out), "max_steps": 3, "per_device_train_batch_size": 16, "num_generations": 4,
+                   "max_completion_length": 5, "learning_rate": 1e-3, "bf16": False, "gradient_checkpointing": False,
+                   "report_to": "none", "logging_steps": 1, "save_steps": 2, "use_cpu": True, "disable_tqdm": True,
+                   "per_device_eval_batch_size": 8} | changes)
 
 
-def trainer(parts: Path, out: Path, *, functions: Any = right, dataset: Any = None, args: Any = None, **given: Any) -> Any:
+def trainer(parts: Path, out: Path, *, functions: Any = right, dataset: Any = None, args: Any = None,
+            kind: Any = RoutedGRPOTrainer, **given: Any) -> Any:
     """`given`: arguments of the trainer, instead of what a script gives."""
     model, tokenizer = load(parts)
     wanted: dict[str, Any] = {"model": model, "processing_class": tokenizer, "environment_column": "environment"}
     wanted |= {"routing": ROUTE} | ({} if "subspace" in given else {"subspace": subspace_of(parts)})
-    return RoutedGRPOTrainer(**wanted | {"reward_funcs": functions, "args": args or arguments(out),
-                                         "train_dataset": rows() if dataset is None else dataset} | given)
+    return kind(**wanted | {"reward_funcs": functions, "args": args or arguments(out),
+                            "train_dataset": rows() if dataset is None else dataset} | given)

@@ -46,16 +46,17 @@ def test_the_examples_are_short():
     assert all(len(file.read_text().splitlines()) <= 40 for file in FOLDER.glob("library*.py"))
 
 
-@pytest.mark.parametrize("script", ["library", "library_reward"])
+@pytest.mark.parametrize("script", ["library", "library_reward", pytest.param("library_lora", marks=pytest.mark.slow)])
 def test_the_scripts_with_the_library_train_and_leave_a_model_that_is_deployed(parts, tmp_path, monkeypatch, capsys, script):
-    own = {"library": ["2"], "library_reward": [f"{parts}/model", f"{parts}/prompts.jsonl", f"{tmp_path}/run"]}[script]
+    own = [f"{parts}/model", f"{parts}/prompts.jsonl", f"{tmp_path}/run"] if script == "library_reward" else ["2"]
     monkeypatch.setattr(sys, "argv", [script, *own])
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path / "run"))
     runpy.run_path(str(FOLDER / f"{script}.py"))
     last = capsys.readouterr().out.splitlines()[-1]
-    assert ("what is deployed" in last) if script == "library" else len(json.loads(last)) == 4
+    assert len(json.loads(last)) == 4 if script == "library_reward" else "what is deployed" in last
     files = {path.name for path in (tmp_path / "run" / "deployed").iterdir()}
-    assert files >= {"model.safetensors", "config.json", "tokenizer.json", "quarantine.safetensors"}
+    kind = "adapter_" if script == "library_lora" else ""
+    assert files >= {"tokenizer.json", "quarantine.safetensors", f"{kind}config.json", f"{kind}model.safetensors"}
 
 
 def test_own_reward_functions_train_and_are_evaluated(run):

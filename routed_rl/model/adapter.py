@@ -5,7 +5,6 @@ wrapper around it. Not covered: 4-bit weights, several adapters, adapters on emb
 """
 
 import copy
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +14,11 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from routed_rl.artifacts import read_json, write_json
-from routed_rl.config import AdapterConfig, closest
-from routed_rl.errors import ConfigError, ModelError, reading
+from routed_rl.config import AdapterConfig
+from routed_rl.errors import ModelError, reading
+from routed_rl.model.lora import lora_config
 from routed_rl.model.targets import Writer
 from routed_rl.routing.adapted import NAME, has_adapter
 
@@ -27,19 +26,6 @@ ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a stock PEFT adapter."""
 WRAPPED = "base_model.model."
 """Before a module's name in PEFT's wrapper, and in its files."""
-OPTIONS = ("init_lora_weights", "lora_dropout", "exclude_modules")
-"""Fields of `LoraConfig` that may be set as they are."""
-STARTS = (True, "gaussian")
-"""Initialisations that leave the base model what it is, and the adapter's product at 0."""
-REFUSED = {
-    "its magnitudes rescale the frozen weights too, so what is retained would move inside the subspace": "use_dora",
-    "it trains whole copies of modules, which are not routed": "modules_to_save trainable_token_indices",
-    "a bias that is trained is a part of the writer that no LoRA's factor holds": "lora_bias bias",
-    "experts of a mixture are frozen here": "target_parameters",
-    "it is a setting of its own: set model.adapter.NAME": "r lora_alpha target_modules use_rslora",
-    "the model decides it": "fan_in_fan_out task_type inference_mode peft_type base_model_name_or_path revision",
-}
-"""Why -> fields of `LoraConfig` that are refused; of any other one it is only said that it is not supported."""
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer], seed: int) -> PeftModel:
@@ -51,68 +37,19 @@ def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer],
     lora = lora_config(model, config, writers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, lora)
+        return put_on(model, lora)
+
+
+def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    """Put a LoRA of these settings on the model in place, as TRL does, by the state of random numbers; `lora` stays as it is."""
+    wrapped = get_peft_model(model, copy.deepcopy(lora))
     assert isinstance(wrapped, PeftModel)
     return wrapped
 
 
-def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer]) -> LoraConfig:
-    """PEFT's settings for ours, checked against the model."""
-    linear, mixes = _linear(model), any(writer.expert is not None for writer in writers)
-    targets, options = _targets(config, list(linear), mixes=mixes), _options(config)
-    width = min(min(linear[name].weight.shape) for name in targets)
-    if config.r > width:
-        raise ConfigError(f"model.adapter.r={config.r} is more than the smallest width of what it is put on, {width}, which is "
-                          f"full rank; set model.adapter.r to {width} or less")
-    names: Any = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
-    if mixes and isinstance(names, str):
-        names = sorted({name.rpartition(".")[2] for name in targets})
-    lora = LoraConfig(task_type="CAUSAL_LM", r=config.r, lora_alpha=cast(int, config.r if config.alpha is None else config.alpha),
-                      use_rslora=config.rslora, target_modules=names, bias="none",
-                      fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in targets), **options)
-    if lora.lora_dropout and (hit := [writer.name for writer in writers if writer.name in targets]):
-        raise ConfigError(f"model.adapter.options.lora_dropout={lora.lora_dropout} would drop out inputs of the writer {hit[0]}, "
-                          "which the ledger has whole; set it to 0, or leave the writers out of model.adapter.target_modules")
-    return lora
-
-
-def _linear(model: PreTrainedModel) -> dict[str, Any]:
-    """The linear layers of a model by name, but for the unembedding, whose weight is read without its module."""
-    return {name: module for name, module in model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and module is not model.get_output_embeddings()}
-
-
-def _targets(config: AdapterConfig, linear: list[str], *, mixes: bool) -> list[str]:
-    """The modules that get a LoRA; ConfigError for a name that no linear layer has. Where experts are mixed, what stands in place
-    of a mixture gets none: PEFT would put it on the experts."""
-    usable = [name for name in linear if not (mixes and ".mlp." in name)]
-    if config.target_modules == "all-linear":
-        return usable
-    found: list[str] = []
-    for wanted in config.target_modules:
-        mine = [name for name in usable if name == wanted or name.endswith(f".{wanted}")]
-        if not mine:
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in usable}))
-            raise ConfigError(f"model.adapter.target_modules={wanted} is no linear layer that a LoRA can be put on here; "
-                              f"there is {known}")
-        found += mine
-    return list(dict.fromkeys(found))
-
-
-def _options(config: AdapterConfig) -> dict[str, Any]:
-    fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    for key, value in config.options.items():
-        name = f"model.adapter.options.{key}"
-        if key not in fields:
-            near = closest(key, sorted(fields))
-            raise ConfigError(f"{name} is no field of peft.LoraConfig; " + (f"did you mean {near}?" if near else "leave it out"))
-        why = next((why for why, keys in REFUSED.items() if key in keys.split()), "" if key in OPTIONS else "it is not supported")
-        if why:
-            raise ConfigError(f"{name} is refused: {why}; leave it out")
-        if key == "init_lora_weights" and value not in STARTS:
-            raise ConfigError(f"{name}={value} is refused: it changes the frozen weights, or does not begin at the base model; "
-                              "set it to true or gaussian")
-    return dict(config.options)
+def plain(model: Any) -> Any:
+    """The model itself, without the wrapper that PEFT has around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def stored_names(model: nn.Module) -> dict[str, str]:

@@ -9,9 +9,11 @@ from routed_rl.errors import ModelError
 
 
 def model_hash(model: torch.nn.Module) -> str:
-    """sha256 over the name, shape, dtype and bytes of every parameter, tied ones once; the order of names is fixed."""
+    """sha256 over the name, shape, dtype and bytes of every parameter, tied ones once; the order of names is fixed. A LoRA that
+    is on the model does not count."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    own = {name.replace(".base_layer.", "."): value for name, value in model.named_parameters() if ".lora_" not in name}
+    for name, parameter in sorted(own.items()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -21,10 +23,15 @@ def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: tor
     """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all of `dtype` and finite."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
+    require_weights(model, path, (dtype,))
+
+
+def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raise ModelError for a quantised weight, one of another dtype, or one that is not finite."""
     if getattr(model, "is_quantized", False):
         raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")
     for name, parameter in model.named_parameters():
-        if parameter.dtype != dtype:
+        if parameter.dtype not in dtypes:
             raise ModelError(f"{path!r}, parameter {name}: {dtype_message(str(parameter.dtype))}")
         if parameter.numel() and not math.isfinite(sum(abs(float(end)) for end in torch.aminmax(parameter.detach()))):
             raise ModelError(f"{path!r}, parameter {name}: a weight is nan or infinite; take another copy of the model")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, read_json, step_of
 from routed_rl.checkpoint import going_on_from, load_loop, load_quarantine, loop_file, save_loop, save_quarantine, writing
-from routed_rl.model.adapter import is_adapted, save_adapter
+from routed_rl.model.adapter import is_adapted, plain, save_adapter
 from routed_rl.model.load import write_generation_config
 from routed_rl.model.metadata import family_metadata
 from routed_rl.ranks import RANKS
@@ -100,14 +100,18 @@ class SavingMixin:
                 for path in stock.iterdir():
                     shutil.move(path, folder)
                 stock.rmdir()
-                whole: Any = self.accelerator.unwrap_model(self.model)  # pyright: ignore[reportAttributeAccessIssue]
-                plain = whole.get_base_model() if is_adapted(whole) else whole
-                if plain is whole:
-                    write_generation_config(plain, folder)
-                if self.router is not None:
-                    save_quarantine(folder, self.router, step, family_metadata(plain))
+                self._save_beside(folder)
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
+
+    def _save_beside(self, folder: Path) -> None:
+        """What a folder with the deployed model, or its adapter, has more than the trainer's own saving writes."""
+        trainer: Any = self
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if not is_adapted(model):
+            write_generation_config(model, folder)
+        if self.router is not None:
+            save_quarantine(folder, self.router, trainer.state.global_step, family_metadata(plain(model)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         trainer: Any = self

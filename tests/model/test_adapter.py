@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 from routed_rl.cli.compose import compose
 from routed_rl.config import AdapterConfig
 from routed_rl.errors import ConfigError
-from routed_rl.model.adapter import attach, factors, is_adapted
+from routed_rl.model.adapter import attach, factors, is_adapted, put_on
+from routed_rl.model.lora import check_lora
 from routed_rl.model.targets import decoder_layers, find_writers
 from tests.families import FAMILIES, tiny
 
@@ -69,6 +70,48 @@ def test_what_cannot_be_routed_is_refused_with_the_reason(settings, said):
     with pytest.raises(ConfigError, match=said) as refusal:
         put(**settings)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("lora", "family", "said"), [
+    ({"r": 17, "target_modules": "all-linear"}, "llama", "peft_config.r=17 is more than the smallest width"),
+    ({"r": 0, "target_modules": "all-linear"}, "llama", "peft_config.r must be a whole number >= 1, got 0"),
+    ({"r": 2.5}, "llama", "peft_config.r must be a whole number >= 1, got 2.5"),
+    ({"lora_alpha": 0}, "llama", "peft_config.lora_alpha must be > 0, got 0"),
+    ({"lora_dropout": 1}, "llama", "peft_config.lora_dropout must be from 0 to below 1, got 1"),
+    ({"lora_dropout": 0.1, "target_modules": ".*proj"}, "llama", "lora_dropout=0.1 would .* the writers out of peft_config"),
+    ({"target_modules": ["w_out"]}, "llama", "peft_config.target_modules=w_out is no linear layer"),
+    ({"target_modules": ".*self_attn"}, "llama", r"target_modules=.\*self_attn is no linear layer"),
+    ({"target_modules": "("}, "llama", r"peft_config.target_modules=\(: "),
+    ({"target_modules": ["lm_head"]}, "gpt2", "target_modules=lm_head is no linear layer"),
+    ({"target_modules": None}, "olmo2", "target_modules is not set, and PEFT has no default for .* type olmo2; set it"),
+    ({"target_modules": "all-linear"}, "mixtral", "all-linear would put a LoRA on the experts .* a list of k_proj, o"),
+    ({"exclude_modules": ".*"}, "llama", r"peft_config.exclude_modules=\.\* leaves no layer for a LoRA"),
+    ({"use_dora": True}, "llama", "peft_config.use_dora is refused: its magnitudes"),
+    ({"target_parameters": ["mlp.experts.down_proj"]}, "mixtral", "peft_config.target_parameters is refused: experts"),
+    ({"rank_pattern": {"o_proj": 2}}, "llama", "peft_config.rank_pattern is refused: it is not supported"),
+    ({"task_type": "SEQ_CLS"}, "llama", "peft_config.task_type=SEQ_CLS is refused: the model is a causal"),
+    ({"inference_mode": True}, "llama", "peft_config.inference_mode=True is refused: nothing would be trained"),
+    ({"init_lora_weights": "olora"}, "llama", "peft_config.init_lora_weights=olora is refused"),
+])
+def test_a_lora_config_is_refused_by_the_same_rules_and_by_its_own_names(lora, family, said):
+    model = tiny(family)
+    with pytest.raises(ConfigError, match=said) as refusal:
+        check_lora(LoraConfig(**lora), model, find_writers(model), "peft_config.{}".format)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("lora", "family"), [
+    ({}, "llama"), ({"target_modules": r".*layers\.1\..*_proj"}, "llama"),
+    ({"lora_dropout": 0.1, "target_modules": ["q_proj"]}, "llama"), ({}, "gpt2"), ({"target_modules": ["o_proj"]}, "mixtral"),
+    ({"target_modules": "all-linear", "exclude_modules": ["o_proj"]}, "gemma2")])
+def test_a_lora_config_that_is_not_refused_is_put_where_the_rules_say(lora, family):
+    """Whatever PEFT understands by it."""
+    settings, model = LoraConfig(**lora), tiny(family)
+    writers = find_writers(model)
+    found = check_lora(settings, model, writers, str)
+    wrapped = put_on(model, settings)
+    assert sorted(found) == sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in factors(wrapped)})
+    check_lora(wrapped.peft_config["default"], model, writers, str)  # with what PEFT has written into it
 
 
 def test_dropout_is_fine_where_no_writer_has_it():

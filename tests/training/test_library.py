@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer
@@ -22,7 +23,7 @@ from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
 from routed_rl.training import make_plan
 from tests.algorithms import config_of, make_trainer
-from tests.library import PLAIN, arguments, load, right, rows, short, trainer
+from tests.library import PLAIN, arguments, load, right, rows, short, subspace_of, trainer
 from tests.parts import write_parts
 
 
@@ -55,9 +56,10 @@ def test_mode_none_is_trl_bit_for_bit(parts, tmp_path):
     assert logged[0].items() >= {key: value for key, value in logged[1].items() if key != "step_time"}.items()
 
 
-def test_a_dataset_trains_as_the_same_tasks_do_by_the_command_to_the_bit(parts, tmp_path):
+@pytest.mark.parametrize("adapter", [{}, pytest.param({"kind": "lora", "r": 4, "alpha": 8}, marks=pytest.mark.slow)])
+def test_a_dataset_trains_as_the_same_tasks_do_by_the_command_to_the_bit(parts, tmp_path, adapter):
     routing = {"mode": "route", "practice": {"environments": "all"}, "quarantine": {"pace": "fast"}}
-    config = config_of(parts, tmp_path / "run", "grpo", routing, max_steps=3)
+    config = config_of(parts, tmp_path / "run", "grpo", routing, adapter, max_steps=3)
     command = make_trainer(config, tmp_path / "run")
     command.train()
     table = command.reward.table
@@ -66,8 +68,10 @@ def test_a_dataset_trains_as_the_same_tasks_do_by_the_command_to_the_bit(parts, 
                 answer=[task.data["answer"] for _, task in tasks])
     args = copy.copy(make_plan(config, RunFolder(tmp_path / "run")).arguments)
     args.output_dir = str(tmp_path / "library")
-    loaded = load_parts(config)
-    ours = trainer(parts, tmp_path, dataset=data, args=args, model=loaded.model, processing_class=loaded.tokenizer)
+    loaded, subspace = load_parts(config_of(parts, tmp_path, "grpo")), subspace_of(parts)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear") if adapter else None
+    ours = trainer(parts, tmp_path, dataset=data, args=args, model=loaded.model, processing_class=loaded.tokenizer,
+                   subspace=subspace, peft_config=lora)
     ours.train()
     assert all(value.equal(command.model.state_dict()[key]) for key, value in ours.model.state_dict().items())
     ours_C, theirs_C = ours.quarantine.state_dict(), command.router.quarantine.state_dict()

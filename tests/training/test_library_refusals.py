@@ -13,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from routed_rl import PracticeConfig, RoutedRLError, RoutingConfig, extract_subspace
 from routed_rl.model.weights import model_hash
-from tests.library import arguments, load, right, rows, subspace_of, trainer
+from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
 
 
@@ -40,7 +40,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subspace": "folder"}, r"needs a subspace, got 'folder'.*Subspace.load\(FOLDER\)"),
     ({"routing": RoutingConfig(practice=PracticeConfig(environments=["c"]))}, "has c, which is not trained on; choose from a, b"),
     ({"routing": None, "tools": [right]}, "tools makes rollouts of its own, in which no row can practise; set routing"),
-    ({"peft_config": LoraConfig()}, "peft_config is not supported: full weights only"),
+    ({"peft_config": LoraConfig(r=33)}, "peft_config.r=33 is more than the smallest width .* 16, .*; set peft_config.r to 16"),
+    ({"peft_config": LoraConfig(use_dora=True), "routing": PLAIN}, "peft_config.use_dora is refused: its mag.*; leave it out"),
+    ({"peft_config": {"r": 4}}, r"peft_config=\{'r': 4\} is not supported; give a peft.LoraConfig"),
+    ({"quantization_config": {"load_in_4bit": True}}, "quantization_config is not supported: weights of 4 or 8 bits are"),
     ({"args": {"use_vllm": True}}, "args.use_vllm=True is not supported: its engine would serve the deployed model; the command"),
     ({"args": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}}, "args.load_best_model_at_end=True"),
     ({"args": {"remove_unused_columns": True}}, "it drops the column that names the environment; leave it out"),

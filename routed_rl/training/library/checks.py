@@ -6,8 +6,9 @@ from transformers import PreTrainedModel
 
 from routed_rl.config import RoutingConfig
 from routed_rl.errors import ConfigError, ModelError
-from routed_rl.model.targets import decoder_layers, find_writers
-from routed_rl.model.weights import model_hash, require_full_weights
+from routed_rl.model.lora import is_lora
+from routed_rl.model.targets import Writer, decoder_layers
+from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from routed_rl.training.fields import STAYS
 
@@ -39,10 +40,11 @@ def check_arguments(arguments: Any) -> None:
 
 def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dict[str, Any]) -> None:
     """ConfigError for arguments of a trainer that contradict each other, or are not taken."""
-    for name in ("peft_config", "quantization_config"):
-        if trl.get(name) is not None:
-            raise ConfigError(f"{name} is not supported: full weights only; leave it out, and give a float32 model into which "
-                              "any adapter is merged")
+    if trl.get("quantization_config") is not None:
+        raise ConfigError("quantization_config is not supported: weights of 4 or 8 bits are not routed yet; leave it out, and "
+                          "give a model in float32, or in bfloat16 with a peft_config")
+    if (peft := trl.get("peft_config")) is not None and not is_lora(peft):
+        raise ConfigError(f"peft_config={peft!r:.60} is not supported; give a peft.LoraConfig")
     if routing.mode != "none" and not isinstance(subspace, Subspace):
         given = "there is none" if subspace is None else f"got {subspace!r:.60}"
         raise ConfigError(f"routing.mode={routing.mode} needs a subspace, {given}; give subspace=extract_subspace(model, "
@@ -52,10 +54,9 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
                           "routing=RoutingConfig(practice=PracticeConfig(share=0))")
 
 
-def check_subspace(model: PreTrainedModel, name: str, subspace: Subspace) -> None:
-    """Refuse a model that cannot be routed or is routed already, and a subspace of another one."""
-    require_full_weights(model, name)
-    if any(hasattr(writer.module, "routed_target") for writer in find_writers(model)):
+def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:
+    """Refuse a model that is routed already, and a subspace of another one."""
+    if any(hasattr(writer.module, "routed_target") for writer in writers):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
     subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,
                          layers=len(decoder_layers(model)))

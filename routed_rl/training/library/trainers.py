@@ -1,32 +1,25 @@
 """The trainers of `import routed_rl`: those of the commands, put together from what TRL's take and a subspace.
 
-Not covered: several processes, rollouts by vLLM, adapters, pictures. These are the commands', or refused in one line.
+Not covered: several processes, rollouts by vLLM, weights of 4 bits, pictures. These are the commands', or refused in one line.
 """
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
 from trl import GRPOConfig, RLOOConfig
-from trl.trainer.utils import create_model_from_path
 
-from routed_rl.checkpoint import save_quarantine
 from routed_rl.config import ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig
-from routed_rl.model.load import write_generation_config
-from routed_rl.model.metadata import family_metadata
-from routed_rl.model.targets import disable_dropout, find_writers, freeze
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
-from routed_rl.routing import Quarantine, Router
+from routed_rl.routing import Quarantine
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.library.checks import check_arguments, check_subspace, check_trainer_of
+from routed_rl.training.library.checks import check_arguments, check_trainer_of
 from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows, environments_of
+from routed_rl.training.library.model import GivenModel, name_of, route_given
 from routed_rl.training.library.seams import LibrarySeams
 from routed_rl.training.practice import check_practising, make_practice
-from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrainer
 from routed_rl.training.watch import Watch
 
@@ -39,12 +32,12 @@ class LibraryMixin(LibrarySeams):
 
     arguments_kind: type[Any]
 
-    def __init__(self, model: PreTrainedModel | str, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None,
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None,
                  eval_dataset: Any = None, processing_class: Any = None, *, subspace: Subspace | None = None,
                  routing: RoutingConfig | None = None, monitor: MonitorConfig | None = DEFAULT_MONITOR,
                  environment_column: str | None = None, bases: SubspaceConfig | None = None, freeze: list[str] | None = None,
                  **trl: Any) -> None:
-        """`model` is routed in place. What is not named here is TRL's: callbacks, optimizers, reward_processing_classes ...
+        """`model` is routed in place. What is not named here is TRL's: callbacks, optimizers, peft_config (a `LoraConfig`) ...
 
         `subspace`: of this model, see `extract_subspace`; none is needed in mode `none`. `routing`: mode, quarantine, practice.
         `monitor`: None for no monitor, and then `auto` lets nobody practise. `environment_column`: the column that names the
@@ -52,23 +45,23 @@ class LibraryMixin(LibrarySeams):
         `freeze`: what is not trained, as in `ModelConfig`, whose default is used where the model is routed.
         """
         routing = routing or RoutingConfig()
-        arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{_name(model).split('/')[-1]}-routed")
+        arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
         check_arguments(arguments)
         check_trainer_of(routing, subspace, trl)
         names = environments_of(train_dataset, environment_column)
         check_practising(routing, names)
         self.folder = run = LibraryFolder(arguments.output_dir)
-        if isinstance(model, str):
-            model = create_model_from_path(model, **dict(arguments.model_init_kwargs or {}))
-        reference = copy.deepcopy(model).eval() if arguments.beta else None
+        given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
+        reference = copy.deepcopy(given.plain).eval() if arguments.beta and given.lora is None else None
         frozen = freeze if freeze is not None else ModelConfig().freeze if routing.mode != "none" else []
-        router = self._route(model, arguments, subspace, routing, names, monitor, bases or SubspaceConfig(), frozen)
+        learner, router = route_given(given, arguments, routing, subspace, names, axis=monitor.axis if monitor else None,
+                                      bases=bases or SubspaceConfig(), frozen=frozen)
         functions = list(reward_funcs) if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         keep = monitor.completions if monitor else 0
         self.labelled = rows = LabelledRows(names, environment_column, functions, arguments.num_generations,
                                             CompletionFiles(run.completions if arguments.log_completions else None, keep))
         watch = Watch(Monitor(monitor), run) if monitor is not None else None
-        super().__init__(model, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
+        super().__init__(learner, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
                          practice=make_practice(routing, rows, watch) if router is not None else None,
                          train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **trl)
 
@@ -105,26 +98,7 @@ class LibraryMixin(LibrarySeams):
         """Write the deployed model, as stock transformers reads it, with `quarantine.safetensors` beside it."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
-            folder, model = Path(output_dir or self.folder.path), self.accelerator.unwrap_model(self.model)  # pyright: ignore
-            write_generation_config(model, folder)
-            if self.router is not None:
-                save_quarantine(folder, self.router, self.state.global_step, family_metadata(model))  # pyright: ignore
-
-    def _route(self, model: PreTrainedModel, arguments: Any, subspace: Subspace | None, routing: RoutingConfig, names: list[str],
-               monitor: MonitorConfig | None, bases: SubspaceConfig, frozen: list[str]) -> Router | None:
-        if routing.mode == "none":
-            freeze(model, frozen)
-            return None
-        assert subspace is not None, "check_trainer_of refuses it"
-        if arguments.disable_dropout:  # TRL does so as well, after what is refused here
-            disable_dropout(model)
-        check_subspace(model, _name(model), subspace)
-        check_axis(axis := monitor.axis if monitor else None, subspace)
-        writers = find_writers(model)
-        check_routable(writers, frozen, arguments.router_aux_loss_coef)
-        cast(nn.Module, model).to(arguments.device)
-        return route_model(model, writers, subspace, routing, names, bases=bases_of(subspace, bases), frozen=frozen, axis=axis,
-                           seed=arguments.seed)
+            self._save_beside(Path(output_dir or self.folder.path))
 
 
 class RoutedGRPOTrainer(LibraryMixin, AssembledGRPOTrainer):
@@ -137,7 +111,3 @@ class RoutedRLOOTrainer(LibraryMixin, AssembledRLOOTrainer):
     """TRL's `RLOOTrainer` whose change of the weights is split at a subspace."""
 
     arguments_kind = RLOOConfig
-
-
-def _name(model: PreTrainedModel | str) -> str:
-    return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__

@@ -1,0 +1,162 @@
+"""Which LoRAs can be trained and routed: the settings of `model.adapter`, and any `peft.LoraConfig`, checked against a model.
+
+Not covered: adapters of other kinds, on embeddings and on the experts of a mixture; patterns of ranks.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from routed_rl.config import AdapterConfig, closest
+from routed_rl.errors import ConfigError, reading
+from routed_rl.model.targets import Writer
+
+OPTIONS = ("init_lora_weights", "lora_dropout", "exclude_modules")
+"""Fields of `LoraConfig` that may be set as they are."""
+OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "target_modules", "use_rslora": "rslora"}
+"""Fields of `LoraConfig` -> what `model.adapter` calls them."""
+DECIDED = ("fan_in_fan_out", "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+           "inference_mode")
+"""Fields that the model, or PEFT itself, decides."""
+STARTS = (True, "gaussian")
+"""Initialisations that leave the base model what it is, and the adapter's product at 0."""
+REFUSED = {
+    "its magnitudes rescale the frozen weights too, so what is retained would move inside the subspace": "use_dora",
+    "it trains whole copies of modules, which are not routed": "modules_to_save trainable_token_indices",
+    "a bias that is trained is a part of the writer that no LoRA's factor holds": "lora_bias bias",
+    "experts of a mixture are frozen here": "target_parameters",
+}
+"""Why -> fields of `LoraConfig` that are refused; of any other one it is only said that it is not supported."""
+NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
+    "r": (int, lambda value: value >= 1, "a whole number >= 1"),
+    "lora_alpha": ((int, float), lambda value: 0 < value < math.inf, "> 0"),
+    "lora_dropout": ((int, float), lambda value: 0 <= value < 1, "from 0 to below 1")}
+"""Field of `LoraConfig` -> types, what a value must keep, and that in words."""
+FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
+
+
+def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer]) -> LoraConfig:
+    """PEFT's settings for `model.adapter`, checked against the model."""
+    for key in config.options:
+        name = f"model.adapter.options.{key}"
+        if key not in FIELDS:
+            near = closest(key, sorted(FIELDS))
+            raise ConfigError(f"{name} is no field of peft.LoraConfig; " + (f"did you mean {near}?" if near else "leave it out"))
+        if key in DECIDED or key in OWN:
+            why = f"it is a setting of its own, model.adapter.{OWN[key]}" if key in OWN else "the model decides it"
+            raise ConfigError(f"{name} is refused: {why}; leave it out")
+    linear, names = _linear(model, writers), config.target_modules
+    if names == "all-linear" and _mixes(writers):
+        names = sorted({name.rpartition(".")[2] for name in linear})
+    with reading(ConfigError, f"model.adapter.options={config.options}"):
+        lora = LoraConfig(task_type="CAUSAL_LM", r=config.r, use_rslora=config.rslora,
+                          lora_alpha=cast(int, config.r if config.alpha is None else config.alpha),
+                          target_modules=names if isinstance(names, str) else list(names),
+                          fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()), **config.options)
+    check_lora(lora, model, writers, lambda key: f"model.adapter.{OWN.get(key, f'options.{key}')}")
+    return lora
+
+
+def is_lora(settings: Any) -> bool:
+    """Whether these are settings of a LoRA."""
+    return isinstance(settings, LoraConfig)
+
+
+def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], named: Callable[[str], str]
+               ) -> list[str]:
+    """ConfigError for a LoRA that could not be put on this model, trained, and routed; returns the modules that get it.
+
+    `writers`: of the model, none where they are not known. `named`: what the user calls a field of `LoraConfig`.
+    """
+    _check_fields(lora, named)
+    linear = _linear(model, writers)
+    targets = _targets(lora, model, linear, named, mixes=_mixes(writers))
+    width = min(min(linear[name].weight.shape) for name in targets)
+    if lora.r > width:
+        raise ConfigError(f"{named('r')}={lora.r} is more than the smallest width of what it is put on, {width}, which is full "
+                          f"rank; set {named('r')} to {width} or less")
+    if lora.lora_dropout and (hit := [writer.name for writer in writers if writer.name in targets]):
+        raise ConfigError(f"{named('lora_dropout')}={lora.lora_dropout} would drop out inputs of the writer {hit[0]}, which the "
+                          f"ledger has whole; set it to 0, or leave the writers out of {named('target_modules')}")
+    return targets
+
+
+def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
+    """Refuse fields whose values cannot be routed, whatever the model is."""
+    for key, field in FIELDS.items():
+        value, usual = getattr(lora, key), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            usual = field.default_factory()
+        if key in OWN or key in OPTIONS or key in DECIDED or (value or None) == (usual or None):
+            continue
+        why = next((why for why, keys in REFUSED.items() if key in keys.split()), "it is not supported")
+        raise ConfigError(f"{named(key)} is refused: {why}; leave it out")
+    if lora.init_lora_weights not in STARTS:
+        raise ConfigError(f"{named('init_lora_weights')}={lora.init_lora_weights} is refused: it changes the frozen weights, or "
+                          "does not begin at the base model; set it to true or gaussian")
+    if lora.task_type not in (None, "CAUSAL_LM"):
+        raise ConfigError(f"{named('task_type')}={lora.task_type} is refused: the model is a causal language model; leave it out")
+    if lora.inference_mode:
+        raise ConfigError(f"{named('inference_mode')}=True is refused: nothing would be trained; leave it out")
+    for key, (kinds, fits, wanted) in NUMBERS.items():
+        value = getattr(lora, key)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
+            raise ConfigError(f"{named(key)} must be {wanted}, got {value}")
+
+
+def _mixes(writers: list[Writer]) -> bool:
+    return any(writer.expert is not None for writer in writers)
+
+
+def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules of a model by name, but for those inside a LoRA that is there already."""
+    return {name: module for name, module in model.named_modules() if not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)}
+
+
+def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
+    """The linear layers that can have a LoRA, by name: not the unembedding, whose weight is read without its module, nor where
+    experts are mixed what stands in place of a mixture, since PEFT would put it on the experts."""
+    return {name: own for name, module in _modules(model).items()
+            if isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))
+            and module is not model.get_output_embeddings() and not (_mixes(writers) and ".mlp." in name)}
+
+
+def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], named: Callable[[str], str], *, mixes: bool
+             ) -> list[str]:
+    """The modules that get a LoRA; ConfigError for a name that no linear layer has."""
+    name, wanted = named("target_modules"), lora.target_modules
+    known = ", ".join(sorted({each.rpartition(".")[2] for each in linear}))
+    if wanted is None and (wanted := USUAL_TARGETS.get(model.config.model_type)) is None:
+        raise ConfigError(f"{name} is not set, and PEFT has no default for models of type {model.config.model_type}; set it to a "
+                          f"list of {known}")
+    if mixes and isinstance(wanted, str):
+        raise ConfigError(f"{name}={wanted} would put a LoRA on the experts of a mixture, which are frozen here; set it to a "
+                          f"list of {known}")
+    everything = isinstance(wanted, str) and wanted.lower() == "all-linear"
+    chosen = dict.fromkeys(linear) if everything else dict[str, None]()
+    for each in () if everything else [wanted] if isinstance(wanted, str) else wanted:
+        with reading(ConfigError, f"{name}={each}"):
+            hit = _matched(_modules(model), each if isinstance(wanted, str) else {each}, None)
+        if not hit or not set(hit) <= linear.keys():
+            raise ConfigError(f"{name}={each} is no linear layer that a LoRA can be put on here; there is {known}")
+        chosen |= dict.fromkeys(hit)
+    with reading(ConfigError, f"{named('exclude_modules')}={lora.exclude_modules}"):
+        left = _matched(chosen, set(chosen), lora.exclude_modules)
+    if not left:
+        raise ConfigError(f"{named('exclude_modules')}={lora.exclude_modules} leaves no layer for a LoRA; set it to fewer")
+    return left
+
+
+def _matched(names: Iterable[str], wanted: Any, excluded: Any) -> list[str]:
+    """Those that PEFT would put a LoRA on."""
+    config = LoraConfig(target_modules=wanted, exclude_modules=excluded)
+    return [name for name in names if check_target_module_exists(config, name)]

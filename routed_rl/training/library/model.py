@@ -1,0 +1,123 @@
+"""The model that a script gives a trainer of the library: the LoRA on it, what is refused, and routing it in place."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+from trl.trainer.utils import create_model_from_path
+
+from routed_rl.config import RoutingConfig, SubspaceConfig
+from routed_rl.errors import ModelError
+from routed_rl.model.adapter import factors, plain, put_on
+from routed_rl.model.lora import check_lora
+from routed_rl.model.targets import Writer, disable_dropout, find_writers, freeze
+from routed_rl.model.weights import require_full_weights, require_weights
+from routed_rl.routing import Router
+from routed_rl.subspace import Subspace
+from routed_rl.training.library.checks import check_subspace
+from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """What a script gave as `model` and `peft_config`."""
+
+    whole: Any
+    """PEFT's wrapper where the model came with one."""
+    name: str
+    lora: Any
+    """Settings of the LoRA that is trained, a `peft.LoraConfig`; None for the weights."""
+
+    @classmethod
+    def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
+        """From a model or its path; ModelError for a LoRA on it that cannot be what is trained."""
+        set_seed(arguments.seed)  # as TRL does first of all: a LoRA begins with random numbers
+        if isinstance(model, str):
+            model = create_model_from_path(model, **dict(arguments.model_init_kwargs or {}))
+        name = name_of(model)
+        if not hasattr(model, "get_base_model"):
+            if hasattr(model, "peft_config"):
+                raise ModelError(f"{name} has an adapter in it already; load the model again, or merge the adapter into it "
+                                 "(merge_and_unload)")
+            return cls(model, name, peft_config)
+        _check_new(model, name, peft_config)
+        return cls(model, name, model.peft_config["default"])
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The model without a wrapper."""
+        return plain(self.whole)
+
+    @property
+    def wrapped(self) -> bool:
+        """It came with its LoRA."""
+        return self.plain is not self.whole
+
+    def check(self, writers: list[Writer]) -> None:
+        """Refuse what the LoRA cannot be."""
+        prefix = "model.peft_config['default']" if self.wrapped else "peft_config"
+        check_lora(self.lora, self.plain, writers, lambda field: f"{prefix}.{field}")
+
+    def learner(self) -> Any:
+        """What TRL trains: the model, with the LoRA put on it as TRL does that."""
+        return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
+
+
+def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subspace: Subspace | None, names: list[str], *,
+                axis: str | None, bases: SubspaceConfig, frozen: list[str]) -> tuple[Any, Router | None]:
+    """What TRL trains, and its router: checked, with its LoRA, routed in place. No router in mode `none`."""
+    model, adapted = given.plain, given.lora is not None
+    if routing.mode == "none":
+        if adapted:
+            given.check(_known_writers(model))
+        freeze(model, frozen)
+        return given.learner(), None
+    assert subspace is not None, "check_trainer_of refuses it"
+    if adapted:
+        require_weights(model, given.name, (torch.float32, torch.bfloat16))
+    else:
+        require_full_weights(model, given.name)
+    if arguments.disable_dropout:  # TRL does so as well, after what is refused here
+        disable_dropout(model)
+    writers = find_writers(model)
+    if adapted:
+        given.check(writers)
+    check_subspace(model, given.name, writers, subspace)
+    check_axis(axis, subspace)
+    check_routable(writers, [*frozen, *(["post_norm"] if adapted else [])], arguments.router_aux_loss_coef)
+    learner = given.learner()
+    cast(nn.Module, learner).to(arguments.device)
+    return learner, route_model(model, find_writers(model), subspace, routing, names, bases=bases_of(subspace, bases),
+                                frozen=frozen, axis=axis, seed=arguments.seed)
+
+
+def name_of(model: Any) -> str:
+    """What a message calls a model, or its path."""
+    return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
+
+
+def _check_new(model: Any, name: str, peft_config: Any) -> None:
+    """ModelError unless a model that PEFT has wrapped has one LoRA, which is trained, in float32, and changes nothing yet."""
+    loras, merge = list(model.peft_config), "merge it first (model = model.merge_and_unload()) and give peft_config"
+    if peft_config is not None:
+        raise ModelError(f"{name} comes with the adapter {loras[0]} and there is a peft_config as well; leave one of them out")
+    if loras != ["default"]:
+        raise ModelError(f"{name} comes with the adapters {', '.join(loras)}, and one that is called default is trained; {merge}")
+    found = factors(model)
+    if any(".lora_B." in key and value.any() for key, value in found.items()):
+        raise ModelError(f"{name} comes with a LoRA that has learned already, and what of that lies in the subspace could not be "
+                         f"told from what is learned now; {merge}")
+    wrong = next((value for value in found.values() if not value.requires_grad or value.dtype != torch.float32), None)
+    if wrong is not None:
+        what = "is frozen" if not wrong.requires_grad else f"is in {str(wrong.dtype).removeprefix('torch.')}, not in float32"
+        raise ModelError(f"{name} comes with a LoRA that {what}; give the plain model and peft_config, which makes one")
+
+
+def _known_writers(model: PreTrainedModel) -> list[Writer]:
+    """None where they are not known: TRL trains such a model too."""
+    try:
+        return find_writers(model)
+    except ModelError:
+        return []
