@@ -2,7 +2,7 @@
 processes of a launch join it."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,22 @@ from routed_rl.artifacts import resolve
 from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.errors import ParityError, RolloutError
+from routed_rl.model.base import base_weights
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts
-from routed_rl.rollout import Lora, ParityCheck, PolicyWeights, Served, fixed_sequences, join_servers, lora_for, open_engine
-from routed_rl.routing import Router
+from routed_rl.pipeline.engines import adapters_for, check_served
+from routed_rl.rollout import (
+    Engine,
+    Lora,
+    ParityCheck,
+    PolicyAdapters,
+    PolicyWeights,
+    Served,
+    fixed_sequences,
+    join_servers,
+    open_engine,
+)
+from routed_rl.routing import Router, Target
 from routed_rl.subspace import Subspace
 
 
@@ -27,13 +39,13 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
     if config.engine == "transformers":
         yield None
         return
-    if subspace is not None and any(writer.expert is not None for writer in parts.writers):
-        raise RolloutError(f"rollout.engine={config.engine} cannot serve {parts.config.model.path}: the quarantine of a "
-                           "mixture of experts is not pushed to vLLM; set rollout=transformers")
+    check_served(parts)
+    wanted = adapters_for(parts, subspace)
     say(f"rollouts      starting {config.engine}, {config.dtype}")
-    with _model_folder(parts) as folder, open_engine(config, folder, _lora(parts, subspace)) as engine:
-        served = Served(engine, PolicyWeights(parts.model, []))
-        try:  # before anything is pushed both sides are the base model, to the limit of parity
+    with _model_folder(parts) as folder, open_engine(config, folder, wanted) as engine:
+        served = _served(parts, engine, wanted)
+        served.show(deployed=False)
+        try:  # before anything is learned both sides are the base model, to the limit of parity
             ParityCheck(served, parts.model, _sequences(parts), config.parity, None).run(0)
         except (ParityError, RolloutError) as error:
             if not config.urls:
@@ -49,8 +61,9 @@ def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterato
     if not urls:
         yield None
         return
-    with join_servers(parts.config.rollout, urls, parts.model.config.to_dict(), _lora(parts, subspace)) as engine:
-        yield Served(engine, PolicyWeights(parts.model, []))
+    wanted = adapters_for(parts, subspace)
+    with join_servers(parts.config.rollout, urls, parts.model.config.to_dict(), wanted) as engine:
+        yield _served(parts, engine, wanted)
 
 
 def route_served(parts: Parts, served: Served | None, router: Router | None) -> ParityCheck | None:
@@ -58,9 +71,23 @@ def route_served(parts: Parts, served: Served | None, router: Router | None) -> 
     if served is None:
         return None
     if router is not None:
-        served.weights = PolicyWeights(parts.model, router.quarantine.targets)
+        served.models = _models(parts, router.quarantine.targets)
     return ParityCheck(served, parts.model, _sequences(parts), parts.config.rollout.parity,
                        router.quarantine.ablated if router is not None else None)
+
+
+def _models(parts: Parts, targets: Sequence[Target]) -> PolicyWeights | PolicyAdapters:
+    return (PolicyWeights if parts.adapted is None else PolicyAdapters)(parts.model, targets)
+
+
+def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
+    """The base model: nothing is routed yet."""
+    if parts.adapted is not None and engine.lora is None:
+        assert wanted is not None
+        raise RolloutError(f"rollout.urls={parts.config.rollout.urls}: a server there has no room for the adapters of this run; "
+                           f"start it with --enable-lora --max-loras {wanted.count} --max-lora-rank {wanted.rank} "
+                           f"--lora-target-modules {' '.join(wanted.modules)}")
+    return Served(engine, _models(parts, []))
 
 
 def _sequences(parts: Parts) -> list[list[int]]:
@@ -74,27 +101,15 @@ def _sequences(parts: Parts) -> list[list[int]]:
     return fixed_sequences(encode_prompts(parts.tokenizer, prompts[:count]), config.vocab_size, longest - 1)
 
 
-def _lora(parts: Parts, subspace: Subspace | None) -> Lora | None:
-    """An adapter for the quarantine; None where there is none, or vLLM has no adapters for such writers."""
-    if subspace is None:
-        return None
-    writers, settings = parts.writers, parts.config.subspace
-    if any(writer.module.bias is not None for writer in writers):
-        return None
-    bases = subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
-    return lora_for(max(bases[writer.layer].shape[1] for writer in writers),
-                    [writer.name.rpartition(".")[2] for writer in writers])
-
-
 @contextmanager
 def _model_folder(parts: Parts) -> Iterator[Path]:
     """The base model as a folder that vLLM reads: its own where it has one, else a copy for as long as it is needed."""
     own = Path(resolve(parts.config.model.path))
-    if own.is_dir() and list(own.glob("*.safetensors")):
+    if own.is_dir() and list(own.glob("*.safetensors")) and parts.config.model.adapter.path is None:
         yield own
         return
     with tempfile.TemporaryDirectory(prefix="routed_rl-") as folder:
         with torch.no_grad():
-            parts.model.save_pretrained(folder)
+            parts.model.save_pretrained(folder, state_dict=base_weights(parts.model))
         parts.tokenizer.save_pretrained(folder)
         yield Path(folder)

@@ -19,6 +19,7 @@ from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.build import Parts, extraction_job, keep_base, load_parts, make_router, run_subspace
+from routed_rl.pipeline.engines import check_served
 from routed_rl.pipeline.keeping import keep_at_end
 from routed_rl.pipeline.kept import check, shares_of, write_deployed
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
@@ -95,6 +96,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
     transformers_logging.set_verbosity_error()
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)
+    check_served(parts)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
     check_practice(config, parts.trained, prompts_needed(plan.arguments))

@@ -12,7 +12,6 @@ from routed_rl.web import Answer, NoAnswer, Server
 
 LARGEST = 4 * 2**30
 """Bytes of an answer: completions with their probabilities."""
-ADAPTER = "deployed"
 
 
 class Session(Server):
@@ -80,9 +79,9 @@ class PolicyClient(VLLMClient):
         self._post(f"{self.base_url}/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": folder}})
         self.reset_prefix_cache()
 
-    def load_adapter(self, folder: str) -> None:
+    def load_adapter(self, adapter: str, folder: str) -> None:
         self._post(f"{self.base_url}/v1/load_lora_adapter",
-                   json={"lora_name": ADAPTER, "lora_path": folder, "load_inplace": True})
+                   json={"lora_name": adapter, "lora_path": folder, "load_inplace": True})
         self.reset_prefix_cache()
 
     def complete(self, prompts: list[list[int]], model: str, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,13 +19,13 @@ from routed_rl.errors import RolloutError
 from routed_rl.rollout.engine import Lora, Sampling
 from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.settings import engine_settings, process_settings
-from routed_rl.rollout.weights import NamedTensors
+from routed_rl.rollout.weights import ADAPTERS, NamedTensors
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
     """A stock PEFT adapter, as far as vLLM reads it."""
     folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.rank, "target_modules": lora.modules, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
@@ -51,10 +51,9 @@ class ColocatedEngine:
                                     **engine_settings(config, lora))
         except Exception as error:
             shutil.rmtree(self._folder, ignore_errors=True)
-            reason = " ".join(str(error).split())[:300]
             raise RolloutError(f"vLLM cannot serve {folder} (rollout.dtype={config.dtype}, rollout.memory_gb={config.memory_gb}, "
-                               f"rollout.max_length={config.max_length}): {reason}; VLLM_LOGGING_LEVEL=INFO tells more, "
-                               "rollout=transformers works for every model") from error
+                               f"rollout.max_length={config.max_length}): {_on_one_line(error)}; VLLM_LOGGING_LEVEL=INFO tells "
+                               "more, rollout=transformers works for every model") from error
 
     def load(self, weights: NamedTensors) -> None:
         worker = self.llm.llm_engine.model_executor.driver_worker
@@ -62,36 +61,40 @@ class ColocatedEngine:
         worker.reload_weights(weights_iterator=weights)
         self.llm.reset_prefix_cache()
 
-    def load_adapter(self, tensors: dict[str, Tensor]) -> None:
+    def load_adapter(self, adapter: str, tensors: dict[str, Tensor]) -> None:
         assert self.lora is not None
-        write_adapter(self._folder, tensors, self.lora)
-        self.llm.llm_engine.add_lora(self.adapter(load_inplace=True))
+        write_adapter(self._folder / adapter, tensors, self.lora)
+        try:
+            self.llm.llm_engine.add_lora(self.request(adapter, load_inplace=True))
+        except (ValueError, RuntimeError) as error:  # a module that it cannot put a LoRA on
+            raise RolloutError(f"vLLM does not take the adapter: {_on_one_line(error)}; rollout=transformers works for every "
+                               "LoRA") from error
         self.llm.reset_prefix_cache()
 
-    def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
+    def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self._generate(sequences, sampling, adapted)
+        outputs = self._generate(sequences, sampling, adapter)
         return [[found[token].logprob for token, found in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
                 for ids, output in zip(sequences, outputs, strict=True)]
 
-    def complete(self, prompts: list[list[int]], sampling: Sampling, *, adapted: bool) -> list[list[int]]:
+    def complete(self, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list[list[int]]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         settings = SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_tokens, detokenize=False,
                                   stop_token_ids=sampling.stop, ignore_eos=True)
-        return [list(output.outputs[0].token_ids) for output in self._generate(prompts, settings, adapted)]
+        return [list(output.outputs[0].token_ids) for output in self._generate(prompts, settings, adapter)]
 
-    def _generate(self, prompts: list[list[int]], sampling: Any, adapted: bool) -> list[Any]:
+    def _generate(self, prompts: list[list[int]], sampling: Any, adapter: str | None) -> list[Any]:
         return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False,
-                                 lora_request=self.adapter() if adapted else None)
+                                 lora_request=None if adapter is None else self.request(adapter))
 
-    def adapter(self, load_inplace: bool = False) -> Any:
-        """How vLLM is asked for the deployed model."""
+    def request(self, adapter: str, *, load_inplace: bool = False) -> Any:
+        """How vLLM is asked for an adapter."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
-        return LoRARequest("deployed", 1, str(self._folder), load_inplace=load_inplace)
+        return LoRARequest(adapter, 1 + ADAPTERS.index(adapter), str(self._folder / adapter), load_inplace=load_inplace)
 
     def hand_over(self) -> list[str]:
         return []
@@ -102,6 +105,10 @@ class ColocatedEngine:
             del self.llm
             gc.collect()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class HeadPadding:
 
     def tensor(self, name: str, value: Tensor) -> Tensor:
         """A parameter, or a LoRA's matrix, by its name; others as they are."""
-        if re.search(r"\.[qkv]_proj\.(weight|bias)$", name):
+        if re.search(r"\.[qkv]_proj\.(lora_B\.)?(weight|bias)$", name):
             padded = self._pad(value.mT if value.dim() == 2 else value)
             padded = padded.mT if value.dim() == 2 else padded
             return padded * (self.padded / self.width) ** 0.5 if ".q_proj." in name else padded

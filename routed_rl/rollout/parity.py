@@ -11,7 +11,7 @@ from torch import nn
 from routed_rl.config import ParityConfig
 from routed_rl.errors import ParityError
 from routed_rl.model.stream import eval_mode
-from routed_rl.rollout.engine import Served
+from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
 """Where none is set: float32 agrees to 1e-4 on real models, bfloat16 rounds each weight to 3 digits."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from routed_rl.config import RolloutConfig
 from routed_rl.ranks import RANKS
-from routed_rl.rollout.client import ADAPTER, PolicyClient
+from routed_rl.rollout.client import PolicyClient
 from routed_rl.rollout.colocate import memory_folder, write_adapter
 from routed_rl.rollout.engine import Lora, Sampling
 from routed_rl.rollout.heads import HeadPadding
@@ -87,29 +87,29 @@ class ServerEngine:
         finally:
             shutil.rmtree(folder)
 
-    def load_adapter(self, tensors: dict[str, Tensor]) -> None:
+    def load_adapter(self, adapter: str, tensors: dict[str, Tensor]) -> None:
         assert self.lora is not None
         with _alone():
             if RANKS.rank == 0:
-                write_adapter(self._folder / "adapter", tensors, self.lora)
-                self._at_all(lambda client: client.load_adapter(str(self._folder / "adapter")))
+                write_adapter(self._folder / adapter, tensors, self.lora)
+                self._at_all(lambda client: client.load_adapter(adapter, str(self._folder / adapter)))
 
-    def logprobs(self, sequences: list[list[int]], *, adapted: bool) -> list[list[float]]:
+    def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
         # Every server answers for every sequence: each one may be wrong on its own.
         settings = {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
-        by_server = self._at_all(lambda client: client.complete(sequences, _model(client, adapted), settings))
+        by_server = self._at_all(lambda client: client.complete(sequences, adapter or client.model, settings))
         rows = [[_chosen(ids, choice) for ids, choice in zip(sequences, choices, strict=True)] for choices in by_server]
         return [max(found, key=lambda row: max(abs(a - b) for a, b in zip(row, found[0], strict=True)))
                 for found in zip(*rows, strict=True)]
 
-    def complete(self, prompts: list[list[int]], sampling: Sampling, *, adapted: bool) -> list[list[int]]:
+    def complete(self, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list[list[int]]:
         settings = {"temperature": sampling.temperature, "stop_token_ids": sampling.stop, "ignore_eos": True}
 
         def one(place: int) -> list[int]:
             # One call a prompt: a call has one seed, and prompts that share it would share their random numbers.
             client, ids = self.clients[place % len(self.clients)], prompts[place]
             limit = min(sampling.max_tokens, client.max_length - len(ids))
-            return client.complete([ids], _model(client, adapted), {
+            return client.complete([ids], adapter or client.model, {
                 **settings, "max_tokens": limit, "seed": sampling.seed + place})[0]["token_ids"]
 
         with ThreadPoolExecutor(max_workers=min(len(prompts), 64 * len(self.clients))) as pool:
@@ -128,11 +128,11 @@ class ServerEngine:
         return {key: [row for answer in answers for row in answer[key]] for key in answers[0]}
 
     @contextmanager
-    def asking_adapter(self) -> Iterator[None]:
-        """Within, `generate` asks for the deployed model."""
+    def asking(self, adapter: str) -> Iterator[None]:
+        """Within, `generate` asks for this adapter."""
         before = [client.model for client in self.clients]
         for client in self.clients:
-            client.model = ADAPTER
+            client.model = adapter
         try:
             yield
         finally:
@@ -175,10 +175,6 @@ def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
         tensors[name] = value.clone() if value.data_ptr() in places else value.contiguous()
         places.add(value.data_ptr())
     return tensors
-
-
-def _model(client: PolicyClient, adapted: bool) -> str:
-    return ADAPTER if adapted else client.model
 
 
 def _chosen(ids: list[int], choice: dict[str, Any]) -> list[float]:

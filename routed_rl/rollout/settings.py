@@ -28,7 +28,8 @@ def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
     if not torch.cuda.is_available():
         settings["enforce_eager"] = True
     if lora is not None:
-        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora.rank, "lora_target_modules": lora.modules}
+        settings |= {"enable_lora": True, "max_loras": lora.count, "max_lora_rank": lora.rank,
+                     "lora_target_modules": lora.modules}
     return settings
 
 
@@ -47,9 +48,11 @@ def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> N
 
 
 def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
-    """The adapters that all of others' servers were started for, if the quarantine fits; else weights are replaced."""
+    """The adapters that all of others' servers were started for; None where these do not fit what is wanted."""
     found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
     if wanted is None or len(found) < len(servers):
         return None
-    rank, modules = found[0]["max_lora_rank"], found[0].get("target_modules")
-    return Lora(rank, sorted(modules)) if modules and set(wanted.modules) <= set(modules) and rank >= wanted.rank else None
+    rank, count = (min(settings[key] for settings in found) for key in ("max_lora_rank", "max_loras"))
+    modules = set.intersection(*(set(settings.get("target_modules") or ()) for settings in found))
+    fits = set(wanted.modules) <= modules and rank >= wanted.rank and count >= wanted.count
+    return Lora(rank, sorted(modules), count) if fits else None

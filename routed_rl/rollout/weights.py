@@ -1,8 +1,9 @@
-"""What an engine must hold to be the policy, or the deployed model: built out of place, one tensor at a time. Where processes
-hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream width, K rank, N input width of
-a target, R rank of the adapter. Not covered: mixtures of experts."""
+"""What an engine must hold to be the policy, or the deployed model, where the weights are trained: built out of place, one tensor
+at a time. Where processes hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream
+width, K rank, N input width of a target. Not covered: mixtures of experts."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +13,48 @@ from routed_rl.routing import Target
 from routed_rl.routing.shards import whole
 
 NamedTensors = Iterable[tuple[str, Tensor]]
+POLICY, DEPLOYED = ADAPTERS = ("policy", "deployed")
+"""Names of the adapters that an engine may hold, by the model that they make of its weights."""
+
+
+class Models(Protocol):
+    """What makes an engine the policy, or the deployed model: weights, and one adapter on top of them."""
+
+    model: nn.Module
+    """The trainer's."""
+
+    def policy(self) -> NamedTensors | None:
+        """The weights of a sync; None where the engine keeps those that it was started with."""
+        ...
+
+    def adapter(self, *, deployed: bool) -> str | None:
+        """The name of the adapter that makes the model; None where the weights are it."""
+        ...
+
+    def tensors(self, adapter: str) -> dict[str, Tensor]:
+        """That adapter as it stands now, under PEFT's names; its scaling is 1."""
+        ...
+
+
+def plain_targets(targets: Sequence[Target]) -> dict[str, Target]:
+    """By name; an expert of a mixture is refused."""
+    if mixed := [target.name for target in targets if target.expert is not None]:
+        raise RolloutError(f"{mixed[0]} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
+                           "rollout=transformers")
+    return {target.name: target for target in targets}
+
+
+def keys(module: str) -> tuple[str, str]:
+    """PEFT's names of the factors of a LoRA on this module: `lora_A`, `lora_B`."""
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
 class PolicyWeights:
-    """The weights of a model whose writers are routed; `targets` is empty in mode `none`."""
+    """The weights of a model whose writers are routed; `targets` is empty in mode `none`. The deployed model is the policy with
+    an adapter of minus the quarantine, so that changing between them replaces no weight."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
-        if mixed := [target.name for target in targets if target.expert is not None]:
-            raise RolloutError(f"{mixed[0]} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
-                               "rollout=transformers")
-        self.model, self.targets = model, {target.name: target for target in targets}
-
-    @property
-    def rank(self) -> int:
-        """The largest rank of a target."""
-        return max((target.rank for target in self.targets.values()), default=0)
-
-    @property
-    def has_bias(self) -> bool:
-        return any(target.has_bias for target in self.targets.values())
+        self.model, self.targets = model, plain_targets(targets)
 
     def policy(self) -> Iterator[tuple[str, Tensor]]:
         """Everything that may differ from the base model: `W + A C` of targets, and what trains. Frozen tensors are left out. A
@@ -48,16 +72,16 @@ class PolicyWeights:
             if name.rpartition(".")[0] in self.targets:
                 yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))
 
-    def minus_quarantine(self, rank: int) -> dict[str, Tensor]:
-        """The tensors of a LoRA of `rank` that turns the policy into the deployed model, under PEFT's names. `lora_A` is C (R,
-        N), `lora_B` is -A (D, R), both filled up with zeros, since vLLM knows one rank for all."""
-        assert not self.has_bias and rank >= self.rank
+    def adapter(self, *, deployed: bool) -> str | None:
+        return DEPLOYED if deployed and self.targets else None
+
+    def tensors(self, adapter: str) -> dict[str, Tensor]:
+        """Minus the quarantine: `lora_A` is C (K, N), `lora_B` is -A (D, K)."""
         tensors: dict[str, Tensor] = {}
         for target in self.targets.values():
-            fill = (0, rank - target.rank)
-            key = f"base_model.model.{target.name}"
-            tensors[f"{key}.lora_A.weight"] = nn.functional.pad(target.coefficients, (0, 0, *fill)).cpu().contiguous()
-            tensors[f"{key}.lora_B.weight"] = nn.functional.pad(-target.pair.write, fill).cpu().contiguous()
+            assert adapter == DEPLOYED and not target.has_bias
+            down, up = keys(target.name)
+            tensors[down], tensors[up] = target.coefficients, -target.pair.write
         return tensors
 
     @torch.no_grad()

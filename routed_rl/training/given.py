@@ -4,11 +4,10 @@ the reference model, which TRL would load again from whatever `config._name_or_p
 Not covered: several trainer processes with vLLM in them, images.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import prepare_deepspeed, prepare_fsdp
@@ -19,13 +18,13 @@ from routed_rl.rollout import ParityCheck, Served
 
 
 class AdaptedLLM:
-    """vLLM's `LLM` whose every request has the adapter."""
+    """vLLM's `LLM` whose every request has an adapter."""
 
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
+    def __init__(self, engine: Any, adapter: str) -> None:
+        self.engine, self.adapter = engine, adapter
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine.llm.generate(*args, lora_request=self.engine.adapter(), **kwargs)
+        return self.engine.llm.generate(*args, lora_request=self.engine.request(self.adapter), **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine.llm, name)
@@ -52,21 +51,19 @@ class PolicyGeneration(VLLMGeneration):
         else:
             self.vllm_client = engine
 
-    def _iter_named_params(self) -> Generator[tuple[str, Tensor], None, None]:
-        yield from self.served.weights.policy()
-
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
         """Both models' completions, in the order of the prompts: the deployed model makes those of the rows that practise."""
         practice, rolling = self.trainer.practice, self.trainer.rolling
         if practice is None or not practice.active:
-            return self._ask(prompts, images, num_generations, profiler)
+            with self._asking(self.served.show(deployed=False)):
+                return self._ask(prompts, images, num_generations, profiler)
         mine = [False] * len(prompts) if rolling is None else rolling.tolist()
         answers: list[list[Any]] = [[None] * len(prompts) for _ in range(4)]
         for deployed in (False, True):
-            adapted = self.served.show(deployed=deployed)  # in every process, also one that has no such rows
+            adapter = self.served.show(deployed=deployed)  # in every process, also one that has no such rows
             places = [place for place, practises in enumerate(mine) if practises == deployed]
             if places:
-                with self._adapted() if adapted else nullcontext():
+                with self._asking(adapter):
                     found = self._ask([prompts[place] for place in places], images, num_generations, profiler)
                 for answer, part in zip(answers, found, strict=True):
                     for place, row in zip(places, part or [None] * len(places), strict=True):
@@ -75,16 +72,18 @@ class PolicyGeneration(VLLMGeneration):
         return tuple(answers)
 
     @contextmanager
-    def _adapted(self) -> Iterator[None]:
-        """Within, requests are for the policy with the adapter that makes it the deployed model."""
-        if self.mode == "colocate":
-            plain, self.llm = self.llm, AdaptedLLM(self.served.engine)
+    def _asking(self, adapter: str | None) -> Iterator[None]:
+        """Within, requests are for this adapter."""
+        if adapter is None:
+            yield
+        elif self.mode == "colocate":
+            plain, self.llm = self.llm, AdaptedLLM(self.served.engine, adapter)
             try:
                 yield
             finally:
                 self.llm = plain
         else:
-            with self.vllm_client.asking_adapter():
+            with self.vllm_client.asking(adapter):
                 yield
 
     def _ask(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:

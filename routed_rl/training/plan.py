@@ -45,9 +45,6 @@ def check_adapter(config: Config) -> None:
     """Refuse what a LoRA cannot be trained with, as far as the settings tell."""
     if not (kind := config.model.adapter.kind if config.model.adapter.trains else ""):
         return
-    if config.rollout.engine != "transformers":
-        raise ConfigError(f"rollout={config.rollout.engine} does not serve a LoRA that is trained yet; set rollout=transformers, "
-                          f"or train the weights: leave model.adapter={kind} out")
     if config.launch.strategy != "none" or config.launch.where != "here":
         raise ConfigError(f"model.adapter={kind} is trained in one process on this machine for now; set launch=local")
 

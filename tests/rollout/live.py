@@ -26,9 +26,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from routed_rl.config import ParityConfig, RolloutConfig
-from routed_rl.model.targets import freeze
-from routed_rl.rollout import ParityCheck, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
+from routed_rl.config import AdapterConfig, ParityConfig, RolloutConfig
+from routed_rl.model.adapter import attach
+from routed_rl.model.base import adapted_modules
+from routed_rl.model.targets import find_writers, freeze
+from routed_rl.rollout import ParityCheck, PolicyAdapters, PolicyWeights, Served, fixed_sequences, lora_for, open_engine
 from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from tests.builders import FROZEN, find_targets, random_bases
@@ -55,18 +57,20 @@ MODELS = {"llama, heads of 16": LlamaConfig(**_COMMON),
 
 
 class Setup:
-    """A routed model in training and an engine that serves it."""
+    """A routed model in training and an engine that serves it. `lora`: settings of the LoRA that is trained; None: the weights."""
 
-    def __init__(self, name: str, folder: Path, frozen: list[str] = FROZEN) -> None:
+    def __init__(self, name: str, folder: Path, frozen: list[str] = FROZEN, lora: dict[str, Any] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
         self.model: Any = AutoModelForCausalLM.from_config(MODELS[name])
         with torch.no_grad():
             for parameter in self.model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
-        self.folder, self.context = folder, RoutingContext()
+        self.folder, self.context, self.lora = folder, RoutingContext(), lora
         self.model.eval().save_pretrained(folder)
         chat_tokenizer().save_pretrained(folder)  # a server wants one
+        if lora is not None:
+            attach(self.model, AdapterConfig(kind="lora", **lora), find_writers(self.model), 1)
         self.targets = find_targets(self.model, random_bases(2, 64), self.context, 1)
         self.quarantine = Quarantine(self.targets, ["a"], self.context)
         freeze(self.model, frozen)
@@ -84,10 +88,12 @@ class Setup:
     @contextmanager
     def serve(self, **settings: Any) -> Iterator[tuple[Served, ParityCheck]]:
         biased = any(target.has_bias for target in self.targets)  # vLLM has no adapters for such
-        lora = None if biased else lora_for(3, [target.name.rpartition(".")[2] for target in self.targets])
+        names, own = [target.name for target in self.targets], self.lora or {"r": 0}
+        lora = None if biased else lora_for(3 + own["r"], [*names, *adapted_modules(self.model)], 1 if self.lora is None else 2)
         config = RolloutConfig(**{"engine": "vllm_colocate"} | settings)
         with open_engine(config, self.folder, lora) as engine:
-            served = Served(engine, PolicyWeights(self.model, self.targets))
+            models = PolicyWeights if self.lora is None else PolicyAdapters
+            served = Served(engine, models(self.model, self.targets))
             sequences = fixed_sequences([[3, 4, 5], [6, 7], [8] * 20], VOCABULARY, 100)
             yield served, ParityCheck(served, self.model, sequences, ParityConfig(), self.quarantine.ablated)
 

@@ -40,7 +40,7 @@ def test_a_skipped_sync_fails_the_check_with_both_numbers():
 def test_a_quarantine_that_did_not_come_along_fails_the_check():
     run, served, check = routed()
     run.train(3)
-    served.weights = PolicyWeights(run.model, [])  # what would be pushed if nobody knew of the quarantine
+    served.models = PolicyWeights(run.model, [])  # what would be pushed if nobody knew of the quarantine
     served.sync()
     with pytest.raises(ParityError, match="of the policy"):
         check.run(3)

@@ -89,11 +89,11 @@ def test_a_tied_weight_that_trains_is_pushed_under_both_names():
 def test_minus_the_quarantine_takes_the_policy_to_the_deployed_model(family):
     run = Run(tiny(family), optimizers="adamw").train(3)
     weights = PolicyWeights(run.model, run.targets)
-    policy, adapter = pushed(run), weights.minus_quarantine(8)
+    policy, adapter = pushed(run), weights.tensors("deployed")
     for target in run.targets:
         key = f"base_model.model.{target.name}"
         down, up = adapter[f"{key}.lora_A.weight"], adapter[f"{key}.lora_B.weight"]
-        assert down.shape[0] == up.shape[1] == 8
+        assert down.shape[0] == up.shape[1] == target.rank
         deployed = policy[f"{target.name}.weight"] + up @ down
         assert torch.allclose(deployed, target.module.weight, atol=1e-6)
         assert not torch.allclose(policy[f"{target.name}.weight"], target.module.weight, atol=1e-6)

@@ -1,0 +1,20 @@
+"""The plain model below a LoRA, which PEFT has put into it."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from routed_rl.routing.adapted import has_adapter
+
+INNER = ".base_layer."
+"""In the name of a weight below a LoRA, in place of a dot."""
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """PEFT's modules, those with a LoRA that is trained, by the names of the modules that they stand for."""
+    return {name: module for name, module in model.named_modules() if has_adapter(module)}
+
+
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own weights under the names that they have without a LoRA."""
+    return {name.replace(INNER, "."): value for name, value in model.state_dict().items() if ".lora_" not in name}

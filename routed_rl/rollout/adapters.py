@@ -1,0 +1,57 @@
+"""What an engine must hold to be the policy, or the deployed model, where a LoRA is trained: two adapters on the base model,
+whose weights are never pushed. Where processes hold pieces of the factors all of them must ask. Shape letters: D stream width, K
+rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.rollout.weights import DEPLOYED, POLICY, keys, plain_targets
+from routed_rl.routing import Target
+from routed_rl.routing.adapted import NAME, has_adapter
+from routed_rl.routing.shards import whole
+
+
+class PolicyAdapters:
+    """The LoRA of a model, beside the quarantine of its writers; `targets` is empty in mode `none`."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        self.model, self.targets = model, plain_targets(targets)
+
+    def policy(self) -> None:
+        """The engine keeps the base model's weights."""
+
+    def adapter(self, *, deployed: bool) -> str:
+        return DEPLOYED if deployed and self.targets else POLICY
+
+    @torch.no_grad()
+    def tensors(self, adapter: str) -> dict[str, Tensor]:
+        """`lora_A` (R + K, N) and `lora_B` (D, R + K): what is retained of the LoRA with its scaling in `lora_B`, and for the
+        policy the quarantine behind it, C and A. A module has the rank that it needs: vLLM fills up with zeros."""
+        tensors: dict[str, Tensor] = {}
+        for name, pieces in self._pieces(deployed=adapter == DEPLOYED):
+            down, up = keys(name)
+            tensors[down] = torch.cat([down_RN for _, down_RN in pieces])
+            tensors[up] = torch.cat([up_DR for up_DR, _ in pieces], 1)
+        return tensors
+
+    def _pieces(self, *, deployed: bool) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
+        """By module, the pairs of factors (D, R) and (R, N) whose products add up to its change."""
+        for name, module in self.model.named_modules():
+            pieces, target = [], self.targets.get(name)
+            # In `observe` the policy is the LoRA as it is trained, and its part inside the subspace is no change of its own.
+            is_whole = target is None or (target.context.now.whole and not deployed)
+            if has_adapter(module):
+                up_DR, down_RN = factors(module)
+                pieces.append((up_DR if target is None or is_whole else target.pair.outside(up_DR), down_RN))
+            if target is not None and target.rank and not (is_whole or deployed):
+                pieces.append((target.pair.write, target.weight_part()))
+            if pieces:
+                yield name, pieces
+
+
+def factors(module: Any) -> tuple[Tensor, Tensor]:
+    """Of the LoRA on a module: (D, R) with its scaling, and (R, N)."""
+    return module.scaling[NAME] * whole(module.lora_B[NAME].weight), whole(module.lora_A[NAME].weight)

@@ -1,0 +1,61 @@
+"""Both models on one engine."""
+
+import time
+from typing import Any, cast
+
+from torch import Tensor
+
+from routed_rl.rollout.engine import Engine, Sampling
+from routed_rl.rollout.weights import Models, NamedTensors, PolicyWeights
+
+
+class Served:
+    """Keeps an engine at what the trainer holds, and asks it for either model. Where the engine has no adapters the weights of
+    the writers are replaced, there and back."""
+
+    def __init__(self, engine: Engine, models: Models) -> None:
+        self.engine, self.models = engine, models
+        self.sync_seconds = 0.0
+        """Of the last `sync`."""
+        self._current: set[str] = set()
+        """Adapters that are as they should be."""
+        self._writers_are_deployed = False
+        # vLLM serves some families (OLMo-2) by transformers' own classes and compiles these, the trainer's model too: not so.
+        cast(Any, models.model).base_model.do_not_compile = True
+
+    def sync(self) -> None:
+        """Push the policy as it stands now."""
+        begin = time.perf_counter()
+        if (weights := self.models.policy()) is not None:
+            self.engine.load(self._padded(weights))
+        self._current, self._writers_are_deployed = set(), False
+        self.show(deployed=False)
+        self.sync_seconds = time.perf_counter() - begin
+
+    def logprobs(self, sequences: list[list[int]], *, deployed: bool = False) -> list[list[float]]:
+        return self.engine.logprobs(sequences, self.show(deployed=deployed))
+
+    def complete(self, prompts: list[list[int]], sampling: Sampling, *, deployed: bool = False) -> list[list[int]]:
+        return self.engine.complete(prompts, sampling, self.show(deployed=deployed))
+
+    def show(self, *, deployed: bool) -> str | None:
+        """Make the engine ready for the model; the adapter that it is to be asked with. Every process of a run must, also one
+        that will not ask; and for the policy before the engine is used by others."""
+        adapter = self.models.adapter(deployed=deployed)
+        if self.engine.lora is None:
+            self._replace_writers(deployed=deployed)
+            return None
+        if adapter is not None and adapter not in self._current:
+            tensors: dict[str, Tensor] = self.models.tensors(adapter)
+            self.engine.load_adapter(adapter, dict(self._padded(tensors.items())))
+            self._current.add(adapter)
+        return adapter
+
+    def _replace_writers(self, *, deployed: bool) -> None:
+        assert isinstance(self.models, PolicyWeights), "a LoRA is served by adapters alone"
+        if self.models.targets and deployed != self._writers_are_deployed:
+            self.engine.load(self._padded(self.models.writers(deployed=deployed)))
+            self._writers_are_deployed = deployed
+
+    def _padded(self, tensors: NamedTensors) -> NamedTensors:
+        return tensors if self.engine.padding is None else self.engine.padding.weights(tensors)
