@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,15 +20,16 @@ from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.audit import audit
 from routed_rl.config import AuditConfig, Config
 from routed_rl.envs import Scorer
-from routed_rl.errors import CheckpointError, ConfigError, ModelError
-from routed_rl.pipeline.build import load_parts, make_router, take_checkpoint
+from routed_rl.errors import CheckpointError, ConfigError, ModelError, RolloutError
+from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
+from routed_rl.pipeline.engines import adapters_for, check_served
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training import build_trainer, make_plan
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.plan import prompts_needed
 from routed_rl.training.tasks import RewardFunction, TaskTable
-from tests.builders import relative
+from tests.builders import relative, tiny
 from tests.parts import own_config, write_parts
 from tests.training.test_conformance import PLAIN
 from tests.training.test_resume import metrics
@@ -315,7 +317,6 @@ def test_a_run_is_evaluated_with_its_scales_and_parts(runs, tmp_path):
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"launch": {"strategy": "ddp", "processes": 2}}, "model.adapter=lora is trained in one process .*; set launch=local"),
-    ({"rollout": {"engine": "vllm_colocate"}}, "rollout=vllm_colocate does not serve a LoRA .*; set rollout=transformers"),
     ({"lora": {"r": 64}}, "model.adapter.r=64 is more than the smallest width"),
     ({"lora": {"target_modules": ["c_attn"]}}, "target_modules=c_attn is no linear layer"),
     ({"trainer": {"peft_config": {}}}, "trainer.peft_config is not set here: a LoRA is model.adapter=lora"),
@@ -326,8 +327,28 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(parts, tmp_pa
     assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()
 
 
+def refuse(loaded: Parts, subspace: Subspace) -> None:
+    check_served(loaded)
+    adapters_for(loaded, subspace)
+
+
+@pytest.mark.parametrize(("family", "lora", "said"), [
+    ("gpt2", {"target_modules": ["c_attn"]}, "vLLM puts no LoRA on transformer.h.0.attn.c_attn, a Conv1D; set rollout=trans"),
+    ("mixtral", {"target_modules": ["q_proj"]}, "the quarantine of a mixture of experts is not pushed to vLLM"),
+    ("llama", {"r": 16}, "would have the rank 532, .*; lower model.adapter.r=16 or subspace.rank, or set rollout=transformers"),
+])
+def test_what_vllm_cannot_serve_of_a_lora_is_said_before_it_is_started(parts, tmp_path, family, lora, said):
+    tiny(family).save_pretrained(tmp_path / "model")
+    for file in (parts / "model").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "model")
+    config = lora_config(parts, tmp_path / "run", lora=lora, rollout={"engine": "vllm_colocate"})
+    config.model.path = str(tmp_path / "model")
+    wide: Any = SimpleNamespace(writer_bases=lambda *_: [torch.zeros(600, 516)] * 9)
+    with pytest.raises(RolloutError, match=said) as refusal:
+        refuse(load_parts(config), wide)
+    assert "\n" not in str(refusal.value)
+
+
 def test_what_a_finished_run_cannot_have_is_said(runs):
     with pytest.raises(ConfigError, match="trained a LoRA .* cannot be audited"):
         audit(str(runs["route"]), AuditConfig(), None, None)
-    with pytest.raises(ConfigError, match="does not serve a LoRA"):
-        pipeline.evaluate(str(runs["route"]), None, None, None, engine="vllm")

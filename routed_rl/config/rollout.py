@@ -11,7 +11,7 @@ class ParityConfig:
     every: int = 10
     """Steps between two checks; the first rollout of a run, and of a resume, is always checked. 0: only those."""
     limit: float | None = None
-    """Largest difference of a log-probability that is let pass; null for 1e-3 in float32 and 0.5 in bfloat16."""
+    """Largest difference of a log-probability that is let pass; null for 1e-3, and 0.5 where either side is bfloat16."""
     prompts: int = 8
     """Sequences that are compared: a task's prompt and fixed random tokens after it."""
 

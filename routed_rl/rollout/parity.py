@@ -14,7 +14,7 @@ from routed_rl.model.stream import eval_mode
 from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
-"""Where none is set: float32 agrees to 1e-4 on real models, bfloat16 rounds each weight to 3 digits."""
+"""Where none is set, by the coarser of both sides: float32 agrees to 1e-4 on real models, bfloat16 has 3 digits."""
 RANDOM_TOKENS = 16
 """After each prompt: unlikely ones, so that every part of the model matters."""
 
@@ -45,7 +45,8 @@ class ParityCheck:
     def __init__(self, served: Served, model: nn.Module, sequences: list[list[int]], config: ParityConfig,
                  ablated: Callable[[], AbstractContextManager[None]] | None) -> None:
         self.served, self.model, self.sequences, self.config, self.ablated = served, model, sequences, config, ablated
-        self.limit = config.limit if config.limit is not None else LIMITS[served.engine.dtype]
+        dtypes = {served.engine.dtype, str(next(model.parameters()).dtype).removeprefix("torch.")}
+        self.limit = config.limit if config.limit is not None else max(LIMITS[dtype] for dtype in dtypes)
         self._last: int | None = None
 
     def is_due(self, step: int) -> bool:

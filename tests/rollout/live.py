@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 import torch
 from transformers import (
@@ -40,6 +41,8 @@ ROOT = Path(__file__).parent.parent.parent
 VOCABULARY = 64
 TWO = ["trainer.per_device_train_batch_size=128", "launch.processes=2"]
 """The lab's batch, halved."""
+MODES = pytest.mark.parametrize("mode", [["rollout=vllm_colocate"], ["rollout=vllm_server", "rollout.launch=true"]],
+                                ids=["colocate", "server"])
 _COMMON = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=0)
 MODELS = {"llama, heads of 16": LlamaConfig(**_COMMON),
@@ -57,7 +60,8 @@ MODELS = {"llama, heads of 16": LlamaConfig(**_COMMON),
 
 
 class Setup:
-    """A routed model in training and an engine that serves it. `lora`: settings of the LoRA that is trained; None: the weights."""
+    """A routed model in training and an engine that serves it. `lora`: settings of the LoRA that is trained in place of the
+    weights."""
 
     def __init__(self, name: str, folder: Path, frozen: list[str] = FROZEN, lora: dict[str, Any] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -106,6 +110,17 @@ def command(*arguments: str, timeout: float = 900) -> subprocess.CompletedProces
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained_smollm2(run: Path, *overrides: str) -> list[dict[str, Any]]:
+    """The metrics of a run of SmolLM2 whose engine is compared with the trainer at every rollout."""
+    done = command("train", "experiment=smollm2", *overrides, "trainer.per_device_train_batch_size=8", "trainer.save_steps=100",
+                   "evaluation.samples=8", "rollout.parity.every=1", f"out={run}", timeout=2600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = metrics(run)
+    print([(row["parity/policy"], row["parity/deployed"], row["time/sync_s"]) for row in rows])
+    assert all(row["parity/policy"] < 1e-3 and row["parity/deployed"] < 1e-3 for row in rows)
+    return rows
 
 
 def asked(url: str) -> float:

@@ -78,3 +78,13 @@ def test_without_adapters_the_deployed_model_is_loaded_and_the_policy_comes_back
 def test_fixed_sequences_are_the_same_in_every_run_and_no_longer_than_allowed():
     assert fixed_sequences([[1] * 40], 50, 30) == fixed_sequences([[1] * 40], 50, 30)
     assert all(len(row) <= 30 for row in fixed_sequences([[1] * 40, [2]], 50, 30))
+
+
+@pytest.mark.parametrize(("model", "engine", "limit"), [("float32", "float32", 1e-3), ("bfloat16", "float32", 0.5),
+                                                        ("float32", "bfloat16", 0.5)])
+def test_the_coarser_side_sets_the_limit(model, engine, limit):
+    """A frozen model may be bfloat16 where the engine is not."""
+    trained = tiny("llama").to(getattr(torch, model))
+    served = Served(CopyEngine(trained), PolicyWeights(trained, []))
+    served.engine.dtype = engine
+    assert ParityCheck(served, trained, SEQUENCES, ParityConfig(), None).limit == limit

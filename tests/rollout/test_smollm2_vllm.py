@@ -9,29 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollout.live import ROOT, command, metrics
+from tests.rollout.live import MODES, ROOT, trained_smollm2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 
-MODES = pytest.mark.parametrize("mode", [["rollout=vllm_colocate"], ["rollout=vllm_server", "rollout.launch=true"]],
-                                ids=["colocate", "server"])
-
-
-def trained(run: Path, *overrides: str) -> list[dict]:
-    """The metrics of a run of SmolLM2 whose engine is compared with the trainer at every rollout."""
-    done = command("train", "experiment=smollm2", *overrides, "trainer.per_device_train_batch_size=8", "trainer.save_steps=100",
-                   "evaluation.samples=8", "rollout.parity.every=1", f"out={run}", timeout=2600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = metrics(run)
-    print([(row["parity/policy"], row["parity/deployed"], row["time/sync_s"]) for row in rows])
-    assert all(row["parity/policy"] < 1e-3 and row["parity/deployed"] < 1e-3 for row in rows)
-    return rows
-
-
 @MODES
 def test_smollm2_trains_at_a_high_rate_on_either_engine_with_parity_all_along(mode, tmp_path):
-    rows = trained(tmp_path / "run", *mode, "trainer.max_steps=4", "trainer.learning_rate=1e-3")
+    rows = trained_smollm2(tmp_path / "run", *mode, "trainer.max_steps=4", "trainer.learning_rate=1e-3")
     # The fourth line's rollouts are those after three steps.
     assert len(rows) == 4 and all(row["train/sampling/sampling_logp_difference/max"] < 1e-3 for row in rows)
     assert rows[-1]["quarantine/norm"] > 0
@@ -39,7 +24,7 @@ def test_smollm2_trains_at_a_high_rate_on_either_engine_with_parity_all_along(mo
 
 @MODES
 def test_smollm2_trains_ten_steps_on_either_engine(mode, tmp_path):
-    rows = trained(tmp_path / "run", *mode, "trainer.max_steps=10")
+    rows = trained_smollm2(tmp_path / "run", *mode, "trainer.max_steps=10")
     assert [row["step"] for row in rows] == list(range(1, 11)) and rows[-1]["quarantine/norm"] > 0
     assert (tmp_path / "run" / "summary.json").exists()
 
