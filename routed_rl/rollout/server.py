@@ -151,8 +151,6 @@ class ServerEngine:
 
     def close(self) -> None:
         self.hand_over()
-        for client in self.clients:
-            client.session.close()
         if self._launched is not None:
             self._launched.stop()
             self._launched.log.unlink(missing_ok=True)
