@@ -8,6 +8,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def test_the_examples_are_short():
 def test_the_scripts_with_the_library_train_and_leave_a_model_that_is_deployed(parts, tmp_path, monkeypatch, capsys, script):
     own = [f"{parts}/model", f"{parts}/prompts.jsonl", f"{tmp_path}/run"] if script == "library_reward" else ["2"]
     monkeypatch.setattr(sys, "argv", [script, *own])
-    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path / "run"))
+    make = tempfile.mkdtemp
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *own, **given: make(*own, **given) if own or given else str(tmp_path / "run"))
     runpy.run_path(str(FOLDER / f"{script}.py"))
     last = capsys.readouterr().out.splitlines()[-1]
     assert len(json.loads(last)) == 4 if script == "library_reward" else "what is deployed" in last

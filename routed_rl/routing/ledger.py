@@ -73,7 +73,7 @@ class LedgerBook:
         norms, retained = gram.diagonal().clamp(min=0).sqrt(), float(sums["retained"]) ** 0.5
         row = {"quarantine/norm": new, "quarantine/growth": new - old,
                "quarantine/unattributed": new - old - float(pushes.sum()),
-               "routing/drift": float(sums["drift"] / sums["weight"]) ** 0.5}
+               "routing/drift": float(sums["drift"] / sums["weight"].clamp(min=1e-30)) ** 0.5}
         if retained > 0:
             row["quarantine/relative"] = new / retained
         if "routed" in sums:

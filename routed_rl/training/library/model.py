@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoProcessor, PreTrainedModel, set_seed
 from trl.trainer.utils import create_model_from_path
 
 from routed_rl.config import RoutingConfig, SubspaceConfig
@@ -35,7 +35,8 @@ class GivenModel:
         """From a model or its path; ModelError for a LoRA on it that cannot be what is trained."""
         set_seed(arguments.seed)  # as TRL does first of all: a LoRA begins with random numbers
         if isinstance(model, str):
-            model = create_model_from_path(model, **dict(arguments.model_init_kwargs or {}))
+            wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
+            model = create_model_from_path(model, **wanted)
         name = name_of(model)
         if not hasattr(model, "get_base_model"):
             if hasattr(model, "peft_config"):
@@ -91,6 +92,12 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
     cast(nn.Module, learner).to(arguments.device)
     return learner, route_model(model, find_writers(model), subspace, routing, names, bases=bases_of(subspace, bases),
                                 frozen=frozen, axis=axis, seed=arguments.seed)
+
+
+def processor_of(path: str, arguments: Any) -> Any:
+    """The tokenizer of a model that is given by its path, of the same revision, as TRL reads it where it loads the model."""
+    return AutoProcessor.from_pretrained(path, revision=(arguments.model_init_kwargs or {}).get("revision"), padding_side="left",
+                                         truncation_side="left", trust_remote_code=arguments.trust_remote_code)
 
 
 def name_of(model: Any) -> str:

@@ -17,7 +17,7 @@ from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.library.checks import check_arguments, check_trainer_of
 from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows, environments_of
-from routed_rl.training.library.model import GivenModel, name_of, route_given
+from routed_rl.training.library.model import GivenModel, name_of, processor_of, route_given
 from routed_rl.training.library.seams import LibrarySeams
 from routed_rl.training.practice import check_practising, make_practice
 from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrainer
@@ -52,6 +52,8 @@ class LibraryMixin(LibrarySeams):
         check_practising(routing, names)
         self.folder = run = LibraryFolder(arguments.output_dir)
         given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
+        if isinstance(model, str):
+            processing_class, arguments.model_init_kwargs = processing_class or processor_of(model, arguments), None
         reference = copy.deepcopy(given.plain).eval() if arguments.beta and given.lora is None else None
         frozen = freeze if freeze is not None else ModelConfig().freeze if routing.mode != "none" else []
         learner, router = route_given(given, arguments, routing, subspace, names, axis=monitor.axis if monitor else None,
