@@ -19,16 +19,16 @@ from routed_rl.config.monitor import MonitorConfig, RuleConfig
 from routed_rl.config.results import AuditConfig, EvaluationConfig, TrackingConfig
 from routed_rl.config.rollout import ParityConfig, RolloutConfig
 from routed_rl.config.routing import PracticeConfig, QuarantineConfig, RandomControlConfig, RoutingConfig
-from routed_rl.config.subspace import SubspaceCheckConfig, SubspaceConfig
+from routed_rl.config.subspace import DegradeConfig, SubspaceCheckConfig, SubspaceConfig
 from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
-__all__ = ["AUTO", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig", "DetectorConfig",
-           "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig", "PracticeConfig", "PruneConfig",
-           "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig",
-           "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite", "check_share", "closest", "from_mapping",
-           "name_problem", "section", "unknown"]
+__all__ = ["AUTO", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig", "DegradeConfig",
+           "DetectorConfig", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
+           "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig",
+           "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite",
+           "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)

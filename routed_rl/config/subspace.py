@@ -30,6 +30,21 @@ class SubspaceCheckConfig:
                                                  "strength": 0})
 
 
+@dataclass(kw_only=True, slots=True)
+class DegradeConfig:
+    angle: float = 0.0
+    """Degrees by which every direction, and the axes with them, is turned away from the personas; 0: not at all."""
+    missing: float = 0.0
+    """Share of each layer's directions that is left out, rounded down."""
+
+    def __post_init__(self) -> None:
+        check_at_least("subspace.degrade", self, {"angle": 0, "missing": 0})
+        if self.angle > 90:
+            raise ConfigError(f"subspace.degrade.angle must lie in [0, 90] degrees, got {self.angle}")
+        if self.missing > 1:
+            raise ConfigError(f"subspace.degrade.missing must lie in [0, 1], got {self.missing}; 0.5 is every second direction")
+
+
 METHODS = ("mean_difference", "pca", "random", "assistant_axis", "persona_vectors", "sae", "file", "union")
 HOOKS = ("resid_pre", "resid_mid", "resid_post")
 
@@ -92,6 +107,8 @@ class SubspaceConfig:
     known_answers: dict[str, str] = field(default_factory=dict)
     """Reference answers that go with a `model.path`, for when `answers` is not set."""
     check: SubspaceCheckConfig = field(default_factory=SubspaceCheckConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    """Makes the subspace worse on purpose, for experiments on what an imperfect interpretation costs."""
     rank: int | None = None
     """Directions per layer; null for all that are not weaker than `weakest`."""
     weakest: float = 0.15

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from routed_rl.config import DegradeConfig
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather, kinds_of
 from routed_rl.extraction.contrast import ContrastPair, TokenPair, data_file, read_prompts, tokenize_pairs
 from routed_rl.extraction.given import from_file, from_sae, no_quality
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
-from routed_rl.subspace import Samples, Subspace, measure_quality
+from routed_rl.subspace import Samples, Subspace, degrade, measure_quality
 from routed_rl.subspace import methods as fits
 from routed_rl.subspace.methods import Found
 from routed_rl.subspace.named import union
@@ -31,7 +32,8 @@ def prepare(job: Job) -> Callable[[], Subspace]:
     if (job.config.rank or 0) > job.width:
         raise SubspaceError(f"subspace.rank={job.config.rank} is more than the width {job.width} of the stream of "
                             f"{job.model_path}; lower subspace.rank")
-    return METHODS[job.config.method](job)
+    make, worse = METHODS[job.config.method](job), job.config.degrade
+    return make if worse == DegradeConfig() else lambda: degrade(make(), worse.angle, worse.missing, job.seed)
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:

@@ -1,9 +1,10 @@
 """The subspace: the frozen artifact, the methods that find it, and whether it is a good one."""
 
 from routed_rl.subspace.artifact import Provenance, Subspace
+from routed_rl.subspace.degrade import degrade
 from routed_rl.subspace.methods import METHODS, Size, find
 from routed_rl.subspace.quality import check_quality, describe_quality, measure_quality
 from routed_rl.subspace.samples import Samples
 
-__all__ = ["METHODS", "Provenance", "Samples", "Size", "Subspace", "check_quality", "describe_quality", "find",
+__all__ = ["METHODS", "Provenance", "Samples", "Size", "Subspace", "check_quality", "degrade", "describe_quality", "find",
            "measure_quality"]

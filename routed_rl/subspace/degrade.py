@@ -1,0 +1,48 @@
+"""A subspace made worse on purpose: turned away from the personas, or with directions missing. For experiments on what an
+imperfect interpretation costs."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from routed_rl.errors import SubspaceError
+from routed_rl.linalg import orthonormal
+from routed_rl.subspace.artifact import Subspace
+
+
+def degrade(subspace: Subspace, angle: float, missing: float, seed: int) -> Subspace:
+    """Turn every direction by `angle` degrees towards a random one outside of its layer's directions, the axes with them, then
+    leave out a share of each layer's directions, drawn by `seed`, rounded down. The figures of its quality stay the whole one's.
+
+    SubspaceError where a layer's directions leave no room to turn to.
+    """
+    generator, turned, spreads = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
+    axes = list[Tensor]()
+    for layer, (basis, named) in enumerate(zip(subspace.directions, subspace.axes, strict=True)):
+        new = _turned(basis, math.radians(angle), generator, layer) if angle else basis
+        moved = named + (new - basis) @ (basis.mT @ named)
+        axes.append(moved / moved.norm(dim=0).clamp(min=1e-30) * (named.norm(dim=0) > 0))
+        kept = torch.randperm(basis.shape[1], generator=generator)[int(missing * basis.shape[1]):].sort().values
+        turned.append(new[:, kept])
+        spreads.append((subspace.strengths(layer) * subspace.units[layer])[kept])
+    details = subspace.provenance.details | {"degraded": {"angle": angle, "missing": missing, "seed": seed}}
+    return replace(subspace, directions=turned, axes=axes, spreads=spreads,
+                   provenance=replace(subspace.provenance, details=details))
+
+
+def _turned(basis_DK: Tensor, radians: float, generator: torch.Generator, layer: int) -> Tensor:
+    width, rank = basis_DK.shape
+    if 2 * rank > width:
+        raise SubspaceError(f"subspace.degrade.angle: layer {layer} has {rank} directions in a stream {width} wide, so there are "
+                            f"no {rank} others to turn to; lower subspace.rank")
+    drawn = torch.randn(width, rank, generator=generator).to(basis_DK)
+    outside = orthonormal(drawn - basis_DK @ (basis_DK.mT @ drawn))
+    return orthonormal_columns(math.cos(radians) * basis_DK + math.sin(radians) * outside)
+
+
+def orthonormal_columns(columns_DK: Tensor) -> Tensor:
+    """The same columns, whose rounding is taken out in float64."""
+    q, r = torch.linalg.qr(columns_DK.double())
+    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).to(columns_DK)
