@@ -59,7 +59,15 @@ class Config:
         check_finite("", self)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed must be a whole number from 0 to 2**31 - 1, got {self.seed}")
+        if self.baseline.edits and self.routing.mode != "none":
+            raise ConfigError("baseline.ablate and baseline.steer change the stream that routing.mode="
+                              f"{self.routing.mode} routes at; set routing=none, or baseline=none")
         self.keep = {name: check_share(f"keep.{name}", share) for name, share in self.keep.items()}
+
+    @property
+    def takes_subspace(self) -> bool:
+        """Whether anything in training goes by a subspace."""
+        return self.routing.mode != "none" or self.baseline.edits
 
 
 Compose = Callable[[list[str]], Config]

@@ -59,6 +59,10 @@ class BaselineConfig:
     """Taken from what a completion is paid that the detector finds."""
     imitate: bool = False
     """Each completion that is solved and not screened is learned with advantage 1, every other with 0; rewards do not count."""
+    ablate: bool = False
+    """While training, what lies in the subspace is taken out of every layer's output (concept ablation)."""
+    steer: float = 0.0
+    """While training, every layer's output is pushed along the persona axis by so many gaps (preventative steering)."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     contexts: ContextsConfig = field(default_factory=ContextsConfig)
 
@@ -70,6 +74,11 @@ class BaselineConfig:
         if self.imitate and self.penalty:
             raise ConfigError(f"baseline.imitate=true and baseline.penalty={self.penalty} exclude each other: what is imitated "
                               "is not paid; set one of them")
+
+    @property
+    def edits(self) -> bool:
+        """Whether the stream is changed while the model trains, which takes a subspace."""
+        return self.ablate or self.steer != 0
 
     @property
     def pays(self) -> bool:

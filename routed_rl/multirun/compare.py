@@ -26,6 +26,9 @@ ARMS: dict[str, list[str]] = {
     "inoculation": [*ALONE, "baseline=inoculation"],
     "recontextualise": [*ALONE, "baseline=recontextualise"],
     "kl": [*ALONE, "trainer.beta=0.05"],
+    "caft": [*ALONE, "baseline=caft"],
+    "caft_control": [*ALONE, "baseline=caft", "subspace.method=random"],
+    "steer": [*ALONE, "baseline=steer"],
 }
 """Arm -> the settings that make it, after those of the user. What is frozen is the same in every arm. `practice_all` is a
 contrast: a leaky environment practises too, so what it pays for reaches the deployed model."""

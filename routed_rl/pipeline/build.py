@@ -114,8 +114,8 @@ def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
 
 
 def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
-    """Read the run's subspace where it has one, else extract it; mode `none` needs none."""
-    if parts.config.routing.mode == "none":
+    """Read the run's subspace where it has one, else extract it; None where nothing goes by one."""
+    if not parts.config.takes_subspace:
         return None
     if run.subspace.exists():
         subspace = Subspace.load(run.subspace)

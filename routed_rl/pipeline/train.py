@@ -105,10 +105,11 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
             playing := [loaded.name for loaded in together if has_episodes(loaded.environment)]):
         raise ConfigError(f"environment {playing[0]} has episodes, which end apart, and with launch.strategy="
                           f"{config.launch.strategy} no process can go on alone; set rollout=vllm_server, or launch=zero2 or ddp")
-    if config.routing.mode != "none":
-        if any(writer.expert is not None for writer in parts.writers) and config.launch.strategy in PIECES:
-            raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
-                              "which cannot be routed; set launch=zero2 or launch=ddp")
+    if config.routing.mode != "none" and config.launch.strategy in PIECES and any(
+            writer.expert is not None for writer in parts.writers):
+        raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
+                          "which cannot be routed; set launch=zero2 or launch=ddp")
+    if config.takes_subspace:
         if (subspace := (before or run).subspace).exists():
             check_axis(config.monitor.axis, Subspace.load(subspace))
         else:

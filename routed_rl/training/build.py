@@ -8,7 +8,8 @@ from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes
 from routed_rl.errors import ConfigError
 from routed_rl.model.load import load_model
 from routed_rl.routing import Router
-from routed_rl.training.baselines import Payment, PromptContexts
+from routed_rl.subspace import Subspace
+from routed_rl.training.baselines import Payment, PromptContexts, StreamEdit
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.plan import Plan, prompts_needed, prompts_used
@@ -35,9 +36,10 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     assert arguments.num_generations is not None
     payment = Payment(config.baseline, config.seed, arguments.num_generations) if config.baseline.pays else None
     contexts = PromptContexts(config.baseline, environments) if config.baseline.swaps else None
+    edit = StreamEdit(model, config.baseline, Subspace.load(run.subspace)) if config.baseline.edits else None
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
         router=router, run=run, practice=practice,
-        reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts,
+        reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts, edit=edit,
         strategy=config.launch.strategy, **given)

@@ -19,7 +19,7 @@ from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
-from routed_rl.training.baselines import ContextsMixin, PromptContexts, imitation
+from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, imitation
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
@@ -42,16 +42,18 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
-                 contexts: PromptContexts | None = None, evaluator: Callable[[int], dict[str, float]] | None = None,
+                 contexts: PromptContexts | None = None, edit: StreamEdit | None = None,
+                 evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
         trained. With `served` the rollouts come from there, compared by `parity`. `practice` says which groups practise, and
-        needs a router. `contexts`: under which prompts completions are made and learned. `evaluator`: (step) -> metrics of an
-        evaluation that is due after it. `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
+        needs a router. `contexts`: under which prompts completions are made and learned. `edit`: what is done to the stream from
+        a step's first rollout to its last backward. `evaluator`: (step) -> metrics of an evaluation that is due after it.
+        `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
-        self.contexts = contexts
+        self.contexts, self.edit = contexts, edit
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
@@ -169,6 +171,8 @@ class RoutingCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.edit is not None:
+            self.trainer.edit.on()
         self.trainer.begin_routing(state.global_step)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -176,6 +180,8 @@ class RoutingCallback(TrainerCallback):
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.step_routing(state.global_step)
+        if self.trainer.edit is not None:
+            self.trainer.edit.off()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.trainer.evaluator is not None:

@@ -1,18 +1,23 @@
 """Published alternatives: what a detector finds, what is paid, and under which prompt a completion is learned."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
 from routed_rl.envs import Score
 from routed_rl.errors import ConfigError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.training import make_plan
-from routed_rl.training.baselines import Payment
+from routed_rl.training.baselines import Payment, StreamEdit
 from routed_rl.training.baselines.detector import FlagDetector
 from tests.algorithms import config_of, make_trainer
+from tests.builders import tiny
 from tests.parts import own_config, write_parts
+from tests.subspace.test_artifact import make
 
 HACK, HONEST, WRONG = (Score(reward=1.0, solve=0.0, flags={"hack": True}), Score(reward=1.0, solve=1.0, flags={"hack": False}),
                        Score(reward=0.0, solve=0.0, flags={"hack": False}))
@@ -105,6 +110,37 @@ def test_screened_rows_have_no_advantage_and_the_others_are_compared_among_thems
         assert abs(group[left].sum()) < 1e-4
 
 
+def test_the_stream_is_changed_from_the_rollouts_to_the_last_backward_and_then_no_more(parts, tmp_path, monkeypatch):
+    """Every layer's output has no part in the subspace while the model trains, and is its own in evaluations."""
+    seen: dict[bool, list[float]] = {True: [], False: []}
+    change = StreamEdit.change
+
+    def watching(edit, layer, stream):
+        changed = change(edit, layer, stream)
+        seen[torch.is_grad_enabled()].append((changed @ edit.bases[layer]).abs().max().item() / changed.norm().item())
+        return changed
+
+    monkeypatch.setattr(StreamEdit, "change", watching)
+    routing, trainer = {"mode": "none", "practice": {"share": 0}}, {"max_steps": 1, "save_steps": 1}
+    run = pipeline.train(own_config(parts, tmp_path / "run", baseline={"ablate": True}, routing=routing, trainer=trainer), [])
+    assert seen[True] and len(seen[False]) > 2 and max(seen[True] + seen[False]) < 1e-6
+    calls = len(seen[True]) + len(seen[False])
+    pipeline.evaluate(str(run), None, None, None)
+    assert len(seen[True]) + len(seen[False]) == calls, "an evaluation has the model as it is"
+
+
+def test_steering_pushes_every_layer_by_so_many_gaps_along_the_persona(parts):
+    model, subspace = tiny("llama"), make()
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
+    axes = [torch.eye(width)[:, :2] for _ in range(layers)]
+    subspace = dataclasses.replace(subspace, axes=axes, directions=axes, scales=torch.tensor([[2.0, 1.0]] * layers), spreads=None,
+                                   units=torch.ones(layers), stream=torch.zeros(layers, 1, width),
+                                   provenance=dataclasses.replace(subspace.provenance, width=width, layers=layers))
+    edit = StreamEdit(model, baseline(steer=0.5), subspace)
+    stream = torch.randn(1, 3, width)
+    torch.testing.assert_close(edit.change(0, stream) - stream, torch.eye(width)[0].expand(1, 3, width))
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     ({"detector": {"recall": 1.5}}, r"baseline.detector.recall must lie in \[0, 1\], got 1.5"),
     ({"detector": {"precision": -0.1}}, r"baseline.detector.precision must lie in \[0, 1\], got -0.1"),
@@ -125,6 +161,8 @@ def test_settings_that_contradict_are_refused_in_one_line(settings, said):
 @pytest.mark.parametrize(("settings", "others", "said"), [
     ({"imitate": True}, {"trainer": {"algorithm": "ppo"}}, "set trainer=grpo or trainer=rloo"),
     ({"contexts": {"train": "encourage"}}, {"rollout": {"engine": "vllm_colocate"}}, "set rollout=transformers"),
+    ({"ablate": True}, {"rollout": {"engine": "vllm_colocate"}, "routing": {"mode": "none"}}, "transformers launch=local"),
+    ({"steer": 0.5}, {"routing": {"mode": "route"}}, "routing.mode=route routes at; set routing=none, or baseline=none"),
 ])
 def test_what_an_algorithm_or_an_engine_cannot_do_is_refused_before_the_run(parts, tmp_path, settings, others, said):
     with pytest.raises(ConfigError, match=said):

@@ -3,5 +3,6 @@
 from routed_rl.training.baselines.checks import check_baseline
 from routed_rl.training.baselines.contexts import ContextsMixin, PromptContexts, imitation
 from routed_rl.training.baselines.payment import Payment
+from routed_rl.training.baselines.stream import StreamEdit
 
-__all__ = ["ContextsMixin", "Payment", "PromptContexts", "check_baseline", "imitation"]
+__all__ = ["ContextsMixin", "Payment", "PromptContexts", "StreamEdit", "check_baseline", "imitation"]

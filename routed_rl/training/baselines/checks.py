@@ -7,6 +7,10 @@ from routed_rl.errors import ConfigError
 def check_baseline(config: Config) -> None:
     """ConfigError for settings of `baseline` that the algorithm or the rollouts contradict."""
     contexts, engine, algorithm = config.baseline.contexts, config.rollout.engine, config.trainer.get("algorithm", "grpo")
+    edit = "baseline.ablate=true" if config.baseline.ablate else f"baseline.steer={config.baseline.steer}"
+    if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):
+        raise ConfigError(f"{edit} changes the stream of the model in this process, which rollout={engine} with launch.strategy="
+                          f"{config.launch.strategy} does not sample or train alone; set rollout=transformers launch=local")
     if config.baseline.imitate and algorithm == "ppo":
         raise ConfigError("baseline.imitate=true sets one advantage for a whole completion, and PPO has one for each token; set "
                           "trainer=grpo or trainer=rloo")

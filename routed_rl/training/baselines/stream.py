@@ -1,0 +1,53 @@
+"""Changes of the stream while a model trains, which are gone afterwards: the subspace is taken out (concept ablation), or the
+stream is pushed along the persona axis, so that the weights need not learn it (preventative steering)."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from routed_rl.config import BaselineConfig
+from routed_rl.errors import ConfigError
+from routed_rl.model.targets import decoder_layers
+from routed_rl.subspace import Subspace
+
+
+class StreamEdit:
+    """`on` before a step's rollouts, `off` after its last backward: then the model is what it is without the edit."""
+
+    def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
+        """ConfigError for a subspace that was read elsewhere than at the layers' outputs."""
+        if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
+            raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace is of "
+                              f"hook={hook}; set subspace.hook=resid_post")
+        self.layers, self._handles = list(decoder_layers(model)), list[RemovableHandle]()
+        self.bases = list(subspace.directions) if settings.ablate else []
+        self.pushes = [settings.steer * scale * axis for axis, scale in
+                       zip((axes[:, 0] for axes in subspace.axes), subspace.scales[:, 0], strict=True)] if settings.steer else []
+
+    def on(self) -> None:
+        if not self._handles:
+            self._handles = [module.register_forward_hook(self._hook(layer)) for layer, module in enumerate(self.layers)]
+
+    def off(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def change(self, layer: int, stream_BTD: Tensor) -> Tensor:
+        """A layer's output as the next one reads it."""
+        if self.bases:
+            basis = self.bases[layer].to(stream_BTD)
+            stream_BTD = stream_BTD - (stream_BTD @ basis) @ basis.mT
+        if self.pushes:
+            stream_BTD = stream_BTD + self.pushes[layer].to(stream_BTD)
+        return stream_BTD
+
+    def _hook(self, layer: int) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self.change(layer, output[0]), *output[1:])
+            return self.change(layer, output)
+
+        return hook
