@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError, reading
 from routed_rl.model.adapter import ADAPTER, stored_names
+from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 from routed_rl.shapes import fits
 
@@ -78,17 +79,20 @@ def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path)
             other = min(found.keys() ^ set(names.values()))
             raise ValueError(f"{other} is {'not in it' if other in names.values() else 'nothing that this run trains'}")
         for own, stored in names.items():
-            if found[stored].shape != (shape := parameters[own].shape):
+            if found[stored].shape != (shape := getattr(parameters[own], "ds_shape", parameters[own].shape)):
                 raise ValueError(f"{stored} has the shape {tuple(found[stored].shape)}, this run's {tuple(shape)}")
         return {own: found[stored] for own, stored in names.items()}
 
 
 def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:
-    """Write the router's state with what is needed to read it without the run; `family`: see `family_metadata`."""
+    """Write the router's state with what is needed to read it without the run; `family`: see `family_metadata`. Every process
+    must call it, and the first one writes."""
     metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step),
                 **family}
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in router.state_dict().items()}
-    save_file(tensors, folder / QUARANTINE, metadata=metadata)
+    state = router.state_dict()
+    if RANKS.rank == 0:
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        save_file(tensors, folder / QUARANTINE, metadata=metadata)
 
 
 def load_quarantine(folder: Path, router: Router) -> None:

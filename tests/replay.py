@@ -15,7 +15,7 @@ from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.ranks import RANKS
 from routed_rl.subspace import Subspace
 from routed_rl.training import build_trainer, join, make_plan
-from routed_rl.training.whole import whole_weights as whole
+from routed_rl.training.whole import whole_weights
 from tests.parts import own_config
 
 ALL_TOKENS = 10_000
@@ -54,10 +54,10 @@ def train(config: Config, subspace: Path, resume: str | None = None) -> dict[str
     base = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     run = RunFolder(config.out or "")
     run.path.mkdir(parents=True, exist_ok=True)
-    trainer = build_trainer(make_plan(config, run), loaded.model, loaded.tokenizer, loaded.trained, router)
+    trainer = build_trainer(make_plan(config, run), loaded.learner, loaded.tokenizer, loaded.trained, router)
     replayed(trainer)
     trainer.train(resume_from_checkpoint=resume)
-    weights = whole_weights(trainer, base)
+    weights = whole_weights(loaded.model)
     found: dict[str, Any] = {"change": {name: weights[name] - base[name] for name in base}, "bytes": RANKS.bytes}
     if config.trainer.get("algorithm") == "ppo":
         found["head"] = torch.cat([value.detach().flatten() for value in trainer.value_head.parameters()])
@@ -69,10 +69,6 @@ def train(config: Config, subspace: Path, resume: str | None = None) -> dict[str
     return found
 
 
-def whole_weights(trainer: Any, base: dict[str, Tensor]) -> dict[str, Tensor]:
-    return whole(trainer.accelerator.unwrap_model(trainer.model))
-
-
 def relative_change(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """‖found - expected‖ / ‖expected‖ over all tensors."""
     off = sum(float((found[name].double() - value.double()).square().sum()) for name, value in expected.items())
@@ -80,6 +76,8 @@ def relative_change(found: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
 
 
 def inside(target: Any, weights: dict[str, Tensor]) -> Tensor:
-    """‖BᵀW - R‖ / ‖W‖ of a target, from the whole weights."""
-    weight = weights[f"{target.name}.weight"]
-    return (target.pair.read.mT @ weight - target.reference).norm() / weight.norm()
+    """‖BᵀW - R‖ / ‖W‖ of a target, from the whole weights, or ‖Bᵀ lora_B‖ / ‖lora_B‖ of its LoRA."""
+    adapted = target.weight.up is not None
+    weight = weights[f"{target.name}.lora_B.default.weight" if adapted else f"{target.name}.weight"]
+    inside = target.pair.read.mT @ weight
+    return (inside if adapted else inside - target.reference).norm() / weight.norm()

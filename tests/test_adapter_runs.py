@@ -316,7 +316,6 @@ def test_a_run_is_evaluated_with_its_scales_and_parts(runs, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"launch": {"strategy": "ddp", "processes": 2}}, "model.adapter=lora is trained in one process .*; set launch=local"),
     ({"lora": {"r": 64}}, "model.adapter.r=64 is more than the smallest width"),
     ({"lora": {"target_modules": ["c_attn"]}}, "target_modules=c_attn is no linear layer"),
     ({"trainer": {"peft_config": {}}}, "trainer.peft_config is not set here: a LoRA is model.adapter=lora"),

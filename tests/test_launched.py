@@ -81,6 +81,8 @@ def test_a_dry_run_of_a_job_writes_script_and_settings_and_shows_what_runs_where
     ({"rollout": {"engine": "vllm_server", "launch": True}, "launch": DDP | {"nodes": 2, "where": "slurm"}},
      r"rollout.launch=true .* launch.nodes is 2; .*rollout.urls=\[http://HOST:PORT\]"),
     ({"launch": {"strategy": "fsdp2", "processes": 2}, "trainer": {"bf16": True}}, "trainer.bf16=true .* launch=ddp"),
+    ({"launch": {"strategy": "zero3", "processes": 2}, "model": {"path": "m", "dtype": "bfloat16", "adapter": {"kind": "lora"}}},
+     "model.dtype=bfloat16 .*launch.strategy=zero3.* launch=fsdp2"),
 ])
 def test_what_several_processes_cannot_do_is_refused_with_the_way_out(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):

@@ -20,7 +20,9 @@ from routed_rl.config import AdapterConfig
 from routed_rl.errors import ModelError, reading
 from routed_rl.model.lora import lora_config
 from routed_rl.model.targets import Writer
+from routed_rl.ranks import RANKS
 from routed_rl.routing.adapted import NAME, has_adapter
+from routed_rl.routing.shards import whole
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a stock PEFT adapter."""
@@ -66,10 +68,12 @@ def factors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: str) -> None:
     """Write the LoRA of a model as a stock PEFT adapter on the model at `base`; `deployed`: by module's name, what its up factor
-    is there."""
+    is there. Every process must call it, and the first one writes."""
     ups = {f"{WRAPPED}{name}.lora_B.weight": up for name, up in deployed.items()}
-    tensors = {name: ups.get(name, parameter).detach().cpu().contiguous().clone() for name, parameter in factors(model).items()}
-    write_adapter(folder, model.peft_config[NAME], base, tensors)
+    tensors = {name: (ups[name] if name in ups else whole(parameter)).cpu().contiguous().clone()
+               for name, parameter in factors(model).items()}
+    if RANKS.rank == 0:
+        write_adapter(folder, model.peft_config[NAME], base, tensors)
 
 
 def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:

@@ -2,16 +2,19 @@
 
 What a LoRA of scaling s changes is `s B A` (`lora_B`, `lora_A`). What is retained of it is `s (I - A_basis B_basisᵀ) B A`, by
 construction: `RoutedUp` multiplies by the first factor without its part in the subspace, so that no optimizer can leave it.
-PEFT's modules are known by their attributes only. Shape letters: D stream width, R rank of the LoRA, K rank of the basis,
-N input width, M columns of `left`.
+PEFT's modules are known by their attributes only. Where processes hold pieces of the factors, both are gathered once a step:
+they are small. Shape letters: D stream width, R rank of the LoRA, K rank of the basis, N input width, M columns of `left`.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from routed_rl.routing.pair import BasisPair
+from routed_rl.routing.shards import piece_of, put, whole
 
 NAME = "default"
 """Of the LoRA that is trained, as PEFT calls it where nobody says."""
@@ -84,6 +87,7 @@ class AdapterWeight(FrozenWeight):
         self.module, self.up, self.down = module, module.lora_B[NAME], module.lora_A[NAME]
         self.rows, self.width = len(self.up.weight), self.down.weight.shape[1]
         self.device, self.dtype = self.up.weight.device, self.up.weight.dtype
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @property
     def scaling(self) -> float:
@@ -91,8 +95,16 @@ class AdapterWeight(FrozenWeight):
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """What is trained: B (D, R), A (R, N)."""
-        return self.up.weight.detach(), self.down.weight.detach()
+        """What is trained: B (D, R), A (R, N). Of factors in pieces every process must ask."""
+        return self._held or (whole(self.up.weight), whole(self.down.weight))
+
+    def hold(self) -> None:
+        """Gather factors that are in pieces, once, until `release`."""
+        if piece_of(self.up.weight) is not None:
+            self._held = self.factors
+
+    def release(self) -> None:
+        self._held = None
 
     def retained(self) -> tuple[Tensor, Tensor]:
         """Two factors of the retained change, (D, R) and (R, N), with the scaling in the first."""
@@ -107,17 +119,20 @@ class AdapterWeight(FrozenWeight):
         up_DR, down_RN = self.retained()
         return (self.pair.read.mT @ up_DR) @ down_RN
 
-    @torch.no_grad()
     def take_out(self, inside_KN: Tensor) -> None:
-        self.up.weight.copy_(self.pair.outside(self.up.weight))
+        up_DR = self.pair.outside(self.factors[0])
+        put(self.up.weight, up_DR)
+        if self._held is not None:
+            self._held = up_DR, self._held[1]
 
     def square(self) -> Tensor:
         return product_square(*self.retained())
 
     moved = square
 
-    def gradient_square(self) -> Tensor:
-        return product_square(*self._step())
+    def gradient_square(self) -> Tensor | None:
+        # ZeRO leaves no gradient.
+        return None if self.up.weight.grad is self.down.weight.grad is None else product_square(*self._step())
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
         if whole:
@@ -128,14 +143,27 @@ class AdapterWeight(FrozenWeight):
 
     def _step(self) -> tuple[Tensor, Tensor]:
         """Two factors of `s (∂B A + B ∂A)`, (D, 2R) and (2R, N)."""
-        (up_DR, down_RN), zero = self.factors, torch.zeros(())
-        up_grad = zero.expand_as(up_DR).to(up_DR) if self.up.weight.grad is None else self.up.weight.grad
-        down_grad = zero.expand_as(down_RN).to(down_RN) if self.down.weight.grad is None else self.down.weight.grad
+        up_DR, down_RN = self.factors
+        up_grad, down_grad = (torch.zeros_like(factor) if (grad := module.weight.grad) is None else whole(grad)
+                              for module, factor in ((self.up, up_DR), (self.down, down_RN)))
         return self.scaling * torch.cat([up_grad, up_DR], 1), torch.cat([down_RN, down_grad])
 
     def pace(self) -> float:
         up_DR, down_RN = self.factors
         return self.scaling * (down_RN.square().sum() / self.width + up_DR.square().sum() / self.rows).item() ** 0.5
+
+
+@contextmanager
+def holding(weights: Iterable[Any]) -> Iterator[None]:
+    """Within, LoRAs' factors that are in pieces are gathered once."""
+    adapters = [weight for weight in weights if isinstance(weight, AdapterWeight)]
+    try:
+        for weight in adapters:
+            weight.hold()
+        yield
+    finally:
+        for weight in adapters:
+            weight.release()
 
 
 def product_square(left_DM: Tensor, right_MN: Tensor) -> Tensor:

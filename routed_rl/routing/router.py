@@ -9,6 +9,7 @@ from torch import Tensor
 from routed_rl.config import RoutingConfig
 from routed_rl.errors import ModelError
 from routed_rl.ranks import RANKS
+from routed_rl.routing.adapted import holding
 from routed_rl.routing.axes import Axes
 from routed_rl.routing.ledger import LedgerBook
 from routed_rl.routing.modes import MODES
@@ -72,7 +73,15 @@ class Router:
 
         `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
         """
-        targets, bytes_before = self.quarantine.targets, RANKS.bytes
+        bytes_before = RANKS.bytes
+        with holding(target.weight for target in self.quarantine.targets):
+            row, rows = self._after_step(step, clip, rate, decay)
+        if RANKS.bytes > bytes_before:
+            row["routing/bytes"] = RANKS.bytes - bytes_before
+        return row, rows
+
+    def _after_step(self, step: int, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+        targets = self.quarantine.targets
         self._reduce()
         self._check_taps()
         rate_E = self.pace.rates(rate * self._entries())
@@ -94,8 +103,6 @@ class Router:
         row |= self.pace.see(row)
         for name in self.pushes:
             self.pushes[name] += row[f"ledger/{name}/push"]
-        if RANKS.bytes > bytes_before:
-            row["routing/bytes"] = RANKS.bytes - bytes_before
         return row, rows
 
     def _entries(self) -> float:

@@ -91,6 +91,16 @@ def whole(parameter: Any) -> Tensor:
     return parameter.detach() if piece is None else piece.whole().view(getattr(parameter, "ds_shape", parameter.shape))
 
 
+@torch.no_grad()
+def put(parameter: Any, entries: Tensor) -> None:
+    """The inverse of `whole`: each process takes what it holds, and the optimizer's own copy follows."""
+    if (piece := piece_of(parameter)) is not None:
+        piece.take(entries)
+    else:
+        parameter.data.copy_(entries)
+        follow(parameter)
+
+
 def _rows_held(parameter: Any) -> Piece:
     """Of a DTensor that FSDP2 made: rows of dimension 0, cut as `torch.chunk` cuts them."""
     local, mesh = parameter.to_local().detach(), parameter.device_mesh

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import PreTrainedModel
 
 from routed_rl.config import Config, LaunchConfig
 from routed_rl.errors import ConfigError
+from routed_rl.model.adapter import plain
 from routed_rl.model.targets import decoder_layers
 from routed_rl.ranks import RANKS
 
@@ -57,10 +57,12 @@ def backend_arguments(config: Config) -> dict[str, Any]:
     return fields
 
 
-def shard(model: PreTrainedModel) -> None:
-    """FSDP2: every layer of the model by itself, then the rest; gradients are averaged over the processes."""
+def shard(model: Any) -> None:
+    """FSDP2: every layer of the model by itself, then the rest; gradients are averaged over the processes. PEFT's wrapper has
+    nothing of its own to share."""
     from torch.distributed.fsdp import fully_shard
 
+    model = plain(model)
     for layer in decoder_layers(model):
         fully_shard(layer)
     fully_shard(model)
@@ -86,6 +88,9 @@ def check_launch(config: Config) -> None:
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
                           "'routed-rl[deepspeed]', or set launch=fsdp2")
+    if strategy == "zero3" and config.model.dtype != "float32":
+        raise ConfigError(f"model.dtype={config.model.dtype} is not supported with launch.strategy=zero3, which sums the gradients "
+                          "of the LoRA in that dtype; set launch=fsdp2, which cuts up such weights too, or launch=zero2")
     if strategy in SHARED and trainer.get("bf16"):
         raise ConfigError(f"trainer.bf16=true is not supported with launch.strategy={strategy}, whose weights would be bf16; set "
                           "trainer.bf16=false, or launch=ddp")

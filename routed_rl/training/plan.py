@@ -45,8 +45,6 @@ def check_adapter(config: Config) -> None:
     """Refuse what a LoRA cannot be trained with, as far as the settings tell."""
     if not (kind := config.model.adapter.kind if config.model.adapter.trains else ""):
         return
-    if config.launch.strategy != "none" or config.launch.where != "here":
-        raise ConfigError(f"model.adapter={kind} is trained in one process on this machine for now; set launch=local")
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:

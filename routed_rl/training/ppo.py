@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
+from routed_rl.model.adapter import plain
 from routed_rl.ranks import RANKS
 from routed_rl.training.gae import at_last_own, explained_variance, gae, moments, rewards_to_go, whitened
 from routed_rl.training.value import ValueHead
@@ -166,6 +167,6 @@ def _own_tokens(rows: dict[str, Any]) -> Tensor:
 def _final_states(model: Any) -> Iterator[list[Tensor]]:
     """Collects what the model's backbone gives out, (B, P + T, D), in each forward inside."""
     states: list[Tensor] = []
-    backbone = getattr(model, "get_base_model", lambda: model)().base_model  # PEFT wraps the model
+    backbone = plain(model).base_model
     with backbone.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state)):
         yield states

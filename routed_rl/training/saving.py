@@ -49,6 +49,8 @@ class SavingMixin:
             # Else accelerate would put DDP around it.
             trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
         optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        # A LoRA has nothing that is spared decay, and ZeRO keeps no group without parameters.
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         if self.shared:
             names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
             self.optimizer_names = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
@@ -100,15 +102,16 @@ class SavingMixin:
                 for path in stock.iterdir():
                     shutil.move(path, folder)
                 stock.rmdir()
-                self._save_beside(folder)
+            self._save_beside(folder)
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
 
     def _save_beside(self, folder: Path) -> None:
-        """What a folder with the deployed model, or its adapter, has more than the trainer's own saving writes."""
+        """What a folder with the deployed model, or its adapter, has more than the trainer's own saving writes. Every process must
+        call it, and the first one writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
-        if not is_adapted(model):
+        if RANKS.rank == 0 and not is_adapted(model):
             write_generation_config(model, folder)
         if self.router is not None:
             save_quarantine(folder, self.router, trainer.state.global_step, family_metadata(plain(model)))
@@ -123,13 +126,14 @@ class SavingMixin:
             self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_adapter(self, folder: Path) -> None:
-        """The deployed LoRA, for stock PEFT, and the tokenizer."""
+        """The deployed LoRA, for stock PEFT, and the tokenizer, written by the first process."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         folder.mkdir(parents=True, exist_ok=True)
         deployed = self.router.quarantine.deployed_factors() if self.router is not None else {}
         save_adapter(model, folder, deployed, str(self.run.base) if self.run.base.exists() else model.config._name_or_path)
-        trainer.processing_class.save_pretrained(folder)
+        if RANKS.rank == 0:
+            trainer.processing_class.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         trainer: Any = self

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.checkpoint import read_weights
-from routed_rl.routing.shards import follow, piece_of, state_piece, whole
+from routed_rl.routing.shards import put, state_piece, whole
 from routed_rl.training.resuming import check_optimizer
 
 Names = list[list[str]]
@@ -34,13 +34,8 @@ def take_weights(model: nn.Module, checkpoint: Path) -> None:
     """The inverse of `whole_weights`, from a checkpoint's files; also for a model that is whole."""
     stored = read_weights(model, checkpoint)
     for name, parameter in model.named_parameters():
-        if name not in stored:  # frozen below a LoRA
-            continue
-        if (piece := piece_of(parameter)) is not None:
-            piece.take(stored[name])
-        else:
-            parameter.data.copy_(stored[name])
-            follow(parameter)
+        if name in stored:  # others are frozen below a LoRA
+            put(parameter, stored[name])
 
 
 def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str, Any]:
