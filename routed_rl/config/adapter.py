@@ -10,7 +10,7 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class AdapterConfig:
     kind: str = "none"
-    """none: the weights are trained; lora: they are frozen, and a LoRA on them is trained, in float32."""
+    """none: the weights are trained; lora: they are frozen, and a LoRA on them is trained, in float32; qlora: so, in 4 bit."""
     r: int = 16
     """Rank of the LoRA."""
     alpha: float | None = None
@@ -25,12 +25,15 @@ class AdapterConfig:
     """Further fields of `peft.LoraConfig`."""
 
     def __post_init__(self) -> None:
-        check_known("model.adapter.kind", [self.kind], ("none", "lora"))
+        check_known("model.adapter.kind", [self.kind], ("none", "lora", "qlora"))
         check_finite("model.adapter", self)
         if isinstance(self.r, bool) or self.r < 1:
             raise ConfigError(f"model.adapter.r must be a whole number >= 1, got {self.r}")
         if self.alpha is not None and self.alpha <= 0:
             raise ConfigError(f"model.adapter.alpha must be > 0 or null, got {self.alpha}")
+        if self.four_bit and self.path is not None:
+            raise ConfigError(f"model.adapter.path={self.path} cannot be merged into weights in 4 bit; merge it into full ones "
+                              "(merge_and_unload, save_pretrained) and give that folder as model.path")
         names = self.target_modules
         if names != "all-linear" and not (isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names)):
             raise ConfigError(f"model.adapter.target_modules must be all-linear or a list of names such as [q_proj,down_proj], "
@@ -40,3 +43,8 @@ class AdapterConfig:
     def trains(self) -> bool:
         """Whether an adapter is what is trained."""
         return self.kind != "none"
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the frozen weights are quantised when they are read."""
+        return self.kind == "qlora"

@@ -1,7 +1,7 @@
 """A LoRA as what is trained: a stock PEFT adapter on the frozen model, in float32 whatever the model's weights are.
 
 PEFT puts its modules into the model itself, so the model stays what it is for everything that runs it; the trainer gets PEFT's
-wrapper around it. Not covered: 4-bit weights, several adapters, adapters on embeddings and on the experts of a mixture.
+wrapper around it. Not covered: several adapters, adapters on embeddings and on the experts of a mixture.
 """
 
 import copy
@@ -46,6 +46,7 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     """Put a LoRA of these settings on the model in place, as TRL does, by the state of random numbers; `lora` stays as it is."""
     wrapped = get_peft_model(model, copy.deepcopy(lora))
     assert isinstance(wrapped, PeftModel)
+    model.is_loaded_in_4bit = False  # else TRL would round the LoRA to bfloat16
     return wrapped
 
 

@@ -29,7 +29,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from routed_rl.artifacts import read_json, read_object, require_seal, write_json
-from routed_rl.errors import ModelError, reading
+from routed_rl.errors import ConfigError, ModelError, reading
+from routed_rl.model.fourbit import compute_alike, four_bit
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
 from routed_rl.model.prompts import render_apart
 from routed_rl.model.weights import adapter_message, dtype_message, require_full_weights
@@ -41,9 +42,9 @@ QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config
 """What says that a folder's weights are quantised: keys of its config.json, and files beside it."""
 
 
-def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool = False) -> PreTrainedModel:
+def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool = False, packed: bool = False) -> PreTrainedModel:
     """The model at `path` in eval mode, every weight float32, saved again by plain `save_pretrained`. With `frozen` weights that
-    are not trained, they may be bfloat16.
+    are not trained, they may be bfloat16; `packed`: those of linear layers are quantised to 4 bit.
 
     Its special token ids are those of `load_tokenizer(path)`; every id at which the stored generation config stops ends a
     text, too. Of that config it generates by nothing else: `write_generation_config` gives the rest to a folder.
@@ -54,16 +55,21 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     if (name := str(dtype).removeprefix("torch.")) not in kind:
         raise ModelError(dtype_message(name))
     if path.startswith(GGUF):
+        if packed:
+            raise ConfigError(f"model.path={path} is a GGUF file, which is not quantised anew; set model.adapter=lora")
         path = GGUF + str(gguf_file(path))
     require_seal(Path(path).expanduser())
     with quick_reading() if path.startswith(GGUF) else contextlib.nullcontext():
         tokenizer = load_tokenizer(path)
-        model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=kind[name], output_loading_info=True)
+        how = {"quantization_config": four_bit(kind[name])} if packed else {}
+        model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=kind[name], output_loading_info=True, **how)
     if found["missing_keys"]:
         raise ModelError(f"model {path!r} lacks the weights {sorted(found['missing_keys'])[:3]}; is the folder complete?")
     if path.startswith(GGUF):
         forget_quantisation(model)
-    require_full_weights(model, path, kind[name])
+    if packed:
+        compute_alike(model)
+    require_full_weights(model, path, kind[name], packed=packed)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # The others leave the cap out (Gemma 2), so an engine would serve another model.
     model.config._name_or_path = path
@@ -141,8 +147,8 @@ def _rows(path: str) -> int | None:
         beside = [name for name in QUANTISED_FILES if Path(path, name).expanduser().exists()]
         for how in [*(part[key] for part in parts for key in QUANTISED if part.get(key)), *beside]:
             method = how.get("quant_method", "unknown method") if isinstance(how, dict) else how
-            raise ModelError(f"{path!r} has quantised weights ({method}), and only full weights can be trained; give the model "
-                             "that it was made from, or save a float32 copy first")
+            raise ModelError(f"{path!r} has quantised weights ({method}), and only full weights are read; give the model that it "
+                             "was made from (model.adapter=qlora quantises it), or save a float32 copy first")
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (kind in CONFIG_MAPPING_NAMES or "auto_map" in config):
             why = (f"models of type {kind} have no head for causal language" if kind in CONFIG_MAPPING_NAMES else
                    "it needs code of its own (trust_remote_code), which is not run")

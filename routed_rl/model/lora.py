@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from routed_rl.config import AdapterConfig, closest
 from routed_rl.errors import ConfigError, reading
 from routed_rl.model.targets import Writer
+from routed_rl.routing.adapted import shape_of
 
 OPTIONS = ("init_lora_weights", "lora_dropout", "exclude_modules")
 """Fields of `LoraConfig` that may be set as they are."""
@@ -80,7 +81,7 @@ def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], 
     _check_fields(lora, named)
     linear = _linear(model, writers)
     targets = _targets(lora, model, linear, named, mixes=_mixes(writers))
-    width = min(min(linear[name].weight.shape) for name in targets)
+    width = min(min(shape_of(linear[name].weight)) for name in targets)
     if lora.r > width:
         raise ConfigError(f"{named('r')}={lora.r} is more than the smallest width of what it is put on, {width}, which is full "
                           f"rank; set {named('r')} to {width} or less")

@@ -6,6 +6,7 @@ import math
 import torch
 
 from routed_rl.errors import ModelError
+from routed_rl.model.fourbit import scales
 
 
 def model_hash(model: torch.nn.Module) -> str:
@@ -15,23 +16,27 @@ def model_hash(model: torch.nn.Module) -> str:
     own = {name.replace(".base_layer.", "."): value for name, value in model.named_parameters() if ".lora_" not in name}
     for name, parameter in sorted(own.items()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for tensor in (parameter, *scales(parameter)):
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: torch.dtype = torch.float32) -> None:
-    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight, all of `dtype` and finite."""
+def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: torch.dtype = torch.float32, *,
+                         packed: bool = False) -> None:
+    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight (but for `packed` ones in 4
+    bit), all of `dtype` and finite."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
-    require_weights(model, path, (dtype,))
+    require_weights(model, path, (dtype,), packed=packed)
 
 
-def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raise ModelError for a quantised weight, one of another dtype, or one that is not finite."""
-    if getattr(model, "is_quantized", False):
+def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype, ...], *, packed: bool = False) -> None:
+    """Raise ModelError for a quantised weight (but for `packed` ones in 4 bit), one of another dtype, or one that is not
+    finite."""
+    if getattr(model, "is_quantized", False) and not packed:
         raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")
     for name, parameter in model.named_parameters():
-        if parameter.dtype not in dtypes:
+        if parameter.dtype not in dtypes and not (packed and scales(parameter)):
             raise ModelError(f"{path!r}, parameter {name}: {dtype_message(str(parameter.dtype))}")
         if parameter.numel() and not math.isfinite(sum(abs(float(end)) for end in torch.aminmax(parameter.detach()))):
             raise ModelError(f"{path!r}, parameter {name}: a weight is nan or infinite; take another copy of the model")

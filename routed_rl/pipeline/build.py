@@ -76,7 +76,7 @@ def load_parts(config: Config) -> Parts:
 def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The base model as nothing of a run has touched it, and its tokenizer."""
     path, adapter = resolve(config.model.path), config.model.adapter
-    model = load_model(path, config.model.dtype, frozen=adapter.trains)
+    model = load_model(path, config.model.dtype, frozen=adapter.trains, packed=adapter.four_bit)
     if adapter.trains and adapter.path is not None:
         model = merge(model, Path(resolve(adapter.path)))
     return model, load_tokenizer(path, config.model.date)

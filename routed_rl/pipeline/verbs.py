@@ -168,6 +168,10 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None) -> Base | None:
     config = read_config(run)
     if not config.model.adapter.trains:
         return None
+    if config.model.adapter.four_bit:
+        raise ConfigError(f"{run.path} trained on weights in 4 bit (model.adapter=qlora), nothing is merged into those; leave "
+                          "--merge out, and merge the adapter into the full weights: PeftModel.from_pretrained("
+                          f"AutoModelForCausalLM.from_pretrained({config.model.path!r}), DIR).merge_and_unload()")
     run.require_checkpoint(step)
     exporting.refuse_foreign(Path(out))  # before the work
     model, tokenizer = load_base(config)

@@ -32,7 +32,7 @@ class FrozenWeight:
     def __init__(self, module: Any, *, transposed: bool = False, expert: int | None = None) -> None:
         """`transposed`, `expert`: see `WriterWeight`."""
         weight = module.weight if expert is None else module.down_proj[expert]
-        self.rows, self.width = weight.shape[::-1] if transposed else weight.shape
+        self.rows, self.width = shape_of(weight)[::-1] if transposed else shape_of(weight)
         self.device, self.dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
         self.pair: BasisPair
 
@@ -151,6 +151,11 @@ class AdapterWeight(FrozenWeight):
     def pace(self) -> float:
         up_DR, down_RN = self.factors
         return self.scaling * (down_RN.square().sum() / self.width + up_DR.square().sum() / self.rows).item() ** 0.5
+
+
+def shape_of(weight: Any) -> torch.Size:
+    """Of a weight that may be packed in 4 bit."""
+    return (getattr(weight, "quant_state", None) or weight).shape
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.config.references import masked
 from routed_rl.errors import ConfigError
+from routed_rl.model.fourbit import require_four_bit
 from routed_rl.rollout import check_engine
 from routed_rl.tracking import split_report_to
-from routed_rl.training.backends import backend_arguments, check_launch
+from routed_rl.training.backends import SHARED, backend_arguments, check_launch
 from routed_rl.training.baselines import check_baseline
 from routed_rl.training.checks import algorithm, check_needs, check_trainer, settings
 from routed_rl.training.trainers import Algorithm, TrainerArguments
@@ -43,8 +44,18 @@ def make_plan(config: Config, run: RunFolder) -> Plan:
 
 def check_adapter(config: Config) -> None:
     """Refuse what a LoRA cannot be trained with, as far as the settings tell."""
-    if not (kind := config.model.adapter.kind if config.model.adapter.trains else ""):
-        return
+    if config.model.adapter.four_bit:
+        _check_four_bit(config)
+
+
+def _check_four_bit(config: Config) -> None:
+    require_four_bit()
+    if config.launch.strategy in SHARED:
+        raise ConfigError(f"model.adapter=qlora is not supported with launch.strategy={config.launch.strategy}, which would cut "
+                          "up packed weights; set launch=ddp, or model.adapter=lora model.dtype=bfloat16 launch=fsdp2")
+    if config.rollout.engine != "transformers":
+        raise ConfigError(f"rollout={config.rollout.engine} would serve the full weights, and model.adapter=qlora trains on "
+                          "those in 4 bit; set rollout=transformers, or model.adapter=lora model.dtype=bfloat16")
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:

@@ -1,0 +1,41 @@
+"""Frozen weights in 4 bit, which a LoRA is trained on: NF4 by bitsandbytes with scales in 8 bit, computed with in the dtype of
+the other weights. Embedding, unembedding, norms and the experts of a mixture stay as they are.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from routed_rl.errors import ConfigError
+
+
+def require_four_bit() -> None:
+    """ConfigError where bitsandbytes is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("model.adapter=qlora needs bitsandbytes: pip install 'routed-rl[qlora]', or set model.adapter=lora "
+                          "model.dtype=bfloat16, whose weights take four times the memory")
+
+
+def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How `from_pretrained` quantises what it reads."""
+    require_four_bit()
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype)
+
+
+def compute_alike(model: nn.Module) -> None:
+    """Compute the same in evaluation as in training: on some CPUs bitsandbytes packs weights anew for a forward without gradients
+    (in place, not every shape) and computes that in bfloat16."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def scales(weight: Tensor) -> list[Tensor]:
+    """What a weight in 4 bit is multiplied by, block by block; empty for any other weight."""
+    state = getattr(weight, "quant_state", None)
+    inner = getattr(state, "state2", None)
+    found = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(inner, "absmax", None)]
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
