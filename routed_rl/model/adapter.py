@@ -46,7 +46,7 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     """Put a LoRA of these settings on the model in place, as TRL does, by the state of random numbers; `lora` stays as it is."""
     wrapped = get_peft_model(model, copy.deepcopy(lora))
     assert isinstance(wrapped, PeftModel)
-    model.is_loaded_in_4bit = False  # else TRL would round the LoRA to bfloat16
+    cast(Any, model).is_loaded_in_4bit = False  # else TRL would round the LoRA to bfloat16
     return wrapped
 
 

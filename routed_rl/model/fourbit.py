@@ -3,6 +3,7 @@ the other weights. Embedding, unembedding, norms and the experts of a mixture st
 """
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
 def compute_alike(model: nn.Module) -> None:
     """Compute the same in evaluation as in training: on some CPUs bitsandbytes packs weights anew for a forward without gradients
     (in place, not every shape) and computes that in bfloat16."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

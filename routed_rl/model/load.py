@@ -61,7 +61,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     require_seal(Path(path).expanduser())
     with quick_reading() if path.startswith(GGUF) else contextlib.nullcontext():
         tokenizer = load_tokenizer(path)
-        how = {"quantization_config": four_bit(kind[name])} if packed else {}
+        how: dict[str, Any] = {"quantization_config": four_bit(kind[name])} if packed else {}
         model, found = _read(AutoModelForCausalLM.from_pretrained, path, dtype=kind[name], output_loading_info=True, **how)
     if found["missing_keys"]:
         raise ModelError(f"model {path!r} lacks the weights {sorted(found['missing_keys'])[:3]}; is the folder complete?")

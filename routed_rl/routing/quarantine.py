@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.errors import SubspaceError
+from routed_rl.routing.adapted import AdapterWeight
 from routed_rl.routing.context import RoutingContext
 from routed_rl.routing.experts import RoutedExperts
 from routed_rl.routing.linear import RoutedUp, route_module, unroute_module
@@ -82,7 +83,7 @@ class Quarantine:
 
     def deployed_factors(self) -> dict[str, Tensor]:
         """By writer, the up factor (D, R) of its LoRA in the deployed model, where that is not the one that is trained."""
-        return {target.name: target.pair.outside(target.weight.factors[0]) for target in self.targets if _keeps_inside(target)}
+        return {target.name: target.pair.outside(weight.factors[0]) for target in self.targets if (weight := _keeping(target))}
 
     def norm(self) -> float:
         """|C| over all targets."""
@@ -104,8 +105,9 @@ class Quarantine:
                                     "resume with the same model, subspace and environments")
         for name, value in ours.items():
             value.copy_(state[name])
-        for target in filter(_keeps_inside, self.targets):  # which may be in pieces
-            put(target.weight.up.weight, state[f"{target.name}.up"])
+        for target in self.targets:
+            if weight := _keeping(target):  # whose factors may be in pieces
+                put(weight.up.weight, state[f"{target.name}.up"])
 
 
 def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
@@ -117,15 +119,15 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
     return kept_KN
 
 
-def _keeps_inside(target: Target) -> bool:
-    """There is a LoRA on it that also holds what is learned inside the subspace."""
-    return target.weight.up is not None and target.context.now.whole
+def _keeping(target: Target) -> AdapterWeight | None:
+    """Its LoRA, if there is one that also holds what is learned inside the subspace."""
+    return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
 
 
 def _tensors(target: Target) -> dict[str, Tensor]:
     pair = target.pair
     both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
-    if _keeps_inside(target):  # A checkpoint's adapter is the deployed one.
-        both["up"] = target.weight.factors[0]
+    if weight := _keeping(target):  # A checkpoint's adapter is the deployed one.
+        both["up"] = weight.factors[0]
     return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
             "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}
