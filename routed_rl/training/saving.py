@@ -107,8 +107,8 @@ class SavingMixin:
         RANKS.wait()
 
     def _save_beside(self, folder: Path) -> None:
-        """What a folder with the deployed model, or its adapter, has more than the trainer's own saving writes. Every process must
-        call it, and the first one writes."""
+        """What a folder with the deployed model, or its adapter, has more than the trainer's own saving writes. Every process
+        must call it, and the first one writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         if RANKS.rank == 0 and not is_adapted(model):
