@@ -44,11 +44,8 @@ def make_plan(config: Config, run: RunFolder) -> Plan:
 
 def check_adapter(config: Config) -> None:
     """Refuse what a LoRA cannot be trained with, as far as the settings tell."""
-    if config.model.adapter.four_bit:
-        _check_four_bit(config)
-
-
-def _check_four_bit(config: Config) -> None:
+    if not config.model.adapter.four_bit:
+        return
     require_four_bit()
     if config.launch.strategy in SHARED:
         raise ConfigError(f"model.adapter=qlora is not supported with launch.strategy={config.launch.strategy}, which would cut "
