@@ -19,7 +19,7 @@ from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import CheckFailed, ConfigError, Stopped
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.launched import following
-from routed_rl.pipeline.plan import memory_bytes
+from routed_rl.pipeline.memory import needs
 from routed_rl.pipeline.record import dated, read_config
 from routed_rl.stopping import STOP
 from routed_rl.tracking import Tracker
@@ -108,7 +108,8 @@ def test_episodes_are_refused_where_no_process_can_go_on_alone(tmp_path):
 
 def test_pieces_take_their_share_of_a_devices_memory(parts):
     def need(strategy, processes):
-        return memory_bytes(load_parts(own_config(parts, "unused", launch={"strategy": strategy, "processes": processes})))
+        found = needs(load_parts(own_config(parts, "unused", launch={"strategy": strategy, "processes": processes})))
+        return {need.name: need.bytes for need in found}
 
     whole, ddp, zero1, fsdp2 = need("none", 1), need("ddp", 4), need("zero1", 4), need("fsdp2", 4)
     assert ddp == whole and whole["optimizer"] == 2 * whole["weights"]

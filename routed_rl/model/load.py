@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -84,6 +85,19 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     kept = {name: value for name, value in stored.items() if not name.startswith("_")}
     model.generation_settings = kept | {name: value for name, value in ids.items() if value is not None}
     return model.eval()
+
+
+def has_weights(path: str) -> bool:
+    """Whether there is more at a path than a model's config: anything but a folder without a file of weights."""
+    folder = Path(path).expanduser()
+    return not folder.is_dir() or any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def empty_model(path: str, dtype: str) -> PreTrainedModel:
+    """The model that a folder's config.json describes, on the device "meta": shapes without contents."""
+    with reading(ModelError, f"no model could be made of {path!r}/config.json"), torch.device("meta"):
+        config = _read(AutoConfig.from_pretrained, path, "config")
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
 
 
 def write_generation_config(model: PreTrainedModel, folder: Path) -> None:

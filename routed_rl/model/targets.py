@@ -100,7 +100,7 @@ def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None
     weight = layer.get_submodule(norm).weight
     assert isinstance(weight, Tensor)
     gain = weight.detach().float() + row.gain_offset
-    if gain.abs().min() < SMALLEST_GAIN * gain.abs().max():
+    if not gain.is_meta and gain.abs().min() < SMALLEST_GAIN * gain.abs().max():
         raise ModelError(f"the gain of {norm} behind {name} is nearly zero at index "
                          f"{int(gain.abs().argmin())}, so the writer cannot reach the subspace; leave this model unrouted")
     return gain

@@ -18,7 +18,8 @@ from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.extraction import Job, prepare
 from routed_rl.model.adapter import attach, merge
-from routed_rl.model.load import load_model, load_tokenizer, write_generation_config
+from routed_rl.model.families import FAMILIES
+from routed_rl.model.load import empty_model, load_model, load_tokenizer, write_generation_config
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze, name_writers
 from routed_rl.model.weights import model_hash
 from routed_rl.routing import Router
@@ -71,6 +72,16 @@ def load_parts(config: Config) -> Parts:
         name_writers(model, config.model.writers)
     digest = model_hash(model)
     return Parts(config, model, tokenizer, environments, digest, _attached(config, model) if adapter.trains else None)
+
+
+def describe_parts(config: Config) -> Parts:
+    """The parts of a plan for a model of which there is the config and the tokenizer alone; nothing can be run with them."""
+    environments, path = load_environments(config.env), resolve(config.model.path)
+    model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
+    if model.config.model_type not in FAMILIES:
+        raise ModelError(f"{config.model.path} has no weights, and what writes to the stream of a {model.config.model_type} is "
+                         "found by running it; give a folder with the weights")
+    return Parts(config, model, tokenizer, environments, "", _attached(config, model) if config.model.adapter.trains else None)
 
 
 def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

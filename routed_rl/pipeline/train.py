@@ -10,15 +10,16 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_in, read_object, write_json
+from routed_rl.artifacts import RunFolder, alone_in, read_object, resolve, write_json
 from routed_rl.config import Compose, Config
 from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError, RoutedRLError
 from routed_rl.extraction import prepare
+from routed_rl.model.load import has_weights
 from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
-from routed_rl.pipeline.build import Parts, extraction_job, keep_base, load_parts, make_router, run_subspace
+from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, keep_base, load_parts, make_router, run_subspace
 from routed_rl.pipeline.engines import check_served
 from routed_rl.pipeline.keeping import keep_at_end
 from routed_rl.pipeline.kept import check, shares_of, write_deployed
@@ -41,7 +42,10 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
     a job's script and settings, where the run is to be a job."""
     run, config = record.new_folder(config), record.dated(config)
-    parts, plan = prepared(config, run)
+    if dry_run and config.launch.where == "here" and not has_weights(resolve(config.model.path)):
+        described(config, run)
+        return run.path
+    parts, plan = prepared(config, run, account=dry_run)
     if dry_run and config.launch.where == "here":
         return run.path
     with alone_in(run.path):
@@ -90,9 +94,18 @@ def run_job(folder: str) -> None:
         _run(parts, plan)
 
 
-def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) -> tuple[Parts, Plan]:
+def described(config: Config, run: RunFolder) -> None:
+    """Show the plan of a run elsewhere, for a model of which there is the config and the tokenizer alone."""
+    transformers_logging.set_verbosity_error()
+    plan, parts = make_plan(config, run, here=False), describe_parts(config)
+    check_prompts(parts.trained, config.seed)
+    show_plan(parts, plan, account=True)
+    console.say(f"weights       there are none in {config.model.path}: shapes are those of its config.json, nothing was tried out")
+
+
+def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
     """Load and check all that can be checked before anything is written, so that a refused command changes nothing; show
-    the plan. `before`: the run whose subspace it takes over, where that is another."""
+    the plan, with `account` the memory line by line. `before`: the run whose subspace it takes over, where that is another."""
     transformers_logging.set_verbosity_error()
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)
@@ -114,7 +127,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None) ->
             check_axis(config.monitor.axis, Subspace.load(subspace))
         else:
             prepare(extraction_job(parts))  # reads and checks what the extraction needs, and is thrown away
-    show_plan(parts, plan)
+    show_plan(parts, plan, account=account)
     return parts, plan
 
 

@@ -1,5 +1,6 @@
 """The TRL subclasses; the only unit that imports TRL's trainers."""
 
+from routed_rl.training.activations import update_bytes
 from routed_rl.training.backends import PIECES, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.checks import check_trainer, default, fixed
@@ -13,4 +14,4 @@ from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "Plan", "TrainerArguments", "Watch", "bases_of", "build_trainer", "check_adapter", "check_axis",
            "check_practice", "check_routable", "check_trainer", "completions_per_step", "default", "fixed", "forget_after",
-           "join", "make_plan", "prompts_needed", "route_model", "try_out"]
+           "join", "make_plan", "prompts_needed", "route_model", "try_out", "update_bytes"]

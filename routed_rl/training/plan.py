@@ -32,13 +32,15 @@ class Plan:
     """When the command began."""
 
 
-def make_plan(config: Config, run: RunFolder) -> Plan:
-    """Check what the settings alone tell; ConfigError for the first that is refused. `run` needs no folder yet."""
+def make_plan(config: Config, run: RunFolder, *, here: bool = True) -> Plan:
+    """Check what the settings alone tell; ConfigError for the first that is refused. `run` needs no folder yet. `here`: this
+    machine must have what they need."""
     begun = time.perf_counter()
-    check_adapter(config)
     check_baseline(config)
-    check_engine(config.rollout)
-    check_launch(config)
+    if here:
+        check_adapter(config)
+        check_engine(config.rollout)
+        check_launch(config)
     return Plan(config, run, algorithm(config.trainer), training_arguments(config, run), begun)
 
 

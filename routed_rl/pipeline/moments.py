@@ -1,0 +1,101 @@
+"""What comes and goes of a device's memory in a step: the rollouts' cache, then gradients and activations. Not counted: what an
+optimizer's step, a collective or a library takes for a moment."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from routed_rl.model.adapter import attach
+from routed_rl.model.targets import FOUND, find_writers, freeze
+from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.memory import Need, amount, needs, readable
+from routed_rl.routing import shape_of
+from routed_rl.training import TrainerArguments, update_bytes
+
+ASSUMED = 80e9
+"""Bytes of the GPU for which a model without weights is planned."""
+
+
+def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need | None:
+    """What a micro-batch takes beside the gradients, for prompts of so many tokens; None where it cannot be told."""
+    config, completion = parts.config, arguments.max_completion_length or 0
+    if any(writer.expert is not None for writer in (parts.writers if config.routing.mode != "none" else [])):
+        return None  # which experts tokens choose is not known without contents
+
+    def prepare(model: PreTrainedModel) -> list[nn.Module]:
+        if (known := vars(parts.model).get(FOUND)) is not None:
+            object.__setattr__(model, FOUND, known)
+        writers = find_writers(model) if config.routing.mode != "none" else []
+        if config.model.adapter.trains:
+            attach(model, config.model.adapter, writers, config.seed)
+        else:
+            freeze(model, config.model.freeze)
+        return [writer.module for writer in (find_writers(model) if writers else [])]
+
+    try:
+        found = update_bytes(parts.model.config, getattr(torch, config.model.dtype), arguments, (prompt, completion), prepare)
+    except Exception:  # a model whose forward reads what its tensors hold
+        return None
+    gradients = next(need.bytes for need in needs(parts) if need.name == "gradients")
+    rows, kept = arguments.per_device_train_batch_size, "layers' inputs" if arguments.gradient_checkpointing else "all"
+    return Need("activations", max(found - gradients, 0.0),
+                f"{rows} rows x {prompt} + {completion} tokens, {kept} kept; counted on a forward and backward without contents")
+
+
+def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
+    """What the rollouts' engine keeps: transformers' cache of keys and values, or vLLM's share."""
+    config, model = parts.config.rollout, parts.model.config.get_text_config()
+    heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    numbers = 2 * model.num_hidden_layers * heads * size
+    if config.engine == "vllm_server":
+        return Need("rollouts", 0, "on the servers")
+    if config.engine == "vllm_colocate":
+        return _vllm(parts, numbers)
+    rows = arguments.generation_batch_size // arguments.world_size if arguments.generation_batch_size else 0
+    tokens, each = prompt + (arguments.max_completion_length or 0), torch.finfo(getattr(torch, parts.config.model.dtype)).bits // 8
+    return Need("rollouts", numbers * rows * tokens * each, f"keys and values of {rows} rows x {tokens} tokens x "
+                f"{amount(numbers)} x {each}, before the update")
+
+
+def _vllm(parts: Parts, numbers: int) -> Need:
+    config, each = parts.config.rollout, torch.finfo(getattr(torch, parts.config.rollout.dtype)).bits // 8
+    own = each * sum(shape_of(weight).numel() for name, weight in parts.model.named_parameters() if ".lora_" not in name)
+    if (gpu := device_bytes(parts)) is None:
+        cache = config.memory_gb * 2**30
+        return Need("vllm", own + cache, f"its weights in {config.dtype} {readable(own)} + rollout.memory_gb={config.memory_gb}")
+    whole = config.gpu_memory * gpu
+    left = whole - own
+    how = f"rollout.gpu_memory={config.gpu_memory} of {readable(gpu)}: its weights in {config.dtype} {readable(own)}"
+    if left <= 0:
+        return Need("vllm", whole, f"{how}, WHICH DO NOT FIT: set rollout.dtype=bfloat16 or a larger rollout.gpu_memory")
+    return Need("vllm", whole, f"{how} + keys and values of {amount(left / (numbers * each))} tokens {readable(left)}")
+
+
+def device_bytes(parts: Parts) -> float | None:
+    """Of the GPU here, or of the one that a model without weights is planned for; None for this machine's own memory."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return ASSUMED if parts.model.device.type == "meta" else None
+
+
+def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, account: bool) -> list[str]:
+    """What there is to say of it, for prompts of at most so many tokens; `account`: line by line, with activations."""
+    found = [*needs(parts), rollouts(parts, arguments, prompt)]
+    if not account:
+        listed = ", ".join(f"{need.name} {readable(need.bytes)}" for need in found if need.bytes)
+        return [f"memory        about {readable(peak(found))} a device and activations: {listed}"]
+    counted = activations(parts, arguments, prompt)
+    found += [counted] if counted is not None else []
+    whole, device = peak(found), device_bytes(parts)
+    fits = "" if device is None else f" of {readable(device)}: " + (
+        f"{readable(device - whole)} are left" if whole <= device else f"{readable(whole - device)} TOO MUCH")
+    first = f"memory        about {readable(whole)} a device{'' if counted else ' and activations'}{fits}"
+    return [first, *(f"  {need.name:12}{readable(need.bytes):>9} = {need.how}" for need in found if need.bytes)]
+
+
+def peak(found: list[Need]) -> float:
+    """Of all lines: transformers' cache is gone when the update begins."""
+    sizes = {need.name: need.bytes for need in found}
+    cache, update = sizes.pop("rollouts", 0.0), sizes.pop("gradients") + sizes.pop("activations", 0.0)
+    return sum(sizes.values()) + max(cache, update)

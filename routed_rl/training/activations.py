@@ -1,0 +1,105 @@
+"""How much memory the update of a micro-batch takes beside the weights: it is run on tensors without contents, which costs no
+memory and no arithmetic, and what would be alive at once is counted. Not covered: what a kernel takes for itself."""
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from routed_rl.training.trainers import TrainerArguments
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made within it, or shown to it, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            self.see(each)
+        return made
+
+    def see(self, tensor: Any) -> None:
+        """Count a tensor's memory, once whatever views there are of it."""
+        if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage()) in self._known:
+            return
+        size = storage.nbytes()
+        self._known[storage] = True
+        weakref.finalize(storage, self._gone, size).atexit = False
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+class _Tapped(torch.autograd.Function):
+    """What a routed writer's tap keeps for its backward: the writer's input."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return cotangents[0] + 0.0, None
+
+
+def _without_contents(model: nn.Module) -> None:
+    """Put tensors of this machine in the place of those of the device "meta", on which attention would be another kernel's."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def twin(tensor: Tensor) -> Tensor:
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = made.setdefault(id(tensor), (tensor, twin(tensor)))[1]  # pyright: ignore[reportArgumentType]
+
+
+def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],
+                 prepare: Callable[[PreTrainedModel], list[nn.Module]]) -> int:
+    """The most that gradients and activations of one process take at once. `lengths`: tokens of a prompt and of a completion;
+    `prepare` freezes what is frozen of a model, puts its LoRA on it, and returns the writers that are routed."""
+    settings: Any = arguments
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        writers = prepare(model)
+    with FakeTensorMode():
+        _without_contents(model)
+        add_fused_lm_head(model, temperature=0.5, outputs=("log_probs", "entropy"))
+        for writer in writers:
+            writer.register_forward_hook(lambda module, inputs, y: _Tapped.apply(y, inputs[0]))
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False} | (settings.gradient_checkpointing_kwargs or {}))
+            model.enable_input_require_grads()
+        ids = torch.ones(settings.per_device_train_batch_size, sum(lengths), dtype=torch.long)
+        labels = ids.clone()
+        labels[:, :lengths[0]] = -100
+        with Alive() as alive:
+            for parameter in model.parameters():
+                alive.see(parameter)
+                if parameter.requires_grad and settings.gradient_accumulation_steps > 1:
+                    parameter.grad = torch.zeros_like(parameter)
+            before = sum(parameter.untyped_storage().nbytes() for parameter in set(model.parameters()))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(settings.bf16)):
+                found: Any = model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, fused_lm_head=True)
+            found.log_probs.sum().backward()
+    return alive.peak - before
