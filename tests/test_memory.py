@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,17 @@ def test_a_folder_with_a_config_and_a_tokenizer_is_enough_to_say_what_a_run_take
                  "rollout.gpu_memory=0.3 of 80.0 GB", "of 80.0 GB: ", "there are none in"):
         assert line in said
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ModelError):
-        pipeline.train(config, [])
+    with pytest.raises(ModelError, match="no model could be loaded"):
+        pipeline.train(lora_config(parts, tmp_path / "run"), [])
 
 
 def test_an_engine_whose_weights_do_not_fit_its_share_is_said_with_the_way_out(tmp_path):
     parts = write_parts(tmp_path / "parts")
     without_weights(parts)
-    config = lora_config(parts, tmp_path / "run", rollout={"engine": "vllm_colocate", "gpu_memory": 1e-2})
+    settings = json.loads((parts / "model" / "config.json").read_text())
+    (parts / "model" / "config.json").write_text(json.dumps(settings | {"vocab_size": 10_000_000}))
+    config = lora_config(parts, tmp_path / "run", rollout={"engine": "vllm_colocate", "gpu_memory": 0.01})
     described = describe_parts(config)
-    described.model.resize_token_embeddings(10_000_000)
     need = rollouts(described, make_plan(config, RunFolder(tmp_path / "run"), here=False).arguments, 4)
     assert "WHICH DO NOT FIT: set rollout.dtype=bfloat16 or a larger rollout.gpu_memory" in need.how
 

@@ -39,7 +39,7 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
     gradients = next(need.bytes for need in needs(parts) if need.name == "gradients")
     rows, kept = arguments.per_device_train_batch_size, "layers' inputs" if arguments.gradient_checkpointing else "all"
     return Need("activations", max(found - gradients, 0.0),
-                f"{rows} rows x {prompt} + {completion} tokens, {kept} kept; counted on a forward and backward without contents")
+                f"{rows} rows x {prompt} + {completion} tokens, {kept} kept, counted on a forward and backward of empty tensors")
 
 
 def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
@@ -53,13 +53,13 @@ def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
     if config.engine == "vllm_colocate":
         return _vllm(parts, numbers)
     rows = arguments.generation_batch_size // arguments.world_size if arguments.generation_batch_size else 0
-    tokens, each = prompt + (arguments.max_completion_length or 0), torch.finfo(getattr(torch, parts.config.model.dtype)).bits // 8
+    tokens, each = prompt + (arguments.max_completion_length or 0), getattr(torch, parts.config.model.dtype).itemsize
     return Need("rollouts", numbers * rows * tokens * each, f"keys and values of {rows} rows x {tokens} tokens x "
                 f"{amount(numbers)} x {each}, before the update")
 
 
 def _vllm(parts: Parts, numbers: int) -> Need:
-    config, each = parts.config.rollout, torch.finfo(getattr(torch, parts.config.rollout.dtype)).bits // 8
+    config, each = parts.config.rollout, getattr(torch, parts.config.rollout.dtype).itemsize
     own = each * sum(shape_of(weight).numel() for name, weight in parts.model.named_parameters() if ".lora_" not in name)
     if (gpu := device_bytes(parts)) is None:
         cache = config.memory_gb * 2**30

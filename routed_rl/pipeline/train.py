@@ -100,7 +100,7 @@ def described(config: Config, run: RunFolder) -> None:
     plan, parts = make_plan(config, run, here=False), describe_parts(config)
     check_prompts(parts.trained, config.seed)
     show_plan(parts, plan, account=True)
-    console.say(f"weights       there are none in {config.model.path}: shapes are those of its config.json, nothing was tried out")
+    console.say(f"weights       there are none in {config.model.path}: shapes are of its config.json, nothing was tried out")
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
