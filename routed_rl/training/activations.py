@@ -68,10 +68,8 @@ def _without_contents(model: nn.Module) -> None:
         return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    held[name] = made.setdefault(id(tensor), (tensor, twin(tensor)))[1]  # pyright: ignore[reportArgumentType]
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            setattr(module, name, made.setdefault(id(tensor), (tensor, twin(tensor)))[1])
 
 
 def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],

@@ -124,8 +124,8 @@ def test_a_mixture_of_experts_has_its_lora_on_the_attention():
 
 
 @pytest.mark.parametrize(("overrides", "said"), [
-    (["model.adapter=qlor"], "did you mean model.adapter=lora"),
-    (["model.adapter.kind=dora"], "model.adapter.kind=dora is not known; choose from none, lora"),
+    (["model.adapter=qlor"], "did you mean model.adapter=qlora"),
+    (["model.adapter.kind=dora"], "model.adapter.kind=dora is not known; choose from none, lora, qlora"),
     (["model.dtype=bfloat16"], "or train a LoRA on frozen weights: model.adapter=lora"),
     (["model.adapter=lora", "model.dtype=float16"], "model.dtype=float16 is not supported"),
     (["model.adapter=lora", "model.adapter.r=0"], "model.adapter.r must be a whole number >= 1, got 0"),

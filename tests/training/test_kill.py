@@ -22,12 +22,15 @@ from routed_rl.monitor import Monitor
 from tests.parts import own_config, write_parts
 
 STEPS, KILLS = 160, 50
+WEIGHTS = {"none": "model.safetensors", "lora": "adapter_model.safetensors"}
+"""What a checkpoint has of the deployed model, by `model.adapter`."""
 
 
-def config(parts: Path, out: Path, *, halts: bool):
+def config(parts: Path, out: Path, adapter: str, *, halts: bool):
     # At least half a point a step is paid for nothing: it halts, is told to go on, and halts again some steps later.
     gap = RuleConfig(limit=4.0, action="halt" if halts else "report")
-    wanted = own_config(parts, out, trainer={"max_steps": STEPS, "save_steps": 3, "save_total_limit": 4})
+    model = {"path": str(parts / "model"), "adapter": {"kind": adapter, "r": 4}}
+    wanted = own_config(parts, out, model=model, trainer={"max_steps": STEPS, "save_steps": 3, "save_total_limit": 4})
     for settings in wanted.env.values():
         settings["isolate"] = False
     wanted.monitor = MonitorConfig(warmup=0, gap=gap)
@@ -89,9 +92,10 @@ def metrics(run: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_fifty_random_moments_and_halting_on_the_way_it_ends_where_an_undisturbed_run_ends(tmp_path):
+@pytest.mark.parametrize("adapter", WEIGHTS)
+def test_killed_at_fifty_random_moments_and_halting_on_the_way_it_ends_where_an_undisturbed_run_ends(tmp_path, adapter):
     parts, moment, reached = write_parts(tmp_path / "parts"), random.Random(0), list[int]()
-    whole, wanted = config(parts, tmp_path / "whole", halts=False), config(parts, tmp_path / "run", halts=True)
+    whole, wanted = (config(parts, tmp_path / name, adapter, halts=name == "run") for name in ("whole", "run"))
     assert forked(whole, None)
     while len(reached) < KILLS and not forked(wanted, moment):
         reached.append(steps(wanted))
@@ -101,7 +105,7 @@ def test_killed_at_fifty_random_moments_and_halting_on_the_way_it_ends_where_an_
     whole, run = Path(whole.out), Path(wanted.out)
     assert [row["step"] for row in metrics(run)] == list(range(1, STEPS + 1))
     assert metrics(run) == metrics(whole)
-    for name in ("model.safetensors", "quarantine.safetensors"):
+    for name in (WEIGHTS[adapter], "quarantine.safetensors"):
         ours, theirs = (load_file(RunFolder(each).checkpoint(STEPS) / name) for each in (run, whole))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs), name
     halts = sorted(int(path.stem[5:]) for path in (run / "halts").glob("*.json"))
