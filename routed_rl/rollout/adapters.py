@@ -38,15 +38,14 @@ class PolicyAdapters:
         return tensors
 
     def _pieces(self, *, deployed: bool) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
-        """By module, the pairs of factors (D, R) and (R, N) whose products add up to its change."""
+        """By module, the pairs of factors (D, R) and (R, N) whose products add up to its change; in `observe` too, where C is
+        what the LoRA has learned inside the subspace."""
         for name, module in self.model.named_modules():
             pieces, target = [], self.targets.get(name)
-            # In `observe` the policy is the LoRA as it is trained, and its part inside the subspace is no change of its own.
-            is_whole = target is None or (target.context.now.whole and not deployed)
             if has_adapter(module):
                 up_DR, down_RN = factors(module)
-                pieces.append((up_DR if target is None or is_whole else target.pair.outside(up_DR), down_RN))
-            if target is not None and target.rank and not (is_whole or deployed):
+                pieces.append((up_DR if target is None else target.pair.outside(up_DR), down_RN))
+            if target is not None and target.rank and not deployed:
                 pieces.append((target.pair.write, target.weight_part()))
             if pieces:
                 yield name, pieces
