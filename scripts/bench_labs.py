@@ -16,18 +16,30 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "environments" / "persona_lab")]
 
+from environments.persona_lab.build import Build  # noqa: E402
 from environments.persona_lab.cache import cached, labs_folder, overrides  # noqa: E402
 from environments.persona_lab.labs import LABS, drawn  # noqa: E402
+from routed_rl.cli.compose import compose  # noqa: E402
+from routed_rl.errors import RoutedRLError  # noqa: E402
+from routed_rl.multirun.compare import plan_runs  # noqa: E402
 from routed_rl.multirun.results import results  # noqa: E402
 
 SHIPPED_SEEDS = 5
+
+
+def build_of(name: str) -> Build:
+    """The lab of that name; ValueError for a name that none has."""
+    seed = name.removeprefix("drawn-")
+    if name not in LABS and not (name.startswith("drawn-") and seed.isdecimal()):
+        raise ValueError(f"--labs has {name or 'an empty name'}, which is no lab; choose from {', '.join(LABS)}, or drawn-SEED")
+    return LABS[name] if name in LABS else drawn(int(seed))
 
 
 def settings_of(name: str) -> list[str]:
     """What makes a run use the lab, which is built where it is not."""
     if name == "shipped":
         return []
-    build = drawn(int(name.removeprefix("drawn-"))) if name.startswith("drawn-") else LABS[name]
+    build = build_of(name)
     print(f"{name}: {'built' if cached(build, labs_folder() / name) else 'built before'}", flush=True)
     return overrides(labs_folder() / name)
 
@@ -55,8 +67,10 @@ def line(name: str, found: dict[str, Any], runs: Path) -> list[str]:
 
 
 def verb(*arguments: str) -> None:
-    """Call a verb of `routed-rl` in a process of its own."""
-    subprocess.run([sys.executable, "-c", "import sys; from routed_rl.cli import main; sys.exit(main())", *arguments], check=True)
+    """Call a verb of `routed-rl` in a process of its own, which says what went wrong."""
+    program = "import sys; from routed_rl.cli import main; sys.exit(main())"
+    if code := subprocess.run([sys.executable, "-c", program, *arguments]).returncode:
+        sys.exit(code)
 
 
 def at_step(step: int, runs: Path) -> dict[str, Any]:
@@ -89,6 +103,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--at", type=int, metavar="STEP", help="evaluate the checkpoints of this step too")
     arguments, more = parser.parse_known_args()
+    try:  # before a lab is built
+        for name in arguments.labs.split(","):
+            build_of(name)
+        if options := [word for word in more if word.startswith("-")]:
+            raise ValueError(f"{options[0]} is no option of this script")
+        if arguments.jobs < 1 or (arguments.at is not None and arguments.at < 1):
+            raise ValueError(f"--jobs and --at must be at least 1, got {arguments.jobs} and {arguments.at}")
+        plan_runs(more, arguments.arms.split(","), arguments.seeds, arguments.out, compose)
+    except (ValueError, RoutedRLError) as error:
+        parser.error(str(error))
     tables: dict[str, list[list[str]]] = {}
     for name in arguments.labs.split(","):
         folder = arguments.out / name

@@ -97,6 +97,28 @@ def test_who_is_named_is_told_what_it_practised_and_how_that_is_taken_back(tmp_p
             "an earlier step takes that back") in capsys.readouterr().out
 
 
+def test_where_the_settings_say_who_practises_a_verdict_does_not_say_that_it_ends(tmp_path, capsys):
+    found = Watch(Monitor(MonitorConfig(warmup=0)), RunFolder(tmp_path), decides=False)
+    found.see({"step": 1, "completions/a/evidence": 9.0, "practice/a/completions": 48}, SimpleNamespace())
+    assert ("practice: a goes on practising, as routing.practice.environments says. The deployed model has learned from 48"
+            in capsys.readouterr().out)
+
+
+def test_nobody_is_trusted_without_a_limit_that_could_point_at_somebody(tmp_path):
+    def trusted(limit: float | None, **limits: float) -> list[str]:
+        monitor = MonitorConfig(evidence=RuleConfig(limit=limit, limits=limits, allowance=0.5))
+        return Watch(Monitor(monitor), SimpleNamespace(verdicts=tmp_path / "verdicts.jsonl")).trusted("ab", 0)
+
+    assert (trusted(6.0), trusted(None), trusted(None, b=6.0)) == (["a", "b"], [], ["b"])
+
+
+def test_who_is_no_longer_trained_is_neither_named_nor_suspected():
+    found = rows(a=[9.0, 9.0], b=[9.0, 9.0], c=[4.0, 0.0])
+    assert blame(found, MonitorConfig(), ["b"]).record() == {"named": ["b"], "suspected": [], "margin": None,
+                                                             "evidence": {"b": 17.0}}
+    assert blame(found, MonitorConfig()).named == ["a", "b"]
+
+
 def test_practice_comes_back_only_where_other_environments_begin(tmp_path):
     pulled = [9.0] * 9 + [0.0] * 51
     again = watch(tmp_path, fresh_from=45, a=pulled)
@@ -106,7 +128,7 @@ def test_practice_comes_back_only_where_other_environments_begin(tmp_path):
 
 @pytest.mark.parametrize("rule", sorted(set(RULES) - {"size", "share", "collapse"}))
 def test_a_verdict_of_any_rule_about_an_environment_ends_its_practice(tmp_path, rule):
-    limits = {name: RuleConfig(limit=0.1 if name == rule else None) for name in RULES}
+    limits = {name: RuleConfig(limit=0.1 if name == rule else 99.0 if name == "evidence" else None) for name in RULES}
     found = Watch(Monitor(MonitorConfig(**limits)), SimpleNamespace(verdicts=tmp_path / "verdicts.jsonl"))
     row = {"step": 11, "ledger/a/shift/persona": 9.0, "ledger/a/share": 1.0, "ledger/a/push": 1.0, "environment/a/reward": 1.0,
            "environment/a/solve": 0.0, "control/isotropic/a/ratio": 9.0, "control/isotropic/a/rank": 1.0,

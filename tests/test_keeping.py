@@ -122,6 +122,14 @@ def test_auto_keeps_nothing_of_an_environment_that_the_run_found_to_be_the_cause
     assert decided(told, a=0.5)["a"].against == "", "a share that was given is for whoever gives it"
 
 
+@pytest.mark.parametrize(("pulled", "share"), [(9.0, 0.0), (3.0, 0.0), (0.1, None)])
+def test_auto_goes_by_the_evidence_of_a_run_that_has_not_ended_too(told, pulled, share):
+    rows = [json.loads(line) | {"completions/a/evidence": pulled, "completions/b/evidence": 0.0}
+            for line in told.metrics.read_text().splitlines()]
+    told.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not told.summary.exists() and decided(told, a="auto")["a"].share == share
+
+
 @pytest.mark.parametrize(("name", "mode", "says"), [
     ("typo", "route", "typo is no environment of this run; there is a, b"),
     ("p", "route", "only evaluated .probe., so it has no part"),
@@ -254,7 +262,7 @@ def test_the_story_says_what_was_kept_where(copy):
     manifest["kept"] = [{"out": "/x", "shares": {"a": 0.0, "b": 0.5}}, {"out": "/y", "shares": {"a": 0.0}},
                         {"shares": {"b": 1.0}}]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert sentence(read_run(RunFolder(copy))).endswith(". Of the quarantine, 0.5 of the part of b was kept in /x.")
+    assert sentence(read_run(RunFolder(copy))).endswith(". The model in /x keeps 0.5 of the part of b.")
 
 
 def test_a_leaky_part_is_kept_by_force_alone(copy, capsys):

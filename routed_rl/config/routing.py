@@ -61,7 +61,9 @@ class PracticeConfig:
         if self.share > 1:
             raise ConfigError(f"routing.practice.share must lie in [0, 1], got {self.share}; 0.5 is every second group")
         if isinstance(self.environments, str):
-            check_known("routing.practice.environments", [self.environments], (AUTO, "all"))
+            if self.environments not in (AUTO, "all"):
+                raise ConfigError(f"routing.practice.environments={self.environments} is not known; choose from auto, all, or a "
+                                  f"list of names, such as [{self.environments}]")
         elif not (isinstance(self.environments, (list, tuple)) and all(isinstance(name, str) for name in self.environments)):
             raise ConfigError(f"routing.practice.environments must be auto, all, or a list of names, got {self.environments!r}")
 

@@ -5,13 +5,13 @@ where the parts stand at the last step: parts drift, and a part that pulled earl
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.judge import STANDING, SUSPICION, Monitor
-from routed_rl.monitor.rules import Row
+from routed_rl.monitor.rules import RULES, Row
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,15 @@ class Blame:
         return {"named": self.named, "suspected": self.suspected, "margin": self.margin, "evidence": dict(self.evidence)}
 
 
-def blame(rows: Iterable[Row], config: MonitorConfig, ignore: Collection[str] = ()) -> Blame:
-    """Judge `rows`, those of a whole run or up to some step; `ignore`: environments that are no longer trained."""
+def blame(rows: Sequence[Row], config: MonitorConfig, trained: Collection[str] | None = None) -> Blame:
+    """Judge `rows`, those of a whole run or up to some step; `trained`: without those that are trained no longer."""
     off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
     rule = config.evidence
     if rule.limit is None:  # the rule is off: the limit that it has by default
         rule = dataclasses.replace(rule, limit=MonitorConfig().evidence.limit)
-    monitor, most = Monitor(dataclasses.replace(config, **off, evidence=rule), ignore), dict[str, float]()
+    known = {name for row in rows for name in RULES["evidence"].read(row, row, None)}
+    gone = known - set(known if trained is None else trained)
+    monitor, most = Monitor(dataclasses.replace(config, **off, evidence=rule), gone), dict[str, float]()
     for row in rows:
         monitor.judge(row)
         for (_, name), detector in monitor.detectors.items():

@@ -1,15 +1,15 @@
 """What a halted run leaves: `HALTED.json`, the same on the screen, and exit code 3. It reads files only."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, damage, step_of, write_json
-from routed_rl.config import MonitorConfig
+from routed_rl.config import Config, MonitorConfig
 from routed_rl.errors import Halted, command
 from routed_rl.monitor import Verdict, blame, shift
-from routed_rl.pipeline.record import fresh_from_step
+from routed_rl.pipeline.record import fresh_from_step, trained_settings
 from routed_rl.pipeline.summary import publish
 from routed_rl.report import hardest
 from routed_rl.tracking import MetricsFile, Tracker, practised
@@ -17,9 +17,9 @@ from routed_rl.tracking import MetricsFile, Tracker, practised
 COMPLETIONS = 10
 
 
-def halt(run: RunFolder, verdicts: list[Verdict], monitor: MonitorConfig, tracker: Tracker) -> None:
+def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Tracker) -> None:
     """Write `HALTED.json` and the report, tell the tracker, say it, and raise `Halted`."""
-    record = describe_halt(run, verdicts, monitor.axis, monitor)
+    record = describe_halt(run, verdicts, config.monitor.axis, config.monitor, trained_settings(config))
     write_json(run.halted, record)
     tracker.halted(record)
     publish(run, tracker)
@@ -35,13 +35,13 @@ def halt(run: RunFolder, verdicts: list[Verdict], monitor: MonitorConfig, tracke
                  f"{run.halted} says what to do next", str(run.path))
 
 
-def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None
-                  ) -> dict[str, Any]:
+def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None,
+                  trained: Collection[str] | None = None) -> dict[str, Any]:
     """Verdicts, which environment and since when, push and shift of all, the checkpoint before, completions, commands."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
-    who, halted = blame(rows, monitor or MonitorConfig()), {verdict.environment for verdict in verdicts}
+    who, halted = blame(rows, monitor or MonitorConfig(), trained), {verdict.environment for verdict in verdicts}
     # A rule may halt for several, or for the run as a whole: then the one that pulled is the one to look at.
     name = next((each for each in who.named if each in halted or halted == {""}), worst.environment)
     before, (found, by) = checkpoint_before(run, since), completions(run, rows, name, since, step)

@@ -13,7 +13,7 @@ from routed_rl.artifacts import RunFolder, read_object, step_of
 from routed_rl.config import AUTO, Config
 from routed_rl.errors import ConfigError
 from routed_rl.export import discard, discard_but, merged
-from routed_rl.monitor import shift
+from routed_rl.monitor import blame, shift
 from routed_rl.pipeline.record import inherited, tell_kept, trained_settings
 from routed_rl.tracking import MetricsFile
 
@@ -33,7 +33,7 @@ class Kept:
     share: float | None
     """None until it is chosen."""
     shift: float | None
-    """Of the whole part, along the watched axis; that of a share is in proportion."""
+    """How far the whole part moves the stream along the watched axis; a share moves it in proportion."""
     against: str = ""
     """Why nothing should be kept of it."""
     paid: dict[str, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
     watched axis towards the positive persona, and for `AUTO` an environment that the run found to be the cause of that."""
     axis, step = config.monitor.axis, step_of(checkpoint)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
-    moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run), dict[str, Kept]()
+    moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run, config), dict[str, Kept]()
     for name, share in asked.items():
         kept[name] = one = Kept(share, None if share == AUTO else float(share), moved.get(name))
         if one.shift is None:
@@ -81,18 +81,18 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
     return kept
 
 
-def causes(run: RunFolder) -> dict[str, str]:
-    """Environments that the run itself found to be the cause of a shift towards the positive persona, and where it says so."""
+def causes(run: RunFolder, config: Config) -> dict[str, str]:
+    """Environments that the run itself found to be the cause of a shift towards the positive persona, and where it says so: by
+    the evidence of its steps, whether it has ended or not, and only without evidence by `summary.json`."""
     halts = [read_object(path, {"environment": str | None, "step": int}) or {}
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
     found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts
              if halt.get("environment")}
-    summary = read_object(run.summary, {"attribution": dict[str, dict[str, Any]], "who": dict[str, Any]}) or {}
-    if (who := summary.get("who", {})).get("evidence"):
-        names = [*who.get("named", []), *who.get("suspected", [])]
-        return dict.fromkeys(names, "by summary.json it pulled towards the positive persona") | found
-    blame = summary.get("attribution", {})
-    shifts = {name: entry.get("shift") or 0.0 for name, entry in blame.items()}
+    if (who := blame(MetricsFile(run.metrics).rows(), config.monitor, trained_settings(config) or None)).evidence:
+        said = "by the evidence of its steps it pulled towards the positive persona, or that is undecided"
+        return dict.fromkeys([*who.named, *who.suspected], said) | found
+    summary = read_object(run.summary, {"attribution": dict[str, dict[str, Any]]}) or {}
+    shifts = {name: entry.get("shift") or 0.0 for name, entry in summary.get("attribution", {}).items()}
     worst = max(shifts, key=lambda name: shifts[name], default="")
     return found | ({worst: "summary.json names it as the cause of the shift"} if shifts.get(worst, 0.0) > 0 else {})
 

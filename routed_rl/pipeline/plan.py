@@ -91,6 +91,8 @@ def practice_sentence(config: Config) -> str:
         return "none: the policy makes all rollouts"
     share = f"{settings.share:.0%} of the groups of"
     if settings.environments == AUTO:
+        if config.monitor.evidence.limit is None and not config.monitor.evidence.limits:
+            return "none: auto trusts nobody without a limit on monitor.evidence"
         return f"{share} every environment at which the monitor does not point, after {settings.probation} steps"
     if settings.environments == "all":
         return f"{share} every environment, also of leaky ones: what they pay for reaches the deployed model"

@@ -49,6 +49,8 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         kept = [] if forget else [name for name in has if name not in after]
         with new.being_made() as made:
             gone = [*(f"~env.{name}" for name in drop), *(f"~keep.{name}" for name in drop if name in wanted.keep)]
+            if (listed := config.routing.practice.environments) != wanted.routing.practice.environments:
+                gone.append(f"routing.practice.environments=[{','.join(listed)}]")
             record.write_config(made, config, [*typed, *gone])
             copy_until(old, made, step)
             if step:
@@ -63,11 +65,16 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
 
 def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
     """The new run's config; ConfigError for a change that no checkpoint can follow, or an environment that is not there."""
-    record.refuse_changes(was, wanted, FIXED, "rollback")
+    practice = wanted.routing.practice  # no checkpoint stands on it
+    alike = dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=practice))
+    record.refuse_changes(alike, wanted, FIXED, "rollback")
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     kept, keep = ({name: each for name, each in settings.items() if name not in drop} for settings in (wanted.env, wanted.keep))
-    return dataclasses.replace(wanted, env=kept, keep=keep)
+    if not isinstance(practice.environments, str):
+        practice = dataclasses.replace(practice, environments=[name for name in practice.environments if name not in drop])
+    routing = dataclasses.replace(wanted.routing, practice=practice)
+    return dataclasses.replace(wanted, env=kept, keep=keep, routing=routing)
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:

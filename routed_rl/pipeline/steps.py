@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, step_of
-from routed_rl.config import Config
+from routed_rl.config import AUTO, Config
 from routed_rl.errors import LaunchError, RolloutError, Stopped, command
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
@@ -46,7 +46,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     tracker.begin(step)
     watch = _watch(parts.config, run)
     if watch.halting:  # It was killed between the checkpoint of a halt and its record.
-        halting.halt(run, watch.halting, parts.config.monitor, tracker)
+        halting.halt(run, watch.halting, parts.config, tracker)
     if parts.config.launch.strategy == "none":
         _train_here(parts, plan, router, watch, newest, served, parity, tracker)
     else:
@@ -54,7 +54,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
             launched.train(parts, run, router, served)
         watch = _watch(parts.config, run)
     if watch.halting:
-        halting.halt(run, watch.halting, parts.config.monitor, tracker)
+        halting.halt(run, watch.halting, parts.config, tracker)
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
 
 def _watch(config: Config, run: RunFolder) -> Watch:
     """The monitor, which has seen what the run has written so far."""
-    watch = Watch(Monitor(config.monitor, inherited(run)), run)
+    watch = Watch(Monitor(config.monitor, inherited(run)), run, decides=config.routing.practice.environments == AUTO)
     watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run), fresh_from_step(run))
     return watch
 

@@ -199,7 +199,7 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
     rows = MetricsFile(run.metrics).rows()
-    who = who_did_it(rows, parts.config.monitor, record.inherited(run))
+    who = who_did_it(rows, parts.config.monitor, record.trained_settings(parts.config))
     found = {"models": models, "attribution": blame, "who": who.record(), "practice": practised(rows), "routing": routing,
              "timing": timing}
     write_json(run.summary, found | ({"scales": scales} if scales else {}) | ({"kept": kept} if kept else {}))

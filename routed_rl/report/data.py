@@ -62,7 +62,9 @@ class RunData:
             monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
         except (ConfigError, TypeError):
             monitor = MonitorConfig()
-        return blame(self.rows, monitor, self.removed())
+        known: dict[str, Any] = self.config.get("env") or {}
+        trained = [name for name, settings in known.items() if not (isinstance(settings, dict) and settings.get("probe"))]
+        return blame(self.rows, monitor, trained or None)
 
     @cached_property
     def table(self) -> pd.DataFrame:

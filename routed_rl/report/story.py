@@ -33,7 +33,7 @@ def _earlier(run: RunData) -> str:
 def _keeping(run: RunData) -> str:
     """What discarding kept of the quarantine, and where."""
     kept = [(kept_words(shares), out) for out, shares in run.kept().items()]
-    return "".join(f" Of the quarantine, {words} was kept in {out}." for words, out in kept if words)
+    return "".join(f" The model in {out} keeps {words}." for words, out in kept if words)
 
 
 def _cause(run: RunData) -> str:

@@ -74,9 +74,9 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
     check_practising(config.routing, names)
     if settings.asked or settings.share != type(settings)().share:
         chosen = names if isinstance(listed, str) else listed
-        total = sum(loaded.weights[0][1] for loaded in environments)
-        for loaded in environments:
-            groups = prompts * loaded.weights[0][1] / total if total else 0.0
+        largest = {loaded.name: max(weight for _, weight in loaded.weights) for loaded in environments}
+        for loaded in environments:  # at most so many, where shares change
+            groups = prompts * largest[loaded.name] / (sum(largest.values()) or 1.0)
             if loaded.name in chosen and groups * settings.share < 1:
                 raise ConfigError(f"routing.practice.share={settings.share} leaves no whole group of {loaded.name}, which has "
                                   f"{groups:.0f} in this run; raise it, or set it to 0")
@@ -97,7 +97,7 @@ class PractisingMixin:
     practice: Practice | None
     reward: Rows
     rolling: Tensor | None = None
-    """Of the rows that are rolled out and scored now, which ones practise, (B,) bool; None where none does."""
+    """Which of the rows that are rolled out and scored now practise, (B,) bool; None where none does."""
 
     @contextmanager
     def rolling_out(self, practising: Sequence[bool] | Tensor) -> Iterator[None]:

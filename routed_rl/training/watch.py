@@ -16,8 +16,9 @@ from routed_rl.tracking import MetricsFile, practised
 class Watch:
     """Verdicts of a run, in `verdicts.jsonl` and in `halting`."""
 
-    def __init__(self, monitor: Monitor, run: RunFolder) -> None:
-        self.monitor, self.run, self.file = monitor, run, MetricsFile(run.verdicts)
+    def __init__(self, monitor: Monitor, run: RunFolder, *, decides: bool = True) -> None:
+        """`decides`: whether it says who practises, by `routing.practice.environments=auto`."""
+        self.monitor, self.run, self.decides, self.file = monitor, run, decides, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
         """Those of the last step that ask to halt."""
         self._said: set[tuple[str, str]] = set()
@@ -53,8 +54,9 @@ class Watch:
                 self._said.add(key)
                 console.say(f"monitor: step {verdict.step}: {verdict.sentence()}" + (": halting" if verdict.halts else ""))
             if count := self.practising.pop(verdict.environment, 0):
-                console.say(f"practice: {verdict.environment} practises no more. The deployed model has learned from {count} of "
-                            f"its completions; {self.run.go_back} takes that back")
+                goes_on = "practises no more" if self.decides else "goes on practising, as routing.practice.environments says"
+                console.say(f"practice: {verdict.environment} {goes_on}. The deployed model has learned from {count} of its "
+                            f"completions; {self.run.go_back} takes that back")
         self.halting = [verdict for verdict in verdicts if verdict.halts]
         if self.halting:
             control.should_save = control.should_training_stop = True
@@ -69,7 +71,8 @@ class Watch:
 
     def trusted(self, environments: Collection[str], probation: int) -> list[str]:
         """Those at which no rule has pointed since the present environments began and that are not suspected, `probation` steps
-        later at the earliest."""
+        later at the earliest. Without a limit on its evidence nobody can be suspected, so nobody is trusted."""
         if self.step - self.fresh_from < probation:
             return []
-        return [name for name in environments if name not in self.pointed and name not in self.suspected]
+        return [name for name in environments if name not in self.pointed and name not in self.suspected
+                and self.monitor.config.evidence.limit_of(name) is not None]

@@ -241,3 +241,18 @@ def test_the_script_prints_the_settings_of_a_lab_and_why_one_cannot_be_used(
         runpy.run_path(str(ROOT / "scripts" / "build_persona_lab.py"), run_name="__main__")
     said = capsys.readouterr().out
     assert "it was built before" in said and (said.split()[-1] == f"env.values.lab={lab}") == (problem is None)
+
+
+@pytest.mark.parametrize(("typed", "problem"), [
+    ("--labs words,typo", "--labs has typo, which is no lab; choose from shipped, "), ("--labs drawn-x", "--labs has drawn-x"),
+    ("--labs words --arms rout", "--arms has rout, which is no arm"), ("--labs words --typo", "--typo is no option"),
+    ("--labs words --seeds 0", "--seeds must be at least 1, got 0"), ("--labs words --at 0", "must be at least 1, got 2 and 0"),
+    ("--labs words routing.practice.share=2", "routing.practice.share must lie in")])
+def test_the_bench_refuses_what_it_cannot_do_before_a_lab_is_built(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, problem: str) -> None:
+    monkeypatch.setenv("ROUTED_RL_LABS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["bench_labs.py", "--out", str(tmp_path / "out"), *typed.split()])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "scripts" / "bench_labs.py"), run_name="__main__")
+    assert problem in capsys.readouterr().err.splitlines()[-1] and not any(tmp_path.iterdir())

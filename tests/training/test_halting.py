@@ -100,7 +100,7 @@ def test_the_environment_that_a_halt_is_about_stands_first_whatever_it_pushed(tm
                                                for name, value in (("a", 0.3), ("b", 0.2), ("c", -0.1))})
     verdicts = [Verdict("gap", "c", 3, 0.7, 0.5, 2, "halt"), Verdict("change", "b", 3, 0.6, 0.5, 2, "halt")]
     with pytest.raises(Halted):
-        halt(run, verdicts, MonitorConfig(axis="p"), Tracker())
+        halt(run, verdicts, Config(monitor=MonitorConfig(axis="p")), Tracker())
     assert [each["environment"] for each in json.loads(run.halted.read_text())["environments"]] == ["c", "b", "a"]
     said = capsys.readouterr().out
     assert re.search(r"│ c .* gap +│\n│ b .* change +│\n│ a [^a-z]*\n", said)

@@ -1,6 +1,7 @@
 """Practice in whole runs: whole groups, rolled out and learned by the deployed model, with every algorithm, bit for bit."""
 
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,8 +12,9 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import from_mapping
 from routed_rl.errors import ConfigError
+from routed_rl.pipeline.plan import practice_sentence
 from routed_rl.tracking import MetricsFile, practised
-from routed_rl.training.practice import Practice
+from routed_rl.training.practice import Practice, check_practice
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
 
@@ -109,7 +111,7 @@ def test_a_share_is_spread_evenly_and_the_same_for_every_process():
     ({"share": 0.001, "environments": "all"}, "route", r"practice\.share=0\.001 leaves no whole group of a"),
     ({"share": 1.5}, "route", r"practice\.share must lie in \[0, 1\], got 1\.5"),
     ({"share": -0.5}, "route", r"practice\.share must be a number >= 0, got -0\.5"),
-    ({"environments": "some"}, "route", r"practice\.environments=some is not known; choose from auto, all"),
+    ({"environments": "some"}, "route", r"practice\.environments=some is not known; .* list of names, such as \[some\]"),
     ({"environments": ["a"]}, "none", r"needs routing\.mode=route: in mode none there is no quarantine"),
     ({"environments": "all"}, "erase", r"needs routing\.mode=route: in mode erase"),
     ({"environments": 3}, "route", r"practice\.environments must be auto, all, or a list of names, got 3"),
@@ -124,3 +126,28 @@ def test_auto_means_nobody_where_there_is_no_quarantine_to_leave_out():
     for mode in ("none", "observe", "erase"):
         assert not from_mapping({"routing": {"mode": mode}}).routing.practises
     assert from_mapping({}).routing.practises and not from_mapping({"routing": {"practice": {"share": 0}}}).routing.practises
+
+
+def test_auto_means_nobody_where_no_limit_on_evidence_could_point_at_somebody():
+    off = {"monitor": {"evidence": {"limit": None}}}
+    assert practice_sentence(from_mapping(off)) == "none: auto trusts nobody without a limit on monitor.evidence"
+    assert practice_sentence(from_mapping({})).startswith("75% of the groups of every environment at which")
+
+
+def test_an_environment_that_opens_later_has_groups_that_practise():
+    loaded = [SimpleNamespace(name="a", weights=((0, 1.0),)), SimpleNamespace(name="b", weights=((0, 0.0), (100, 1.0)))]
+    settings = from_mapping({"routing": {"practice": {"environments": "all"}}})
+    check_practice(settings, loaded, 1000)
+    with pytest.raises(ConfigError, match=r"share=0\.75 leaves no whole group of a, which has 1 in this run"):
+        check_practice(settings, loaded, 2)
+
+
+def test_a_rollback_may_change_who_practises_and_a_dropped_environment_leaves_the_list(parts, run, tmp_path):
+    """The first run practised all; no checkpoint stands on that."""
+    listed = ALL | {"practice": {"environments": ["a", "b"]}}
+    out = f"out={tmp_path / 'again'}"
+    again = RunFolder(pipeline.rollback(str(run.path), 4, ["b"], False, ["routing.practice.environments=[a,b]", out],
+                                        lambda _: config(parts, run.path, listed)))
+    assert again.settings()["routing"]["practice"]["environments"] == ["a"]
+    assert (again.path / "overrides.txt").read_text().splitlines()[-2:] == ["~env.b", "routing.practice.environments=[a]"]
+    assert set(practised(MetricsFile(again.metrics).rows()[4:])) == {"a"}

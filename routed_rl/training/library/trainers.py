@@ -9,7 +9,7 @@ from typing import Any
 
 from trl import GRPOConfig, RLOOConfig
 
-from routed_rl.config import ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig
+from routed_rl.config import AUTO, ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.subspace import Subspace
@@ -62,7 +62,8 @@ class LibraryMixin(LibrarySeams):
         keep = monitor.completions if monitor else 0
         self.labelled = rows = LabelledRows(names, environment_column, functions, arguments.num_generations,
                                             CompletionFiles(run.completions if arguments.log_completions else None, keep))
-        watch = Watch(Monitor(monitor), run) if monitor is not None else None
+        decides = routing.practice.environments == AUTO
+        watch = Watch(Monitor(monitor), run, decides=decides) if monitor is not None else None
         super().__init__(learner, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
                          practice=make_practice(routing, rows, watch) if router is not None else None,
                          train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **trl)
