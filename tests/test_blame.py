@@ -119,6 +119,11 @@ def test_who_is_no_longer_trained_is_neither_named_nor_suspected():
     assert blame(found, MonitorConfig()).named == ["a", "b"]
 
 
+def test_who_is_found_before_verdicts_begin_and_pulls_no_longer_practises_no_more_either(tmp_path):
+    early = watch(tmp_path, a=[5.0, 5.0, -4.0, -4.0] + [-1.0] * 60, b=[0.0] * 64)
+    assert early.monitor.said == [] and not early.file.rows() and early.trusted("ab", 10) == ["b"]
+
+
 def test_practice_comes_back_only_where_other_environments_begin(tmp_path):
     pulled = [9.0] * 9 + [0.0] * 51
     again = watch(tmp_path, fresh_from=45, a=pulled)

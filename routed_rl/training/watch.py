@@ -62,10 +62,12 @@ class Watch:
             control.should_save = control.should_training_stop = True
 
     def _judge(self, row: Row) -> list[Verdict]:
+        before = set(self.monitor.found)
         verdicts, self.step = self.monitor.judge(row), int(row["step"])
         self.practising.update({name: count for name, count in practised([row]).items() if name not in self.pointed})
         if self.step > self.fresh_from:
-            self.pointed |= {verdict.environment for verdict in verdicts if verdict.environment}
+            # One that is found in the warmup, of which there are no verdicts, may pull no longer when they begin.
+            self.pointed |= {verdict.environment for verdict in verdicts if verdict.environment} | self.monitor.found - before
         self.suspected = {name for _, name in self.monitor.detectors if self.monitor.suspects(name)}
         return verdicts
 
