@@ -62,6 +62,8 @@ class Config:
         if self.baseline.edits and self.routing.mode != "none":
             raise ConfigError("baseline.ablate and baseline.steer change the stream that routing.mode="
                               f"{self.routing.mode} routes at; set routing=none, or baseline=none")
+        if self.rollout.dtype == AUTO:
+            self.rollout.dtype = "bfloat16" if self.model.dtype == "bfloat16" else "float32"
         self.keep = {name: check_share(f"keep.{name}", share) for name, share in self.keep.items()}
 
     @property

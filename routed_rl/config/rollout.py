@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.config.checks import AUTO, check_at_least, check_known
 from routed_rl.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ class RolloutConfig:
     launch: bool = False
     """Start a server on this machine for vllm_server, and stop it at the end."""
     dtype: str = "float32"
-    """Of the weights that vLLM computes with: float32 or bfloat16."""
+    """Of the weights that vLLM computes with: float32 or bfloat16; auto for `model.dtype`."""
     memory_gb: int = 1
     """vLLM's cache on a CPU, in GiB."""
     gpu_memory: float = 0.3
@@ -46,7 +46,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))
-        check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16"))
+        check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16", AUTO))
         check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "start_timeout_s": 0.1,
                                          "retries": 0})
         if self.engine != "vllm_server" and (self.urls or self.launch):

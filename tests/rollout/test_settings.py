@@ -9,6 +9,7 @@ import torch
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
+from routed_rl.cli.compose import compose
 from routed_rl.config import ParityConfig, RolloutConfig
 from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.rollout import check_engine, lora_for
@@ -119,3 +120,9 @@ def test_heads_that_vllm_does_not_know_on_a_cpu_are_filled_up(config, widths):
 def test_heads_that_cannot_be_filled_up_are_refused(change):
     with pytest.raises(RolloutError, match="use rollout=transformers"):
         find_padding({"model_type": "llama", "hidden_size": 96, "num_attention_heads": 4} | change)
+
+
+def test_vllm_computes_in_the_dtype_of_the_model_unless_another_one_is_set():
+    lora = ["rollout=vllm_colocate", "model.adapter=lora"]
+    assert compose(lora).rollout.dtype == "float32" and compose([*lora, "model.dtype=bfloat16"]).rollout.dtype == "bfloat16"
+    assert compose([*lora, "model.dtype=bfloat16", "rollout.dtype=float32"]).rollout.dtype == "float32"
