@@ -9,7 +9,6 @@ import torch
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
-from routed_rl.cli.compose import compose
 from routed_rl.config import ParityConfig, RolloutConfig
 from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.rollout import check_engine, lora_for
