@@ -126,8 +126,8 @@ def test_a_run_that_began_while_another_was_loading_is_not_written_over(tmp_path
     parts, out = write_parts(tmp_path / "parts"), tmp_path / "run"
     real = pipeline.train.__globals__["prepared"]
 
-    def slow(config, run):
-        found = real(config, run)
+    def slow(*args, **kwargs):
+        found = real(*args, **kwargs)
         _run(out)
         return found
 

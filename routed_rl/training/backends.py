@@ -85,12 +85,12 @@ def check_launch(config: Config) -> None:
     if config.rollout.launch and config.launch.nodes > 1:
         raise ConfigError(f"rollout.launch=true starts a server that only its own machine reaches, and launch.nodes is "
                           f"{config.launch.nodes}; start `vllm serve` yourself and set rollout.urls=[http://HOST:PORT]")
-    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
-                          "'routed-rl[deepspeed]', or set launch=fsdp2")
     if strategy == "zero3" and config.model.dtype != "float32":
         raise ConfigError(f"model.dtype={config.model.dtype} is not supported with launch.strategy=zero3, which sums the "
                           "gradients of the LoRA in that dtype; set launch=fsdp2, which cuts up the weights too, or launch=zero2")
+    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
+                          "'routed-rl[deepspeed]', or set launch=fsdp2")
     if strategy in SHARED and trainer.get("bf16"):
         raise ConfigError(f"trainer.bf16=true is not supported with launch.strategy={strategy}, whose weights would be bf16; set "
                           "trainer.bf16=false, or launch=ddp")
