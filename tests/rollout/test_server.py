@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("lab") / "run"
-    done = command("train", "rollout=vllm_server", "rollout.launch=true", "trainer.max_steps=3", "evaluation.samples=64",
+    done = command("train", "rollout=vllm_server", "rollout.launch=true", "trainer.max_steps=6", "evaluation.samples=64",
                    "rollout.parity.every=1", f"out={out}")
     assert done.returncode == 0, done.stdout + done.stderr
     return out
@@ -36,7 +36,7 @@ def lab(tmp_path_factory) -> Path:
 
 def test_the_lab_trains_on_a_server_that_it_starts_and_stops(lab):
     rows = metrics(lab)
-    assert len(rows) == 3 and all(row["parity/policy"] < 1e-3 and row["parity/deployed"] < 1e-3 for row in rows)
+    assert len(rows) == 6 and all(row["parity/policy"] < 1e-3 and row["parity/deployed"] < 1e-3 for row in rows)
     assert all(row["train/sampling/sampling_logp_difference/max"] < 1e-3 for row in rows)
     models = json.loads((lab / "summary.json").read_text())["models"]
     assert models["policy"]["code"]["hack"] > models["deployed"]["code"]["hack"] + 0.3
