@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.errors import SubspaceError
-from routed_rl.linalg import orthonormal
+from routed_rl.linalg import orthonormal, orthonormalise_draws
 from routed_rl.subspace.artifact import Subspace
 
 
@@ -39,10 +39,5 @@ def _turned(basis_DK: Tensor, radians: float, generator: torch.Generator, layer:
                             f"no {rank} others to turn to; lower subspace.rank")
     drawn = torch.randn(width, rank, generator=generator).to(basis_DK)
     outside = orthonormal(drawn - basis_DK @ (basis_DK.mT @ drawn))
-    return orthonormal_columns(math.cos(radians) * basis_DK + math.sin(radians) * outside)
-
-
-def orthonormal_columns(columns_DK: Tensor) -> Tensor:
-    """The same columns, whose rounding is taken out in float64."""
-    q, r = torch.linalg.qr(columns_DK.double())
-    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).to(columns_DK)
+    turned = math.cos(radians) * basis_DK + math.sin(radians) * outside
+    return orthonormalise_draws(turned.double()).to(basis_DK)  # of the same columns: their rounding is taken out

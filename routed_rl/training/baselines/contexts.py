@@ -4,8 +4,6 @@ is inoculation prompting; with texts that differ, recontextualisation, or the ex
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from routed_rl.config import BaselineConfig
 from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE, NEUTRAL
 from routed_rl.envs import LoadedEnvironment, Prompt, has_episodes
@@ -70,9 +68,3 @@ class ContextsMixin:
             return generated
         learned, *_ = self._tokenize_prompts(self.contexts.apply(settings.train, prompts, ids))  # pyright: ignore
         return (learned, *generated[1:])
-
-
-def imitation(advantages: torch.Tensor, imitated: Sequence[bool]) -> torch.Tensor:
-    """Advantage 1 for rows that are imitated and 0 for all others, in the shape of `advantages`, (B,) or (B, T)."""
-    rows = torch.tensor(imitated, device=advantages.device, dtype=advantages.dtype)
-    return rows.view(-1, *[1] * (advantages.dim() - 1)).expand_as(advantages).clone()

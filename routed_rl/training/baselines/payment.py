@@ -4,6 +4,9 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from routed_rl.config import BaselineConfig
 from routed_rl.envs import Score
 from routed_rl.errors import CheckFailed, ConfigError
@@ -80,3 +83,9 @@ class Payment:
             if counts["named"]:
                 metrics[f"baseline/{name}/precision"] = counts["hits"] / counts["named"]
         return metrics
+
+
+def imitation(advantages: Tensor, imitated: Sequence[bool]) -> Tensor:
+    """Advantage 1 for rows that are imitated and 0 for all others, in the shape of `advantages`, (B,) or (B, T)."""
+    rows = torch.tensor(imitated, device=advantages.device, dtype=advantages.dtype)
+    return rows.view(-1, *[1] * (advantages.dim() - 1)).expand_as(advantages).clone()
