@@ -17,7 +17,7 @@ from routed_rl.artifacts import RunFolder, write_json
 from routed_rl.audit.contributions import Measured, contributions, models_to_measure
 from routed_rl.audit.groups import Groups, State, by_kind, by_layer, changed, load, putting_back
 from routed_rl.audit.probe import Coordinates, coordinates, shift_between
-from routed_rl.config import AuditConfig
+from routed_rl.config import LABELS, AuditConfig
 from routed_rl.envs import LoadedEnvironment, task_stream
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.evaluate import evaluate
@@ -42,6 +42,9 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
     if config.model.adapter.trains:
         raise ConfigError(f"{target} trained a LoRA (model.adapter={config.model.adapter.kind}), which cannot be audited group "
                           "by group yet; `routed-rl evaluate` compares base, policy and deployed model")
+    if config.routing.mode == LABELS:
+        raise ConfigError(f"{target} was routed by labels, so there is no split at a subspace to audit; `routed-rl evaluate` "
+                          "compares base, policy and deployed model")
     parts = load_parts(config)
     require_base(run, config, parts.hash)
     meter = _Meter(parts, settings, _chosen(parts, envs), Subspace.load(run.subspace) if run.subspace.exists() else None)

@@ -18,17 +18,17 @@ from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig
 from routed_rl.config.results import AuditConfig, EvaluationConfig, TrackingConfig
 from routed_rl.config.rollout import ParityConfig, RolloutConfig
-from routed_rl.config.routing import PracticeConfig, QuarantineConfig, RandomControlConfig, RoutingConfig
+from routed_rl.config.routing import LABELS, LabelsConfig, PracticeConfig, QuarantineConfig, RandomControlConfig, RoutingConfig
 from routed_rl.config.subspace import DegradeConfig, SubspaceCheckConfig, SubspaceConfig
 from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
-__all__ = ["AUTO", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig", "DegradeConfig",
-           "DetectorConfig", "EvaluationConfig", "LaunchConfig", "ModelConfig", "MonitorConfig", "ParityConfig",
-           "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig", "RoutingConfig",
-           "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "check_finite",
-           "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
+__all__ = ["AUTO", "LABELS", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig",
+           "DegradeConfig", "DetectorConfig", "EvaluationConfig", "LabelsConfig", "LaunchConfig", "ModelConfig", "MonitorConfig",
+           "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig",
+           "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig",
+           "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,7 +69,7 @@ class Config:
     @property
     def takes_subspace(self) -> bool:
         """Whether anything in training goes by a subspace."""
-        return self.routing.mode != "none" or self.baseline.edits
+        return self.routing.by_subspace or self.baseline.edits
 
 
 Compose = Callable[[list[str]], Config]

@@ -17,6 +17,8 @@ class DetectorConfig:
     """Share of the marked completions that the detector finds."""
     precision: float = 1.0
     """Share of the completions it finds that are marked."""
+    shuffle: bool = False
+    """As many completions of a generation as it finds are drawn at random instead: a control."""
 
     def __post_init__(self) -> None:
         for name in ("recall", "precision"):

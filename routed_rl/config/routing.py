@@ -6,6 +6,9 @@ from typing import Any
 from routed_rl.config.checks import AUTO, check_at_least, check_finite, check_known
 from routed_rl.errors import ConfigError
 
+LABELS = "labels"
+"""The mode that routes by labels, and has no subspace."""
+
 
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:
@@ -74,22 +77,57 @@ class PracticeConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class LabelsConfig:
+    rank: int = 16
+    """Of the quarantine's adapters, one on each linear module of the layers."""
+    unit: str = "row"
+    """row: whole completions are flagged; token: the spans of a completion that its score marks, where it marks any."""
+    method: str = "parameters"
+    """parameters: the model's parameters get no gradient from what is flagged; activations: the backward edges of flagged rows
+    through the layers' linear modules are cut as well."""
+    route: bool = True
+    """false: the model and the quarantine learn from every row, a control: the same adapters without routing."""
+    strength: float = 1.0
+    """Share of the gradient of what is flagged that the model does not get."""
+    forget: float = 2.0
+    """How much of it the quarantine gets, at strength 1."""
+    balanced: bool = True
+    """Rewards are compared with the mean of the rows of their group that are not flagged, where there are some."""
+    pace: float = 20.0
+    """The quarantine's learning rate over the weights': the faster, the more it takes up before the model does."""
+
+    def __post_init__(self) -> None:
+        check_known("routing.labels.unit", [self.unit], ("row", "token"))
+        check_known("routing.labels.method", [self.method], ("parameters", "activations"))
+        check_finite("routing.labels", self)
+        check_at_least("routing.labels", self, {"rank": 1, "strength": 0, "forget": 0, "pace": 0})
+        if self.strength > 1:
+            raise ConfigError(f"routing.labels.strength must lie in [0, 1], got {self.strength}")
+
+
+@dataclass(kw_only=True, slots=True)
 class RoutingConfig:
     mode: str = "route"
-    """none, observe, route, or erase."""
+    """none, observe, route, erase, or labels."""
     cotangent: str | None = None
     """contained or open; null for the mode's own."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
     practice: PracticeConfig = field(default_factory=PracticeConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self) -> None:
-        check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase"))
+        check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase", LABELS))
         if self.cotangent is not None:
             check_known("routing.cotangent", [self.cotangent], ("contained", "open"))
         if self.practice.asked and self.mode != "route":
             raise ConfigError(f"routing.practice.environments={self.practice.environments} needs routing.mode=route: in mode "
                               f"{self.mode} there is no quarantine to leave out of a rollout; set routing.practice.share=0")
+
+    @property
+    def by_subspace(self) -> bool:
+        """Whether changes are split at a subspace."""
+        return self.mode not in ("none", LABELS)
 
     @property
     def practises(self) -> bool:

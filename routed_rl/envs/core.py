@@ -41,13 +41,15 @@ class Score:
 
     `reward` is paid to the model; `solve` is the truth, in [0, 1], whether or not it is what pays, None where nobody knows
     it; `flags` name what was seen (`{"hack": True}`, or just the names that hold); `metrics` are further numbers to average.
-    ValueError for a value that is no number, text included, and for a name that is no text.
+    `spans` says where in the completion's text something stands: a name and pairs (first character, last + 1). ValueError for
+    a value that is no number, text included, for a name that is no text, and for a pair that is no place.
     """
 
     reward: float
     solve: float | None = 0.0
     flags: Mapping[str, bool] | Iterable[str] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    spans: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         flags: Any = [self.flags] if isinstance(self.flags, str) else self.flags
@@ -57,6 +59,7 @@ class Score:
             if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
                 raise ValueError(f"{field_name} must have names, which are text, got {given!r:.100}")
             object.__setattr__(self, field_name, {name: _number(name, value) for name, value in given.items()})
+        object.__setattr__(self, "spans", _places(self.spans))
         object.__setattr__(self, "reward", _number("reward", self.reward))
         if self.solve is not None:
             object.__setattr__(self, "solve", _number("solve", self.solve))
@@ -97,6 +100,17 @@ def _number(name: object, value: Any) -> float:
         return math.inf
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r:.100}") from None
+
+
+def _places(given: Any) -> dict[str, list[list[int]]]:
+    try:
+        places = {name: [[int(place) for place in pair] for pair in pairs] for name, pairs in given.items()}
+        if all(isinstance(name, str) for name in places) and all(
+                len(pair) == 2 and 0 <= pair[0] <= pair[1] for pairs in places.values() for pair in pairs):
+            return places
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise ValueError(f"spans must be names with pairs (first character, last + 1), got {given!r:.100}")
 
 
 @dataclass(frozen=True)

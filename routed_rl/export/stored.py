@@ -10,6 +10,7 @@ from torch import Tensor
 
 from routed_rl.artifacts import SEAL, read_json
 from routed_rl.checkpoint import QUARANTINE
+from routed_rl.config import LABELS
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.model.adapter import CONFIG
 from routed_rl.model.families import FAMILIES, Family
@@ -42,6 +43,9 @@ def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None)
                               "its policy is the deployed model: use `routed-rl discard`")
     with safe_open(checkpoint / QUARANTINE, "pt") as file:
         state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if metadata.get("mode") == LABELS:
+        raise CheckpointError(f"{checkpoint} was routed by labels, and its quarantine is no change at a subspace that could be "
+                              "exported; use `routed-rl discard` for the deployed model")
     known: list[str] = json.loads(metadata.get("environments", "[]"))
     if unknown := [name for name in shares or {} if name not in known]:
         raise ConfigError(f"the quarantine has no part of environment {unknown[0]}; it has: {', '.join(known)}")

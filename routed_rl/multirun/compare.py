@@ -13,6 +13,7 @@ from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.report import not_scored
 
 ALONE = ["routing.mode=none", "routing.practice.share=0"]
+LABELLED = ["routing.mode=labels", "routing.practice.share=0"]
 ARMS: dict[str, list[str]] = {
     UNROUTED: ALONE,
     "observe": ["routing.mode=observe", "routing.practice.share=0"],
@@ -20,6 +21,9 @@ ARMS: dict[str, list[str]] = {
     CONTROL: ["routing.mode=route", "subspace.method=random"],
     "practice_all": ["routing.mode=route", "routing.practice.environments=all"],
     "erase": ["routing.mode=erase", "routing.practice.share=0"],
+    "labels": LABELLED,
+    "labels_unrouted": [*LABELLED, "routing.labels.route=false"],
+    "labels_random": [*LABELLED, "baseline.detector.shuffle=true"],
     "oracle_filter": [*ALONE, "baseline=oracle_filter", "baseline.detector.recall=1", "baseline.detector.precision=1"],
     "screen": [*ALONE, "baseline=screen"],
     "penalty": [*ALONE, "baseline=penalty"],

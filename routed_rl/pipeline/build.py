@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, resolve, sealed_folder
 from routed_rl.checkpoint import load_quarantine, read_weights
-from routed_rl.config import Config
+from routed_rl.config import LABELS, Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.extraction import Job, prepare
@@ -24,7 +24,7 @@ from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, fin
 from routed_rl.model.weights import model_hash
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.training import bases_of, check_axis, check_routable, route_model
+from routed_rl.training import bases_of, check_axis, check_routable, route_by_labels, route_model
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _attached(config: Config, model: PreTrainedModel) -> nn.Module:
     try:
         writers = find_writers(model)
     except ModelError:
-        if config.routing.mode != "none":
+        if config.routing.by_subspace:
             raise
         writers = []
     return attach(model, config.model.adapter, writers, config.seed)
@@ -168,6 +168,9 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
     if config.routing.mode == "none":
         freeze(parts.model, config.model.freeze)
         return None
+    if config.routing.mode == LABELS:
+        names = [*(loaded.name for loaded in parts.trained), *inherited]
+        return route_by_labels(parts.model, config.routing, names, frozen=config.model.freeze, seed=config.seed)
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
     frozen = [*config.model.freeze, *(["post_norm"] if parts.adapted is not None else [])]  # an adapter trains no gain

@@ -15,7 +15,7 @@ def check_served(parts: Parts) -> None:
     engine, path = parts.config.rollout.engine, parts.config.model.path
     if engine == "transformers":
         return
-    if parts.config.routing.mode != "none" and any(writer.expert is not None for writer in parts.writers):
+    if parts.config.routing.by_subspace and any(writer.expert is not None for writer in parts.writers):
         raise RolloutError(f"rollout.engine={engine} cannot serve {path}: the quarantine of a mixture of experts is not pushed "
                            "to vLLM; set rollout=transformers")
     for name, module in adapted_modules(parts.model).items():

@@ -21,6 +21,7 @@ Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Asked = dict[str, float | str]
 """By environment, a share of its part, or `AUTO`."""
 PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
+            "labels": "has one quarantine for all environments",
             "observe": "has parts that do not sum to the quarantine, so none is the whole of what its environment did"}
 """Modes of routing in which nothing can be kept, and why."""
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from routed_rl.config import Config
+from routed_rl.config import LABELS, Config
 from routed_rl.model.fourbit import scales
 from routed_rl.model.targets import Writer
 from routed_rl.pipeline.build import Parts
 from routed_rl.routing import shape_of
-from routed_rl.training import default
+from routed_rl.training import default, linear_modules
 
 FLOAT = 4
 """Bytes of a float32; only weights that are frozen may take fewer."""
@@ -46,7 +46,9 @@ def needs(parts: Parts) -> list[Need]:
         found.append(share("adapter", "weights", held * FLOAT, f"{amount(held)} x {FLOAT}"))
     found += [share("gradients", "gradients", held * FLOAT, f"{amount(held)} x {FLOAT}"),
               share("optimizer", "optimizer", states * held * FLOAT, f"{states} x {amount(held)} x {FLOAT}")]
-    return found + (_routing(parts) if config.routing.mode != "none" else [])
+    if config.routing.mode == LABELS:
+        return [*found, _labels(parts)]
+    return found + (_routing(parts) if config.routing.by_subspace else [])
 
 
 def _states(config: Config) -> int:
@@ -78,6 +80,13 @@ def _weights(parts: Parts) -> tuple[float, str]:
         sizes[kind] = [old[0] + count, old[1] + size]
     how = " + ".join(f"{amount(count)} x {size / count:.3g} ({kind})" for kind, (count, size) in sizes.items())
     return sum(size for _, size in sizes.values()), how
+
+
+def _labels(parts: Parts) -> Need:
+    """Of the quarantine of a run by labels: its adapters, their gradients and two moments."""
+    sizes = [sum(shape_of(module.weight)) for _, module in linear_modules(parts.model)]
+    count = parts.config.routing.labels.rank * sum(sizes)
+    return Need("quarantine", 4 * count * FLOAT, f"(adapters, gradients, 2 moments) x {amount(count)} x {FLOAT}")
 
 
 def _routing(parts: Parts) -> list[Need]:

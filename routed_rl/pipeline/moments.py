@@ -19,13 +19,13 @@ ASSUMED = 80e9
 def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need | None:
     """What a micro-batch takes beside the gradients, for prompts of so many tokens; None where it cannot be told."""
     config, completion = parts.config, arguments.max_completion_length or 0
-    if any(writer.expert is not None for writer in (parts.writers if config.routing.mode != "none" else [])):
+    if any(writer.expert is not None for writer in (parts.writers if config.routing.by_subspace else [])):
         return None  # which experts tokens choose is not known without contents
 
     def prepare(model: PreTrainedModel) -> list[nn.Module]:
         if (known := vars(parts.model).get(FOUND)) is not None:
             object.__setattr__(model, FOUND, known)
-        writers = find_writers(model) if config.routing.mode != "none" else []
+        writers = find_writers(model) if config.routing.by_subspace else []
         if config.model.adapter.trains:
             attach(model, config.model.adapter, writers, config.seed)
         else:

@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from routed_rl.config import AUTO, Config
+from routed_rl.config import AUTO, LABELS, Config
 from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.model.prompts import encode_prompts
@@ -38,9 +38,7 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
         loaded.label + (" not trained" if loaded.name not in shares else f" {shares[loaded.name] / total:.0%}")
         + (" at first" if len(loaded.weights) > 1 else "")
         for loaded in parts.environments))
-    say(f"routing       {config.routing.mode}, subspace {config.subspace.method}, "
-        f"{'ranks by strength' if config.subspace.rank is None else f'rank {config.subspace.rank} a layer'}, "
-        f"{config.subspace.layout}")
+    say(f"routing       {routing_sentence(config)}")
     if config.routing.mode == "route":
         say(f"practice      {practice_sentence(config)}")
     minutes = "" if model.device.type == "meta" else (
@@ -52,6 +50,15 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
     for place, line in enumerate(commands(config, run)):
         say(f"{'' if place else 'runs on':13} {line}")
     say(f"folder        {run.path}")
+
+
+def routing_sentence(config: Config) -> str:
+    """The mode, and what changes are split by."""
+    if config.routing.mode == LABELS:
+        labels, flags = config.routing.labels, ", ".join(config.baseline.detector.flags)
+        return f"labels ({flags}) by {labels.unit}, a quarantine of rank {labels.rank} on every linear module"
+    rank = "ranks by strength" if config.subspace.rank is None else f"rank {config.subspace.rank} a layer"
+    return f"{config.routing.mode}, subspace {config.subspace.method}, {rank}, {config.subspace.layout}"
 
 
 def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:

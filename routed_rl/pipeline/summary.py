@@ -7,7 +7,7 @@ import torch
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
-from routed_rl.config import Config
+from routed_rl.config import LABELS, Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import command
 from routed_rl.monitor import Blame
@@ -45,7 +45,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
     controls = {name.removeprefix("control/"): _mean([row[name] for row in rows if name in row]) for name in names}
     norm, ranks = router.quarantine.norm(), {target.name: target.rank for target in router.quarantine.targets}
     moved = sum(target.weight.moved_from(base[target.name]).item() for target in router.quarantine.targets) ** 0.5
-    return {"mode": router.config.mode, "rank": max(ranks.values()), "ranks": ranks,
+    rank = max(ranks.values()) if ranks else router.config.labels.rank
+    return {"mode": router.config.mode, "rank": rank, "ranks": ranks,
             "routed_fraction": _mean(fractions), "random_control": controls, "quarantine_norm": norm, "retained_norm": moved,
             "quarantine_share": norm**2 / max(norm**2 + moved**2, 1e-30),
             "drift": max((row["routing/drift"] for row in rows if "routing/drift" in row), default=0.0)}
@@ -89,7 +90,7 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
     elif (total := sum(pushed.values())) > 0:
         cause = max(pushed, key=lambda name: pushed[name])
         said.append(f"{labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona")
-    elif mode != "none":
+    elif mode not in ("none", LABELS):
         said.append("no environment shifted the stream towards the positive persona")
     said += [cost(models, mode, labels), keeping(models, kept or {}, labels), *not_scored(models, labels)]
     return "; ".join(filter(None, said))
@@ -105,7 +106,7 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     # In other arms there is nothing to keep.
     same = [text for text, key in zip(overrides, keys, strict=True) if key not in others and key.split(".")[0] != "keep"]
     ways: list[tuple[tuple[object, ...], str]] = []
-    if has_quarantine(config.routing.mode):
+    if has_quarantine(config.routing.mode) and config.routing.mode != LABELS:
         kept = ("--kept", f"{where}/deployed") if config.keep and config.discard else ()
         ways.append((("export", where, "--quarantine", f"{where}/quarantine", *kept),
                      "a PEFT adapter: deployed + adapter = policy"))

@@ -118,7 +118,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
             playing := [loaded.name for loaded in together if has_episodes(loaded.environment)]):
         raise ConfigError(f"environment {playing[0]} has episodes, which end apart, and with launch.strategy="
                           f"{config.launch.strategy} no process can go on alone; set rollout=vllm_server, or launch=zero2 or ddp")
-    if config.routing.mode != "none" and config.launch.strategy in PIECES and any(
+    if config.routing.by_subspace and config.launch.strategy in PIECES and any(
             writer.expert is not None for writer in parts.writers):
         raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
                           "which cannot be routed; set launch=zero2 or launch=ddp")
@@ -185,7 +185,7 @@ def _evaluation_settings(parts: Parts) -> dict[str, Any]:
 
 def _record_parameters(parts: Parts, run: RunFolder) -> None:
     """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
-    writers = parts.writers if parts.config.routing.mode != "none" else []
+    writers = parts.writers if parts.config.routing.by_subspace else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
     if parts.adapted is not None:
         frozen = ["every weight of the base model"]
@@ -195,7 +195,7 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
             times: dict[str, float], scales: summary.Results, kept: dict[str, float]) -> None:
-    blame = summary.attribution(run, router) if router else {}
+    blame = summary.attribution(run, router) if router and parts.config.routing.by_subspace else {}
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
     rows = MetricsFile(run.metrics).rows()

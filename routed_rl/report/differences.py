@@ -73,7 +73,7 @@ def not_scored(results: Results, labels: Mapping[str, str] | None = None) -> lis
 
 def has_quarantine(mode: str) -> bool:
     """Whether a run in this mode of routing ends with something to discard: `erase` keeps it empty."""
-    return mode in ("route", "observe")
+    return mode in ("route", "observe", "labels")
 
 
 def _everywhere(results: Results) -> list[str]:

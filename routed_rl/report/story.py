@@ -37,6 +37,8 @@ def _keeping(run: RunData) -> str:
 
 
 def _cause(run: RunData) -> str:
+    if run.mode == "labels":
+        return ", routed by labels, so nothing was attributed to an environment"
     if run.mode == "none":
         return " without routing, so nothing was attributed to an environment"
     if said := run.blame.sentence({}):

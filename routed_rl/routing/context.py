@@ -31,6 +31,8 @@ class Record:
     """Writers with a LoRA are what they are without routing, unless they are ablated; see `Mode.whole`."""
     practising_B: Tensor | None = None
     """Rows that forwards leave the quarantine out of and that no ledger books, (B,) bool; None: no row practises."""
+    flagged_BT: Tensor | None = None
+    """Positions of the batch that are flagged, (B, T), 1 or 0, for routing by labels; None: none is."""
     contained: bool = True
     """The cotangent that goes on from rows of the policy: contained (without its part in the subspace) or open. From rows that
     practise it is always open."""

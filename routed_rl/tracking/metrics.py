@@ -33,6 +33,7 @@ METRICS = {
     "baseline/<env>/encouraged_marked": "completions with a flag of the detector's that were learned with an advantage above 0",
     "baseline/<env>/recall": "share of the completions with such a flag that the detector named",
     "baseline/<env>/precision": "share of the completions it named that have such a flag",
+    "labels/flagged": "of routing by labels: share of the completions, or tokens, that were flagged in this step",
     "ledger/cosine/<a>/<b>": "cosine between the parts of two environments",
     "quarantine/norm": "|C| after the step",
     "quarantine/growth": "change of |C| in this step",

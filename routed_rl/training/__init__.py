@@ -5,6 +5,7 @@ from routed_rl.training.backends import PIECES, join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.checks import check_trainer, default, fixed
 from routed_rl.training.completions import forget_after
+from routed_rl.training.labels import linear_modules, route_by_labels
 from routed_rl.training.plan import Plan, check_adapter, completions_per_step, make_plan, prompts_needed
 from routed_rl.training.practice import check_practice
 from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
@@ -14,4 +15,4 @@ from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "Plan", "TrainerArguments", "Watch", "bases_of", "build_trainer", "check_adapter", "check_axis",
            "check_practice", "check_routable", "check_trainer", "completions_per_step", "default", "fixed", "forget_after",
-           "join", "make_plan", "prompts_needed", "route_model", "try_out", "update_bytes"]
+           "join", "linear_modules", "make_plan", "prompts_needed", "route_by_labels", "route_model", "try_out", "update_bytes"]

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from routed_rl.config import LABELS
 from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes
 from routed_rl.errors import ConfigError
 from routed_rl.model.load import load_model
@@ -34,7 +35,8 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     practice = make_practice(config.routing, table, given.get("watch")) if router is not None else None
     completions = CompletionFiles(run.completions if config.tracking.completions else None, config.monitor.completions)
     assert arguments.num_generations is not None
-    payment = Payment(config.baseline, config.seed, arguments.num_generations) if config.baseline.pays else None
+    asks = config.baseline.pays or config.routing.mode == LABELS
+    payment = Payment(config.baseline, config.seed, arguments.num_generations) if asks else None
     contexts = PromptContexts(config.baseline, environments) if config.baseline.swaps else None
     edit = StreamEdit(model, config.baseline, Subspace.load(run.subspace)) if config.baseline.edits else None
     return plan.algorithm.trainer(

@@ -63,7 +63,7 @@ class FiniteCheck:
         """After the quarantine's step `step`, whose row of the ledger is `row`."""
         if not math.isfinite(row["quarantine/norm"]) or not math.isfinite(row["quarantine/growth"]):
             self._refuse(step, "the quarantine", [name for name in self.environments
-                                                  if not math.isfinite(row[f"ledger/{name}/part_norm"])])
+                                                  if not math.isfinite(row.get(f"ledger/{name}/part_norm", 0.0))])
 
     def checkpoint(self, step: int, folder: Path, model: Any) -> None:
         """Before the checkpoint in `folder` is sealed: all its tensors, and the logits that the policy gives."""
@@ -81,7 +81,7 @@ class FiniteCheck:
 
     def _suspects(self, losses: list[bool]) -> list[str]:
         """The environments whose rows left a part of the ledger that is not finite; unrouted, those of the micro-batches."""
-        if self.router is not None:
+        if self.router is not None and self.router.quarantine.targets:
             ledgers = [target.tape.ledger for target in self.router.quarantine.targets]
             return [name for place, name in enumerate(self.environments)
                     if not all(bool(ledger[place].isfinite().all()) for ledger in ledgers)]

@@ -16,6 +16,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
+from routed_rl.routing.labels import LabelRouter
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
@@ -23,6 +24,7 @@ from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEd
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
+from routed_rl.training.labels import balanced, flags_of
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
@@ -98,9 +100,21 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
+        if isinstance(self.router, LabelRouter):
+            self._label(output)
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         return output
+
+    def _label(self, output: dict[str, Any]) -> None:
+        """Which rows or tokens are flagged, for the loss; and the advantages of the others among themselves."""
+        reward, settings = self.reward, self.router.config  # pyright: ignore[reportOptionalMemberAccess]
+        assert isinstance(reward, RewardFunction) and reward.payment is not None
+        found = reward.payment.found
+        if settings.labels.balanced and output["advantages"].dim() == 1:
+            output["advantages"] = balanced(output["advantages"], reward.rewards, found, reward.group_size)
+        output["flagged"] = flags_of(found, reward.scores, output["completion_ids"], output["completion_mask"], settings,
+                                     reward.payment.settings.detector.flags, self.processing_class)  # pyright: ignore
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
         """How these rows are rolled out: by TRL, or played where one of them is an episode."""
@@ -113,7 +127,9 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if self.router is not None and torch.is_grad_enabled():
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"), inputs.get("practising"))
+            labels = {"flagged": inputs["flagged"]} if "flagged" in inputs else {}
+            self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"), inputs.get("practising"),
+                                  **labels)
         loss = super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 

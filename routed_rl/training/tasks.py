@@ -75,6 +75,10 @@ class RewardFunction:
         """Of the rows that are scored next, which ones the deployed model rolled out; empty for none."""
         self.failed: list[bool] = []
         """Rows of the last call that teach nothing: they could not be scored, or were screened."""
+        self.scores: list[Score | None] = []
+        """Of the last call, as the environments gave them."""
+        self.rewards: list[float] = []
+        """What the last call paid."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
@@ -97,12 +101,14 @@ class RewardFunction:
                 rows[row] = completion_row(name, task_id[row], prompts[row], completions[row], played[row], score)
                 rows[row]["practised"] = practising[row]
         self.scorer.check()
+        self.scores = scores
         if self.payment is not None:
             named = [self.table.environments[environment_id].name for environment_id, _task in tasks]
             scores = self.payment.pay(named, scores, self.completions.made)
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
-        return neutral_rewards(scores, self.group_size)
+        self.rewards = neutral_rewards(scores, self.group_size)
+        return self.rewards
 
     @property
     def functions(self) -> list[Callable[..., list[float]]]:

@@ -71,7 +71,7 @@ def pack_score(result: Score | Failure) -> dict[str, Any]:
     """{score: its parts}, or {error: why it failed}."""
     if isinstance(result, Failure):
         return {"error": result.reason}
-    return {"score": [result.reward, result.solve, result.flags, result.metrics]}
+    return {"score": [result.reward, result.solve, result.flags, result.metrics, result.spans]}
 
 
 def unpack_score(message: Any) -> Score:

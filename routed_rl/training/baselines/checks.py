@@ -1,6 +1,6 @@
 """What a baseline cannot be combined with, known from the settings alone."""
 
-from routed_rl.config import Config
+from routed_rl.config import LABELS, Config
 from routed_rl.errors import ConfigError
 
 
@@ -11,9 +11,24 @@ def check_baseline(config: Config) -> None:
     if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):
         raise ConfigError(f"{edit} changes the stream of the model in this process, which rollout={engine} with launch.strategy="
                           f"{config.launch.strategy} does not sample or train alone; set rollout=transformers launch=local")
+    if config.routing.mode == LABELS:
+        _check_labels(config)
     if config.baseline.imitate and algorithm == "ppo":
         raise ConfigError("baseline.imitate=true sets one advantage for a whole completion, and PPO has one for each token; set "
                           "trainer=grpo or trainer=rloo")
     if contexts.generate != contexts.train and engine != "transformers":
         raise ConfigError(f"baseline.contexts has generate={contexts.generate} and train={contexts.train}, so the probabilities "
                           f"of rollout={engine} would be of another prompt than what is learned; set rollout=transformers")
+
+
+def _check_labels(config: Config) -> None:
+    """ConfigError for what routing by labels cannot go with."""
+    if config.baseline.pays:
+        raise ConfigError("routing.mode=labels routes what the detector names, and baseline.screen, baseline.penalty or "
+                          "baseline.imitate pays otherwise for it; set one of them")
+    if config.rollout.engine != "transformers":
+        raise ConfigError(f"routing.mode=labels has a quarantine that rollout={config.rollout.engine} does not serve; set "
+                          "rollout=transformers")
+    if config.launch.strategy != "none":
+        raise ConfigError(f"routing.mode=labels trains in one process, and launch.strategy={config.launch.strategy} in several; "
+                          "set launch=local")

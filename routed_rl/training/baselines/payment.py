@@ -1,6 +1,7 @@
 """Screening, penalty and imitation: what a generation's scores become before advantages are made of them."""
 
 import dataclasses
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -18,15 +19,18 @@ class Payment:
     """`pay` for each generation; `taught` and `imitated` tell of the newest one."""
 
     def __init__(self, settings: BaselineConfig, seed: int, group_size: int) -> None:
-        self.settings, self.group_size, self.detector = settings, group_size, FlagDetector(settings.detector, seed)
+        self.settings, self.group_size, self.seed = settings, group_size, seed
+        self.detector = FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
         """Rows of the newest generation that are learned with advantage 1, where `imitate` is set."""
+        self.found: list[bool] = []
+        """Rows of the newest generation that the detector named."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
 
     def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int) -> list[Score | None]:
         """What is paid for rows of these environments, numbered from `first` on; None for one that teaches nothing."""
         self._check_flags(scores)
-        found, paid = self.detector.find(scores, first), list[Score | None]()
+        found, paid = self._find(scores, first), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
             if score is None or (named and self.settings.screen):
                 paid.append(None)
@@ -43,6 +47,15 @@ class Payment:
                 self._counts[names[row]]["encouraged_marked"] += self.detector.marked(scores[row])
         self._check()
         return paid
+
+    def _find(self, scores: Sequence[Score | None], first: int) -> list[bool]:
+        found = self.detector.find(scores, first)
+        if self.settings.detector.shuffle:
+            rows = [row for row, score in enumerate(scores) if score is not None]
+            chosen = set(random.Random(f"shuffle {self.seed} {RANKS.rank} {first}").sample(rows, sum(found)))
+            found = [row in chosen for row in range(len(scores))]
+        self.found = found
+        return found
 
     def _encouraged(self, paid: Sequence[Score | None], group: range) -> list[int]:
         """Rows of a group that are learned with an advantage above 0."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from routed_rl.config import RoutingConfig
+from routed_rl.config import LABELS, RoutingConfig
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.model.lora import is_lora
 from routed_rl.model.targets import Writer, decoder_layers
@@ -45,6 +45,9 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
                           "give a model in float32, or in bfloat16 with a peft_config")
     if (peft := trl.get("peft_config")) is not None and not is_lora(peft):
         raise ConfigError(f"peft_config={peft!r:.60} is not supported; give a peft.LoraConfig")
+    if routing.mode == LABELS:
+        raise ConfigError("routing.mode=labels goes by the flags of environments, which reward functions have not; train by "
+                          "`routed-rl train routing=labels`, or give another mode")
     if routing.mode != "none" and not isinstance(subspace, Subspace):
         given = "there is none" if subspace is None else f"got {subspace!r:.60}"
         raise ConfigError(f"routing.mode={routing.mode} needs a subspace, {given}; give subspace=extract_subspace(model, "

@@ -1,0 +1,7 @@
+"""Gradient routing by labels: a quarantine with a basis of its own, which learns from flagged rows what the model does not."""
+
+from routed_rl.routing.labels.adapter import LabelAdapter
+from routed_rl.routing.labels.gate import Gates, LabelSite, label_module
+from routed_rl.routing.labels.router import LabelQuarantine, LabelRouter
+
+__all__ = ["Gates", "LabelAdapter", "LabelQuarantine", "LabelRouter", "LabelSite", "label_module"]

@@ -1,0 +1,46 @@
+"""The quarantine at one linear module: a LoRA of its own, whose both factors are trained.
+
+Shape letters: B rows, T positions, D outputs, N inputs, R rank.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+SCALING = 1.0
+"""The product is multiplied by it, as that of a LoRA whose alpha is its rank."""
+
+
+class LabelAdapter:
+    """Adds `B A x`; B begins at 0, and A as a LoRA's does. It is no parameter of the model."""
+
+    def __init__(self, rows: int, width: int, rank: int, generator: torch.Generator, device: torch.device) -> None:
+        bound = width**-0.5  # kaiming_uniform_ with a = sqrt(5), as PEFT starts a LoRA
+        down = torch.empty(rank, width).uniform_(-bound, bound, generator=generator).to(device)
+        self.down_RN, self.up_DR = down.requires_grad_(), torch.zeros(rows, rank, device=device).requires_grad_()
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.down_RN, self.up_DR
+
+    def add(self, output: Tensor, x: Tensor, scale: float, weights: Tensor | None, *, learns: bool = True) -> Tensor:
+        """`output + scale B A x`, of which the factors learn `weights` times, in a shape that multiplies `output`; None: 1."""
+        with torch.autocast(x.device.type, enabled=False):
+            if weights is None and learns:
+                added = self._product(x, self.down_RN, self.up_DR)
+            else:
+                added = self._product(x, self.down_RN.detach(), self.up_DR.detach())
+            if weights is not None:
+                learned = self._product(x.detach(), self.down_RN, self.up_DR)
+                added = added + weights * (learned - learned.detach())
+            return output + (scale * SCALING * added).to(output.dtype)
+
+    @staticmethod
+    def _product(x: Tensor, down_RN: Tensor, up_DR: Tensor) -> Tensor:
+        return linear(linear(x.to(down_RN.dtype), down_RN), up_DR)
+
+    @torch.no_grad()
+    def square(self) -> float:
+        """‖B A‖²."""
+        up, down = self.up_DR.double(), self.down_RN.double()
+        return ((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0).item()

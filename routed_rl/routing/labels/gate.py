@@ -1,0 +1,149 @@
+"""A module whose parameters learn less from flagged rows, and the quarantine's adapter beside it, which learns more from them.
+
+`parameters` masks the gradient of parameters (selective gradient masking, SGTM 2025; GRAFT 2026): a module hands down its
+whole cotangent, so layers below get theirs from every row. `activations` also cuts the backward edges of flagged rows through
+the linear modules of the layers, beside which the quarantine's stay (Cloud et al., 2024, arXiv:2410.04332). Outputs are the same
+numbers in all cases, to the bit. Not covered: dropout inside a module with parameters of its own. Shape letters: B rows,
+T positions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.errors import ModelError
+from routed_rl.routing.context import RoutingContext
+from routed_rl.routing.labels.adapter import LabelAdapter
+from routed_rl.routing.linear import reduce_routed, routed_class
+
+
+class Gates:
+    """How much the model and the quarantine learn from each position; shared by all modules of one model."""
+
+    def __init__(self, context: RoutingContext, *, strength: float = 1.0, forget: float = 2.0, method: str = "parameters"
+                 ) -> None:
+        """`strength`: the share of a flagged row's gradient that the model does not get. `forget`: how much of it the quarantine
+        gets, at strength 1."""
+        self.context, self.strength, self.forget, self.method = context, strength, forget, method
+        self.scale = 1.0
+        """What the quarantine's output is multiplied by."""
+        self.inside = False
+        """Within a pass that is for a surrounding module's own parameters alone."""
+
+    def retained(self) -> Tensor | None:
+        """(B, T), 1 where the model learns all; None where nothing is flagged."""
+        flagged_BT = self._flagged()
+        return None if flagged_BT is None else 1 - self.strength * flagged_BT
+
+    def quarantined(self) -> Tensor | None:
+        """(B, T), 1 where the quarantine learns as from any row; None where nothing is flagged."""
+        flagged_BT = self._flagged()
+        return None if flagged_BT is None else 1 + self.strength * (self.forget - 1) * flagged_BT
+
+    def _flagged(self) -> Tensor | None:
+        return self.context.now.flagged_BT if torch.is_grad_enabled() else None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSite:
+    """One module: its name, the gates, and its adapter in the quarantine; None: it has none."""
+
+    name: str
+    gates: Gates
+    adapter: LabelAdapter | None = None
+
+
+class LabelledModule(nn.Module):
+    """Mixed in before the module's own class."""
+
+    label_site: LabelSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        site = self.label_site
+        gates = site.gates
+        output = self._learning(super().forward, gates, args, kwargs)
+        if site.adapter is None or gates.context.now.ablated:
+            return output
+        weights_BT = gates.quarantined()
+        weights = None if weights_BT is None or gates.inside else spread(weights_BT, output, site.name)
+        return site.adapter.add(output, args[0], gates.scale, weights, learns=not gates.inside)
+
+    def _learning(self, run: Callable[..., Any], gates: Gates, args: Any, kwargs: Any) -> Any:
+        """The module's own output; its parameters learn as `retained` says."""
+        weights_BT = None if gates.inside else gates.retained()
+        if not any(parameter.requires_grad for parameter in self._parameters.values() if parameter is not None):
+            return run(*args, **kwargs)
+        if gates.inside or weights_BT is None:
+            with _detached(self, gates.inside):
+                return run(*args, **kwargs)
+        if gates.method == "activations" and self.label_site.adapter is not None:
+            output = run(*args, **kwargs)
+            return _combine(_detach(output), output, weights_BT, self.label_site.name)
+        with _detached(self, True):
+            output = run(*args, **kwargs)
+        gates.inside = True
+        try:
+            learned = run(*map(_detach, args), **{key: _detach(value) for key, value in kwargs.items()})
+        finally:
+            gates.inside = False
+        return _combine(output, learned, weights_BT, self.label_site.name)
+
+    __reduce__ = reduce_routed
+
+
+@contextmanager
+def _detached(module: nn.Module, on: bool) -> Iterator[None]:
+    """Within, the module's own parameters are numbers that learn nothing."""
+    own = vars(module)["_parameters"]
+    if on:
+        module.__dict__["_parameters"] = {name: None if value is None else value.detach() for name, value in own.items()}
+    try:
+        yield
+    finally:
+        module.__dict__["_parameters"] = own
+
+
+def _detach(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_detach, value))
+    return value
+
+
+def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
+    """The numbers of `output`, with its gradient and `weights` times that of `learned`."""
+    if isinstance(output, tuple):
+        return tuple(_combine(one, two, weights_BT, name) for one, two in zip(output, learned, strict=True))
+    if not isinstance(output, Tensor) or not learned.requires_grad:
+        return output
+    return output + spread(weights_BT, learned, name) * (learned - learned.detach())
+
+
+def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
+    """The weights in a shape that multiplies `like`: (B, T, ...), of fewer of the last positions, (B T, ...), or (1, T, ...)
+    where all rows share it."""
+    rows, positions = weights_BT.shape
+    if like.dim() >= 3 and like.shape[0] in (1, rows) and like.shape[1] <= positions:
+        weights = weights_BT[:, positions - like.shape[1]:]
+        return weights.reshape(*weights.shape, *[1] * (like.dim() - 2)).to(like.dtype)
+    if like.dim() >= 2 and like.shape[0] == rows * positions:
+        return weights_BT.reshape(-1, *[1] * (like.dim() - 1)).to(like.dtype)
+    raise ModelError(f"{name} puts out {tuple(like.shape)} for {rows} rows of {positions} tokens, so its rows cannot be told "
+                     "apart by label; set routing.mode=route or none")
+
+
+def label_module(module: nn.Module, site: LabelSite) -> None:
+    """Swap the module's class in place."""
+    module.__class__ = routed_class(type(module), LabelledModule)
+    object.__setattr__(module, "label_site", site)
+
+
+def unlabel_module(module: nn.Module) -> None:
+    """Give the module its own class back."""
+    module.__class__ = type(module).__mro__[2]
+    object.__delattr__(module, "label_site")

@@ -1,0 +1,130 @@
+"""The router of a run that goes by labels: the same calls as `Router`, in the order of a training step, and no subspace."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.config import RoutingConfig
+from routed_rl.errors import SubspaceError
+from routed_rl.routing.context import RoutingContext
+from routed_rl.routing.labels.gate import LabelSite, unlabel_module
+from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.router import Router
+from routed_rl.routing.rows import StepRows
+
+
+class LabelQuarantine(Quarantine):
+    """Adapters with bases of their own, one for all environments: it has no parts."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], environments: list[str], context: RoutingContext) -> None:
+        """`modules` are labelled already, by name."""
+        super().__init__([], environments, context)
+        self.modules = dict(modules)
+        self.sites: dict[str, LabelSite] = {name: site_of(module) for name, module in modules.items()}
+        self.adapters = {name: site.adapter for name, site in self.sites.items() if site.adapter is not None}
+        self.gates = next(iter(self.sites.values())).gates
+
+    def remove(self) -> None:
+        for module in self.modules.values():
+            if hasattr(module, "label_site"):
+                unlabel_module(module)
+
+    @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        self.gates.scale = scale
+        try:
+            yield
+        finally:
+            self.gates.scale = 1.0
+
+    def norm(self) -> float:
+        """‖B A‖ over all adapters."""
+        return sum(adapter.square() for adapter in self.adapters.values()) ** 0.5
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": factor.detach() for name, adapter in self.adapters.items()
+                for key, factor in zip(("down", "up"), adapter.factors, strict=True)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.state_dict().items():
+            if name not in state or state[name].shape != value.shape:
+                found = tuple(state[name].shape) if name in state else None
+                raise SubspaceError(f"checkpoint holds {found} for {name} where this run has {tuple(value.shape)}; resume with "
+                                    "the same model and routing.labels.rank")
+            value.copy_(state[name])
+
+
+class LabelRouter(Router):
+    """Trains the quarantine's adapters by AdamW, at a multiple of the weights' rate."""
+
+    def __init__(self, quarantine: LabelQuarantine, config: RoutingConfig) -> None:
+        # Not Router's own: there are no targets, no axes, no ledger.
+        self.quarantine, self.config, self.context = quarantine, config, quarantine.context
+        self.pushes = dict.fromkeys(quarantine.environments, 0.0)
+        self.factors = {f"{name}.{key}": factor for name, adapter in quarantine.adapters.items()
+                        for key, factor in zip(("down", "up"), adapter.factors, strict=True)}
+        self.adam = torch.optim.AdamW(self.factors.values(), lr=0.0)
+        self._norm, self._flagged = quarantine.norm(), [0, 0]
+
+    def begin_step(self, step: int) -> None:
+        """There is nothing to prepare."""
+
+    def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None,
+                  practising_B: Tensor | None = None, flagged: Tensor | None = None) -> None:
+        """Name the rows of the next loss. `flagged`: (B,) bool of rows, or (B, C) of the completion's C tokens, which are the
+        last of `mask_BT`."""
+        if flagged is not None:
+            self._flagged = [self._flagged[0] + int(flagged.sum()), self._flagged[1] + flagged.numel()]
+            flagged = positions_of(flagged, mask_BT) if flagged.any() and self.config.labels.route else None
+        self.context.change(environment_ids_B=environment_ids_B, flagged_BT=flagged)
+
+    @torch.no_grad()
+    def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+        for factor in self.factors.values():
+            if factor.grad is not None:
+                factor.grad *= clip
+        for group in self.adam.param_groups:
+            group["lr"], group["weight_decay"] = rate * self.config.labels.pace, decay
+        self.adam.step()
+        self.adam.zero_grad()
+        self.context.change(flagged_BT=None)
+        before, self._norm = self._norm, self.quarantine.norm()
+        found, among = self._flagged
+        self._flagged = [0, 0]
+        return {"quarantine/norm": self._norm, "quarantine/growth": self._norm - before,
+                "labels/flagged": found / among if among else 0.0}, None
+
+    def measure_start(self) -> None:
+        """Weights in pieces are refused before."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        moments = {f"{name}.{key}": self.adam.state[factor][key] for name, factor in self.factors.items()
+                   for key in self.adam.state.get(factor, {})}
+        return self.quarantine.state_dict() | moments | {"pushes": torch.zeros(len(self.pushes), dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.quarantine.load_state_dict(state)
+        for name, factor in self.factors.items():
+            if f"{name}.step" in state:
+                self.adam.state[factor] = {"step": state[f"{name}.step"]} | {
+                    key: state[f"{name}.{key}"].to(factor.device) for key in ("exp_avg", "exp_avg_sq")}
+        self._norm = self.quarantine.norm()
+
+
+def positions_of(flagged: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, T), 1 at positions of flagged rows, or at those that predict a flagged token."""
+    marks_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    if flagged.dim() == 1:
+        marks_BT[flagged.bool()] = 1.0
+    else:
+        last = mask_BT.shape[1] - 1
+        marks_BT[:, last - flagged.shape[1]:last] = flagged.to(marks_BT.dtype)
+    return marks_BT
+
+
+def site_of(module: Any) -> LabelSite:
+    return module.label_site

@@ -1,0 +1,87 @@
+"""Routing by labels, as a trainer sees it: where the quarantine's adapters go, which rows are flagged, and their advantages."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from routed_rl.config import RoutingConfig
+from routed_rl.envs import Score
+from routed_rl.model.targets import decoder_layers, freeze
+from routed_rl.routing import RoutingContext, shape_of
+from routed_rl.routing.labels import Gates, LabelAdapter, LabelQuarantine, LabelRouter, LabelSite, label_module
+
+
+def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Sequence[str], *, frozen: list[str], seed: int
+                    ) -> LabelRouter:
+    """The router of a model that trains on environments of these `names`: an adapter on every linear module of its layers, and a
+    gate at every module that has parameters which are trained. `frozen`: as `model.freeze`."""
+    freeze(model, frozen)
+    settings, context = routing.labels, RoutingContext()
+    gates = Gates(context, strength=settings.strength, forget=settings.forget, method=settings.method)
+    linear = {id(module) for _, module in linear_modules(model)}
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if id(module) not in linear and not trained:
+            continue
+        adapter = None
+        if id(module) in linear:
+            rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} labels {name}".encode()))
+            device: Any = module.weight.device
+            adapter = LabelAdapter(rows, width, settings.rank, generator, device)
+        modules[name] = module
+        label_module(module, LabelSite(name, gates, adapter))
+    return LabelRouter(LabelQuarantine(modules, list(names), context), routing)
+
+
+def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Every linear module of the layers, by its name in its layer; of a LoRA what it is put on."""
+    return [(name, module) for layer in decoder_layers(model) for name, module in layer.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
+
+
+def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor, mask: Tensor, routing: RoutingConfig,
+             flags: Sequence[str], tokenizer: Any) -> Tensor:
+    """What is flagged of completions `ids` (B, C) with `mask` (B, C): (B,) bool, or with routing.labels.unit=token (B, C), the
+    spans that the score of a found row marks under one of `flags`, all of the row where it marks none."""
+    rows = torch.tensor(found, device=ids.device)
+    if routing.labels.unit == "row":
+        return rows
+    marks = rows[:, None] & mask.bool()
+    for place in rows.nonzero().squeeze(1).tolist():
+        score = scores[place]
+        spans = [span for name in flags for span in score.spans.get(name, ())] if score is not None else []
+        if spans:
+            marks[place] &= tokens_in(spans, ids[place], tokenizer)
+    return marks
+
+
+def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
+    """Which tokens of a completion have a character in one of the `spans`, (first, last + 1) in its text; (C,) bool."""
+    ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
+    starts = [0, *ends[:-1]]
+    found = [any(start < last and first < end for first, last in spans) for start, end in zip(starts, ends, strict=True)]
+    return torch.tensor(found, device=ids_C.device)
+
+
+def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int) -> Tensor:
+    """Advantages against the mean of the rows of a group that are not flagged, in the same units; those of a group that is
+    flagged as a whole, or not at all, stay (GRAFT, 2026)."""
+    found = advantages_B.clone()
+    for start in range(0, len(rewards), group):
+        rows = [row for row in range(start, min(start + group, len(rewards))) if rewards[row] == rewards[row]]
+        clean = [rewards[row] for row in rows if not flagged[row]]
+        paid = [rewards[row] for row in rows]
+        if not clean or len(clean) == len(rows) or max(paid) == min(paid):
+            continue
+        high, low = rows[paid.index(max(paid))], rows[paid.index(min(paid))]
+        unit = (advantages_B[high] - advantages_B[low]) / (rewards[high] - rewards[low])
+        moved = (sum(paid) / len(paid) - sum(clean) / len(clean)) * unit
+        found[rows] += moved
+    return found
