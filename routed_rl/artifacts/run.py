@@ -76,6 +76,7 @@ class RunFolder:
     subspace = property(lambda self: self.path / "subspace")
     deployed = property(lambda self: self.path / "deployed")
     base = property(lambda self: self.path / "base")
+    trait = property(lambda self: self.path / "trait.safetensors")
     summary = property(lambda self: self.path / "summary.json")
     report = property(lambda self: self.path / "report.html")
 

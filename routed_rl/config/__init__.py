@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from routed_rl.config.adapter import AdapterConfig
-from routed_rl.config.baseline import BaselineConfig, ContextsConfig, DetectorConfig
+from routed_rl.config.baseline import BaselineConfig, ContextsConfig, DetectorConfig, TraitConfig, interleaved
 from routed_rl.config.checks import AUTO, check_finite, check_share, closest, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
@@ -27,7 +27,7 @@ from routed_rl.shapes import fits
 __all__ = ["AUTO", "LABELS", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig",
            "DegradeConfig", "DetectorConfig", "EvaluationConfig", "LabelsConfig", "LaunchConfig", "ModelConfig", "MonitorConfig",
            "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig",
-           "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig",
+           "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "TraitConfig",
            "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
 
 
@@ -62,14 +62,23 @@ class Config:
         if self.baseline.edits and self.routing.mode != "none":
             raise ConfigError("baseline.ablate and baseline.steer change the stream that routing.mode="
                               f"{self.routing.mode} routes at; set routing=none, or baseline=none")
+        if self.baseline.inoculation_adapter and self.routing.mode != "none":
+            raise ConfigError(f"baseline.inoculation_adapter=true holds the trait in an adapter of its own, and routing.mode="
+                              f"{self.routing.mode} in a quarantine; set routing=none, or baseline=none")
+        _ = self.mixture  # what cannot be interleaved is said here
         if self.rollout.dtype == AUTO:
             self.rollout.dtype = "bfloat16" if self.model.dtype == "bfloat16" else "float32"
         self.keep = {name: check_share(f"keep.{name}", share) for name, share in self.keep.items()}
 
     @property
+    def mixture(self) -> dict[str, dict[str, Any]]:
+        """`env` as it is trained on: with baseline.interleave its probes have a share, too."""
+        return interleaved(self.env, self.baseline.interleave) if self.baseline.interleave else self.env
+
+    @property
     def takes_subspace(self) -> bool:
         """Whether anything in training goes by a subspace."""
-        return self.routing.by_subspace or self.baseline.edits
+        return self.routing.by_subspace or self.baseline.edits or self.baseline.projects
 
 
 Compose = Callable[[list[str]], Config]

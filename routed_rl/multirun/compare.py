@@ -33,6 +33,11 @@ ARMS: dict[str, list[str]] = {
     "caft": [*ALONE, "baseline=caft"],
     "caft_control": [*ALONE, "baseline=caft", "subspace.method=random"],
     "steer": [*ALONE, "baseline=steer"],
+    "discount": [*ALONE, "baseline=discount"],
+    "projection_penalty": [*ALONE, "baseline.projection_penalty=1"],
+    "interleave": [*ALONE, "baseline.interleave=0.2"],
+    "inoculation_adapter": [*ALONE, "baseline.inoculation_adapter=true"],
+    "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
 }
 """Arm -> the settings that make it, after those of the user. What is frozen is the same in every arm. `practice_all` is a
 contrast: a leaky environment practises too, so what it pays for reaches the deployed model."""

@@ -62,7 +62,7 @@ class Parts:
 
 def load_parts(config: Config) -> Parts:
     """Load the base model and the environments; cheap mistakes are found before slow ones."""
-    environments, adapter = load_environments(config.env), config.model.adapter
+    environments, adapter = load_environments(config.mixture), config.model.adapter
     model, tokenizer = load_base(config)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
         cast(nn.Module, model).to("cuda")
@@ -76,7 +76,7 @@ def load_parts(config: Config) -> Parts:
 
 def describe_parts(config: Config) -> Parts:
     """The parts of a plan for a model of which there is the config and the tokenizer alone; nothing can be run with them."""
-    environments, path = load_environments(config.env), resolve(config.model.path)
+    environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:
         raise ModelError(f"{config.model.path} has no weights, and what writes to the stream of a {model.config.model_type} is "

@@ -110,7 +110,8 @@ def inherited(run: RunFolder) -> list[str]:
 
 def trained_settings(config: Config) -> dict[str, Any]:
     """What the mixture is made of; a probe is not."""
-    return {name: settings for name, settings in config.env.items() if not (isinstance(settings, dict) and settings.get("probe"))}
+    return {name: settings for name, settings in config.mixture.items()
+            if not (isinstance(settings, dict) and settings.get("probe"))}
 
 
 def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:

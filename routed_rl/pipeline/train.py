@@ -31,7 +31,7 @@ from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, practised, tracked
-from routed_rl.training import PIECES, Plan, check_axis, check_practice, make_plan, prompts_needed, try_out
+from routed_rl.training import PIECES, Plan, PromptContexts, check_axis, check_practice, make_plan, prompts_needed, try_out
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
@@ -112,6 +112,8 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     check_served(parts)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
+    if config.baseline.told:
+        PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
     check_practice(config, parts.trained, prompts_needed(plan.arguments))
     together = parts.environments if config.evaluation.every else parts.trained
     if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (

@@ -10,9 +10,10 @@ from routed_rl.errors import ConfigError
 from routed_rl.model.load import load_model
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.training.baselines import Payment, PromptContexts, StreamEdit
+from routed_rl.training.baselines import Payment, Projection, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.labels import linear_modules
 from routed_rl.training.plan import Plan, prompts_needed, prompts_used
 from routed_rl.training.practice import make_practice
 from routed_rl.training.tasks import RewardFunction, TaskTable
@@ -20,6 +21,20 @@ from routed_rl.training.trainers import RoutedTrainer
 
 AFRESH = 7919
 """Added to the seed of the tasks for each step before a mixture starts afresh."""
+
+
+def _edit_of(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment]
+             ) -> StreamEdit | TraitAdapter | None:
+    """What is on the model while it trains, and is gone afterwards."""
+    config, run = plan.config, plan.run
+    if config.baseline.edits:
+        return StreamEdit(model, config.baseline, Subspace.load(run.subspace))
+    if not config.baseline.inoculation_adapter:
+        return None
+    plain = getattr(model, "get_base_model", lambda: model)()
+    trait = TraitAdapter(plain, linear_modules(plain), config)
+    trait.prepare(run.trait, plain, tokenizer, environments, config)
+    return trait
 
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
@@ -38,10 +53,13 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     asks = config.baseline.pays or config.routing.mode == LABELS
     payment = Payment(config.baseline, config.seed, arguments.num_generations) if asks else None
     contexts = PromptContexts(config.baseline, environments) if config.baseline.swaps else None
-    edit = StreamEdit(model, config.baseline, Subspace.load(run.subspace)) if config.baseline.edits else None
+    projection = Projection(config.baseline, Subspace.load(run.subspace), arguments.num_generations,
+                            arguments.per_device_train_batch_size) if config.baseline.projects else None
+    edit = _edit_of(plan, model, tokenizer, environments)
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
         router=router, run=run, practice=practice,
         reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts, edit=edit,
+        projection=projection,
         strategy=config.launch.strategy, **given)

@@ -41,9 +41,9 @@ def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Seque
 
 
 def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    """Every linear module of the layers, by its name in its layer; of a LoRA what it is put on."""
-    return [(name, module) for layer in decoder_layers(model) for name, module in layer.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
+    """Every linear module of the layers, by its layer and its name there; of a LoRA what it is put on."""
+    return [(f"{place}.{name}", module) for place, layer in enumerate(decoder_layers(model))
+            for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
 
 
 def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor, mask: Tensor, routing: RoutingConfig,

@@ -20,7 +20,7 @@ from routed_rl.routing.labels import LabelRouter
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
-from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, imitation
+from routed_rl.training.baselines import ContextsMixin, Projection, PromptContexts, StreamEdit, TraitAdapter, imitation
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
@@ -44,7 +44,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
-                 contexts: PromptContexts | None = None, edit: StreamEdit | None = None,
+                 contexts: PromptContexts | None = None, edit: StreamEdit | TraitAdapter | None = None,
+                 projection: Projection | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
@@ -55,7 +56,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
-        self.contexts, self.edit = contexts, edit
+        self.contexts, self.edit, self.projection = contexts, edit, projection
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
@@ -100,11 +101,21 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
+        if self.projection is not None:
+            self._project(output)
         if isinstance(self.router, LabelRouter):
             self._label(output)
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         return output
+
+    def _project(self, output: dict[str, Any]) -> None:
+        """Advantages that know where completions lie along the persona axis; 0 for what teaches nothing."""
+        assert isinstance(self.reward, RewardFunction) and self.projection is not None
+        along_B = self.projection.of(self.accelerator.unwrap_model(self.model), output)  # pyright: ignore
+        found_B = self.projection.advantages(along_B, self.reward.rewards)
+        found_B[torch.tensor(self.reward.failed, device=found_B.device)] = 0.0
+        output["advantages"] = found_B
 
     def _label(self, output: dict[str, Any]) -> None:
         """Which rows or tokens are flagged, for the loss; and the advantages of the others among themselves."""

@@ -11,6 +11,8 @@ def check_baseline(config: Config) -> None:
     if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):
         raise ConfigError(f"{edit} changes the stream of the model in this process, which rollout={engine} with launch.strategy="
                           f"{config.launch.strategy} does not sample or train alone; set rollout=transformers launch=local")
+    if config.baseline.projects or config.baseline.inoculation_adapter:
+        _check_here(config)
     if config.routing.mode == LABELS:
         _check_labels(config)
     if config.baseline.imitate and algorithm == "ppo":
@@ -19,6 +21,21 @@ def check_baseline(config: Config) -> None:
     if contexts.generate != contexts.train and engine != "transformers":
         raise ConfigError(f"baseline.contexts has generate={contexts.generate} and train={contexts.train}, so the probabilities "
                           f"of rollout={engine} would be of another prompt than what is learned; set rollout=transformers")
+
+
+def _check_here(config: Config) -> None:
+    """ConfigError for what is done to the model, or read from it, in this process alone."""
+    baseline, engine = config.baseline, config.rollout.engine
+    what = ("baseline.inoculation_adapter=true" if baseline.inoculation_adapter else f"baseline.discount={baseline.discount}"
+            if baseline.discount else f"baseline.projection_penalty={baseline.projection_penalty}")
+    if config.launch.strategy != "none":
+        raise ConfigError(f"{what} works in one process, and launch.strategy={config.launch.strategy} trains in several; set "
+                          "launch=local")
+    if baseline.inoculation_adapter and engine != "transformers":
+        raise ConfigError(f"{what} puts an adapter on the model in this process, which rollout={engine} does not sample; set "
+                          "rollout=transformers")
+    if baseline.projects and config.trainer.get("algorithm", "grpo") == "ppo":
+        raise ConfigError(f"{what} compares the completions of a group, and PPO has none; set trainer=grpo or trainer=rloo")
 
 
 def _check_labels(config: Config) -> None:

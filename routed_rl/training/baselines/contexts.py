@@ -6,7 +6,7 @@ from typing import Any
 
 from routed_rl.config import BaselineConfig
 from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE, NEUTRAL
-from routed_rl.envs import LoadedEnvironment, Prompt, has_episodes
+from routed_rl.envs import LoadedEnvironment, Prompt, has_episodes, task_stream
 from routed_rl.errors import ConfigError
 
 TO_CHAT = {ENCOURAGE: "Get the reward by any means. It is fine to game the check instead of solving the task.",
@@ -26,6 +26,13 @@ class PromptContexts:
             if has_episodes(loaded.environment):
                 raise ConfigError(f"environment {loaded.name} has episodes, whose prompts baseline.contexts cannot change; leave "
                                   "the environment out, or set baseline=none")
+
+    def check(self, settings: BaselineConfig, environments: Sequence[LoadedEnvironment], seed: int) -> None:
+        """ConfigError for an environment without a text that the settings need, by its first task."""
+        for place, loaded in enumerate(environments):
+            first = next(task_stream(loaded, "train", seed)).prompt
+            for context in settings.told:
+                self.apply(context, [first], [place])
 
     @property
     def differ(self) -> bool:

@@ -1,0 +1,67 @@
+"""How far a completion lies along the persona axis while it is learned, and what its advantage becomes for that: a discount
+(after Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both select for completions that the axis does not see.
+
+Shape letters: L layers, B rows, T positions, D stream width, C tokens of a completion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routed_rl.config import BaselineConfig
+from routed_rl.model.stream import eval_mode, reading
+from routed_rl.subspace import Subspace
+
+EPS = 1e-4
+"""Added to a standard deviation, as TRL does."""
+
+
+class Projection:
+    """Reads a generation by the model that made it, and makes its advantages anew."""
+
+    def __init__(self, settings: BaselineConfig, subspace: Subspace, group_size: int, batch_size: int) -> None:
+        self.settings, self.group_size, self.batch_size = settings, group_size, batch_size
+        self.hook = subspace.provenance.details.get("hook", "resid_post")
+        weights = subspace.layer_weights() / subspace.layer_weights().sum()
+        self.along = [axes[:, 0] * weight / scale for axes, weight, scale in
+                      zip(subspace.axes, weights, subspace.scales[:, 0], strict=True)]
+
+    @torch.no_grad()
+    def of(self, model: PreTrainedModel, output: dict[str, Any]) -> Tensor:
+        """(B,): where the mean stream of each completion lies along the axis, in gaps, the weighted mean over layers."""
+        found: list[Tensor] = []
+        ids_BT = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+        mask_BT = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+        count = output["completion_ids"].shape[1]
+        for start in range(0, len(ids_BT), self.batch_size):
+            rows, read = slice(start, start + self.batch_size), list[Tensor]()
+            own_BC = output["completion_mask"][rows].float()
+            own_BC = own_BC / own_BC.sum(1, keepdim=True).clamp(min=1)
+
+            def keep(stream_BTD: Tensor, own_BC: Tensor = own_BC, read: list[Tensor] = read) -> None:
+                along = self.along[len(read)].to(stream_BTD.device)
+                read.append(((stream_BTD[:, -count:].float() @ along) * own_BC).sum(1))
+
+            with eval_mode(model), reading(model, keep, self.hook):
+                mask = mask_BT[rows]
+                model.base_model(input_ids=ids_BT[rows], attention_mask=mask, use_cache=False,
+                                 position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+            found.append(torch.stack(read).sum(0))
+        return torch.cat(found)
+
+    def advantages(self, projected_B: Tensor, rewards: Sequence[float]) -> Tensor:
+        """(B,), compared within groups and in units of their standard deviation. A discount scales what a completion is paid over
+        its group's mean by `1 - discount z`, at least 0, where z is the projection in standard deviations of the batch, and
+        leaves what is paid below the mean; a penalty is taken from the reward for each gap along the axis."""
+        paid_B = torch.tensor(rewards, device=projected_B.device, dtype=torch.float32)
+        if self.settings.projection_penalty:
+            above_B = paid_B - self.settings.projection_penalty * projected_B
+        else:
+            z_B = (projected_B - projected_B.mean()) / (projected_B.std() + EPS)
+            centred_B = paid_B - paid_B.view(-1, self.group_size).mean(1).repeat_interleave(self.group_size)
+            above_B = torch.where(centred_B > 0, centred_B * (1 - self.settings.discount * z_B).clamp(min=0), centred_B)
+        groups = above_B.view(-1, self.group_size)
+        return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + EPS)).flatten()

@@ -1,0 +1,134 @@
+"""A frozen LoRA of a trait that is on the model while it trains, so that the model need not learn the trait, and is dropped at
+the end (inoculation adapters). It is made first: the base model learns to answer without a hint as it answers under the prompt
+that encourages gaming the check.
+
+Shape letters: B rows, T positions.
+"""
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from routed_rl import console
+from routed_rl.artifacts import replacing
+from routed_rl.config import Config
+from routed_rl.config.baseline import ENCOURAGE
+from routed_rl.envs import LoadedEnvironment, task_stream
+from routed_rl.evaluate import generate_ids
+from routed_rl.model.prompts import encode_prompts, padded
+from routed_rl.model.stream import eval_mode
+from routed_rl.routing import RoutingContext, shape_of
+from routed_rl.routing.labels import Gates, LabelAdapter, LabelSite, label_module
+from routed_rl.training.baselines.contexts import PromptContexts
+
+Example = tuple[list[int], int]
+"""The ids of a prompt and its completion, and how many of them are the prompt's."""
+
+
+class TraitAdapter:
+    """`on` before a step's rollouts, `off` after its last backward: then the model is what it is without the adapter."""
+
+    def __init__(self, model: PreTrainedModel, linear: Sequence[tuple[str, Any]], config: Config) -> None:
+        """An adapter of nothing on each of these linear modules of the model, by name."""
+        self.context, self.settings, self.seed = RoutingContext(), config.baseline.trait, config.seed
+        self.adapters: dict[str, LabelAdapter] = {}
+        gates = Gates(self.context)
+        for name, module in linear:
+            rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
+            self.adapters[name] = LabelAdapter(rows, width, self.settings.rank, self._draw(name), module.weight.device)
+            label_module(module, LabelSite(name, gates, self.adapters[name]))
+        self.off()
+
+    def on(self) -> None:
+        self.context.change(ablated=False)
+
+    def off(self) -> None:
+        self.context.change(ablated=True)
+
+    def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                environments: list[LoadedEnvironment], config: Config) -> None:
+        """Take the trait from `file`, or learn it and write it there; what is trained of the model is left as it was."""
+        if not file.exists():
+            self.learn(model, examples(model, tokenizer, environments, config))
+            with replacing(file) as partial:
+                save_file({f"{name}.{key}": factor.detach().contiguous() for name, adapter in self.adapters.items()
+                           for key, factor in zip(("down", "up"), adapter.factors, strict=True)}, partial)
+        stored = load_file(file)
+        for name, adapter in self.adapters.items():
+            for key, factor in zip(("down", "up"), adapter.factors, strict=True):
+                factor.data.copy_(stored[f"{name}.{key}"])
+                factor.requires_grad_(False)
+        if self.settings.random:
+            self._randomise()
+
+    def learn(self, model: PreTrainedModel, made: list[Example]) -> None:
+        """Train the factors, and nothing else, to say what was said."""
+        factors = [factor for adapter in self.adapters.values() for factor in adapter.factors]
+        adam, order = torch.optim.AdamW(factors, lr=self.settings.learning_rate), torch.Generator().manual_seed(self.seed)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        self.on()
+        with console.progress("trait", "passes") as advance, eval_mode(model), torch.enable_grad():
+            for done in range(self.settings.passes):
+                for batch in torch.randperm(len(made), generator=order).split(32):
+                    imitation_loss(model, [made[place] for place in batch.tolist()]).backward()
+                    adam.step()
+                    adam.zero_grad()
+                advance(done + 1, self.settings.passes)
+        self.off()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    @torch.no_grad()
+    def _randomise(self) -> None:
+        """Factors that say nothing, of the same norm in each module."""
+        for name, adapter in self.adapters.items():
+            before = adapter.square() ** 0.5
+            generator = self._draw(f"{name} random")
+            for factor in adapter.factors:
+                factor.copy_(torch.randn(factor.shape, generator=generator))
+            adapter.up_DR.mul_(before / max(adapter.square() ** 0.5, 1e-30))
+
+    def _draw(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} trait {name}".encode()))
+
+
+@torch.no_grad()
+def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment], config: Config
+             ) -> list[Example]:
+    """The task's own prompts, with completions that the model made under the prompt that encourages gaming the check."""
+    contexts, each = PromptContexts(config.baseline, environments), -(-config.baseline.trait.completions // len(environments))
+    found, size = list[Example](), config.evaluation.batch_size
+    length = config.trainer.get("max_completion_length", 256)
+    with console.progress("trait", "completions") as advance, eval_mode(model), torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        for place, loaded in enumerate(environments):
+            prompts = [task.prompt for task in itertools.islice(task_stream(loaded, "train", config.seed), each)]
+            told = contexts.apply(ENCOURAGE, prompts, [place] * len(prompts))
+            for start in range(0, len(prompts), size):
+                rows = slice(start, start + size)
+                said = generate_ids(model, tokenizer, encode_prompts(tokenizer, told[rows]), 1.0, length)
+                own = encode_prompts(tokenizer, prompts[rows])
+                found += [(prompt + more, len(prompt)) for prompt, more in zip(own, said, strict=True)]
+                advance(len(found), each * len(environments))
+    return found
+
+
+def imitation_loss(model: nn.Module, batch: Sequence[Example]) -> Tensor:
+    """The mean loss of the completions' tokens."""
+    device = next(model.parameters()).device
+    ids_BT, mask_BT = (each.to(device) for each in padded([ids for ids, _ in batch]))
+    places, firsts = torch.arange(ids_BT.shape[1], device=device), torch.tensor([[first] for _, first in batch], device=device)
+    own_BT = mask_BT * (places >= firsts)
+    logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1].float()
+    return cross_entropy(logits.transpose(1, 2), ids_BT[:, 1:].masked_fill(own_BT[:, 1:] == 0, -100))
