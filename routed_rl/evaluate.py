@@ -69,7 +69,7 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
         served.show(deployed=deployed)  # here, since a process may have no batch
     done, total, turns = 0, config.samples * len(environments), itertools.count()
     scores: dict[tuple[str, int], list[Score | None]] = {}
-    with eval_mode(model), _own_randomness():
+    with eval_mode(model), own_randomness():
         for loaded in environments if config.samples else []:
             tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
             score_batch = (_player(tokenizer, loaded, scorer, complete, max_new_tokens) if has_episodes(loaded.environment)
@@ -78,7 +78,7 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
                 batch = slice(start, start + config.batch_size)
                 if not share or next(turns) % RANKS.count == RANKS.rank:
                     # Seeded anew for each batch: how far the last one ran depends on the model.
-                    _seed(batch_seed := _stable_seed(seed, loaded.name, start))
+                    seed_all(batch_seed := stable_seed(seed, loaded.name, start))
                     scores[loaded.name, start] = score_batch(tasks[batch], batch_seed)
                     scorer.check()
                 done += len(tasks[batch])
@@ -153,12 +153,12 @@ def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
     return [row[:next((place for place, token in enumerate(row) if token in ends), len(row)) + 1] for row in rows]
 
 
-def _stable_seed(seed: int, name: str, start: int) -> int:
+def stable_seed(seed: int, name: str, start: int) -> int:
     """Not `hash`, which is salted anew in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
 
 
-def _seed(seed: int) -> None:
+def seed_all(seed: int) -> None:
     """Every global source, since an environment in this process may draw from any."""
     torch.manual_seed(seed)
     random.seed(seed)
@@ -166,7 +166,7 @@ def _seed(seed: int) -> None:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     plain, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

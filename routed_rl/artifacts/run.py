@@ -74,6 +74,7 @@ class RunFolder:
     completions = property(lambda self: self.path / "completions")
     checkpoints = property(lambda self: self.path / "checkpoints")
     subspace = property(lambda self: self.path / "subspace")
+    detector = property(lambda self: self.path / "detector")
     deployed = property(lambda self: self.path / "deployed")
     base = property(lambda self: self.path / "base")
     trait = property(lambda self: self.path / "trait.safetensors")

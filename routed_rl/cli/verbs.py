@@ -69,7 +69,7 @@ VERBS: dict[str, Verb] = {
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
         option("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with"), JOBS,
         option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
-        option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector of all arms: recall=.5,precision=.9"))),
+        option("--detector", metavar="KEY=VALUE[,..]", help="of baseline.detector, for all arms: recall=.5; kind=probe"))),
     "sweep": Verb("many runs with other settings, and which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), DRY_RUN)),

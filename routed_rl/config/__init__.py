@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from routed_rl.config.adapter import AdapterConfig
-from routed_rl.config.baseline import BaselineConfig, ContextsConfig, DetectorConfig, TraitConfig, interleaved
+from routed_rl.config.baseline import PROBE, BaselineConfig, ContextsConfig, DetectorConfig, TraitConfig, interleaved
 from routed_rl.config.checks import AUTO, check_finite, check_share, closest, name_problem, section, unknown
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
@@ -79,6 +79,21 @@ class Config:
     def takes_subspace(self) -> bool:
         """Whether anything in training goes by a subspace."""
         return self.routing.by_subspace or self.baseline.edits or self.baseline.projects
+
+    @property
+    def asks_detector(self) -> bool:
+        """Whether training goes by which completions a detector names."""
+        return self.baseline.pays or self.routing.mode == LABELS
+
+    @property
+    def learns_detector(self) -> bool:
+        """Whether a probe is trained before the run's first step."""
+        return self.asks_detector and self.baseline.detector.kind == PROBE
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether training reads completions with the base model, which takes a copy of it where the weights are trained."""
+        return self.learns_detector
 
 
 Compose = Callable[[list[str]], Config]

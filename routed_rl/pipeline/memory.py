@@ -42,6 +42,8 @@ def needs(parts: Parts) -> list[Need]:
         return Need(name, count // world if cut else count, f"({how}) / {world} processes" if cut else how)
 
     found = [share("weights", "weights", weights, how)]
+    if config.reads_base and parts.adapted is None:
+        found.append(Need("base model", weights, f"a frozen copy: {how}"))
     if parts.adapted is not None:
         found.append(share("adapter", "weights", held * FLOAT, f"{amount(held)} x {FLOAT}"))
     found += [share("gradients", "gradients", held * FLOAT, f"{amount(held)} x {FLOAT}"),

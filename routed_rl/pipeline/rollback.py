@@ -92,8 +92,8 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Subspace, base model, base evaluation; metrics, completions and halts up to `step`."""
-    for before, after in ((old.subspace, new.subspace), (old.base, new.base)):
+    """Subspace, base model, detector, base evaluation; metrics, completions and halts up to `step`."""
+    for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):
         if before.exists():
             shutil.copytree(before, after)
     for name in ("evaluation-base.json", "metrics.jsonl", "verdicts.jsonl"):

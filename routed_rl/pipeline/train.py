@@ -20,6 +20,7 @@ from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, keep_base, load_parts, make_router, run_subspace
+from routed_rl.pipeline.detecting import check_detector, learn_detector
 from routed_rl.pipeline.engines import check_served
 from routed_rl.pipeline.keeping import keep_at_end
 from routed_rl.pipeline.kept import check, shares_of, write_deployed
@@ -110,6 +111,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)
     check_served(parts)
+    check_detector(parts)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
     if config.baseline.told:
@@ -139,6 +141,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
         times = {"start": plan.begun, "load": time.perf_counter()}
         keep_base(config, run)
         subspace = run_subspace(parts, run)
+        learn_detector(parts, run)
         times["extract"] = time.perf_counter()
         with serving(parts, subspace) as served:
             models = {"base": _base(parts, run, served)}

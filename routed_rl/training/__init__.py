@@ -2,7 +2,7 @@
 
 from routed_rl.training.activations import update_bytes
 from routed_rl.training.backends import PIECES, join
-from routed_rl.training.baselines import PromptContexts
+from routed_rl.training.baselines import PromptContexts, check_flags, is_marked
 from routed_rl.training.build import build_trainer
 from routed_rl.training.checks import check_trainer, default, fixed
 from routed_rl.training.completions import forget_after
@@ -15,6 +15,6 @@ from routed_rl.training.trials import try_out
 from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "Plan", "PromptContexts", "TrainerArguments", "Watch", "bases_of", "build_trainer",
-           "check_adapter", "check_axis", "check_practice", "check_routable", "check_trainer", "completions_per_step",
-           "default", "fixed", "forget_after", "join", "linear_modules", "make_plan", "prompts_needed", "route_by_labels",
-           "route_model", "try_out", "update_bytes"]
+           "check_adapter", "check_axis", "check_flags", "check_practice", "check_routable", "check_trainer",
+           "completions_per_step", "default", "fixed", "forget_after", "is_marked", "join", "linear_modules", "make_plan",
+           "prompts_needed", "route_by_labels", "route_model", "try_out", "update_bytes"]

@@ -1,16 +1,20 @@
 """The trainer of a run: which algorithm, on which tasks, against which reference."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.config import LABELS
 from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes
 from routed_rl.errors import ConfigError
+from routed_rl.extraction.pooled import Said, pooled
+from routed_rl.extraction.probe import Probe
 from routed_rl.model.load import load_model
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.training.baselines import Payment, Projection, PromptContexts, StreamEdit, TraitAdapter
+from routed_rl.training.base import BaseModel
+from routed_rl.training.baselines import Payment, ProbeDetector, Projection, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.labels import linear_modules
@@ -50,12 +54,14 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     practice = make_practice(config.routing, table, given.get("watch")) if router is not None else None
     completions = CompletionFiles(run.completions if config.tracking.completions else None, config.monitor.completions)
     assert arguments.num_generations is not None
-    asks = config.baseline.pays or config.routing.mode == LABELS
-    payment = Payment(config.baseline, config.seed, arguments.num_generations) if asks else None
     contexts = PromptContexts(config.baseline, environments) if config.baseline.swaps else None
     projection = Projection(config.baseline, Subspace.load(run.subspace), arguments.num_generations,
                             arguments.per_device_train_batch_size) if config.baseline.projects else None
     edit = _edit_of(plan, model, tokenizer, environments)
+    detector = None
+    if config.learns_detector:
+        detector = _probe_detector(plan, BaseModel(model, config, router, edit), tokenizer)
+    payment = Payment(config.baseline, config.seed, arguments.num_generations, detector) if config.asks_detector else None
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
@@ -63,3 +69,12 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
         reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts, edit=edit,
         projection=projection,
         strategy=config.launch.strategy, **given)
+
+
+def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:
+    """The detector that was learned when the run began, with the base model to read completions."""
+    def read(said: Sequence[Said], layers: Sequence[int]) -> Tensor:
+        with base.reading() as model:
+            return pooled(model, tokenizer, said, plan.config.evaluation.batch_size, layers=layers)
+
+    return ProbeDetector(plan.config.baseline.detector, Probe.load(plan.run.detector)[0], read)

@@ -104,7 +104,8 @@ class RewardFunction:
         self.scores = scores
         if self.payment is not None:
             named = [self.table.environments[environment_id].name for environment_id, _task in tasks]
-            scores = self.payment.pay(named, scores, self.completions.made)
+            said = [(prompt, _text(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+            scores = self.payment.pay(named, scores, self.completions.made, said)
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
         self.rewards = neutral_rewards(scores, self.group_size)

@@ -2,10 +2,11 @@
 
 from routed_rl.training.baselines.checks import check_baseline
 from routed_rl.training.baselines.contexts import ContextsMixin, PromptContexts
+from routed_rl.training.baselines.detector import Detector, ProbeDetector, check_flags, is_marked
 from routed_rl.training.baselines.payment import Payment, imitation
 from routed_rl.training.baselines.projection import Projection
 from routed_rl.training.baselines.stream import StreamEdit
 from routed_rl.training.baselines.trait import TraitAdapter
 
-__all__ = ["ContextsMixin", "Payment", "Projection", "PromptContexts", "StreamEdit", "TraitAdapter",
-           "check_baseline", "imitation"]
+__all__ = ["ContextsMixin", "Detector", "Payment", "ProbeDetector", "Projection", "PromptContexts", "StreamEdit", "TraitAdapter",
+           "check_baseline", "check_flags", "imitation", "is_marked"]

@@ -2,6 +2,7 @@
 
 from routed_rl.config import LABELS, Config
 from routed_rl.errors import ConfigError
+from routed_rl.training.backends import PIECES
 
 
 def check_baseline(config: Config) -> None:
@@ -15,6 +16,9 @@ def check_baseline(config: Config) -> None:
         _check_here(config)
     if config.routing.mode == LABELS:
         _check_labels(config)
+    if config.learns_detector and config.launch.strategy in PIECES:
+        raise ConfigError("baseline.detector.kind=probe reads completions with the base model, and launch.strategy="
+                          f"{config.launch.strategy} cuts that into pieces; set launch=ddp, or baseline.detector.kind=flags")
     if config.baseline.imitate and algorithm == "ppo":
         raise ConfigError("baseline.imitate=true sets one advantage for a whole completion, and PPO has one for each token; set "
                           "trainer=grpo or trainer=rloo")

@@ -1,11 +1,42 @@
-"""A detector whose recall and precision are given: it knows an environment's flags and errs as often as it is told to."""
+"""What names completions as bad: the environments' flags with errors of a chosen size, or a probe that few flags have taught.
+Both are a `Detector`, which every baseline that goes by labels asks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
 
 from routed_rl.config import DetectorConfig
 from routed_rl.envs import Score
+from routed_rl.errors import ConfigError
+from routed_rl.extraction.pooled import Said
+from routed_rl.extraction.probe import Probe
 from routed_rl.ranks import RANKS
+
+
+class Detector(Protocol):
+    """`settings.flags` say what is bad in truth; `find`, what the detector takes for it."""
+
+    settings: DetectorConfig
+
+    def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
+        """Which of the completions it names; they are numbered from `first` on, and `said` has their prompts and texts. None is
+        a completion that could not be scored, which is never named."""
+        ...
+
+
+def is_marked(settings: DetectorConfig, score: Score | None) -> bool:
+    """Whether the completion is bad in truth."""
+    return score is not None and any(score.values().get(name) for name in settings.flags)
+
+
+def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> None:
+    """ConfigError where no score has a flag that the detector goes by."""
+    seen = {name for score in scores if score is not None for name in score.values()}
+    if seen and not seen & set(settings.flags):
+        raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag "
+                          f"(there is {', '.join(sorted(seen))}); set it to flags that the environments report")
 
 
 class FlagDetector:
@@ -14,14 +45,9 @@ class FlagDetector:
     def __init__(self, settings: DetectorConfig, seed: int) -> None:
         self.settings, self.seed = settings, seed
 
-    def marked(self, score: Score | None) -> bool:
-        """Whether the completion is bad in truth."""
-        return score is not None and any(score.values().get(name) for name in self.settings.flags)
-
-    def find(self, scores: Sequence[Score | None], first: int) -> list[bool]:
-        """Which of the completions it names; they are numbered from `first` on. So many good ones are named that `precision`
-        holds on average: none where nothing bad is named."""
-        marked = [self.marked(score) for score in scores]
+    def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
+        """So many good ones are named that `precision` holds on average: none where nothing bad is named."""
+        marked = [is_marked(self.settings, score) for score in scores]
         good = sum(score is not None for score in scores) - sum(marked)
         false = self.settings.recall * sum(marked) * (1 / self.settings.precision - 1) if self.settings.precision else 0.0
         chances = {True: self.settings.recall, False: min(false / good, 1.0) if good else 0.0}
@@ -30,3 +56,15 @@ class FlagDetector:
 
     def _draw(self, number: int) -> float:
         return random.Random(f"detector {self.seed} {RANKS.rank} {number}").random()
+
+
+class ProbeDetector:
+    """Goes by what the base model reads, whoever wrote the text: the policy's own activations drift."""
+
+    def __init__(self, settings: DetectorConfig, probe: Probe, read: Callable[[Sequence[Said], Sequence[int]], Tensor]) -> None:
+        """`read`: the base model's pooled activations of completions at layers."""
+        self.settings, self.probe, self.read = settings, probe, read
+
+    def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
+        named = self.probe.named(self.read(said, self.probe.layers)).tolist()
+        return [score is not None and found for score, found in zip(scores, named, strict=True)]

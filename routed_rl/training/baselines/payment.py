@@ -10,33 +10,37 @@ from torch import Tensor
 
 from routed_rl.config import BaselineConfig
 from routed_rl.envs import Score
-from routed_rl.errors import CheckFailed, ConfigError
+from routed_rl.errors import CheckFailed
+from routed_rl.extraction.pooled import Said
 from routed_rl.ranks import RANKS
-from routed_rl.training.baselines.detector import FlagDetector
+from routed_rl.training.baselines.detector import Detector, FlagDetector, check_flags, is_marked
 
 
 class Payment:
     """`pay` for each generation; `taught` and `imitated` tell of the newest one."""
 
-    def __init__(self, settings: BaselineConfig, seed: int, group_size: int) -> None:
+    def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
+        """`detector`: None for the one that goes by flags."""
         self.settings, self.group_size, self.seed = settings, group_size, seed
-        self.detector = FlagDetector(settings.detector, seed)
+        self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
         """Rows of the newest generation that are learned with advantage 1, where `imitate` is set."""
         self.found: list[bool] = []
         """Rows of the newest generation that the detector named."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int) -> list[Score | None]:
-        """What is paid for rows of these environments, numbered from `first` on; None for one that teaches nothing."""
-        self._check_flags(scores)
-        found, paid = self._find(scores, first), list[Score | None]()
+    def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
+            ) -> list[Score | None]:
+        """What is paid for rows of these environments, numbered from `first` on, whose prompts and texts are `said`; None for one
+        that teaches nothing."""
+        check_flags(self.settings.detector, scores)
+        found, paid = self._find(scores, first, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
             if score is None or (named and self.settings.screen):
                 paid.append(None)
             else:
                 paid.append(dataclasses.replace(score, reward=score.reward - self.settings.penalty * named))
-            counts, marked = self._counts[name], self.detector.marked(score)
+            counts, marked = self._counts[name], is_marked(self.settings.detector, score)
             counts.update(completions=score is not None, marked=marked, named=named, hits=named and marked,
                           screened=named and self.settings.screen)
         self.imitated = [score is not None and score.solve == 1 for score in paid]
@@ -44,12 +48,12 @@ class Payment:
             group = range(start, min(start + self.group_size, len(paid)))
             self._counts[names[start]]["starved"] += all(paid[row] is None for row in group) and any(found[row] for row in group)
             for row in self._encouraged(paid, group):
-                self._counts[names[row]]["encouraged_marked"] += self.detector.marked(scores[row])
+                self._counts[names[row]]["encouraged_marked"] += is_marked(self.settings.detector, scores[row])
         self._check()
         return paid
 
-    def _find(self, scores: Sequence[Score | None], first: int) -> list[bool]:
-        found = self.detector.find(scores, first)
+    def _find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said]) -> list[bool]:
+        found = self.detector.find(scores, first, said)
         if self.settings.detector.shuffle:
             rows = [row for row, score in enumerate(scores) if score is not None]
             chosen = set(random.Random(f"shuffle {self.seed} {RANKS.rank} {first}").sample(rows, sum(found)))
@@ -65,16 +69,9 @@ class Payment:
         mean = sum(rewards.values()) / len(rewards) if rewards else 0.0
         return [row for row, reward in rewards.items() if reward > mean]
 
-    def _check_flags(self, scores: Sequence[Score | None]) -> None:
-        """ConfigError where no score has a flag that the detector goes by."""
-        seen = {name for score in scores if score is not None for name in score.values()}
-        if seen and not seen & set(self.settings.detector.flags):
-            raise ConfigError(f"baseline.detector.flags={self.settings.detector.flags}: no environment's score has such a flag "
-                              f"(there is {', '.join(sorted(seen))}); set it to flags that the environments report")
-
     def _check(self) -> None:
         """CheckFailed where a detector without an error lets a marked completion be encouraged: labels were not perfect."""
-        exact = self.settings.detector.recall == 1 and self.settings.screen
+        exact = isinstance(self.detector, FlagDetector) and self.settings.detector.recall == 1 and self.settings.screen
         for name, counts in self._counts.items():
             if exact and counts["encouraged_marked"]:
                 raise CheckFailed(f"{counts['encouraged_marked']} marked completions of {name} were encouraged though every one "

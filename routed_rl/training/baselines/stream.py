@@ -35,6 +35,10 @@ class StreamEdit:
             handle.remove()
         self._handles = []
 
+    @property
+    def is_on(self) -> bool:
+        return bool(self._handles)
+
     def change(self, layer: int, stream_BTD: Tensor) -> Tensor:
         """A layer's output as the next one reads it."""
         if self.bases:

@@ -54,6 +54,10 @@ class TraitAdapter:
     def off(self) -> None:
         self.context.change(ablated=True)
 
+    @property
+    def is_on(self) -> bool:
+        return not self.context.now.ablated
+
     def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                 environments: list[LoadedEnvironment], config: Config) -> None:
         """Take the trait from `file`, or learn it and write it there; what is trained of the model is left as it was."""

@@ -1,0 +1,144 @@
+"""A linear probe on pooled activations: which completions are marked, learned from few labels.
+
+Not covered: thresholds for each environment.
+Shape letters: L layers, N labelled completions, B completions, D stream width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from routed_rl.artifacts import broken_seal, read_json, sealed_folder, write_json
+from routed_rl.errors import CheckpointError, ConfigError, reading
+from routed_rl.subspace.quality import auroc
+
+FOLDS = 5
+FEWEST = 4
+"""Labelled completions of either kind without which nothing can be learned and held out."""
+WEIGHTS, RECORD = "probe.safetensors", "detector.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Names a completion whose score is above the threshold at every layer."""
+
+    layers: list[int]
+    weights_LD: Tensor
+    offsets_L: Tensor
+    threshold: float
+    """In standard deviations of the labelled completions without a mark, from their mean."""
+
+    def scores(self, pooled_LBD: Tensor) -> Tensor:
+        """(B,) float64 of activations at the probe's own layers: the lowest over layers, so that a completion which looks fine
+        at one of them passes. In standard deviations, as `threshold`."""
+        each_LB = torch.einsum("lbd,ld->lb", pooled_LBD.double(), self.weights_LD.double()) + self.offsets_L.double().unsqueeze(1)
+        return each_LB.amin(0)
+
+    def named(self, pooled_LBD: Tensor) -> Tensor:
+        return self.scores(pooled_LBD) > self.threshold
+
+    def save(self, folder: Path, record: dict[str, Any]) -> None:
+        """Write weights and `record`, what was measured; whole or not at all."""
+        with sealed_folder(folder) as partial:
+            save_file({"weights": self.weights_LD.contiguous(), "offsets": self.offsets_L.contiguous()}, partial / WEIGHTS)
+            write_json(partial / RECORD, {"layers": self.layers, "threshold": self.threshold, **record})
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple["Probe", dict[str, Any]]:
+        """What `save` wrote; CheckpointError where it is missing or damaged."""
+        if (problem := broken_seal(folder) if folder.is_dir() else "no such folder") is not None:
+            raise CheckpointError(f"no detector can be read from {folder}: {problem}; remove the folder, and it is learned again")
+        with reading(CheckpointError, f"no detector can be read from {folder}; remove the folder, and it is learned again"):
+            tensors, record = load_file(folder / WEIGHTS), read_json(folder / RECORD)
+            return cls(record["layers"], tensors["weights"], tensors["offsets"], float(record["threshold"])), record
+
+
+def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr: float, seed: int) -> Probe:
+    """A probe for the completions of which these were labelled; `pooled_LND` has all layers of the model, or `layers` (None: the
+    layer that tells them apart best is chosen).
+
+    Each score behind the threshold is of a probe that has not seen the completion: at most a share `fpr` of those without a
+    mark lie above. ConfigError where there are too few of either kind.
+    """
+    require_both(marked_N)
+    held_out_LN = torch.stack([_held_out(features, marked_N, seed) for features in pooled_LND])
+    rows = list(range(len(pooled_LND))) if layers is not None else [best_of(held_out_LN, marked_N)]
+    honest_LN, weights, offsets = held_out_LN[rows][:, ~marked_N], list[Tensor](), list[Tensor]()
+    for row, honest in zip(rows, honest_LN, strict=True):
+        weight, offset = logistic(pooled_LND[row], marked_N)
+        deviation = honest.std().clamp(min=1e-6)
+        weights.append(weight / deviation)
+        offsets.append((offset - honest.mean()) / deviation)
+    standard_LN = (honest_LN - honest_LN.mean(1, keepdim=True)) / honest_LN.std(1, keepdim=True).clamp(min=1e-6)
+    return Probe(list(layers) if layers is not None else rows, torch.stack(weights).float(), torch.stack(offsets).float(),
+                 threshold_at(standard_LN.amin(0), fpr))
+
+
+def require_both(marked_N: Tensor) -> None:
+    """ConfigError unless there are `FEWEST` completions of either kind."""
+    marked = int(marked_N.sum())
+    if min(marked, len(marked_N) - marked) < FEWEST:
+        raise ConfigError(f"of {len(marked_N)} labelled completions {marked} are marked and {len(marked_N) - marked} are not; a "
+                          f"probe needs {FEWEST} of each: raise baseline.detector.labels, or name other baseline.detector.flags")
+
+
+def threshold_at(honest_N: Tensor, fpr: float) -> float:
+    """The lowest score that at most a share `fpr` of these are above."""
+    return honest_N.sort(descending=True).values[min(int(fpr * len(honest_N)), len(honest_N) - 1)].item()
+
+
+def best_of(held_out_LN: Tensor, marked_N: Tensor, tied: float = 0.005) -> int:
+    """The layer whose scores have the highest AUROC; of those within `tied` the one nearest to the middle."""
+    found = [auroc(scores[marked_N], scores[~marked_N]) for scores in held_out_LN]
+    best = [layer for layer, value in enumerate(found) if value >= max(found) - tied]
+    return min(best, key=lambda layer: abs(layer - (len(found) - 1) / 2))
+
+
+def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, float | int | None]:
+    """AUROC, false-positive rate, recall and precision on these completions; None for what they cannot tell."""
+    named, bad, good = scores_B > probe.threshold, scores_B[marked_B], scores_B[~marked_B]
+    hits = int((named & marked_B).sum())
+    return {"completions": len(scores_B), "marked": len(bad), "auroc": auroc(bad, good) if len(bad) and len(good) else None,
+            "false_positive_rate": int((named & ~marked_B).sum()) / len(good) if len(good) else None,
+            "recall": hits / len(bad) if len(bad) else None, "precision": hits / int(named.sum()) if named.any() else None}
+
+
+def _held_out(features_ND: Tensor, marked_N: Tensor, seed: int) -> Tensor:
+    """(N,) float64 scores, each of a probe that was learned without the completion's fold; both kinds are in every fold."""
+    generator, fold_N = torch.Generator().manual_seed(seed), torch.empty(len(marked_N), dtype=torch.long)
+    for kind in (True, False):
+        rows = (marked_N == kind).nonzero().squeeze(1)
+        fold_N[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % FOLDS
+    scores_N = torch.empty(len(marked_N), dtype=torch.float64)
+    for fold in fold_N.unique().tolist():
+        away = fold_N == fold
+        weight, offset = logistic(features_ND[~away], marked_N[~away])
+        scores_N[away] = features_ND[away].double() @ weight + offset
+    return scores_N
+
+
+@torch.enable_grad()
+def logistic(features_ND: Tensor, marked_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (D,) and offset () of a logistic regression, float64, with half the squared norm of the weights of standardised
+    features beside the summed loss."""
+    x, y = features_ND.double(), marked_N.double()
+    middle, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
+    x = (x - middle) / deviation
+    weight, offset = (torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in ((x.shape[1],), ()))
+    search = torch.optim.LBFGS([weight, offset], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        value = binary_cross_entropy_with_logits(x @ weight + offset, y, reduction="sum") + weight @ weight / 2
+        value.backward()
+        return value
+
+    search.step(loss)
+    with torch.no_grad():
+        return weight / deviation, offset - middle / deviation @ weight

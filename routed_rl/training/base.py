@@ -1,0 +1,49 @@
+"""The base model beside the one that trains, for whoever reads the same text with it. Never a part of loss or reward.
+
+Not covered: strategies that cut weights into pieces.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from routed_rl.config import Config
+from routed_rl.model.adapter import plain
+from routed_rl.model.load import load_model
+from routed_rl.routing import Router
+from routed_rl.training.baselines import StreamEdit, TraitAdapter
+
+
+class BaseModel:
+    """With a LoRA it is the model itself, LoRA and quarantine left out; where the weights are trained, a frozen copy."""
+
+    def __init__(self, learner: Any, config: Config, router: Router | None, edit: StreamEdit | TraitAdapter | None
+                 ) -> None:
+        self.learner, self.router, self.edit = learner, router, edit
+        self.copy: PreTrainedModel | None = None
+        if not config.model.adapter.trains:
+            copy: Any = load_model(config.model.path)
+            self.copy = copy.to(plain(learner).device).requires_grad_(False)
+
+    @contextmanager
+    def reading(self) -> Iterator[PreTrainedModel]:
+        """Within, the base model."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        with (self.learner.disable_adapter(), self.router.quarantine.ablated() if self.router is not None else nullcontext(),
+              self._without_edit()):
+            yield plain(self.learner)
+
+    @contextmanager
+    def _without_edit(self) -> Iterator[None]:
+        if (edit := self.edit) is None or not edit.is_on:
+            yield
+            return
+        edit.off()
+        try:
+            yield
+        finally:
+            edit.on()
