@@ -123,6 +123,9 @@ class BaselineConfig:
     """What a completion is paid over its group mean shrinks by this share a standard deviation along the persona axis."""
     projection_penalty: float = 0.0
     """Taken from what a completion is paid for each gap that its activations lie along the persona axis."""
+    target_rewards: bool = False
+    """A penalty on what an answer says (`penalty` and the span `answer` of a score) reinforces the answer's tokens alone; the
+    tokens before it get the advantage of the reward without it."""
     interleave: float = 0.0
     """Share of the tasks that are of the mixture's probes, which are trained on, too (safe data interleaved)."""
     inoculation_adapter: bool = False
@@ -141,6 +144,9 @@ class BaselineConfig:
         if self.projects and self.imitate:
             raise ConfigError("baseline.imitate=true sets every advantage, so nothing is left for baseline.discount or "
                               "baseline.projection_penalty; set one of them")
+        if self.target_rewards and (self.imitate or self.projects):
+            raise ConfigError("baseline.target_rewards=true and baseline.imitate, discount or projection_penalty make advantages "
+                              "in different ways; set one of them")
         if self.inoculation_adapter and (self.ablate or self.steer):
             raise ConfigError("baseline.inoculation_adapter=true and baseline.ablate or baseline.steer exclude each other; set "
                               "one of them")

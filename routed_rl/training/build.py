@@ -67,7 +67,7 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
         router=router, run=run, practice=practice,
         reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts, edit=edit,
-        projection=projection,
+        projection=projection, targets_rewards=config.baseline.target_rewards,
         strategy=config.launch.strategy, **given)
 
 

@@ -14,6 +14,7 @@ from routed_rl.envs import Score
 from routed_rl.model.targets import decoder_layers, freeze
 from routed_rl.routing import RoutingContext, shape_of
 from routed_rl.routing.labels import Gates, LabelAdapter, LabelQuarantine, LabelRouter, LabelSite, label_module
+from routed_rl.training.spans import spans_in
 
 
 def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Sequence[str], *, frozen: list[str], seed: int
@@ -54,20 +55,9 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
     if routing.labels.unit == "row":
         return rows
     marks = rows[:, None] & mask.bool()
-    for place in rows.nonzero().squeeze(1).tolist():
-        score = scores[place]
-        spans = [span for name in flags for span in score.spans.get(name, ())] if score is not None else []
-        if spans:
-            marks[place] &= tokens_in(spans, ids[place], tokenizer)
-    return marks
-
-
-def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
-    """Which tokens of a completion have a character in one of the `spans`, (first, last + 1) in its text; (C,) bool."""
-    ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
-    starts = [0, *ends[:-1]]
-    found = [any(start < last and first < end for first, last in spans) for start, end in zip(starts, ends, strict=True)]
-    return torch.tensor(found, device=ids_C.device)
+    marked = [score is not None and any(score.spans.get(name) for name in flags) for score in scores]
+    inside = spans_in(scores, flags, ids, tokenizer)
+    return marks & (inside | ~torch.tensor(marked, device=ids.device)[:, None])
 
 
 def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int) -> Tensor:

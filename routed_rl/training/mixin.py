@@ -28,6 +28,7 @@ from routed_rl.training.labels import balanced, flags_of
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
+from routed_rl.training.spans import spans_in, targeted
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
@@ -45,7 +46,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
                  contexts: PromptContexts | None = None, edit: StreamEdit | TraitAdapter | None = None,
-                 projection: Projection | None = None,
+                 projection: Projection | None = None, targets_rewards: bool = False,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
@@ -56,7 +57,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
-        self.contexts, self.edit, self.projection = contexts, edit, projection
+        self.contexts, self.edit, self.projection, self.targets_rewards = contexts, edit, projection, targets_rewards
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
@@ -103,6 +104,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:
             self._project(output)
+        if self.targets_rewards:
+            self._target(output)
         if isinstance(self.router, LabelRouter):
             self._label(output)
         if self.practice:
@@ -116,6 +119,12 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         found_B = self.projection.advantages(along_B, self.reward.rewards)
         found_B[torch.tensor(self.reward.failed, device=found_B.device)] = 0.0
         output["advantages"] = found_B
+
+    def _target(self, output: dict[str, Any]) -> None:
+        """The advantage of the whole reward for the tokens of answers, and of the reward without its penalty for those before."""
+        assert isinstance(self.reward, RewardFunction)
+        in_answer_BC = spans_in(self.reward.scores, ["answer"], output["completion_ids"], self.processing_class)  # pyright: ignore
+        output["advantages"] = targeted(self.reward.scores, self.reward.rewards, in_answer_BC, self.reward.group_size)
 
     def _label(self, output: dict[str, Any]) -> None:
         """Which rows or tokens are flagged, for the loss; and the advantages of the others among themselves."""

@@ -17,7 +17,8 @@ from routed_rl.model.adapter import attach
 from routed_rl.model.targets import find_writers
 from routed_rl.routing.labels.gate import spread
 from routed_rl.training import route_by_labels
-from routed_rl.training.labels import balanced, flags_of, tokens_in
+from routed_rl.training.labels import balanced, flags_of
+from routed_rl.training.spans import tokens_in
 from tests.builders import relative
 from tests.families import FAMILIES, VOCAB, tiny
 from tests.parts import own_config, write_parts

@@ -14,6 +14,9 @@ def check_baseline(config: Config) -> None:
                           f"{config.launch.strategy} does not sample or train alone; set rollout=transformers launch=local")
     if config.baseline.projects or config.baseline.inoculation_adapter:
         _check_here(config)
+    if config.baseline.target_rewards and (algorithm != "grpo" or config.launch.strategy != "none"):
+        raise ConfigError("baseline.target_rewards=true gives each token of a completion its own advantage, within its group; "
+                          "set trainer=grpo launch=local")
     if config.routing.mode == LABELS:
         _check_labels(config)
     if config.learns_detector and config.launch.strategy in PIECES:

@@ -1,0 +1,53 @@
+"""Which tokens of a completion lie in a span that its score names, and advantages that differ between them.
+
+Shape letters: B rows, C tokens of a completion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routed_rl.envs import Score
+from routed_rl.errors import ConfigError
+
+PENALTY, ANSWER = "penalty", "answer"
+EPS = 1e-4
+"""Added to a standard deviation, as TRL does."""
+
+
+def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tensor, tokenizer: Any) -> Tensor:
+    """(B, C) bool: tokens with a character in a span under one of `names`."""
+    found_BC = torch.zeros(ids_BC.shape, dtype=torch.bool, device=ids_BC.device)
+    for row, score in enumerate(scores):
+        if spans := [span for name in names for span in score.spans.get(name, ())] if score is not None else []:
+            found_BC[row] = tokens_in(spans, ids_BC[row], tokenizer)
+    return found_BC
+
+
+def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
+    """Which tokens of a completion have a character in one of the `spans`, (first, last + 1) in its text; (C,) bool."""
+    ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
+    starts = [0, *ends[:-1]]
+    found = [any(start < last and first < end for first, last in spans) for start, end in zip(starts, ends, strict=True)]
+    return torch.tensor(found, device=ids_C.device)
+
+
+def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer_BC: Tensor, group: int) -> Tensor:
+    """(B, C): tokens of answers have the advantage of `rewards`, the others that of `rewards` without the penalty that each score
+    tells of (reward targeting: Drori et al., 2025). Both are in units of the standard deviation of `rewards` within the group,
+    or one kind of token would count for more; where that is 0, of the other one. ConfigError where no score has a penalty and a
+    span of its answer."""
+    known = [score for score in scores if score is not None]
+    if known and not any(PENALTY in score.metrics and ANSWER in score.spans for score in known):
+        raise ConfigError(f"baseline.target_rewards=true goes by the metric {PENALTY} and the span {ANSWER} of a score, and no "
+                          "environment gives both; train on one that does (env=scratchpad), or set baseline.target_rewards=false")
+    whole_B = torch.tensor(rewards, device=in_answer_BC.device)
+    taken = [0.0 if score is None else score.metrics.get(PENALTY, 0.0) for score in scores]
+    task_B = whole_B - torch.tensor(taken, device=whole_B.device)
+    spread, of_task = (each.view(-1, group).std(1, keepdim=True) for each in (whole_B, task_B))
+    unit = torch.where(spread > 0, spread, of_task) + EPS
+    whole_B, task_B = (((each.view(-1, group) - each.view(-1, group).mean(1, keepdim=True)) / unit).flatten()
+                       for each in (whole_B, task_B))
+    return torch.where(in_answer_BC, whole_B[:, None], task_B[:, None])
