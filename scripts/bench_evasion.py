@@ -1,7 +1,7 @@
 """Does blocking teach evasion, and does routing not? The same experiment under subspaces that are made worse on purpose.
 
-    python scripts/bench_evasion.py --out DIR [--conditions angle=0,angle=30,rank=1,missing=.5] [--arms route,erase,caft] [--seeds 3]
-        [--jobs 2] [KEY=VALUE]
+    python scripts/bench_evasion.py --out DIR [--conditions angle=0,angle=30,rank=1,missing=.5] [--arms route,erase,caft]
+        [--seeds 3] [--jobs 2] [KEY=VALUE]
 
 Writes DIR/evasion.json, evasion.md and evasion.png: of each arm the deployed model's hack rate, what the policy is paid, and how
 visible its hacks are: how far the policy went along the true persona axis, and the AUROC with which a frozen probe of that axis
@@ -37,6 +37,7 @@ from routed_rl.subspace.quality import auroc  # noqa: E402
 CONDITIONS = "angle=0,angle=15,angle=30,angle=45,angle=60,angle=90,rank=1,missing=.5"
 ARMS = "route,practice_all,erase,caft,projection_penalty"
 SAMPLES, OTHER_SEED = 300, 1000
+PROGRAM = "import sys; from routed_rl.cli import main; sys.exit(main())"
 FIGURES = {"hack": "deployed hack", "paid": "policy's reward", "shift": "policy's shift along the true axis, gaps",
            "own": "AUROC on its own activations", "base": "AUROC on the base model's"}
 
@@ -166,8 +167,8 @@ def main() -> None:
         folder = arguments.out / condition
         command = ["compare", *settings_of(condition), "discard=false", *more, "--arms", arguments.arms, "--seeds",
                    str(arguments.seeds), "--ranks", "", "--jobs", str(arguments.jobs), "--out", str(folder)]
-        if subprocess.run([sys.executable, "-c", "import sys; from routed_rl.cli import main; sys.exit(main())", *command]).returncode:
-            sys.exit(1)
+        if code := subprocess.run([sys.executable, "-c", PROGRAM, *command]).returncode:
+            sys.exit(code)
         found[condition] = measure(folder / "runs", probes)
         (arguments.out / "evasion.json").write_text(json.dumps(found, indent=1))
     rows = [["condition", "arm", *FIGURES.values()], ["---"] * (2 + len(FIGURES))]
