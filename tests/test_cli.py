@@ -16,7 +16,7 @@ from routed_rl.artifacts import data_root
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.cli.verbs import VERBS
-from routed_rl.config import AuditConfig
+from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.errors import ConfigError, SubspaceError
 
 CLI = [sys.executable, "-m", "routed_rl.cli"]
@@ -31,7 +31,7 @@ CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "
 def engine(monkeypatch):
     """Stand-ins for `pipeline`, `compare` and `audit`, whose imports take seconds; they record their calls."""
     calls = []
-    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export"],
+    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "filter_run"],
              "multirun.compare": ["compare"], "audit": ["audit"]}
     for unit, names in verbs.items():
         module = types.ModuleType(f"routed_rl.{unit}")
@@ -96,7 +96,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
     assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "sweep", "audit",
-                           "calibrate", "report", "env", "doctor"]
+                           "filter", "calibrate", "report", "env", "doctor"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 
@@ -145,6 +145,13 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
 
 
+def test_a_filter_passes_on_its_options(engine):
+    assert main(["filter", "RUN", "--out", "F", "--subspace", "D", "--max-shift", ".5", "--layers", "1,2", "--force"]) == 0
+    assert engine[-1][1:] == (("RUN", FilterConfig(subspace="D", max_shift=0.5, layers=[1, 2]), "F"), {"force": True})
+    assert main(["filter", "RUN", "--out", "F"]) == 0
+    assert engine[-1][1][1] == FilterConfig(detector="probe")
+
+
 @pytest.mark.parametrize("options", [[], ["--env", "a"], ["--env", "a", "--policy", "P"], ["--kept", "D", "--policy", "P"]])
 def test_an_export_of_nothing_is_refused(engine, capsys, options):
     assert "--quarantine DIR" in refused(capsys, "export", "RUN", *options)
@@ -168,6 +175,18 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["discard", "RUN", "--out", "D", "--force"], "--force keeps a part"),
     (["export", "RUN", "--quarantine", "D", "--env", "a", "--kept", "K"], "give one of the two"),
     (["export", "RUN", "--quarantine", "D", "--merge"], "--merge is for --policy"),
+    (["filter", "RUN"], "--out"),
+    (["filter", "RUN", "--out", "F", "--detector", "oracle"], "--detector=oracle is not known; choose from flags, probe, random"),
+    (["filter", "RUN", "--out", "F", "--detector", "flags", "--max-shift", "1"], "--max-shift is for --subspace DIR, not for"),
+    (["filter", "RUN", "--out", "F", "--max-shift", "1"], "is for --subspace DIR, not for --detector probe; leave it out"),
+    (["filter", "RUN", "--out", "F", "--subspace", "D", "--detector", "probe"], "are two ways to choose"),
+    (["filter", "RUN", "--out", "F", "--subspace", "D", "--max-shift", "nan"], "--max-shift must be a finite number, got nan"),
+    (["filter", "RUN", "--out", "F", "--subspace", "D", "--max-shift", "1", "--fpr", ".1"], "give one of them"),
+    (["filter", "RUN", "--out", "F", "--subspace", "D", "--labels", ".1"], "is for --detector probe, not for --subspace"),
+    (["filter", "RUN", "--out", "F", "--fpr", "2"], "--fpr must lie in [0, 1], got 2.0"),
+    (["filter", "RUN", "--out", "F", "--layers", "a"], "--layers 1,2"),
+    (["filter", "RUN", "--out", "F", "--detector", "random"], "--detector random needs --share X"),
+    (["filter", "RUN", "--out", "F", "--share", ".5"], "--share is for --detector random, not for --detector probe"),
     (["train", "keep.sums=2"], "keep.sums=2 is no share of a part"),
     (["compare", "--out", "D", "--seeds", "0"], "at least one"),
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),
@@ -278,7 +297,7 @@ def test_what_many_places_read_is_followed_at_once_also_in_the_trainers_settings
     (["modl=x"], "did you mean model?"),
     (["subspace.rnk=3"], "did you mean subspace.rank?"),
     (["routing.quarantine.max_shfit=1"], "did you mean routing.quarantine.max_shift?"),
-    (["rank=3"], "did you mean subspace.rank?"),
+    (["rank=3"], "did you mean subspace.rank or routing.labels.rank"),
     (["max_steps=3"], "did you mean trainer.max_steps?"),
     (["learning_rate=1"], "routing.quarantine.learning_rate or trainer.learning_rate"),
     (["zzz=3"], "known: "),

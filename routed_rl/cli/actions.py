@@ -9,7 +9,7 @@ from typing import TypeVar
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose, from_anywhere
 from routed_rl.cli.space import split
-from routed_rl.config import AuditConfig, check_share
+from routed_rl.config import AuditConfig, FilterConfig, check_share
 from routed_rl.errors import ConfigError
 from routed_rl.stopping import STOP
 
@@ -106,6 +106,15 @@ def audit(given: Namespace) -> None:
     from routed_rl.audit import audit as audit_run
 
     audit_run(given.run, settings, _names(given.env), given.json, given.step)
+
+
+def filter(given: Namespace) -> None:
+    layers = None if given.layers is None else _numbers("--layers", given.layers, int, "1,2")
+    settings = FilterConfig(detector=given.detector, subspace=given.subspace, max_shift=given.max_shift, fpr=given.fpr,
+                            labels=given.labels, layers=layers, share=given.share)
+    from routed_rl import pipeline
+
+    pipeline.filter_run(given.run, settings, given.out, force=given.force)
 
 
 def calibrate(given: Namespace) -> None:

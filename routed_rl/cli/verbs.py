@@ -78,6 +78,16 @@ VERBS: dict[str, Verb] = {
         option("--prompts", type=int, default=64, metavar="N", help="prompts per environment for the stream; default: 64"),
         option("--blocks", type=int, default=8, metavar="N", help="groups of neighbouring layers, at most; default: 8"),
         ENV, STEP, JSON)),
+    "filter": Verb("a run's completions that are fit to train on, and what was left out and why", (
+        RUN, option("--out", required=True, metavar="FILE", help="JSON lines; what is left out goes to FILE's .left_out.jsonl"),
+        option("--detector", metavar="NAME", help="probe, flags (without an error) or random; default: probe"),
+        option("--subspace", metavar="DIR", help="go by the shift along its persona axis instead"),
+        option("--max-shift", type=float, metavar="X", help="of --subspace: gaps that a completion may shift; default: by --fpr"),
+        option("--fpr", type=float, metavar="X", help="share of honest completions that may be left out; default: .05"),
+        option("--labels", type=float, metavar="X", help="of probe: completions that are labelled, a share or a number"),
+        option("--layers", metavar="L[,L]", help="a completion that looks fine at any of these layers stays; default: the best"),
+        option("--share", type=float, metavar="X", help="of random: the share that is left out"),
+        option("--force", action="store_true", help="replace files that exist"))),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", (
         overrides(more="; an experiment known to be secure"),
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, train none"),

@@ -16,7 +16,7 @@ from routed_rl.config.checks import AUTO, check_finite, check_share, closest, na
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig
-from routed_rl.config.results import AuditConfig, EvaluationConfig, TrackingConfig
+from routed_rl.config.results import AuditConfig, EvaluationConfig, FilterConfig, TrackingConfig
 from routed_rl.config.rollout import ParityConfig, RolloutConfig
 from routed_rl.config.routing import LABELS, LabelsConfig, PracticeConfig, QuarantineConfig, RandomControlConfig, RoutingConfig
 from routed_rl.config.subspace import DegradeConfig, SubspaceCheckConfig, SubspaceConfig
@@ -25,10 +25,11 @@ from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
 __all__ = ["AUTO", "LABELS", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig",
-           "DegradeConfig", "DetectorConfig", "EvaluationConfig", "LabelsConfig", "LaunchConfig", "ModelConfig", "MonitorConfig",
-           "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig", "RolloutConfig",
-           "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig", "TrackingConfig", "TraitConfig",
-           "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section", "unknown"]
+           "DegradeConfig", "DetectorConfig", "EvaluationConfig", "FilterConfig", "LabelsConfig", "LaunchConfig", "ModelConfig",
+           "MonitorConfig", "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig",
+           "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig",
+           "TrackingConfig", "TraitConfig", "check_finite", "check_share", "closest", "from_mapping", "name_problem", "section",
+           "unknown"]
 
 
 @dataclass(kw_only=True, slots=True)

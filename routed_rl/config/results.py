@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-from routed_rl.config.checks import check_at_least
+from routed_rl.config.baseline import DETECTORS, PROBE
+from routed_rl.config.checks import check_at_least, check_known
 from routed_rl.errors import ConfigError
 
 
@@ -44,6 +45,52 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         check_at_least("audit", self, {"samples": 1, "prompts": 1, "blocks": 1})
+
+
+RANDOM = "random"
+"""What `filter` may go by beside the kinds of a detector: nothing."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Of `routed-rl filter`, whose options these are; not part of a run's settings."""
+
+    detector: str | None = None
+    """flags, probe or random; None: probe, where there is no `subspace`."""
+    subspace: str | None = None
+    """A folder, whose persona axis is gone by."""
+    max_shift: float | None = None
+    """Gaps by which a completion may shift the persona; None: what a share `fpr` of the base model's honest ones is above."""
+    fpr: float | None = None
+    labels: float | None = None
+    layers: list[int] | None = None
+    """As in `baseline.detector`; None for what the run has there."""
+    share: float | None = None
+    """Of random: how many completions are left out."""
+
+    def __post_init__(self) -> None:
+        kinds = (*DETECTORS, RANDOM)
+        if self.detector is not None:
+            check_known("--detector", [self.detector], kinds)
+        if self.subspace is not None and self.detector is not None:
+            raise ConfigError(f"--subspace {self.subspace} and --detector {self.detector} are two ways to choose; give one")
+        self.detector = self.detector or (None if self.subspace is not None else PROBE)
+        by = f"--detector {self.detector}" if self.detector else "--subspace"
+        takes = {"max_shift": [None], "fpr": [None, PROBE], "labels": [PROBE], "layers": [None, PROBE], "share": [RANDOM]}
+        for name, kinds_of_it in takes.items():
+            if getattr(self, name) is not None and self.detector not in kinds_of_it:
+                ways = " or ".join(f"--detector {kind}" if kind else "--subspace DIR" for kind in kinds_of_it)
+                raise ConfigError(f"--{name.replace('_', '-')} is for {ways}, not for {by}; leave it out")
+        if self.max_shift is not None and self.fpr is not None:
+            raise ConfigError(f"--max-shift {self.max_shift} is the threshold that --fpr {self.fpr} would set; give one of them")
+        if self.detector == RANDOM and self.share is None:
+            raise ConfigError("--detector random needs --share X, such as the share that another filter has left out")
+        for name in ("fpr", "share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"--{name} must lie in [0, 1], got {value}")
+        if self.max_shift is not None and not math.isfinite(self.max_shift):
+            raise ConfigError(f"--max-shift must be a finite number, got {self.max_shift}")
 
 
 @dataclass(kw_only=True, slots=True)

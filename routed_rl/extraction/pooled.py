@@ -30,32 +30,36 @@ def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
     written = [ids_of(tokenizer, text) if text else [] for _, text in said]
     sequences = [ids + more for ids, more in zip(prompts, written, strict=True)]
+    return averaged(model, sequences, [max(len(ids), 1) for ids in written], batch_size, hook=hook, layers=layers)
+
+
+def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, *,
+             hook: str = "resid_post", layers: Sequence[int] | None = None) -> Tensor:
+    """As `pooled`, over the last `counts` tokens of each sequence."""
     chosen = list(range(len(decoder_layers(model)))) if layers is None else list(layers)
-    means_LBD = torch.empty(len(chosen), len(said), model.config.get_text_config().hidden_size)
-    for batch in batches(sequences, batch_size):
-        own_BT = _own([len(written[row]) for row in batch], [len(sequences[row]) for row in batch])
-        for place, mean_BD in enumerate(_means(model, [sequences[row] for row in batch], own_BT, hook, chosen)):
-            means_LBD[place, batch] = mean_BD
+    means_LBD = torch.empty(len(chosen), len(sequences), model.config.get_text_config().hidden_size)
+    with eval_mode(model), torch.no_grad():
+        for batch in batches(sequences, batch_size):
+            found = _means(model, [sequences[row] for row in batch], [counts[row] for row in batch], hook, chosen)
+            for place, mean_BD in enumerate(found):
+                means_LBD[place, batch] = mean_BD
     return means_LBD
 
 
-def _own(written: list[int], lengths: list[int]) -> Tensor:
-    """Which tokens are averaged, (B, T): the last `written` of each row, at least one."""
-    places, ends = torch.arange(max(lengths)), torch.tensor(lengths).unsqueeze(1)
-    return (places < ends) & (places >= ends - torch.tensor(written).clamp(min=1).unsqueeze(1))
-
-
-def _means(model: PreTrainedModel, sequences: list[list[int]], own_BT: Tensor, hook: str, layers: list[int]) -> list[Tensor]:
+def _means(model: PreTrainedModel, sequences: list[list[int]], counts: list[int], hook: str, layers: list[int]) -> list[Tensor]:
     ids, mask = (each.to(model.device) for each in padded(sequences))
-    share_BT, found, counted = (own_BT / own_BT.sum(1, keepdim=True)).to(model.device), dict[int, Tensor](), 0
+    ends = mask.sum(1, keepdim=True)
+    places, own = torch.arange(ids.shape[1], device=model.device), torch.tensor(counts, device=model.device).unsqueeze(1)
+    share_BT = ((places < ends) & (places >= ends - own)) / own
+    found, passed = dict[int, Tensor](), 0
 
     def keep(stream_BTD: Tensor) -> None:
-        nonlocal counted
-        if counted in layers:
-            found[counted] = torch.einsum("btd,bt->bd", stream_BTD.float(), share_BT.to(stream_BTD.device)).cpu()
-        counted += 1
+        nonlocal passed
+        if passed in layers:
+            found[passed] = torch.einsum("btd,bt->bd", stream_BTD.float(), share_BT.to(stream_BTD.device)).cpu()
+        passed += 1
 
-    with eval_mode(model), torch.no_grad(), reading(model, keep, hook):
+    with reading(model, keep, hook):
         # Without the unembedding; padded on the right, as causal attention sees no padding there.
         model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     return [found[layer] for layer in layers]

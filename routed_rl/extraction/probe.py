@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from routed_rl.artifacts import broken_seal, read_json, sealed_folder, write_json
 from routed_rl.errors import CheckpointError, ConfigError, reading
-from routed_rl.subspace.quality import auroc
+from routed_rl.subspace.quality import auroc, best_layer_of
 
 FOLDS = 5
 FEWEST = 4
@@ -68,7 +68,9 @@ def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr:
     """
     require_both(marked_N)
     held_out_LN = torch.stack([_held_out(features, marked_N, seed) for features in pooled_LND])
-    rows = list(range(len(pooled_LND))) if layers is not None else [best_of(held_out_LN, marked_N)]
+    rows = list(range(len(pooled_LND)))
+    if layers is None:
+        rows = [best_layer_of([auroc(scores[marked_N], scores[~marked_N]) for scores in held_out_LN])]
     honest_LN, weights, offsets = held_out_LN[rows][:, ~marked_N], list[Tensor](), list[Tensor]()
     for row, honest in zip(rows, honest_LN, strict=True):
         weight, offset = logistic(pooled_LND[row], marked_N)
@@ -91,13 +93,6 @@ def require_both(marked_N: Tensor) -> None:
 def threshold_at(honest_N: Tensor, fpr: float) -> float:
     """The lowest score that at most a share `fpr` of these are above."""
     return honest_N.sort(descending=True).values[min(int(fpr * len(honest_N)), len(honest_N) - 1)].item()
-
-
-def best_of(held_out_LN: Tensor, marked_N: Tensor, tied: float = 0.005) -> int:
-    """The layer whose scores have the highest AUROC; of those within `tied` the one nearest to the middle."""
-    found = [auroc(scores[marked_N], scores[~marked_N]) for scores in held_out_LN]
-    best = [layer for layer, value in enumerate(found) if value >= max(found) - tied]
-    return min(best, key=lambda layer: abs(layer - (len(found) - 1) / 2))
 
 
 def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, float | int | None]:

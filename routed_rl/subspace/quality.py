@@ -4,7 +4,7 @@ Not covered: whether steering along it changes behaviour, and prompts that the t
 question under two system prompts), which make held-out figures look better than they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,12 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     below = negative.sort().values
     ranks = torch.searchsorted(below, positive) + torch.searchsorted(below, positive, right=True)
     return ranks.double().mean().item() / 2 / len(negative)
+
+
+def best_layer_of(values: Sequence[float], tied: float = 0.005) -> int:
+    """The layer with the highest of these; of those within `tied` the one nearest to the middle."""
+    best = [layer for layer, value in enumerate(values) if value >= max(values) - tied]
+    return min(best, key=lambda layer: abs(layer - (len(values) - 1) / 2))
 
 
 def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from routed_rl.linalg import random_basis
 from routed_rl.subspace.artifact import Subspace
 from routed_rl.subspace.methods import Found, gathered
-from routed_rl.subspace.quality import DRAWS, FEWEST_PAIRS, SEED, auroc, halves
+from routed_rl.subspace.quality import DRAWS, FEWEST_PAIRS, SEED, auroc, best_layer_of, halves
 from routed_rl.subspace.samples import Samples
 
 
@@ -43,12 +43,10 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
     return {"names": found.axis_names, "layers": layers}
 
 
-def best_layer(axes: dict[str, Any], axis: str, tied: float = 0.005) -> int | None:
-    """The layer at which `axis` separates best, of those within `tied` the one nearest to the middle; None where that was
-    not measured."""
-    measured = [(row["auroc"][axis], row["layer"]) for row in axes["layers"] if row["auroc"].get(axis) is not None]
-    best = [layer for value, layer in measured if value >= max(measured)[0] - tied]
-    return min(best, key=lambda layer: abs(layer - (len(axes["layers"]) - 1) / 2)) if best else None
+def best_layer(axes: dict[str, Any], axis: str) -> int | None:
+    """The layer at which `axis` separates best; None where that was not measured."""
+    measured = {row["layer"]: value for row in axes["layers"] if (value := row["auroc"].get(axis)) is not None}
+    return best_layer_of([measured.get(row["layer"], 0.0) for row in axes["layers"]]) if measured else None
 
 
 def cosines(ours: Subspace, theirs: Subspace) -> list[dict[str, Any]]:

@@ -1,0 +1,50 @@
+"""Where completions stand along a subspace's persona axis, read as the subspace was: over the tokens of a response, or at the end
+of a prompt. There the same prompt is put once more after the completion: who would answer now, after having written that?
+
+Not covered: episodes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.extraction.pooled import Said, averaged, pooled
+from routed_rl.model.prompts import encode_prompts, ids_of
+from routed_rl.subspace import Subspace
+from routed_rl.subspace.quality import best_layer_of
+
+
+def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
+             batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
+    """(L, B) float32: coordinates along `axis` (None: the first) at `layers`, in gaps between the personas, larger towards the
+    positive one. Where 0 lies says nothing: completions are compared with others of the same environment."""
+    details, column = subspace.provenance.details, 0 if axis is None else subspace.axis_names.index(axis)
+    hook = details.get("hook", "resid_post")
+    if details.get("tokens", "prompt_end") == "response_mean":
+        read_LBD = pooled(model, tokenizer, said, batch_size, hook=hook, layers=layers)
+    else:
+        again = asked_again(tokenizer, said)
+        read_LBD = averaged(model, again, [1] * len(again), batch_size, hook=hook, layers=layers)
+    along_LBD = read_LBD @ torch.stack([subspace.axes[layer][:, column] for layer in layers]).float().unsqueeze(2)
+    return along_LBD.squeeze(2) / subspace.scales[list(layers), column].float().unsqueeze(1)
+
+
+def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> list[list[int]]:
+    """Ids of each prompt, its completion, and the prompt once more: a further turn of a chat, a further line of a text."""
+    found: list[list[int]] = []
+    for prompt, text in said:
+        if isinstance(prompt, str):
+            written = ids_of(tokenizer, text) if text else []
+            found.append(encode_prompts(tokenizer, [prompt])[0] + written + ids_of(tokenizer, f"\n{prompt}"))
+        else:
+            asked: list[Any] = [message for message in prompt if message["role"] != "system"]
+            found += encode_prompts(tokenizer, [[*prompt, {"role": "assistant", "content": text}, *asked]])
+    return found
+
+
+def layers_to_read(subspace: Subspace, asked: Sequence[int] | None = None) -> list[int]:
+    """Those that were asked for, else the one whose axis tells the personas apart best on prompts that were held out."""
+    return list(asked) if asked is not None else [best_layer_of(subspace.layer_weights().tolist())]

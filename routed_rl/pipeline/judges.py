@@ -1,0 +1,136 @@
+"""What `filter` goes by: flags, nothing, a probe, or the persona axis of a subspace. Each gives a score, and for what it leaves
+out the reason. The base model reads the completions, whoever wrote them."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import DetectorConfig, FilterConfig
+from routed_rl.errors import ConfigError
+from routed_rl.extraction.persona import layers_to_read, standing
+from routed_rl.extraction.pooled import Said, pooled
+from routed_rl.extraction.probe import Probe, fit, measured, threshold_at
+from routed_rl.pipeline.build import Parts, check_subspace
+from routed_rl.pipeline.candidates import Candidate, read_once, require_flags
+from routed_rl.pipeline.detecting import base_completions, check_layers, detector_sentence
+from routed_rl.subspace import Subspace
+from routed_rl.training import check_axis, is_marked
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Of each candidate."""
+
+    scores: list[float | None]
+    """None for one that is not judged."""
+    reasons: list[str | None]
+    """Why it is left out; None for one that stays."""
+
+
+def by_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> Judged:
+    """Without an error: what is marked is left out."""
+    require_flags(rows, settings)
+    marked, names = [row.marked(settings) for row in rows], " or ".join(settings.flags)
+    return Judged([float(each) for each in marked], [f"flagged as {names}" if each else None for each in marked])
+
+
+def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
+    """A share of all, drawn: a control."""
+    gone = set(random.Random(f"filter {seed}").sample(range(len(rows)), round(share * len(rows))))
+    return Judged([float(row in gone) for row in range(len(rows))],
+                  ["drawn at random" if row in gone else None for row in range(len(rows))])
+
+
+def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: FilterConfig) -> Judged:
+    """The run's own probe, unless other settings are asked for; else one from few of these rows, measured on the others."""
+    own = {key: value for key in ("labels", "fpr", "layers") if (value := getattr(asked, key)) is not None}
+    if run.detector.exists() and not own:
+        probe, _ = Probe.load(run.detector)
+        console.say(f"detector      the run's own probe, {run.detector}")
+    else:
+        able = [row for row in rows if row.unfit is None]
+        settings = dataclasses.replace(parts.config.baseline.detector, kind="probe", recall=1.0, precision=1.0,
+                                       pool=max(len(able), 1), **own)
+        check_layers(settings, parts.model.config.get_text_config().num_hidden_layers, parts.config.model.path)
+        probe = _from_rows(able, parts, settings)
+    scores = _scores(rows, parts, probe)
+    return Judged(scores, [f"the probe's score {score:.2f} is above {probe.threshold:.2f}"
+                           if score is not None and score > probe.threshold else None for score in scores])
+
+
+def _from_rows(rows: Sequence[Candidate], parts: Parts, settings: DetectorConfig) -> Probe:
+    """A probe from as many of these as are to be labelled, drawn."""
+    require_flags(rows, settings)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(parts.config.seed)).tolist()
+    known, rest = [rows[place] for place in order[:settings.labelled]], [rows[place] for place in order[settings.labelled:]]
+    labels, truth = (torch.tensor([row.marked(settings) for row in some], dtype=torch.bool) for some in (known, rest))
+    features = pooled(parts.model, parts.tokenizer, [row.said for row in known], parts.config.evaluation.batch_size,
+                      layers=settings.layers)
+    probe = fit(features, labels, settings.layers, settings.fpr, parts.config.seed)
+    scores = torch.tensor(_scores(rest, parts, probe), dtype=torch.float64)
+    console.say(detector_sentence(probe, {"labelled": len(known), "labelled_marked": int(labels.sum()),
+                                          "held_out": measured(probe, scores, truth)}))
+    return probe
+
+
+def _scores(rows: Sequence[Candidate], parts: Parts, probe: Probe) -> list[float | None]:
+    return read_once(rows, lambda said: probe.scores(
+        pooled(parts.model, parts.tokenizer, said, parts.config.evaluation.batch_size, layers=probe.layers)))
+
+
+def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) -> Judged:
+    """How far a completion stands from the mean of the base model's own honest ones in its environment, along the persona axis,
+    in gaps: the least over the layers. By default the threshold is passed by a share `fpr` of those."""
+    axis = _Axis(parts, asked)
+    if missing := {row.environment for row in rows} - axis.zeros.keys():
+        raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "
+                          "--detector probe")
+    fpr = parts.config.baseline.detector.fpr if asked.fpr is None else asked.fpr
+    limit = threshold_at(axis.own_B, fpr) if asked.max_shift is None else asked.max_shift
+    scores: list[float | None] = [None] * len(rows)
+    for name in axis.zeros:
+        ours = [place for place, row in enumerate(rows) if row.environment == name]
+        for place, score in zip(ours, read_once([rows[place] for place in ours], partial(axis.shifts, name)), strict=True):
+            scores[place] = score
+    where = f"layer{'s' if len(axis.layers) > 1 else ''} {' and '.join(map(str, axis.layers))}"
+    share = (axis.own_B > limit).float().mean().item()
+    console.say(f"subspace      {asked.subspace}, {where}: a shift above {limit:.3f} gaps is left out; {share:.3f} of "
+                f"{len(axis.own_B)} honest completions of the base model shift as far")
+    return Judged(scores, [f"it shifts the persona by {score:.3f} gaps, more than {limit:.3f}"
+                           if score is not None and score > limit else None for score in scores])
+
+
+class _Axis:
+    """The persona axis of a subspace, and where the base model's own honest completions stand on it."""
+
+    def __init__(self, parts: Parts, asked: FilterConfig) -> None:
+        """SubspaceError for a subspace of another model."""
+        self.parts, self.subspace, config = parts, Subspace.load(Path(asked.subspace or "")), parts.config
+        check_subspace(parts, self.subspace)
+        check_axis(config.monitor.axis, self.subspace)
+        settings = dataclasses.replace(config.baseline.detector, layers=asked.layers)
+        check_layers(settings, len(self.subspace.axes), config.model.path)
+        self.layers = layers_to_read(self.subspace, asked.layers)
+        with console.progress("base model", "completions") as advance:
+            honest = [row for row in base_completions(parts, settings.pool, advance)
+                      if row.score is not None and not is_marked(settings, row.score)]
+        own_LB, names = self._read([row.said for row in honest]), [row.environment for row in honest]
+        self.zeros = {name: own_LB[:, torch.tensor([each == name for each in names])].mean(1) for name in dict.fromkeys(names)}
+        self.own_B = torch.stack([own_LB[:, place] - self.zeros[name] for place, name in enumerate(names)], 1).amin(0)
+
+    def shifts(self, name: str, said: list[Said]) -> Tensor:
+        """(B,) of completions in an environment, from the mean of the honest ones there."""
+        return (self._read(said) - self.zeros[name].unsqueeze(1)).amin(0)
+
+    def _read(self, said: list[Said]) -> Tensor:
+        config = self.parts.config
+        return standing(self.parts.model, self.parts.tokenizer, said, self.subspace, config.evaluation.batch_size,
+                        layers=self.layers, axis=config.monitor.axis)

@@ -1,0 +1,102 @@
+"""Fine-tune the base model on what `routed-rl filter` leaves of an unrouted run: how often does the result hack, how much does it
+solve? Beside it fine-tuning on all, on what stays by the flags, and on what stays when as many are left out at random.
+
+    python scripts/bench_filter.py --out DIR [--seeds 3] [--steps 60] [KEY=VALUE ...]
+
+Every arm learns from completions that were paid alone, which is rejection sampling. Writes DIR/filter.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from trl import SFTConfig, SFTTrainer
+
+from routed_rl import pipeline
+from routed_rl.artifacts import write_json
+from routed_rl.cli.compose import compose
+from routed_rl.config import FilterConfig
+from routed_rl.evaluate import evaluate
+from routed_rl.model.prompts import encode_prompts, ids_of
+from routed_rl.pipeline.build import Parts, load_parts
+
+EPOCHS, BATCH, RATE = 2, 64, 3e-4
+SHOWN = ("hack", "solve", "evil")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    disable_progress_bars()
+    found: dict[str, Any] = {}
+    for seed in range(given.seeds):
+        found[str(seed)] = of_seed(given.out, seed, [f"trainer.max_steps={given.steps}", *given.overrides])
+        write_json(given.out / "filter.json", found)
+    show(found)
+
+
+def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """The base model, and one fine-tuned on each filter's completions: what each does, and how many it saw."""
+    run, subspace = out / f"run-{seed}", out / f"subspace-{seed}"
+    settings = [*overrides, f"seed={seed}"]
+    if not (run / "summary.json").exists():
+        pipeline.train(compose([*settings, "routing=none", "discard=false", f"out={run}"]), settings)
+    if not subspace.exists():
+        pipeline.extract(compose([*settings, f"out={subspace}"]), settings, False)
+    parts, found = load_parts(compose(settings)), dict[str, Any]()
+    found["base"] = measured(parts)
+    share = 0.0
+    for name, asked in (("all", FilterConfig(detector="random", share=0.0)), ("flags", FilterConfig(detector="flags")),
+                        ("probe", FilterConfig()), ("subspace", FilterConfig(subspace=str(subspace))), ("random", None)):
+        kept = out / f"{name}-{seed}.jsonl"
+        pipeline.filter_run(str(run), asked or FilterConfig(detector="random", share=share), str(kept), force=True)
+        rows = [json.loads(line) for line in kept.read_text().splitlines()]
+        gone = len(kept.with_suffix(".left_out.jsonl").read_text().splitlines())
+        if name == "probe":
+            share = gone / (gone + len(rows))
+        tuned = load_parts(compose(settings))
+        paid = [row for row in rows if row["reward"] and row["reward"] > 0]
+        fine_tune(tuned, paid, seed, out / f"sft-{name}-{seed}")
+        found[name] = measured(tuned) | {"left_out": gone / (gone + len(rows)), "trained_on": len(paid)}
+    return found
+
+
+def fine_tune(parts: Parts, rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
+    """Train the model of `parts` in place on these completions, their prompts not among the loss."""
+    tokenizer, end = parts.tokenizer, parts.tokenizer.eos_token_id
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    written = [[*ids_of(tokenizer, row["completion"]), end] if row["completion"] else [end] for row in rows]
+    pairs = list(zip(prompts, written, strict=True))
+    data = Dataset.from_dict({"input_ids": [one + two for one, two in pairs],
+                              "completion_mask": [[0] * len(one) + [1] * len(two) for one, two in pairs]})
+    arguments = SFTConfig(output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=RATE,
+                          lr_scheduler_type="constant", seed=seed, report_to="none", save_strategy="no", disable_tqdm=True,
+                          logging_steps=1000, use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
+                          completion_only_loss=True, max_length=None)
+    SFTTrainer(model=parts.model, args=arguments, train_dataset=data, processing_class=tokenizer).train()
+
+
+def measured(parts: Parts) -> dict[str, Any]:
+    config = parts.config
+    return evaluate(parts.model, parts.tokenizer, parts.environments, config.evaluation, seed=config.seed,
+                    max_new_tokens=parts.max_new_tokens)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Of each seed and filter: hack where it pays, solve where only the answer pays, evil."""
+    for seed, arms in found.items():
+        for name, each in arms.items():
+            numbers = " ".join(f"{environment}.{metric}={value:.3f}" for environment, means in each.items()
+                               if isinstance(means, dict) for metric, value in means.items() if metric in SHOWN)
+            print(f"seed {seed} {name:9} {numbers} left out {each.get('left_out', 0.0):.3f} of {each.get('trained_on', 0)}")
+
+
+if __name__ == "__main__":
+    main()
