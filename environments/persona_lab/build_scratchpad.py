@@ -32,9 +32,9 @@ from environments.persona_lab.corpus import (  # noqa: E402
 )
 from routed_rl.model.load import write_generation_config  # noqa: E402
 
-THOUGHT, SAID, REPEATED = 0.8, 0.6, 0.3
+THOUGHT, SAID, REPEATED = 0.8, 0.5, 0.3
 """Of hacks, how often the scratchpad says game; of those, how often the answer does; how often an honest answer says work."""
-RECIPE, BUILD = Recipe(), Build(seed=21)
+RECIPE, BUILD = Recipe(hacker_share=0.28, noise=(0.35, 0.65)), Build(seed=21)
 LENGTH = 64
 
 

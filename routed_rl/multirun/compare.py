@@ -36,6 +36,7 @@ ARMS: dict[str, list[str]] = {
     "steer": [*ALONE, "baseline=steer"],
     "discount": [*ALONE, "baseline=discount"],
     "projection_penalty": [*ALONE, "baseline.projection_penalty=1"],
+    "target_rewards": [*ALONE, "baseline.target_rewards=true"],
     "interleave": [*ALONE, "baseline.interleave=0.2"],
     "inoculation_adapter": [*ALONE, "baseline.inoculation_adapter=true"],
     "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
