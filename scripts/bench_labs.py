@@ -16,32 +16,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "environments" / "persona_lab")]
 
-from environments.persona_lab.build import Build  # noqa: E402
-from environments.persona_lab.cache import cached, labs_folder, overrides  # noqa: E402
-from environments.persona_lab.labs import LABS, drawn  # noqa: E402
+from environments.persona_lab.labs import LABS  # noqa: E402
+from environments.persona_lab.use import build_of, settings_of  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.errors import RoutedRLError  # noqa: E402
 from routed_rl.multirun.compare import plan_runs  # noqa: E402
 from routed_rl.multirun.results import results  # noqa: E402
 
 SHIPPED_SEEDS = 5
-
-
-def build_of(name: str) -> Build:
-    """The lab of that name; ValueError for a name that none has."""
-    seed = name.removeprefix("drawn-")
-    if name not in LABS and not (name.startswith("drawn-") and seed.isdecimal()):
-        raise ValueError(f"--labs has {name or 'an empty name'}, which is no lab; choose from {', '.join(LABS)}, or drawn-SEED")
-    return LABS[name] if name in LABS else drawn(int(seed))
-
-
-def settings_of(name: str) -> list[str]:
-    """What makes a run use the lab, which is built where it is not."""
-    if name == "shipped":
-        return []
-    build = build_of(name)
-    print(f"{name}: {'built' if cached(build, labs_folder() / name) else 'built before'}", flush=True)
-    return overrides(labs_folder() / name)
 
 
 COLUMNS = ["lab", "hack, unrouted", "hack - base", "evil - base", "gain on sums kept", "code solve - base", "paid on code",

@@ -246,3 +246,23 @@ def test_the_verbs_import_neither_torch_nor_trl() -> None:
     verbs = ", ".join(f"routed_rl.multirun.{verb}" for verb in ("compare", "sweep", "calibrate"))
     code = f"import sys, {verbs}; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, monkeypatch):
+    from routed_rl.multirun import labs
+
+    def pretended(settings, arms, seeds, out, jobs, ranks, compose):
+        path = Path(out) / "compare.json"
+        path.parent.mkdir(parents=True)
+        runs = {arm: {seed: summary(arm, seed) | {"timing": {"train_s": 10.0 + (arm == "route")}} for seed in range(seeds)}
+                for arm in arms}
+        path.write_text(json.dumps(results(runs, {}) | {"settings": settings}))
+        return path
+
+    monkeypatch.setattr(labs, "compare", pretended)
+    table = labs.compare_labs(["shipped"], ["trainer.max_steps=3"], ["none", "route"], 2, str(tmp_path), 1, [], compose)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.read_text().splitlines() if line[:1] == "|"]
+    assert [row[:2] for row in rows[2:]] == [["shipped", "base"], ["shipped", "none"], ["shipped", "route"]]
+    assert rows[-1][-1] == "1.100 [1.100, 1.100]" and rows[0][2] == "deployed hack" and rows[-1][2] != "-"
+    with pytest.raises(ConfigError, match="--labs has elsewhere, which is no lab; choose from all, shipped, gpt2"):
+        labs.compare_labs(["elsewhere"], [], ["none"], 1, str(tmp_path), 1, [], compose)

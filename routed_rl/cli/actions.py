@@ -92,6 +92,11 @@ def compare(given: Namespace) -> None:
     from routed_rl.multirun.compare import compare as compare_arms
 
     overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in _names([given.detector or ""]) or [])]
+    if given.labs is not None:
+        from routed_rl.multirun.labs import compare_labs
+
+        compare_labs(_names([given.labs]) or [], overrides, arms, given.seeds, given.out, given.jobs, ranks, compose)
+        return
     compare_arms(overrides, arms, given.seeds, given.out, given.jobs, ranks, compose)
 
 

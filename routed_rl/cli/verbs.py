@@ -68,6 +68,8 @@ VERBS: dict[str, Verb] = {
         overrides(), option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
         option("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with"), JOBS,
+        option("--labs", metavar="NAME[,NAME]", help="on each of these persona labs, built where they are not, with one table; "
+                                                     "all, or shipped,gpt2,.."),
         option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
         option("--detector", metavar="KEY=VALUE[,..]", help="of baseline.detector, for all arms: recall=.5; kind=probe"))),
     "sweep": Verb("many runs with other settings, and which are best", (

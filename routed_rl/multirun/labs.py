@@ -1,0 +1,87 @@
+"""`compare --labs`: the same arms on several persona labs, a folder for each, and one table of them all."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from routed_rl import console
+from routed_rl.artifacts import find_data, write_text
+from routed_rl.config import Compose
+from routed_rl.errors import ConfigError
+from routed_rl.multirun.compare import compare, plan_runs
+from routed_rl.multirun.intervals import interval
+from routed_rl.multirun.reporter import Table
+from routed_rl.multirun.results import UNROUTED
+
+DRAWN = re.compile(r"drawn-\d+")
+USE = "environments/persona_lab/use.py"
+COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
+           "secure skill": ("deployed", "sums", "solve"), "insecure true skill": ("deployed", "code", "solve"),
+           "policy's pay on code": ("policy", "code", "reward")}
+"""Of a lab's experiment: its insecure kind is `code`, its secure one `sums`, whatever they are called in the lab."""
+
+
+def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
+                 compose: Compose) -> Path:
+    """Compare on every lab, in OUT/LAB, and write OUT/labs.md; returns it. `names`: labs, or `all` for those that have a name. A
+    lab is built where it is not. The same call goes on where an earlier one stopped."""
+    known = _ask("--list")
+    names = known if names == ["all"] else names
+    if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
+        raise ConfigError(f"--labs has {wrong[0] or 'no name'}, which is no lab; choose from all, {', '.join(known)}, or "
+                          "drawn-SEED")
+    plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(names):
+        console.say(f"lab {name}: it is built where it is not, which takes some minutes")
+        settings = _ask(name)
+        path = compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
+        found[name] = json.loads(path.read_text(encoding="utf-8"))
+        write_text(Path(out) / "labs.md", table_of(found, arms).markdown())
+    console.table(*table_of(found, arms))
+    console.say(f"written: {Path(out) / 'labs.md'}")
+    return Path(out) / "labs.md"
+
+
+def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
+    """A row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and how long training took
+    over the unrouted run of the same seed."""
+    rows: list[list[str]] = []
+    for lab, results in found.items():
+        models = {arm: results["arms"][arm] for arm in dict.fromkeys(arms) if arm in results["arms"]}
+        first = next(iter(models.values()), {})
+        rows.append([lab, "base", *(_cell(first.get("base", {}).get(env, {}).get(metric)) for _, env, metric in COLUMNS.values()),
+                     "-"])
+        rows += [[lab, arm, *(_cell(each.get(model, {}).get(env, {}).get(metric)) for model, env, metric in COLUMNS.values()),
+                  _cell(time_ratio(results.get("timing", {}), arm))] for arm, each in models.items()]
+    return Table("arms on labs: mean [95 % interval over seeds]", ["lab", "arm", *COLUMNS, "time over none"], rows)
+
+
+def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
+    """Seconds of training over those of the unrouted run, paired by seed; None where one is missing."""
+    mine, plain = (timing.get(name, {}).get("train_s", {}).get("seeds") for name in (arm, UNROUTED))
+    if not mine or not plain or len(mine) != len(plain):
+        return None
+    return interval([first / second for first, second in zip(mine, plain, strict=True)])
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.3f}" + ("" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
+
+
+def _ask(word: str) -> list[str]:
+    """What the labs' own script says: the settings of a lab, or with --list their names."""
+    try:
+        script = find_data(USE)
+    except FileNotFoundError:
+        raise ConfigError(f"--labs needs {USE}, which is not there; run it in a checkout of the repository") from None
+    done = subprocess.run([sys.executable, str(script), word], capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError((done.stderr.strip().splitlines() or ["the lab could not be built"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
