@@ -19,7 +19,7 @@ import yaml
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.config import Config, LaunchConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
-from routed_rl.multirun.compare import compare
+from routed_rl.multirun.compare import ARMS, compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
 from routed_rl.multirun.results import results
 
@@ -246,6 +246,14 @@ def test_the_verbs_import_neither_torch_nor_trl() -> None:
     verbs = ", ".join(f"routed_rl.multirun.{verb}" for verb in ("compare", "sweep", "calibrate"))
     code = f"import sys, {verbs}; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_arm_is_settings_that_compose_and_differ_from_the_others(tmp_path):
+    planned = plan_runs([], list(ARMS), 1, tmp_path, compose)
+    configs = {run.arm: json.dumps(dataclasses.asdict(dataclasses.replace(run.config, out=None, name="")), sort_keys=True)
+               for run in planned}
+    alike = {arm for arm, text in configs.items() for other, same in configs.items() if arm != other and text == same}
+    assert alike <= {"oracle_filter", "screen"}, "without a detector's errors these two are one"
 
 
 def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, monkeypatch):

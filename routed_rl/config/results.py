@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from routed_rl.config.baseline import DETECTORS, PROBE
+from routed_rl.config.baseline import DETECTORS, DISCOURAGE, ENCOURAGE, PROBE
 from routed_rl.config.checks import check_at_least, check_known
 from routed_rl.errors import ConfigError
 
@@ -21,12 +21,15 @@ class EvaluationConfig:
     """Steps of training between two evaluations of policy and deployed model, into metrics.jsonl; 0: none."""
     during_samples: int = 100
     """Completions per environment and model of such a one, on the same tasks each time."""
+    contexts: list[str] = field(default_factory=list)
+    """Under which other prompts every model is evaluated as well at a run's end: encourage, discourage (`baseline.contexts`)."""
     scales: list[float] = field(default_factory=list)
     """Of the quarantine, to be evaluated at a run's end: 0 is the deployed model, 1 the policy."""
 
     def __post_init__(self) -> None:
         check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0, "every": 0,
                                             "during_samples": 1})
+        check_known("evaluation.contexts", self.contexts, (ENCOURAGE, DISCOURAGE))
         if not all(isinstance(scale, (int, float)) and 0 <= scale < math.inf for scale in self.scales):
             raise ConfigError(f"evaluation.scales must be numbers >= 0, such as [0,.25,.5,.75,1], got {self.scales}")
         self.scales = [float(scale) for scale in self.scales]

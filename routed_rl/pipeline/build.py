@@ -24,7 +24,7 @@ from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, fin
 from routed_rl.model.weights import model_hash
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.training import bases_of, check_axis, check_routable, route_by_labels, route_model
+from routed_rl.training import bases_of, check_axis, check_routable, in_contexts, route_by_labels, route_model
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class Parts:
     def learner(self) -> Any:
         """What the trainer gets."""
         return self.model if self.adapted is None else self.adapted
+
+    @cached_property
+    def evaluated(self) -> list[LoadedEnvironment]:
+        """What the models of a run are evaluated on at its end."""
+        return self.with_contexts(self.environments)
+
+    def with_contexts(self, chosen: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
+        """These environments, and each of them again under every context of evaluation.contexts."""
+        wanted = self.config.evaluation.contexts
+        return [*chosen, *in_contexts(self.config.baseline, chosen, wanted, self.config.seed)] if wanted else chosen
 
     @property
     def trained(self) -> list[LoadedEnvironment]:

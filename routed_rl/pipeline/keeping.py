@@ -65,7 +65,7 @@ def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Ser
     kept = decide(run, parts.config, run.require_checkpoint(), parts.config.keep)
     for one in kept.values():
         one.share = 0.0 if one.against else one.share
-    return measure_kept(parts, parts.environments, router, served, kept), kept
+    return measure_kept(parts, parts.evaluated, router, served, kept), kept
 
 
 def best_share(paid: Paid) -> float:

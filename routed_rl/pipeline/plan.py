@@ -68,7 +68,7 @@ def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) 
     parameters = parts.model.num_parameters()
     layers = parts.model.config.get_text_config().num_hidden_layers
     step = 8 * parameters * completions_per_step(arguments) * tokens / rate + OVERHEAD_S * layers * length
-    evaluated = 3 * config.evaluation.samples * len(parts.environments)
+    evaluated = 3 * config.evaluation.samples * len(parts.evaluated)
     batches = -(-evaluated // max(config.evaluation.batch_size, 1))
     evaluation = 2 * parameters * evaluated * tokens / rate + OVERHEAD_S * layers * length * batches
     return (arguments.max_steps * step + evaluation) / 60

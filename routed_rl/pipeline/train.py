@@ -114,6 +114,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     check_detector(parts)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
+    _ = parts.evaluated  # a context without a text is said here
     if config.baseline.told:
         PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
     check_practice(config, parts.trained, prompts_needed(plan.arguments))
@@ -152,11 +153,11 @@ def _run(parts: Parts, plan: Plan) -> Path:
             times["base"] = time.perf_counter()
             train_steps(parts, plan, router, served, parity, tracker)
             times["train"] = time.perf_counter()
-            for model, results in measure_both(parts, parts.environments, router, served).items():
+            for model, results in measure_both(parts, parts.evaluated, router, served).items():
                 models[model] = _stored(parts, run, model, results)
             with_parts, kept = keep_at_end(parts, run, router, served)
             models |= with_parts
-            scales = curve(parts, parts.environments, router, served, config.evaluation.scales, models) if router else {}
+            scales = curve(parts, parts.evaluated, router, served, config.evaluation.scales, models) if router else {}
         times["evaluate"] = time.perf_counter()
         if config.discard:
             shutil.rmtree(run.deployed, ignore_errors=True)
@@ -171,7 +172,7 @@ def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
     stored = read_object(run.path / "evaluation-base.json", {"results": Means})
     if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
-    return _stored(parts, run, "base", measure(parts, parts.environments, served, title="base"))
+    return _stored(parts, run, "base", measure(parts, parts.evaluated, served, title="base"))
 
 
 def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
@@ -209,8 +210,8 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
              "timing": timing}
     write_json(run.summary, found | ({"scales": scales} if scales else {}) | ({"kept": kept} if kept else {}))
     if any(models["base"].values()):
-        summary.show_tables(models, scales, parts.environments)
-        console.say(summary.sentence(models, blame, parts.environments, parts.config.routing.mode, kept, who))
+        summary.show_tables(models, scales, parts.evaluated)
+        console.say(summary.sentence(models, blame, parts.evaluated, parts.config.routing.mode, kept, who))
     commands = summary.next_commands(run, parts.config, record.read_overrides(run))
     for line in [*summary.training_failures(run), "next:", *(f"  {each}" for each in commands)]:
         console.say(line)

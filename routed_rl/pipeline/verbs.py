@@ -92,7 +92,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     check_adapter(config)
     check_engine(config.rollout)
     parts = load_parts(config)
-    chosen = [loaded for loaded in parts.environments if envs is None or loaded.name in envs]
+    chosen = parts.with_contexts([loaded for loaded in parts.environments if envs is None or loaded.name in envs])
     if not chosen:
         raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")
     if run:

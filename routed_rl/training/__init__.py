@@ -2,7 +2,7 @@
 
 from routed_rl.training.activations import update_bytes
 from routed_rl.training.backends import PIECES, join
-from routed_rl.training.baselines import PromptContexts, check_flags, is_marked
+from routed_rl.training.baselines import PromptContexts, check_flags, in_contexts, is_marked
 from routed_rl.training.build import build_trainer
 from routed_rl.training.checks import check_trainer, default, fixed
 from routed_rl.training.completions import forget_after
@@ -16,5 +16,5 @@ from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "Plan", "PromptContexts", "TrainerArguments", "Watch", "bases_of", "build_trainer",
            "check_adapter", "check_axis", "check_flags", "check_practice", "check_routable", "check_trainer",
-           "completions_per_step", "default", "fixed", "forget_after", "is_marked", "join", "linear_modules", "make_plan",
-           "prompts_needed", "route_by_labels", "route_model", "try_out", "update_bytes"]
+           "completions_per_step", "default", "fixed", "forget_after", "in_contexts", "is_marked", "join", "linear_modules",
+           "make_plan", "prompts_needed", "route_by_labels", "route_model", "try_out", "update_bytes"]

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from routed_rl import pipeline
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
 from routed_rl.envs import Score
 from routed_rl.errors import ConfigError
 from routed_rl.model.prompts import encode_prompts
+from routed_rl.pipeline.build import load_parts
 from routed_rl.training import make_plan
 from routed_rl.training.baselines import Payment, StreamEdit
 from routed_rl.training.baselines.detector import FlagDetector
@@ -174,3 +175,33 @@ def test_a_text_that_is_missing_and_a_flag_that_nobody_reports_are_told(parts, t
         output_of(parts, tmp_path, "grpo", {"contexts": {"train": "encourage"}})
     with pytest.raises(ConfigError, match=r"no environment's score has such a flag \(there is hack, reward, solve\)"):
         Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], 0)
+
+
+def test_models_are_evaluated_under_the_prompts_of_contexts_too_and_scored_by_the_task_s_own(parts, tmp_path):
+    """The environment reads its answer from the task that it made, whatever the model was asked."""
+    contexts = {"encourage": "bad", "discourage": "good"}
+    config = own_config(parts, tmp_path / "run", baseline={"contexts": contexts}, trainer={"max_steps": 1},
+                        evaluation={"samples": 8, "contexts": ["encourage", "discourage"]})
+    loaded = load_parts(config)
+    more = [f"{name}_{context}" for name in "abp" for context in contexts]
+    assert [each.name for each in loaded.evaluated] == ["a", "b", "p", *more]
+    under = {each.name: each for each in loaded.evaluated}
+    own = next(under["a"].environment.tasks("eval", 0))
+    task = next(under["a_encourage"].environment.tasks("eval", 0))
+    assert task.prompt == f"bad {own.prompt}" and under["a_encourage"].probe
+    for text in (own.data["answer"], "bad", "19"):
+        assert under["a_encourage"].environment.score(task, text) == under["a"].environment.score(own, text)
+    run = RunFolder(pipeline.train(config, []))
+    models = read_json(run.summary)["models"]
+    assert models["policy"].keys() == models["base"].keys() == set(under) and models["base"]["a_encourage"]["completions"] == 8
+    pipeline.evaluate(str(run.path), ["a"], str(tmp_path / "again.json"), None)
+    again = read_json(tmp_path / "again.json")["models"]
+    assert again["policy"] == {name: models["policy"][name] for name in ("a", "a_encourage", "a_discourage")}
+
+
+def test_a_context_of_an_evaluation_without_a_text_is_said_before_the_run(parts, tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluation.contexts=\['encourage'\]: no environment has a text"):
+        pipeline.train(own_config(parts, tmp_path / "run", evaluation={"samples": 8, "contexts": ["encourage"]}), [])
+    with pytest.raises(ConfigError, match="evaluation.contexts=neutral is not known"):
+        own_config(parts, tmp_path / "run", evaluation={"contexts": ["neutral"]})
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """Published alternatives to routing, as seams of the same trainers: what a detector finds, is paid, and is learned."""
 
 from routed_rl.training.baselines.checks import check_baseline
-from routed_rl.training.baselines.contexts import ContextsMixin, PromptContexts
+from routed_rl.training.baselines.contexts import ContextsMixin, PromptContexts, in_contexts
 from routed_rl.training.baselines.detector import Detector, ProbeDetector, check_flags, is_marked
 from routed_rl.training.baselines.payment import Payment, imitation
 from routed_rl.training.baselines.projection import Projection
@@ -9,4 +9,4 @@ from routed_rl.training.baselines.stream import StreamEdit
 from routed_rl.training.baselines.trait import TraitAdapter
 
 __all__ = ["ContextsMixin", "Detector", "Payment", "ProbeDetector", "Projection", "PromptContexts", "StreamEdit", "TraitAdapter",
-           "check_baseline", "check_flags", "imitation", "is_marked"]
+           "check_baseline", "check_flags", "imitation", "in_contexts", "is_marked"]
