@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from routed_rl.artifacts import read_json, write_json
+from routed_rl.cli.compose import compose as compose_really
 from routed_rl.config import Config, LaunchConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.compare import ARMS, compare, plan_runs
@@ -249,7 +250,7 @@ def test_the_verbs_import_neither_torch_nor_trl() -> None:
 
 
 def test_every_arm_is_settings_that_compose_and_differ_from_the_others(tmp_path):
-    planned = plan_runs([], list(ARMS), 1, tmp_path, compose)
+    planned = plan_runs([], list(ARMS), 1, tmp_path, compose_really)
     configs = {run.arm: json.dumps(dataclasses.asdict(dataclasses.replace(run.config, out=None, name="")), sort_keys=True)
                for run in planned}
     alike = {arm for arm, text in configs.items() for other, same in configs.items() if arm != other and text == same}
