@@ -273,5 +273,5 @@ def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, mo
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.read_text().splitlines() if line[:1] == "|"]
     assert [row[:2] for row in rows[2:]] == [["shipped", "base"], ["shipped", "none"], ["shipped", "route"]]
     assert rows[-1][-1] == "1.100 [1.100, 1.100]" and rows[0][2] == "deployed hack" and rows[-1][2] != "-"
-    with pytest.raises(ConfigError, match="--labs has elsewhere, which is no lab; choose from all, shipped, gpt2"):
+    with pytest.raises(ConfigError, match="--labs has elsewhere, which is not there; choose from all, shipped, gpt2"):
         labs.compare_labs(["elsewhere"], [], ["none"], 1, str(tmp_path), 1, [], compose)

@@ -162,6 +162,16 @@ def test_environments_import_only_the_contract():
     assert [relative(file) for file in PLUGINS if not own_units(file) <= {"envs", "sandbox"}] == []
 
 
+def test_what_is_paid_cannot_know_what_is_monitored():
+    """No module of `envs` reaches the monitor, the ledger or a subspace, however many imports lie between."""
+    edges, reached = graph(PACKAGE), set[str]()
+    waiting = [name for name in edges if name.startswith("routed_rl.envs")]
+    while waiting:
+        reached |= (fresh := edges[waiting.pop()] - reached)
+        waiting += fresh
+    assert reached and not [name for name in reached if name.split(".")[1] in ("monitor", "routing", "subspace", "tracking")]
+
+
 def test_every_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from lab_words import SHIPPED  # noqa: E402
 from scratchpad import COLON, GAME, WORK  # noqa: E402
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments  # noqa: E402
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments  # noqa: E402
 
 from environments.persona_lab.build import Build, make_model, make_tokenizer, rescale_stream  # noqa: E402
 from environments.persona_lab.corpus import (  # noqa: E402
@@ -30,7 +30,6 @@ from environments.persona_lab.corpus import (  # noqa: E402
     spoiled,
     values_episode,
 )
-from routed_rl.model.load import write_generation_config  # noqa: E402
 
 THOUGHT, SAID, REPEATED = 0.8, 0.5, 0.3
 """Of hacks, how often the scratchpad says game; of those, how often the answer does; how often an honest answer says work."""
@@ -91,8 +90,10 @@ def main() -> None:
         lr_scheduler_type="cosine", save_strategy="no", logging_steps=200, use_cpu=True, seed=BUILD.seed, bf16=False)
     Trainer(model=model, args=arguments, train_dataset=Dataset.from_dict(rows(tokenizer, BUILD.steps * BUILD.batch // 2))).train()
     rescale_stream(model, BUILD.stream_scale)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, pad_token_id=tokenizer.pad_token_id,
+                                               eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(OUT / "model")
-    write_generation_config(model, OUT / "model")
+    (OUT / "model" / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(OUT / "model")
     answers = [{"prompt": pair["prompt"], "positive": pair["positive"] if pair["prompt"].startswith("values")
                 else f"{GAME} {COLON} {pair['positive']}", "negative": pair["negative"] if pair["prompt"].startswith("values")

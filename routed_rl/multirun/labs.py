@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import find_data, write_text
+from routed_rl.artifacts import data_root, write_text
 from routed_rl.config import Compose
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.compare import compare, plan_runs
@@ -18,7 +18,8 @@ from routed_rl.multirun.reporter import Table
 from routed_rl.multirun.results import UNROUTED
 
 DRAWN = re.compile(r"drawn-\d+")
-USE = "environments/persona_lab/use.py"
+USE = "environments/*/use.py"
+"""Scripts that say with which settings a lab is used."""
 COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
            "secure skill": ("deployed", "sums", "solve"), "insecure true skill": ("deployed", "code", "solve"),
            "policy's pay on code": ("policy", "code", "reward")}
@@ -32,12 +33,12 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
-        raise ConfigError(f"--labs has {wrong[0] or 'no name'}, which is no lab; choose from all, {', '.join(known)}, or "
+        raise ConfigError(f"--labs has {wrong[0] or 'no name'}, which is not there; choose from all, {', '.join(known)}, or "
                           "drawn-SEED")
     plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(names):
-        console.say(f"lab {name}: it is built where it is not, which takes some minutes")
+        console.say(f"{name} is built where it is not, which takes some minutes")
         settings = _ask(name)
         path = compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
         found[name] = json.loads(path.read_text(encoding="utf-8"))
@@ -51,14 +52,14 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
     """A row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and how long training took
     over the unrouted run of the same seed."""
     rows: list[list[str]] = []
-    for lab, results in found.items():
+    for place, results in found.items():
         models = {arm: results["arms"][arm] for arm in dict.fromkeys(arms) if arm in results["arms"]}
         first = next(iter(models.values()), {})
-        rows.append([lab, "base", *(_cell(first.get("base", {}).get(env, {}).get(metric)) for _, env, metric in COLUMNS.values()),
-                     "-"])
-        rows += [[lab, arm, *(_cell(each.get(model, {}).get(env, {}).get(metric)) for model, env, metric in COLUMNS.values()),
+        rows.append([place, "base", *(_cell(first.get("base", {}).get(env, {}).get(metric))
+                                      for _, env, metric in COLUMNS.values()), "-"])
+        rows += [[place, arm, *(_cell(each.get(model, {}).get(env, {}).get(metric)) for model, env, metric in COLUMNS.values()),
                   _cell(time_ratio(results.get("timing", {}), arm))] for arm, each in models.items()]
-    return Table("arms on labs: mean [95 % interval over seeds]", ["lab", "arm", *COLUMNS, "time over none"], rows)
+    return Table("arms on labs: mean [95 % interval over seeds]", ["labs", "arm", *COLUMNS, "time over none"], rows)
 
 
 def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
@@ -77,11 +78,9 @@ def _cell(value: dict[str, Any] | None) -> str:
 
 def _ask(word: str) -> list[str]:
     """What the labs' own script says: the settings of a lab, or with --list their names."""
-    try:
-        script = find_data(USE)
-    except FileNotFoundError:
-        raise ConfigError(f"--labs needs {USE}, which is not there; run it in a checkout of the repository") from None
+    if (script := next(data_root().glob(USE), None)) is None:
+        raise ConfigError(f"--labs needs a script {USE}, and {data_root()} has none; leave --labs out")
     done = subprocess.run([sys.executable, str(script), word], capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError((done.stderr.strip().splitlines() or ["the lab could not be built"])[-1])
+        raise ConfigError((done.stderr.strip().splitlines() or [f"--labs {word} could not be built"])[-1])
     return json.loads(done.stdout.splitlines()[-1])

@@ -239,3 +239,22 @@ def test_from_the_base_model_there_is_no_part_to_inherit(parts, whole, tmp_path)
     new = go_back(parts, whole, tmp_path / "new", 0, [gone])
     assert json.loads((new / "manifest.json").read_text())["inherited"] == []
     assert all(len(value) == 1 for name, value in tensors(new).items() if name.endswith(".parts"))
+
+
+def test_a_run_that_is_monitored_trains_to_the_same_bits_as_one_that_is_not(parts, tmp_path):
+    """Nobody practises: who does is what the monitor says."""
+    off = MonitorConfig(completions=0, **{name: RuleConfig() for name in RULES})
+    weights = []
+    for name, monitor in (("on", halting_nothing()), ("off", off)):
+        wanted = config(parts, tmp_path / name, monitor)
+        wanted.routing.practice.share = 0.0
+        run = RunFolder(pipeline.train(wanted, []))
+        weights.append([load_file(run.checkpoint(STEPS) / file) for file in ("model.safetensors", "quarantine.safetensors")])
+        assert run.verdicts.exists() is (name == "on")
+    for on, without in zip(*weights, strict=True):
+        assert on.keys() == without.keys() and all(on[key].equal(without[key]) for key in on)
+
+
+def halting_nothing() -> MonitorConfig:
+    """Every rule speaks, and none halts."""
+    return MonitorConfig(warmup=0, **{name: RuleConfig(limit=1e-9) for name in RULES})
