@@ -156,6 +156,7 @@ def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
         run(tmp_path, *ours, "sweep.direction=minimize")
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_worse_than_the_median_is_pruned_and_counts(tmp_path):
     (tmp_path / "SLOW").touch()
     found = run(tmp_path, "routing.quarantine.learning_rate=0.1,0.01,0.001", "sweep=optuna", "sweep.trials=8", "seed=1",
