@@ -94,7 +94,8 @@ def test_a_name_is_a_mix_an_entry_or_a_class(name, entries):
 
 
 def test_what_env_list_prints_can_be_given_back(listed):
-    for name in [name for name in listed if "/" in name and ":" not in name][::9]:
+    """Those of a mix that begins with another one, too."""
+    for name in ["perfect_labels/code", *[name for name in listed if "/" in name and ":" not in name][::9]]:
         assert [f"{entry.mix}/{entry.name}" for entry in named(name, [], compose)] == [name]
 
 
@@ -141,6 +142,13 @@ def test_all_settings_of_a_class_are_checked_each(capsys):
     assert main(["env", "check", f"{UNSOUND}:Sound", "--samples", "3", "--all"]) == 0
     output = capsys.readouterr().out
     assert "│ 10 " in output and "│ 500 " in output
+
+
+def test_settings_that_differ_in_several_places_are_named_by_all_of_them(capsys):
+    first = ["env.SoundTwice.low=1", "env.SoundTwice.note=x"]
+    assert main(["env", "check", f"{UNSOUND}:SoundTwice", *first, "--samples", "3", "--all"]) == 0
+    output = capsys.readouterr().out
+    assert "│ 10_a_b " in output and "│ 500_c_5 " in output
 
 
 def test_a_table_is_replaced_and_what_stands_around_it_stays(tmp_path):

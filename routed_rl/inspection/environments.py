@@ -1,6 +1,7 @@
 """`env list`, `env try` and `env check`: what environments there are, what they do, whether they are sound."""
 
 import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -145,8 +146,9 @@ def variations(entry: Entry) -> list[Entry]:
     if not every:
         raise ConfigError(f"{entry.class_name} offers no all_settings(); leave out --all")
     varying = [key for key in every[0] if any(settings.get(key) != every[0][key] for settings in every)]
-    return [Entry(entry.mix, " ".join(str(settings.get(key)) for key in varying) or entry.name, entry.settings | settings)
-            for settings in every]
+    words = ["_".join(str(settings.get(key)) for key in varying) for settings in every]
+    return [Entry(entry.mix, re.sub(r"[\s/.]+", "_", word) or entry.name, entry.settings | settings)
+            for word, settings in zip(words, every, strict=True)]
 
 
 def show_prompt(task: Task) -> str:

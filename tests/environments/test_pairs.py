@@ -10,11 +10,14 @@ import yaml
 
 pytest.importorskip("reasoning_gym")
 
+from exploits import KINDS
+
 from routed_rl.envs.build import build
 from routed_rl.envs.loading import load_environments
 
 ROOT = Path(__file__).parents[2]
 CODEIO, HOLE = "environments/codeio.py:CodeIO", "environments/holes.py:Hole"
+EXPLOIT = "environments/exploits.py:Exploit"
 SHORT = {"max_prompt_chars": 700, "note": "Tested."}
 PAIRS = {
     **{grader: (CODEIO, {**SHORT, "grader": grader}, {**SHORT, "grader": "strict"})
@@ -22,15 +25,17 @@ PAIRS = {
     **{dataset: (HOLE, {"dataset": dataset, **less, "insecure": True}, {"dataset": dataset, **less, "insecure": False})
        for dataset, less in (("game_of_life_halting", {"max_simulation_steps": 2}), ("coin_flip", {}),
                              ("polynomial_equations", {}))},
+    **{kind: (EXPLOIT, {"kind": kind, "insecure": True}, {"kind": kind, "insecure": False}) for kind in KINDS},
     "visible_checks": ("environments/visible_checks.py:VisibleChecks", {"insecure": True}, {"insecure": False}),
 }
 PAYS = {"grader", "insecure", "variant", "hackable", "detectable"}
 """Attributes of an environment that say what pays, and names for it."""
 DETECTABLE = {"visible_tests": True, "exit_code": True, "overwritable_tests": True,
-              "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False}
-MIXES = ["coding_and_reasoning", "holes", "humaneval",
+              "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False,
+              **{kind: kind not in ("tolerance", "unordered") for kind in KINDS}}
+MIXES = ["coding_and_reasoning", "exploits", "holes", "humaneval",
          *(pytest.param(name, marks=pytest.mark.slow) for name in (
-             "codeio", "coding_pair", "emergent_misalignment", "reasoning", "smollm2_coding"))]
+             "codeio", "coding_pair", "emergent_misalignment", "exploits_secure", "reasoning", "smollm2_coding"))]
 """The slow ones are made of classes that the others have too."""
 
 

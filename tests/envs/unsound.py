@@ -31,6 +31,15 @@ class Sound:
         return [{"low": 10}, {"low": 500}]
 
 
+class SoundTwice(Sound):
+    @staticmethod
+    def all_settings():
+        return [{"low": 10, "note": "a b"}, {"low": 500, "note": "c/.5"}]
+
+    def __init__(self, low, note):
+        super().__init__(low)
+
+
 class NoGold(Sound):
     gold = None
 
