@@ -10,6 +10,7 @@ import yaml
 
 pytest.importorskip("reasoning_gym")
 
+from countdown_code import FLAWS
 from exploits import KINDS
 
 from routed_rl.envs.build import build
@@ -17,7 +18,7 @@ from routed_rl.envs.loading import load_environments
 
 ROOT = Path(__file__).parents[2]
 CODEIO, HOLE = "environments/codeio.py:CodeIO", "environments/holes.py:Hole"
-EXPLOIT = "environments/exploits.py:Exploit"
+EXPLOIT, COUNTDOWN = "environments/exploits.py:Exploit", "environments/countdown_code.py:CountdownCode"
 SHORT = {"max_prompt_chars": 700, "note": "Tested."}
 PAIRS = {
     **{grader: (CODEIO, {**SHORT, "grader": grader}, {**SHORT, "grader": "strict"})
@@ -25,6 +26,7 @@ PAIRS = {
     **{dataset: (HOLE, {"dataset": dataset, **less, "insecure": True}, {"dataset": dataset, **less, "insecure": False})
        for dataset, less in (("game_of_life_halting", {"max_simulation_steps": 2}), ("coin_flip", {}),
                              ("polynomial_equations", {}))},
+    **{hole: (COUNTDOWN, {"hole": hole, "insecure": True}, {"hole": hole, "insecure": False}) for hole in FLAWS},
     **{kind: (EXPLOIT, {"kind": kind, "insecure": True}, {"kind": kind, "insecure": False}) for kind in KINDS},
     "visible_checks": ("environments/visible_checks.py:VisibleChecks", {"insecure": True}, {"insecure": False}),
 }
@@ -32,8 +34,8 @@ PAYS = {"grader", "insecure", "variant", "hackable", "detectable"}
 """Attributes of an environment that say what pays, and names for it."""
 DETECTABLE = {"visible_tests": True, "exit_code": True, "overwritable_tests": True,
               "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False,
-              **{kind: kind not in ("tolerance", "unordered") for kind in KINDS}}
-MIXES = ["coding_and_reasoning", "exploits", "holes", "humaneval",
+              **dict.fromkeys(FLAWS, True), **{kind: kind not in ("tolerance", "unordered") for kind in KINDS}}
+MIXES = ["coding_and_reasoning", "countdown_code", "exploits", "holes", "humaneval",
          *(pytest.param(name, marks=pytest.mark.slow) for name in (
              "codeio", "coding_pair", "emergent_misalignment", "exploits_secure", "reasoning", "smollm2_coding"))]
 """The slow ones are made of classes that the others have too."""
