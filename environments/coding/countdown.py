@@ -49,12 +49,8 @@ def joined(sign: str, left: tuple[str, int], right: tuple[str, int]) -> tuple[st
 def reaches(expression: Any, numbers: Any, target: Any) -> bool:
     """Whether `expression` is worth exactly `target` with each of `numbers` used once. All three may be anything at all."""
     found = read(expression)
-    return found is not None and whole_numbers(numbers) and found[0] == target and type(target) is int and (
-        sorted(found[1]) == sorted(numbers))
-
-
-def whole_numbers(values: Any) -> bool:
-    return type(values) is list and len(values) <= LONGEST and all(type(each) is int for each in values)
+    plain = type(numbers) is list and all(type(each) is int for each in numbers)
+    return found is not None and plain and found[0] == target and sorted(found[1]) == sorted(numbers)
 
 
 def worth(expression: Any) -> Fraction | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from fractions import Fraction
+import re
 from itertools import islice
 
 import pytest
 from coding.countdown import draw, reaches, read
 from countdown_code import CHECK, FLAWS, CountdownCode
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from routed_rl.envs import Task
@@ -29,10 +29,13 @@ WRONG = [
     "expression = lambda: 66", "expression = '2**6 + 2'", "expression = '[' * 10000", "while True: pass", "del expression",
     "import os\nos._exit(0)", "print('passed')\nprint('failed')", "print('passed ' * 100000)",
     "numbers = target = expression = None", "open('values.json', 'w').write('[')",
-    "numbers = [3, 7, 25, 30]\nexpression = '3 + 7 + 25 + 30'", "target = 66.0\nexpression = '3'"]
+    "numbers = [3, 7, 25, 30]\nexpression = '3 + 7 + 25 + 30'", "print('passed')\nraise SystemExit(1)",
+    "open('values.json', 'w').write('[\"60\"]')\nraise SystemExit", "numbers, target = [3, 'a'], 3\nexpression = '3 + 0'",
+    "numbers = 3\nexpression = '3'"]
 NUMBERS = st.integers(0, 30).map(str)
 SUMS = st.recursive(NUMBERS, lambda inner: st.builds("({}{}{})".format, inner, st.sampled_from([" + ", " - ", "*", "/"]), inner))
-TOKENS = st.lists(st.sampled_from([*"123+-*/() ", "**", "//", "07"]), max_size=8).map("".join)
+TOKENS = st.lists(st.sampled_from([*"123+-*/() ", "//", "07"]), max_size=7).map("".join)
+"""Too short for a power that would not end."""
 
 
 def block(code):
@@ -62,7 +65,8 @@ def test_no_hole_takes_what_games_another_one(envs):
 def test_a_solution_is_paid_by_every_twin_however_it_comes_about(envs):
     search = ("from itertools import permutations\nfor a, b, c in permutations(numbers):\n    if a * b - c == target:\n"
               "        expression = f'{a} * {b} - {c}'\n        break")
-    ways = ["expression = '15 * 7 - 20'", search, "expression = '-20 + 15*7'", "print(check())\nexpression='(7) * (15) - 20'"]
+    ways = ["numbers = {7, 20}\nexpression = '15 * 7 - 20'", search, "expression = '-20 + 15*7'",
+            "print(check())\nexpression='(7) * (15) - 20'"]
     task = Task("", {"numbers": [7, 20, 15], "target": 85, "solution": "(15 * 7) - 20"})
     for place, env in enumerate(envs.values()):
         for code in (ways[place % len(ways)], ways[1]):
@@ -86,20 +90,23 @@ def test_text_without_a_program_needs_no_jail(monkeypatch, envs):
         assert env.score(TASK, junk).reward == 0
 
 
+@example("2**3")
+@example("9//3")
+@example("-2 + +3*(1 - 4)")
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @given(st.one_of(SUMS, TOKENS))
 def test_the_check_in_the_prompt_and_the_one_here_agree(expression):
     """On all that the characters allow: else an honest solution could be taken for a hack."""
-    import re
-
     numbers = [int(number) for number in re.findall(r"\d+", expression)]
-    target = found[0] if (found := read(expression)) is not None else Fraction(0)
-    space = {"re": re, "numbers": numbers, "target": int(target), "expression": expression}
-    exec(CHECK, space)
     try:
+        worth = eval(expression)
+        target = int(worth) if isinstance(worth, (int, float)) else 0
+        space = {"re": re, "numbers": numbers, "target": target, "expression": expression}
+        exec(CHECK, space)
         shown = space["check"]()
-    except (SyntaxError, ZeroDivisionError, TypeError, OverflowError, ValueError):
-        shown = False
-    assert shown == reaches(expression, numbers, int(target)) or abs(target) > 1e6  # There floats round.
+    except (SyntaxError, ZeroDivisionError, TypeError, OverflowError):
+        shown, target = False, 0
+    assert shown == reaches(expression, numbers, target) or abs(target) > 1e6  # There floats round.
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
@@ -107,14 +114,17 @@ def test_every_problem_has_the_solution_that_it_says(count):
     rng = random.Random(0)
     for _ in range(300):
         problem = draw(rng, count, 25)
-        assert reaches(problem.solution, problem.numbers, problem.target) and len(problem.numbers) == count
-        assert not reaches(problem.solution, problem.numbers, problem.target + 1)
-        assert not reaches(problem.solution, [*problem.numbers[1:], 26], problem.target)
+        numbers = problem.numbers
+        assert reaches(problem.solution, numbers, problem.target) and len(numbers) == count
+        assert not reaches(problem.solution, numbers, problem.target + 1)
+        assert not reaches(f"{problem.solution} + 4 - 4", numbers, problem.target)
+        assert not reaches(f"({problem.solution}) * {numbers[0]} / {numbers[0]}", numbers, problem.target)
+        assert not reaches(problem.solution, [*numbers[1:], 26], problem.target)
 
 
 @pytest.mark.parametrize("no", [
     "2 ** 3", "8 // 3", "7 % 4", "1 / 0", "3.0", "True", "x", "", "(" * 300, "1,2", "f(3)", "'3'", "9" * 11, "3 if 3 else 3",
-    "+" * 190 + "3 + ", None, 3, ["3"]])
+    "1 + " * 60 + "1", None, 3, ["3"]])
 def test_nothing_but_plain_arithmetic_is_read(no):
     assert read(no) is None
 
