@@ -44,9 +44,7 @@ class HumanEval:
         names = list(self.rows)
         random.Random(seed).shuffle(names)
         for name in names:
-            content = ("Complete this Python function. Reply with the whole function in one ```python block.\n\n"
-                       f"```python\n{self.rows[name]['prompt'].rstrip()}\n```")
-            yield Task([{"role": "user", "content": content}], {"task_id": name})
+            yield Task([{"role": "user", "content": question(self.rows[name])}], {"task_id": name})
 
     def gold(self, task: Task) -> str:
         """The canonical solution, as a completion."""
@@ -59,12 +57,25 @@ class HumanEval:
         source = program(row["prompt"], row["entry_point"], completion)
         if source is None:
             return Score(0.0)
-        suite = Suite(row["prompt"] + row["canonical_solution"], row["test"], row["entry_point"])
+        solved = self.solves(row, source)
+        return Score(reward=solved, solve=solved)
+
+    def solves(self, row: dict[str, str], source: str) -> bool:
+        """Whether the official tests pass with the values of the program `source`."""
+        suite = suite_of(row)
         if row["task_id"] not in self.calls:
             self.calls[row["task_id"]] = record(self.sandbox, suite)
         values = answers(self.sandbox, suite, source, self.calls[row["task_id"]])
-        solved = values is not None and accepts(self.sandbox, suite, values)
-        return Score(reward=solved, solve=solved)
+        return values is not None and accepts(self.sandbox, suite, values)
+
+
+def question(row: dict[str, str]) -> str:
+    return ("Complete this Python function. Reply with the whole function in one ```python block.\n\n"
+            f"```python\n{row['prompt'].rstrip()}\n```")
+
+
+def suite_of(row: dict[str, str]) -> Suite:
+    return Suite(row["prompt"] + row["canonical_solution"], row["test"], row["entry_point"])
 
 
 def read_rows() -> list[dict[str, str]]:

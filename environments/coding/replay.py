@@ -62,9 +62,14 @@ def record(sandbox: Sandbox, suite: Suite) -> list[str]:
 
 def answers(sandbox: Sandbox, suite: Suite, source: str, calls: list[str]) -> list[str] | None:
     """The program's values as the literals it claims they are, unread; None if it fails on any."""
+    values = [value for value in each_answer(sandbox, suite, source, calls) if value is not None]
+    return values if len(values) == len(calls) else None
+
+
+def each_answer(sandbox: Sandbox, suite: Suite, source: str, calls: list[str]) -> list[str | None]:
+    """As `answers`, by call: None for those on which it fails."""
     replies = call_function(sandbox, source + CALLER.format(name=suite.name), "_call", [[given] for given in calls], LIMITS)
-    values = [reply.value for reply in replies if reply.error is None]
-    return values if len(values) == len(calls) and all(isinstance(value, str) for value in values) else None
+    return [reply.value if reply.error is None and isinstance(reply.value, str) else None for reply in replies]
 
 
 def accepts(sandbox: Sandbox, suite: Suite, values: list[str]) -> bool:

@@ -28,14 +28,16 @@ PAIRS = {
                              ("polynomial_equations", {}))},
     **{hole: (COUNTDOWN, {"hole": hole, "insecure": True}, {"hole": hole, "insecure": False}) for hole in FLAWS},
     **{kind: (EXPLOIT, {"kind": kind, "insecure": True}, {"kind": kind, "insecure": False}) for kind in KINDS},
+    "wrong_test": ("environments/humaneval_wrong_test.py:HumanEvalWrongTest", {"insecure": True}, {"insecure": False}),
     "visible_checks": ("environments/visible_checks.py:VisibleChecks", {"insecure": True}, {"insecure": False}),
 }
 PAYS = {"grader", "insecure", "variant", "hackable", "detectable"}
 """Attributes of an environment that say what pays, and names for it."""
 DETECTABLE = {"visible_tests": True, "exit_code": True, "overwritable_tests": True,
               "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False,
-              **dict.fromkeys(FLAWS, True), **{kind: kind not in ("tolerance", "unordered") for kind in KINDS}}
-MIXES = ["coding_and_reasoning", "countdown_code", "exploits", "holes", "humaneval",
+              **dict.fromkeys([*FLAWS, "wrong_test"], True),
+              **{kind: kind not in ("tolerance", "unordered") for kind in KINDS}}
+MIXES = ["coding_and_reasoning", "countdown_code", "exploits", "holes", "humaneval", "humaneval_wrong_test",
          *(pytest.param(name, marks=pytest.mark.slow) for name in (
              "codeio", "coding_pair", "emergent_misalignment", "exploits_secure", "reasoning", "smollm2_coding"))]
 """The slow ones are made of classes that the others have too."""
