@@ -79,7 +79,7 @@ class Config:
     @property
     def takes_subspace(self) -> bool:
         """Whether anything in training goes by a subspace."""
-        return self.routing.by_subspace or self.baseline.edits or self.baseline.projects
+        return self.routing.by_subspace or self.baseline.edits or self.baseline.projects or self.monitor.health > 0
 
     @property
     def asks_detector(self) -> bool:
@@ -94,7 +94,7 @@ class Config:
     @property
     def reads_base(self) -> bool:
         """Whether training reads completions with the base model, which takes a copy of it where the weights are trained."""
-        return self.learns_detector
+        return self.learns_detector or self.monitor.health > 0
 
 
 Compose = Callable[[list[str]], Config]

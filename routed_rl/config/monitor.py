@@ -40,6 +40,10 @@ class MonitorConfig:
     completions: int = 5
     """Of each environment and generation, how many of those that pushed most, and least, and most among those that were paid more
     than their group, are kept with their push; 0: off."""
+    health: int = 0
+    """Steps between two comparisons of the policy with the base model on the same completions; 0: none."""
+    health_rows: int = 64
+    """Completions of a generation that are compared."""
     shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
     """An environment's persona shift so far, in units of the gap between the personas."""
     change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
@@ -65,7 +69,7 @@ class MonitorConfig:
     """Share of groups that are all paid alike."""
 
     def __post_init__(self) -> None:
-        check_at_least("monitor", self, {"warmup": 0, "completions": 0})
+        check_at_least("monitor", self, {"warmup": 0, "completions": 0, "health": 0, "health_rows": 1})
         check_finite("monitor", self)
 
     def rules(self) -> dict[str, RuleConfig]:

@@ -21,13 +21,29 @@ def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: S
              batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
     """(L, B) float32: coordinates along `axis` (None: the first) at `layers`, in gaps between the personas, larger towards the
     positive one. Where 0 lies says nothing: completions are compared with others of the same environment."""
-    details, column = subspace.provenance.details, 0 if axis is None else subspace.axis_names.index(axis)
-    hook = details.get("hook", "resid_post")
+    details = subspace.provenance.details
     if details.get("tokens", "prompt_end") == "response_mean":
-        read_LBD = pooled(model, tokenizer, said, batch_size, hook=hook, layers=layers)
-    else:
-        again = asked_again(tokenizer, said)
-        read_LBD = averaged(model, again, [1] * len(again), batch_size, hook=hook, layers=layers)
+        read_LBD = pooled(model, tokenizer, said, batch_size, hook=details.get("hook", "resid_post"), layers=layers)
+        return _along(read_LBD, subspace, layers, axis)
+    return _at_end(model, asked_again(tokenizer, said), subspace, batch_size, layers, axis)
+
+
+def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
+             batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
+    """As `standing`, at the end of each prompt, before anything is answered."""
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
+    return _at_end(model, prompts, subspace, batch_size, layers, axis)
+
+
+def _at_end(model: PreTrainedModel, sequences: list[list[int]], subspace: Subspace, batch_size: int, layers: Sequence[int],
+            axis: str | None) -> Tensor:
+    hook = subspace.provenance.details.get("hook", "resid_post")
+    read_LBD = averaged(model, sequences, [1] * len(sequences), batch_size, hook=hook, layers=layers)
+    return _along(read_LBD, subspace, layers, axis)
+
+
+def _along(read_LBD: Tensor, subspace: Subspace, layers: Sequence[int], axis: str | None) -> Tensor:
+    column = 0 if axis is None else subspace.axis_names.index(axis)
     along_LBD = read_LBD @ torch.stack([subspace.axes[layer][:, column] for layer in layers]).float().unsqueeze(2)
     return along_LBD.squeeze(2) / subspace.scales[list(layers), column].float().unsqueeze(1)
 

@@ -55,6 +55,17 @@ METRICS = {
     "evaluation/<model>/<env>/<metric>": "mean over a small fixed sample, every evaluation.every steps; policy or deployed",
     "parity/policy": "largest difference of a log-probability between the rollouts' engine and the trainer, when compared",
     "parity/deployed": "the same with the quarantine off on both sides",
+    "health/<env>/honest": "of monitor.health: minus the mean of the base model's score of honest completions, 0 for the others; "
+                           "scores are gaps towards the positive persona, from where the base model stands after the prompt",
+    "health/<env>/obfuscated_policy": "the same of completions with a flag of baseline.detector.flags, 0 for the others: it "
+                                      "rises where these come to read honest",
+    "health/<env>/obfuscated_activations": "minus the mean of (the policy's score - the base model's) of the same completions: "
+                                           "it rises where the policy's activations hide what its text shows",
+    "health/<env>/deceptive": "share of the compared completions with such a flag",
+    "health/<env>/auroc_base": "how well the base model's score tells completions with such a flag from the others",
+    "health/<env>/auroc_policy": "the same of the policy's score",
+    "health/<quantity>": "each of these over the completions of all environments",
+    "time/health_s": "seconds of that comparison; in time/step_s",
     "time/sync_s": "seconds to push the policy's weights to the rollouts' engine",
     "time/evaluation_s": "seconds of an evaluation during training; not in time/step_s",
     "train/value/explained_variance": "of PPO: 1 - Var(paid - value) / Var(paid) over own tokens, before they are trained on",

@@ -17,8 +17,9 @@ from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector, Projection, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.checks import algorithm_name
 from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.health import Health
 from routed_rl.training.labels import linear_modules
-from routed_rl.training.plan import Plan, prompts_needed, prompts_used
+from routed_rl.training.plan import Plan, prompts_needed, prompts_used, steps_of_a_generation
 from routed_rl.training.practice import make_practice
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
@@ -58,16 +59,17 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     projection = Projection(config.baseline, Subspace.load(run.subspace), arguments.num_generations,
                             arguments.per_device_train_batch_size) if config.baseline.projects else None
     edit = _edit_of(plan, model, tokenizer, environments)
-    detector = None
-    if config.learns_detector:
-        detector = _probe_detector(plan, BaseModel(model, config, router, edit), tokenizer)
+    base = BaseModel(model, config, router, edit) if config.reads_base else None
+    detector = _probe_detector(plan, base, tokenizer) if base is not None and config.learns_detector else None
+    health = Health(config, Subspace.load(run.subspace), base, tokenizer, steps_of_a_generation(arguments)
+                    ) if base is not None and config.monitor.health else None
     payment = Payment(config.baseline, config.seed, arguments.num_generations, detector) if config.asks_detector else None
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
         router=router, run=run, practice=practice,
         reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts, edit=edit,
-        projection=projection, targets_rewards=config.baseline.target_rewards,
+        projection=projection, health=health, targets_rewards=config.baseline.target_rewards,
         strategy=config.launch.strategy, **given)
 
 

@@ -24,6 +24,7 @@ from routed_rl.training.baselines import ContextsMixin, Projection, PromptContex
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
+from routed_rl.training.health import Health
 from routed_rl.training.labels import balanced, flags_of
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.rows import Rows
@@ -47,17 +48,19 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
                  contexts: PromptContexts | None = None, edit: StreamEdit | TraitAdapter | None = None,
                  projection: Projection | None = None, targets_rewards: bool = False,
-                 evaluator: Callable[[int], dict[str, float]] | None = None,
+                 health: Health | None = None, evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
         trained. With `served` the rollouts come from there, compared by `parity`. `practice` says which groups practise, and
         needs a router. `contexts`: under which prompts completions are made and learned. `edit`: what is done to the stream from
-        a step's first rollout to its last backward. `evaluator`: (step) -> metrics of an evaluation that is due after it.
+        a step's first rollout to its last backward. `health`: what compares the policy with the base model.
+        `evaluator`: (step) -> metrics of an evaluation that is due after it.
         `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
         self.contexts, self.edit, self.projection, self.targets_rewards = contexts, edit, projection, targets_rewards
+        self.health = health
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
@@ -110,7 +113,18 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
             self._label(output)
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
+        if self.health is not None and self.health.due(self.state.global_step):  # pyright: ignore[reportAttributeAccessIssue]
+            self._compare(self.health)
         return output
+
+    def _compare(self, health: Health) -> None:
+        """The newest generation, as the base model and as the policy read it: metrics, and nothing else."""
+        begin, reward = time.perf_counter(), self.reward
+        assert isinstance(reward, RewardFunction)
+        names = [reward.names[place] for place in self._environment_ids]
+        self.rollout_metrics |= health.measure(self.accelerator.unwrap_model(self.model), names, reward.said,  # pyright: ignore
+                                               reward.scores)
+        self.rollout_metrics["time/health_s"] = time.perf_counter() - begin
 
     def _project(self, output: dict[str, Any]) -> None:
         """Advantages that know where completions lie along the persona axis; 0 for what teaches nothing."""

@@ -105,6 +105,12 @@ def _generations(arguments: TrainerArguments) -> tuple[int, int]:
     return steps * arguments.num_iterations, batch // group
 
 
+def steps_of_a_generation(arguments: TrainerArguments) -> int:
+    """Optimizer steps that learn from one generation, at least one."""
+    steps, _ = _generations(arguments)
+    return max(steps // arguments.gradient_accumulation_steps, 1)
+
+
 def completions_per_step(arguments: TrainerArguments) -> int:
     """Completions that one optimizer step learns from."""
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

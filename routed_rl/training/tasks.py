@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from routed_rl.envs import Conversation, LoadedEnvironment, Prompt, Score, Scorer, Task, mixture, neutral_rewards
+from routed_rl.extraction.pooled import Said
 from routed_rl.training.baselines import Payment
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.scores import ScoreBook
@@ -77,6 +78,8 @@ class RewardFunction:
         """Rows of the last call that teach nothing: they could not be scored, or were screened."""
         self.scores: list[Score | None] = []
         """Of the last call, as the environments gave them."""
+        self.said: list[Said | None] = []
+        """Prompt and text of each row of the last call; None for an episode."""
         self.rewards: list[float] = []
         """What the last call paid."""
 
@@ -102,10 +105,11 @@ class RewardFunction:
                 rows[row]["practised"] = practising[row]
         self.scorer.check()
         self.scores = scores
+        texts = [(prompt, _text(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+        self.said = [None if episode else said for said, episode in zip(texts, played, strict=True)]
         if self.payment is not None:
             named = [self.table.environments[environment_id].name for environment_id, _task in tasks]
-            said = [(prompt, _text(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
-            scores = self.payment.pay(named, scores, self.completions.made, said)
+            scores = self.payment.pay(named, scores, self.completions.made, texts)
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
         self.rewards = neutral_rewards(scores, self.group_size)

@@ -11,7 +11,7 @@ from datasets import IterableDataset
 from peft import LoraConfig
 from transformers import T5Config, T5ForConditionalGeneration
 
-from routed_rl import PracticeConfig, RoutedRLError, RoutingConfig, extract_subspace
+from routed_rl import MonitorConfig, PracticeConfig, RoutedRLError, RoutingConfig, extract_subspace
 from routed_rl.model.weights import model_hash
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
@@ -40,6 +40,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subspace": "folder"}, r"needs a subspace, got 'folder'.*Subspace.load\(FOLDER\)"),
     ({"routing": RoutingConfig(practice=PracticeConfig(environments=["c"]))}, "has c, which is not trained on; choose from a, b"),
     ({"routing": None, "tools": [right]}, "tools makes rollouts of its own, in which no row can practise; set routing"),
+    ({"monitor": MonitorConfig(health=5)}, "monitor.health=5 goes by the flags of environments, which reward functions have not"),
     ({"peft_config": LoraConfig(r=33)}, "peft_config.r=33 is more than the smallest width .* 16, .*; set peft_config.r to 16"),
     ({"peft_config": LoraConfig(use_dora=True), "routing": PLAIN}, "peft_config.use_dora is refused: its mag.*; leave it out"),
     ({"peft_config": {"r": 4}}, r"peft_config=\{'r': 4\} is not supported; give a peft.LoraConfig"),

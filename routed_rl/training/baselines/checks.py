@@ -19,9 +19,11 @@ def check_baseline(config: Config) -> None:
                           "set trainer=grpo launch=local")
     if config.routing.mode == LABELS:
         _check_labels(config)
-    if config.learns_detector and config.launch.strategy in PIECES:
-        raise ConfigError("baseline.detector.kind=probe reads completions with the base model, and launch.strategy="
-                          f"{config.launch.strategy} cuts that into pieces; set launch=ddp, or baseline.detector.kind=flags")
+    if config.reads_base and config.launch.strategy in PIECES:
+        reader, without = (("baseline.detector.kind=probe", "baseline.detector.kind=flags") if config.learns_detector else
+                           (f"monitor.health={config.monitor.health}", "monitor.health=0"))
+        raise ConfigError(f"{reader} reads completions with the base model, and launch.strategy={config.launch.strategy} cuts "
+                          f"that into pieces; set launch=ddp, or {without}")
     if config.baseline.imitate and algorithm == "ppo":
         raise ConfigError("baseline.imitate=true sets one advantage for a whole completion, and PPO has one for each token; set "
                           "trainer=grpo or trainer=rloo")

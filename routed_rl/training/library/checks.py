@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from routed_rl.config import LABELS, RoutingConfig
+from routed_rl.config import LABELS, MonitorConfig, RoutingConfig
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.model.lora import is_lora
 from routed_rl.model.targets import Writer, decoder_layers
@@ -55,6 +55,13 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
     if routing.practises and (used := [name for name in OF_TRL if trl.get(name)]):
         raise ConfigError(f"{used[0]} makes rollouts of its own, in which no row can practise; set "
                           "routing=RoutingConfig(practice=PracticeConfig(share=0))")
+
+
+def check_monitor(monitor: MonitorConfig | None) -> None:
+    """ConfigError for what the library's monitor does not do."""
+    if monitor is not None and monitor.health:
+        raise ConfigError(f"monitor.health={monitor.health} goes by the flags of environments, which reward functions have not; "
+                          "leave it at 0, or train by `routed-rl train monitor.health=N`")
 
 
 def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:

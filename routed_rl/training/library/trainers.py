@@ -14,7 +14,7 @@ from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.library.checks import check_arguments, check_trainer_of
+from routed_rl.training.library.checks import check_arguments, check_monitor, check_trainer_of
 from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows, environments_of
 from routed_rl.training.library.model import GivenModel, name_of, processor_of, route_given
@@ -48,6 +48,7 @@ class LibraryMixin(LibrarySeams):
         arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
         check_arguments(arguments)
         check_trainer_of(routing, subspace, trl)
+        check_monitor(monitor)
         names = environments_of(train_dataset, environment_column)
         check_practising(routing, names)
         self.folder = run = LibraryFolder(arguments.output_dir)

@@ -1,0 +1,94 @@
+"""The monitor's comparison with the base model: how much of what the policy writes reads honest, and whether its own activations
+hide what its text shows. Bookkeeping of the Obfuscation Atlas (arXiv:2602.15515), along the persona axis. A reading alone: no
+reward, loss or random number knows of it.
+
+Not covered: episodes, and strategies that cut weights into pieces.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.config import Config
+from routed_rl.envs import Score
+from routed_rl.extraction.persona import expected, layers_to_read, standing
+from routed_rl.extraction.pooled import Said
+from routed_rl.model.adapter import plain
+from routed_rl.ranks import RANKS
+from routed_rl.subspace import Subspace
+from routed_rl.subspace.quality import auroc
+from routed_rl.training.base import BaseModel
+from routed_rl.training.baselines import is_marked
+
+
+@dataclass(frozen=True)
+class Row:
+    """A completion of the sample. Scores are gaps towards the positive persona, from where the base model stands at the end of
+    the prompt."""
+
+    environment: str
+    deceptive: bool
+    by_base: float
+    by_policy: float
+
+
+class Health:
+    """`measure` for a generation that is `due`."""
+
+    def __init__(self, config: Config, subspace: Subspace, base: BaseModel, tokenizer: PreTrainedTokenizerBase, span: int
+                 ) -> None:
+        """`span`: steps that learn from one generation."""
+        self.config, self.subspace, self.base, self.tokenizer, self.span = config, subspace, base, tokenizer, span
+        self.layers = layers_to_read(subspace)
+
+    def due(self, step: int) -> bool:
+        """Whether the generation that is made after `step` is for a step that is compared."""
+        every = self.config.monitor.health
+        return (step + self.span) // every > step // every
+
+    def measure(self, policy: Any, names: Sequence[str], said: Sequence[Said | None], scores: Sequence[Score | None]
+                ) -> dict[str, float]:
+        """Metrics of a sample of these rows, of all processes; None in `said` is an episode, in `scores` a failure."""
+        known = [(name, text, is_marked(self.config.baseline.detector, score)) for name, text, score in zip(
+            names, said, scores, strict=True) if text is not None and score is not None]
+        wanted = min(self.config.monitor.health_rows, len(known))
+        chosen, rows = [known[place * len(known) // wanted] for place in range(wanted)], list[Row]()  # no number is drawn
+        if chosen:
+            by_base, by_policy = self._read(plain(policy), [text for _, text, _ in chosen])
+            rows = [Row(name, deceptive, *each) for (name, _, deceptive), *each in zip(
+                chosen, by_base.tolist(), by_policy.tolist(), strict=True)]
+        return metrics_of([row for each in RANKS.gather(rows) for row in each])
+
+    def _read(self, policy: PreTrainedModel, said: list[Said]) -> tuple[Tensor, Tensor]:
+        how: dict[str, Any] = {"layers": self.layers, "axis": self.config.monitor.axis}
+        size = self.config.evaluation.batch_size
+        with self.base.reading() as base:
+            before = expected(base, self.tokenizer, said, self.subspace, size, **how)
+            by_base = standing(base, self.tokenizer, said, self.subspace, size, **how)
+        by_policy = standing(policy, self.tokenizer, said, self.subspace, size, **how)
+        return (by_base - before).mean(0), (by_policy - before).mean(0)
+
+
+def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
+    """`health/<env>/...` and, of all, `health/...`. The three shares sum to minus the mean score by the policy."""
+    by_name: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_name[row.environment].append(row)
+    found = {f"health/{name}/{key}": value for name, ours in sorted(by_name.items()) for key, value in _shares(ours).items()}
+    return found | ({f"health/{key}": value for key, value in _shares(rows).items()} if rows else {})
+
+
+def _shares(rows: Sequence[Row]) -> dict[str, float]:
+    deceptive = torch.tensor([row.deceptive for row in rows])
+    base, policy = (torch.tensor([getattr(row, key) for row in rows], dtype=torch.float64) for key in ("by_base", "by_policy"))
+    found = {"honest": -(base * ~deceptive).mean().item(), "obfuscated_policy": -(base * deceptive).mean().item(),
+             "obfuscated_activations": -(policy - base).mean().item(), "deceptive": deceptive.double().mean().item()}
+    if deceptive.any() and not deceptive.all():
+        found |= {f"auroc_{reader}": auroc(scores[deceptive], scores[~deceptive])
+                  for reader, scores in (("base", base), ("policy", policy))}
+    return found
