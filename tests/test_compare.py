@@ -275,3 +275,9 @@ def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, mo
     assert rows[-1][-1] == "1.100 [1.100, 1.100]" and rows[0][2] == "deployed hack" and rows[-1][2] != "-"
     with pytest.raises(ConfigError, match="--labs has elsewhere, which is not there; choose from all, shipped, gpt2"):
         labs.compare_labs(["elsewhere"], [], ["none"], 1, str(tmp_path), 1, [], compose)
+
+
+def test_the_oracle_goes_by_flags_whatever_detector_the_other_arms_have(tmp_path):
+    planned = plan_runs(["baseline.detector.kind=probe"], ["oracle_filter", "screen", "labels"], 1, tmp_path, compose_really)
+    kinds = {job.arm: job.config.baseline.detector.kind for job in planned}
+    assert kinds == {"oracle_filter": "flags", "screen": "probe", "labels": "probe"}

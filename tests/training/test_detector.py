@@ -21,7 +21,7 @@ from routed_rl.tracking import MetricsFile
 from routed_rl.training import make_plan
 from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector
-from tests.parts import own_config, write_parts
+from tests.parts import own_config, typed, write_parts
 
 BAD, FINE = Score(1.0, 0.0, flags={"hack": True}), Score(1.0, 1.0, flags={"hack": False})
 PROBE = {"kind": "probe", "pool": 300, "labels": 150}
@@ -188,6 +188,16 @@ def test_a_run_that_is_resumed_finds_alike(parts, tmp_path, adapter):
     first, second = ([{key: value for key, value in row.items() if key.startswith(("step", "baseline/", "environment/"))}
                       for row in MetricsFile(run / "metrics.jsonl").rows()] for run in (whole, stopped))
     assert first == second and [row["step"] for row in second] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_has_the_same_probe(parts, tmp_path):
+    given = [*typed(parts, tmp_path / "run", "routing=none", "baseline=screen", "baseline.detector.kind=probe",
+                    "baseline.detector.pool=300", "baseline.detector.labels=150", "evaluation.samples=0", "discard=false")]
+    run = pipeline.train(compose(given), given)
+    back = pipeline.rollback(str(run), 2, [], False, [f"out={tmp_path}/back"], compose)
+    for name in ("probe.safetensors", "detector.json"):
+        assert (back / "detector" / name).read_bytes() == (run / "detector" / name).read_bytes()
 
 
 @pytest.mark.slow
