@@ -16,7 +16,7 @@ from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.errors import ConfigError
 from routed_rl.inspection import machine
-from routed_rl.inspection.entries import classes, first_line, mixes, named
+from routed_rl.inspection.entries import classes, entries_in, first_line, mixes, named
 from routed_rl.inspection.markdown import BEGIN, END, write_block
 
 UNSOUND = Path(__file__).parent / "envs" / "unsound.py"
@@ -94,8 +94,10 @@ def test_a_name_is_a_mix_an_entry_or_a_class(name, entries):
 
 
 def test_what_env_list_prints_can_be_given_back(listed):
-    """Those of a mix that begins with another one, too."""
-    for name in ["perfect_labels/code", *[name for name in listed if "/" in name and ":" not in name][::9]]:
+    """Each is found in its file, and some are made."""
+    names = {name for name in listed if "/" in name and ":" not in name}
+    assert {f"{mix}/{entry}" for mix in mixes() for entry in entries_in(mix)} == names
+    for name in ["perfect_labels/code", *sorted(names)[::12]]:
         assert [f"{entry.mix}/{entry.name}" for entry in named(name, [], compose)] == [name]
 
 

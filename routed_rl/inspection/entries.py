@@ -14,6 +14,9 @@ from routed_rl.config import Compose, unknown
 from routed_rl.envs.loading import class_path
 from routed_rl.errors import ConfigError
 
+GLOBAL = "# @package _global_"
+"""How a file begins that sets more than `env`."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -74,9 +77,11 @@ def _place(name: str) -> tuple[str, str]:
 
 def entries_in(mix: str) -> set[str]:
     """Its own and those of the mixes it begins with, as they stand in the files: composing every mix takes seconds."""
-    written = yaml.safe_load((data_root() / "configs" / "env" / f"{mix}.yaml").read_text()) or {}
+    text = (data_root() / "configs" / "env" / f"{mix}.yaml").read_text()
+    written = yaml.safe_load(text) or {}
     first = [each.partition("@")[0] for each in written.get("defaults", []) if isinstance(each, str)]
-    return (written.keys() - {"defaults"}).union(*(entries_in(each) for each in first if each in mixes()))
+    own = written.get("env", {}) if text.startswith(GLOBAL) else written
+    return (own.keys() - {"defaults"}).union(*(entries_in(each) for each in first if each in mixes()))
 
 
 def mixes() -> list[str]:
