@@ -299,7 +299,7 @@ def test_what_many_places_read_is_followed_at_once_also_in_the_trainers_settings
     (["routing.quarantine.max_shfit=1"], "did you mean routing.quarantine.max_shift?"),
     (["rank=3"], "did you mean subspace.rank or routing.labels.rank"),
     (["max_steps=3"], "did you mean trainer.max_steps?"),
-    (["learning_rate=1"], "routing.quarantine.learning_rate or trainer.learning_rate"),
+    (["learning_rate=1"], "routing.quarantine.learning_rate or baseline.trait.learning_rate or trainer.learning_rate"),
     (["zzz=3"], "known: "),
     (["model=lba"], "did you mean model=lab?"),
     (["model=/my/model"], "model.NAME=VALUE"),
