@@ -13,6 +13,7 @@ from routed_rl.extraction.probe import Probe
 from routed_rl.model.load import load_model
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
+from routed_rl.training.advantages import Advantages
 from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector, Projection, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.checks import algorithm_name
@@ -26,20 +27,6 @@ from routed_rl.training.trainers import RoutedTrainer
 
 AFRESH = 7919
 """Added to the seed of the tasks for each step before a mixture starts afresh."""
-
-
-def _edit_of(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment]
-             ) -> StreamEdit | TraitAdapter | None:
-    """What is on the model while it trains, and is gone afterwards."""
-    config, run = plan.config, plan.run
-    if config.baseline.edits:
-        return StreamEdit(model, config.baseline, Subspace.load(run.subspace))
-    if not config.baseline.inoculation_adapter:
-        return None
-    plain = getattr(model, "get_base_model", lambda: model)()
-    trait = TraitAdapter(plain, linear_modules(plain), config)
-    trait.prepare(run.trait, plain, tokenizer, environments, config)
-    return trait
 
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
@@ -64,13 +51,13 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     health = Health(config, Subspace.load(run.subspace), base, tokenizer, steps_of_a_generation(arguments)
                     ) if base is not None and config.monitor.health else None
     payment = Payment(config.baseline, config.seed, arguments.num_generations, detector) if config.asks_detector else None
+    reward = RewardFunction(table, scorer, arguments.num_generations, completions, payment)
+    advantages = Advantages(reward, tokenizer, router, projection, targets=config.baseline.target_rewards)
     return plan.algorithm.trainer(
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
-        router=router, run=run, practice=practice,
-        reward=RewardFunction(table, scorer, arguments.num_generations, completions, payment), contexts=contexts, edit=edit,
-        projection=projection, health=health, targets_rewards=config.baseline.target_rewards,
-        strategy=config.launch.strategy, **given)
+        router=router, run=run, practice=practice, reward=reward, contexts=contexts, edit=edit, advantages=advantages,
+        health=health, strategy=config.launch.strategy, **given)
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:
@@ -80,3 +67,17 @@ def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerB
             return pooled(model, tokenizer, said, plan.config.evaluation.batch_size, layers=layers)
 
     return ProbeDetector(plan.config.baseline.detector, Probe.load(plan.run.detector)[0], read)
+
+
+def _edit_of(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment]
+             ) -> StreamEdit | TraitAdapter | None:
+    """What is on the model while it trains, and is gone afterwards."""
+    config, run = plan.config, plan.run
+    if config.baseline.edits:
+        return StreamEdit(model, config.baseline, Subspace.load(run.subspace))
+    if not config.baseline.inoculation_adapter:
+        return None
+    plain = getattr(model, "get_base_model", lambda: model)()
+    trait = TraitAdapter(plain, linear_modules(plain), config)
+    trait.prepare(run.trait, plain, tokenizer, environments, config)
+    return trait

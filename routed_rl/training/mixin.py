@@ -16,20 +16,18 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
-from routed_rl.routing.labels import LabelRouter
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
+from routed_rl.training.advantages import Advantages
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
-from routed_rl.training.baselines import ContextsMixin, Projection, PromptContexts, StreamEdit, TraitAdapter, imitation
+from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
 from routed_rl.training.health import Health
-from routed_rl.training.labels import balanced, flags_of
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
-from routed_rl.training.spans import spans_in, targeted
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
@@ -47,20 +45,19 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
                  served: Served | None = None, parity: ParityCheck | None = None, practice: Practice | None = None,
                  contexts: PromptContexts | None = None, edit: StreamEdit | TraitAdapter | None = None,
-                 projection: Projection | None = None, targets_rewards: bool = False,
-                 health: Health | None = None, evaluator: Callable[[int], dict[str, float]] | None = None,
+                 advantages: Advantages | None = None, health: Health | None = None,
+                 evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
         trained. With `served` the rollouts come from there, compared by `parity`. `practice` says which groups practise, and
         needs a router. `contexts`: under which prompts completions are made and learned. `edit`: what is done to the stream from
-        a step's first rollout to its last backward. `health`: what compares the policy with the base model.
-        `evaluator`: (step) -> metrics of an evaluation that is due after it.
-        `listener` is told each row of the metrics. `strategy`: `launch.strategy`.
+        a step's first rollout to its last backward. `advantages`: what makes them otherwise than TRL. `health`: what compares
+        the policy with the base model. `evaluator`: (step) -> metrics of an evaluation that is due after it. `listener` is told
+        each row of the metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
-        self.contexts, self.edit, self.projection, self.targets_rewards = contexts, edit, projection, targets_rewards
-        self.health = health
+        self.contexts, self.edit, self.advantages, self.health = contexts, edit, advantages, health
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
@@ -103,14 +100,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         device = output["completion_ids"].device
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
-        if self.reward.payment is not None and self.reward.payment.settings.imitate:
-            output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
-        if self.projection is not None:
-            self._project(output)
-        if self.targets_rewards:
-            self._target(output)
-        if isinstance(self.router, LabelRouter):
-            self._label(output)
+        if self.advantages is not None:
+            self.advantages.remake(output, self.accelerator.unwrap_model(self.model))  # pyright: ignore
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         if self.health is not None and self.health.due(self.state.global_step):  # pyright: ignore[reportAttributeAccessIssue]
@@ -125,30 +116,6 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         self.rollout_metrics |= health.measure(self.accelerator.unwrap_model(self.model), names, reward.said,  # pyright: ignore
                                                reward.scores)
         self.rollout_metrics["time/health_s"] = time.perf_counter() - begin
-
-    def _project(self, output: dict[str, Any]) -> None:
-        """Advantages that know where completions lie along the persona axis; 0 for what teaches nothing."""
-        assert isinstance(self.reward, RewardFunction) and self.projection is not None
-        along_B = self.projection.of(self.accelerator.unwrap_model(self.model), output)  # pyright: ignore
-        found_B = self.projection.advantages(along_B, self.reward.rewards)
-        found_B[torch.tensor(self.reward.failed, device=found_B.device)] = 0.0
-        output["advantages"] = found_B
-
-    def _target(self, output: dict[str, Any]) -> None:
-        """The advantage of the whole reward for the tokens of answers, and of the reward without its penalty for those before."""
-        assert isinstance(self.reward, RewardFunction)
-        in_answer_BC = spans_in(self.reward.scores, ["answer"], output["completion_ids"], self.processing_class)  # pyright: ignore
-        output["advantages"] = targeted(self.reward.scores, self.reward.rewards, in_answer_BC, self.reward.group_size)
-
-    def _label(self, output: dict[str, Any]) -> None:
-        """Which rows or tokens are flagged, for the loss; and the advantages of the others among themselves."""
-        reward, settings = self.reward, self.router.config  # pyright: ignore[reportOptionalMemberAccess]
-        assert isinstance(reward, RewardFunction) and reward.payment is not None
-        found = reward.payment.found
-        if settings.labels.balanced and output["advantages"].dim() == 1:
-            output["advantages"] = balanced(output["advantages"], reward.rewards, found, reward.group_size)
-        output["flagged"] = flags_of(found, reward.scores, output["completion_ids"], output["completion_mask"], settings,
-                                     reward.payment.settings.detector.flags, self.processing_class)  # pyright: ignore
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
         """How these rows are rolled out: by TRL, or played where one of them is an episode."""

@@ -87,8 +87,8 @@ def test_rows_that_could_not_be_scored_have_no_advantage_and_the_others_those_of
     inputs = [row for index in range(4) for row in [{"prompt": table.task(index)[1].prompt, "task_id": index,
                                                      "environment_id": table.task(index)[0]}] * 8]
     output = trainer._generate_and_score_completions(inputs)
-    failed, along = torch.tensor(trainer.reward.failed), trainer.projection.of(trainer.model, output)
-    expected = trainer.projection.advantages(along, trainer.reward.rewards).masked_fill(failed, 0.0)
+    failed, along = torch.tensor(trainer.reward.failed), trainer.advantages.projection.of(trainer.model, output)
+    expected = trainer.advantages.projection.advantages(along, trainer.reward.rewards).masked_fill(failed, 0.0)
     assert failed.any() and not failed.all()
     torch.testing.assert_close(output["advantages"], expected)
 
