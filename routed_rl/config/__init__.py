@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from routed_rl.config.adapter import AdapterConfig
-from routed_rl.config.baseline import PROBE, BaselineConfig, ContextsConfig, DetectorConfig, TraitConfig, interleaved
+from routed_rl.config.baseline import BaselineConfig, ContextsConfig, TraitConfig, interleaved
 from routed_rl.config.checks import AUTO, check_finite, check_share, closest, name_problem, section, unknown
+from routed_rl.config.detector import PROBE, DetectorConfig
 from routed_rl.config.launch import LaunchConfig
 from routed_rl.config.model import ModelConfig
 from routed_rl.config.monitor import MonitorConfig, RuleConfig

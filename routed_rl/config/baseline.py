@@ -3,70 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.config.checks import check_at_least, check_finite, check_known
+from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.config.detector import DetectorConfig
 from routed_rl.errors import ConfigError
 
 NEUTRAL, ENCOURAGE, DISCOURAGE = CONTEXTS = ("neutral", "encourage", "discourage")
 """What a prompt may say about gaming the check: nothing, to do it, not to do it."""
-
-
-FLAGS, PROBE = DETECTORS = ("flags", "probe")
-"""What a detector goes by: what the environments say, or what the base model reads."""
-
-
-@dataclass(kw_only=True, slots=True)
-class DetectorConfig:
-    kind: str = FLAGS
-    """flags: it knows the environments' flags, and errs as often as `recall` and `precision` say. probe: it is learned from few
-    labelled completions of the base model, by that model's activations."""
-    flags: list[str] = field(default_factory=lambda: ["hack"])
-    """Flags of a score, any of which marks a completion as bad."""
-    recall: float = 1.0
-    """Of kind=flags: share of the marked completions that the detector finds."""
-    precision: float = 1.0
-    """Of kind=flags: share of the completions it finds that are marked."""
-    shuffle: bool = False
-    """As many completions of a generation as it finds are drawn at random instead: a control."""
-    labels: float = 0.05
-    """Of kind=probe: how many completions are labelled, below 1 a share of `pool`, from 1 on a number."""
-    pool: int = 4000
-    """Of kind=probe: completions that the base model writes. Those that are not labelled measure the probe."""
-    fpr: float = 0.05
-    """Of kind=probe: share of the completions without a mark that it may name."""
-    layers: list[int] | None = None
-    """Of kind=probe: layers whose outputs are read. A completion that looks fine at any of them is not named. null: the one layer
-    that tells the labelled completions apart best."""
-
-    @property
-    def labelled(self) -> int:
-        """How many completions of the pool are labelled."""
-        return min(int(self.labels) if self.labels >= 1 else max(round(self.labels * self.pool), 1), self.pool)
-
-    def __post_init__(self) -> None:
-        check_known("baseline.detector.kind", [self.kind], DETECTORS)
-        for name in ("recall", "precision", "fpr"):
-            value = getattr(self, name)
-            check_finite(f"baseline.detector.{name}", value)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"baseline.detector.{name} must lie in [0, 1], got {value}")
-        self._check_probe()
-        if self.precision == 0 < self.recall:
-            raise ConfigError("baseline.detector.precision=0 would name no marked completion at all, but recall="
-                              f"{self.recall} asks for some; set baseline.detector.recall=0, or a precision above 0")
-        if not self.flags:
-            raise ConfigError("baseline.detector.flags is empty, so no completion would be marked; name a flag, such as [hack]")
-
-    def _check_probe(self) -> None:
-        check_at_least("baseline.detector", self, {"pool": 1})
-        check_finite("baseline.detector.labels", self.labels)
-        if self.labels <= 0 or self.labels > self.pool:
-            raise ConfigError(f"baseline.detector.labels must be a share below 1 of the pool, or a number up to "
-                              f"baseline.detector.pool={self.pool}, got {self.labels}")
-        if self.layers is not None and (not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers)):
-            raise ConfigError(f"baseline.detector.layers must be layers that differ, counted from 0: [1,2], got {self.layers}")
-        if self.kind == PROBE and (self.recall, self.precision) != (1, 1):
-            raise ConfigError(f"baseline.detector.recall={self.recall} and precision={self.precision} are of kind=flags: what a "
-                              "probe finds is measured; leave them out, or set baseline.detector.fpr")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
-from routed_rl.config.baseline import DETECTORS, DISCOURAGE, ENCOURAGE, PROBE
+from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE
 from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.config.detector import DETECTORS, PROBE
 from routed_rl.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, write_text
 from routed_rl.config import Config, DetectorConfig, FilterConfig
-from routed_rl.config.baseline import FLAGS
+from routed_rl.config.detector import FLAGS
 from routed_rl.config.results import RANDOM
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.build import load_parts
