@@ -17,10 +17,9 @@ import pytest
 import yaml
 
 from routed_rl.artifacts import read_json, write_json
-from routed_rl.cli.compose import compose as compose_really
 from routed_rl.config import Config, LaunchConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
-from routed_rl.multirun.compare import ARMS, compare, plan_runs
+from routed_rl.multirun.compare import compare
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
 from routed_rl.multirun.results import results
 
@@ -249,14 +248,6 @@ def test_the_verbs_import_neither_torch_nor_trl() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_arm_is_settings_that_compose_and_differ_from_the_others(tmp_path):
-    planned = plan_runs([], list(ARMS), 1, tmp_path, compose_really)
-    configs = {run.arm: json.dumps(dataclasses.asdict(dataclasses.replace(run.config, out=None, name="")), sort_keys=True)
-               for run in planned}
-    alike = {arm for arm, text in configs.items() for other, same in configs.items() if arm != other and text == same}
-    assert alike <= {"oracle_filter", "screen"}, "without a detector's errors these two are one"
-
-
 def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, monkeypatch):
     from routed_rl.multirun import labs
 
@@ -269,6 +260,7 @@ def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, mo
         return path
 
     monkeypatch.setattr(labs, "compare", pretended)
+    monkeypatch.setattr(labs, "_ask", lambda word: ["shipped", "gpt2"] if word == "--list" else [f"model.path={word}"])
     table = labs.compare_labs(["shipped"], ["trainer.max_steps=3"], ["none", "route"], 2, str(tmp_path), 1, [], compose)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.read_text().splitlines() if line[:1] == "|"]
     assert [row[:2] for row in rows[2:]] == [["shipped", "base"], ["shipped", "none"], ["shipped", "route"]]
@@ -281,3 +273,12 @@ def test_the_oracle_goes_by_flags_whatever_detector_the_other_arms_have(tmp_path
     planned = plan_runs(["baseline.detector.kind=probe"], ["oracle_filter", "screen", "labels"], 1, tmp_path, compose_really)
     kinds = {job.arm: job.config.baseline.detector.kind for job in planned}
     assert kinds == {"oracle_filter": "flags", "screen": "probe", "labels": "probe"}
+
+
+@pytest.mark.slow
+def test_the_script_of_the_labs_says_their_names_and_settings_and_refuses_others():
+    from routed_rl.multirun import labs
+
+    assert labs._ask("shipped") == [] and {"shipped", "gpt2"} <= set(labs._ask("--list"))
+    with pytest.raises(ConfigError, match="elsewhere, which is no lab"):
+        labs._ask("elsewhere")

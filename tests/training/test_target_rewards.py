@@ -13,12 +13,9 @@ from routed_rl.errors import ConfigError
 from routed_rl.training import make_plan
 from routed_rl.training.spans import targeted
 from tests.algorithms import config_of, make_trainer
-from tests.parts import own_config, write_parts
+from tests.parts import ENVIRONMENT, own_config, write_parts
 
-ENVIRONMENT = '''
-from routed_rl.envs import Score
-from environment import Add
-
+SAID = '''
 
 class Said(Add):
     def score(self, task, completion):
@@ -33,7 +30,7 @@ class Said(Add):
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = write_parts(tmp_path_factory.mktemp("parts"))
-    (folder / "said.py").write_text(ENVIRONMENT)
+    (folder / "said.py").write_text(ENVIRONMENT + SAID)
     return folder
 
 
