@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from routed_rl.artifacts import read_json, write_json
+from routed_rl.cli.compose import compose as compose_really
 from routed_rl.config import Config, LaunchConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
-from routed_rl.multirun.compare import compare
+from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
 from routed_rl.multirun.results import results
 
