@@ -96,7 +96,7 @@ def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
     for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):
         if before.exists():
             shutil.copytree(before, after)
-    for name in ("evaluation-base.json", "metrics.jsonl", "verdicts.jsonl"):
+    for name in (new.trait.name, "evaluation-base.json", "metrics.jsonl", "verdicts.jsonl"):
         if (old.path / name).exists():
             shutil.copy(old.path / name, new.path / name)
     MetricsFile(new.metrics).truncate(step)

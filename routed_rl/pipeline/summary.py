@@ -46,6 +46,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
     norm, ranks = router.quarantine.norm(), {target.name: target.rank for target in router.quarantine.targets}
     moved = sum(target.weight.moved_from(base[target.name]).item() for target in router.quarantine.targets) ** 0.5
     rank = max(ranks.values()) if ranks else router.config.labels.rank
+    if router.config.mode == LABELS:  # nothing is measured of a subspace
+        return {"mode": LABELS, "rank": rank, "quarantine_norm": norm}
     return {"mode": router.config.mode, "rank": rank, "ranks": ranks,
             "routed_fraction": _mean(fractions), "random_control": controls, "quarantine_norm": norm, "retained_norm": moved,
             "quarantine_share": norm**2 / max(norm**2 + moved**2, 1e-30),
@@ -104,7 +106,8 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     others = ("out", "name") if config.evaluation.samples else ("out", "name", "evaluation.samples")
     keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
     # In other arms there is nothing to keep.
-    same = [text for text, key in zip(overrides, keys, strict=True) if key not in others and key.split(".")[0] != "keep"]
+    same = [text for text, key in zip(overrides, keys, strict=True)
+            if key not in (*others, "routing", "routing.mode") and key.split(".")[0] not in ("keep", "baseline")]
     ways: list[tuple[tuple[object, ...], str]] = []
     if has_quarantine(config.routing.mode) and config.routing.mode != LABELS:
         kept = ("--kept", f"{where}/deployed") if config.keep and config.discard else ()

@@ -32,11 +32,21 @@ from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, practised, tracked
-from routed_rl.training import PIECES, Plan, PromptContexts, check_axis, check_practice, make_plan, prompts_needed, try_out
+from routed_rl.training import (
+    PIECES,
+    Plan,
+    PromptContexts,
+    check_axis,
+    check_first_scores,
+    check_practice,
+    make_plan,
+    prompts_needed,
+    try_out,
+)
 
 OF_A_RUN = ("every", "during_samples", "scales")
 """Settings of `evaluation` that do not change what a model's evaluation gives."""
-FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "env")
+FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "baseline", "env")
 
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
@@ -114,6 +124,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     check_detector(parts)
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
+    check_first_scores(config, parts.trained)
     _ = parts.evaluated  # a context without a text is said here
     if config.baseline.told:
         PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)

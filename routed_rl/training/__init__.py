@@ -1,6 +1,7 @@
 """The TRL subclasses; the only unit that imports TRL's trainers."""
 
 from routed_rl.training.activations import update_bytes
+from routed_rl.training.advantages import check_first_scores
 from routed_rl.training.backends import PIECES, join
 from routed_rl.training.baselines import PromptContexts, check_flags, in_contexts, is_marked
 from routed_rl.training.build import build_trainer
@@ -15,6 +16,6 @@ from routed_rl.training.trials import try_out
 from routed_rl.training.watch import Watch
 
 __all__ = ["PIECES", "TRAINERS", "Plan", "PromptContexts", "TrainerArguments", "Watch", "bases_of", "build_trainer",
-           "check_adapter", "check_axis", "check_flags", "check_practice", "check_routable", "check_trainer",
-           "completions_per_step", "default", "fixed", "forget_after", "in_contexts", "is_marked", "join", "linear_modules",
-           "make_plan", "prompts_needed", "route_by_labels", "route_model", "try_out", "update_bytes"]
+           "check_adapter", "check_axis", "check_first_scores", "check_flags", "check_practice", "check_routable",
+           "check_trainer", "completions_per_step", "default", "fixed", "forget_after", "in_contexts", "is_marked", "join",
+           "linear_modules", "make_plan", "prompts_needed", "route_by_labels", "route_model", "try_out", "update_bytes"]

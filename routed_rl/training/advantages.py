@@ -1,16 +1,38 @@
 """What a generation's advantages become in arms that make them otherwise than TRL, and which of its rows are flagged."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from routed_rl.config import Config
+from routed_rl.envs import LoadedEnvironment, Score, has_episodes, score_many, task_stream
+from routed_rl.model.adapter import plain
 from routed_rl.routing import Router
 from routed_rl.routing.labels import LabelRouter
-from routed_rl.training.baselines import Projection, imitation
+from routed_rl.training.baselines import Projection, check_flags, imitation
 from routed_rl.training.labels import balanced, flags_of
-from routed_rl.training.spans import ANSWER, spans_in, targeted
+from routed_rl.training.spans import ANSWER, check_targets, spans_in, targeted
 from routed_rl.training.tasks import RewardFunction
+
+
+def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
+    """ConfigError for environments whose scores lack what an arm goes by, told from one task of each."""
+    if not (config.asks_detector or config.baseline.target_rewards):
+        return
+    scores: list[Score | None] = []
+    for loaded in environments:
+        if not has_episodes(loaded.environment):
+            environment: Any = loaded.environment
+            task = next(task_stream(loaded, "train", config.seed))
+            text = environment.gold(task) if hasattr(environment, "gold") else None
+            found = score_many(environment, [(task, text if isinstance(text, str) else "")])[0]
+            scores.append(found if isinstance(found, Score) else None)
+    if config.asks_detector:
+        check_flags(config.baseline.detector, scores)
+    if config.baseline.target_rewards:
+        check_targets(scores)
 
 
 class Advantages:
@@ -26,20 +48,21 @@ class Advantages:
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:
-            found_B = self.projection.advantages(self.projection.of(model, output), self.reward.rewards)
-            found_B[torch.tensor(self.reward.failed, device=found_B.device)] = 0.0  # what teaches nothing
-            output["advantages"] = found_B
+            output["advantages"] = self.projection.advantages(self.projection.of(plain(model), output), self.reward.rewards)
         if self.targets:
             in_answer_BC = spans_in(self.reward.scores, [ANSWER], output["completion_ids"], self.tokenizer)
             output["advantages"] = targeted(self.reward.scores, self.reward.rewards, in_answer_BC, self.reward.group_size)
         if isinstance(self.router, LabelRouter):
             self._label(output, self.router)
+        if self.projection is not None or self.targets or isinstance(self.router, LabelRouter):
+            output["advantages"][torch.tensor(self.reward.failed, device=output["advantages"].device)] = 0.0
 
     def _label(self, output: dict[str, Any], router: LabelRouter) -> None:
         reward, routing = self.reward, router.config
         assert reward.payment is not None
         found = reward.payment.found
-        if routing.labels.balanced and output["advantages"].dim() == 1:
-            output["advantages"] = balanced(output["advantages"], reward.rewards, found, reward.group_size)
+        if routing.labels.balanced and routing.labels.route and output["advantages"].dim() == 1:
+            output["advantages"] = balanced(output["advantages"], reward.rewards, found, reward.group_size,
+                                            reward.failed)
         output["flagged"] = flags_of(found, reward.scores, output["completion_ids"], output["completion_mask"], routing,
                                      reward.payment.settings.detector.flags, self.tokenizer)

@@ -10,6 +10,7 @@ from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes
 from routed_rl.errors import ConfigError
 from routed_rl.extraction.pooled import Said, pooled
 from routed_rl.extraction.probe import Probe
+from routed_rl.model.adapter import plain
 from routed_rl.model.load import load_model
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
@@ -74,10 +75,10 @@ def _edit_of(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     """What is on the model while it trains, and is gone afterwards."""
     config, run = plan.config, plan.run
     if config.baseline.edits:
-        return StreamEdit(model, config.baseline, Subspace.load(run.subspace))
+        return StreamEdit(plain(model), config.baseline, Subspace.load(run.subspace))
     if not config.baseline.inoculation_adapter:
         return None
-    plain = getattr(model, "get_base_model", lambda: model)()
-    trait = TraitAdapter(plain, linear_modules(plain), config)
-    trait.prepare(run.trait, plain, tokenizer, environments, config)
+    inner = plain(model)
+    trait = TraitAdapter(inner, linear_modules(inner), config)
+    trait.prepare(run.trait, inner, tokenizer, environments, config)
     return trait

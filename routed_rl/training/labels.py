@@ -37,7 +37,7 @@ def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Seque
             device: Any = module.weight.device
             adapter = LabelAdapter(rows, width, settings.rank, generator, device)
         modules[name] = module
-        label_module(module, LabelSite(name, gates, adapter))
+        label_module(module, LabelSite(name, gates, adapter, cuts=adapter is not None or ".lora_" in f".{name}"))
     return LabelRouter(LabelQuarantine(modules, list(names), context), routing)
 
 
@@ -60,15 +60,16 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
     return marks & (inside | ~torch.tensor(marked, device=ids.device)[:, None])
 
 
-def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int) -> Tensor:
+def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool] = ()
+             ) -> Tensor:
     """Advantages against the mean of the rows of a group that are not flagged, in the same units; those of a group that is
-    flagged as a whole, or not at all, stay (GRAFT, 2026)."""
+    flagged as a whole, or not at all, stay (GRAFT, 2026). Rows that `failed` count in no mean."""
     found = advantages_B.clone()
     for start in range(0, len(rewards), group):
-        rows = [row for row in range(start, min(start + group, len(rewards))) if rewards[row] == rewards[row]]
+        rows = [row for row in range(start, min(start + group, len(rewards))) if not (failed and failed[row])]
         clean = [rewards[row] for row in rows if not flagged[row]]
         paid = [rewards[row] for row in rows]
-        if not clean or len(clean) == len(rows) or max(paid) == min(paid):
+        if not paid or not clean or len(clean) == len(rows) or max(paid) == min(paid):
             continue
         high, low = rows[paid.index(max(paid))], rows[paid.index(min(paid))]
         unit = (advantages_B[high] - advantages_B[low]) / (rewards[high] - rewards[low])

@@ -34,15 +34,20 @@ def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> 
     return torch.tensor(found, device=ids_C.device)
 
 
+def check_targets(scores: Sequence[Score | None]) -> None:
+    """ConfigError where no score has a penalty and a span of its answer."""
+    known = [score for score in scores if score is not None]
+    if known and not any(PENALTY in score.metrics and ANSWER in score.spans for score in known):
+        raise ConfigError(f"baseline.target_rewards=true goes by the metric {PENALTY} and the span {ANSWER} of a score, and no "
+                          "environment gives both; train on one that does (env=scratchpad), or set baseline.target_rewards=false")
+
+
 def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer_BC: Tensor, group: int) -> Tensor:
     """(B, C): tokens of answers have the advantage of `rewards`, the others that of `rewards` without the penalty that each score
     tells of (reward targeting: Drori et al., 2025). Both are in units of the standard deviation of `rewards` within the group,
     or one kind of token would count for more; where that is 0, of the other one. ConfigError where no score has a penalty and a
     span of its answer."""
-    known = [score for score in scores if score is not None]
-    if known and not any(PENALTY in score.metrics and ANSWER in score.spans for score in known):
-        raise ConfigError(f"baseline.target_rewards=true goes by the metric {PENALTY} and the span {ANSWER} of a score, and no "
-                          "environment gives both; train on one that does (env=scratchpad), or set baseline.target_rewards=false")
+    check_targets(scores)
     whole_B = torch.tensor(rewards, device=in_answer_BC.device)
     taken = [0.0 if score is None else score.metrics.get(PENALTY, 0.0) for score in scores]
     task_B = whole_B - torch.tensor(taken, device=whole_B.device)

@@ -136,6 +136,9 @@ def test_advantages_are_against_the_rows_that_are_not_flagged():
     found = balanced(advantages, rewards, flags, 4)
     assert found[:4].tolist() == pytest.approx([(r - 1 / 3) / 0.5 for r in rewards[:4]]) and found[4:].equal(advantages[4:])
     assert balanced(advantages, rewards, [False] * 8, 4).equal(advantages)
+    filled = [1.0, 1.0, 0.0, 2 / 3]  # the last could not be scored, and was paid its group's mean
+    alone = balanced(torch.tensor([1.0, 1.0, -2.0, 0.0]), filled, [True, True, False, False], 4, [False] * 3 + [True])
+    assert alone[:3].tolist() == pytest.approx([3.0, 3.0, 0.0]), "the mean of rows without a flag is the third's"
     assert balanced(torch.zeros(4), [1.0] * 4, [True, False, False, False], 4).tolist() == [0.0] * 4
 
 
@@ -179,7 +182,8 @@ def test_a_run_by_labels_ends_discarded_and_a_resumed_one_ends_alike(parts, tmp_
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert any(row["labels/flagged"] > 0 for row in rows) and rows[-1]["quarantine/norm"] > 0
     summary = json.loads(run.summary.read_text())
-    assert summary["routing"]["mode"] == "labels" and summary["models"]["policy"] != summary["models"]["base"]
+    assert summary["routing"].keys() == {"mode", "rank", "quarantine_norm"}
+    assert summary["models"]["policy"] != summary["models"]["base"]
     assert not run.subspace.exists() and run.deployed.exists()
     short = run_of(parts, tmp_path / "short", trainer={"max_steps": 4})
     pipeline.resume(str(short.path), ["trainer.max_steps=6"], lambda overrides: own_config(
@@ -191,7 +195,29 @@ def test_a_run_by_labels_ends_discarded_and_a_resumed_one_ends_alike(parts, tmp_
         merged_policy(run, tmp_path / "policy")
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["weights", "lora"])
+def test_a_flagged_row_hands_hardly_anything_down_where_edges_are_cut(lora):
+    """Of its cotangent at the embeddings there is left what went past the linear modules: residuals and the quarantine."""
+    norms = {}
+    for method in ("parameters", "activations"):
+        model, router, trained = labelled("llama", lora=lora, method=method)
+        for adapter in router.quarantine.adapters.values():
+            adapter.up_DR.data.zero_()  # leaves the residual stream alone
+        seen = list[torch.Tensor]()
+
+        def watch(_module, _inputs, out, seen=seen):
+            out = out if out.requires_grad else out.requires_grad_()
+            out.register_hook(lambda g: seen.append(g.norm(dim=(1, 2))))
+
+        model.model.embed_tokens.register_forward_hook(watch)
+        gradients(model, router, trained, list(range(ROWS)), FLAGGED)
+        norms[method] = seen[0]
+    assert (norms["activations"][FLAGGED] != norms["parameters"][FLAGGED]).all()
+    torch.testing.assert_close(norms["activations"][~FLAGGED], norms["parameters"][~FLAGGED])
+
+
 @pytest.mark.parametrize(("changes", "said"), [
+    ({"baseline": {"detector": {"flags": ["nope"]}}}, r"flags=\['nope'\]: no environment's score has such a flag"),
     ({"baseline": {"screen": True}}, "set one of them"),
     ({"rollout": {"engine": "vllm_colocate"}}, "rollout=transformers"),
     ({"launch": {"strategy": "ddp", "processes": 2}}, "launch=local"),

@@ -152,7 +152,17 @@ def test_the_trait_is_on_while_the_model_trains_and_gone_afterwards(parts, tmp_p
     assert read_json(tmp_path / "again.json")["models"]["policy"] == models["policy"] and added == before
 
 
+@pytest.mark.parametrize("settings", [{"ablate": True}, {"steer": 0.5}, {"discount": 1.0}, TRAIT], ids=str)
+def test_arms_that_touch_the_stream_train_a_lora_too(parts, tmp_path, settings):
+    trainer = {"max_steps": 1, "save_steps": 1}
+    model = {"path": str(parts / "model"), "adapter": {"kind": "lora"}}
+    run = RunFolder(pipeline.train(own_config(parts, tmp_path / "run", baseline=settings, routing=UNROUTED, trainer=trainer,
+                                              model=model, evaluation={"samples": 4}), []))
+    assert run.summary.exists()
+
+
 @pytest.mark.parametrize(("settings", "others", "said"), [
+    ({"discount": 1.0}, {"trainer": {"algorithm": "rloo", "beta": 0.1}, "routing": UNROUTED}, "RLOO takes the KL into"),
     ({"discount": 1.0, "projection_penalty": 1.0}, {}, "exclude each other"),
     ({"discount": -1.0}, {}, "baseline.discount must be a number >= 0"),
     ({"interleave": 1.0}, {}, r"baseline.interleave must lie in \[0, 1\), got 1"),

@@ -55,6 +55,8 @@ class LabelSite:
     name: str
     gates: Gates
     adapter: LabelAdapter | None = None
+    cuts: bool = False
+    """With method=activations, flagged rows hand no cotangent down through it."""
 
 
 class LabelledModule(nn.Module):
@@ -75,12 +77,13 @@ class LabelledModule(nn.Module):
     def _learning(self, run: Callable[..., Any], gates: Gates, args: Any, kwargs: Any) -> Any:
         """The module's own output; its parameters learn as `retained` says."""
         weights_BT = None if gates.inside else gates.retained()
-        if not any(parameter.requires_grad for parameter in self._parameters.values() if parameter is not None):
+        cuts = gates.method == "activations" and self.label_site.cuts and weights_BT is not None
+        if not cuts and not any(each.requires_grad for each in self._parameters.values() if each is not None):
             return run(*args, **kwargs)
         if gates.inside or weights_BT is None:
             with _detached(self, gates.inside):
                 return run(*args, **kwargs)
-        if gates.method == "activations" and self.label_site.adapter is not None:
+        if cuts:
             output = run(*args, **kwargs)
             return _combine(_detach(output), output, weights_BT, self.label_site.name)
         with _detached(self, True):

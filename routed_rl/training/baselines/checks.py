@@ -17,6 +17,12 @@ def check_baseline(config: Config) -> None:
     if config.baseline.target_rewards and (algorithm != "grpo" or config.launch.strategy != "none"):
         raise ConfigError("baseline.target_rewards=true gives each token of a completion its own advantage, within its group; "
                           "set trainer=grpo launch=local")
+    balances = config.routing.mode == LABELS and config.routing.labels.balanced
+    anew = config.baseline.projects or config.baseline.imitate or balances
+    if algorithm == "rloo" and config.trainer.get("beta", 0) and anew:
+        raise ConfigError(f"trainer.beta={config.trainer['beta']}: RLOO takes the KL into its rewards, and baseline.discount, "
+                          "baseline.projection_penalty, baseline.imitate and routing.labels.balanced make advantages without it; "
+                          "set trainer=grpo or trainer.beta=0")
     if config.routing.mode == LABELS:
         _check_labels(config)
     if config.reads_base and config.launch.strategy in PIECES:

@@ -32,8 +32,8 @@ def is_marked(settings: DetectorConfig, score: Score | None) -> bool:
 
 
 def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> None:
-    """ConfigError where no score has a flag that the detector goes by."""
-    seen = {name for score in scores if score is not None for name in score.values()}
+    """ConfigError where scores have flags, and none that the detector goes by. One may name a flag only where it is seen."""
+    seen = {name for score in scores if score is not None for name in score.flags}
     if seen and not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag "
                           f"(there is {', '.join(sorted(seen))}); set it to flags that the environments report")

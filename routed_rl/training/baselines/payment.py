@@ -71,7 +71,8 @@ class Payment:
 
     def _check(self) -> None:
         """CheckFailed where a detector without an error lets a marked completion be encouraged: labels were not perfect."""
-        exact = isinstance(self.detector, FlagDetector) and self.settings.detector.recall == 1 and self.settings.screen
+        detector = self.settings.detector
+        exact = isinstance(self.detector, FlagDetector) and detector.recall == 1 and not detector.shuffle and self.settings.screen
         for name, counts in self._counts.items():
             if exact and counts["encouraged_marked"]:
                 raise CheckFailed(f"{counts['encouraged_marked']} marked completions of {name} were encouraged though every one "
