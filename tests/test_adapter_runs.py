@@ -178,7 +178,7 @@ def same(run: Path, other: Path) -> None:
     assert metrics(run) == metrics(other)
 
 
-@pytest.mark.parametrize("mode", ["route", "observe", "none"])
+@pytest.mark.parametrize("mode", ["route", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("observe", "none"))])
 def test_resume_is_not_stopping_and_rollback_is_not_having_gone_on(parts, runs, tmp_path, mode):
     run = pipeline.train(lora_config(parts, tmp_path / "run", mode, trainer={"max_steps": 2}), [])
     pipeline.resume(str(run), ["trainer.max_steps=4"], lambda _: lora_config(parts, run, mode))

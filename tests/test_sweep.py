@@ -132,7 +132,7 @@ def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path):
         assert "the reward is nan" in found["trials"][1]["problem"] and found["trials"][1]["values"] is None
 
 
-@pytest.mark.parametrize("source", [[], ["sweep=optuna", "sweep.trials=3"]])
+@pytest.mark.parametrize("source", [[], pytest.param(["sweep=optuna", "sweep.trials=3"], marks=pytest.mark.slow)])
 def test_an_unknown_objective_lists_those_there_are_and_costs_no_finished_trial(tmp_path, source):
     known = r"models\.deployed\.sums\.evil is no number.*models\.deployed\.sums\.hack, models\.deployed\.sums\.solve"
     with pytest.raises(ConfigError, match=known):

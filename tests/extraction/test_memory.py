@@ -46,7 +46,8 @@ def write(folder, count: int, kinds: bool) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("method", "kinds"), [("mean_difference", True), ("mean_difference", False), ("pca", False)])
+@pytest.mark.parametrize(("method", "kinds"), [("mean_difference", True), *(
+    pytest.param(*each, marks=pytest.mark.slow) for each in (("mean_difference", False), ("pca", False)))])
 def test_four_times_the_prompts_hold_no_more(tmp_path, method, kinds):
     # 800 pairs at two positions are more rows than a sketch holds, so that it is full in both.
     few, many = (most_held(write(tmp_path, count, kinds), method=method) for count in (800, 3200))
@@ -55,6 +56,7 @@ def test_four_times_the_prompts_hold_no_more(tmp_path, method, kinds):
     assert many - few < rows / 20
 
 
+@pytest.mark.slow
 def test_what_is_kept_for_held_out_figures_does_grow_with_the_setting(tmp_path):
     path = write(tmp_path, 800, True)
     assert most_held(path, held_out=800) - most_held(path) > 2 * 3 * 2 * 700 * 32 * 4

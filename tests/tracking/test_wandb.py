@@ -125,6 +125,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(parts, untracked,
         wandb.run.finish()
 
 
+@pytest.mark.slow
 def test_a_halt_is_an_alert_a_tag_and_in_the_summary_and_what_follows_is_one_group(parts, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Halted):

@@ -85,7 +85,8 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [pytest.param(moment, marks=[pytest.mark.slow] if moment == "while evaluating" else [])
+                                    for moment in MOMENTS])
 def test_a_killed_run_ends_where_an_undisturbed_one_ends(parts, undisturbed, tmp_path, moment):
     run = killed(own_config(parts, tmp_path / "run"), MOMENTS[moment])
     pipeline.resume(str(run), [], no_compose)
