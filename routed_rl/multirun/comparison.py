@@ -13,7 +13,7 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
         keys = dict.fromkeys((env, metric) for column in columns.values() for env, row in column.items() for metric in row
                              if only in (None, metric))
         return Table(title, ["", *columns], [
-            [f"{env} {metric}".lstrip(), *(_cell(column.get(env, {}).get(metric), bounds) for column in columns.values())]
+            [f"{env} {metric}".lstrip(), *(cell(column.get(env, {}).get(metric), bounds) for column in columns.values())]
             for env, metric in keys])
 
     arms, first = found["arms"], next(iter(found["arms"].values()), {})
@@ -30,7 +30,7 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def _cell(value: dict[str, Any] | None, bounds: bool) -> str:
+def cell(value: dict[str, Any] | None, bounds: bool) -> str:
     """`mean [low, high]` or `mean ±half`, and the mean alone where there is one seed."""
     if value is None or value["low"] is None:
         return "-" if value is None else f"{value['mean']:.3f}"

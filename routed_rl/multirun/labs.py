@@ -13,6 +13,7 @@ from routed_rl.artifacts import data_root, write_text
 from routed_rl.config import Compose
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.compare import compare, plan_runs
+from routed_rl.multirun.comparison import cell
 from routed_rl.multirun.intervals import interval
 from routed_rl.multirun.reporter import Table
 from routed_rl.multirun.results import UNROUTED
@@ -55,10 +56,11 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
     for place, results in found.items():
         models = {arm: results["arms"][arm] for arm in dict.fromkeys(arms) if arm in results["arms"]}
         first = next(iter(models.values()), {})
-        rows.append([place, "base", *(_cell(first.get("base", {}).get(env, {}).get(metric))
+        rows.append([place, "base", *(cell(first.get("base", {}).get(env, {}).get(metric), bounds=True)
                                       for _, env, metric in COLUMNS.values()), "-"])
-        rows += [[place, arm, *(_cell(each.get(model, {}).get(env, {}).get(metric)) for model, env, metric in COLUMNS.values()),
-                  _cell(time_ratio(results.get("timing", {}), arm))] for arm, each in models.items()]
+        rows += [[place, arm, *(cell(each.get(model, {}).get(env, {}).get(metric), bounds=True)
+                                for model, env, metric in COLUMNS.values()),
+                  cell(time_ratio(results.get("timing", {}), arm), bounds=True)] for arm, each in models.items()]
     return Table("arms on labs: mean [95 % interval over seeds]", ["labs", "arm", *COLUMNS, "time over none"], rows)
 
 
@@ -68,12 +70,6 @@ def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
     if not mine or not plain or len(mine) != len(plain):
         return None
     return interval([first / second for first, second in zip(mine, plain, strict=True)])
-
-
-def _cell(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value['mean']:.3f}" + ("" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
 
 
 def _ask(word: str) -> list[str]:

@@ -32,13 +32,17 @@ def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Seque
             continue
         adapter = None
         if id(module) in linear:
-            rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} labels {name}".encode()))
-            device: Any = module.weight.device
-            adapter = LabelAdapter(rows, width, settings.rank, generator, device)
+            adapter = adapter_of(module, settings.rank, generator)
         modules[name] = module
         label_module(module, LabelSite(name, gates, adapter, cuts=adapter is not None or ".lora_" in f".{name}"))
     return LabelRouter(LabelQuarantine(modules, list(names), context), routing)
+
+
+def adapter_of(module: Any, rank: int, generator: torch.Generator) -> LabelAdapter:
+    """An adapter that fits a linear module, and adds nothing yet."""
+    rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
+    return LabelAdapter(rows, width, rank, generator, module.weight.device)
 
 
 def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:

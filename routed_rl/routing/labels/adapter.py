@@ -20,8 +20,9 @@ class LabelAdapter:
         self.down_RN, self.up_DR = down.requires_grad_(), torch.zeros(rows, rank, device=device).requires_grad_()
 
     @property
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.down_RN, self.up_DR
+    def factors(self) -> dict[str, Tensor]:
+        """By the names that they have in files."""
+        return {"down": self.down_RN, "up": self.up_DR}
 
     def add(self, output: Tensor, x: Tensor, scale: float, weights: Tensor | None, *, learns: bool = True) -> Tensor:
         """`output + scale B A x`, of which the factors learn `weights` times, in a shape that multiplies `output`; None: 1."""

@@ -46,7 +46,7 @@ class LabelQuarantine(Quarantine):
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": factor.detach() for name, adapter in self.adapters.items()
-                for key, factor in zip(("down", "up"), adapter.factors, strict=True)}
+                for key, factor in adapter.factors.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -66,7 +66,7 @@ class LabelRouter(Router):
         self.quarantine, self.config, self.context = quarantine, config, quarantine.context
         self.pushes = dict.fromkeys(quarantine.environments, 0.0)
         self.factors = {f"{name}.{key}": factor for name, adapter in quarantine.adapters.items()
-                        for key, factor in zip(("down", "up"), adapter.factors, strict=True)}
+                        for key, factor in adapter.factors.items()}
         self.adam = torch.optim.AdamW(self.factors.values(), lr=0.0)
         self._norm, self._flagged = quarantine.norm(), [0, 0]
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from routed_rl import console
 from routed_rl.artifacts import replacing
@@ -26,9 +25,10 @@ from routed_rl.envs import LoadedEnvironment, task_stream
 from routed_rl.evaluate import generate_ids
 from routed_rl.model.prompts import encode_prompts, padded
 from routed_rl.model.stream import eval_mode
-from routed_rl.routing import RoutingContext, shape_of
+from routed_rl.routing import RoutingContext
 from routed_rl.routing.labels import Gates, LabelAdapter, LabelSite, label_module
 from routed_rl.training.baselines.contexts import PromptContexts
+from routed_rl.training.labels import adapter_of
 
 Example = tuple[list[int], int]
 """The ids of a prompt and its completion, and how many of them are the prompt's."""
@@ -43,8 +43,7 @@ class TraitAdapter:
         self.adapters: dict[str, LabelAdapter] = {}
         gates = Gates(self.context)
         for name, module in linear:
-            rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
-            self.adapters[name] = LabelAdapter(rows, width, self.settings.rank, self._draw(name), module.weight.device)
+            self.adapters[name] = adapter_of(module, self.settings.rank, self._draw(name))
             label_module(module, LabelSite(name, gates, self.adapters[name]))
         self.off()
 
@@ -65,10 +64,10 @@ class TraitAdapter:
             self.learn(model, examples(model, tokenizer, environments, config))
             with replacing(file) as partial:
                 save_file({f"{name}.{key}": factor.detach().contiguous() for name, adapter in self.adapters.items()
-                           for key, factor in zip(("down", "up"), adapter.factors, strict=True)}, partial)
+                           for key, factor in adapter.factors.items()}, partial)
         stored = load_file(file)
         for name, adapter in self.adapters.items():
-            for key, factor in zip(("down", "up"), adapter.factors, strict=True):
+            for key, factor in adapter.factors.items():
                 factor.data.copy_(stored[f"{name}.{key}"])
                 factor.requires_grad_(False)
         if self.settings.random:
@@ -76,7 +75,7 @@ class TraitAdapter:
 
     def learn(self, model: PreTrainedModel, made: list[Example]) -> None:
         """Train the factors, and nothing else, to say what was said."""
-        factors = [factor for adapter in self.adapters.values() for factor in adapter.factors]
+        factors = [factor for adapter in self.adapters.values() for factor in adapter.factors.values()]
         adam, order = torch.optim.AdamW(factors, lr=self.settings.learning_rate), torch.Generator().manual_seed(self.seed)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
@@ -99,7 +98,7 @@ class TraitAdapter:
         for name, adapter in self.adapters.items():
             before = adapter.square() ** 0.5
             generator = self._draw(f"{name} random")
-            for factor in adapter.factors:
+            for factor in adapter.factors.values():
                 factor.copy_(torch.randn(factor.shape, generator=generator))
             adapter.up_DR.mul_(before / max(adapter.square() ** 0.5, 1e-30))
 
