@@ -1,4 +1,4 @@
-"""A class or a function by its path, `FILE.py:Class` or `package.module:Class`, and a class called. No registry."""
+"""Finds a class or a function by its path, `FILE.py:Class` or `package.module:Class`, and builds environments. No registry."""
 
 import importlib
 import importlib.util
@@ -33,7 +33,7 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
 
 
 def find_object(setting: str, path: str, kind: str = "class") -> Any:
-    """What `FILE.py:NAME` or `package.module:NAME` is; ConfigError names the setting, and the `kind`, where it is nothing."""
+    """The object at `FILE.py:NAME` or `package.module:NAME`. If there is none, ConfigError names the setting and the `kind`."""
     (place, _, name), word = path.rpartition(":"), "Class" if kind == "class" else kind
     if not place:
         raise ConfigError(f"{setting}={path} names no {kind}; write FILE.py:{word} or package.module:{word}")
@@ -48,7 +48,7 @@ def find_object(setting: str, path: str, kind: str = "class") -> Any:
 
 
 def _module_from_file(place: str) -> Any:
-    """The module that `FILE.py` is, imported once; FileNotFoundError where there is none."""
+    """The module of `FILE.py`, imported once; FileNotFoundError if there is no such file."""
     file = find_data(place)
     name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
     if name in sys.modules:

@@ -1,7 +1,8 @@
-"""Is an environment sound? Its gold scores full, junk does not, tasks follow from the seed, scorers are quick and do not raise.
+"""Is an environment sound? Its gold completions score full, junk does not, tasks follow from the seed, scorers are quick and
+do not raise.
 
-A sound environment can still be gamed by a completion that is no junk; that is not looked for. One check is one function of
-what was seen; None means that it could not be judged.
+A sound environment can still be gamed by a completion that is not junk; nothing here looks for that. One check is one function
+of the evidence; its verdict is None if it could not be judged.
 """
 
 import itertools
@@ -21,9 +22,9 @@ from routed_rl.errors import ConfigError
 MOST_JUNK = 0.05
 """Mean share of the full reward that one kind of junk may earn, over the tasks for which it is not the right answer."""
 SLOW_S = 1.0
-"""Median seconds that scoring one kind of completion may take."""
+"""The median number of seconds that scoring one kind of completion may take."""
 ENOUGH = 3
-"""Failures of one kind after which it is not tried again: each may be a hang, and the verdict is clear."""
+"""After this many failures a kind of completion is not tried again: each may be a hang, and the verdict is clear."""
 LONG = "lorem ipsum " * 10_000
 
 
@@ -40,19 +41,19 @@ class Trial:
 
 @dataclass
 class Evidence:
-    """What was seen of one environment; `problem` says why there is no more."""
+    """All that was observed of one environment; `problem` says why there is no more."""
 
     tasks: list[Task] = field(default_factory=list)
     again: list[Task] = field(default_factory=list)
     gold: dict[int, str | list[str]] = field(default_factory=dict)
-    """By place in `tasks`; empty where the environment offers none."""
+    """Gold completions by place in `tasks`; empty if the environment offers none."""
     trials: list[Trial] = field(default_factory=list)
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check says: True is sound, False is not, None is not judged."""
+    """The result of one check; `sound` is None if it could not be judged."""
 
     check: str
     sound: bool | None
@@ -60,7 +61,11 @@ class Finding:
 
 
 def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: str = "train") -> Evidence:
-    """Tasks of `split` twice, from two environments of the same settings; gold and every kind of junk, scored one at a time."""
+    """Collect the evidence on an environment.
+
+    Makes the tasks of `split` twice, from two environments of the same settings, then scores gold and every kind of junk, one
+    completion at a time.
+    """
     seen = Evidence()
     try:
         environment = make()
@@ -90,24 +95,24 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
 
 
 def junk(task: Task) -> list[tuple[str, Any]]:
-    """Completions that nobody should be paid for, by kind."""
+    """Completions of `task` that nobody should be paid for, each with its kind."""
     prompt = task.prompt if isinstance(task.prompt, str) else str(task.prompt[-1].get("content", ""))
     return [("empty", ""), ("0", "0"), ("True", "True"), ("the prompt", prompt), ("very long", LONG),
             ("lone surrogates", "\udcff\ud800"), ("None", None)]
 
 
 def findings(seen: Evidence) -> list[Finding]:
-    """Every check, in order; without tasks only the first can be judged."""
+    """The findings of every check, in order; without tasks only the first check can be judged."""
     judged = [check(seen) if seen.trials or check is makes_tasks else (None, "no tasks") for check in CHECKS.values()]
     return [Finding(name, *verdict) for name, verdict in zip(CHECKS, judged, strict=True)]
 
 
 Verdict = tuple[bool | None, str]
-"""Whether it is sound (None: cannot be judged), and a detail."""
+"""Whether the environment is sound (None if that cannot be judged), and a detail."""
 
 
 def makes_tasks(seen: Evidence) -> Verdict:
-    """It has tasks for both splits, and gold can be made."""
+    """The environment has tasks for both splits, and its gold completions can be made."""
     if seen.problem or not seen.tasks:
         return False, seen.problem or "no task"
     return True, f"{len(seen.tasks)} looked at"
@@ -121,7 +126,7 @@ def same_seed_same_tasks(seen: Evidence) -> Verdict:
 
 
 def gold_scores_full(seen: Evidence) -> Verdict:
-    """`solve` is 1 where it is known, and it is paid."""
+    """Every gold completion is paid, and its `solve` is 1 where it is known."""
     trials = [trial for trial in seen.trials if trial.kind == "gold"]
     if not trials:
         return None, "offers no gold(task)"
@@ -135,7 +140,7 @@ def gold_scores_full(seen: Evidence) -> Verdict:
 
 
 def junk_scores_nothing(seen: Evidence) -> Verdict:
-    """No kind of junk earns more than `MOST_JUNK` of the full reward, over the tasks whose answer it is not."""
+    """No kind of junk earns more than `MOST_JUNK` of the full reward; tasks that it happens to answer rightly do not count."""
     full = {id(trial.task): trial for trial in seen.trials if trial.kind == "gold"}
     shares: dict[str, list[float]] = {}
     for trial in seen.trials:
@@ -148,19 +153,19 @@ def junk_scores_nothing(seen: Evidence) -> Verdict:
 
 
 def does_not_raise(seen: Evidence) -> Verdict:
-    """No completion that is text makes the scorer fail; for None, which no model writes, it may."""
+    """No completion that is text makes the scorer fail. None may, since no model writes it."""
     bad = [trial for trial in _failed(seen, wrong=False) if trial.completion is not None]
     return not bad, f"on {', '.join(dict.fromkeys(trial.kind for trial in bad))}: {_said(bad[0])}" if bad else "no"
 
 
 def is_finite(seen: Evidence) -> Verdict:
-    """No nan and no infinity in a score, and no number that is too large or out of its range."""
+    """No score has a number that is nan, infinite, too large or out of its range."""
     bad = _failed(seen, wrong=True)
     return not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes"
 
 
 def is_quick(seen: Evidence) -> Verdict:
-    """The median of each kind of completion stays under `SLOW_S`."""
+    """The median scoring time of each kind of completion is at most `SLOW_S`."""
     times: dict[str, list[float]] = {}
     for trial in seen.trials:
         times.setdefault(trial.kind, []).append(trial.seconds)
@@ -191,7 +196,8 @@ def unsound(found: Iterable[Finding]) -> list[Finding]:
 
 
 def _share(trial: Trial, gold: Trial | None) -> float:
-    """Of the full reward, or of 1 where that is not known; `solve` counts as well."""
+    """The share of the full reward that a trial earned, or its `solve` if that is larger; full is 1 if gold's reward is
+    unknown."""
     if isinstance(trial.result, Failure):
         return 0.0
     full = gold.result.reward if gold and isinstance(gold.result, Score) and gold.result.reward > 0 else 1.0
@@ -199,7 +205,7 @@ def _share(trial: Trial, gold: Trial | None) -> float:
 
 
 def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
-    """Trials without a score: those with a `wrong` number, or all others."""
+    """Trials without a score: those whose score had a `wrong` number, or all others."""
     return [trial for trial in seen.trials
             if isinstance(trial.result, Failure) and trial.result.reason.startswith(WRONG) == wrong]
 

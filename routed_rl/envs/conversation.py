@@ -1,4 +1,4 @@
-"""One episode being played: the messages so far, and what it came to. Tokens are not its business."""
+"""One episode that is being played: the messages so far, and the outcome. It does not deal with tokens."""
 
 import dataclasses
 import itertools
@@ -10,14 +10,14 @@ from routed_rl.envs.scoring import judged
 from routed_rl.errors import TaskError
 
 ANSWERS = ("user", "tool")
-"""Roles that an episode may answer in."""
+"""Roles in which an episode may answer."""
 
 
 class Conversation:
-    """Drives one `Episode`: `reply` after each of the model's turns, `cut` where there is no room for another one.
+    """Drives one `Episode`: `reply` after each of the model's turns, `cut` if there is no room for another one.
 
-    `outcome` is the score, or what came in its place (an exception, a wrong value): `Scorer.count` takes either. An episode
-    that is no subclass of `Episode` needs `start` and `step`, and gets the defaults of the rest.
+    `outcome` is the score, or whatever came in its place (an exception, a wrong value); `Scorer.count` takes either. An episode
+    that is no subclass of `Episode` needs `start` and `step`; for the rest it gets the defaults of `Episode`.
     """
 
     def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
@@ -30,10 +30,10 @@ class Conversation:
         self._episode: Any = None
         self._guarded(lambda: self._start(environment, task))
         self.first = len(self.messages)
-        """Messages before the model's first turn."""
+        """The number of messages before the model's first turn."""
 
     def reply(self, text: str) -> list[Message]:
-        """Give the model's turn to the episode; its answer, or [] where the episode has ended."""
+        """Give the model's turn to the episode and return its answer, or [] if the episode has ended."""
         if self.ended:
             return []
         self.messages.append({"role": "assistant", "content": text})
@@ -51,7 +51,7 @@ class Conversation:
         return list(cast(list[Message], answer))
 
     def cut(self) -> None:
-        """End the episode where it stands: turns or tokens ran out."""
+        """End the episode as it stands, because turns or tokens ran out."""
         self._end(self._guarded(lambda: getattr(self._episode, "cut", Episode().cut)(self._copy())))
 
     def _start(self, environment: EpisodicEnvironment, task: Task) -> None:
@@ -65,7 +65,7 @@ class Conversation:
         self._max_turns = int(getattr(self._episode, "max_turns", Episode.max_turns))
 
     def _copy(self) -> list[Message]:
-        """An episode may change what it is given."""
+        """A copy of the messages, because an episode may change what it is given."""
         return [dict(message) for message in self.messages]
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
@@ -86,8 +86,8 @@ class Conversation:
 
 
 class Played:
-    """An environment of several turns, scored like one of a single turn: a list of turns, the last one again where they run
-    out, or one text as every turn. For trying an environment out without a model."""
+    """An environment of several turns, scored like one of a single turn. A completion is a list of turns, whose last one is
+    repeated if the episode goes on, or one text for every turn. This tries an environment out without a model."""
 
     def __init__(self, environment: EpisodicEnvironment) -> None:
         self.environment, self.tasks = environment, environment.tasks
@@ -95,7 +95,7 @@ class Played:
             self.gold = gold
 
     def score(self, task: Task, completion: str | list[str]) -> Score:
-        """What the episode came to; whatever went wrong in it is raised."""
+        """The score of the played episode; any error in it is raised."""
         turns = [completion] if isinstance(completion, str) else completion
         conversation = Conversation(self.environment, task)
         for turn in itertools.chain(turns, itertools.repeat(turns[-1])):

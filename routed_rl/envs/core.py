@@ -1,4 +1,4 @@
-"""What an environment is: it yields tasks, and scores completions or plays episodes.
+"""The contract of an environment: it yields tasks, and scores completions or plays episodes.
 
 Not covered: messages whose content is no text (images), and several models in one conversation.
 """
@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from routed_rl.config import name_problem
 
 Message = dict[str, Any]
-"""`{"role": ..., "content": text}`; a template may want more (the `name` of a tool)."""
+"""`{"role": ..., "content": text}`; a chat template may need further keys (the `name` of a tool)."""
 Prompt = str | list[Message]
 """Raw text, or chat messages `{"role": ..., "content": ...}` that go through the chat template."""
 
@@ -23,26 +23,26 @@ class Task:
     prompt: Prompt
     data: Mapping[str, Any] = field(default_factory=dict)
     stage: int = 0
-    """Which stage of a curriculum made it, and scores it; set by `routed_rl`, not by the environment."""
+    """The stage of a curriculum that made this task and that scores it; set by `routed_rl`, not by the environment."""
 
 
 LARGEST = 1e15
-"""Numbers of a score may be as large: float32 holds their squares, summed over as many completions as a step can have."""
+"""The largest absolute value of a number in a score. float32 holds the sum of such squares over all completions of a step."""
 RESERVED = frozenset(
     ["reward", "solve", "completions", "failures", "restarts", "environment", "task", "prompt", "completion", "flags",
      "metrics", "step", "push", "shift", "own_push", "own_shift", "own_shift_up", "evidence", "pace", "practised",
      "advantage", "norm", "share", "part_norm"])
-"""Names that a flag or a metric may not have, because numbers and columns of ours are called so."""
+"""Names that a flag or a metric may not have, because `routed_rl` uses them for its own numbers and columns."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion earned.
+    """The result of scoring one completion.
 
-    `reward` is paid to the model; `solve` is the truth, in [0, 1], whether or not it is what pays, None where nobody knows
-    it; `flags` name what was seen (`{"hack": True}`, or just the names that hold); `metrics` are further numbers to average.
-    `spans` says where in the completion's text something stands: a name and pairs (first character, last + 1). ValueError for
-    a value that is no number, text included, for a name that is no text, and for a pair that is no place.
+    `reward` is paid to the model. `solve` is the truth, in [0, 1], whether or not it is paid; None if nobody knows it. `flags`
+    name facts about the completion (`{"hack": True}`, or just the names that hold). `metrics` are further numbers to average.
+    `spans` says where in the completion's text something stands: for each name, pairs of (first character, last + 1).
+    ValueError for a value that is not a number (text included), a name that is not text, or a pair that is not a place.
     """
 
     reward: float
@@ -66,7 +66,7 @@ class Score:
 
     @property
     def problem(self) -> str:
-        """Which number cannot be counted, and why; empty where all can."""
+        """Which number cannot be counted, and why; empty if all of them can."""
         assert isinstance(self.flags, Mapping)
         for name, value in self.values().items():
             if not abs(value) <= LARGEST:
@@ -78,14 +78,14 @@ class Score:
 
     @property
     def wrong_name(self) -> str:
-        """What is wrong with the name of a flag or a metric; empty where nothing is."""
+        """The complaint about a flag or a metric that has a wrong name; empty if every name is right."""
         names = [*self.flags, *self.metrics]
         found = [f"{name!r:.60}, which {problem}" for name in names if (problem := name_problem(name, RESERVED))]
         found += [f"{name!r:.60} twice" for name in self.metrics if name in self.flags]
         return f"calls a flag or a metric {found[0]}; rename it" if found else ""
 
     def values(self) -> dict[str, float]:
-        """Every number of this score under one name each: `reward`, `solve` where it is known, the flags, the metrics."""
+        """Every number of this score by its name: `reward`, `solve` where it is known, the flags, the metrics."""
         assert isinstance(self.flags, Mapping)
         ours = {"reward": self.reward} | ({} if self.solve is None else {"solve": self.solve})
         return {**ours, **self.flags, **self.metrics, **ours}
@@ -119,21 +119,21 @@ class Failure:
 
     reason: str
     fatal: bool = False
-    """Whether it will be so for every completion, since the environment itself is wrong."""
+    """Whether every completion will fail in this way, because the environment itself is wrong."""
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """The whole contract. A class may also have
+    """The whole contract of an environment. A class may also have
 
     - `variant`, a word for tables, such as "insecure";
     - `contexts`, a mapping of `encourage` and `discourage` to texts about gaming the check, for `baseline.contexts`;
-    - `gold(task) -> str | None`, a completion that solves the task, for `routed-rl env try` and `env check`; None: not known;
+    - `gold(task) -> str | None`, a completion that solves the task, for `routed-rl env try` and `env check`; None if unknown;
     - `all_settings() -> list[dict]`, the settings that `env check --all` goes through.
     """
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Tasks of `split` ("train" or "eval"), the same for the same seed; endless or not."""
+        """Yield the tasks of `split` ("train" or "eval"), the same for the same seed; there may be endlessly many."""
         ...
 
     def score(self, task: Task, completion: str) -> Score:
@@ -142,41 +142,42 @@ class Environment(Protocol):
 
 
 class Episode:
-    """One conversation about one task, a new object each time. Needs `step`; the rest has these defaults.
+    """One conversation about one task, a new object each time. `step` must be defined; all else has the defaults below.
 
     An error raised in any method ends the episode and is counted as a failure, never paid as 0.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
-    """JSON schemas that the chat template shows the model; read after `start`. `step` reads the calls from the text."""
+    """JSON schemas that the chat template shows the model; read after `start`. `step` itself reads the calls from the text."""
     max_turns: int = 8
-    """Turns of the model after which `cut` ends the episode; read after `start`."""
+    """The number of the model's turns after which `cut` ends the episode; read after `start`."""
 
     def start(self, task: Task) -> list[Message] | None:
-        """The messages that the model sees first; None for the task's prompt."""
+        """Return the messages that the model sees first; None stands for the task's prompt."""
         return None
 
     def step(self, messages: list[Message]) -> list[Message] | Score:
-        """Answer the model's turn, the last of `messages` (the whole conversation): further messages of the role user or
-        tool, or the score that ends the episode."""
+        """Answer the model's turn, which is the last of `messages` (the whole conversation). Return further messages of the role
+        user or tool, or the score that ends the episode."""
         raise NotImplementedError(f"{type(self).__name__} needs the method step(messages)")
 
     def cut(self, messages: list[Message]) -> Score:
-        """The score where turns or tokens ran out before `step` gave one; `messages` ends with the model's last turn."""
+        """Score an episode whose turns or tokens ran out before `step` gave a score; `messages` ends with the model's last
+        turn."""
         return Score(0.0, flags=["cut"])
 
 
 @runtime_checkable
 class EpisodicEnvironment(Protocol):
-    """The contract of an environment of several turns. It may have what an `Environment` may; its `gold(task)` gives a list,
-    the model's turns."""
+    """The contract of an environment of several turns. It may have the same extras as an `Environment`, but its `gold(task)`
+    returns a list, the model's turns."""
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """As an `Environment`'s; prompts are chat messages."""
+        """Yield tasks as `Environment.tasks` does; their prompts are chat messages."""
         ...
 
     def episode(self) -> Episode:
-        """A new episode; many are open at once."""
+        """Return a new episode; many are open at once."""
         ...
 
 
@@ -184,5 +185,5 @@ AnyEnvironment = Environment | EpisodicEnvironment
 
 
 def has_episodes(environment: object) -> bool:
-    """Whether completions are played (`episode`) rather than scored (`score`); one that has both is played."""
+    """Whether completions are played (`episode`) rather than scored (`score`); an environment that has both is played."""
     return callable(getattr(environment, "episode", None))

@@ -1,6 +1,6 @@
-"""What changes in the course of a run, by the number of tasks: an environment's weight, and the settings of its class.
+"""Settings that change in the course of a run: an environment's weight, and the settings of its class.
 
-Counted in tasks, not steps, so that it depends on nothing but the seed: a step takes
+The course is counted in tasks, not in steps, so that it depends on nothing but the seed. A step takes
 `per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
 """
 
@@ -14,11 +14,11 @@ from routed_rl.envs.core import LARGEST, AnyEnvironment, Score, Task, has_episod
 from routed_rl.errors import ConfigError
 
 Schedule = tuple[tuple[int, float], ...]
-"""(number of tasks of the run, weight from there on), ascending from 0."""
+"""Pairs of (number of tasks of the run, weight from there on), ascending from 0."""
 
 
 def parse_weight(name: str, value: Any) -> Schedule:
-    """A number, or `[[0, 1.0], [100, 0.2]]`: weight 0.2 from the run's 100th task on."""
+    """Parse a weight: a number, or `[[0, 1.0], [100, 0.2]]`, which is weight 0.2 from the run's 100th task on."""
     if _number(value):
         return ((0, float(value)),)
     rows = value if isinstance(value, (list, tuple)) else []
@@ -37,7 +37,7 @@ def _number(value: Any) -> bool:
 
 
 def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> AnyEnvironment:
-    """The class called with `arguments`, or once for each stage, whose keys override them."""
+    """Call the class with `arguments`: once, or once for each stage, whose settings override them."""
     if stages is None:
         return build(name, path, arguments)
     lengths = check_stages(name, stages)
@@ -49,7 +49,7 @@ def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[d
 
 
 def check_stages(name: str, stages: Any) -> list[int | None]:
-    """How many tasks each stage lasts; the last goes on for ever and may leave it out."""
+    """Check the stages and return how many tasks each one lasts. The last goes on for ever and may leave the number out."""
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ConfigError(f"env.{name}.stages must be a list of settings, such as [{{tasks: 500, KEY: VALUE}}, {{KEY: VALUE}}], "
                           f"got {stages}")
@@ -61,7 +61,7 @@ def check_stages(name: str, stages: Any) -> list[int | None]:
 
 
 class Staged:
-    """One environment whose settings change. Evaluation sees the last stage: what the curriculum leads to."""
+    """One environment whose settings change. Evaluation uses the last stage, which the curriculum leads to."""
 
     def __init__(self, stages: Sequence[tuple[int | None, AnyEnvironment]]) -> None:
         self.stages = stages
@@ -71,7 +71,7 @@ class Staged:
             self.gold = lambda task: self._of(task).gold(task)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Endless. Stage 0 begins as the environment without stages would."""
+        """Yield tasks without end. Stage 0 begins with the tasks of the same environment without stages."""
         last = len(self.stages) - 1
         for number, (length, environment) in enumerate(self.stages):
             if split == "train" or number == last:
@@ -87,7 +87,7 @@ class Staged:
 
 
 def endless(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """Tasks without end: a finite environment starts over with the next seed; RuntimeError for one without tasks."""
+    """Yield tasks without end: a finite environment starts over with the next seed. RuntimeError if it has no tasks."""
     for round_number in itertools.count():
         empty = True
         for task in environment.tasks(split, seed + 1000003 * round_number):

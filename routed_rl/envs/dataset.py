@@ -1,7 +1,7 @@
 """An environment from a dataset and reward functions, as users of TRL have them: `env.NAME.dataset`, `env.NAME.reward`.
 
-What is paid is TRL's weighted sum over the functions that return a number. Where every function returns None the scoring has
-failed, and is counted as such. `solve`, the truth, is what a function of its own says; without one it is unknown.
+The model is paid TRL's weighted sum over the functions that return a number. If every function returns None, the scoring has
+failed and is counted as such. A function of its own gives `solve`, the truth; without one `solve` is unknown.
 """
 
 import random
@@ -22,16 +22,16 @@ class NoReward(ValueError):
 class DatasetEnvironment:
     """`dataset`: a file, a folder of `save_to_disk`, or a name on the Hub; `reward`, `solve`, `flags`: FILE.py:function.
 
-    `holdout`: the share of the prompts that are held back for evaluation, chosen by their text, so that no prompt is in both
-    and neither order nor seed matter; 0 evaluates on the rows that train. `eval_split` evaluates on another split instead.
-    `chat=true` makes a prompt that is text the message of a user.
+    `holdout` is the share of the prompts that are held back for evaluation. They are chosen by their text, so that no prompt is
+    in both splits and neither order nor seed matter; 0 evaluates on the rows that train. `eval_split` evaluates on another split
+    instead. `chat=true` turns a prompt that is text into the message of a user.
     """
 
     def __init__(self, dataset: str = "", reward: str | list[str] = "", reward_weights: list[float] | None = None,
                  solve: str = "", flags: Mapping[str, str] | None = None, prompt_column: str = "prompt", chat: bool = False,
                  dataset_config: str | None = None, split: str | None = None, eval_split: str | None = None,
                  holdout: float = 0.1, token_env: str | None = None) -> None:
-        """`token_env`: the variable that the Hub or a function needs, such as HF_TOKEN; a process of its own has it then."""
+        """`token_env` names the variable that the Hub or a function needs, such as HF_TOKEN; an isolated process is given it."""
         if not dataset:
             raise ConfigError(f"reward={reward} has no rows; set dataset to a file, a saved folder, or a name on the Hub")
         if not reward:
@@ -59,14 +59,14 @@ class DatasetEnvironment:
         self.flags = _flags(flags, table.columns)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Each row of the split once, shuffled; the next round has another seed."""
+        """Yield each row of the split once, shuffled. A second round is asked for with another seed."""
         table, places = self.places[split]
         for place in random.Random(f"{split} {seed}").sample(places, len(places)):
             row = table.row(place)
             yield Task(self._prompt(row[self.prompt_column]), {name: value for name, value in row.items() if name != "prompt"})
 
     def score(self, task: Task, completion: str) -> Score:
-        """What the functions say of a completion; NoReward where no reward function applies."""
+        """Score a completion by the functions; NoReward if no reward function applies."""
         data = dict(task.data)
         paid, truth, *named = [functions.call(task.prompt, completion, data) if functions else Said([None])
                                for functions in (self.reward, self.truth, *self.flags.values())]
@@ -82,12 +82,12 @@ class DatasetEnvironment:
     def _prompt(self, prompt: Any) -> Prompt:
         if isinstance(prompt, str):
             return [{"role": "user", "content": prompt}] if self.chat else prompt
-        # Rows of a table have every key of every message, with None where a message lacks it.
+        # Each row of a table has every key of every message, with None where a message lacks the key.
         return [{key: value for key, value in message.items() if value is not None} for message in prompt]
 
 
 def _weights(given: list[float] | None, functions: Functions) -> list[float]:
-    """One for each reward function; 1 by default, as in TRL."""
+    """One weight for each reward function; 1 by default, as in TRL."""
     count = len(functions.names)
     if given is None:
         return [1.0] * count
@@ -99,7 +99,7 @@ def _weights(given: list[float] | None, functions: Functions) -> list[float]:
 
 
 def _by_function(names: Sequence[str], paid: Said) -> dict[str, float]:
-    """What each of several functions paid, as a metric."""
+    """A metric for each of several reward functions: how much it paid."""
     if len(names) == 1:
         return {}
     return {label: value for label, value in zip(paid_labels(names), paid.values, strict=True) if value is not None}

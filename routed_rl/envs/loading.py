@@ -1,4 +1,4 @@
-"""The environments of a run from its config: each in a process of its own, or in this one, with its weight."""
+"""Loads the environments of a run from its config, each in a process of its own or in this one, with its weight."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]
     loaded = [load_environment(name, settings) for name, settings in env.items()]
     for entry in loaded:
         if isinstance(entry.environment, EnvironmentProcess):
-            _ = entry.environment.description  # Waits until it is ready, and raises where it cannot be.
+            _ = entry.environment.description  # Waits until the process is ready, and raises if that fails.
     return loaded
 
 
 def load_environment(name: str, settings: Any) -> LoadedEnvironment:
-    """One of them; a process of its own has been started, and is not waited for."""
+    """Load one environment. If it has a process of its own, that has been started but is not waited for."""
     if problem := name_problem(name, TAKEN):
         raise ConfigError(f"env.{name!r:.60}: an environment's name {problem}; choose another one")
     if not isinstance(settings, dict) or not class_path(settings):
@@ -48,11 +48,11 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
 
 
 def class_path(settings: dict[str, Any]) -> str:
-    """Which class an environment of these settings is of; one with `dataset` or `reward` needs no path. "" for none."""
+    """The path of the class that these settings name; `dataset` or `reward` need none. Empty if there is no class."""
     return str(settings.get("path") or (DATASET if settings.get("dataset") or settings.get("reward") else ""))
 
 
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """What goes to the class. A probe is never trained on, so nothing of its dataset need be held back."""
+    """The arguments of the class. A probe is never trained on, so none of its dataset need be held back."""
     whole = {"holdout": 0.0} if class_path(settings) == DATASET and settings.get("probe") else {}
     return whole | {key: resolved(value, key) for key, value in settings.items() if key not in OWN_KEYS}

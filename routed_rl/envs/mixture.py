@@ -1,5 +1,5 @@
-"""The environments of a run, and which of them the next task comes from: fixed shares, spread as evenly as they can be, the
-same for the same seed."""
+"""The environments of a run, and which of them the next task comes from. Their shares are fixed and spread as evenly as
+possible, the same for the same seed."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,24 +12,25 @@ from routed_rl.errors import ConfigError, TaskError
 
 @dataclass(frozen=True)
 class LoadedEnvironment:
-    """An environment under the name it has in the run."""
+    """An environment and the name that it has in the run."""
 
     name: str
     environment: AnyEnvironment
     weights: Schedule = ((0, 1.0),)
-    """Its share of the tasks, relative to the other trained environments, and from which task of the run on."""
+    """Its share of the tasks, relative to the other trained environments, as a schedule over the tasks of the run."""
     probe: bool = False
-    """Only evaluated, never trained on."""
+    """Whether it is only evaluated, never trained on."""
 
     @property
     def label(self) -> str:
-        """The name for people, with the variant where the class has one: `code (insecure)`."""
+        """The name for people, with the variant if the class has one: `code (insecure)`."""
         variant = getattr(self.environment, "variant", None)
         return f"{self.name} ({variant})" if variant else self.name
 
 
 def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
-    """Those with a share of the training at some time; none, or a time at which nobody has one, is an error."""
+    """The environments that have a share of the training at some time. ConfigError if there is none, or if at some time every
+    weight is 0."""
     chosen = [loaded for loaded in environments if not loaded.probe and any(weight > 0 for _, weight in loaded.weights)]
     if not chosen:
         raise ConfigError(f"no environment to train on among {[e.name for e in environments]}; "
@@ -47,7 +48,7 @@ def weight_at(weights: Schedule, task: int) -> float:
 
 
 def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """As `endless`; TaskError names the environment that makes none, or a wrong one."""
+    """As `endless`; TaskError names an environment that fails to make tasks, or makes a wrong one."""
     try:
         for task in endless(loaded.environment, split, seed):
             if not isinstance(task, Task):
@@ -61,7 +62,7 @@ def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Ta
 
 
 def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
-    """Refuse a mix of text and chat prompts, which TRL cannot batch; an environment without tasks is found here, too."""
+    """Refuse a mix of text and chat prompts, which TRL cannot batch. An environment without tasks is also found here."""
     kinds = {loaded.name: "text" if isinstance(next(task_stream(loaded, "train", seed)).prompt, str) else "chat messages"
              for loaded in environments}
     for loaded in environments:
@@ -74,10 +75,10 @@ def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
 
 
 def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "train") -> Iterator[tuple[int, Task]]:
-    """Endless (index of the environment, task), each environment at its share of `weight`.
+    """Yield (index of the environment, task) without end, each environment at its share of `weight`.
 
     The next task goes to the environment that is furthest behind its share, so every stretch of tasks keeps the shares.
-    Where a weight changes, shares count anew from there on.
+    When a weight changes, the shares are counted anew from there on.
     """
     streams = [task_stream(loaded, split, seed) for loaded in environments]
     starts = sorted({start for loaded in environments for start, _ in loaded.weights})

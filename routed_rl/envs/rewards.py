@@ -4,8 +4,8 @@ A function gets by keyword `prompts`, `completions` (text, or a list with one as
 messages), every column of the row but `prompt`, `completion` and `completion_ids`, `log_metric` and `log_extra`, and
 `trainer_state`, which is None. It returns a list with one number, or with None where it does not apply; it may be async.
 
-Not covered: `completion_ids` (whoever reads them raises), functions that compare the rows of a batch, reward models. What
-is handed to `log_extra` is dropped; what is handed to `log_metric` is a metric of the completion.
+Not covered: `completion_ids` (reading them raises), functions that compare the rows of a batch, reward models. Values
+given to `log_extra` are dropped; values given to `log_metric` become metrics of the completion.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from routed_rl.errors import ConfigError
 
 OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 NOT_PASSED = ("prompt", "completion", "completion_ids")
-"""Columns that TRL keeps to itself."""
+"""Columns that TRL does not pass on."""
 NO_IDS = "completion_ids are not given to the reward functions of an environment; read completions"
 
 
 class NotGiven(Sequence[Any]):
-    """In place of `completion_ids`: whoever reads it is told."""
+    """Stands in for `completion_ids`: reading it raises an error that says so."""
 
     def __getitem__(self, index: Any) -> NoReturn:
         raise TypeError(NO_IDS)
@@ -36,17 +36,17 @@ class NotGiven(Sequence[Any]):
 
 @dataclass
 class Said:
-    """What functions said of one completion, by their number, and what they logged."""
+    """The answers of several functions about one completion, in their order, and the metrics that they logged."""
 
     values: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Functions:
-    """Some reward functions, found by their paths."""
+    """One or more functions, found by their paths."""
 
     def __init__(self, setting: str, paths: Any, columns: Sequence[str]) -> None:
-        """ConfigError where one is not found, or cannot take what it will be given."""
+        """ConfigError if a function is not found, or cannot take the arguments that it will be given."""
         listed = [paths] if isinstance(paths, str) else paths
         if not isinstance(listed, list) or not listed or not all(isinstance(path, str) and path for path in listed):
             raise ConfigError(f"{setting}={paths!r} names no function; give FILE.py:function, package.module:function, or a list")
@@ -70,7 +70,8 @@ class Functions:
         return function
 
     def call(self, prompt: Prompt, completion: str, data: dict[str, Any]) -> Said:
-        """What each function says. An exception of one passes, as do answers that are no list of one."""
+        """The answer of each function. An exception of a function is passed on; an answer that is no list of one number
+        raises."""
         said = Said([])
         answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
         given: dict[str, Any] = {name: [data[name]] for name in self.passed} | {
@@ -83,7 +84,8 @@ class Functions:
         return said
 
     def _awaited(self, found: list[Any]) -> list[Any]:
-        """Side by side, always in the same loop: clients that a module keeps belong to the loop in which they were used first."""
+        """Await the results side by side, always in the same loop: clients that a module keeps belong to the loop of their first
+        use."""
         async def together() -> list[Any]:
             return await asyncio.gather(*(each if inspect.isawaitable(each) else _at_once(each) for each in found))
 
@@ -92,7 +94,7 @@ class Functions:
 
 
 def paid_labels(names: Sequence[str]) -> list[str]:
-    """By function the metric of what it paid, `paid_NAME`; a second one of the same name has its number, too."""
+    """For each function the name of the metric that says how much it paid, `paid_NAME`; a repeated name also gets its number."""
     return [f"paid_{name}" if name not in names[:place] else f"paid_{name}_{place}" for place, name in enumerate(names)]
 
 
@@ -101,7 +103,7 @@ async def _at_once(value: Any) -> Any:
 
 
 def _only(name: str, returned: Any) -> float | None:
-    """The one number of a list; TypeError for text, ValueError where there are more or none."""
+    """The only number in a list; TypeError for text, ValueError if there are more or none."""
     if isinstance(returned, (str, bytes)) or not hasattr(returned, "__iter__"):
         raise TypeError(f"{name} returned {returned!r:.60}, no list; it must return a list with one number for each completion")
     values = list(returned)

@@ -1,4 +1,4 @@
-"""Scoring without lying: a scorer's error is counted and never becomes reward 0."""
+"""Scoring without false zeros: a scorer's error is counted and never becomes reward 0."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from routed_rl.envs.mixture import LoadedEnvironment
 
 FEW = 20
-"""Shares of failures are taken of this many scores at least, so that a first one does not end a run; all that there are do."""
+"""A share of failures is taken of at least this many scores, so that one early failure does not end a run. A scorer that failed
+every time ends the run all the same."""
 RECENT = 1000
-"""Once so many were scored, what was counted counts half: old successes do not hide that scorings fail now."""
+"""After this many scorings the counts are halved, so that old successes do not hide that scorings fail now."""
 WRONG = "returned Score(...) whose "
-"""How the reason of a score begins that has a number which cannot be counted."""
+"""The beginning of the reason of a failure where a score has a number that cannot be counted."""
 
 
 class Reported(TaskError):
-    """A failure in an environment's own process, of which that told; the message names the environment, too."""
+    """A failure that an environment's own process reported; the message also names the environment."""
 
     def __init__(self, name: str, failure: Failure) -> None:
         super().__init__(f"environment {name} {failure.reason}")
@@ -31,7 +32,7 @@ class Reported(TaskError):
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
-    """What `environment` says, or why it could not say it; an exception, `SystemExit` included, never leaves here."""
+    """The environment's score, or the reason why it has none. No exception leaves this function, `SystemExit` included."""
     try:
         return judged(environment.score(task, completion))
     except (Exception, SystemExit) as error:
@@ -39,7 +40,8 @@ def score_one(environment: Environment, task: Task, completion: str) -> Score | 
 
 
 def judged(outcome: object) -> Score | Failure:
-    """A `Score` whose numbers can be counted as it is; an exception, or anything else, as a `Failure` that says what it was."""
+    """Turn an outcome into a score or a failure: a `Score` with valid numbers stays as it is; an exception, or anything else,
+    becomes a `Failure` that describes it."""
     if isinstance(outcome, Reported):
         outcome = outcome.failure
     if isinstance(outcome, Failure):
@@ -57,14 +59,14 @@ def judged(outcome: object) -> Score | Failure:
 
 
 def accepted(outcome: object) -> Score | Failure:
-    """As `judged`; a score with a name that is wrong or taken is a fatal failure."""
+    """As `judged`, but a score with a wrong or reserved name becomes a fatal failure."""
     result = judged(outcome)
     return Failure(result.wrong_name, fatal=True) if isinstance(result, Score) and result.wrong_name else result
 
 
 def means(scores: Sequence[Score | None]) -> dict[str, float]:
-    """Means over the scores that are not None: a flag that a score does not name counts as 0, a metric and `solve` are averaged
-    over the scores that have them. Empty where every score is None."""
+    """Means over the scores that are not None. A flag that a score does not name counts as 0; a metric and `solve` are averaged
+    over the scores that have them. Empty if every score is None."""
     known = [score for score in scores if score is not None]
     sums, holders = Counter[str](), Counter[str]()
     for score in known:
@@ -74,13 +76,13 @@ def means(scores: Sequence[Score | None]) -> dict[str, float]:
 
 
 def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-    """In the order of `pairs`; all at once where the environment can, as one in a process of its own does."""
+    """The results in the order of `pairs`. An environment that can score many at once, as an isolated one can, does so."""
     many = getattr(environment, "score_many", None)
     return many(pairs) if many is not None else [score_one(environment, task, completion) for task, completion in pairs]
 
 
 def describe(error: BaseException) -> str:
-    """Type and message; an error whose message cannot be had says that."""
+    """The type and the message of an error; if its message cannot be read, the text says so."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -98,23 +100,23 @@ class Scorer:
     last_error: dict[str, str] = field(default_factory=dict)
 
     def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
-        """A score each, or None where it failed: see `count`."""
+        """A score for each pair, or None if it failed; see `count`."""
         environment = cast(Environment, self.environments[name].environment)
         return [self.count(name, outcome) for outcome in score_many(environment, pairs)]
 
     def score_all(self, wanted: Mapping[str, Sequence[tuple[Task, str]]]) -> dict[str, list[Score | None]]:
-        """As `score_many` for each environment; those in processes of their own work side by side."""
+        """As `score_many` for each environment; isolated environments work side by side."""
         apart = [name for name in wanted if hasattr(self.environments[name].environment, "score_many")]
         with ThreadPoolExecutor(max(len(apart), 1)) as pool:
             waiting = {name: pool.submit(self.score_many, name, wanted[name]) for name in apart}
-            # Here, and not in a thread: a scorer may use signals.
+            # Here, and not in a thread, because a scorer may use signals.
             found = {name: self.score_many(name, pairs) for name, pairs in wanted.items() if name not in waiting}
             found |= {name: future.result() for name, future in waiting.items()}
         return {name: found[name] for name in wanted}
 
     def count(self, name: str, outcome: object) -> Score | None:
-        """Count what one completion came to: a good `Score` is handed back, anything else is a failure. TaskError for a flag
-        or a metric under a name that is wrong or taken."""
+        """Count the outcome of one completion and return a valid `Score`, or None for a failure. TaskError if a flag or a metric
+        has a wrong or reserved name."""
         result = accepted(outcome)
         if self.scored[name] >= RECENT:
             self.scored[name] //= 2
@@ -129,9 +131,9 @@ class Scorer:
         return None
 
     def check(self) -> None:
-        """Raise once an environment's share of failures passes the limit, or every completion failed; call it after each batch.
+        """Raise if an environment's share of failures passes the limit, or every completion failed; call it after each batch.
 
-        The share is that of its newest completions (see `RECENT`), and of `FEW` where there are fewer.
+        The share is taken over the newest completions (see `RECENT`), or over `FEW` if there are fewer.
         """
         for name, failures in self.failed.items():
             scored = self.scored[name]
@@ -142,10 +144,10 @@ class Scorer:
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:
-    """Rewards by row; a failed row gets the mean of its group, so its own advantage is 0 and the group's mean stays.
+    """The rewards by row. A failed row gets the mean of its group, so that its own advantage is 0 and the group's mean stays.
 
     Where the trainer divides by the group's standard deviation, the others' advantages grow a little.
-    A group that failed as a whole gets the mean of all: every advantage in it is zero.
+    A group that failed as a whole gets the mean over all rows: every advantage in it is zero.
     """
     everyone = [score.reward for score in scores if score is not None]
     overall = sum(everyone) / len(everyone) if everyone else 0.0

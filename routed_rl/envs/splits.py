@@ -12,7 +12,7 @@ IMAGES = ("image", "images")
 
 
 def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
-    """Each row's prompt as text. ConfigError for a column that is missing, and for a prompt that is none."""
+    """Each row's prompt as text. ConfigError if the column is missing, or a prompt is neither text nor chat messages."""
     if column not in table.columns:
         raise ConfigError(f"{shown} has no column {column}, it has {', '.join(table.columns)}; set prompt_column to the one that "
                           "holds the prompts")
@@ -28,7 +28,7 @@ def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
 
 
 def divided(dataset: str, keys: Sequence[str], holdout: float) -> dict[str, list[int]]:
-    """The rows that train and those that evaluate. The prompts with the smallest hashes are held back, with all of their rows."""
+    """The rows that train and the rows that evaluate. Prompts with the smallest hashes are held back, each with all its rows."""
     every = list(range(len(keys)))
     if not holdout:
         return {"train": every, "eval": every}

@@ -10,16 +10,16 @@ from routed_rl.artifacts import find_data
 from routed_rl.errors import ConfigError, reading
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
-"""How the name of a file ends that can be read."""
+"""The endings of file names that can be read."""
 SPLIT = "train"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by their place. Those of a folder or of the Hub stay on disk until they are read."""
+    """Rows by their place. Rows of a folder or of the Hub stay on disk until they are read."""
 
     rows: Any
-    """A list of mappings, or a `datasets.Dataset`, which has the same `[place]` and `len`."""
+    """A list of mappings, or a `datasets.Dataset`; both have `[place]` and `len`."""
     columns: list[str]
 
     def __len__(self) -> int:
@@ -29,12 +29,12 @@ class Table:
         return self.rows[place]
 
     def column(self, name: str) -> Iterable[Any]:
-        """The value of each row."""
+        """The value of this column in each row."""
         return (row[name] for row in self.rows) if isinstance(self.rows, list) else self.rows[name]
 
 
 def read_table(dataset: str, name: str | None = None, split: str | None = None) -> Table:
-    """The rows of `dataset`; `name` is the configuration of a dataset of the Hub. ConfigError in one line where it is none."""
+    """The rows of `dataset`; `name` is the configuration of a dataset of the Hub. A one-line ConfigError if it cannot be read."""
     shown = f"dataset={dataset}"
     try:
         place = find_data(dataset)
@@ -55,7 +55,7 @@ def read_table(dataset: str, name: str | None = None, split: str | None = None) 
 
 
 def _of_list(shown: str, rows: list[Any]) -> Table:
-    """Rows that lack a column have None there, as `datasets` gives them."""
+    """A table of these rows. A row that lacks a column has None there, as in `datasets`."""
     if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
         raise ConfigError(f"{shown}: row {wrong[0]} is {str(rows[wrong[0] - 1])[:40]!r}, no object; write one JSON object for "
                           "each row")
@@ -80,7 +80,7 @@ def _from_file(place: Path) -> list[Any]:
         import pandas
         import pyarrow
 
-        # As `datasets` reads it: an empty cell is None.
+        # `datasets` also reads an empty cell as None.
         return pyarrow.Table.from_pandas(pandas.read_csv(place), preserve_index=False).to_pylist()
     text = place.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):

@@ -1,4 +1,4 @@
-"""What adapters share: rows of a file, which split a row is in, and prompts as messages."""
+"""Helpers that adapters share: reading rows of a file, dividing them into splits, and prompts as messages."""
 
 import json
 import zlib
@@ -10,11 +10,11 @@ from routed_rl.envs.core import Message
 from routed_rl.errors import ConfigError
 
 SHARE = 5
-"""One row in `SHARE` is of the split "eval"."""
+"""One row in `SHARE` belongs to the split "eval"."""
 
 
 def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
-    """The JSON objects of a `.jsonl` file, one a line."""
+    """The JSON objects of a `.jsonl` file, one on each line."""
     try:
         rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -25,9 +25,9 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
 
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """The rows of `split`, "train" or "eval": one in five is "eval", chosen by its key, so that none is in both.
+    """The rows of `split`, "train" or "eval". One row in five is "eval", chosen by its key, so that no row is in both.
 
-    With fewer than five rows every row is in both, for there is nothing to hold out.
+    If there are fewer than five rows, every row is in both splits, for there is nothing to hold out.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be train or eval, got {split!r}")
@@ -39,7 +39,7 @@ def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
 
 
 def as_messages(prompt: Any) -> list[Message]:
-    """Chat messages of a prompt that is text or messages; TypeError where a content is no text."""
+    """The chat messages of a prompt that is text or messages; TypeError if a content is not text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):

@@ -1,4 +1,4 @@
-"""JSON over HTTP with one server: time-outs on every call, retries where a repeat is safe, and no secret in what is said."""
+"""JSON over HTTP with one server: time-outs on every call, retries where a repeat is safe, and no secret in any message."""
 
 import html
 import json
@@ -12,19 +12,19 @@ from routed_rl.errors import ConfigError
 from routed_rl.web import Answer, NoAnswer, Refused, Server
 
 LARGEST = 64 * 2**20
-"""Bytes of an answer; more is an error."""
+"""The most bytes that an answer may have; more is an error."""
 PART = 0.9
-"""Of the limit of time of the process, for all attempts together."""
+"""The share of the process's time limit that all attempts together may take."""
 LONG_TOKEN = 6
-"""Characters of a token that is taken out of answers wherever it stands; a shorter one may be a word like any other."""
+"""From this many characters on a token is removed from answers wherever it stands; a shorter one may be an ordinary word."""
 
 
 class JsonServer(Server):
     """`call(path, body)` posts JSON and returns the JSON object that comes back.
 
-    `timeout_s` bounds each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses; in a process
-    of its own no more than `env.NAME.isolate.timeout_s`, so that what is wrong with the server is still said.
-    The value of the environment variable `token_env` is sent as a bearer token; where the server repeats it, `***` stands.
+    `timeout_s` bounds each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses. In a process
+    of its own all attempts end within `env.NAME.isolate.timeout_s`, so that the server's problem is still reported.
+    The value of the environment variable `token_env` is sent as a bearer token; wherever the server repeats it, `***` is shown.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
@@ -44,7 +44,8 @@ class JsonServer(Server):
                               "letters beyond ASCII); export the token alone")
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """ConnectionError once all attempts have failed; Refused, with the server's own words, where it says no."""
+        """Post `body` and return the answer. ConnectionError if all attempts fail; Refused, with the server's own words, if it
+        says no."""
         try:
             return self.ask("POST", path, body)
         except NoAnswer as problem:
@@ -52,7 +53,7 @@ class JsonServer(Server):
                                   f"{problem}; is the server up? (timeout_s and attempts are settings)") from None
 
     def accept(self, path: str, answer: Answer) -> dict[str, Any]:
-        """The object in the answer; ValueError for one that may have been cut short."""
+        """The object in the answer; ValueError if the answer may have been cut short."""
         if answer.status_code != 200:
             raise Refused(f"{self.place}{path} refused: status {answer.status_code}: {self.shown(answer.text)}")
         try:
@@ -69,7 +70,7 @@ class JsonServer(Server):
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def shown(self, text: str) -> str:
-        """Without the token, in whatever way it was written: a server may repeat what it was sent."""
+        """`text` without the token, however it is written: a server may repeat what it was sent."""
         if token := self._token():
             for written in (token, json.dumps(token)[1:-1], repr(token)[1:-1], html.escape(token), quote(token, safe="")):
                 text = text.replace(written, "***")

@@ -1,7 +1,7 @@
 """An environment behind a server, over HTTP: `RemoteEnvironment` scores completions, `RemoteEpisodes` plays episodes.
 
-The protocol, JSON objects by POST. Every request may come twice (a lost answer is asked for again), so a server answers the
-same request in the same way; an episode's id is chosen here, and `messages` is always the whole conversation.
+The protocol is JSON objects by POST. Every request may come twice (a lost answer is asked for again), so a server answers the
+same request in the same way. This side chooses an episode's id, and `messages` is always the whole conversation.
 
     /tasks          {"split", "seed", "start", "count"}      -> {"tasks": [{"prompt", "data"}, ...]}; fewer than `count`: no more
     /score          {"task": {"prompt", "data"}, "completion"} -> {"reward", "solve"?, "flags"?, "metrics"?}
@@ -22,18 +22,19 @@ from routed_rl.envs.core import Episode, Message, Score, Task
 from routed_rl.web import Refused
 
 COUNT = 64
-"""Tasks asked for at once."""
+"""How many tasks are asked for at once."""
 FIELDS = {field.name for field in dataclasses.fields(Score)}
 
 
 class _Remote:
-    """`url`: the server's. `timeout_s` and `attempts` hold for each call; `token_env` names the variable with the token."""
+    """`url`: the server's address. `timeout_s` and `attempts` hold for each call; `token_env` names the variable with the
+    token."""
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
         self.server = JsonServer(url, timeout_s, attempts, token_env)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """In the server's order; endless where the server's are."""
+        """Yield the tasks in the server's order, without end if the server has endlessly many."""
         start = 0
         while True:
             body = {"split": split, "seed": seed, "start": start, "count": COUNT}
@@ -92,7 +93,7 @@ def _task(answer: Any) -> Task:
 
 
 def _score(answer: Mapping[str, Any]) -> Score:
-    """Nothing is made up: a score without a reward, or with fields that are not known, is an error."""
+    """Nothing is made up: a score without a reward, or with unknown fields, is an error."""
     if "reward" not in answer or not set(answer) <= FIELDS:
         raise Refused(f"the server gave a score with the fields {sorted(answer)}; it needs reward, and may have {sorted(FIELDS)}")
     return Score(**answer)

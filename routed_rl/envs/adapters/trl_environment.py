@@ -1,9 +1,9 @@
 """TRL's environment classes (`environment_factory`): `reset`, public methods as tools, `get_reward`; played as episodes.
 
-Covered as in TRL 1.16: a row of the dataset goes to `reset`, whose text is appended to the prompt; the model's tool calls
-run on the instance and come back in the role tool; a turn without a call ends the episode, and `get_reward` pays. Tool
-calls are read from the text, as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: the format of Qwen, Hermes and
-SmolLM. Not covered: async methods, images, reward functions beside the environment, other formats of tool calls.
+Covered as in TRL 1.16: a row of the dataset goes to `reset`, whose text is appended to the prompt; the model's tool calls run on
+the instance and come back in the role tool; a turn without a call ends the episode, and `get_reward` gives the reward. Tool calls
+are read from the text, as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: the format of Qwen, Hermes and SmolLM. Not
+covered: async methods, images, reward functions beside the environment, other formats of tool calls.
 """
 
 import inspect
@@ -20,14 +20,14 @@ from routed_rl.errors import ConfigError
 
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 OWN = ("reset", "get_reward")
-"""Public methods that are no tools."""
+"""Public methods that are not tools."""
 
 
 class TRLEnvironment:
     """`factory`: the class or function that TRL would get, called with `settings`; `dataset`: a `.jsonl` file of rows.
 
-    A row has a `prompt` (text or messages) and whatever `reset` takes. Without a dataset, `prompt` is every row's and
-    `reset` gets a `seed`, which a group shares. `solve` is 1 from a reward of `solve_at` on.
+    A row has a `prompt` (text or messages) and the arguments of `reset`. Without a dataset every row has the prompt `prompt`, and
+    `reset` gets a `seed`, which a group shares. `solve` is 1 if the reward is at least `solve_at`.
     """
 
     def __init__(self, factory: str, dataset: str | None = None, prompt: str = "", settings: Mapping[str, Any] | None = None,
@@ -37,7 +37,7 @@ class TRLEnvironment:
         self.prompt, self.max_turns, self.solve_at = prompt, max_turns, solve_at
         instance = self.make()
         self.idle = [instance]
-        """Instances between two episodes; `reset` makes them new, as in TRL."""
+        """Instances that no episode uses; `reset` prepares them for the next one, as in TRL."""
         self.names = _tool_names(instance, factory)
         self.schemas = [_schema(getattr(instance, name), factory) for name in self.names]
         self.rows = read_rows("dataset", dataset) if dataset else None
@@ -46,7 +46,7 @@ class TRLEnvironment:
                               "dataset=FILE.jsonl, or give reset the argument seed")
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Each row of the dataset once, shuffled; endless seeds where there is none."""
+        """Yield each row of the dataset once, shuffled; without a dataset, yield seeds without end."""
         draw = random.Random(f"{split} {seed}")
         if self.rows is None:
             while True:
@@ -87,7 +87,7 @@ class TRLEpisode(Episode):
         return [self._call(text) for text in found] if found else self._score()
 
     def cut(self, messages: list[Message]) -> Score:
-        """Paid all the same, as in TRL: what the instance has come to counts."""
+        """Score the episode all the same, as TRL does: the state that the instance has reached counts."""
         return self._score("cut")
 
     def _call(self, text: str) -> Message:
@@ -99,7 +99,7 @@ class TRLEpisode(Episode):
             if name not in self.environment.names:
                 raise ValueError(f"Tool {name} not found.")
             result = getattr(self.instance, name)(**arguments)
-        except Exception as error:  # the model's mistake, or its tool's answer to it: it may read it and go on
+        except Exception as error:  # the model's mistake, or the tool's answer to it: the model may read it and go on
             self.failures += 1
             return {"role": "tool", "name": name, "content": str({"error": str(error)})}
         if isinstance(result, list):
@@ -125,12 +125,12 @@ def _tool_names(instance: Any, factory: str) -> list[str]:
 
 
 def _schema(method: Any, factory: str) -> dict[str, Any]:
-    """The JSON schema that TRL's chat template would be given."""
+    """The JSON schema that TRL would give to the chat template."""
     from transformers.utils.chat_template_utils import get_json_schema
 
     try:
         return get_json_schema(method)
-    except Exception as error:  # it raises several kinds for docstrings that it cannot read
+    except Exception as error:  # it raises several kinds of errors for docstrings that it cannot read
         raise ConfigError(f"{factory}: the tool {method.__name__} cannot be described to the model: {error}") from error
 
 

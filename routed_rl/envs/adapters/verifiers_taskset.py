@@ -20,15 +20,15 @@ from routed_rl.envs.core import Message, Score, Task
 from routed_rl.errors import ConfigError
 
 BLOCK = 200
-"""Tasks of an infinite taskset that are shuffled, and split into train and eval, at a time."""
+"""How many tasks of an infinite taskset are shuffled, and split into train and eval, at a time."""
 HOOKS = ("setup", "finalize", "stage_verifier")
 
 
 class VerifiersTaskset:
     """`taskset`: `FILE.py:Class`, `package.module:Class`, or the id of an installed one; `config`: its config's fields.
 
-    The reward is verifiers' own, the weighted sum; every named reward and metric is a metric here. `solve` is 1 from a
-    reward of `solve_at` on. A finite taskset is read whole, at once.
+    The reward is verifiers' own, the weighted sum; every named reward and metric is a metric here. `solve` is 1 if the reward is
+    at least `solve_at`. A finite taskset is read as a whole, at the start.
     """
 
     def __init__(self, taskset: str, config: Mapping[str, Any] | None = None, solve_at: float = 1.0) -> None:
@@ -49,7 +49,8 @@ class VerifiersTaskset:
         self._refuse(first)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """A finite taskset's tasks of `split` once, shuffled; an infinite one's in shuffled blocks, in its own order."""
+        """Yield the tasks of `split`: a finite taskset's once, shuffled; an infinite one's in its own order, shuffled in
+        blocks."""
         draw = random.Random(f"{split} {seed}")
         stream = iter(self.source)
         while block := self.known or [_plain(task) for task in itertools.islice(stream, BLOCK)]:
@@ -60,7 +61,8 @@ class VerifiersTaskset:
                 return
 
     def score(self, task: Task, completion: str) -> Score:
-        """What a scorer raises is raised; a reward that verifiers left out is an error, too."""
+        """Score a completion with verifiers. The errors of a scorer are passed on; a reward that verifiers left out is an error,
+        too."""
         trace = asyncio.run(self._scored(task.data["data"], as_messages(task.prompt), completion))
         missing = [name for name, value in {**trace.rewards, **trace.metrics}.items() if value is None]
         if missing:
@@ -91,7 +93,7 @@ class VerifiersTaskset:
         return [*system, *as_messages(data["prompt"])]
 
     def _refuse(self, task: Any) -> None:
-        """ConfigError that names everything this taskset has and this adapter has not."""
+        """Raise a ConfigError that names every feature of this taskset that the adapter does not cover."""
         import verifiers.v1 as vf
         from verifiers.v1.utils.decorators import discover_decorated
 
@@ -118,7 +120,7 @@ def _plain(task: Any) -> dict[str, Any]:
 
 
 def _needs_runtime(function: Any) -> bool:
-    """verifiers' own rule: with a default it is called without a runtime, else it is left out."""
+    """verifiers' own rule: a function with a default for `runtime` is called without one; otherwise the function is left out."""
     runtime = inspect.signature(function).parameters.get("runtime")
     return runtime is not None and runtime.default is inspect.Parameter.empty
 

@@ -19,7 +19,7 @@ from routed_rl.envs.host.wire import LARGEST, frame
 from routed_rl.guard import GIVE_UP_S, guarded
 
 LOOK_S = 0.25
-"""Seconds between two looks at a process that is waited for, at most."""
+"""The most seconds between two looks at a process that is waited for."""
 SEND_S = 60.0
 """Seconds that a process may take to read a message."""
 LAST_WORDS = 2000
@@ -32,13 +32,13 @@ ROOT = str(Path(__file__).parents[3])
 
 
 def scrubbed(variables: dict[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
-    """`variables` without those that look like secrets by their name, or hold a URL with a password; `allowed` ones stay."""
+    """`variables` without those whose name looks like a secret's or whose value holds a URL with a password, unless `allowed`."""
     return {name: value for name, value in variables.items()
             if name in allowed or not (SECRET.search(name) or CREDENTIALS.search(value))}
 
 
 class Child:
-    """A worker process under a guard. `dead` says why it can no longer be used; whoever finds that calls `kill`.
+    """A worker process under a guard. `dead` says why it can no longer be used; whoever finds it set calls `kill`.
 
     A message is one line of JSON, `[number of the request, content]`; its answer bears the same number.
     """
@@ -57,13 +57,13 @@ class Child:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self.facts: dict[str, Any] | None = None
-        """What the worker said of its environment, once it is ready; the worker's own `pid`, too (`process` is its guard)."""
+        """The worker's description of its environment, once it is ready, with the worker's own `pid` (`process` is its guard)."""
         self.dead: str | None = None
         self.hung = False
         self.send(setup)
 
     def send(self, message: Any) -> None:
-        """WireError for a message that is too large. That a process does not take it is found by `receive`."""
+        """Send a message; WireError if it is too large. If the process does not take it, `receive` finds out."""
         line = frame([self._number + 1, message])
         self._number += 1
         self._socket.settimeout(SEND_S)
@@ -71,7 +71,8 @@ class Child:
             self._socket.sendall(line)
 
     def receive(self, timeout_s: float) -> Any:
-        """The answer to what was sent last, or None: then `dead` says why. An empty line is a sign of life: time begins anew."""
+        """The answer to the last message, or None: then `dead` says why. An empty line is a sign of life that restarts the
+        limit."""
         line, waited, looked = bytearray(), 0.0, time.monotonic()
         while self.dead is None and not line.endswith(b"\n"):
             data = self._read(min(LOOK_S, timeout_s / 4))
@@ -99,7 +100,7 @@ class Child:
             self.dead = f"sent a message that is none of ours: {error}"
 
     def _read(self, timeout_s: float) -> bytes | None:
-        """What has come, nothing (b"") where the other end is closed, None where nothing came in time."""
+        """The data that came, b"" if the other end is closed, None if nothing came in time."""
         self._socket.settimeout(timeout_s)
         try:
             return self._socket.recv(1 << 18)
@@ -109,7 +110,7 @@ class Child:
             return b""
 
     def _listen(self) -> None:
-        """In a thread of its own, until everybody who could print has ended."""
+        """Collect the output, in a thread of its own, until every process that could print has ended."""
         with self.process.stderr as pipe:  # type: ignore[union-attr]
             while data := pipe.read(1 << 16):
                 self._said = (self._said + data)[-LAST_WORDS:]
@@ -127,9 +128,9 @@ class Child:
         return f"{how}{f' ({words[:160]})' if words else ''}"
 
     def kill(self) -> None:
-        """At once, with whatever it started; safe to call twice."""
+        """End the process at once, with all that it started; safe to call twice."""
         if self.process.returncode is None:
-            self.process.terminate()  # the guard's sign to kill
+            self.process.terminate()  # tells the guard to kill
             try:
                 self.process.wait(GIVE_UP_S + 1)
             except subprocess.TimeoutExpired:

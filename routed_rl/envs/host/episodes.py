@@ -1,7 +1,7 @@
 """Episodes of an environment in a process of its own: `IsolatedEpisode` in the trainer, `OpenEpisodes` in the process.
 
-A process that is lost takes its open episodes with it. A new one plays their turns again: an episode's answers must follow
-from its task and the model's turns, as in any environment that can be resumed; one whose answers differ is a failure.
+A lost process takes its open episodes with it. A new process plays their turns again, so an episode's answers must follow
+from its task and the model's turns, as in any environment that can be resumed. If they differ, the episode is a failure.
 """
 
 import itertools
@@ -13,14 +13,14 @@ from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_sco
 from routed_rl.envs.scoring import judged
 
 MOST_OPEN = 4096
-"""Episodes that a process keeps; the one that was played least recently goes first, and is played again if it goes on."""
+"""How many episodes a process keeps. The least recently played one is dropped first, and played again if it goes on."""
 
 
 class IsolatedEpisode(Episode):
-    """As the episode itself; TaskError for what it raised."""
+    """Behaves as the episode in the process does; TaskError for whatever that raised."""
 
     def __init__(self, number: int, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """`ask` gives the process's answer; TaskError where there is none in time, or the process is lost over it twice."""
+        """`ask` returns the process's answer. It raises TaskError if none comes in time, or if the process dies over it twice."""
         self.number, self.ask = number, ask
 
     def start(self, task: Task) -> list[Message] | None:
@@ -48,7 +48,8 @@ class OpenEpisodes:
         self.open: dict[int, Any] = {}
 
     def answer(self, environment: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        """{answer}, after `start` with tools and max_turns; {score} or {error} at the end. What an episode raises ends it."""
+        """Answer a request: {answer}, after `start` with tools and max_turns too, or {score} at the end. An error that the
+        episode raises ends it."""
         number, method, messages = request["number"], request["method"], request["messages"]
         task = unpack_task(request["task"], sealed=False)
         if method == "start":
@@ -69,7 +70,7 @@ class OpenEpisodes:
         return said
 
     def _played_again(self, episode: Any, task: Task, messages: list[Message]) -> Any:
-        """A new episode, brought to where the lost one was: every turn of the model that was answered."""
+        """A new episode, brought to the state of the lost one by playing every turn of the model that was answered."""
         first = episode.start(task)
         begun = len(task.prompt if first is None else first)
         turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]

@@ -1,4 +1,4 @@
-"""`env.NAME.isolate`: true, false, or settings of the process an environment runs in."""
+"""`env.NAME.isolate`: true, false, or settings of the process in which an environment runs."""
 
 import dataclasses
 import shutil
@@ -17,15 +17,16 @@ class Isolation:
     """How an environment runs outside the trainer."""
 
     workers: int = 1
-    """Processes of this environment that score at the same time."""
+    """How many processes of this environment score at the same time."""
     timeout_s: float = 60.0
-    """Seconds one scoring may take; then its process is killed and the completion counts as failed."""
+    """Seconds that one scoring may take; then its process is killed and the completion counts as failed."""
     python: str | None = None
-    """Another interpreter (3.11 or newer), for libraries that clash; `routed_rl` itself is lent to it."""
+    """Another interpreter (3.11 or newer), for libraries that clash. It can import `routed_rl`, which need not be installed
+    there."""
 
     @classmethod
     def parse(cls, name: str, value: Any) -> "Isolation | None":
-        """None for no process of its own."""
+        """Parse the setting; None means no process of its own."""
         if isinstance(value, bool):
             return cls() if value else None
         known = [field.name for field in dataclasses.fields(cls)]

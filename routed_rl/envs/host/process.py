@@ -1,7 +1,7 @@
 """`EnvironmentProcess`: an environment in a process of its own, so that crashes, alarms and clashing libraries stay there.
 
-It keeps accidents out of the trainer; it is no jail: the process has the user's rights. Code that a model wrote belongs in
-`routed_rl.sandbox`. What an environment prints is not shown; its last line is part of the message when it dies.
+It keeps accidents out of the trainer, but it is no jail: the process has the user's rights. Code that a model wrote belongs in
+`routed_rl.sandbox`. The output of an environment is not shown; its last line is part of the message if the process dies.
 """
 
 import itertools
@@ -18,42 +18,43 @@ from routed_rl.envs.scoring import Reported
 from routed_rl.errors import TaskError
 
 TASKS_S = 300.0
-"""Seconds for a task, or for a gold completion."""
+"""Seconds that making a task or a gold completion may take."""
 
 
 class EnvironmentProcess(Processes):
-    """Looks like an `Environment`; `score_many` uses all of its processes.
+    """Behaves as an `Environment`; `score_many` uses all of its processes.
 
-    Task streams go on where they were when a process is lost, since they follow from split and seed. A completion in work at a
-    crash goes again once, then it counts as failed.
+    When a process is lost, task streams go on where they were, since they follow from split and seed. A completion that was being
+    scored in a crash is tried once more; then it counts as failed.
     """
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
                  isolation: Isolation | None = None) -> None:
         self._numbers = itertools.count(1)
-        """Of task streams and episodes."""
+        """Numbers for task streams and episodes."""
         super().__init__(name, path, arguments, stages, isolation or Isolation())
 
     @property
     def variant(self) -> str | None:
-        """The class's, once a process is ready."""
+        """The class's `variant`; None until a process is ready."""
         return self._description["variant"] if self._description else None
 
     @property
     def contexts(self) -> dict[str, str]:
-        """The class's, once a process is ready."""
+        """The class's `contexts`; empty until a process is ready."""
         return self._description["contexts"] if self._description else {}
 
     @property
     def episode(self) -> Any:
-        """Makes a new episode where the environment is played; None where it is not, or not known yet."""
+        """A function that makes a new episode; None if the environment has no episodes, or this is not known yet."""
         return self._new_episode if self._description and self._description["episodes"] else None
 
     def _new_episode(self) -> Episode:
         return IsolatedEpisode(next(self._numbers), lambda request: self._ask(request, "play", self.isolation.timeout_s))
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """As the environment makes them; data that is not JSON-like comes sealed. TaskError if they cannot be made."""
+        """Yield the tasks that the environment makes; data that is not JSON-like comes sealed. TaskError if they cannot be
+        made."""
         request = {"ask": "task", "reader": next(self._numbers), "split": split, "seed": seed}
         for place in itertools.count():
             reply = self._ask(request | {"place": place}, "make tasks")
@@ -65,14 +66,14 @@ class EnvironmentProcess(Processes):
                 raise TaskError(f"environment {self.name} sent a task that cannot be read: {error}") from None
 
     def score(self, task: Task, completion: str) -> Score:
-        """One score; TaskError where it failed."""
+        """Score one completion; TaskError if that fails."""
         result = self.score_many([(task, completion)])[0]
         if isinstance(result, Failure):
             raise Reported(self.name, result)
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-        """In the order of `pairs`; each process has a thread here, which hands it one completion after the other."""
+        """The results in the order of `pairs`. Each process has a thread here that hands it one completion after the other."""
         results: list[Score | Failure] = [Failure("was not scored")] * len(pairs)
         waiting = iter(enumerate(pairs))
 
@@ -99,7 +100,7 @@ class EnvironmentProcess(Processes):
             return Failure(f"could not be sent: {error}")
 
     def gold(self, task: Task) -> str | list[str] | None:
-        """What the environment offers as a solution, a list of turns where it is played; None where it offers none."""
+        """The environment's solution of a task: text, or a list of turns if it has episodes; None if it offers none."""
         if not self.description["gold"]:
             return None
         gold: Any = self._ask({"ask": "gold", "task": pack_task(task)}, "make a gold completion").get("gold")
@@ -109,7 +110,7 @@ class EnvironmentProcess(Processes):
         return gold
 
     def _ask(self, request: dict[str, Any], doing: str, timeout_s: float = TASKS_S) -> dict[str, Any]:
-        """One answer of the first process; TaskError where there is none."""
+        """One answer of the first process; TaskError if there is none."""
         with self._lock:
             reply = self.exchange(request | {"doing": doing}, timeout_s)
         if isinstance(reply, Failure):

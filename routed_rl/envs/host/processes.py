@@ -1,4 +1,4 @@
-"""The processes of one environment, by slot: started when they are needed, watched, and started anew where one was lost."""
+"""The processes of one environment, by slot. They are started when needed, watched, and started anew after a loss."""
 
 import itertools
 import logging
@@ -18,18 +18,18 @@ from routed_rl.errors import TaskError
 START_S = 300.0
 """Seconds to import and build an environment."""
 STARTS = 5
-"""How often a process may die while it starts again, before the environment is given up."""
+"""How often a process may die while it starts, before the environment is given up."""
 INNOCENT = 8
-"""Deaths by SIGKILL before what was in work counts as failed: it need not be the cause."""
+"""How often a process may die by SIGKILL over one request before that counts as failed: the request need not be the cause."""
 log = logging.getLogger(__name__)
 
 
 class Processes:
-    """Killed, hanging or crashed processes are started anew and each restart is logged."""
+    """Starts killed, hanging or crashed processes anew and logs each restart."""
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None,
                  isolation: Isolation) -> None:
-        """Starts the first process and does not wait for it; `description` does."""
+        """Starts the first process without waiting for it; `description` waits."""
         self.name, self.isolation = name, isolation
         self._setup: dict[str, Any] = {"ask": "build", "doing": "be built", "name": name, "path": path, "arguments": arguments,
                                        "stages": stages}
@@ -47,7 +47,7 @@ class Processes:
         self._children[0] = self._start()
 
     def _start(self) -> Child:
-        # A variable with a token is not for every environment, but for those that are told its name.
+        # A variable with a token goes only to environments whose settings name it.
         told = {str(settings.get("token_env")) for settings in (self._setup["arguments"], *(self._setup["stages"] or ()))}
         return Child(self._setup, self.isolation, told)
 
@@ -57,7 +57,7 @@ class Processes:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the class is, once the first process is ready; raises what building it raised."""
+        """The facts about the class, once the first process is ready; raises the error with which building it failed."""
         with self._lock:
             if self._description is None:
                 self.child(0)
@@ -65,7 +65,7 @@ class Processes:
             return self._description
 
     def rebuild(self, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None) -> None:
-        """Become the environment of other settings, in the same process: imports are not made again."""
+        """Build the environment again with other settings, in the same process, so that imports are not repeated."""
         with self._lock:
             same_token = self._setup["arguments"].get("token_env") == arguments.get("token_env")
             first, self._children[0] = self._children[0], None
@@ -79,7 +79,7 @@ class Processes:
 
     def child(self, slot: int) -> Child:
         """The process in `slot`, started and ready."""
-        if os.getpid() != self._owner:  # forked: the processes and sockets are the other one's
+        if os.getpid() != self._owner:  # after a fork: the processes and sockets belong to the parent
             self._begin()
         reason = ""
         for _ in range(STARTS):
@@ -100,8 +100,8 @@ class Processes:
                         f"built with env.{self.name}.isolate=false")
 
     def exchange(self, request: dict[str, Any], timeout_s: float, slot: int = 0) -> dict[str, Any] | Failure:
-        """The answer to `request`, whose `doing` says what it is for. One over which a process was too slow is not asked
-        again, one over which it died once, or `INNOCENT` times where it was killed from outside."""
+        """The answer to `request`, whose `doing` names its purpose. A request is not repeated if the process was too slow over
+        it, or died over it twice, or more than `INNOCENT` times if it was killed from outside."""
         for deaths in itertools.count(1):
             child = self.child(slot)
             child.send(request)
@@ -120,7 +120,7 @@ class Processes:
         self._children[:] = [child or self._start() for child in self._children]
 
     def bury(self, slot: int, doing: str) -> str:
-        """End the process in `slot`, say so in the log, and return why."""
+        """End the process in `slot`, log it, and return the reason."""
         child = self._children[slot]
         assert child is not None
         reason = child.dead or "sent no answer"

@@ -1,7 +1,7 @@
-"""What crosses between the trainer and an environment's process: lines of JSON, so that no side runs the other's bytes.
+"""Messages between the trainer and an environment's process: lines of JSON, so that neither side runs the other's bytes.
 
-Data of a task that JSON would change (tuples, sets, objects) is pickled by the process that made it and stays sealed in the
-trainer, which hands it back unread: only processes of the same environment ever unpickle it.
+Data of a task that JSON would change (tuples, sets, objects) is pickled by the process that made it. It stays sealed in the
+trainer, which hands it back unread; only processes of the same environment ever unpickle it.
 """
 
 import base64
@@ -14,16 +14,16 @@ from typing import Any
 from routed_rl.envs.core import Failure, Score, Task
 
 LARGEST = 64 << 20
-"""Bytes of one message, at most."""
+"""The most bytes that one message may have."""
 
 
 class WireError(ValueError):
-    """A message that is none of ours."""
+    """A message that does not follow this format."""
 
 
 @dataclass(frozen=True, eq=True)
 class Sealed(Mapping[str, Any]):
-    """Data that stays in the environment's process; here it can be compared and handed back, not read."""
+    """Data that stays in the environment's process. The trainer can compare it and hand it back, but not read it."""
 
     pickled: str
 
@@ -38,7 +38,7 @@ class Sealed(Mapping[str, Any]):
 
 
 def frame(message: Any) -> bytes:
-    """`message` as one line. Any text and any float survive; WireError where it is too large."""
+    """`message` as one line. Any text and any float survive; WireError if it is too large."""
     line = json_text(message).encode("utf-8", "surrogatepass") + b"\n"
     if len(line) > LARGEST:
         raise WireError(f"a message of {len(line)} bytes is larger than {LARGEST}")
@@ -51,14 +51,14 @@ def json_text(message: Any) -> str:
 
 
 def pack_task(task: Task) -> list[Any]:
-    """WireError for a prompt that is neither text nor chat messages."""
+    """A task as plain JSON values; WireError if the prompt is neither text nor chat messages."""
     if not (isinstance(task.prompt, str) or (isinstance(task.prompt, list) and is_plain(task.prompt))):
         raise WireError(f"a prompt is {type(task.prompt).__name__}, neither text nor plain chat messages")
     return [task.prompt, task.stage, *_pack_data(task.data)]
 
 
 def unpack_task(message: Any, *, sealed: bool) -> Task:
-    """`sealed`: leave pickled data closed, as the trainer must."""
+    """The task in a message. `sealed` leaves pickled data closed, as the trainer must."""
     match message:
         case [str() | list() as prompt, int(stage), str(pickled)]:
             return Task(prompt, Sealed(pickled) if sealed else pickle.loads(base64.b64decode(pickled)), stage)
@@ -68,14 +68,14 @@ def unpack_task(message: Any, *, sealed: bool) -> Task:
 
 
 def pack_score(result: Score | Failure) -> dict[str, Any]:
-    """{score: its parts}, or {error: why it failed}."""
+    """{score: its fields}, or {error: why it failed}."""
     if isinstance(result, Failure):
         return {"error": result.reason}
     return {"score": [result.reward, result.solve, result.flags, result.metrics, result.spans]}
 
 
 def unpack_score(message: Any) -> Score:
-    """Plain numbers and names, which `Score` checks one by one; WireError where they are none."""
+    """A score from plain numbers and names, which `Score` checks one by one; WireError if they are wrong."""
     try:
         return Score(*message)
     except (TypeError, ValueError):
@@ -83,7 +83,7 @@ def unpack_score(message: Any) -> Score:
 
 
 def _pack_data(data: Mapping[str, Any]) -> list[Any]:
-    """[JSON object] where JSON gives back exactly the same, else [pickle in base64]."""
+    """[JSON object] if JSON gives back exactly the same, else [pickle in base64]."""
     if isinstance(data, Sealed):
         return [data.pickled]
     try:

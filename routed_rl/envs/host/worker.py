@@ -1,7 +1,7 @@
-"""The program inside an environment's process: builds one environment, then answers until its trainer is gone. No torch.
+"""The program inside an environment's process. It builds one environment, then answers until its trainer is gone. No torch.
 
-Started by `routed_rl.envs.host.child`, never by hand. Messages come and leave through the socket that is its stdin, which is
-taken away at the start: what the environment prints goes to stderr.
+`routed_rl.envs.host.child` starts it; nobody starts it by hand. Messages come and leave through the socket that is its stdin.
+The environment itself gets another stdin, which is empty, and whatever it prints goes to stderr.
 """
 
 import faulthandler
@@ -21,26 +21,26 @@ from routed_rl.envs.scoring import describe, judged, score_one
 from routed_rl.errors import RoutedRLError
 
 MOST_STREAMS = 64
-"""Task streams that are kept; the one that was asked for least recently goes first, and is made again if it is after all."""
+"""How many task streams are kept. The least recently used one is dropped first, and made again if it is asked for later."""
 
 
 def main() -> None:
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(0), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the trainer's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles an interrupt
     faulthandler.enable()
     Worker(inbox, outbox).run()
 
 
 class Worker:
-    """One environment, its task streams and its episodes. Each method but `run` answers a request of its name."""
+    """One environment, its task streams and its episodes. Each method but `run` answers the request of the same name."""
 
     def __init__(self, inbox: IO[bytes], outbox: IO[bytes]) -> None:
         self.inbox, self.outbox = inbox, outbox
 
     def run(self) -> None:
-        """Until the trainer closes its end. An error is an answer, too."""
+        """Answer requests until the trainer closes its end. An error is sent as an answer, too."""
         answers = {"build": self.build, "task": self.task, "score": self.score, "gold": self.gold, "play": self.play}
         while line := self.inbox.readline():
             number, request = json.loads(line.decode("utf-8", "surrogatepass"))
@@ -51,7 +51,7 @@ class Worker:
             self.outbox.write(answer)
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the environment is, or the kind of error and its message where it cannot be built."""
+        """Build the environment and describe it; if it cannot be built, answer with the kind of error and its message."""
         sys.path[:] = request.get("sys_path") or sys.path
         self.streams: dict[int, tuple[Iterator[Any], int]] = {}
         self.episodes = OpenEpisodes(lambda: self.outbox.write(b"\n"))
@@ -62,7 +62,7 @@ class Worker:
         return describe_environment(self.environment)
 
     def task(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Task number `place` of a reader's stream; a stream that is not where it should be is made anew and skipped ahead."""
+        """Task number `place` of a reader's stream. A stream that is at another place is made anew and skipped ahead."""
         reader, place = request["reader"], request["place"]
         stream, position = self.streams.pop(reader, (None, -1))
         if stream is None or position != place:
@@ -91,7 +91,7 @@ class Worker:
 
 
 def describe_environment(environment: Any) -> dict[str, Any]:
-    """What the trainer may ask without running it."""
+    """The facts about the environment that the trainer may ask for without running it."""
     variant, every = getattr(environment, "variant", None), getattr(environment, "all_settings", None)
     return {"pid": os.getpid(), "variant": None if variant is None else str(variant), "episodes": has_episodes(environment),
             "contexts": {key: str(text) for key, text in dict(getattr(environment, "contexts", None) or {}).items()},
