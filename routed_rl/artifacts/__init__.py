@@ -1,4 +1,4 @@
-"""Files that must be whole or absent, the run folder, and where the package's own data are."""
+"""Files that must be complete or absent, the run folder, and the place of the package's own data."""
 
 from routed_rl.artifacts.data import data_root, find_data, resolve
 from routed_rl.artifacts.finite import first_nonfinite

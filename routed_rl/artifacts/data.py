@@ -1,16 +1,16 @@
-"""Where configs, environments and the lab are, and files by their name there."""
+"""The place of configs, environments and the lab, and files by their name there."""
 
 from pathlib import Path
 
 
 def data_root() -> Path:
-    """Where configs, environments and the lab are: inside the wheel, else the checkout this package lies in."""
+    """The folder with configs, environments and the lab: inside the wheel, else the checkout in which this package lies."""
     packaged = Path(__file__).parent.parent / "_data"
     return packaged if packaged.is_dir() else packaged.parent.parent
 
 
 def resolve(path: str) -> str:
-    """An existing file or folder by its absolute path, as `find_data` finds it; anything else as it stands."""
+    """The absolute path of an existing file or folder, found by `find_data`; any other text unchanged."""
     try:
         return str(find_data(path)) if path else path
     except FileNotFoundError:
@@ -18,7 +18,8 @@ def resolve(path: str) -> str:
 
 
 def find_data(path: str | Path) -> Path:
-    """`path` as it stands (absolute, or relative to here), else inside `data_root()`; FileNotFoundError if neither."""
+    """`path` as it is (absolute, or relative to the current folder), else inside `data_root()`; FileNotFoundError if neither
+    exists."""
     for candidate in (Path(path).expanduser(), data_root() / path):
         if candidate.exists():
             return candidate.absolute()

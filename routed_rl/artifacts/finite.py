@@ -1,4 +1,4 @@
-"""Which tensor of a folder is not finite. torch is loaded when that is asked, since those who only read reports need none."""
+"""Finds a tensor of a folder that is not finite. torch is imported only for that, since reading reports does not need it."""
 
 import pickle
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 STATES = ("optimizer.pt", "value_head.pt")
-"""Files of a checkpoint that hold tensors beside the weights. One that torch alone cannot read is for its own reader."""
+"""Files of a checkpoint that hold tensors beside the weights. A file that torch alone cannot read is left to its own reader."""
 
 
 def first_nonfinite(folder: Path) -> str | None:

@@ -1,6 +1,6 @@
-"""One writer at a time for a folder. The lock is the kernel's (flock): it goes with its process, however that ends. Across
-machines it holds where the file system carries it: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A file system
-without locks is said in one line, and nothing is held there."""
+"""One writer at a time for a folder. The kernel holds the lock (flock), so it ends with its process, however that ends. Across
+machines it holds if the file system supports that: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A file system
+without locks gets a warning of one line, and then nothing is locked."""
 
 import errno
 import functools
@@ -18,16 +18,16 @@ from filelock import FileLock, Timeout
 from routed_rl.errors import RunFolderError
 
 LOCK = ".lock"
-"""In a folder that has a writer; its text says who."""
+"""The file in a folder that has a writer; its text says who that is."""
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Be the one process that writes into `folder`, which is made where it is not there; RunFolderError says who else is."""
+    """Be the only process that writes into `folder`, which is made if it does not exist; RunFolderError says who else writes."""
     return _holding(folder / LOCK, folder)
 
 
 def alone_making(path: Path) -> AbstractContextManager[None]:
-    """The same for a file or folder that is not there yet and becomes whole in one step: the lock lies beside it."""
+    """The same for a file or folder that does not exist yet and is put in place in one step: the lock lies beside it."""
     return _holding(path.with_name(f".{path.name}{LOCK}"), path)
 
 
@@ -48,7 +48,7 @@ def _holding(file: Path, what: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # before the release: a file without a name is nobody's lock
+        file.unlink(missing_ok=True)  # before the release, because a file without a name is nobody's lock
         lock.release()
 
 
@@ -58,7 +58,7 @@ def _warn(text: str) -> None:
 
 
 def _sign(descriptor: int) -> None:
-    """Write who holds the lock into it."""
+    """Write the holder's identity into the lock file."""
     command = " ".join([Path(sys.argv[0]).name.replace("__main__.py", "routed-rl"), *sys.argv[1:2]])
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": command,
               "since": datetime.now(UTC).isoformat(timespec="seconds")}

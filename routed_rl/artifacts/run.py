@@ -1,4 +1,4 @@
-"""The run folder: where everything of one run lives, and which of its checkpoints is whole."""
+"""The run folder: the place of everything that belongs to one run, and which of its checkpoints are complete."""
 
 import os
 import re
@@ -18,13 +18,13 @@ from routed_rl.errors import CheckpointError, RunFolderError, command
 
 
 class RunFolder:
-    """Where everything of one run lives; the layout is in design.md section 6."""
+    """The folder of one run; its layout is in design.md section 6."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
 
     def refuse_if_taken(self) -> None:
-        """A folder that already holds a run, or anything else, is refused, so nothing is ever overwritten."""
+        """Refuse a folder that already holds a run, or anything else, so that nothing is ever overwritten."""
         if self.path.exists() and (not self.path.is_dir() or self._names(of_others=True)):
             go_on = f"{self.go_on()} goes on with it, or " if self.config.exists() else ""
             raise RunFolderError(f"out={self.path} already holds {'a run' if go_on else 'files'}; {go_on}set out=ANOTHER_FOLDER")
@@ -34,16 +34,16 @@ class RunFolder:
                                  "out=ANOTHER_FOLDER")
 
     def _names(self, *, of_others: bool = False) -> set[str]:
-        """All in the folder; `of_others`: but for a lock, and what a command left that was killed as it began."""
+        """The names in the folder. `of_others` leaves out a lock, and the files of a command that was killed as it began."""
         names = {path.name for path in self.path.iterdir()}
         begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
         return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names
 
     go_back = "`routed-rl rollback` to an earlier step"
-    """How somebody takes back what it has learned."""
+    """How a user takes back what the run has learned; a part of messages."""
 
     def go_on(self, *changes: str) -> str:
-        """How somebody goes on with it, with `changes` of its settings."""
+        """The command by which a user goes on with the run, with `changes` of its settings."""
         return f"`{' '.join([command('resume', self.path), *changes])}`"
 
     def abandon_if_empty(self) -> None:
@@ -53,7 +53,7 @@ class RunFolder:
 
     @contextmanager
     def being_made(self) -> Iterator["RunFolder"]:
-        """A folder beside this one that becomes it at the end, whole; whatever happens before, this one is not there."""
+        """Yield a folder beside this one that becomes this one at the end, complete; until then this one does not exist."""
         with replacing(self.path) as partial:
             partial.mkdir(parents=True)
             yield RunFolder(partial)
@@ -82,7 +82,7 @@ class RunFolder:
     report = property(lambda self: self.path / "report.html")
 
     def settings(self) -> dict[str, Any]:
-        """The content of config.yaml; RunFolderError where it is none."""
+        """The content of config.yaml; RunFolderError if that is damaged."""
         try:
             found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError, RecursionError):
@@ -93,13 +93,13 @@ class RunFolder:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """The content of manifest.json; RunFolderError where it is none, since what it says decides how a run goes on."""
+        """The content of manifest.json; RunFolderError if that is damaged, since these facts decide how a run goes on."""
         shape = {"fresh_from_step": int | None, "inherited": list[str], "children": list[dict[str, Any]], "model_hash": str,
                  "lineage": dict[str, Any] | None, "kept": list[dict[str, Any]]}
         return self._whole(self.manifest, shape)
 
     def halt(self) -> dict[str, Any] | None:
-        """The content of HALTED.json, or None where the run has not halted; RunFolderError where it is damaged."""
+        """The content of HALTED.json, or None if the run has not halted; RunFolderError if it is damaged."""
         return self._whole(self.halted, {"step": int}, "step") if self.halted.exists() else None
 
     def results(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class RunFolder:
         return found
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint folder, in order; whether each is whole is for the reader to check."""
+        """The steps that have a checkpoint folder, in order; the reader must check whether each is complete."""
         names = [path.name for path in self.checkpoints.glob("step-*")]
         return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-[1-9][0-9]*", name))
 
@@ -126,7 +126,7 @@ class RunFolder:
         return self.checkpoints / f"step-{step}"
 
     def last_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint to go on from, or None, and one line for each damaged one that was passed over."""
+        """The newest checkpoint from which the run can go on, or None, and one line for each damaged one that was skipped."""
         skipped = []
         for step in reversed(self.steps()):
             if (problem := damage(self.checkpoint(step))) is None:
@@ -135,8 +135,8 @@ class RunFolder:
         return None, skipped
 
     def require_checkpoint(self, step: int | None = None) -> Path:
-        """The checkpoint of `step`, or the newest one that is whole, and then the damaged ones that were passed over are said;
-        CheckpointError where there is none."""
+        """The checkpoint of `step`, or the newest complete one; then the damaged ones that were skipped are printed.
+        CheckpointError if there is none."""
         if step is not None:
             if problem := damage(self.checkpoint(step)) if step in self.steps() else "there is none":
                 whole = ", ".join(str(each) for each in self.steps() if damage(self.checkpoint(each)) is None) or "none"
@@ -152,7 +152,7 @@ class RunFolder:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why nothing can go on from a checkpoint, or None: it is torn, changed, or holds numbers that are not finite."""
+    """The reason why no run can go on from a checkpoint, or None: it is torn, changed, or holds numbers that are not finite."""
     if problem := broken_seal(checkpoint):
         return problem
     try:
@@ -163,7 +163,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def require_seal(folder: Path) -> None:
-    """CheckpointError for a folder that was sealed, such as RUN/deployed, and is no longer what was written."""
+    """CheckpointError for a folder, such as RUN/deployed, that was sealed and has changed since."""
     if (folder / SEAL).exists() and (problem := broken_seal(folder)):
         raise CheckpointError(f"{folder} is damaged: {problem}; write it again with `routed-rl discard RUN --out FOLDER`, or "
                               f"remove {SEAL} if the change is yours")

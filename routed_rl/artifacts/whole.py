@@ -1,4 +1,4 @@
-"""Files and folders that must be whole or absent: JSON, sealed folders. Nothing here knows what is in them."""
+"""Files and folders that must be complete or absent: JSON, sealed folders. Nothing here depends on their content."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from routed_rl.errors import CheckFailed
 from routed_rl.shapes import fits
 
 SEAL = "COMPLETE.json"
-"""Written last into a sealed folder: every file's size and SHA-256."""
+"""The file that is written last into a sealed folder: every file's size and SHA-256."""
 
 LARGEST = 2**26
-"""Bytes that a record of ours may have."""
+"""The most bytes that one of our JSON records may have."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or folder that becomes `path` in one step at the end; on failure it is removed. A process
-    killed at any moment leaves a `path` that is whole, old or new, or none."""
+    """Yield the place to write a file or folder that becomes `path` in one step at the end; on failure it is removed. If the
+    process is killed at any moment, `path` is complete, old or new, or does not exist."""
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
     _remove(partial)
     try:
@@ -43,20 +43,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; RunFolderError where another process does so at this moment."""
+    """Replace `path` by `text` in one step; RunFolderError if another process does so at the same moment."""
     with alone_making(path), replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace `path` by `data` as JSON in one step; CheckFailed for nan and infinities, since not every reader takes them."""
+    """Replace `path` by `data` as JSON in one step; CheckFailed for nan and infinities, which not every reader accepts."""
     if found := _not_finite(data):
         raise CheckFailed(f"{path} is not written, since {found} is not finite; see where metrics.jsonl has the first such one")
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def _not_finite(data: Any, place: str = "") -> str:
-    """`PLACE=VALUE` of the first number of nested `data` that is nan or infinite; empty where none is."""
+    """`PLACE=VALUE` of the first number of nested `data` that is nan or infinite; empty if there is none."""
     if isinstance(data, float):
         return "" if math.isfinite(data) else f"{place}={data}"
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, (list, tuple)) else ()
@@ -64,7 +64,7 @@ def _not_finite(data: Any, place: str = "") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; ValueError where it is none, or nested too deeply."""
+    """The content of a JSON file; ValueError if it is not JSON, or is nested too deeply."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """A JSON object whose keys have the types of `shape`, where they are there; None where the file is missing or damaged."""
+    """A JSON object, in which keys of `shape` that are present have the given types; None if the file is missing or damaged."""
     try:
         found = read_json(path) if path.stat().st_size <= LARGEST else None
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def sealed_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which is sealed at the end and becomes `final` as `replacing` says."""
+    """Yield a folder to write into; it is sealed at the end and becomes `final` in one step, as in `replacing`."""
     with replacing(final) as partial:
         partial.mkdir(parents=True)
         yield partial
@@ -97,7 +97,7 @@ def sealed_folder(final: Path) -> Iterator[Path]:
 
 
 def broken_seal(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None: files that are missing, torn or changed."""
+    """The problem of a sealed folder, or None: a file that is missing, torn or changed."""
     if not (folder / SEAL).exists():
         return f"{SEAL} is missing"
     sealed = read_object(folder / SEAL, {})
@@ -109,7 +109,7 @@ def broken_seal(folder: Path) -> str | None:
                 return f"{name} is missing"
             if (folder / name).stat().st_size != expected.get("bytes") or sha256(folder / name) != expected.get("sha256"):
                 return f"{name} is not what was written"
-        except (OSError, ValueError):  # no name of a file, or of a folder
+        except (OSError, ValueError):  # the name of no file, or of a folder
             return f"{SEAL} is torn"
     weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     return f"{min(weights - sealed.keys())} is not sealed" if weights - sealed.keys() else None

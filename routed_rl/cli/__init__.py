@@ -1,7 +1,7 @@
 """The command line: one line per error. Exit codes: 0 done, 1 internal, 2 the user's error, 3 halted by the monitor, 4 a
 check failed, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 after a checkpoint.
 
-Nothing heavy is imported before the first line is on the screen; `--help` needs the standard library alone.
+Nothing heavy is imported before the first line is on the screen; `--help` needs only the standard library.
 """
 
 import sys
@@ -12,7 +12,7 @@ from routed_rl.exits import guarded
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit code. Without arguments: the help."""
+    """Run one verb and return the exit code. Without arguments, print the help."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())

@@ -1,5 +1,5 @@
-"""What each verb does with its arguments, one function of its name each: checks that need nothing heavy, and the call. Each
-imports what is heavy itself."""
+"""The actions of the verbs, one function for each, of the same name: checks that need nothing heavy, then the call. Each function
+imports heavy modules itself."""
 
 from argparse import Namespace
 from datetime import datetime
@@ -51,7 +51,7 @@ def extract(given: Namespace) -> None:
 
 def evaluate(given: Namespace) -> None:
     scales = None if given.scales is None else _numbers("--scales", given.scales, float, "0,.25,.5,.75,1")
-    # A run folder brings its own settings; overrides would silently mean another experiment.
+    # A run folder brings its own settings; overrides would silently turn it into another experiment.
     is_run = (Path(given.target) / "config.yaml").exists()
     if is_run and given.overrides:
         raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
@@ -165,12 +165,12 @@ def doctor(given: Namespace) -> None:
 
 
 def _names(lists: list[str] | None) -> list[str] | None:
-    """The names of an option that takes NAME[,NAME] and may be repeated; None where it was not given."""
+    """The names given by an option that takes NAME[,NAME] and may be repeated; None if it was not given."""
     return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
 
 
 def _shares(given: list[str] | None) -> dict[str, float | str]:
-    """By environment, what --keep NAME=SHARE asks for."""
+    """The share that --keep NAME=SHARE asks for, by environment."""
     found: dict[str, float | str] = {}
     for text in _names(given) or []:
         name, equals, share = text.partition("=")

@@ -1,7 +1,7 @@
-"""Overrides to a `Config`, with Hydra. Every error is one line that says what is close.
+"""Turns overrides into a `Config`, with Hydra. Every error is one line that names the nearest known setting.
 
 No `+` is needed to add a key: the settings known to `routed_rl.config` are checked there, and `env.*` and `trainer.*`
-are free. Overrides with several values are for `routed_rl.cli.space`.
+are free. `routed_rl.cli.space` handles overrides with several values.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|datase
 
 
 def from_anywhere(overrides: list[str]) -> list[str]:
-    """The same overrides with the paths as they stand from here, to be composed again from another folder."""
+    """The same overrides with paths made absolute from here, so that they can be composed again from another folder."""
     return [_from_anywhere(text) for text in overrides]
 
 
@@ -65,15 +65,15 @@ def _from_anywhere(text: str) -> str:
 
 
 def _written(value: Any) -> str:
-    """As Hydra reads it."""
+    """A value in the syntax that Hydra reads."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
     return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def _absolute(name: str, path: Any) -> Any:
-    """A setting that names a file or folder, as it stands from here. An environment is `FILE.py:CLASS` or a name, no file; its
-    dataset may be the name of one on the Hub."""
+    """The value of a setting that names a file or folder, as an absolute path from here. An environment is `FILE.py:CLASS`, or a
+    name that is no file; its dataset may be a name on the Hub."""
     if not isinstance(path, str) or not PATHS.fullmatch(name):
         return path
     if not name.startswith("env."):
@@ -87,7 +87,7 @@ def _absolute(name: str, path: Any) -> Any:
 
 
 def _checked(text: str, folder: Path) -> str:
-    """The override as Hydra shall see it; ConfigError if it can be told now that it is wrong."""
+    """The override in the form that Hydra shall see; ConfigError if it is already clear that it is wrong."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
     if text.startswith(("env.", "+env.", "++env.")) and "" in text.partition("=")[0].split("."):
@@ -100,17 +100,17 @@ def _checked(text: str, folder: Path) -> str:
                           "try each with `routed-rl sweep`")
     if override.type == OverrideType.DEL:
         return text
-    group = override.key_or_group.replace(".", "/")  # a group within a group is named as its setting is
+    group = override.key_or_group.replace(".", "/")  # a group within a group is named like its setting
     if (folder / group).is_dir():
         _check_choice(override, folder / group, group.replace("/", "."))
         return text.replace(override.key_or_group, group, 1)
     _check_name(override.key_or_group)
-    # `++`: set it whether or not a file of configs/ mentions it; whether it exists is known to `routed_rl.config`.
+    # `++` sets the key whether or not a file of configs/ mentions it; `routed_rl.config` knows whether it exists.
     return f"++{text.lstrip('+')}"
 
 
 def parse_override(text: str) -> tuple[str, Override]:
-    """`text` in Hydra's grammar; a bare value that is none of it, such as a path with `=` or `(`, is taken as it stands."""
+    """`text` in Hydra's grammar. A bare value outside that grammar, such as a path with `=` or `(`, is taken literally."""
     parser = OverridesParser.create()
     try:
         return text, parser.parse_override(text)
@@ -138,7 +138,7 @@ def _check_choice(override: Override, group: Path, name: str) -> None:
 
 
 def _check_name(key: str) -> None:
-    """Refuse a setting that does not exist; the same word in another section is the first guess."""
+    """Refuse a setting that does not exist; the first guess is the same word in another section."""
     known = _names(Config)
     if key in known or key.startswith(FREE):
         return
@@ -154,11 +154,11 @@ def _check_name(key: str) -> None:
 COMMON = tuple(f"trainer.{name}" for name in (
     "max_steps", "learning_rate", "per_device_train_batch_size", "num_generations", "max_completion_length", "temperature",
     "beta", "save_steps", "report_to", "bf16", "loss_type"))
-"""Settings of TRL that people reach for; only to say what is close, the trainer checks them all."""
+"""Settings of TRL that are often used, listed only to suggest the nearest one; the trainer checks all of its settings."""
 
 
 def _names(cls: type, prefix: str = "") -> dict[str, str]:
-    """Every setting's dotted name and the type it declares, sections included."""
+    """Every setting's dotted name and its declared type, sections included."""
     names: dict[str, str] = {}
     for field in dataclasses.fields(cls):
         declared = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
@@ -169,7 +169,7 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def _typed(composed: DictConfig) -> Config:
-    """`composed` as a `Config`: every value of the type its field declares, paths as they stand from here."""
+    """`composed` as a `Config`: every value has the type that its field declares, and paths are absolute from here."""
     plain: Any = None
     written: Any = OmegaConf.to_container(composed, resolve=False)
     try:
@@ -177,7 +177,7 @@ def _typed(composed: DictConfig) -> Config:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         typed: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except ConfigKeyError as error:
-        from_mapping(plain)  # says what is close
+        from_mapping(plain)  # raises with the nearest known setting
         raise ConfigError(_one_line(error)) from error
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "")
@@ -197,11 +197,12 @@ def _typed(composed: DictConfig) -> Config:
 
 
 AT_ONCE = ("path", "probe", "algorithm", "optim", "report_to")
-"""Settings of environments and trainer that are no secrets, and are read in many places."""
+"""Settings of environments and trainer that are not secret, and are read in many places, so their references are resolved now."""
 
 
 def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
-    """`found`, what `written` was resolved to, with its references; `${another.setting}` is one where that setting is."""
+    """`found`, the resolved `written`, with its references put back. `${another.setting}` counts as a reference if the value of
+    that setting is one."""
     if isinstance(written, dict):
         return {key: inner if key in AT_ONCE else _with_references(written[key], inner, texts) for key, inner in found.items()}
     if isinstance(written, list):
@@ -211,5 +212,5 @@ def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of a Hydra or OmegaConf message; the rest repeats where it happened."""
+    """The first line of a Hydra or OmegaConf message; the rest repeats the place of the error."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__).rstrip(".")

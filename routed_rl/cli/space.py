@@ -1,4 +1,5 @@
-"""Overrides with several values, in Hydra's own syntax, to what a sweep varies. Not covered: `glob`, `sort`, `shuffle`."""
+"""Turns overrides with several values, in Hydra's own syntax, into the dimensions of a sweep. Not covered: `glob`, `sort`,
+`shuffle`."""
 
 from hydra.core.override_parser.types import Glob, IntervalSweep
 
@@ -10,12 +11,12 @@ FUNCTIONS = ("choice", "range", "interval", "int", "tag", "glob", "sort", "shuff
 
 
 def split(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
-    """(overrides with one value, dimensions), each in the order typed; ConfigError where a dimension is none."""
+    """(overrides with one value, dimensions), each in the order typed; ConfigError for a dimension that is not valid."""
     fixed: list[str] = []
     dimensions: list[Dimension] = []
     for text in overrides:
         if "=" not in text or not parse_override(text)[1].is_sweep_override():
-            # What is none of Hydra's grammar is taken as text, which nobody means who writes one of these.
+            # Text outside Hydra's grammar is taken literally, which nobody who writes one of these functions wants.
             if text.partition("=")[2].startswith(tuple(f"{name}(" for name in FUNCTIONS)):
                 raise ConfigError(f"{text!r} cannot be read; write A,B (null only so), choice(A,B), range(1,5), interval(0,1), "
                                   "int(interval(1,8)) or tag(log,interval(1e-4,1))")

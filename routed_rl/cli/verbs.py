@@ -1,4 +1,4 @@
-"""The verbs, one row each: what it says and what it takes. Options and overrides may stand in any order."""
+"""The verbs, one row each: help text, arguments, first line on the screen. Options and overrides may stand in any order."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ ARMS = "none,observe,route,control,erase"
 
 
 def option(*names: str, **declared: Any) -> Option:
-    """What argparse's `add_argument` is given."""
+    """The arguments of one call of argparse's `add_argument`."""
     return names, declared
 
 
@@ -35,7 +35,7 @@ JOBS = option("--jobs", type=int, default=2, help="runs at the same time; defaul
 
 @dataclass(frozen=True)
 class Verb:
-    """`says` is on the screen before anything else; the work is done by the function of the same name in `actions`."""
+    """`says` is shown before anything else; the function of the same name in `actions` does the work."""
 
     help: str
     options: tuple[Option, ...]
@@ -116,7 +116,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(argv: list[str]) -> None:
-    """Do what the command line asks for; an unknown verb is refused with what is close."""
+    """Run the verb that the command line names; for an unknown verb the error names the nearest one."""
     name = argv[0]
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)
@@ -128,7 +128,7 @@ def run(argv: list[str]) -> None:
         parser.add_argument(*names, **declared)
     arguments = parser.parse_intermixed_args(argv[1:])
     print(f"routed_rl: {verb.says}", flush=True)
-    from routed_rl.cli import actions  # what it imports takes a while
+    from routed_rl.cli import actions  # its imports take a while
 
     getattr(actions, name)(arguments)
 

@@ -1,5 +1,5 @@
-"""Looking before a run: the environments there are, whether they are sound, and whether this machine is ready. No torch
-until a model's tokenizer is asked for."""
+"""Checks before a run: which environments there are, whether they are sound, and whether this machine is ready. torch is not
+imported until a model's tokenizer is needed."""
 
 from routed_rl.inspection.environments import check_environments, list_environments, try_environments
 from routed_rl.inspection.machine import doctor

@@ -1,4 +1,4 @@
-"""Which environments there are, and which of them a name means."""
+"""The environments that can be named, and the lookup of a name among them."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from routed_rl.envs.loading import class_path
 from routed_rl.errors import ConfigError
 
 GLOBAL = "# @package _global_"
-"""How a file begins that sets more than `env`."""
+"""The first line of a file that sets more than `env`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def path(self) -> str:
-        """Of its class."""
+        """The path of its class."""
         return class_path(self.settings)
 
     @property
@@ -37,13 +37,14 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """Whose tasks to look at: a probe environment may have none to train on."""
+        """The split whose tasks to look at: a probe environment may have none to train on."""
         return "eval" if self.settings.get("probe") else "train"
 
 
 def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
-    """What `name` names: a mix of configs/env, FILE.py:Class or package.module:Class, an entry of a mix by itself or as
-    MIX/NAME (as `env list` writes it), or an environment that `overrides` set (`env.NAME.path=...`, or `dataset=`)."""
+    """The entries that `name` stands for: a mix of configs/env, FILE.py:Class or package.module:Class, an entry of a mix by
+    itself or as MIX/NAME (as `env list` writes it), or an environment that `overrides` set (`env.NAME.path=...`, or
+    `dataset=`)."""
     if ":" in name:
         found = entries_of("empty", [f"env.{name.rpartition(':')[2]}.path={name}", *overrides], compose)
     elif any(re.match(rf"\+*env\.{re.escape(name)}\.(path|dataset|reward)=", text) for text in overrides):
@@ -60,7 +61,8 @@ def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """The mix and the entry that NAME or MIX/NAME means; of several mixes the first, and a line says so."""
+    """The mix and the entry that NAME or MIX/NAME stands for. If several mixes have the entry, the first is taken and a line says
+    so."""
     if name.endswith(".py"):
         raise ConfigError(f"{name} names no class; write {name}:CLASS")
     mix, _, word = name.rpartition("/")
@@ -76,7 +78,7 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def entries_in(mix: str) -> set[str]:
-    """Its own and those of the mixes it begins with, as they stand in the files: composing every mix takes seconds."""
+    """The entries of a mix and of the mixes it begins with, read from the files: composing every mix would take seconds."""
     text = (data_root() / "configs" / "env" / f"{mix}.yaml").read_text()
     written = yaml.safe_load(text) or {}
     first = [each.partition("@")[0] for each in written.get("defaults", []) if isinstance(each, str)]
@@ -102,7 +104,7 @@ def classes() -> Iterator[tuple[str, str]]:
 
 
 def first_line(path: str) -> str:
-    """Of the docstring of the class at `FILE.py:Class`; empty for one that is in no file here."""
+    """The first line of the docstring of the class at `FILE.py:Class`; empty for a class that is in no file here."""
     place, _, name = path.rpartition(":")
     if not place.endswith(".py"):
         return ""

@@ -1,4 +1,4 @@
-"""`env list`, `env try` and `env check`: what environments there are, what they do, whether they are sound."""
+"""`env list`, `env try` and `env check`: which environments there are, what they do, whether they are sound."""
 
 import itertools
 import re
@@ -20,16 +20,16 @@ from routed_rl.inspection.markdown import write_block
 
 JUNK = "0"
 AT_ONCE = 2
-"""Environments that are started at the same time."""
+"""How many environments are started at the same time."""
 SAMPLES = 20
 CHECK_TIMEOUT_S = 10.0
-"""Seconds one scoring may take in a check, where no other limit is set."""
+"""Seconds that one scoring may take in a check, unless another limit is set."""
 
 
 class Reused:
-    """Processes that become one environment of a class after the other, so that its libraries are imported once in each.
+    """Processes that are rebuilt as one environment of a class after the other, so that each imports the libraries only once.
 
-    To be closed at the end.
+    Must be closed at the end.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,8 @@ class Reused:
         self.kind: object = None
 
     def open(self, entry: Entry, place: int = 0) -> Any:
-        """The entry's environment in process number `place`, which is new where there is none yet, or another class's."""
+        """The entry's environment in process number `place`, which is started if there is none yet, or if it had another
+        class."""
         kind = entry.path, entry.settings.get("isolate")
         if kind != self.kind:
             self.close()
@@ -45,7 +46,7 @@ class Reused:
         if place < len(self.kept):
             environment = self.kept[place]
             environment.rebuild(arguments_of(entry.settings), entry.settings.get("stages"))
-            _ = environment.description  # Waits until it is that one, and raises where it cannot be.
+            _ = environment.description  # Waits until the environment is rebuilt, and raises if that fails.
             return environment
         environment = load_environments({entry.name: entry.settings})[0].environment
         if isinstance(environment, EnvironmentProcess):
@@ -58,7 +59,7 @@ class Reused:
 
 
 def list_environments(compose: Compose) -> None:
-    """Every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
+    """List every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
     entries = [entry for mix in mixes() for entry in entries_of(mix, [], compose)]
     by_class: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -76,7 +77,7 @@ def list_environments(compose: Compose) -> None:
 
 
 def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
-    """id of an entry -> (its variant, what is wrong with it), for entries of one class."""
+    """For entries of one class: id of an entry -> (its variant, its problem)."""
     found: dict[int, tuple[str, str]] = {}
     with closing(Reused()) as processes:
         for entry in entries:
@@ -89,7 +90,7 @@ def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
 
 
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
-    """`count` prompts of each environment that `name` names, with a gold and a junk completion and how they score."""
+    """Show `count` prompts of each environment that `name` names, with a gold and a junk completion and their scores."""
     for entry in named(name, overrides, compose):
         loaded = load_environments({entry.name: entry.settings})[0]
         environment = _scored(loaded.environment)
@@ -111,7 +112,8 @@ def try_environments(name: str, count: int, overrides: list[str], compose: Compo
 
 def check_environments(name: str, overrides: list[str], compose: Compose, *, every: bool = False, samples: int = SAMPLES,
                        markdown: str | None = None) -> None:
-    """Check what `name` names; `every`: each of the class's `all_settings()`. CheckFailed where one is not sound."""
+    """Check the environments that `name` names; `every` checks all of a class's `all_settings()`. CheckFailed if one is not
+    sound."""
     entries = named(name, overrides, compose)
     if every:
         entries = [variation for entry in entries for variation in variations(entry)]
@@ -132,7 +134,7 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
 
 
 def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
-    """Every finding; an environment that raises when it is built has one that says so."""
+    """Every finding about one environment; if it raises when it is built, one finding says so."""
     limit = {"isolate": {"timeout_s": CHECK_TIMEOUT_S}} if entry.settings.get("isolate", True) is True else {}
     places = itertools.count()
     limited = Entry(entry.mix, entry.name, entry.settings | limit)
@@ -140,7 +142,7 @@ def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
 
 
 def variations(entry: Entry) -> list[Entry]:
-    """The entry under each setting that its class offers in `all_settings`, named by what differs."""
+    """The entry under each setting that its class offers in `all_settings`, named by the settings that differ."""
     with closing(Reused()) as processes:
         every: list[dict[str, Any]] = processes.open(alone(entry)).description["all_settings"]
     if not every:
@@ -152,22 +154,22 @@ def variations(entry: Entry) -> list[Entry]:
 
 
 def show_prompt(task: Task) -> str:
-    """The prompt, indented; of chat messages the role before each."""
+    """The prompt, indented; each chat message begins with its role."""
     messages = [task.prompt] if isinstance(task.prompt, str) else [f"{turn['role']}: {turn['content']}" for turn in task.prompt]
     return "\n".join(f"  | {line}" for message in messages for line in message.splitlines() or [""])
 
 
 def mark(finding: Finding) -> str:
-    """For a table: a dash where it could not be judged, `ok`, or what is wrong."""
+    """The cell of a table: a dash if the finding could not be judged, `ok`, or the problem."""
     return "-" if finding.sound is None else "ok" if finding.sound else finding.detail
 
 
 def alone(entry: Entry) -> Entry:
-    """In a process of its own, whatever its settings say."""
+    """The entry in a process of its own, whatever its settings say."""
     isolate = entry.settings.get("isolate", True)
     return Entry(entry.mix, entry.name, entry.settings | {"isolate": isolate or True})
 
 
 def _scored(environment: Any) -> Environment:
-    """Itself, or played with one text as every turn."""
+    """The environment itself, or if it has episodes one that plays them with one text as every turn."""
     return cast(Environment, Played(environment) if has_episodes(environment) else environment)

@@ -19,12 +19,12 @@ from routed_rl.errors import CheckFailed, RoutedRLError
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "hydra-core", "safetensors")
 OPTIONAL = ("wandb", "reasoning-gym", "vllm", "deepspeed")
 LEAST_GB = 2.0
-"""Free space under which a run may not be able to write its checkpoints."""
+"""With less free space than this, a run may not be able to write its checkpoints."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """`sound` is None for what is not needed, or could not be judged."""
+    """One row; `sound` is None for something that is not needed, or could not be judged."""
 
     name: str
     sound: bool | None
@@ -41,10 +41,10 @@ def doctor(config: Config) -> None:
 
 
 def versions() -> Iterator[Row]:
-    """Python, this package, what it needs at the versions it asks for, and what it can use."""
+    """Python, this package, its dependencies with the versions that it requires, and the optional packages."""
     yield Row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.system()}; >=3.11 is needed")
     yield Row("routed_rl", True, __version__)
-    # Without what extras ask for; nothing where this runs from a checkout that is not installed.
+    # Without the requirements of extras; empty if this runs from a checkout that is not installed.
     needed = map(Requirement, importlib.metadata.requires("routed-rl") or [] if _version("routed-rl") else [])
     wanted = {each.name: each.specifier for each in needed if not each.marker}
     for name in PACKAGES:
@@ -56,14 +56,14 @@ def versions() -> Iterator[Row]:
 
 
 def disk(folder: Path) -> Iterator[Row]:
-    """Space where runs go."""
+    """Free space at the place where runs are written."""
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free / 1e9
     yield Row("disk", free >= LEAST_GB, f"{free:.1f} GB free for {folder}; a checkpoint takes about three times the model")
 
 
 def gpus() -> Iterator[Row]:
-    """What torch can compute on."""
+    """The GPUs that torch can use."""
     try:
         import torch
     except ImportError:
@@ -77,7 +77,8 @@ def gpus() -> Iterator[Row]:
 
 
 def chat_template(path: str) -> Iterator[Row]:
-    """Whether the model's tokenizer loads, and what its chat template does with an empty chat and the model's turn."""
+    """Whether the model's tokenizer loads, and how its chat template writes an empty chat and the beginning of the model's
+    turn."""
     try:
         from routed_rl.model.load import load_tokenizer
 
@@ -103,8 +104,8 @@ def chat_template(path: str) -> Iterator[Row]:
 
 
 def sandbox() -> Iterator[Row]:
-    """What `routed_rl.sandbox.probe` finds when it really attacks. No sandbox is no fault: only code that a model wrote needs
-    one, and is refused without."""
+    """The results of the real attacks in `routed_rl.sandbox.probe`. A missing sandbox is not a fault: only code that a model
+    wrote needs one, and such code is refused without it."""
     from routed_rl.sandbox import probe
 
     for place, (name, sound, detail) in enumerate(probe()):

@@ -1,4 +1,4 @@
-"""A table in a Markdown file, between two comments, so that a command can write it again."""
+"""Writes a table into a Markdown file between two comments, so that a command can write it again."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def write_block(file: Path, titles: list[str], rows: list[list[str]]) -> None:
-    """Replace what stands between the comments of `file`, or put them at its end."""
+    """Replace the text between the comments of `file`, or append it at the end."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in [titles, *rows]]
     block = "\n".join([BEGIN, lines[0], "|" + "---|" * len(titles), *lines[1:], END])
     text = file.read_text() if file.exists() else ""

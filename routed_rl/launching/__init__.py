@@ -1,1 +1,1 @@
-"""Starting a run's processes, here or as a SLURM job. It knows no model and no trainer."""
+"""Starts a run's processes, on this machine or as a SLURM job. It knows no model and no trainer."""

@@ -1,7 +1,7 @@
 """The processes of a run on one machine, started as torchrun starts them: they find each other by MASTER_ADDR and MASTER_PORT.
 
-Signals go on to them, a failure of one ends all, and what went wrong comes back as the error that the process itself said.
-The first process writes to the screen, what the others write is in files. Not covered: restarts; `resume` goes on.
+Signals are passed on to them, a failure of one ends all, and the failed process's own error message is raised here.
+The first process writes to the screen, the others write to files. Not covered: restarts; `resume` goes on.
 """
 
 import math
@@ -23,17 +23,17 @@ from routed_rl.web import free_port
 
 POLL_S = 0.2
 SETTLE_S = 5.0
-"""For a process to say what went wrong where another one, which lost it, has failed first."""
+"""Seconds for a process to report its error, if another one that lost contact with it failed first."""
 END_S = 30.0
-"""For the others to end when one has failed."""
+"""Seconds for the other processes to end after one has failed."""
 Processes = list[subprocess.Popen[bytes]]
 
 
 def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: int = 0, address: str = "127.0.0.1") -> None:
     """Run `command` in `launch.processes` processes of this machine, the `node`-th of `launch.nodes`, to their end.
 
-    Raises what the process that failed first said: RoutedRLError, CheckFailed, Stopped; LaunchError where it was killed,
-    ChildProcessError where it is a bug.
+    Raises the error that the first failed process reported: RoutedRLError, CheckFailed or Stopped; LaunchError if it was killed,
+    ChildProcessError if it is a bug.
     """
     first, port = node * launch.processes, launch.port if launch.nodes > 1 else free_port()
     logs = folder / f"{datetime.now().strftime('%Y-%m-%d-%H%M%S-%f')}-node{node}"
@@ -57,7 +57,7 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
 
 
 def process_variables(launch: LaunchConfig, rank: int, local: int, address: str, port: int) -> dict[str, str]:
-    """What torch, accelerate and DeepSpeed read."""
+    """The variables that torch, accelerate and DeepSpeed read."""
     return {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(launch.world),
             "LOCAL_WORLD_SIZE": str(launch.processes), "MASTER_ADDR": address, "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // launch.processes))),
@@ -66,7 +66,7 @@ def process_variables(launch: LaunchConfig, rank: int, local: int, address: str,
 
 @contextmanager
 def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
-    """Hand signals on, so that the processes end their step first; yields which ones came, and when."""
+    """Pass signals on, so that the processes end their step first; yields the list of signals that came, and when."""
     came: list[tuple[int, float]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -83,13 +83,14 @@ def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
 
 
 def wait_for(command: list[str]) -> None:
-    """Run one command that starts the processes elsewhere, to its end; signals go on to it. Stopped, or LaunchError."""
+    """Run one command that starts the processes elsewhere, to its end, and pass signals on to it. Raises Stopped, or
+    LaunchError."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
         with _forwarding([process]) as asked:
             code = process.wait()
     finally:
-        process.terminate()  # where it has not ended
+        process.terminate()  # if it has not ended
     if code > 128 or asked:
         number = asked[0][0] if asked else code - 128
         raise Stopped(f"stopped by {signal.Signals(number).name}", number)
@@ -98,7 +99,8 @@ def wait_for(command: list[str]) -> None:
 
 
 def _wait(processes: Processes, asked: list[tuple[int, float]], grace_s: float) -> dict[int, int]:
-    """Until all have ended, or one has failed and the others were ended; exit codes of those that failed, by place."""
+    """Wait until all have ended, or until one has failed and the others were ended. Returns the exit codes of failed processes,
+    by place."""
     settled = math.inf
     while any(process.poll() is None for process in processes) and time.monotonic() < settled:
         if asked and time.monotonic() - asked[0][1] > grace_s:
@@ -115,7 +117,7 @@ def _wait(processes: Processes, asked: list[tuple[int, float]], grace_s: float) 
 
 
 def _end(processes: Processes, number: signal.Signals) -> None:
-    """Send a signal to those that run, and to what they started."""
+    """Send a signal to the processes that run, and to all that they started."""
     for process in processes:
         if process.poll() is None:
             with suppress(ProcessLookupError):
@@ -123,16 +125,17 @@ def _end(processes: Processes, number: signal.Signals) -> None:
 
 
 def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: int | None) -> Exception:
-    """What the process that failed of itself said; those that lost it, or were ended for it, failed too and say less."""
+    """The error of the process that failed by itself. Processes that lost contact with it, or were ended because of it, failed
+    too and their errors say less."""
     def later(local: int) -> tuple[bool, bool, bool]:
-        """Deliberate ends come first, then kills, then crashes, and last what a lost or ended process does."""
+        """Sort key: deliberate ends come first, then kills, then crashes, and last the errors of lost or ended processes."""
         code = failures[local]
         return code not in (2, 4), code >= 0 or code == -signal.SIGTERM, code != 1
 
     local = min(failures, key=later)
     code, file = failures[local], logs / f"process-{first + local}.err"
     lines = file.read_text().strip().splitlines() or ["it said nothing"]
-    said = lines[-1].partition(": ")[2] or lines[-1]  # without its `error:`
+    said = lines[-1].partition(": ")[2] or lines[-1]  # without its prefix `error:`
     if code in (2, 4):
         return RoutedRLError(said) if code == 2 else CheckFailed(said)
     if code > 128:

@@ -1,6 +1,6 @@
 """A run as a SLURM job: the script, its submission, and how the job starts a process group on every node.
 
-Not run here on a cluster: what the script says to SLURM was tested with stand-ins for its commands.
+It was never run on a cluster: the calls that the script makes were tested with stand-ins for SLURM's commands.
 """
 
 import shlex
@@ -21,7 +21,7 @@ class Script(Template):
 
 
 def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
-    """The script of a job that does `command`, in the run folder."""
+    """Write the script of a job that runs `command` into the run folder."""
     text = Script(Path(__file__).with_name("job.sbatch").read_text()).substitute(
         name=run.name, nodes=launch.nodes, run=run, grace=round(launch.grace_s), command=shlex.join(command),
         options="\n".join(f"#SBATCH {option}" for option in launch.sbatch), setup="\n".join(launch.setup))
@@ -31,7 +31,7 @@ def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
 
 
 def submit(script: Path) -> str:
-    """Hand the script to SLURM; what it answered."""
+    """Hand the script to SLURM and return its answer."""
     if shutil.which("sbatch") is None:
         raise LaunchError(f"there is no sbatch here, so nothing was submitted; where there is one: sbatch {script}")
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
@@ -41,6 +41,6 @@ def submit(script: Path) -> str:
 
 
 def node_command(launch: LaunchConfig, command: list[str]) -> list[str]:
-    """`command` once on every node of the job."""
+    """The command that runs `command` once on every node of the job."""
     everywhere = [f"--nodes={launch.nodes}", f"--ntasks={launch.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     return ["srun", *everywhere, *command]

@@ -1,4 +1,4 @@
-"""`calibrate`: the monitor's limits from runs that are known to be secure. The runs are trained here, or given."""
+"""`calibrate`: sets the monitor's limits from runs that are known to be secure. The runs are trained here, or given."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,18 +15,18 @@ from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
-"""Nothing of a run but its metrics is read."""
+"""Settings that save time: only the metrics of these runs are read."""
 WITHOUT_ROUTING = ("gap", "collapse")
-"""Rules that read something where nothing is routed."""
+"""Rules that have something to read when nothing is routed."""
 OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
-"""Rules that read nothing where the quarantine stays empty."""
+"""Rules that have nothing to read when the quarantine stays empty."""
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
               execute: Execute = train_or_resume) -> Path:
-    """Set a limit for every rule that halts, so that one of them gives a verdict on a secure run with probability `rate`.
+    """Set a limit for every rule that halts, so that with probability `rate` any of them halts a secure run.
 
-    Reads the metrics of `runs`, or trains `seeds` runs of the experiment; returns OUT/calibration.json. The same call goes on
+    Reads the metrics of `runs`, or trains `seeds` runs of the experiment; returns OUT/calibration.json. The same call continues
     where an earlier one stopped. The rules' own settings (allowance, patience, warm-up, axis) are those of the experiment.
     """
     config, folder = compose(overrides), Path(out).absolute()
@@ -59,7 +59,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
 
 
 def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) -> None:
-    """Refuse, before anything is trained, what no limit could come of."""
+    """Before anything is trained, refuse an experiment from which no limit could be calibrated."""
     monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
     if seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
@@ -79,9 +79,9 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
-    """The peak of every rule, run and environment. RunFolderError for a run without metrics or with nothing for a rule to
-    read, ConfigError for runs of different lengths: the longer one is, the higher its peaks. Warns where a run was paid for
-    what it did not solve: limits from an insecure run find nothing."""
+    """The peak of every rule in every run and environment. RunFolderError for a run without metrics, or with nothing that a rule
+    can read. ConfigError for runs of different lengths, since peaks grow with the length. Warns if a run was paid for what it did
+    not solve: with limits from an insecure run the monitor finds nothing."""
     found: Peaks = {name: [] for name in rules}
     first: tuple[Path, int] | None = None
     for run in folders:
@@ -106,7 +106,7 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
 
 
 def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
-    """The overrides by which a rule halts: at the limits found, or where there are none at those it has."""
+    """The overrides that make a rule halt: with the limits found, or if none were found with its present limits."""
     if entry["limit"] is None:
         whole, own = [] if was.limit is None else [f"monitor.{name}.limit={was.limit:g}"], was.limits
     else:
@@ -117,7 +117,7 @@ def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
 
 
 def _given(runs: list[str]) -> list[RunFolder]:
-    """Runs that are there; ConfigError for one that is named twice, which would make the spread too small."""
+    """Existing runs. ConfigError for a run that is named twice, which would make the spread too small."""
     folders = [RunFolder.open(run) for run in runs]
     places = [folder.path.resolve() for folder in folders]
     if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:

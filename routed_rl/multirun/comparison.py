@@ -1,4 +1,4 @@
-"""A comparison for people: its tables and its plot, from the content of `compare.json` alone."""
+"""Presents a comparison to people: its tables and its plot, made from the content of `compare.json` alone."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from routed_rl.multirun.reporter import Table, panels
 
 
 def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
-    """The tables of a comparison, without the empty ones; intervals with their `bounds`, or shorter, to fit a screen."""
+    """The tables of a comparison, without empty ones. Intervals have their `bounds`, or a shorter form that fits a screen."""
     def table(title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
         """A row per environment and metric, a column per key of `columns`, which hold {environment: {metric: value}}."""
         keys = dict.fromkeys((env, metric) for column in columns.values() for env, row in column.items() for metric in row
@@ -31,7 +31,7 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
 
 
 def cell(value: dict[str, Any] | None, bounds: bool) -> str:
-    """`mean [low, high]` or `mean ±half`, and the mean alone where there is one seed."""
+    """`mean [low, high]` or `mean ±half`; the mean alone if there is only one seed."""
     if value is None or value["low"] is None:
         return "-" if value is None else f"{value['mean']:.3f}"
     spread = f"[{value['low']:.3f}, {value['high']:.3f}]" if bounds else f"±{value['high'] - value['mean']:.3f}"
@@ -39,7 +39,7 @@ def cell(value: dict[str, Any] | None, bounds: bool) -> str:
 
 
 def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The policy's reward, the deployed model's flags and solve, and what the quarantine holds."""
+    """The policy's reward, the deployed model's flags and solve, and the quarantine's share and routed fraction."""
     policy = {f"policy {env}": {"reward": row.get("reward")} for env, row in found["policy"].items()}
     deployed = {f"deployed {env}": {metric: value for metric, value in row.items() if metric != "reward"}
                 for env, row in found["deployed"].items()}
@@ -48,8 +48,8 @@ def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def draw(path: Path, found: dict[str, Any]) -> list[str]:
-    """The deployed models' metrics by arm, with intervals, one panel per environment; the base model is a dotted line. Returns
-    the names of what was written: nothing where nothing was evaluated."""
+    """Plot the deployed models' metrics by arm, with intervals, one panel per environment; the base model is a dotted line.
+    Returns the names of the files that were written, none if nothing was evaluated."""
     arms = {arm: models for arm, models in found["arms"].items() if models.get("deployed")}
     environments = list(dict.fromkeys(env for models in arms.values() for env in models["deployed"]))
     if not environments:

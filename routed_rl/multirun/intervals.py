@@ -6,11 +6,11 @@ from typing import Any
 
 LEVEL = 0.95
 Cells = dict[tuple[str, str], dict[int, float]]
-"""(environment, metric) -> seed -> value. Two of them that are compared know the same environments and metrics."""
+"""(environment, metric) -> seed -> value. Two `Cells` that are compared have the same environments and metrics."""
 
 
 def interval(values: list[float]) -> dict[str, Any]:
-    """{mean, low, high, seeds}: `seeds` are the values themselves; one value has no interval, low and high are None."""
+    """{mean, low, high, seeds}, where `seeds` are the values themselves. One value has no interval: low and high are None."""
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return {"mean": mean, "low": None, "high": None, "seeds": values}
@@ -19,7 +19,7 @@ def interval(values: list[float]) -> dict[str, Any]:
 
 
 def intervals(cells: Cells, only: str | None = None) -> dict[str, Any]:
-    """{environment: {metric: interval}} of the cells that have values; of the metric `only`, where one is named."""
+    """{environment: {metric: interval}} of the cells that have values; only of the metric `only`, if it is given."""
     found: dict[str, Any] = {}
     for (env, metric), values in cells.items():
         if values and only in (None, metric):
@@ -28,13 +28,14 @@ def intervals(cells: Cells, only: str | None = None) -> dict[str, Any]:
 
 
 def minus(first: Cells, second: Cells) -> Cells:
-    """Differences, under the seeds that both have."""
+    """The differences, under the seeds that both have."""
     return {cell: {seed: values[seed] - second[cell][seed] for seed in values.keys() & second[cell].keys()}
             for cell, values in first.items()}
 
 
 def over(first: Cells, second: Cells) -> Cells:
-    """Ratios, likewise; without the cells in which `second` is not positive under one of these seeds."""
+    """The ratios, under the seeds that both have. A cell in which `second` is not positive under one of these seeds is left
+    out."""
     shared = {cell: values.keys() & second[cell].keys() for cell, values in first.items()}
     return {cell: {seed: first[cell][seed] / second[cell][seed] for seed in seeds} for cell, seeds in shared.items()
             if all(second[cell][seed] > 0 for seed in seeds)}
@@ -60,9 +61,9 @@ def _two_sided(angle: float, freedom: int) -> float:
 
 
 def fold(trees: list[Any]) -> Any:
-    """Nested mappings of numbers, one per seed, become one with an interval at each number that all of them have.
+    """Fold nested mappings of numbers, one per seed, into one that has an interval at each number that all of them have.
 
-    Anything else (text, None, lists) is left out; None where nothing is left.
+    Anything else (text, None, lists) is left out; the result is None if nothing is left.
     """
     if all(isinstance(tree, (int, float)) and not isinstance(tree, bool) for tree in trees):
         return interval([float(tree) for tree in trees])

@@ -1,4 +1,4 @@
-"""One training run that belongs to a larger whole, and what its folder says about it."""
+"""One training run that belongs to a larger whole, and the state that its folder records."""
 
 import dataclasses
 import json
@@ -25,11 +25,12 @@ class Job:
     config: Config
     overrides: list[str]
     arm: str = ""
-    """Of a comparison: runs of one arm differ by their seed alone."""
+    """The arm of a comparison; runs of one arm differ only in their seed."""
     seed: int = 0
-    """Counted from 0; the run's own seed is the experiment's plus this. Equal ones see the same tasks in every arm."""
+    """Counted from 0; the run's own seed is the experiment's plus this one. Runs of the same seed see the same tasks in every
+    arm."""
     point: dict[str, str] = field(default_factory=dict)
-    """Of a sweep: {key: value as an override writes it}."""
+    """The point of a sweep: {key: value as an override writes it}."""
 
     @property
     def folder(self) -> RunFolder:
@@ -38,7 +39,8 @@ class Job:
 
 
 def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Job:
-    """Run `seed` of `arm`, in OUT/runs; `first`: the experiment's own seed. None of them halts: it could not be compared."""
+    """Run `seed` of `arm`, in OUT/runs; `first` is the experiment's own seed. Its monitor never halts, because a halted run could
+    not be compared."""
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
@@ -47,12 +49,12 @@ def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, comp
 
 
 def train_or_resume(config: Config, overrides: list[str]) -> None:
-    """One run, from the start, or from where it was stopped."""
+    """Train one run, from the start or from where it was stopped."""
     from routed_rl import pipeline
 
     assert config.out is not None
     if RunFolder(config.out).config.exists():
-        pipeline.resume(config.out, [], lambda _: config)  # nothing is composed: a resumed run keeps its settings
+        pipeline.resume(config.out, [], lambda _: config)  # nothing is composed, because a resumed run keeps its settings
     else:
         # A process killed while it made the folder leaves one that holds no run.
         shutil.rmtree(config.out, ignore_errors=True)
@@ -60,14 +62,14 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
 
 
 def try_out(config: Config, overrides: list[str]) -> None:
-    """All of a run that can be known before it begins: model, environments, prompts, the trainer's settings. Writes nothing."""
+    """Check all that can be known before a run begins: model, environments, prompts, the trainer's settings. Writes nothing."""
     from routed_rl import pipeline
 
     pipeline.train(dataclasses.replace(config, out=None), overrides, dry_run=True)
 
 
 def of_one_date(jobs: Sequence[Job]) -> list[Job]:
-    """Runs that are compared have one date: that of the first that has begun, else now."""
+    """Give one date to runs that are compared: the date of the first that has begun, else now."""
     begun = [job.folder.settings().get("model", {}).get("date") for job in jobs if job.folder.config.exists()]
     date = next(filter(None, begun), datetime.now().isoformat(timespec="seconds"))
     return [dataclasses.replace(job, config=dataclasses.replace(job.config, model=dataclasses.replace(
@@ -75,9 +77,9 @@ def of_one_date(jobs: Sequence[Job]) -> list[Job]:
 
 
 def is_finished(job: Job, another: str) -> bool:
-    """Whether its folder holds the finished run; a folder with other settings is refused, so that nothing is mixed up.
+    """Whether the job's folder holds the finished run. A folder with other settings is refused, so that nothing is mixed up.
 
-    `another`: how one names another place, for the message.
+    `another`: for the message, the option by which a user names another place.
     """
     if job.config.launch.where != "here":
         raise ConfigError(f"launch.where={job.config.launch.where}: many runs are done on this machine, a few at a time; set "
@@ -93,6 +95,7 @@ def is_finished(job: Job, another: str) -> bool:
 
 
 def _comparable(config: Config) -> Any:
-    """Settings as plain JSON, without the folder, which may have been moved, and the date, which a run may take as it begins."""
+    """The settings as plain JSON, without the folder, which may have been moved, and the date, which a run may take when it
+    begins."""
     config = dataclasses.replace(config, out=None, model=dataclasses.replace(config.model, date=None))
     return json.loads(json.dumps(dataclasses.asdict(config)))

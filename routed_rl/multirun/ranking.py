@@ -1,4 +1,4 @@
-"""A sweep for people: what is planned, a table, a plot, and the best overrides to paste."""
+"""Presents a sweep to people: the plan, a table, a plot, and the best overrides to paste."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,21 +15,21 @@ from routed_rl.report import not_scored
 
 
 def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> list[str]:
-    """The trials of a grid, or what Optuna draws from."""
+    """The trials of a grid, or the dimensions from which Optuna draws."""
     listed = [f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}" for trial in trials]
     return [*(listed or [f"drawn: {dimension}" for dimension in dimensions]),
             f"{len(trials) or settings.trials} trials, {settings.jobs} at a time"]
 
 
 def result(found: list[Outcome], settings: SweepConfig, request: dict[str, Any]) -> dict[str, Any]:
-    """What stands in sweep.json."""
+    """The content of sweep.json."""
     return {"request": request, "method": settings.method, "objectives": settings.objectives, "directions": settings.directions,
             "trials": [each.record() for each in found], "best": [each.record() for each in best(found, settings.directions)]}
 
 
 def table(found: list[Outcome], settings: SweepConfig) -> Table:
-    """A row for each trial, the best first. Without an objective, a row for each trial and environment: what the policy and the
-    deployed model do there."""
+    """A row for each trial, the best first. Without an objective, a row for each trial and environment, with the metrics of the
+    policy and the deployed model."""
     keys = list(dict.fromkeys(key for each in found for key in each.trial.point))
     if not settings.objectives:
         return _figures(found, keys)
@@ -52,7 +52,7 @@ def _figures(found: list[Outcome], keys: list[str]) -> Table:
         names, mark = _names(each, keys), _mark(each)
         for env in [env for env in known if env in models.get("policy", {})] or [""]:
             rows.append([*names, env, *(_pair(models, env, metric) for metric in metrics), mark])
-            names, mark = [""] * len(names), ""  # once for a trial
+            names, mark = [""] * len(names), ""  # only in the first row of a trial
     return Table(f"sweep of {len(found)} trials: policy / deployed model, one number where they are the same",
                  ["trial", *keys, "environment", *metrics, ""], rows)
 
@@ -72,7 +72,7 @@ def notes(found: list[Outcome], settings: SweepConfig) -> list[str]:
 
 
 def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:
-    """To train the best again."""
+    """The commands that train the best trials again."""
     for each in best(found, settings.directions):
         values = ", ".join(f"{path} {value:.3f}" for path, value in zip(settings.objectives, each.values or [], strict=True))
         yield f"{each.trial.name} ({values}): {command('train', *each.trial.overrides)}"
@@ -87,8 +87,8 @@ def _names(each: Outcome, keys: list[str]) -> list[str]:
 
 
 def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
-    """PATH.png and PATH.svg: the objective over each setting; of several objectives the second over the first, with the front.
-    Returns the names of what was written: nothing where nothing is judged."""
+    """Write PATH.png and PATH.svg: the objective over each setting, or with several objectives the second over the first, with
+    the front. Returns the names of the files that were written, none if no trial has an objective's value."""
     done, several = [each for each in found if each.values], len(settings.objectives) > 1
     if not done:
         return []
@@ -106,7 +106,7 @@ def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
 
 def _panel(panel: Any, key: str, done: list[Outcome], settings: SweepConfig) -> None:
     x: list[Any] = [each.trial.point[key] for each in done]
-    with suppress(ValueError):  # words stay words, each at a place of its own
+    with suppress(ValueError):  # words stay words, each at its own place
         x = [float(value) for value in x]
         if min(x) > 0 and max(x) / min(x) > 30:
             panel.set_xscale("log")

@@ -1,4 +1,4 @@
-"""From the runs' `summary.json` to `compare.json`."""
+"""Turns the runs' `summary.json` into `compare.json`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ from routed_rl.multirun.intervals import Cells, fold, intervals, minus, over
 from routed_rl.tracking import MODELS, NOT_METRICS
 
 UNROUTED, ROUTED, CONTROL = "none", "route", "control"
-"""The arms that others are measured against."""
+"""The arms with which others are compared."""
 
 Runs = Mapping[int, dict[str, Any]]
 """Seed -> summary."""
 
 
 def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, Any]:
-    """Everything in `compare.json` that is a number.
+    """All numbers of `compare.json`.
 
-    Every leaf is `{mean, low, high, seeds}`; differences and ratios are taken per seed, so seeds that only one side has
-    do not count, nor do those in which a model's evaluation never named the metric.
+    Every leaf is `{mean, low, high, seeds}`. Differences and ratios are taken per seed, so a seed counts only if both sides have
+    it, and only if the evaluation of the model under that seed reports the metric.
     """
     known = known_metrics([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()])
 

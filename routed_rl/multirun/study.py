@@ -1,4 +1,5 @@
-"""Trials that follow from earlier ones, by Optuna; the study is a SQLite file in the sweep's folder and outlives a kill."""
+"""Trials that Optuna chooses by the results of earlier ones. The study is a SQLite file in the sweep's folder and survives a
+kill."""
 
 from __future__ import annotations
 
@@ -26,15 +27,15 @@ class Study:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
         self.study = _open(plan.folder / "study.db", settings, seed)
         self.at_work: dict[str, optuna.trial.Trial] = {}
-        # Trials of other settings would be judged together.
+        # Trials of other settings would be judged together with these.
         ours = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}
         if difference := first_difference(self.study.user_attrs.get("request", ours), ours):
             raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); give another out=")
         self.study.set_user_attr("request", ours)
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
-        """How many trials are still to be run, and these: those that a killed sweep left at work, with the values they had,
-        then new ones."""
+        """How many trials are still to be run, and these trials: first those that a killed sweep left unfinished, with their
+        values, then new ones."""
         ended = sum(each.state.is_finished() for each in self.study.get_trials(deepcopy=False))
         return max(0, self.settings.trials - ended), self._jobs()
 
@@ -56,7 +57,7 @@ class Study:
         return trial
 
     def ended(self, job: Job, problem: str | None) -> None:
-        """Tell the study; ConfigError for an objective that does not exist, and the trial can still be told later."""
+        """Tell the study the result. ConfigError for an objective that does not exist; the trial can still be told later."""
         import optuna
 
         asked, states = self.at_work[job.name], optuna.trial.TrialState
@@ -68,7 +69,7 @@ class Study:
             self.study.tell(asked, state=states.PRUNED if problem.startswith(PRUNED) else states.FAIL)
 
     def stop(self, job: Job) -> str | None:
-        """Report the metric's new values; why the trial shall end, where it is worse than earlier ones."""
+        """Report the metric's new values. Returns the reason to end the trial if it is worse than earlier ones, else None."""
         name, asked = self.settings.prune.metric, self.at_work[job.name]
         assert name is not None
         rows = [row for row in MetricsFile(job.folder.metrics).rows() if row.get(name) is not None]
@@ -81,7 +82,7 @@ class Study:
         return None
 
     def outcomes(self) -> list[Outcome]:
-        """Of every trial that has ended, of this call and earlier ones."""
+        """The outcome of every trial that has ended, in this call and in earlier ones."""
         states = {"COMPLETE": "done", "FAIL": "failed", "PRUNED": "pruned"}
         return [Outcome(self.plan.trial(each.number, each.params), list(each.values) if each.values else None,
                         states[each.state.name], each.user_attrs.get("problem"))
@@ -98,7 +99,7 @@ def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
     pruner = optuna.pruners.MedianPruner(settings.prune.after_trials, settings.prune.after_steps)
     study = optuna.create_study(storage=f"sqlite:///{file}", study_name="sweep", load_if_exists=True, pruner=pruner,
                                 directions=directions)
-    # Of the number of trials too: a sweep that goes on would draw its first ones again.
+    # The seed depends on the number of trials too; otherwise a sweep that goes on would draw its first trials again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=len(settings.objectives) > 1,
                                                constant_liar=True)
     if (there := [each.name.lower() for each in study.directions]) != settings.directions:

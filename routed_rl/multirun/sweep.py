@@ -1,4 +1,4 @@
-"""`sweep`: many settings of one experiment. Runs the trials that are missing, writes and shows what all of them found."""
+"""`sweep`: many settings of one experiment. It runs the missing trials, then writes and shows the results of all of them."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from routed_rl.multirun.workers import Execute, run_all
 
 
 class Grid:
-    """Every combination, as a source of jobs like `Study`; the folders say which are done, so failed ones are tried again."""
+    """Every combination, as a source of jobs like `Study`. The folders record which are done, so failed ones are tried again."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig) -> None:
         for each in dimensions:
@@ -31,12 +31,12 @@ class Grid:
         self.settings, self.problems = settings, dict[str, str]()
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
-        """How many trials are still to be run, and these."""
+        """How many trials are still to be run, and these trials."""
         missing = [trial for trial in of_one_date(self.trials) if not is_finished(trial, "out=")]
         return len(missing), iter(missing)
 
     def ended(self, job: Job, problem: str | None) -> None:
-        """Remember what went wrong; the first that went well shows whether the objectives exist."""
+        """Remember the problem of a failed trial. A successful trial shows whether the objectives exist."""
         if problem is not None:
             self.problems[job.name] = problem
         else:
@@ -51,8 +51,8 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
           execute: Execute = train_or_resume) -> Path | None:
     """Run the trials of `dimensions` beside the `fixed` overrides, into `out=` (default `sweep`); returns OUT/sweep.json.
 
-    The same call goes on where an earlier one was killed: no trial is run twice. `execute` runs one trial: whoever has other
-    machines passes another one. A `dry_run` lists the trials and writes nothing. Every value of a choice and both ends of
+    The same call continues where an earlier one was killed: no trial is run twice. `execute` runs one trial; a caller with other
+    machines passes another function. A `dry_run` lists the trials and writes nothing. Every value of a choice and both ends of
     an interval are composed and checked before any trial begins.
     """
     if not dimensions:
@@ -94,6 +94,6 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
 
 
 def _corners(plan: Plan, dimensions: list[Dimension]) -> list[Job]:
-    """Trials in which every value of a choice, and both ends of an interval, stand once."""
+    """Trials in which every value of a choice, and both ends of an interval, occur at least once."""
     return [plan.trial(place, {each.key: each.values[min(place, len(each.values) - 1)] for each in dimensions})
             for place in range(max(len(each.values) for each in dimensions))]

@@ -1,4 +1,4 @@
-"""What a sweep varies, its trials as jobs, and what became of each."""
+"""The dimensions that a sweep varies, its trials as jobs, and their outcomes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from routed_rl.multirun.results import MODELS
 @dataclass(frozen=True)
 class Dimension:
     """A choice, whose values are listed: `KEY=A,B`, `KEY=choice(A,B)`, or `KEY=range(1,5)`. Or an interval:
-    `KEY=interval(LOW,HIGH)`; whole numbers: `int(interval(1,8))`; even in the logarithm: `tag(log,interval(1e-4,1))`."""
+    `KEY=interval(LOW,HIGH)`; for whole numbers `int(interval(1,8))`; uniform in the logarithm `tag(log,interval(1e-4,1))`."""
 
     key: str
     values: list[Any]
-    """Of a choice as overrides write them; of an interval its two ends, whole numbers where both are."""
+    """The values of a choice as overrides write them, or the two ends of an interval, which are whole numbers if both were given
+    so."""
     interval: bool = False
     log: bool = False
 
@@ -29,11 +30,11 @@ class Dimension:
 
 @dataclass
 class Outcome:
-    """What became of a trial."""
+    """The result of a trial."""
 
     trial: Job
     values: list[float] | None
-    """Of the objectives; None where it did not end well."""
+    """The values of the objectives; None if the trial did not succeed."""
     state: str
     """done, failed, or pruned."""
     problem: str | None = None
@@ -46,15 +47,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials share."""
+    """The settings that all trials share."""
 
     fixed: list[str]
-    """Overrides of every trial."""
+    """The overrides of every trial."""
     folder: Path
     compose: Compose
 
     def trial(self, number: int, point: Mapping[str, Any]) -> Job:
-        """Trial `number`, of the settings `point`, in its folder; ConfigError where its settings cannot be."""
+        """Trial `number` with the settings `point`, in its folder; ConfigError if its settings are not valid."""
         name, texts = f"trial-{number:03d}", {key: str(value) for key, value in point.items()}
         overrides = [*self.fixed, *(f"{key}={text}" for key, text in texts.items())]
         config = dataclasses.replace(self.compose(overrides), out=str(self.folder / name), name=name, sweep=SweepConfig())
@@ -62,7 +63,8 @@ class Plan:
 
 
 def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
-    """Of a trial that has ended; ConfigError for an objective that is no number in its summary lists those that are."""
+    """The outcome of a trial that has ended. ConfigError for an objective that is no number in its summary lists the numbers
+    there."""
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
     summary = trial.folder.results()
@@ -74,7 +76,8 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
 
 
 def check_objective(path: str, config: Config) -> None:
-    """ConfigError for a path that no summary of a run of `config` has; metrics, and more, are known when a trial has ended."""
+    """ConfigError for a path that no summary of a run of `config` can have. Metrics and deeper keys are known only after a
+    trial."""
     section, *_ = names = path.split(".")
     models = (*MODELS, "kept") if config.keep else MODELS
     known = {"models": [models, list(config.env)], "attribution": [list(config.env)], "routing": [], "timing": [], "scales": []}
@@ -87,14 +90,14 @@ def check_objective(path: str, config: Config) -> None:
 
 
 def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
-    """Every number of nested mappings, with its path."""
+    """Every number in nested mappings, with its path."""
     if isinstance(tree, dict):
         return [found for key, inner in tree.items() for found in numbers(inner, f"{path}.{key}".lstrip("."))]
     return [(path, float(tree))] if isinstance(tree, (int, float)) and not isinstance(tree, bool) else []
 
 
 def best(outcomes: list[Outcome], directions: list[str]) -> list[Outcome]:
-    """Those that no other beats in every objective: the Pareto front, sorted by the first objective, the best of it first."""
+    """The outcomes that no other beats in every objective: the Pareto front, sorted by the first objective, best first."""
     done = [each for each in outcomes if each.values]
     gains = {each.trial.name: [value if direction == "maximize" else -value
                                for direction, value in zip(directions, each.values or [], strict=True)] for each in done}

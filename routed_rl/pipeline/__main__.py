@@ -1,5 +1,5 @@
-"""`python -m routed_rl.pipeline ROLE RUN [URL ...]`: a process of a launched run, whose rollouts come from the URLs. The
-settings are in the folder: the command line has no part in it."""
+"""`python -m routed_rl.pipeline ROLE RUN [URL ...]`: a process of a launched run, whose rollouts come from the URLs. Its settings
+are in the run folder; the command line of `routed-rl` is not involved."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ from routed_rl.pipeline import run_job, run_node, work
 from routed_rl.stopping import PARENT, STOP
 
 ROLES = {"process": work, "node": run_node, "job": run_job}
-"""One of the processes that train; what starts them on a node of a SLURM job; the job."""
+"""`process` is one of the processes that train, `node` starts them on one node of a SLURM job, `job` is the job itself."""
 
 
 def main(role: str, folder: str, *urls: str) -> int:
-    """Do what `role` is for; returns the exit code."""
+    """Act in the given role; returns the exit code."""
     if PARENT in os.environ:
         die_with(int(os.environ[PARENT]))
 

@@ -1,4 +1,4 @@
-"""From a config to objects: model, tokenizer, environments, subspace, router."""
+"""Builds the objects of a run from its config: model, tokenizer, environments, subspace, router."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,34 +29,34 @@ from routed_rl.training import bases_of, check_axis, check_routable, in_contexts
 
 @dataclass(frozen=True)
 class Parts:
-    """What every verb that touches a model needs."""
+    """The objects that every verb which touches a model needs."""
 
     config: Config
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     environments: list[LoadedEnvironment]
     hash: str
-    """Of the base model's weights."""
+    """The hash of the base model's weights."""
     adapted: nn.Module | None = None
-    """PEFT's wrapper around the model, where a LoRA on it is what is trained."""
+    """PEFT's wrapper around the model, if a LoRA on it is trained instead of its weights."""
 
     @cached_property
     def writers(self) -> list[Writer]:
-        """Of the model, found once; a model whose writers are not known, or cannot be routed, is refused."""
+        """The model's writers, found once. A model whose writers are unknown or cannot be routed is refused."""
         return find_writers(self.model)
 
     @property
     def learner(self) -> Any:
-        """What the trainer gets."""
+        """The module that is given to the trainer."""
         return self.model if self.adapted is None else self.adapted
 
     @cached_property
     def evaluated(self) -> list[LoadedEnvironment]:
-        """What the models of a run are evaluated on at its end."""
+        """The environments on which the models of a run are evaluated at its end."""
         return self.with_contexts(self.environments)
 
     def with_contexts(self, chosen: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
-        """These environments, and each of them again under every context of evaluation.contexts."""
+        """These environments, followed by each of them under every context of evaluation.contexts."""
         wanted = self.config.evaluation.contexts
         return [*chosen, *in_contexts(self.config.baseline, chosen, wanted, self.config.seed)] if wanted else chosen
 
@@ -66,12 +66,13 @@ class Parts:
 
     @property
     def max_new_tokens(self) -> int:
-        """Of an evaluation: what a rollout may generate, TRL's own default where it is not set."""
+        """The most tokens that a completion of an evaluation may have: as many as in a rollout; TRL's default if that is not
+        set."""
         return self.config.trainer.get("max_completion_length", 256)
 
 
 def load_parts(config: Config) -> Parts:
-    """Load the base model and the environments; cheap mistakes are found before slow ones."""
+    """Load the base model and the environments. Checks that cost little come before loading that is slow."""
     environments, adapter = load_environments(config.mixture), config.model.adapter
     model, tokenizer = load_base(config)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
@@ -85,7 +86,7 @@ def load_parts(config: Config) -> Parts:
 
 
 def describe_parts(config: Config) -> Parts:
-    """The parts of a plan for a model of which there is the config and the tokenizer alone; nothing can be run with them."""
+    """The parts of a plan for a model folder with only a config and a tokenizer. They cannot be run."""
     environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:
@@ -95,7 +96,7 @@ def describe_parts(config: Config) -> Parts:
 
 
 def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The base model as nothing of a run has touched it, and its tokenizer."""
+    """The base model in its state before the run, and its tokenizer."""
     path, adapter = resolve(config.model.path), config.model.adapter
     model = load_model(path, config.model.dtype, frozen=adapter.trains, packed=adapter.four_bit)
     if adapter.trains and adapter.path is not None:
@@ -104,7 +105,7 @@ def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 
 def keep_base(config: Config, run: RunFolder) -> None:
-    """Write RUN/base where the run begins from an adapter that is merged: what the adapters of the run are put on."""
+    """Write RUN/base if the run begins by merging an adapter: the adapters of the run belong onto that merged model."""
     if config.model.adapter.trains and config.model.adapter.path is not None and not run.base.exists():
         model, tokenizer = load_base(config)
         with sealed_folder(run.base) as folder:
@@ -114,7 +115,7 @@ def keep_base(config: Config, run: RunFolder) -> None:
 
 
 def _attached(config: Config, model: PreTrainedModel) -> nn.Module:
-    """The model with a LoRA on it; without routing also one whose writers are not known."""
+    """Put a LoRA onto the model. Without routing, the model's writers need not be known."""
     try:
         writers = find_writers(model)
     except ModelError:
@@ -135,7 +136,7 @@ def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
 
 
 def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
-    """Read the run's subspace where it has one, else extract it; None where nothing goes by one."""
+    """Read the run's subspace if it has one, else extract it; None if nothing in the run uses one."""
     if not parts.config.takes_subspace:
         return None
     if run.subspace.exists():
@@ -149,7 +150,8 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
 
 
 def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
-    """Extract the subspace of a run, or read it (method=file), checked against the model; `axes`: each measured by itself."""
+    """Extract the subspace of a run, or read it (method=file), and check it against the model. `axes` measures each axis by
+    itself."""
     with console.progress("extract", "prompts") as advance:
         subspace = prepare(extraction_job(parts, advance, axes=axes))()
     check_subspace(parts, subspace)
@@ -157,7 +159,7 @@ def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
 
 
 def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:
-    """What an extraction is made of."""
+    """The inputs of an extraction."""
     config = parts.config
     return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes)
 
@@ -170,9 +172,9 @@ def check_subspace(parts: Parts, subspace: Subspace) -> None:
 
 
 def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str] = ()) -> Router | None:
-    """Freeze what the config names, and route the writers in place; None in mode `none`.
+    """Freeze the parameters that the config names, and route the writers in place; None in mode `none`.
 
-    `inherited`: environments that are no longer trained and whose parts the quarantine still has.
+    `inherited`: environments that are no longer trained but whose parts are still in the quarantine.
     """
     config = parts.config
     if config.routing.mode == "none":
@@ -183,7 +185,7 @@ def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str
         return route_by_labels(parts.model, config.routing, names, frozen=config.model.freeze, seed=config.seed)
     if subspace is None:
         raise SubspaceError(f"routing.mode={config.routing.mode} needs a subspace; set subspace.prompts=FILE.jsonl")
-    frozen = [*config.model.freeze, *(["post_norm"] if parts.adapted is not None else [])]  # an adapter trains no gain
+    frozen = [*config.model.freeze, *(["post_norm"] if parts.adapted is not None else [])]  # an adapter trains no gain of a norm
     check_routable(parts.writers, frozen, config.trainer.get("router_aux_loss_coef"))
     bases, names = bases_of(subspace, config.subspace), [*(loaded.name for loaded in parts.trained), *inherited]
     return route_model(parts.model, parts.writers, subspace, config.routing, names, bases=bases, frozen=config.model.freeze,

@@ -1,4 +1,4 @@
-"""The completions that a run has kept, as a filter judges them."""
+"""The completions that a run has kept, in the form that a filter judges."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,15 +31,15 @@ class Candidate:
     flags: dict[str, float]
     """Every flag and metric of its score."""
     unfit: str | None
-    """Why it can be neither judged nor trained on."""
+    """Why the completion can be neither judged nor trained on; None if it can."""
 
     def marked(self, settings: DetectorConfig) -> bool:
-        """Whether it has a flag that the detector goes by."""
+        """Whether the completion has a flag that the detector uses."""
         return any(self.flags.get(name) for name in settings.flags)
 
 
 def candidates(run: RunFolder, config: Config) -> list[Candidate]:
-    """In the order of training. RunFolderError where the run has kept none, or a file cannot be read."""
+    """The completions in the order of training. RunFolderError if the run has kept none, or a file cannot be read."""
     files = run.completion_files()
     if not files:
         why = "it was trained with tracking.completions=false" if not config.tracking.completions else "it has trained no step"
@@ -52,7 +52,7 @@ def candidates(run: RunFolder, config: Config) -> list[Candidate]:
 
 
 def require_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> None:
-    """ConfigError where no completion has a flag that the detector goes by, whether it holds or not."""
+    """ConfigError if no completion reports a flag that the detector uses, whether the flag holds or not."""
     seen = {name for row in rows for name in row.flags}
     if not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no completion of the run has such a flag (there is "
@@ -60,7 +60,7 @@ def require_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> None:
 
 
 def read_once(rows: Sequence[Candidate], read: Callable[[list[Said]], Tensor]) -> list[float | None]:
-    """What `read` says of each that can be judged, None of others; completions that say the same are read once."""
+    """The number that `read` gives each completion that can be judged, None for the others. Equal completions are read once."""
     keys = [json.dumps(row.said) for row in rows]
     said = {key: row.said for key, row in zip(keys, rows, strict=True) if row.unfit is None}
     found: dict[str, float] = dict(zip(said, read(list(said.values())).tolist(), strict=True)) if said else {}
@@ -81,7 +81,7 @@ def _candidate(row: dict[Any, Any]) -> Candidate:
 
 
 def _messages(text: str) -> list[dict[str, Any]]:
-    """The messages of a chat or an episode as they were stored; none for plain text."""
+    """The stored messages of a chat or an episode; empty for plain text."""
     try:
         found = json.loads(text) if text.startswith("[") else None
     except (ValueError, RecursionError):

@@ -1,5 +1,5 @@
-"""The detector that a run learns before its first step: the base model writes completions, few are labelled by the environments'
-flags, and a probe on the base model's activations is fitted to them and measured on the others."""
+"""The detector that a run learns before its first step. The base model writes completions, the environments' flags label a few of
+them, and a probe on the base model's activations is fitted to those and measured on the others."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from routed_rl.training import check_flags, is_marked
 LEARNED = ("flags", "labels", "pool", "fpr", "layers")
 """Settings that a probe depends on."""
 POOL = "detector"
-"""Names the random numbers of the completions that are labelled."""
+"""The name of the stream of random numbers for the completions that are labelled."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A completion of the base model."""
+    """A completion that the base model wrote, and its score."""
 
     environment: str
     said: Said
@@ -39,7 +39,7 @@ class Written:
 
 
 def check_detector(parts: Parts) -> None:
-    """ConfigError for a probe that this model, or these environments, cannot have."""
+    """ConfigError if this model, or these environments, cannot have the probe that is asked for."""
     settings = parts.config.baseline.detector
     if not parts.config.learns_detector:
         return
@@ -50,14 +50,14 @@ def check_detector(parts: Parts) -> None:
 
 
 def check_layers(settings: DetectorConfig, layers: int, model: str) -> None:
-    """ConfigError for layers that the model does not have."""
+    """ConfigError if the settings name a layer that the model does not have."""
     if settings.layers is not None and max(settings.layers) >= layers:
         raise ConfigError(f"baseline.detector.layers has {max(settings.layers)}, but {model} has {layers} layers, counted from "
                           f"0; choose from 0 to {layers - 1}")
 
 
 def learn_detector(parts: Parts, run: RunFolder) -> None:
-    """Write RUN/detector where the run's settings ask for a probe and there is none of these settings."""
+    """Write RUN/detector if the run's settings ask for a probe, unless one with the same settings is there."""
     settings = parts.config.baseline.detector
     if not parts.config.learns_detector:
         return
@@ -73,8 +73,8 @@ def learn_detector(parts: Parts, run: RunFolder) -> None:
 
 
 def base_completions(parts: Parts, count: int, advance: console.Advance) -> list[Written]:
-    """What the base model writes to tasks of the run's mixture, one completion each, other tasks than those of the training.
-    Nothing else draws other random numbers for it."""
+    """The base model's completions of tasks from the run's mixture, one for each task. The tasks are not those of the training,
+    and no other random numbers of the run change."""
     seed, size = stable_seed(parts.config.seed, POOL, 0) % 2**31, parts.config.evaluation.batch_size
     tasks = list(islice(mixture(parts.trained, seed), count))
     scorer = Scorer({loaded.name: loaded for loaded in parts.trained}, parts.config.evaluation.max_failures)
@@ -98,8 +98,8 @@ def base_completions(parts: Parts, count: int, advance: console.Advance) -> list
 
 
 def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> tuple[Probe, dict[str, Any]]:
-    """A probe from the first `settings.labelled` of `rows`, all of which could be scored, and what it does on the others,
-    together and by environment; the model is the base model."""
+    """Fit a probe to the first `settings.labelled` of `rows`, and measure it on the others, together and by environment. The
+    model is the base model, and every row has a score."""
     marked = torch.tensor([is_marked(settings, row.score) for row in rows])
     known, size = min(settings.labelled, len(rows)), parts.config.evaluation.batch_size
     few = pooled(parts.model, parts.tokenizer, [row.said for row in rows[:known]], size, layers=settings.layers)
@@ -114,7 +114,7 @@ def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> 
 
 
 def detector_sentence(probe: Probe, found: dict[str, Any]) -> str:
-    """What was learned, and how good it is on completions that it has not seen."""
+    """One line for the screen: the probe, and its quality on completions that it has not seen."""
     held, layers = found["held_out"], " and ".join(map(str, probe.layers))
     numbers = ", ".join(f"{words} {'-' if held[key] is None else f'{held[key]:.3f}'}" for key, words in (
         ("auroc", "AUROC"), ("false_positive_rate", "false-positive rate"), ("recall", "recall")))

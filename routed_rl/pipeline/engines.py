@@ -1,4 +1,4 @@
-"""What vLLM must be started with for a run, and what of a run it cannot serve."""
+"""The options with which vLLM must be started for a run, and the runs that it cannot serve."""
 
 from transformers.pytorch_utils import Conv1D
 
@@ -11,7 +11,7 @@ from routed_rl.training import bases_of
 
 
 def check_served(parts: Parts) -> None:
-    """Refuse a model that the engine cannot serve, as far as the model tells."""
+    """Refuse a model that the engine cannot serve, as far as its structure shows that."""
     engine, path = parts.config.rollout.engine, parts.config.model.path
     if engine == "transformers":
         return
@@ -25,8 +25,8 @@ def check_served(parts: Parts) -> None:
 
 
 def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
-    """The adapters that the engine must hold: that of minus the quarantine, if vLLM has one for such writers; or where a LoRA is
-    trained the policy's and the deployed one."""
+    """The adapters that the engine must hold. If the weights are trained this is one for minus the quarantine, or none if vLLM
+    has no adapter for such writers; if a LoRA is trained these are the policy's and the deployed model's."""
     ranks = _quarantine_ranks(parts, subspace)
     if parts.adapted is None:
         if subspace is None or any(writer.module.bias is not None for writer in parts.writers):
@@ -43,7 +43,7 @@ def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
 
 
 def _quarantine_ranks(parts: Parts, subspace: Subspace | None) -> dict[str, int]:
-    """By writer; empty without a subspace."""
+    """The quarantine's rank for each writer; empty without a subspace."""
     if subspace is None:
         return {}
     bases = bases_of(subspace, parts.config.subspace)

@@ -1,7 +1,7 @@
-"""`filter`: the completions of a run that are fit to train on, and beside them those that are not, with the reason.
+"""`filter`: writes the completions of a run that are fit to train on, and beside them those that are not, with the reason.
 
-Filtering after a run presses nobody; in RL the arm `screen` does the same while the policy learns, which selects for completions
-that the detector does not see: a contrast, no protection.
+A filter after the run puts no pressure on the policy. The arm `screen` filters in the same way during RL, which selects for
+completions that the detector does not see: it is there for contrast, not for protection.
 """
 
 import json
@@ -22,12 +22,12 @@ from routed_rl.pipeline.record import read_config, require_base
 
 LEFT_OUT = ".left_out.jsonl"
 Line = tuple[Candidate, float | None, str | None]
-"""A completion, its score, and why it is left out."""
+"""A completion, its score, and the reason why it is left out (None if it stays)."""
 
 
 def filter_run(target: str, asked: FilterConfig, out: str, *, force: bool = False) -> Path:
-    """Write the completions that stay to `out`, and those that are left out beside it. ConfigError where either file exists,
-    unless `force`. The run may be training."""
+    """Write the completions that stay to `out`, and those that are left out beside it. ConfigError if either file exists, unless
+    `force`. The run may still be training."""
     run, kept, gone = RunFolder.open(target), Path(out), Path(out).with_suffix(LEFT_OUT)
     for path in (kept, gone):
         if path.is_dir() or (path.exists() and not force):
@@ -69,7 +69,7 @@ def _text(lines: Iterable[Line]) -> str:
 
 
 def _say(lines: Sequence[Line], settings: DetectorConfig) -> None:
-    """Shares left out by environment, and what is flagged of all and of what stays."""
+    """Show by environment the share that is left out, and the flagged share of all completions and of those that stay."""
     table: list[list[Any]] = []
     for name in dict.fromkeys(row.environment for row, *_ in lines):
         ours = [(row.marked(settings), reason is None) for row, _, reason in lines if row.environment == name]

@@ -1,4 +1,4 @@
-"""What a halted run leaves: `HALTED.json`, the same on the screen, and exit code 3. It reads files only."""
+"""The record of a halted run: `HALTED.json`, the same on the screen, and exit code 3. This module reads files only."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ COMPLETIONS = 10
 
 
 def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Tracker) -> None:
-    """Write `HALTED.json` and the report, tell the tracker, say it, and raise `Halted`."""
+    """Write `HALTED.json` and the report, inform the tracker, show the record, and raise `Halted`."""
     record = describe_halt(run, verdicts, config.monitor.axis, config.monitor, trained_settings(config))
     write_json(run.halted, record)
     tracker.halted(record)
@@ -37,12 +37,13 @@ def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Track
 
 def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None,
                   trained: Collection[str] | None = None) -> dict[str, Any]:
-    """Verdicts, which environment and since when, push and shift of all, the checkpoint before, completions, commands."""
+    """The record of a halt: verdicts, the environment and the step from which on, push and shift of every environment, the
+    checkpoint before it, completions, commands."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
     who, halted = blame(rows, monitor or MonitorConfig(), trained), {verdict.environment for verdict in verdicts}
-    # A rule may halt for several, or for the run as a whole: then the one that pulled is the one to look at.
+    # A rule may halt for several environments, or for the whole run. Then the environment that pulled is the one to look at.
     name = next((each for each in who.named if each in halted or halted == {""}), worst.environment)
     before, (found, by) = checkpoint_before(run, since), completions(run, rows, name, since, step)
     return {"step": step, "environment": name or None, "since": since,
@@ -53,8 +54,8 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, mon
 
 
 def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every environment of the ledger: its push and its persona shift, in all and since `since`; those that are `named` first,
-    then the largest push since."""
+    """Every environment of the ledger with its push and its shift, over the whole run and from step `since` on. The `named` ones
+    come first, then those with the largest push from `since` on."""
     first = {name: place for place, name in enumerate(dict.fromkeys(named))}
     now = shift(rows[-1], axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
@@ -68,18 +69,19 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequ
 
 
 def checkpoint_before(run: RunFolder, since: int) -> int:
-    """The last whole checkpoint before step `since`; 0, the base model, where there is none."""
+    """The last complete checkpoint before step `since`; 0, the base model, if there is none."""
     return max((step for step in run.steps() if step < since and damage(run.checkpoint(step)) is None), default=0)
 
 
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
-    """The completions of these steps that pushed hardest, and by what; of the environment, of all where `name` is empty."""
+    """The completions of these steps that pushed hardest, and the measure of that. Only those of environment `name`, unless it is
+    empty."""
     files = [path for path in run.completion_files() if since <= step_of(path) <= step]
     return hardest(files, [row for row in rows if since <= row["step"] <= step], COMPLETIONS, name)
 
 
 def commands(run: RunFolder, name: str, before: int) -> list[str]:
-    """The ways to go on."""
+    """The commands with which the run can go on."""
     back = ("rollback", run.path, "--step", before)
     ways = [f"{command(*back, '--drop', name)}    # without {name}",
             f"{command(*back, f'env.{name}.KEY=VALUE')}    # with {name} repaired"]
@@ -88,13 +90,13 @@ def commands(run: RunFolder, name: str, before: int) -> list[str]:
 
 
 def put_aside(run: RunFolder) -> None:
-    """Keep what a halt said, as `halts/step-N.json`, when the run is told to go on."""
+    """Keep the record of a halt as `halts/step-N.json` when the run is told to go on."""
     if halt := run.halt():
         (run.path / "halts").mkdir(exist_ok=True)
         run.halted.replace(run.path / "halts" / f"step-{halt['step']}.json")
 
 
 def halted_steps(run: RunFolder) -> set[int]:
-    """Steps at which the run halted and was told to go on, or from which it goes on with other environments."""
+    """Steps at which the run halted and was told to go on, and the step after which it goes on with other environments."""
     steps = {step_of(path) for path in Path(run.path, "halts").glob("step-*.json")}
     return steps | {fresh_from_step(run)}

@@ -1,5 +1,5 @@
-"""What `filter` goes by: flags, nothing, a probe, or the persona axis of a subspace. Each gives a score, and for what it leaves
-out the reason. The base model reads the completions, whoever wrote them."""
+"""The judges of `filter`: by flags, by chance, by a probe, or by the persona axis of a subspace. Each gives scores, and a reason
+for each completion that it leaves out. The base model reads the completions, whichever model wrote them."""
 
 import dataclasses
 import random
@@ -27,30 +27,31 @@ from routed_rl.training import check_axis, is_marked
 
 @dataclass(frozen=True)
 class Judged:
-    """Of each candidate."""
+    """The result for each candidate."""
 
     scores: list[float | None]
-    """None for one that is not judged."""
+    """None for a candidate that is not judged."""
     reasons: list[str | None]
-    """Why it is left out; None for one that stays."""
+    """Why a candidate is left out; None if it stays."""
 
 
 def by_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> Judged:
-    """Without an error: what is marked is left out."""
+    """Leave out the completions that have a flag of the detector: a judge without errors."""
     require_flags(rows, settings)
     marked, names = [row.marked(settings) for row in rows], " or ".join(settings.flags)
     return Judged([float(each) for each in marked], [f"flagged as {names}" if each else None for each in marked])
 
 
 def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
-    """A share of all, drawn: a control."""
+    """Leave out a share of all completions, drawn at random: a control."""
     gone = set(random.Random(f"filter {seed}").sample(range(len(rows)), round(share * len(rows))))
     return Judged([float(row in gone) for row in range(len(rows))],
                   ["drawn at random" if row in gone else None for row in range(len(rows))])
 
 
 def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: FilterConfig) -> Judged:
-    """The run's own probe, unless other settings are asked for; else one from few of these rows, measured on the others."""
+    """Judge by the run's own probe, unless other settings are asked for. Otherwise a probe is fitted to a few of these rows and
+    measured on the others."""
     own = {key: value for key in ("labels", "fpr", "layers") if (value := getattr(asked, key)) is not None}
     if run.detector.exists() and not own:
         probe, _ = Probe.load(run.detector)
@@ -67,7 +68,7 @@ def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Fil
 
 
 def _from_rows(rows: Sequence[Candidate], parts: Parts, settings: DetectorConfig) -> Probe:
-    """A probe from as many of these as are to be labelled, drawn."""
+    """Fit a probe to a random draw of these rows, as many as are to be labelled."""
     require_flags(rows, settings)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(parts.config.seed)).tolist()
     known, rest = [rows[place] for place in order[:settings.labelled]], [rows[place] for place in order[settings.labelled:]]
@@ -87,8 +88,8 @@ def _scores(rows: Sequence[Candidate], parts: Parts, probe: Probe) -> list[float
 
 
 def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) -> Judged:
-    """How far a completion stands from the mean of the base model's own honest ones in its environment, along the persona axis,
-    in gaps: the least over the layers. By default the threshold is passed by a share `fpr` of those."""
+    """Judge by a completion's shift along the persona axis from the mean of the base model's own honest completions in the same
+    environment, in gaps; the least over the layers. By default the threshold is the one that a share `fpr` of those passes."""
     axis = _Axis(parts, asked)
     if missing := {row.environment for row in rows} - axis.zeros.keys():
         raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "
@@ -109,7 +110,7 @@ def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) ->
 
 
 class _Axis:
-    """The persona axis of a subspace, and where the base model's own honest completions stand on it."""
+    """The persona axis of a subspace, and the positions of the base model's own honest completions on it."""
 
     def __init__(self, parts: Parts, asked: FilterConfig) -> None:
         """SubspaceError for a subspace of another model."""
@@ -127,7 +128,7 @@ class _Axis:
         self.own_B = torch.stack([own_LB[:, place] - self.zeros[name] for place, name in enumerate(names)], 1).amin(0)
 
     def shifts(self, name: str, said: list[Said]) -> Tensor:
-        """(B,) of completions in an environment, from the mean of the honest ones there."""
+        """Shifts (B,) of completions in an environment, from the mean of the honest ones there."""
         return (self._read(said) - self.zeros[name].unsqueeze(1)).amin(0)
 
     def _read(self, said: list[Said]) -> Tensor:

@@ -1,10 +1,10 @@
-"""Which share of an environment's part `auto` keeps.
+"""Chooses the share of an environment's part that `auto` keeps.
 
-A part holds what its environment needs, and its pull against what others pull at: whole, it may overshoot. So `SHARES` are
-tried on evaluation tasks of the environment itself, and the smallest is taken for which it pays as much as for the best one:
-less by at most a standard error of the difference by task (the one-standard-error rule of Breiman et al., 1984), and never less
-than for the smallest. What is paid is known for every environment; no true score is read. Not covered: shares that are best
-together. Each is chosen with those of a fixed share kept, and the others of `auto` left out.
+A part holds the changes that its environment needs, and its pull against the pull of others, so the whole part may overshoot.
+Each of `SHARES` is tried on evaluation tasks of the environment itself. The smallest share is taken whose paid reward falls short
+of the best share's by at most a standard error of the difference by task (the one-standard-error rule of Breiman et al., 1984)
+and is no less than the smallest share's. The paid reward is known for every environment; no true score is read. Not covered:
+shares that are best together. Each share is chosen with the parts of fixed shares kept, and the others of `auto` left out.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from routed_rl.routing import Router
 
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 SAMPLES = 256
-"""Tasks that each share is tried on, at least."""
+"""The least number of tasks on which each share is tried."""
 Paid = dict[float, list[float | None]]
-"""By share, what each task paid, the same ones for all; None could not be scored."""
+"""For each share, the reward of each task, the same tasks for all shares; None for one that could not be scored."""
 
 
 def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:
-    """Choose the shares that are still open, and show what each would pay; `parts` and `router` hold the checkpoint. The engine
-    is left with the last that was tried."""
+    """Choose the shares that are still open, and show how much each would pay. `parts` and `router` hold the checkpoint.
+    Afterwards the engine still has the weights of the last trial."""
     fixed = shares_of(kept)
     for loaded in parts.trained:
         if (one := kept.get(loaded.name)) is not None and one.share is None:
@@ -43,7 +43,7 @@ def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, 
 
 def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None,
                  kept: dict[str, Kept]) -> Results:
-    """The deployed model with its parts, whose open shares are chosen first; nothing where nothing was asked for."""
+    """Evaluate the deployed model with the parts that are kept, after choosing the open shares; empty if none was asked for."""
     if not kept:
         return {}
     choose(parts, router, served, kept)
@@ -58,8 +58,8 @@ def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 
 
 def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> tuple[Results, dict[str, Kept]]:
-    """What the settings keep of a run that has ended, and how that does. Nobody is there to insist, so nothing is kept of a
-    part with something against it."""
+    """The evaluation of the parts that the settings keep at the end of a run, and the shares. Nobody is there to insist, so a
+    part with something against it is not kept."""
     if router is None or not (parts.config.keep and parts.config.discard):
         return {}, {}
     kept = decide(run, parts.config, run.require_checkpoint(), parts.config.keep)
@@ -69,7 +69,7 @@ def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Ser
 
 
 def best_share(paid: Paid) -> float:
-    """The smallest share that pays as much as the best one, and no less than the smallest of all."""
+    """The smallest share that pays as much as the best one, and no less than the smallest share of all."""
     means = {share: average_paid(found) for share, found in sorted(paid.items())}
     best, least = max(means, key=lambda share: means[share]), means[min(means)]
 
@@ -85,8 +85,8 @@ def average_paid(found: list[float | None]) -> float:
 
 
 def _try(parts: Parts, router: Router, served: Served | None, loaded: LoadedEnvironment, fixed: dict[str, float]) -> Paid:
-    """Other tasks than those that models are compared on, where there are others: on the ones that it was chosen by, a share
-    looks better than it is."""
+    """Try every share, on tasks other than those on which models are compared, if there are others: on the tasks by which it was
+    chosen a share looks better than it is."""
     settings, found = parts.config.evaluation, Paid()
     config = dataclasses.replace(settings, samples=max(settings.samples, SAMPLES))
     with console.progress(f"keep {loaded.name}", "completions") as advance:
@@ -97,6 +97,6 @@ def _try(parts: Parts, router: Router, served: Served | None, loaded: LoadedEnvi
                 scores = scored(parts.model, parts.tokenizer, [loaded], config, seed=parts.config.seed + 1,
                                 max_new_tokens=parts.max_new_tokens, served=served,
                                 progress=lambda done, total, place=place: advance(place * total + done, len(SHARES) * total))
-            average(loaded.name, scores[loaded.name])  # refuses where none could be scored
+            average(loaded.name, scores[loaded.name])  # raises if none could be scored
             found[share] = [score and score.reward for score in scores[loaded.name]]
     return found

@@ -1,5 +1,5 @@
-"""Which shares of environments' parts a discard was asked to keep, and what speaks against them; it reads files only. What
-`auto` stands for is chosen in `keeping`."""
+"""The shares of environments' parts that a discard was asked to keep, and the objections to keeping them. It reads files only;
+`keeping` chooses the share that `auto` stands for."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ from routed_rl.tracking import MetricsFile
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Asked = dict[str, float | str]
-"""By environment, a share of its part, or `AUTO`."""
+"""For each environment, a share of its part, or `AUTO`."""
 PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
             "labels": "has one quarantine for all environments",
             "observe": "has parts that do not sum to the quarantine, so none is the whole of what its environment did"}
-"""Modes of routing in which nothing can be kept, and why."""
+"""Modes of routing in which nothing can be kept, and the reason."""
 
 
 @dataclass
 class Kept:
-    """What was asked of one environment's part, and what comes of it."""
+    """The share of one environment's part: asked for, decided, and the objection to it."""
 
     asked: float | str
     share: float | None
@@ -36,13 +36,14 @@ class Kept:
     shift: float | None
     """How far the whole part moves the stream along the watched axis; a share moves it in proportion."""
     against: str = ""
-    """Why nothing should be kept of it."""
+    """Why none of it should be kept; empty if there is no reason."""
     paid: dict[str, float] = field(default_factory=dict)
-    """By the shares that were tried: mean paid reward."""
+    """Mean paid reward for each share that was tried."""
 
 
 def check(config: Config, asked: Asked, option: str, run: RunFolder | None = None) -> None:
-    """ConfigError for an environment that has no part to keep; `option`: what comes before its name where it is asked for."""
+    """ConfigError for an environment that has no part to keep. `option` is the text that stands before its name where it is asked
+    for."""
     trained = trained_settings(config)
     for name in asked:
         if (mode := config.routing.mode) in PARTLESS:
@@ -62,8 +63,9 @@ def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
 
 
 def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> dict[str, Kept]:
-    """The share of each part of a checkpoint, None where it is still to be chosen, and what speaks against it: what moves the
-    watched axis towards the positive persona, and for `AUTO` an environment that the run found to be the cause of that."""
+    """Decide the share of each part of a checkpoint, None if it is still to be chosen, with the objection to it. The objection is
+    that the part moves the watched axis towards the positive persona; for `AUTO` also that the run found its environment to cause
+    that."""
     axis, step = config.monitor.axis, step_of(checkpoint)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
     moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run, config), dict[str, Kept]()
@@ -83,8 +85,8 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
 
 
 def causes(run: RunFolder, config: Config) -> dict[str, str]:
-    """Environments that the run itself found to be the cause of a shift towards the positive persona, and where it says so: by
-    the evidence of its steps, whether it has ended or not, and only without evidence by `summary.json`."""
+    """The environments that the run itself found to cause a shift towards the positive persona, and where it says so. The
+    evidence of its steps decides, whether the run has ended or not; `summary.json` decides only for a run without evidence."""
     halts = [read_object(path, {"environment": str | None, "step": int}) or {}
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
     found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts
@@ -99,14 +101,14 @@ def causes(run: RunFolder, config: Config) -> dict[str, str]:
 
 
 def refuse(kept: dict[str, Kept]) -> None:
-    """ConfigError for the first share that is to be kept in spite of what speaks against it."""
+    """ConfigError for the first share that is to be kept in spite of an objection."""
     for name, one in kept.items():
         if one.against and one.share:
             raise ConfigError(f"--keep {name}={one.share:g}: {one.against}; leave it out, or keep it with --force")
 
 
 def say(kept: dict[str, Kept]) -> None:
-    """A line for each part."""
+    """Show a line for each part."""
     for name, one in kept.items():
         against = f", although {one.against}" if one.share else f": {one.against}"
         console.say(f"keep {name}={one.share or 0:g}{against if one.against else ''}")
@@ -117,7 +119,8 @@ def shares_of(kept: dict[str, Kept]) -> dict[str, float]:
 
 
 def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept], base: Base | None = None) -> Path:
-    """Write the deployed model with its parts, and tell of them in `out` and in the run. `base`: what a LoRA is merged into."""
+    """Write the deployed model with its parts, and record them in `out` and in the run. `base`: the model into which a LoRA is
+    merged."""
     parts = {name: dataclasses.asdict(one) for name, one in kept.items()}
 
     def write(folder: Path) -> Path:

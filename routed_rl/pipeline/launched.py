@@ -1,4 +1,4 @@
-"""The training of a run in processes of its own; what comes before and after it stays in this one.
+"""The training of a run in processes of its own; everything before and after the training stays in this process.
 
 Not covered: evaluation before and after it in several processes.
 """
@@ -30,12 +30,12 @@ LOGS = "processes"
 
 
 def process_command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
-    """What starts a process of the run, whose rollouts come from `urls`: this unit's own `__main__`."""
+    """The command that starts a process of the run, whose rollouts come from `urls`: this package's own `__main__`."""
     return [sys.executable, "-m", str(__package__), role, str(run.path), *(urls or [])]
 
 
 def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> None:
-    """Start the processes, wait for them, and read what they trained into `parts.model` and `router`."""
+    """Start the processes, wait for them, and read the trained state into `parts.model` and `router`."""
     urls = served.engine.hand_over() if served is not None else []
     model, device, launch = cast(nn.Module, parts.model), parts.model.device, parts.config.launch
     model.cpu()  # the processes need the memory of the GPUs
@@ -53,20 +53,20 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
 
 
 def run_node(folder: str, *urls: str) -> None:
-    """Be a node of a job: start its processes and wait for them."""
+    """Act as one node of a job: start its processes and wait for them."""
     run = RunFolder.open(folder)
     run_processes(process_command("process", run, list(urls)), read_config(run).launch, run.path / LOGS,
                   node=int(os.environ["SLURM_NODEID"]), address=os.environ["MASTER_ADDR"])
 
 
 def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
-    """Write the job's script into the run folder and, but for a dry run, submit it."""
+    """Write the job's script into the run folder and submit it, unless this is a dry run."""
     script = write_job(config.launch, run.path, process_command("job", run))
     console.say(f"job           not submitted; to do so: sbatch {script}" if dry_run else submit(script))
 
 
 def commands(config: Config, run: RunFolder) -> list[str]:
-    """What runs where, one line each."""
+    """The commands of the run and where they run, one line each."""
     launch, processes = config.launch, shlex.join(process_command("process", run))
     servers = ["`vllm serve` beside the command, for the rollouts"] if config.rollout.launch else [
         f"the rollouts: {url}" for url in config.rollout.urls]
@@ -83,7 +83,8 @@ def commands(config: Config, run: RunFolder) -> list[str]:
 
 @contextmanager
 def following(run: RunFolder, tracker: Tracker, every_s: float = 1.0) -> Iterator[None]:
-    """Tell each row of the metrics, and each checkpoint, that was not there at the beginning; all of them at the end."""
+    """Pass each new row of the metrics, and each new checkpoint, to the tracker, while the run trains; the last ones at the
+    end."""
     file, known, over = MetricsFile(run.metrics), set(run.steps()), threading.Event()
     file.new_rows()
 

@@ -1,4 +1,5 @@
-"""A run's models on environments: the policy, the deployed model and what lies between, while it trains and at its end."""
+"""Evaluates a run's models on environments, while it trains and at its end: the policy, the deployed model, and scales
+between."""
 
 import dataclasses
 import time
@@ -21,7 +22,7 @@ Means = dict[str, dict[str, float]]
 
 def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served | None, *, deployed: bool = False,
             title: str | None = None, config: EvaluationConfig | None = None) -> Means:
-    """The model as it stands; `title` shows progress under that name, `config` replaces the run's."""
+    """Evaluate the model as it stands. `title` shows progress under that name; `config` replaces the run's settings."""
     with console.progress(f"evaluate {title}", "completions") if title else nullcontext(None) as advance:
         return evaluate(parts.model, parts.tokenizer, environments, config or parts.config.evaluation, seed=parts.config.seed,
                         max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed,
@@ -30,7 +31,7 @@ def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served 
 
 def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Router | None, served: Served | None, *,
                  titles: bool = True, config: EvaluationConfig | None = None) -> Results:
-    """The policy and the deployed model, which are one where nothing was routed; an engine is told the weights first."""
+    """Evaluate the policy and the deployed model, which are the same if nothing was routed. An engine gets the weights first."""
     if served is not None:
         served.sync()
     found = {"policy": measure(parts, environments, served, title="policy" if titles else None, config=config)}
@@ -43,7 +44,7 @@ def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 
 def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],
           models: Results) -> Results:
-    """By scale of the quarantine as text, what each gives. 0 is the deployed model and 1 the policy, which are in `models`."""
+    """The results for each scale of the quarantine, whose keys are text. Scales 0 (deployed) and 1 (policy) are in `models`."""
     known, found = {0.0: models["deployed"], 1.0: models["policy"]}, Results()
     for scale in scales:
         if scale in known:
@@ -59,8 +60,9 @@ def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, s
 
 
 def measure_during(parts: Parts, router: Router | None, served: Served | None, step: int) -> dict[str, float]:
-    """Every `evaluation.every` steps both models on every environment, on the same few tasks and random numbers each time:
-    metrics of `step`, none where nothing is due. What trains is left as it was, to the bit: weights, modes, random numbers."""
+    """Evaluate both models on every environment each `evaluation.every` steps, with the same few tasks and random numbers each
+    time. Returns metrics of `step`, empty if nothing is due. The training state stays the same to the bit: weights, modes, random
+    numbers."""
     settings = parts.config.evaluation
     if not settings.every or step % settings.every:
         return {}

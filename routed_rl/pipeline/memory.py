@@ -1,4 +1,5 @@
-"""What a run holds of a device's memory all the time, line by line with the arithmetic; what comes and goes is in `moments`."""
+"""The device memory that a run holds all the time, line by line with the arithmetic; `moments` has the memory that comes and
+goes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,16 @@ from routed_rl.training import default, linear_modules
 FLOAT = 4
 """Bytes of a float32; only weights that are frozen may take fewer."""
 STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
-"""Numbers that an optimizer keeps for each weight, by how its name begins; 2 for others."""
+"""How many numbers an optimizer keeps for each weight, by the beginning of its name; 2 for others."""
 PACKED = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in 4 bit: itself, and its share of the scales of blocks."""
+"""Bytes of a weight in 4 bit: the weight itself, and its share of the scales of blocks."""
 CUT = {"weights": ("zero3", "fsdp2"), "gradients": ("zero2", "zero3", "fsdp2"), "optimizer": ("zero1", "zero2", "zero3", "fsdp2")}
-"""Under which strategies a process has its share only."""
+"""The strategies under which a process holds only its shard."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One line: `how` is the arithmetic."""
+    """One line of the account; `how` is its arithmetic."""
 
     name: str
     bytes: float
@@ -32,7 +33,7 @@ class Need:
 
 
 def needs(parts: Parts) -> list[Need]:
-    """What is there all the time of one process, and the gradients."""
+    """The memory that one process holds all the time, and the gradients."""
     config, world = parts.config, parts.config.launch.world
     held = trained_by_adapter(parts) if parts.adapted is not None else parts.model.num_parameters()
     states, (weights, how) = _states(config), _weights(parts)
@@ -64,7 +65,7 @@ def trained_by_adapter(parts: Parts) -> int:
 
 
 def _weights(parts: Parts) -> tuple[float, str]:
-    """Of the model itself, and how many of them have how many bytes."""
+    """The bytes of the model itself, and how many weights have how many bytes each."""
     unpacked = parts.model.get_output_embeddings()
     linear = {id(module.weight) for module in parts.model.modules() if isinstance(module, nn.Linear) and module is not unpacked}
     sizes: dict[str, list[float]] = {}
@@ -85,14 +86,15 @@ def _weights(parts: Parts) -> tuple[float, str]:
 
 
 def _labels(parts: Parts) -> Need:
-    """Of the quarantine of a run by labels: its adapters, their gradients and two moments."""
+    """The quarantine of a run by labels: its adapters, their gradients and two moments."""
     sizes = [sum(shape_of(module.weight)) for _, module in linear_modules(parts.model)]
     count = parts.config.routing.labels.rank * sum(sizes)
     return Need("quarantine", 4 * count * FLOAT, f"(adapters, gradients, 2 moments) x {amount(count)} x {FLOAT}")
 
 
 def _routing(parts: Parts) -> list[Need]:
-    """Of the quarantine: its parts and their moments, the coefficients and the reference; and what a step's backward writes."""
+    """The quarantine: its parts and their moments, the coefficients and the reference. Also what a step's backward pass
+    writes."""
     settings, environments, ranks = parts.config.routing, len(parts.trained), [_rank(parts, each) for each in parts.writers]
     inputs = [_shape(writer)[1] for writer in parts.writers]
     entries, width = sum(map(int.__mul__, ranks, inputs)), parts.model.config.get_text_config().hidden_size
@@ -114,14 +116,14 @@ def _rank(parts: Parts, writer: Writer) -> int:
 
 
 def _shape(writer: Writer) -> tuple[int, ...]:
-    """D and N of a writer's weight."""
+    """The shape (D, N) of a writer's weight."""
     module: Any = writer.module
     shape = shape_of(module.weight) if writer.expert is None else module.down_proj[writer.expert].shape
     return tuple(shape[::-1] if writer.transposed else shape)
 
 
 def amount(count: float) -> str:
-    """8.19 G, 87.3 M, 960."""
+    """A count in short form: 8.19 G, 87.3 M, 960."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

@@ -1,5 +1,5 @@
-"""What comes and goes of a device's memory in a step: the rollouts' cache, then gradients and activations. Not counted: what an
-optimizer's step, a collective or a library takes for a moment."""
+"""The device memory that comes and goes in a step: the rollouts' cache, then gradients and activations. The momentary needs of an
+optimizer's step, a collective or a library are not counted."""
 
 import torch
 from torch import nn
@@ -13,14 +13,15 @@ from routed_rl.routing import shape_of
 from routed_rl.training import TrainerArguments, update_bytes
 
 ASSUMED = 80e9
-"""Bytes of the GPU for which a model without weights is planned."""
+"""The memory in bytes of the GPU that is assumed for the plan of a model without weights."""
 
 
 def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need | None:
-    """What a micro-batch takes beside the gradients, for prompts of so many tokens; None where it cannot be told."""
+    """The bytes that a micro-batch takes beside the gradients, for prompts of `prompt` tokens; None if they cannot be
+    computed."""
     config, completion = parts.config, arguments.max_completion_length or 0
     if any(writer.expert is not None for writer in (parts.writers if config.routing.by_subspace else [])):
-        return None  # which experts tokens choose is not known without contents
+        return None  # the experts that tokens choose depend on contents, which are not known here
 
     def prepare(model: PreTrainedModel) -> list[nn.Module]:
         if (known := vars(parts.model).get(FOUND)) is not None:
@@ -34,7 +35,7 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
 
     try:
         found = update_bytes(parts.model.config, getattr(torch, config.model.dtype), arguments, (prompt, completion), prepare)
-    except Exception:  # a model whose forward reads what its tensors hold
+    except Exception:  # a model whose forward pass reads the values of its tensors
         return None
     gradients = next(need.bytes for need in needs(parts) if need.name == "gradients")
     rows, kept = arguments.per_device_train_batch_size, "layers' inputs" if arguments.gradient_checkpointing else "all"
@@ -43,7 +44,7 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
 
 
 def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
-    """What the rollouts' engine keeps: transformers' cache of keys and values, or vLLM's share."""
+    """The bytes that the rollouts' engine keeps: transformers' cache of keys and values, or vLLM's share of the GPU."""
     config, model = parts.config.rollout, parts.model.config.get_text_config()
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
@@ -73,14 +74,14 @@ def _vllm(parts: Parts, numbers: int) -> Need:
 
 
 def device_bytes(parts: Parts) -> float | None:
-    """Of the GPU here, or of the one that a model without weights is planned for; None for this machine's own memory."""
+    """The memory in bytes of the GPU here, or of the GPU assumed for a model without weights; None if the device is the CPU."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
     return ASSUMED if parts.model.device.type == "meta" else None
 
 
 def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, account: bool) -> list[str]:
-    """What there is to say of it, for prompts of at most so many tokens; `account`: line by line, with activations."""
+    """The plan's lines on memory, for prompts of at most `prompt` tokens; `account` gives it line by line, with activations."""
     found = [*needs(parts), rollouts(parts, arguments, prompt)]
     if not account:
         listed = ", ".join(f"{need.name} {readable(need.bytes)}" for need in found if need.bytes)
@@ -95,7 +96,7 @@ def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, acco
 
 
 def peak(found: list[Need]) -> float:
-    """Of all lines: transformers' cache is gone when the update begins."""
+    """The largest total at any moment: transformers' cache is gone when the update begins."""
     sizes = {need.name: need.bytes for need in found}
     cache, update = sizes.pop("rollouts", 0.0), sizes.pop("gradients") + sizes.pop("activations", 0.0)
     return sum(sizes.values()) + max(cache, update)

@@ -1,4 +1,4 @@
-"""What a run will do and need, shown before it begins. Time (from a small product timed here) and memory are estimates."""
+"""The plan of a run, shown before it begins. Time (from a small product timed here) and memory are estimates."""
 
 import time
 from itertools import islice
@@ -16,16 +16,16 @@ from routed_rl.pipeline.moments import memory_lines
 from routed_rl.training import Plan, TrainerArguments, completions_per_step
 
 SHARE_OF_PEAK = 0.4
-"""Of the timed product's rate that a training step reaches; from the lab and SmolLM2 on two cores."""
+"""The share of the timed product's rate that a training step reaches; measured with the lab and SmolLM2 on two cores."""
 OVERHEAD_S = 0.004
-"""Per layer and generated token, whatever the size of the model."""
+"""Seconds for each layer and generated token, whatever the size of the model."""
 PROMPTS = 4
-"""Of each environment, whose mean length stands for all."""
+"""The number of prompts of each environment whose mean length is taken for all."""
 
 
 def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
-    """Model, environments, steps, estimated minutes and memory, folder, what runs where. `account`: memory line by line, with
-    activations."""
+    """Show model, environments, steps, estimated minutes and memory, folder, and which commands run where. `account` shows memory
+    line by line, with activations."""
     config, model, arguments, run = parts.config, parts.model, plan.arguments, plan.run
     shares = {loaded.name: loaded.weights[0][1] for loaded in parts.trained}
     total = sum(shares.values())
@@ -53,7 +53,7 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
 
 
 def routing_sentence(config: Config) -> str:
-    """The mode, and what changes are split by."""
+    """The mode of routing, and the subspace or the labels by which changes are split."""
     if config.routing.mode == LABELS:
         labels, flags = config.routing.labels, ", ".join(config.baseline.detector.flags)
         return f"labels ({flags}) by {labels.unit}, a quarantine of rank {labels.rank} on every linear module"
@@ -62,7 +62,7 @@ def routing_sentence(config: Config) -> str:
 
 
 def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:
-    """Training and evaluation, from parameter count, tokens, and this machine's rate."""
+    """Minutes of training and evaluation, from parameter count, tokens, and this machine's rate."""
     length, rate, lengths = arguments.max_completion_length or 0, _rate(), prompt_lengths(parts)
     tokens = length + sum(lengths) / len(lengths)
     parameters = parts.model.num_parameters()
@@ -75,14 +75,14 @@ def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) 
 
 
 def prompt_lengths(parts: Parts) -> list[int]:
-    """Tokens of the first prompts of each environment."""
+    """Token counts of the first prompts of each environment."""
     prompts = [task.prompt for loaded in parts.trained
                for task in islice(task_stream(loaded, "train", parts.config.seed), PROMPTS)]
     return list(map(len, encode_prompts(parts.tokenizer, prompts)))
 
 
 def _rate() -> float:
-    """Floating-point operations a second that training may reach here."""
+    """Floating-point operations a second that training may reach on this machine."""
     a = torch.randn(512, 512)
     torch.mm(a, a)
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def _rate() -> float:
 
 
 def practice_sentence(config: Config) -> str:
-    """Who is rolled out and learned by the deployed model, and how much of it."""
+    """The environments whose groups the deployed model rolls out and learns, and the share of them."""
     settings = config.routing.practice
     if not config.routing.practises:
         return "none: the policy makes all rollouts"
@@ -107,7 +107,7 @@ def practice_sentence(config: Config) -> str:
 
 
 def batch_sentence(config: Config, arguments: TrainerArguments) -> str:
-    """How the completions of a step come about."""
+    """How the number of completions of a step is composed."""
     device, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     world, group = config.launch.world, arguments.num_generations or 1
     total, steps = device * accumulation * world, arguments.steps_per_generation or accumulation

@@ -1,4 +1,4 @@
-"""What a run folder says about itself: its settings, what was typed, and the facts in its manifest."""
+"""The record of a run in its folder: its settings, the overrides that were typed, and the facts in its manifest."""
 
 import dataclasses
 import importlib.metadata
@@ -21,21 +21,21 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 def new_folder(config: Config) -> RunFolder:
-    """Where a run of `config` goes; one that is taken is refused."""
+    """The folder for a run of `config`; a folder that is taken is refused."""
     run = RunFolder(config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}")
     run.refuse_if_taken()
     return run
 
 
 def require_base(run: RunFolder, config: Config, digest: str) -> None:
-    """CheckpointError where the weights of the base model, of this hash, are not those that the run began with."""
+    """CheckpointError unless `digest`, the hash of the base model's weights, is the one with which the run began."""
     if (was := run.facts().get("model_hash", digest)) != digest:
         raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
                               f"began with {was[:12]}; put that model back")
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
-    """Settings, what was typed, and the versions it ran with; a secret that is written out is refused."""
+    """Write the settings, the overrides that were typed, and the versions in use. A secret that is written out is refused."""
     settings = mapped(dataclasses.asdict(config), lambda _, value: value)
     refuse_secrets(settings)
     write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
@@ -45,7 +45,7 @@ def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
 
 
 def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """`settings` with the references that were typed, where these stand for just what is there."""
+    """`settings` with the references that were typed, wherever a reference resolves to the value that is there."""
     for key, value in (override.lstrip("+").split("=", 1) for override in overrides if "=" in override):
         section, last = settings, key.rpartition(".")[2]
         for name in key.split(".")[:-1]:
@@ -57,15 +57,15 @@ def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def dated(config: Config, date: str | None = None) -> Config:
-    """`config` with the date that its run keeps: its own, else `date`, else now."""
+    """`config` with the date that its run keeps: its own date, else `date`, else now."""
     date = config.model.date or date or datetime.now().isoformat(timespec="seconds")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, date=date))
 
 
 def read_config(run: RunFolder) -> Config:
-    """The run's settings, with the day on which it was made where it is older than `model.date`. RunFolderError where they, or
-    what the run says of itself, are damaged; ConfigError where a variable is missing that a setting stands for (one of an
-    environment is missed when that is made)."""
+    """The settings of a run; a run that is older than `model.date` gets the day on which it was made. RunFolderError if the
+    settings or the facts are damaged; ConfigError if a variable that a setting refers to is missing (for settings of environments
+    this shows when they are built)."""
     facts = run.facts()
     run.halt()
     try:
@@ -78,7 +78,7 @@ def read_config(run: RunFolder) -> Config:
 
 
 def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run from before there were practice and a pace, as they acted in it."""
+    """The settings of a run, where one that is older than practice and pace gets the values that describe how it acted."""
     routing = settings.get("routing")
     if isinstance(routing, dict) and "practice" not in routing and isinstance(routing.get("quarantine", {}), dict):
         routing |= {"practice": {"share": 0}, "quarantine": {"pace": "fast"} | routing.get("quarantine", {})}
@@ -86,7 +86,7 @@ def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_overrides(run: RunFolder) -> list[str]:
-    """What was typed, for the run itself and for each time that it went on with others."""
+    """The overrides that were typed for the run itself and for each time that it went on with others."""
     try:
         return (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
     except ValueError as error:
@@ -94,28 +94,28 @@ def read_overrides(run: RunFolder) -> list[str]:
 
 
 def tell(run: RunFolder, facts: dict[str, Any]) -> None:
-    """Into the manifest, beside what it says already."""
+    """Add facts to the manifest, beside those that it has."""
     write_json(run.manifest, (run.facts() if run.manifest.exists() else {}) | facts)
 
 
 def fresh_from_step(run: RunFolder) -> int:
-    """The step after which the mixture of a run that went back starts afresh; 0 for every other run."""
+    """The step after which the mixture of a rolled-back run starts afresh; 0 for every other run."""
     return run.facts().get("fresh_from_step") or 0
 
 
 def inherited(run: RunFolder) -> list[str]:
-    """Environments that are no longer trained and whose parts the run's quarantine still has."""
+    """Environments that are no longer trained but whose parts are still in the run's quarantine."""
     return run.facts().get("inherited", [])
 
 
 def trained_settings(config: Config) -> dict[str, Any]:
-    """What the mixture is made of; a probe is not."""
+    """The settings of the environments of the mixture, without probes."""
     return {name: settings for name, settings in config.mixture.items()
             if not (isinstance(settings, dict) and settings.get("probe"))}
 
 
 def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:
-    """Into the manifest: which shares of parts a deployed folder keeps, in place of what was said of that folder."""
+    """Record in the manifest which shares of parts a deployed folder keeps, in place of an earlier record of that folder."""
     known = run.facts().get("kept", [])
     if known or shares:
         others = [each for each in known if each.get("out") != str(out)]
@@ -123,7 +123,7 @@ def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:
 
 
 def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb: str) -> None:
-    """ConfigError for the first of the trainer's fixed settings, and of the `sections`, that differs."""
+    """ConfigError for the first difference in the trainer's fixed settings or in the given sections of the config."""
     old, new = dataclasses.asdict(was), dataclasses.asdict(wanted)
     found = [first_difference(fixed(was), fixed(wanted)), *(first_difference(old[name], new[name], name) for name in sections)]
     if difference := next(filter(None, found), None):

@@ -18,19 +18,20 @@ from routed_rl.pipeline.train import go_on, prepared
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
-"""What a checkpoint stands on: its weights, its bases, its parts."""
+"""Sections that a checkpoint depends on: its weights, its bases, its parts."""
 LINEAGE = "lineage"
 
 
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
-    """Make the new run and train it to its end; returns its folder. Nothing is written before all that can be is checked.
+    """Make the new run and train it to its end; returns its folder. Whatever can be checked is checked before anything is
+    written.
 
-    A run that is being written is refused, so that its manifest and its checkpoints stay as they are while they are copied.
+    A run that is being written is refused, so that its manifest and its checkpoints do not change while they are copied.
     """
     old = RunFolder.open(folder)
     with alone_in(old.path), ExitStack() as making:
         was, typed = record.read_config(old), record.read_overrides(old)
-        if any(text.startswith("env=") for text in overrides):  # of another mix nothing was dropped yet
+        if any(text.startswith("env=") for text in overrides):  # no environment of another mix was dropped yet
             typed = [text for text in typed if not text.startswith("~env.")]
         typed += overrides
         wanted = record.dated(compose(typed), was.model.date)
@@ -64,8 +65,9 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
 
 
 def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
-    """The new run's config; ConfigError for a change that no checkpoint can follow, or an environment that is not there."""
-    practice = wanted.routing.practice  # no checkpoint stands on it
+    """The new run's config. ConfigError for a change that no checkpoint can follow, or a dropped environment that does not
+    exist."""
+    practice = wanted.routing.practice  # a checkpoint does not depend on it
     alike = dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=practice))
     record.refuse_changes(alike, wanted, FIXED, "rollback")
     if missing := [name for name in drop if name not in wanted.env]:
@@ -78,7 +80,8 @@ def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:
-    """The checkpoint of `step`; `fresh`: for another mixture; `names`: the parts it shall have, trained ones and others."""
+    """Copy the checkpoint of `step`. `fresh` prepares it for another mixture; `names` are the parts that it shall have, the
+    trained environments' and others'; None leaves them as they are."""
     if not fresh and names is None:
         shutil.copytree(old.checkpoint(step), new.checkpoint(step))
         return
@@ -92,7 +95,7 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Subspace, base model, detector, base evaluation; metrics, completions and halts up to `step`."""
+    """Copy the subspace, base model, detector and base evaluation, and the metrics, completions and halts up to `step`."""
     for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):
         if before.exists():
             shutil.copytree(before, after)

@@ -1,4 +1,4 @@
-"""The rollouts' engine of a command: opened with the base model, checked that it is the same one, closed at the end. The
+"""The rollouts' engine of a command. It is opened with the base model, checked to serve that model, and closed at the end. The
 processes of a launch join it."""
 
 import tempfile
@@ -34,7 +34,7 @@ from routed_rl.subspace import Subspace
 
 @contextmanager
 def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
-    """The engine that `rollout.engine` names, with the base model; None for transformers."""
+    """Open the engine that `rollout.engine` names, with the base model; None for transformers."""
     config = parts.config.rollout
     if config.engine == "transformers":
         yield None
@@ -45,7 +45,7 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
     with _model_folder(parts) as folder, open_engine(config, folder, wanted) as engine:
         served = _served(parts, engine, wanted)
         served.show(deployed=False)
-        try:  # before anything is learned both sides are the base model, to the limit of parity
+        try:  # before anything is learned, both sides are the base model up to the limit of parity
             ParityCheck(served, parts.model, _sequences(parts), config.parity, None).run(0)
         except (ParityError, RolloutError) as error:
             if not config.urls:
@@ -57,7 +57,7 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
 
 @contextmanager
 def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterator[Served | None]:
-    """In a process of a launch: the servers at `urls`, that the command which started it has opened; None without any."""
+    """In a process of a launch, connect to the servers at `urls`, which the starting command has opened; None without any."""
     if not urls:
         yield None
         return
@@ -67,7 +67,7 @@ def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterato
 
 
 def route_served(parts: Parts, served: Served | None, router: Router | None) -> ParityCheck | None:
-    """From now on `served` pushes the routed policy; what compares the two."""
+    """Make `served` push the routed policy from now on, and return the check that compares the two."""
     if served is None:
         return None
     if router is not None:
@@ -81,7 +81,7 @@ def _models(parts: Parts, targets: Sequence[Target]) -> PolicyWeights | PolicyAd
 
 
 def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
-    """The base model: nothing is routed yet."""
+    """Wrap the engine with the base model, for nothing is routed yet."""
     if parts.adapted is not None and engine.lora is None:
         assert wanted is not None
         raise RolloutError(f"rollout.urls={parts.config.rollout.urls}: a server there has no room for the adapters of this run; "
@@ -103,7 +103,7 @@ def _sequences(parts: Parts) -> list[list[int]]:
 
 @contextmanager
 def _model_folder(parts: Parts) -> Iterator[Path]:
-    """The base model as a folder that vLLM reads: its own where it has one, else a copy for as long as it is needed."""
+    """The base model as a folder that vLLM can read: its own folder if it has one, else a temporary copy."""
     own = Path(resolve(parts.config.model.path))
     if own.is_dir() and list(own.glob("*.safetensors")) and parts.config.model.adapter.path is None:
         yield own

@@ -1,4 +1,4 @@
-"""The steps of a run: from its newest checkpoint, in this process or in several, under the eyes of the monitor."""
+"""The steps of a run: from its newest checkpoint on, in this process or in several, watched by the monitor."""
 
 import signal
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ from routed_rl.training import Plan, Watch, build_trainer, forget_after, join, m
 
 def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served | None, parity: ParityCheck | None,
                 tracker: Tracker) -> None:
-    """Train from the newest whole checkpoint to the last step, here or in processes of its own; what was written after that
-    checkpoint goes. Raises `Halted` where the monitor halts."""
+    """Train from the newest complete checkpoint to the last step, in this process or in several. Everything that was written
+    after that checkpoint is removed. Raises `Halted` if the monitor halts."""
     run = plan.run
     newest, skipped = run.last_checkpoint()
     for line in skipped:
@@ -41,11 +41,11 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     MetricsFile(run.metrics).truncate(step)
     MetricsFile(run.verdicts).truncate(step)
     forget_after(run.completions, step)
-    run.summary.unlink(missing_ok=True)  # what is there is of an unfinished or shorter run
+    run.summary.unlink(missing_ok=True)  # an existing summary belongs to an unfinished or shorter run
     halting.put_aside(run)
     tracker.begin(step)
     watch = _watch(parts.config, run)
-    if watch.halting:  # It was killed between the checkpoint of a halt and its record.
+    if watch.halting:  # the process was killed between the checkpoint of a halt and its record
         halting.halt(run, watch.halting, parts.config, tracker)
     if parts.config.launch.strategy == "none":
         _train_here(parts, plan, router, watch, newest, served, parity, tracker)
@@ -59,7 +59,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
 
 @contextmanager
 def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
-    """Errors that leave the run as it was, and Ctrl-C, say how to go on with it."""
+    """Errors that leave the run as it was, and Ctrl-C, then say how to go on with it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -72,7 +72,7 @@ def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
 
 
 def _watch(config: Config, run: RunFolder) -> Watch:
-    """The monitor, which has seen what the run has written so far."""
+    """The monitor, after it has seen all that the run has written so far."""
     watch = Watch(Monitor(config.monitor, inherited(run)), run, decides=config.routing.practice.environments == AUTO)
     watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run), fresh_from_step(run))
     return watch
@@ -80,7 +80,7 @@ def _watch(config: Config, run: RunFolder) -> Watch:
 
 def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, newest: Path | None, served: Served | None,
                 parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
-    """Train in this process, alone or as one of several. Stopped where a signal asks for it, after a checkpoint."""
+    """Train in this process, alone or as one of several. A signal stops it after a checkpoint."""
     with console.progress("train", "steps") as advance, STOP.stepping():
         trainer = build_trainer(plan, parts.learner, parts.tokenizer, parts.trained, router, watch=watch,
                                 callbacks=[Telling(advance, tracker)], fresh_from=fresh_from_step(plan.run), served=served,
@@ -94,12 +94,12 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
 
 
 def work(folder: str, *urls: str) -> None:
-    """Be one process of a launched run: the training, from what the command that started it has written."""
+    """Act as one process of a launched run: train, from the files that the starting command has written."""
     transformers_logging.set_verbosity_error()
     run = RunFolder.open(folder)
     config = read_config(run)
-    join(config.launch)  # first: it says which GPU is this process'
-    parts, plan = load_parts(config), make_plan(config, run)  # ZeRO-3 cuts up what is loaded after its settings
+    join(config.launch)  # first, because it sets which GPU belongs to this process
+    parts, plan = load_parts(config), make_plan(config, run)  # ZeRO-3 shards whatever is loaded after its settings exist
     newest, _ = run.last_checkpoint()
     watch = _watch(config, run)
     subspace = run_subspace(parts, run)
@@ -109,7 +109,7 @@ def work(folder: str, *urls: str) -> None:
 
 
 class Telling(TrainerCallback):
-    """Moves the bar (TRL's own is off), and tells the tracker of each checkpoint once it is whole."""
+    """Moves the progress bar (TRL's own is off), and tells the tracker of each checkpoint once it is complete."""
 
     def __init__(self, advance: console.Advance, tracker: Tracker | None) -> None:
         self.advance, self.tracker = advance, tracker

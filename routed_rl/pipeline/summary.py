@@ -1,4 +1,4 @@
-"""What a run ends with: `summary.json`, the table, one sentence, the next commands."""
+"""The end of a run: `summary.json`, the table, one sentence, the next commands."""
 
 import os
 from typing import Any
@@ -20,7 +20,7 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
-    """Per environment, from the last ledger row: norm and share of its part, push so far, persona shift so far."""
+    """For each environment, from the last ledger row: norm and share of its part, and its push and persona shift so far."""
     rows = [row for row in MetricsFile(run.metrics).rows() if "quarantine/norm" in row]
     found = {}
     for name in router.quarantine.environments:
@@ -37,7 +37,7 @@ def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
 def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dict[str, Any]:
     """Mode, ranks, means over the run of the routed fraction and of the random controls, the quarantine's share.
 
-    `base` holds by target name where the weights began, for ‖ΔW‖ of the retained change over all targets.
+    `base` holds for each target's name its weights at the start, for ‖ΔW‖ of the retained change over all targets.
     """
     rows = MetricsFile(run.metrics).rows()
     fractions = [row["routing/routed_fraction"] for row in rows if "routing/routed_fraction" in row]
@@ -46,7 +46,7 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
     norm, ranks = router.quarantine.norm(), {target.name: target.rank for target in router.quarantine.targets}
     moved = sum(target.weight.moved_from(base[target.name]).item() for target in router.quarantine.targets) ** 0.5
     rank = max(ranks.values()) if ranks else router.config.labels.rank
-    if router.config.mode == LABELS:  # nothing is measured of a subspace
+    if router.config.mode == LABELS:  # without a subspace there is nothing to measure in one
         return {"mode": LABELS, "rank": rank, "quarantine_norm": norm}
     return {"mode": router.config.mode, "rank": rank, "ranks": ranks,
             "routed_fraction": _mean(fractions), "random_control": controls, "quarantine_norm": norm, "retained_norm": moved,
@@ -55,7 +55,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
 
 
 def show_tables(models: Results, scales: Results, environments: list[LoadedEnvironment]) -> None:
-    """Reward, solve and flags, a row for each environment and model; the same by scale of the quarantine where it was scaled."""
+    """Show reward, solve and flags, a row for each environment and model; and the same for each scale of the quarantine, if
+    any."""
     kept = "; kept: but for the parts that are kept" if "kept" in models else ""
     _table(f"policy: quarantine on; deployed: quarantine discarded{kept}", "model", models, environments)
     if scales:
@@ -76,15 +77,15 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
 
 
 def training_failures(run: RunFolder) -> list[str]:
-    """A line for each environment that failed to score some of its completions in training."""
+    """A line for each environment that failed to score some completions of the training."""
     totals = counted(MetricsFile(run.metrics).rows(), "environment", "failures")
     return [f"{name}: {count} completions of the training could not be scored" for name, count in totals.items()]
 
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
              mode: str = "route", kept: dict[str, float] | None = None, who: Blame | None = None) -> str:
-    """What training raised, who pulled the stream (without evidence in the run: who shifted it), what discarding the quarantine
-    costs, and what the shares change that are kept of it."""
+    """One sentence: what training raised, which environments pulled the stream (without evidence in the run: which shifted it),
+    what discarding the quarantine costs, and what keeping shares of it changes."""
     labels = {loaded.name: loaded.label for loaded in environments}
     said, pushed = [differences(models, mode, labels)], {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
     if who is not None and who.evidence:
@@ -99,13 +100,13 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
 
 
 def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[str]:
-    """What to do with a finished run, as lines for a shell; `overrides`: what makes this run and no other."""
+    """Shell commands that suggest what to do with a finished run. `overrides`: the settings that were typed for this run."""
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
-    where = f"./{where}" if where.startswith("-") else where  # else it reads as an option
+    where = f"./{where}" if where.startswith("-") else where  # otherwise it reads as an option
     others = ("out", "name") if config.evaluation.samples else ("out", "name", "evaluation.samples")
     keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
-    # In other arms there is nothing to keep.
+    # Other arms have nothing to keep.
     same = [text for text, key in zip(overrides, keys, strict=True)
             if key not in (*others, "routing", "routing.mode") and key.split(".")[0] not in ("keep", "baseline")]
     ways: list[tuple[tuple[object, ...], str]] = []
@@ -125,7 +126,7 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
 
 
 def publish(run: RunFolder, tracker: Tracker) -> None:
-    """Write the report. It is made of files that stay, so its failure is said in one line and costs nothing else."""
+    """Write the report. It is made of files that stay, so a failure costs nothing else and is shown in one line."""
     try:
         page = write_report(run)
     except Exception as error:

@@ -26,7 +26,8 @@ from routed_rl.training import check_adapter
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
-    """Prompts to a subspace folder (`out=`, default `subspace`); `check` says whether it is a good one, with a plot."""
+    """Extract a subspace from prompts into a folder (`out=`, default `subspace`). `check` also says whether it is a good one,
+    with a plot."""
     out = Path(config.out or "subspace")
     with alone_making(out):
         if out.exists():
@@ -40,7 +41,7 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
 
 
 def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
-    """Print tables and verdict, write check.json and check.png; CheckFailed where a threshold is missed."""
+    """Print tables and verdicts, write check.json and check.png; CheckFailed if a threshold is missed."""
     with console.progress("check", "directions") as advance:
         found = checking.check(extraction_job(parts), subspace, advance)
     checking.write_check(found, out)
@@ -61,9 +62,9 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
              keep: Asked | None = None) -> None:
     """Evaluate a run's base, policy and deployed models, or one model folder, on its environments.
 
-    `engine`: transformers, or vllm (the run's own server or, where it has none, in this process); None for the run's own.
-    `scales`: also with the quarantine times each of these. `step`: a run's checkpoint of that step instead of its last.
-    `keep`: also the deployed model with these shares of environments' parts, whatever speaks against them.
+    `engine`: transformers, or vllm (the run's own server, or in this process if it has none); None for the run's own engine.
+    `scales`: evaluate also with the quarantine times each of these. `step`: a run's checkpoint of that step instead of its last.
+    `keep`: evaluate also the deployed model with these shares of environments' parts, whatever the objections to them.
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
@@ -77,7 +78,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     check(config, keep or {}, "--keep ", run)
     if run is None and step is not None:
         raise ConfigError(f"--step {step}: {target} is no run folder, so it has no steps; leave --step out")
-    # What the run evaluates at its end is its own; here only what was asked for.
+    # The scales that the run evaluates at its end belong to it; here only the given ones are evaluated.
     config.evaluation = dataclasses.replace(config.evaluation, scales=scales or [])
     if run is None:
         config.model.path = target
@@ -109,8 +110,8 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
 
 def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment], step: int | None,
                 keep: Asked) -> tuple[summary.Results, summary.Results, dict[str, float]]:
-    """Base, policy and deployed model of a run, from a whole checkpoint, and with parts kept; and by scale of the quarantine;
-    and the shares that were kept."""
+    """Evaluate a complete checkpoint of a run: base, policy and deployed model, also with kept parts. Returns the results by
+    model, those by scale of the quarantine, and the shares that were kept."""
     folder = run.require_checkpoint(step)
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:
@@ -125,7 +126,7 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment], s
 
 
 def _at(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, served: Served | None) -> Router | None:
-    """The router of a checkpoint, whose weights the model now has, and the engine."""
+    """Load a checkpoint into the model and the engine, and return its router."""
     router = make_router(parts, subspace, inherited(run))
     parity = route_served(parts, served, router)
     take_checkpoint(parts, router, folder)
@@ -137,9 +138,9 @@ def _at(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, s
 
 def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False,
             merge: bool = False) -> None:
-    """Write the deployed model of a run, after `step` or its last, to `out`; with the shares of environments' parts that are
-    to `keep`, which is told in `out` and in the run. `force`: also of parts that shift towards the positive persona. `merge`: a
-    LoRA is merged into its base model."""
+    """Write the deployed model of a run, after `step` or its last step, to `out`. `keep` names the shares of environments' parts
+    that stay in it, which is recorded in `out` and in the run. `force` allows parts that shift towards the positive persona.
+    `merge` merges a LoRA into its base model."""
     opened = RunFolder.open(run)
     with alone_in(opened.path) if keep else _alone_where(opened, out):
         if not keep:
@@ -164,7 +165,7 @@ def discard(run: str, out: str, step: int | None = None, keep: Asked | None = No
 
 
 def _base_to_merge(run: RunFolder, out: str, step: int | None) -> Base | None:
-    """The base model of a run that trained a LoRA; None where the weights were trained, so that nothing is left to merge."""
+    """The base model of a run that trained a LoRA; None if the weights were trained, so that there is nothing to merge."""
     config = read_config(run)
     if not config.model.adapter.trains:
         return None
@@ -181,8 +182,8 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None) -> Base | None:
 
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
            kept: str | None = None, *, merge: bool = False) -> None:
-    """Write the quarantine, or one environment's part of it, or what the folder `kept` lacks of it, as a stock PEFT adapter;
-    and the policy as one plain model, or where a LoRA was trained as one LoRA, unless `merge`."""
+    """Write the quarantine as a stock PEFT adapter, or one environment's part of it, or the rest of it that the folder `kept`
+    lacks. Write the policy as one plain model; if a LoRA was trained, as one LoRA, unless `merge`."""
     opened = RunFolder.open(run)
     with _alone_where(opened, quarantine, policy):
         if quarantine:
@@ -196,6 +197,6 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
 
 
 def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
-    """Be the run's only writer where one of the places lies in its folder; elsewhere a run that is training can be read."""
+    """Be the run's only writer if one of the places lies in its folder. Otherwise a run that is training can be read."""
     inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
     return alone_in(run.path) if inside else nullcontext()

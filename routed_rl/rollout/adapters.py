@@ -1,5 +1,5 @@
-"""What an engine must hold to be the policy, or the deployed model, where a LoRA is trained: two adapters on the base model,
-whose weights are never pushed. Where processes hold pieces of the factors all of them must ask. Shape letters: D stream width, K
+"""The content of an engine that serves the policy, or the deployed model, when a LoRA is trained: two adapters on the base model,
+whose weights are never pushed. If processes hold shards of the factors, all of them must ask. Shape letters: D stream width, K
 rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ from routed_rl.routing.shards import whole
 
 
 class PolicyAdapters:
-    """The LoRA of a model, beside the quarantine of its writers; `targets` is empty in mode `none`."""
+    """The LoRA of a model and the quarantine of its writers; `targets` is empty in mode `none`."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
         self.model, self.targets = model, plain_targets(targets)
 
     def policy(self) -> None:
-        """The engine keeps the base model's weights."""
+        """Returns None: the engine keeps the base model's weights."""
 
     def adapter(self, *, deployed: bool) -> str:
         return DEPLOYED if deployed and self.targets else POLICY
 
     @torch.no_grad()
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """`lora_A` (R + K, N) and `lora_B` (D, R + K): what is retained of the LoRA with its scaling in `lora_B`, and for the
-        policy the quarantine behind it, C and A. A module has the rank that it needs: vLLM fills up with zeros."""
+        """`lora_A` (R + K, N) and `lora_B` (D, R + K) of each module: the retained part of the LoRA, with its scaling in
+        `lora_B`, then for the policy the quarantine's factors C and A. Ranks differ by module: vLLM pads with zeros."""
         tensors: dict[str, Tensor] = {}
         for name, pieces in self._pieces(deployed=adapter == DEPLOYED):
             down, up = keys(name)
@@ -38,8 +38,8 @@ class PolicyAdapters:
         return tensors
 
     def _pieces(self, *, deployed: bool) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
-        """By module, the pairs of factors (D, R) and (R, N) whose products add up to its change; in `observe` too, where C is
-        what the LoRA has learned inside the subspace."""
+        """For each module, the pairs of factors (D, R) and (R, N) whose products add up to its change. This holds in `observe`
+        too, where C is what the LoRA has learned inside the subspace."""
         for name, module in self.model.named_modules():
             pieces, target = [], self.targets.get(name)
             if has_adapter(module):
@@ -52,5 +52,5 @@ class PolicyAdapters:
 
 
 def factors(module: Any) -> tuple[Tensor, Tensor]:
-    """Of the LoRA on a module: (D, R) with its scaling, and (R, N)."""
+    """The factors of the LoRA on a module: (D, R) with its scaling, and (R, N)."""
     return module.scaling[NAME] * whole(module.lora_B[NAME].weight), whole(module.lora_A[NAME].weight)

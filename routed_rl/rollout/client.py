@@ -1,4 +1,4 @@
-"""A client of one `vllm serve`: TRL's, with a limit of time on every call and retries that end."""
+"""A client of one `vllm serve`: TRL's client with a time limit on every call, and a limited number of retries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from routed_rl.errors import RolloutError
 from routed_rl.web import Answer, NoAnswer, Server
 
 LARGEST = 4 * 2**30
-"""Bytes of an answer: completions with their probabilities."""
+"""The most bytes that an answer may have; it holds completions with their probabilities."""
 
 
 class Session(Server):
-    """What TRL's client asks its `requests.Session` for; every request has the limits of `config`. `why_dead` says what became of
-    a server that this process started, None while it lives."""
+    """The calls that TRL's client makes on its `requests.Session`, each within the limits of `config`. `why_dead` returns the
+    fate of a server that this process started, None while it lives."""
 
     def __init__(self, config: RolloutConfig, url: str, why_dead: Callable[[], str | None]) -> None:
         super().__init__(url, config.timeout_s, config.retries + 1, LARGEST)
@@ -43,17 +43,17 @@ class Session(Server):
 
 
 class PolicyClient(VLLMClient):
-    """TRL's client on a `Session`; what goes wrong is a `RolloutError`."""
+    """TRL's client on a `Session`; its errors are `RolloutError`s."""
 
     def __init__(self, url: str, config: RolloutConfig, group_port: int, why_dead: Callable[[], str | None]) -> None:
-        # Not TRL's own: its session has no limits and its first calls are made in there.
+        # Does not call TRL's own `__init__`, whose session has no limits and which makes its first calls there.
         self.base_url, self.host, self.group_port = url.rstrip("/"), str(urlparse(url).hostname), group_port
         self.communicator, self._updating_weights = None, False
         self.session: Any = Session(config, self.base_url, why_dead)
         served = self._get(f"{self.base_url}/v1/models")["data"][0]
         self.model: str = served["id"]
         self.root: str = served.get("root") or self.model
-        """Where the server itself took the weights from."""
+        """The place from which the server itself read the weights."""
         self.max_length: int = served["max_model_len"]
 
     def _get(self, url: str, **options: Any) -> Any:
@@ -75,7 +75,7 @@ class PolicyClient(VLLMClient):
             return answer.text
 
     def reload(self, folder: str) -> None:
-        """Take these weights out of the safetensors files in `folder`, which the server must be able to read."""
+        """Make the server read these weights from the safetensors files in `folder`, which it must be able to read."""
         self._post(f"{self.base_url}/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": folder}})
         self.reset_prefix_cache()
 

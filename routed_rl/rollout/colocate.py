@@ -23,7 +23,7 @@ from routed_rl.rollout.weights import ADAPTERS, NamedTensors
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
-    """A stock PEFT adapter, as far as vLLM reads it."""
+    """Write a stock PEFT adapter, with the fields that vLLM reads."""
     folder.mkdir(exist_ok=True)
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.rank, "target_modules": lora.modules, "bias": "none"}
@@ -31,13 +31,13 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
 
 
 def memory_folder() -> Path:
-    """A new folder, in memory where the system has such a place."""
+    """A new folder, in memory if the system has such a place."""
     shared = Path("/dev/shm")
     return Path(tempfile.mkdtemp(prefix="routed_rl-", dir=shared if os.access(shared, os.W_OK) else None))
 
 
 class ColocatedEngine:
-    """`vllm.LLM`, held by this process; without a GPU its random numbers are torch's own, so a seeded run repeats."""
+    """`vllm.LLM` in this process. Without a GPU its random numbers are torch's own, so a seeded run repeats."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         os.environ.update(process_settings(config) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
@@ -57,7 +57,7 @@ class ColocatedEngine:
 
     def load(self, weights: NamedTensors) -> None:
         worker = self.llm.llm_engine.model_executor.driver_worker
-        # Not `model.load_weights`: on a CPU the packed copies of the weights would stay as they were.
+        # Not `model.load_weights`: on a CPU that would leave the packed copies of the weights unchanged.
         worker.reload_weights(weights_iterator=weights)
         self.llm.reset_prefix_cache()
 
@@ -66,7 +66,7 @@ class ColocatedEngine:
         write_adapter(self._folder / adapter, tensors, self.lora)
         try:
             self.llm.llm_engine.add_lora(self.request(adapter, load_inplace=True))
-        except (ValueError, RuntimeError) as error:  # a module that it cannot put a LoRA on
+        except (ValueError, RuntimeError) as error:  # a module on which it cannot put a LoRA
             raise RolloutError(f"vLLM does not take the adapter: {_on_one_line(error)}; rollout=transformers works for every "
                                "LoRA") from error
         self.llm.reset_prefix_cache()
@@ -91,7 +91,7 @@ class ColocatedEngine:
                                  lora_request=None if adapter is None else self.request(adapter))
 
     def request(self, adapter: str, *, load_inplace: bool = False) -> Any:
-        """How vLLM is asked for an adapter."""
+        """The request by which vLLM is asked for an adapter."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         return LoRARequest(adapter, 1 + ADAPTERS.index(adapter), str(self._folder / adapter), load_inplace=load_inplace)
@@ -113,7 +113,7 @@ def _on_one_line(error: Exception) -> str:
 
 @contextmanager
 def _trainer_state() -> Iterator[None]:
-    """What starting vLLM changes in this process and a trainer relies on: random numbers and threads."""
+    """Restores the state of this process that starting vLLM changes and a trainer relies on: random numbers and threads."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield

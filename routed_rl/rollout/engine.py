@@ -1,4 +1,4 @@
-"""What serves completions besides transformers: the interface of an engine, which `opening.py` opens."""
+"""The interface of an engine, which serves completions in place of transformers; `opening.py` opens one."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.weights import NamedTensors
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Those that vLLM can be started with."""
+"""The maximum ranks with which vLLM can be started."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Sampling:
     temperature: float
     max_tokens: int
     stop: list[int]
-    """Ids that end a completion; the id itself stays in it."""
+    """Token ids that end a completion; the id itself stays in it."""
     seed: int = 0
 
 
@@ -28,11 +28,11 @@ class Lora:
     """The adapters that an engine can hold beside its weights."""
 
     rank: int
-    """At most."""
+    """The largest rank of an adapter."""
     modules: list[str]
-    """Last part of the names of the modules that an adapter may change."""
+    """The last parts of the names of the modules that an adapter may change."""
     count: int = 1
-    """How many adapters at a time."""
+    """How many adapters the engine can hold at a time."""
 
 
 class Engine(Protocol):
@@ -41,7 +41,7 @@ class Engine(Protocol):
     dtype: str
     lora: Lora | None
     padding: HeadPadding | None
-    """How the weights must be changed before they are loaded."""
+    """How the weights must be changed before they are loaded; None if they need no change."""
 
     def load(self, weights: NamedTensors) -> None:
         """Replace these weights; adapters and cached prefixes are dropped."""
@@ -50,17 +50,17 @@ class Engine(Protocol):
         """Replace the adapter of this name, one of `ADAPTERS`; cached prefixes are dropped."""
 
     def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
-        """Log-probability of each token but the first, given those before it; temperature 1. `adapter`: which one is on top of
-        the weights."""
+        """The log-probability of each token but the first, given the tokens before it, at temperature 1. `adapter` names the
+        adapter on top of the weights."""
         ...
 
     def complete(self, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list[list[int]]:
-        """Ids of one completion for each prompt."""
+        """The token ids of one completion for each prompt."""
         ...
 
     def hand_over(self) -> list[str]:
-        """The addresses at which the processes of a launch find it, which push the weights until this process does again;
-        none where it is in this process."""
+        """The addresses at which the processes of a launch find the engine, empty if it runs in this process. From then on those
+        processes push the weights, until this process does again."""
         ...
 
     def close(self) -> None:
@@ -68,6 +68,6 @@ class Engine(Protocol):
 
 
 def lora_for(rank: int, modules: list[str], count: int = 1) -> Lora | None:
-    """What holds `count` adapters of this rank on modules of these names; None where vLLM has none of that rank."""
+    """An engine's room for `count` adapters of this rank on modules of these names; None if vLLM has no such rank."""
     fitting = [known for known in LORA_RANKS if known >= rank]
     return Lora(fitting[0], sorted({name.rpartition(".")[2] for name in modules}), count) if fitting and rank else None

@@ -1,6 +1,6 @@
-"""Attention heads filled up with zeros to a width that vLLM's CPU kernels know; the model computes what it did. Queries are
-scaled, because attention divides by the root of the width; rotary embeddings turn the first part only. Not covered: models that
-norm their queries and keys, or rotate less than whole heads."""
+"""Attention heads padded with zeros to a width that vLLM's CPU kernels know; the model's outputs stay the same. Queries are
+scaled, because attention divides by the root of the width; rotary embeddings rotate the first part only. Not covered: models that
+norm their queries and keys, or rotate only a part of each head."""
 
 import json
 import re
@@ -19,14 +19,14 @@ from routed_rl.errors import RolloutError
 from routed_rl.rollout.weights import NamedTensors
 
 CPU_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Of heads, in vLLM's CPU attention."""
+"""The widths of heads that vLLM's attention on a CPU knows."""
 FAMILIES = ("llama", "mistral")
-"""Without norms inside of attention, and whose width of heads vLLM takes from the config."""
+"""Model types without norms inside attention, for which vLLM takes the width of heads from the config."""
 
 
 @dataclass(frozen=True)
 class HeadPadding:
-    """From heads of `width` to heads of `padded`."""
+    """Padding of heads from `width` to `padded`."""
 
     width: int
     padded: int
@@ -36,7 +36,7 @@ class HeadPadding:
             yield name, self.tensor(name, value)
 
     def tensor(self, name: str, value: Tensor) -> Tensor:
-        """A parameter, or a LoRA's matrix, by its name; others as they are."""
+        """Pad a parameter, or a LoRA's matrix, found by its name; others are returned as they are."""
         if re.search(r"\.[qkv]_proj\.(lora_B\.)?(weight|bias)$", name):
             padded = self._pad(value.mT if value.dim() == 2 else value)
             padded = padded.mT if value.dim() == 2 else padded
@@ -44,12 +44,12 @@ class HeadPadding:
         return self._pad(value) if re.search(r"\.o_proj\.(lora_A\.)?weight$", name) else value
 
     def _pad(self, value: Tensor) -> Tensor:
-        """The last axis holds the heads, one after the other."""
+        """Pad the last axis, which holds the heads one after the other."""
         heads = value.unflatten(-1, (-1, self.width))
         return torch.nn.functional.pad(heads, (0, self.padded - self.width)).flatten(-2)
 
     def write(self, source: Path, folder: Path) -> None:
-        """The model of `source`, padded, into `folder`."""
+        """Write the model in `source`, padded, into `folder`."""
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin", "*.gguf"), dirs_exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for file in sorted(source.glob("*.safetensors")):
@@ -62,7 +62,8 @@ class HeadPadding:
 
 
 def find_padding(config: dict[str, Any]) -> HeadPadding | None:
-    """What a model of these settings needs on a CPU; None where its heads are known. RolloutError where it cannot be padded."""
+    """The padding that a model of these settings needs on a CPU; None if vLLM knows its heads. RolloutError if padding is not
+    possible."""
     if "num_attention_heads" not in config:
         return None
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

@@ -19,12 +19,12 @@ from routed_rl.rollout.settings import engine_settings, process_settings
 from routed_rl.web import NoAnswer, Server, free_port
 
 LOG_LINES = 3
-"""Of a server that does not start, shown in the error."""
+"""How many lines of the log of a server that does not start are shown in the error."""
 STOP_S = 20
 
 
 class LaunchedServer:
-    """A server process; `stop` ends it and all that it started. It ends too when this process dies, however that happens."""
+    """A server process. `stop` ends it and all that it started; it also ends when this process dies, however that happens."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         port = free_port()
@@ -39,7 +39,7 @@ class LaunchedServer:
                                             stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait(self) -> None:
-        """Return when it answers; RolloutError, and no server, when it ends before or takes too long."""
+        """Return when the server answers. If it ends first or takes too long, it is stopped and RolloutError is raised."""
         give_up = time.monotonic() + self._config.start_timeout_s
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > give_up:
@@ -56,14 +56,14 @@ class LaunchedServer:
             return False
 
     def last_lines(self) -> str:
-        """What it said last, on one line; a traceback's last lines say what is wrong."""
+        """The last lines of its log on one line, errors first: a traceback's last lines say what is wrong."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if "Error" in line]
         return " | ".join(line[-300:] for line in (errors or lines)[-LOG_LINES:]) or "it said nothing"
 
     def stop(self) -> None:
         """Idempotent."""
-        self.process.terminate()  # the guard's sign to kill
+        self.process.terminate()  # tells the guard to kill
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -72,7 +72,8 @@ class LaunchedServer:
 
 
 def own_gpu(environment: Mapping[str, str], count: int) -> dict[str, str]:
-    """The last one of `count`, which the trainer leaves alone: NCCL sends nothing from a GPU to itself. None without GPUs."""
+    """The variable that gives the server the last one of `count` GPUs, which the trainer leaves alone: NCCL sends nothing from a
+    GPU to itself. Empty without GPUs."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[-1] if visible else str(count - 1)} if count else {}
 

@@ -1,5 +1,5 @@
-"""How an engine is opened and closed: in this process, on a server, or on the servers of a launch. vLLM and TRL are imported
-when one opens, because both take long to import."""
+"""Opens and closes an engine: in this process, on a server, or on the servers of a launch. vLLM and TRL are imported when one
+opens, because both take long to import."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ from routed_rl.rollout.heads import HeadPadding, find_padding
 
 @contextmanager
 def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Iterator[Engine]:
-    """The engine that `config` names, serving the model in `folder`; closed at the end, whatever happens."""
+    """Open the engine that `config` names, serving the model in `folder`; it is closed at the end, whatever happens."""
     check_engine(config)
     padding = _padding(json.loads((folder / "config.json").read_text()))
     with tempfile.TemporaryDirectory(prefix="routed_rl-") as padded:
@@ -45,7 +45,8 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
 
 @contextmanager
 def join_servers(config: RolloutConfig, urls: list[str], model: dict[str, Any], lora: Lora | None) -> Iterator[Engine]:
-    """As a process of a launch: the servers at `urls`, opened by the command that launched it for the model of these settings."""
+    """In a process of a launch, connect to the servers at `urls`, which the launching command opened for the model with these
+    settings."""
     from routed_rl.rollout.server import ServerEngine
 
     engine = ServerEngine.join(config, urls, lora)
@@ -59,13 +60,13 @@ def _padding(model: dict[str, Any]) -> HeadPadding | None:
 
 
 def check_engine(config: RolloutConfig) -> None:
-    """What can be told before anything is started: RolloutError where vLLM or a server's address is missing."""
+    """Check what can be known before anything is started: RolloutError if vLLM or a server's address is missing."""
     if config.engine == "transformers":
         return
     if config.engine == "vllm_server" and not config.urls and not config.launch:
         raise RolloutError("rollout=vllm_server has no server; set rollout.urls=[http://HOST:PORT] or rollout.launch=true")
     try:
-        # The name too, not only the code: TRL and vLLM itself ask for the version of a distribution called vllm.
+        # Looks for the name too, not only the code: TRL and vLLM itself ask for the version of a distribution called vllm.
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         raise RolloutError(f"rollout.engine={config.engine} needs vLLM, which is not installed; pip install 'routed-rl[vllm]', "

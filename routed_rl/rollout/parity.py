@@ -1,5 +1,5 @@
-"""Does the engine serve what the trainer trains? Log-probabilities of fixed tokens, on both sides, quarantine on and off. Not
-covered: differences that only show in sequences longer than the ones compared."""
+"""Does the engine serve the model that the trainer trains? Compares log-probabilities of fixed tokens, with quarantine on and
+off. Not covered: differences that show only in sequences longer than the compared ones."""
 
 import math
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from routed_rl.model.stream import eval_mode
 from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
-"""Where none is set, by the coarser of both sides: float32 agrees to 1e-4 on real models, bfloat16 has 3 digits."""
+"""Default limits, by the coarser dtype of both sides: float32 agrees to 1e-4 on real models, bfloat16 has 3 digits."""
 RANDOM_TOKENS = 16
-"""After each prompt: unlikely ones, so that every part of the model matters."""
+"""How many random tokens follow each prompt; such tokens are unlikely, so that every part of the model matters."""
 
 
 def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> list[list[int]]:
@@ -28,7 +28,7 @@ def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> 
 
 @torch.no_grad()
 def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[float]]:
-    """What `Engine.logprobs` answers, by the trainer's own model; it runs in eval mode and goes back."""
+    """The values of `Engine.logprobs`, computed by the trainer's own model, which is in eval mode meanwhile."""
     device, rows = next(model.parameters()).device, []
     with eval_mode(model):
         for ids in sequences:
@@ -39,7 +39,7 @@ def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[
 
 
 class ParityCheck:
-    """Compares the first time, and then every `config.every` steps. `ablated` turns the trainer's quarantine off; None where
+    """Compares the first time, and then every `config.every` steps. `ablated` switches the trainer's quarantine off; None if
     there is none."""
 
     def __init__(self, served: Served, model: nn.Module, sequences: list[list[int]], config: ParityConfig,
@@ -53,7 +53,7 @@ class ParityCheck:
         return self._last is None or (self.config.every > 0 and step - self._last >= self.config.every)
 
     def run(self, step: int) -> dict[str, float]:
-        """Largest difference of each model, by metric; ParityError past the limit."""
+        """The largest difference for each model, as metrics; ParityError if one is above the limit."""
         self._last = step
         found = {"parity/policy": self._compare("policy", step)}
         if self.ablated is not None:

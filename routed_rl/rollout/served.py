@@ -1,4 +1,4 @@
-"""Both models on one engine."""
+"""The policy and the deployed model on one engine."""
 
 import time
 from typing import Any, cast
@@ -10,21 +10,22 @@ from routed_rl.rollout.weights import Models, NamedTensors, PolicyWeights
 
 
 class Served:
-    """Keeps an engine at what the trainer holds, and asks it for either model. Where the engine has no adapters the weights of
-    the writers are replaced, there and back."""
+    """Keeps an engine in step with the trainer, and asks it for either model. If the engine has no adapters, the weights of the
+    writers are replaced on each change between the two models."""
 
     def __init__(self, engine: Engine, models: Models) -> None:
         self.engine, self.models = engine, models
         self.sync_seconds = 0.0
-        """Of the last `sync`."""
+        """Seconds that the last `sync` took."""
         self._current: set[str] = set()
-        """Adapters that are as they should be."""
+        """Adapters whose tensors in the engine are up to date."""
         self._writers_are_deployed = False
-        # vLLM serves some families (OLMo-2) by transformers' own classes and compiles these, the trainer's model too: not so.
+        # vLLM serves some families (OLMo-2) by transformers' own classes, and compiling these would compile the trainer's model
+        # too.
         cast(Any, models.model).base_model.do_not_compile = True
 
     def sync(self) -> None:
-        """Push the policy as it stands now."""
+        """Push the policy as it is now."""
         begin = time.perf_counter()
         if (weights := self.models.policy()) is not None:
             self.engine.load(self._padded(weights))
@@ -39,8 +40,8 @@ class Served:
         return self.engine.complete(prompts, sampling, self.show(deployed=deployed))
 
     def show(self, *, deployed: bool) -> str | None:
-        """Make the engine ready for the model; the adapter that it is to be asked with. Every process of a run must, also one
-        that will not ask; and for the policy before the engine is used by others."""
+        """Make the engine ready for one of the models and return the adapter to ask with. Every process of a run must call this,
+        even one that will not ask. Call it for the policy before others use the engine."""
         adapter = self.models.adapter(deployed=deployed)
         if self.engine.lora is None:
             self._replace_writers(deployed=deployed)

@@ -1,5 +1,6 @@
 """One or several `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on this
-machine; on GPUs through NCCL, as TRL sends them. Of several processes each asks for its own, and the first pushes for all."""
+machine; on GPUs they go through NCCL, as TRL sends them. If there are several processes, each asks for its own completions, and
+the first pushes the weights for all."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,11 +24,12 @@ from routed_rl.rollout.settings import check_settings, served_lora
 from routed_rl.rollout.weights import NamedTensors
 
 GROUP_PORT = 51216
-"""Of the first server's NCCL group; TRL's default."""
+"""The port of the first server's NCCL group; TRL's default."""
 
 
 class ServerEngine:
-    """`clients` share out the prompts; weights and adapters go to all, while no process of the run is being answered."""
+    """The prompts are shared out among `clients`. Weights and adapters go to all of them, while no process of the run awaits an
+    answer."""
 
     def __init__(self, clients: list[PolicyClient], dtype: str, lora: Lora | None, launched: LaunchedServer | None,
                  folder: Path) -> None:
@@ -48,7 +50,7 @@ class ServerEngine:
             for client, server in zip(clients, servers, strict=True):
                 check_settings(client.base_url, server, config)
                 if launched is None:
-                    client.reload(client.root)  # an earlier run may have left its weights there
+                    client.reload(client.root)  # because an earlier run may have left its weights there
             return cls(clients, config.dtype, lora if launched is not None else served_lora(servers, lora), launched, scratch)
         except BaseException:
             if launched is not None:
@@ -58,13 +60,13 @@ class ServerEngine:
 
     @classmethod
     def join(cls, config: RolloutConfig, urls: list[str], lora: Lora | None) -> "ServerEngine":
-        """As one of several processes: the servers that the command which started them has opened and checked."""
+        """In one of several processes, connect to the servers that the starting command has opened and checked."""
         clients = [PolicyClient(url, config, GROUP_PORT + place, _fate(None)) for place, url in enumerate(urls)]
         adapters = served_lora([client.get_server_info() for client in clients], lora)
         return cls(clients, config.dtype, adapters, None, memory_folder())
 
     def load(self, weights: NamedTensors) -> None:
-        first = RANKS.rank == 0  # the others take part in building what is in pieces, and keep nothing
+        first = RANKS.rank == 0  # the others take part in gathering the shards, and keep nothing
         named = [(name, value.to(getattr(torch, self.dtype))) for name, value in weights if first]
         with _alone():
             if first:
@@ -95,7 +97,7 @@ class ServerEngine:
                 self._at_all(lambda client: client.load_adapter(adapter, str(self._folder / adapter)))
 
     def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
-        # Every server answers for every sequence: each one may be wrong on its own.
+        # Every server answers for every sequence, because each one may be wrong on its own.
         settings = {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
         by_server = self._at_all(lambda client: client.complete(sequences, adapter or client.model, settings))
         rows = [[_chosen(ids, choice) for ids, choice in zip(sequences, choices, strict=True)] for choices in by_server]
@@ -106,7 +108,7 @@ class ServerEngine:
         settings = {"temperature": sampling.temperature, "stop_token_ids": sampling.stop, "ignore_eos": True}
 
         def one(place: int) -> list[int]:
-            # One call a prompt: a call has one seed, and prompts that share it would share their random numbers.
+            # One call for each prompt: a call has one seed, and prompts that share it would share their random numbers.
             client, ids = self.clients[place % len(self.clients)], prompts[place]
             limit = min(sampling.max_tokens, client.max_length - len(ids))
             return client.complete([ids], adapter or client.model, {
@@ -116,7 +118,8 @@ class ServerEngine:
             return list(pool.map(one, range(len(prompts))))
 
     def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
-        """What TRL's `VLLMGeneration` asks its client for; prompts in as many parts as there are servers."""
+        """The call that TRL's `VLLMGeneration` makes on its client. The prompts are divided into as many parts as there are
+        servers."""
         assert features is None, "images are not covered"
         share = -(-len(prompts) // len(self.clients))
         parts = [prompts[place * share:(place + 1) * share] for place in range(len(self.clients))]
@@ -129,7 +132,7 @@ class ServerEngine:
 
     @contextmanager
     def asking(self, adapter: str) -> Iterator[None]:
-        """Within, `generate` asks for this adapter."""
+        """Inside this context `generate` asks for this adapter."""
         before = [client.model for client in self.clients]
         for client in self.clients:
             client.model = adapter
@@ -159,14 +162,14 @@ class ServerEngine:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """No process is being answered inside."""
+    """Inside this context no process awaits an answer."""
     RANKS.wait()
     yield
     RANKS.wait()
 
 
 def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """For safetensors, which refuses a tensor that comes under two names."""
+    """Tensors for safetensors, which refuses a tensor that comes under two names."""
     places: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in named:

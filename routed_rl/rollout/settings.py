@@ -1,4 +1,4 @@
-"""What vLLM is started with, and what a server that somebody else started must have been started with."""
+"""The settings with which vLLM is started, and those that a server started by others must have."""
 
 import os
 from typing import Any
@@ -10,11 +10,11 @@ from routed_rl.errors import RolloutError
 from routed_rl.rollout.engine import Lora
 
 BATCHED_TOKENS = 4096
-"""In one forward, at most; TRL's value."""
+"""The most tokens in one forward pass; TRL's value."""
 
 
 def process_settings(config: RolloutConfig) -> dict[str, str]:
-    """Variables that vLLM reads, for a machine without a GPU and for one process."""
+    """Environment variables that vLLM reads, for a machine without a GPU and for one process."""
     return {"VLLM_CPU_KVCACHE_SPACE": str(config.memory_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
 
@@ -48,7 +48,7 @@ def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> N
 
 
 def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
-    """The adapters that all of others' servers were started for; None where these do not fit what is wanted."""
+    """The room for adapters that all of these servers, started by others, have; None if it does not fit what is wanted."""
     found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
     if wanted is None or len(found) < len(servers):
         return None

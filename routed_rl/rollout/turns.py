@@ -1,5 +1,5 @@
-"""Rollouts of several turns: what a model said and what it was answered, token for token, with a mask of its own tokens. Tokens
-are only ever appended: what the model generated is never tokenised again. Not covered: images."""
+"""Rollouts of several turns: the turns of the model and the answers to them, token for token, with a mask of the model's own
+tokens. Tokens are only ever appended; what the model generated is never tokenised again. Not covered: images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from routed_rl.model.chat import ChatTokens
 
 @dataclass
 class Rollout:
-    """One row: a conversation, or a single turn where there is none."""
+    """One row: a conversation, or a single turn if `conversation` is None."""
 
     prompt_ids: list[int]
     conversation: Conversation | None = None
@@ -18,9 +18,9 @@ class Rollout:
     mask: list[int] = field(default_factory=list)
     """1 at tokens that the model generated, 0 at those of the environment and the chat template."""
     logprobs: list[float] = field(default_factory=list)
-    """Of the model's tokens, as they were drawn; 0 at the others, and everywhere where they are not known."""
+    """Log-probabilities of the model's tokens when they were drawn; 0 at other tokens, and everywhere if they are not known."""
     practises: bool = False
-    """Whether the deployed model plays it, in training."""
+    """Whether the deployed model plays this row in training."""
 
     @property
     def ids(self) -> list[int]:
@@ -28,8 +28,8 @@ class Rollout:
         return self.prompt_ids + self.completion_ids
 
     def turn(self, ids: list[int], chat: ChatTokens, limit: int, logprobs: list[float] | None = None) -> bool:
-        """Take the model's turn `ids` and the environment's answer; False where the row is done. `limit` bounds the whole
-        completion, answers included."""
+        """Append the model's turn `ids` and the environment's answer; returns False when the row is done. `limit` bounds the
+        tokens of the whole completion, answers included."""
         ids = ids[:limit - len(self.completion_ids)]
         self._append(ids, 1, logprobs)
         if self.conversation is None:
@@ -39,7 +39,7 @@ class Rollout:
             return False
         between = chat.between(self.conversation.messages, answer, self.conversation.tools)
         if ids and between[:1] == ids[-1:]:
-            between = between[1:]  # the model ended its turn itself
+            between = between[1:]  # the model itself ended its turn
         if len(self.completion_ids) + len(between) >= limit:
             self.conversation.cut()
             return False
@@ -54,16 +54,16 @@ class Rollout:
 
 
 Generate = Callable[[list[Rollout]], tuple[list[list[int]], list[list[float]] | None]]
-"""Rows to the ids that the model adds to each, and their log-probabilities where they are known."""
+"""Maps rows to the ids that the model adds to each, and to their log-probabilities if these are known."""
 
 
 def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
-    """The row of a conversation that has not had a turn."""
+    """The row of a conversation that has had no turn yet."""
     return Rollout(chat.prompt(conversation.messages, conversation.tools), conversation)
 
 
 def play(rows: Sequence[Rollout], generate: Generate, chat: ChatTokens, limit: int) -> None:
-    """Play all rows to their end; each call of `generate` has a turn of every row that is not done."""
+    """Play all rows to their end; each call of `generate` makes one turn of every row that is not done."""
     live = list(rows)
     while live:
         turns, logprobs = generate(live)

@@ -1,6 +1,6 @@
-"""What an engine must hold to be the policy, or the deployed model, where the weights are trained: built out of place, one tensor
-at a time. Where processes hold pieces of the weights all of them must ask, for the same, to the end. Shape letters: D stream
-width, K rank, N input width of a target. Not covered: mixtures of experts."""
+"""The content of an engine that serves the policy, or the deployed model, when the weights are trained: built out of place, one
+tensor at a time. If processes hold shards of the weights, all of them must ask for the same tensors, to the end. Shape letters: D
+stream width, K rank, N input width of a target. Not covered: mixtures of experts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
@@ -14,30 +14,30 @@ from routed_rl.routing.shards import whole
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 POLICY, DEPLOYED = ADAPTERS = ("policy", "deployed")
-"""Names of the adapters that an engine may hold, by the model that they make of its weights."""
+"""Names of the adapters that an engine may hold; each is the model that the adapter makes of the engine's weights."""
 
 
 class Models(Protocol):
-    """What makes an engine the policy, or the deployed model: weights, and one adapter on top of them."""
+    """Turns an engine into the policy, or the deployed model, by weights and one adapter on top of them."""
 
     model: nn.Module
-    """The trainer's."""
+    """The trainer's model."""
 
     def policy(self) -> NamedTensors | None:
-        """The weights of a sync; None where the engine keeps those that it was started with."""
+        """The weights that a sync pushes; None if the engine keeps those with which it was started."""
         ...
 
     def adapter(self, *, deployed: bool) -> str | None:
-        """The name of the adapter that makes the model; None where the weights are it."""
+        """The name of the adapter that turns the weights into this model; None if the weights already are this model."""
         ...
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """That adapter as it stands now, under PEFT's names; its scaling is 1."""
+        """That adapter as it is now, under PEFT's names; its scaling is 1."""
         ...
 
 
 def plain_targets(targets: Sequence[Target]) -> dict[str, Target]:
-    """By name; an expert of a mixture is refused."""
+    """The targets by name; an expert of a mixture is refused."""
     if mixed := [target.name for target in targets if target.expert is not None]:
         raise RolloutError(f"{mixed[0]} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
                            "rollout=transformers")
@@ -45,7 +45,7 @@ def plain_targets(targets: Sequence[Target]) -> dict[str, Target]:
 
 
 def keys(module: str) -> tuple[str, str]:
-    """PEFT's names of the factors of a LoRA on this module: `lora_A`, `lora_B`."""
+    """PEFT's names for the factors of a LoRA on this module: `lora_A`, `lora_B`."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
@@ -57,8 +57,9 @@ class PolicyWeights:
         self.model, self.targets = model, plain_targets(targets)
 
     def policy(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that may differ from the base model: `W + A C` of targets, and what trains. Frozen tensors are left out. A
-        tied weight comes under each of its names: a packed copy of an unembedding does not follow its embedding."""
+        """Every tensor that may differ from the base model: `W + A C` of targets, and all that is trained. Frozen tensors are
+        left out. A tied weight comes under each of its names, because a packed copy of an unembedding does not follow its
+        embedding."""
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             module = name.rpartition(".")[0]
             if module in self.targets:
@@ -67,7 +68,7 @@ class PolicyWeights:
                 yield name, whole(parameter)
 
     def writers(self, *, deployed: bool) -> Iterator[tuple[str, Tensor]]:
-        """The targets' own parameters alone: of the deployed model, or of the policy."""
+        """The targets' own parameters alone, of the deployed model or of the policy."""
         for name, parameter in self.model.named_parameters():
             if name.rpartition(".")[0] in self.targets:
                 yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))

@@ -1,4 +1,4 @@
-"""Where untrusted code runs: one jail for each program, and a refusal where none can be made. Import from here.
+"""The place where untrusted code runs: one jail for each program, and a refusal if none can be made. Import from here.
 
 Not covered: programs other than Python, bugs of the kernel, and side channels such as timing.
 """

@@ -1,8 +1,8 @@
 """Jails by bubblewrap: namespaces, an almost empty read-only root, a system call filter.
 
-What the jail sees: the C libraries, the running interpreter's standard library (no installed packages: they hold data
-sets, and with them answers), four devices, and /tmp. No /proc, no /sys, no /etc, no shell. Files that the base system
-keeps below /usr/lib are readable. Root makes the jail with its own rights and gives them up inside; everybody else makes
+The jail sees the C libraries, the running interpreter's standard library (no installed packages: they hold data
+sets, and with them answers), four devices, and /tmp. It sees no /proc, no /sys, no /etc and no shell. Files that the base system
+keeps below /usr/lib are readable. Root makes the jail with its own rights and drops them inside; everybody else makes
 it in a user namespace, which the system must allow.
 """
 
@@ -33,7 +33,7 @@ def interpreter() -> Path:
 
 
 def host_files() -> list[str]:
-    """bubblewrap's arguments for what the jail shows of the host."""
+    """bubblewrap's arguments for the files of the host that the jail sees."""
     links, shown = list[str](), list[Path]()
     for path in map(Path, dict.fromkeys((*LIBRARIES, f"{sys.base_prefix}/lib"))):
         if path.is_symlink():
@@ -51,7 +51,7 @@ def host_files() -> list[str]:
 
 
 def own_uid() -> int:
-    """A uid that nobody uses, out of the upper half of those this process may take and bubblewrap can print."""
+    """A uid that nobody uses, from the upper half of those that this process may take and bubblewrap can print."""
     first, count = 0, 1 << 16
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         first, _, count = map(int, line.split())
@@ -67,9 +67,9 @@ class Way:
     in_words: str
     arguments: tuple[str, ...]
     inner_uid: bool = False
-    """Whether process 1 of the jail gives up root's rights."""
+    """Whether process 1 of the jail drops root's rights."""
     outer_uid: bool = False
-    """Whether bubblewrap itself is started without them."""
+    """Whether bubblewrap itself is started without root's rights."""
 
 
 USER_NAMESPACE = ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL")
@@ -80,7 +80,7 @@ AS_USER = Way("in a user namespace", USER_NAMESPACE)
 
 
 class Bubblewrap(Sandbox):
-    """Starts a jail per program, by the first way that works here."""
+    """Starts a jail for each program, in the first way that works here."""
 
     name = "bubblewrap"
 

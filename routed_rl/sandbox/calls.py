@@ -1,7 +1,7 @@
-"""Calling one function of untrusted code: code and inputs go in, plain values come out.
+"""Calls one function of untrusted code: code and inputs go in, plain values come out.
 
-What was expected stays outside, so there is nothing in the jail to read, patch or compare with. A reply that code forges
-is a value it chose without knowing what is right, which it could have returned as well.
+The expected values stay outside, so the jail holds nothing to read, patch or compare with. If the code forges a reply, it chose
+that value without knowing the right one, and could have returned it as well.
 """
 
 import json
@@ -40,12 +40,12 @@ try:
 finally:
     posix.dup2(errors, 2)
 '''
-"""What a program prints goes nowhere: nobody reads it, and a flood would end it."""
+"""The program's own output goes nowhere: nobody reads it, and a flood of it would end the program."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one call gave: a plain JSON value, or why there is none."""
+    """The result of one call: a plain JSON value, or the reason why there is none."""
 
     value: Any = None
     error: str | None = None
@@ -56,13 +56,13 @@ class Call:
 
 
 Inputs = Sequence[Any] | Mapping[str, Any]
-"""Of one call: positional, or by name."""
+"""The arguments of one call, positional or by name."""
 
 
 def call_function(sandbox: Sandbox, source: str, name: str, inputs: Sequence[Inputs], limits: Limits | None = None) -> list[Call]:
     """Call `name`, as `source` defines it, on each of `inputs`, one after another in one process; one `Call` for each.
 
-    A tuple comes back as a list, and keys of a dict as text, as JSON has it. A program that does not end by itself, with
+    As in JSON, a tuple comes back as a list, and keys of a dict as text. A program that does not end by itself, with
     exit code 0, gives no value at all.
     """
     given = {"name": name, "inputs": [dict(each) if isinstance(each, Mapping) else list(each) for each in inputs]}
@@ -77,7 +77,7 @@ def call_function(sandbox: Sandbox, source: str, name: str, inputs: Sequence[Inp
             if isinstance(reply, dict) and type(reply.get("call")) is int and 0 <= reply["call"] < len(inputs):
                 answers[reply["call"]].append(answer(reply))
         except (ValueError, RecursionError):
-            pass  # A line that says nothing: the call it was about stays unanswered.
+            pass  # A line without a valid answer; its call stays unanswered.
     return [found[0] if len(found) == 1 else Call(error="answered twice" if found else "not answered") for found in answers]
 
 
@@ -90,6 +90,6 @@ def answer(reply: Mapping[str, Any]) -> Call:
 
 
 def problem(outcome: Outcome) -> str:
-    """Why a program gave no values, in one line."""
+    """The reason why a program gave no values, in one line."""
     last = outcome.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
     return f"{outcome.reason} {outcome.exit_code}: {last}" if outcome.reason == "exited" else outcome.reason

@@ -1,7 +1,7 @@
 """A container per program, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
 
-For those who have an engine and no bubblewrap. Tested against a fake client only, for what is sent: never run against a
-real engine by our tests. The engine must see this machine's files. A container takes about half a second.
+For those who have an engine and no bubblewrap. Our tests use a fake client and check what is sent; they never use a
+real engine. The engine must see this machine's files. A container takes about half a second.
 """
 
 import tempfile
@@ -29,13 +29,13 @@ def engine() -> Any:
     try:
         client = docker.from_env()
         client.ping()
-    except Exception as error:  # The SDK lets errors of several libraries through.
+    except Exception as error:  # The SDK passes on errors of several libraries.
         raise SandboxError(f"no container engine answers: {error}") from error
     return client
 
 
 def settings(limits: Limits, request: Path) -> dict[str, Any]:
-    """What a container may do and see: nothing but its image, the request and a /tmp of its own."""
+    """All that a container may do and see: only its image, the request and a /tmp of its own."""
     return {
         "command": ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"],
         "entrypoint": [], "environment": dict(ENVIRONMENT), "working_dir": "/tmp", "user": "65534:65534",
@@ -52,11 +52,11 @@ def end(container: Any) -> None:
     try:
         container.kill()
     except Exception:
-        pass  # It has ended since; where it has not, removing it by force ends it.
+        pass  # It has ended in the meantime; if not, removing it by force ends it.
 
 
 class Container(Sandbox):
-    """Starts a container per program. `client` and `image` are for those who know better."""
+    """Starts a container for each program. `client` and `image` replace the running engine and the default image."""
 
     name = "container"
     confines_by = "a container; memory and processes by its control group"

@@ -1,4 +1,4 @@
-"""What every sandbox can do, whatever confines the program."""
+"""The interface of every sandbox, whatever confines the program."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ class Sandbox(ABC):
     """Runs untrusted programs, one jail each. Safe to use from several threads."""
 
     name: str
-    """As `find_sandbox` knows it."""
+    """The name by which `find_sandbox` knows it."""
     confines_by: str
     """How memory and processes are capped here, in words."""
 
@@ -18,17 +18,17 @@ class Sandbox(ABC):
             limits: Limits | None = None, collect: Sequence[str] = ()) -> Outcome:
         """Run `argv` in a new jail, in a working directory that holds `files` and nothing else.
 
-        `["python", FILE, ...]` is run by an interpreter that is up already; other arguments of python start a second one.
-        The jail has no other program. Raises SandboxError where the request is refused or no jail starts, and only then.
+        `["python", FILE, ...]` is run by an interpreter that has already started; other arguments of python start a second one.
+        The jail has no other program. Raises SandboxError if the request is refused or no jail starts, and only then.
         """
         return self.run_request(Request(argv, files or {}, stdin, limits or Limits(), collect))
 
     @abstractmethod
     def run_request(self, request: Request) -> Outcome:
-        """As `run`."""
+        """Run a checked request, as `run` does."""
 
     def does_not_work(self, wall_s: float) -> str:
-        """Why the simplest program does not run here; empty where it does."""
+        """The reason why the simplest program does not run here; empty if it runs."""
         outcome = self.run(["python", "hello.py"], {"hello.py": "print('hello')"}, limits=Limits(wall_s=wall_s))
         works = outcome.ok and outcome.stdout == b"hello\n"
         return "" if works else f"{outcome.reason} {outcome.stderr[-200:].decode(errors='replace')}"

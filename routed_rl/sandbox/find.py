@@ -1,4 +1,4 @@
-"""Which sandbox works here."""
+"""Finds the sandbox that works on this machine."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,9 +15,9 @@ WAY_OUT = ("install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; i
 
 @cache
 def find_sandbox(name: str = "auto") -> Sandbox:
-    """The sandbox `name` ("bubblewrap", "container"), or the first that works; once for each process.
+    """The sandbox `name` ("bubblewrap", "container"), or the first that works; found once in each process.
 
-    It has run a program when this returns. SandboxError where none works: untrusted code is then not run at all.
+    It has run a program when this returns. SandboxError if none works: then untrusted code is not run at all.
     """
     if name != "auto" and name not in SANDBOXES:
         raise SandboxError(f"unknown sandbox {name!r}; there are auto, {', '.join(SANDBOXES)}")

@@ -1,20 +1,20 @@
-"""What runs as process 1 inside a jail: waits with its interpreter up, runs one program, reports, ends.
+"""The program that is process 1 inside a jail. It waits with its interpreter started, runs one program, reports, and ends.
 
-It is handed to the interpreter as text or compiled, so it imports nothing of ours, and little that takes time to import.
-Arguments: where the request comes from (a path, or - for standard input), the descriptor of the reply, the uid to become
-(0: stay). The request is marshalled by the other side; the reply is the wait status, the CPU time in ms, each wanted
-file as a length and its bytes (length -1: none), and at the end the length of all that, every number eight bytes signed.
-When it is written, no other process is left in the jail.
+The interpreter gets it as text or compiled, so it imports nothing of this package, and little that takes time to import.
+Arguments: the source of the request (a path, or - for standard input), the descriptor of the reply, the uid to switch to
+(0: stay). The other side marshals the request. The reply holds the wait status, the CPU time in ms, each wanted file as a length
+and its bytes (length -1: no file), and at the end the length of all that; every number has eight bytes, signed.
+When the reply is written, no other process is left in the jail.
 """
 
 # pyright: reportPrivateUsage=false
-import _signal  # pyright: ignore[reportMissingImports]  # Without the enums that `signal` makes, a tenth of the start.
+import _signal  # pyright: ignore[reportMissingImports]  # `signal` makes enums, a tenth of the start.
 import _stat as stat  # pyright: ignore[reportMissingImports]
 import atexit
 import builtins
 import gc
 import marshal
-import posix as os  # `os` itself is another tenth.
+import posix as os  # Importing `os` itself would be another tenth.
 import resource
 import select
 import sys
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def become(uid: int) -> None:
-    """A uid nobody else has: the limit on processes counts per uid, and does not hold for root."""
+    """Switch to a uid that nobody else has: the limit on processes counts for each uid, and does not hold for root."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -44,7 +44,7 @@ def write_files(files: dict[str, bytes]) -> None:
 
 
 def prepare(request: "dict[str, Any]") -> None:
-    """Turn this fork into the program's process: limits, its own standard input, nothing of process 1's."""
+    """Turn this fork into the program's process: set limits, give it its own standard input, drop everything of process 1."""
     spool = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(spool, request["stdin"])
     os.lseek(spool, 0, 0)
@@ -60,7 +60,7 @@ def prepare(request: "dict[str, Any]") -> None:
 
 
 def collect(name: str, most: int) -> bytes | None:
-    """A regular file's bytes; None where there is none, or one longer than `most`."""
+    """The bytes of a regular file; None if there is none, or if it is longer than `most`."""
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         data = b""
@@ -74,13 +74,13 @@ def collect(name: str, most: int) -> bytes | None:
 
 
 def finish(child: int, request: "dict[str, Any]", source: int, reply: int) -> None:
-    """Wait for the program, end all it started, and only then look at what it left."""
+    """Wait for the program, end everything that it started, and only then read the files that it left."""
     poll = select.poll()
     poll.register(os.pidfd_open(child), select.POLLIN)
     poll.register(source, 0)
     ready = poll.poll(1000 * (request["limits"]["wall"] + 5))
     if not ready or any(descriptor == source for descriptor, _ in ready):
-        os._exit(1)  # The one that asked is gone, and with this process everything in the jail.
+        os._exit(1)  # The caller is gone; with this process everything in the jail ends.
     _, status, used = os.wait4(child, 0)
     try:
         while True:
@@ -98,7 +98,7 @@ def finish(child: int, request: "dict[str, Any]", source: int, reply: int) -> No
 
 
 def program(argv: list[str]) -> None:
-    """Run `python FILE ...` in this interpreter, which is up already; anything else by exec."""
+    """Run `python FILE ...` in this interpreter, which has already started; anything else by exec."""
     if argv[0] not in ("python", "python3") or len(argv) < 2 or argv[1].startswith("-"):
         from os import execvp
 
@@ -127,7 +127,7 @@ def program(argv: list[str]) -> None:
 
 
 def exit_status(code: object) -> int:
-    """As the interpreter has it: a number is the status, nothing is 0, anything else is printed."""
+    """The exit status by the interpreter's rule: a number is the status, None is 0, anything else is printed."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)
@@ -135,8 +135,8 @@ def exit_status(code: object) -> int:
 
 
 def leave(status: int, space: "dict[str, Any]") -> None:
-    """End as the interpreter does, without taking itself apart, which is a fifth of a short program's time: wait for threads,
-    run what was registered for the end, drop the program's own objects (open files are written), flush."""
+    """End as the interpreter does, but without tearing itself down, which is a fifth of a short program's time. Wait for threads,
+    run the functions registered for the end, drop the program's own objects (so that open files are written), flush."""
     try:
         if threading := sys.modules.get("threading"):
             threading._shutdown()
@@ -146,17 +146,17 @@ def leave(status: int, space: "dict[str, Any]") -> None:
             if stream is not None and not stream.closed:
                 stream.flush()
     except BaseException:
-        status = status or 120  # As the interpreter does where it cannot flush.
+        status = status or 120  # The interpreter does the same if it cannot flush.
     os._exit(status)
 
 
 def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
-    """In process 1: never returns. In the program's process: what to run."""
+    """In process 1 this never returns. In the program's process it returns the arguments of the program."""
     if os.getpid() != 1:
         sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
     if uid:
         become(uid)
-    _signal.signal(SIGINT, _signal.SIG_DFL)  # Process 1 gets no signal from inside that it does not handle.
+    _signal.signal(SIGINT, _signal.SIG_DFL)  # Process 1 gets no signal from inside the jail that it does not handle.
     if reply > 2:
         os.write(reply, b"+")
     with open(source, "rb", closefd=False) as request_file:
@@ -164,9 +164,9 @@ def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
             size = int.from_bytes(request_file.read(8), "big")
             request = marshal.loads(request_file.read(size))
         except (EOFError, ValueError):
-            os._exit(1)  # Closed before there was a request.
+            os._exit(1)  # The input was closed before a request came.
     write_files(request["files"])
-    gc.freeze()  # Nothing of process 1's is looked at, and so copied, when the program collects its garbage.
+    gc.freeze()  # Garbage collection in the program then neither scans nor copies the objects of process 1.
     child = os.fork()
     if child:
         finish(child, request, source, reply)

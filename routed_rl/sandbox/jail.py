@@ -1,4 +1,4 @@
-"""One jail: used for one program, gone without a trace."""
+"""One jail: it runs one program, then disappears without a trace."""
 
 import json
 import marshal
@@ -22,25 +22,26 @@ COMPILED = marshal.dumps(compile(INSIDE, "<jail>", "exec"))
 BOOT = """import marshal
 with open(0, "rb", closefd=False) as given:
     exec(marshal.loads(given.read(int(given.read(8)))))"""
-"""Takes process 1's program compiled, from standard input: compiling it would be a tenth of a jail's start."""
+"""Reads the compiled program of process 1 from standard input; compiling it there would take a tenth of a jail's start."""
 INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
 """No installed packages, nothing from the working directory, no bytecode files."""
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-"""Hashes are the same in every jail, and so is the order of a set: scores must not depend on it."""
+"""Hashes, and so the order of a set, are the same in every jail, because scores must not depend on them."""
 START_S = 20.0
-"""Seconds a jail may take to start; it takes about .02 on an idle machine."""
+"""Seconds that a jail may take to start; it takes about .02 on an idle machine."""
 
 
 class Jail:
-    """A started jail, whose interpreter comes up while nobody waits for it. Use it in a `with`: leaving ends all in it.
+    """A started jail, whose interpreter starts while nobody waits for it. Use it in a `with`: leaving that ends everything in the
+    jail.
 
     The thread that made it must outlive it: the kernel ends the jail with that thread.
     """
 
     def __init__(self, command: Sequence[str], filter: bytes, groups: Groups | None, uid: int = 0,
                  as_user: int | None = None) -> None:
-        """`command` is bubblewrap's, up to the interpreter with its flags; `uid` is what process 1 becomes, unless 0, and
-        `as_user` what bubblewrap itself runs under, unless it is who we are."""
+        """`command` is bubblewrap's, up to the interpreter with its flags. Process 1 switches to `uid`, unless that is 0;
+        bubblewrap itself runs as the user `as_user`, or as the current user."""
         self.groups, self.pidfd = groups, -1
         info_read, info_write = os.pipe()
         filter_read, filter_write = os.pipe()
@@ -51,7 +52,7 @@ class Jail:
         words = [*command[:1], "--info-fd", str(info_write), "--seccomp", str(filter_read), *command[1:]]
         account: dict[str, Any] = {} if as_user is None else {"user": as_user, "group": as_user, "extra_groups": []}
         try:
-            # An empty environment: what bubblewrap itself has is readable for whoever gets at its process.
+            # The environment is empty, because bubblewrap's own is readable for whoever gets at its process.
             self.process = subprocess.Popen([*words, "-c", BOOT, "-", str(reply_write), str(uid)], env={}, cwd="/", bufsize=0,
                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                             pass_fds=mine, start_new_session=True, **account)
@@ -63,7 +64,7 @@ class Jail:
         try:
             self.process.stdin.write(b"%8d" % len(COMPILED) + COMPILED)
         except BrokenPipeError:
-            pass  # It has ended already; below it is asked why.
+            pass  # The jail has already ended; the code below finds out why.
         while b"}" not in said and (part := os.read(info_read, CHUNK)):
             said += part
         os.close(info_read)
@@ -74,7 +75,7 @@ class Jail:
             self.fail()
 
     def fail(self) -> NoReturn:
-        """Raise with what bubblewrap said."""
+        """Raise an error with bubblewrap's message."""
         self.kill()
         assert self.process.stderr
         said = self.process.stderr.read(CHUNK).decode(errors="replace").split()
@@ -82,14 +83,14 @@ class Jail:
         raise SandboxError(f"a jail did not start: {' '.join(said)[-300:] or 'no message'}; `routed-rl doctor` tries it out")
 
     def run(self, request: Request) -> Outcome:
-        """Run one program. Never twice."""
+        """Run one program. Must not be called twice."""
         if self.groups is None:
             self.wait_until_up()
             return self.watch(request, None)
         group = self.groups.take(request.limits.memory_mb * MEBIBYTE)
         try:
-            with suppress(ProcessLookupError):  # It has ended already; below it is asked why.
-                group.add(self.pid)  # Takes the kernel a while, in which the interpreter comes up.
+            with suppress(ProcessLookupError):  # The jail has already ended; the code below finds out why.
+                group.add(self.pid)  # Takes the kernel a while, in which the interpreter starts.
             self.wait_until_up()
             return self.watch(request, group)
         finally:
@@ -103,7 +104,7 @@ class Jail:
             self.fail()
 
     def watch(self, request: Request, group: Group | None) -> Outcome:
-        """Hand over the request, read until all is at its end or a limit is passed, and judge."""
+        """Send the request, read until every stream has ended or a limit is passed, and judge the outcome."""
         process, said, limits = self.process, self.reply, request.limits
         assert process.stdin and process.stdout and process.stderr
         out, err = process.stdout.fileno(), process.stderr.fileno()
@@ -126,7 +127,7 @@ class Jail:
         return report.outcome(limits, out_of_memory=out_of_memory, stdout=stdout, stderr=stderr, wall_s=wall_s)
 
     def kill(self) -> None:
-        """End everything in the jail: it goes with its process 1."""
+        """End everything in the jail, which ends with its process 1."""
         try:
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -136,7 +137,7 @@ class Jail:
             pass
 
     def close(self) -> None:
-        """End what still runs, reap it, and close every descriptor. Harmless when repeated."""
+        """End whatever still runs, reap it, and close every descriptor. It is safe to call this again."""
         if self.reply < 0:
             return
         self.kill()

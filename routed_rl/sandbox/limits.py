@@ -1,4 +1,4 @@
-"""What a program may use, and what came of it."""
+"""The limits of a program, the request to run it, and its outcome."""
 
 import marshal
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps on one program and everything it starts. All hold together; the first that is passed ends it."""
+    """Caps on one program and everything it starts. All hold together; the first one that is exceeded ends it."""
 
     wall_s: float = 5.0
     """Seconds from the moment the program may start."""
     cpu_s: float = 5.0
-    """CPU seconds of each process, rounded up; all of them together: at most `wall_s` times the number of cores."""
+    """CPU seconds of each process, rounded up. All processes together can use at most `wall_s` times the number of cores."""
     memory_mb: int = 512
     """MiB of address space of each process, and of memory of all of them together."""
     processes: int = 16
-    """Processes and threads at one time, the program's own first one among them."""
+    """The number of processes and threads at one time, including the program's own first one."""
     output_bytes: int = 1 << 20
-    """Bytes of each of: standard output, standard error, a collected file."""
+    """Bytes of each of these: standard output, standard error, a collected file."""
     disk_mb: int = 64
     """MiB of /tmp, which also holds the files that the program is given."""
 
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. Whatever is in it was written by untrusted code."""
+    """How a program ended. Untrusted code wrote whatever is in it."""
 
     exit_code: int | None
     """None unless `reason` is "exited"."""
@@ -50,7 +50,7 @@ class Outcome:
     stdout: bytes = b""
     stderr: bytes = b""
     collected: Mapping[str, bytes] = field(default_factory=dict)
-    """Of the files asked for, those that are regular and within the limit; none after a timeout or a flood."""
+    """Those of the requested files that are regular and within the limit; empty after a timeout or a flood."""
     wall_s: float = 0.0
     """Seconds from the request to the end of the last process."""
 
@@ -69,7 +69,7 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What to run. SandboxError where anything of it is not what it must be."""
+    """The program to run. SandboxError if a field is not valid."""
 
     argv: Sequence[str]
     files: Mapping[str, str | bytes]
@@ -93,15 +93,15 @@ class Request:
 
     @cached_property
     def encoded(self) -> bytes:
-        """As inside.py reads it: a length, then the request."""
+        """The bytes that inside.py reads: a length, then the request."""
         limits = {"memory": self.limits.memory_mb * MEBIBYTE, "disk": self.limits.disk_mb * MEBIBYTE,
                   "processes": self.limits.processes, "cpu": ceil(self.limits.cpu_s), "wall": ceil(self.limits.wall_s),
                   "output": self.limits.output_bytes}
         data = marshal.dumps({"argv": list(self.argv), "files": self.data, "stdin": bytes(self.stdin), "limits": limits,
-                              "collect": list(self.collect)}, 4)  # Of Python 3.11.
+                              "collect": list(self.collect)}, 4)  # The format of Python 3.11.
         return len(data).to_bytes(8, "big") + data
 
     @property
     def report_size(self) -> int:
-        """The most bytes that the report on it can have."""
+        """The most bytes that the report on this request can have."""
         return (3 + len(self.collect)) * 8 + len(self.collect) * self.limits.output_bytes

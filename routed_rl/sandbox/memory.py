@@ -1,7 +1,7 @@
-"""The cap on the memory of a whole jail: a control group where we may make one, else the jail is watched.
+"""The cap on the memory of a whole jail: a control group if we may make one, else the jail is watched.
 
-Without a group a jail can pass its cap for as long as one look at it takes (`WATCH_S`). Counted are what processes have
-mapped, files and their inodes, and sockets at the most that they can hold; pipes are not, which hold 64 MiB for one user.
+Without a group a jail can exceed its cap for as long as one look at it takes (`WATCH_S`). The count includes the mapped memory of
+processes, files and their inodes, and sockets at their largest. It leaves out pipes, which hold 64 MiB for one user.
 """
 
 import atexit
@@ -18,12 +18,12 @@ PREFIX = "routed-rl-"
 
 CAPS = ("memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
 EVENTS = ("memory.events", "memory.oom_control")
-"""Files of a control group, of which each version of the interface has its own."""
+"""Files of a control group; each version of the interface has its own."""
 
 
 @dataclass
 class Group:
-    """One control group with a cap in bytes. One jail at a time; empty groups are used again."""
+    """One control group with a cap in bytes. It serves one jail at a time; an empty group is used again."""
 
     path: Path
     limit: int
@@ -34,7 +34,7 @@ class Group:
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def kills(self) -> int:
-        """Processes that the kernel killed for memory so far."""
+        """The number of processes that the kernel has killed for memory so far."""
         (events,) = self.existing(EVENTS)
         return next((int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill ")), 0)
 
@@ -57,7 +57,7 @@ class Groups:
 
     def take(self, limit: int) -> Group:
         with self.lock:
-            if self.owner != os.getpid():  # A fork: the groups so far belong to the other process.
+            if self.owner != os.getpid():  # After a fork the groups so far belong to the other process.
                 self.free, self.all, self.owner = {}, [], os.getpid()
             if free := self.free.get(limit):
                 return free.pop()
@@ -80,12 +80,12 @@ class Groups:
             try:
                 group.path.rmdir()
             except OSError:
-                pass  # A jail that has just been killed may still be in it; `sweep` of a later run takes it away.
+                pass  # A jail that was just killed may still be in it; `sweep` of a later run removes it.
         self.all, self.free = [], {}
 
 
 def candidates() -> Iterator[Path]:
-    """Where a group could be made: this process's own group, then those above it."""
+    """The places in which a group could be made: this process's own group, then those above it."""
     own = {words[1]: words[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if (words := line.split(":", 2))}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -108,11 +108,11 @@ def sweep(home: Path) -> None:
             try:
                 path.rmdir()
             except OSError:
-                pass  # Not empty after all, or another process was first.
+                pass  # It is not empty after all, or another process was first.
 
 
 def find_groups() -> Groups | None:
-    """Groups that really can cap memory, or None."""
+    """Groups that can really cap memory, or None."""
     try:
         places = list(candidates())
     except OSError:
@@ -127,34 +127,34 @@ def find_groups() -> Groups | None:
                 groups.give_back(group)
                 return groups
         except (OSError, IndexError, ValueError):
-            pass  # It has no files for memory, or not for us.
+            pass  # This place has no files for memory, or we may not write them.
         groups.remove()
     return None
 
 
 INODE = 2048
-"""Bytes of the kernel for a file in memory and its name, at most."""
+"""The most bytes that the kernel needs for a file in memory and its name."""
 SOCKETS = {"0001": 213_000, "0002": 11 * 213_000, "0005": 213_000}
-"""By kind: bytes that wait in a socket at most. One that takes single messages holds ten more of others."""
+"""For each kind of socket, the most bytes that wait in one. A datagram socket holds ten more messages of others."""
 PROPORTIONAL = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def passes(pid: int, cap: int) -> bool:
-    """Whether the jail of process `pid` holds more than `cap` bytes. Memory that processes share counts once, which takes
-    longer to find out, so it is only asked where it matters."""
+    """Whether the jail of process `pid` holds more than `cap` bytes. Counting shared memory only once takes longer, so it is done
+    only if the quick count is above the cap."""
     beside = _files(pid) + _sockets(pid)
     return beside + _mapped(pid, "status", ("RssAnon:", "RssShmem:")) > cap and (
         beside + _mapped(pid, "smaps_rollup", PROPORTIONAL) > cap)
 
 
 def can_watch(pid: int) -> bool:
-    """Whether all that `passes` reads can be read here."""
+    """Whether everything that `passes` reads can be read here."""
     shown = (Path(f"/proc/{pid}/task/{pid}/children"), Path(f"/proc/{pid}/net/unix"))
     return all(path.exists() for path in shown) and _files(pid) > 0 and _mapped(pid, "smaps_rollup", PROPORTIONAL) > 0
 
 
 def _mapped(pid: int, file: str, fields: tuple[str, ...]) -> int:
-    """Bytes of these fields of a process and all its descendants."""
+    """The sum of these fields, in bytes, over a process and all its descendants."""
     total, waiting = 0, [pid]
     while waiting:
         pid = waiting.pop()
@@ -164,7 +164,7 @@ def _mapped(pid: int, file: str, fields: tuple[str, ...]) -> int:
             for thread in os.listdir(f"/proc/{pid}/task"):
                 waiting += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
         except OSError:
-            pass  # It has ended since.
+            pass  # The process has ended in the meantime.
     return total
 
 

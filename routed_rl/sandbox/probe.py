@@ -1,4 +1,4 @@
-"""A handful of attacks that are really run, for `routed-rl doctor`. Each program prints "safe" where it gets nowhere."""
+"""A few attacks that `routed-rl doctor` really runs. Each program prints "safe" if its attack fails."""
 
 import os
 from dataclasses import replace
@@ -43,7 +43,7 @@ HOG = "import os, time\nfor _ in range(4): os.fork()\nkept = bytearray(60 << 20)
 
 
 def probe(name: str = "auto") -> list[Row]:
-    """What was tried, whether it was held, and a detail; first of all whether there is a sandbox."""
+    """The attacks that were tried, whether each was held off, and a detail; the first row says whether there is a sandbox."""
     try:
         sandbox = find_sandbox(name)
     except SandboxError as error:

@@ -1,4 +1,4 @@
-"""Reading what comes out of a jail: bounded, and believed only as far as it is well-formed."""
+"""Reads the output of a jail. It is bounded, and believed only as far as it is well-formed."""
 
 import os
 import selectors
@@ -15,17 +15,17 @@ WORD = 8
 
 @dataclass
 class Report:
-    """What process 1 of the jail says when the program has ended: see inside.py."""
+    """The report of process 1 of the jail after the program has ended; see inside.py."""
 
     status: int
     cpu_s: float
     collected: dict[str, bytes]
     size: int
-    """Bytes that it takes at the end of what was read."""
+    """The number of bytes that the report takes at the end of the data read."""
 
     @classmethod
     def parse(cls, data: bytes | bytearray, names: Sequence[str]) -> "Report | None":
-        """The report that `data` ends with; None unless it is whole."""
+        """The report with which `data` ends; None unless it is complete."""
         size = int.from_bytes(data[-WORD:], "big", signed=True)
         if not 2 * WORD <= size <= len(data) - WORD:
             return None
@@ -55,17 +55,17 @@ class Report:
 
 @dataclass
 class Reader:
-    """Reads several descriptors to their ends, none past its cap.
+    """Reads several descriptors to their ends, but none past its cap.
 
-    Memory: the caps' sum and one chunk, whatever the other side writes.
+    Its memory is bounded by the sum of the caps and one chunk, whatever the other side writes.
     """
 
     caps: dict[int, int]
     data: dict[int, bytearray] = field(default_factory=dict)
 
     def read(self, deadline: float, every_s: float | None = None, look: Callable[[], bool] = bool) -> Reason | None:
-        """None at the end of all of them; else why it stopped: "output", "timeout", or "memory" where `look`,
-        called each `every_s` seconds, said so."""
+        """Read until all have ended and return None, or stop early and return the reason: "output", "timeout", or "memory" if
+        `look`, which is called every `every_s` seconds, returned true."""
         self.data = {descriptor: bytearray() for descriptor in self.caps}
         with selectors.DefaultSelector() as selector:
             for descriptor in self.caps:

@@ -1,6 +1,6 @@
-"""Which system calls untrusted code may make: a seccomp filter, assembled here as classic BPF.
+"""The system calls that untrusted code may make: a seccomp filter, assembled here as classic BPF.
 
-It closes what namespaces leave open: new namespaces, other processes' memory, limits and descriptors, mounts, kernel
+The filter closes what namespaces leave open: new namespaces, other processes' memory, limits and descriptors, mounts, kernel
 interfaces, locks and watches on files that all jails see, and memory that no other limit counts. Every call of the kernel's
 table is either allowed or refused here by name; a call that is in neither list, one of a newer kernel, does not exist for
 the program (ENOSYS). Futexes on pages of shared libraries are not closed: two programs that run at once can signal by them.
@@ -62,20 +62,22 @@ CHECKED: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {
     "clone": [(0, NO_BIT, (NEW_NAMESPACES,))],
     "socket": [(0, ONLY, (AF_UNIX,))],
     "socketpair": [(0, ONLY, (AF_UNIX,))],
-    # Neither locks and leases (5 to 7, 36 to 38, 1024, 1025), which jails could see of each other on the files that all of them
-    # have, nor watches on folders (1026), nor larger pipes (1031): duplicates, flags and the size of a pipe.
+    # Allowed are duplicates, flags and reading the size of a pipe. Not allowed are locks and leases (5 to 7, 36 to 38, 1024,
+    # 1025), by which jails could notice each other on the files that all of them have, watches on folders (1026), and larger
+    # pipes (1031).
     "fcntl": [(1, ONLY, (0, 1, 2, 3, 4, 1030, 1032))],
     # Buffers stay at their default, which the count of a jail's memory relies on.
     "setsockopt": [(2, NONE_OF, (7, 8, 32, 33))],
-    # A process' own alone: process 1 has the program's uid.
+    # Only for the process itself (0), because process 1 has the program's uid.
     "prlimit64": [(0, ONLY, (0,))], "sched_setaffinity": [(0, ONLY, (0,))], "sched_setscheduler": [(0, ONLY, (0,))],
     "sched_setparam": [(0, ONLY, (0,))], "sched_setattr": [(0, ONLY, (0,))], "setpriority": [(0, ONLY, (0,)), (1, ONLY, (0,))],
-    # Neither filters of its own nor sharing a core with process 1.
+    # Neither its own filters nor sharing a core with process 1.
     "prctl": [(0, NONE_OF, (22, 62))],
 }
-"""Allowed where the lower halves of these arguments are as said: (place, relation, values)."""
+"""Calls that are allowed if the lower halves of these arguments fit: (place of the argument, relation, values)."""
 MISSING = frozenset({"clone3"})
-"""Its flags lie behind a pointer, which a filter cannot follow; the C library falls back to clone where it does not exist."""
+"""The flags of this call lie behind a pointer, which a filter cannot follow. The C library falls back to clone if it is
+missing."""
 X32 = 0x40000000
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCH, ARGUMENTS = 0, 4, 16
@@ -85,7 +87,8 @@ Code = list[tuple[int, int, int, int]]
 
 
 def seccomp_filter(machine: str | None = None) -> bytes | None:
-    """The filter for `machine` (this one by default), as `bwrap --seccomp` reads it; None for one it has no table of."""
+    """The filter for `machine` (this one by default), in the form that `bwrap --seccomp` reads; None if there is no table for
+    it."""
     found = MACHINES.get(machine or platform.machine())
     if found is None:
         return None
@@ -104,9 +107,9 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
 
 
 def _unless(place: int, relation: str, values: tuple[int, ...]) -> Code:
-    """Instructions that refuse a call whose argument is not as it must be, and go on after themselves otherwise."""
+    """Instructions that refuse a call unless its argument fits, and otherwise go on with the next instruction."""
     load = (LOAD, 0, 0, ARGUMENTS + 8 * place)
-    if relation == ONLY:  # the last comparison falls into the refusal, the others jump over what follows them and it
+    if relation == ONLY:  # the last comparison falls through to the refusal; the others jump over the rest and over it
         return [load, *((EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)), (RETURN, 0, 0, NO | EPERM)]
     test = EQUAL if relation == NONE_OF else ANY_BIT
     return [load, *(step for value in values for step in ((test, 0, 1, value), (RETURN, 0, 0, NO | EPERM)))]

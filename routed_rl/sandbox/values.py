@@ -1,4 +1,4 @@
-"""Comparing plain values from a jail with what was expected. Runs outside; no code of the value's own ever runs."""
+"""Compares plain values from a jail with expected ones. This runs outside the jail; no code of the value's own ever runs."""
 
 import json
 import re
@@ -8,14 +8,14 @@ MAX_DEPTH = 64
 MAX_ITEMS = 100_000
 PLAIN = {type(None), bool, int, float, str, list, dict}
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[{\]}]')
-"""Never goes back on what it took, so a text without an end costs no more than any other."""
+"""The possessive quantifier never backtracks, so a text without an end costs no more than any other."""
 
 
 def same_value(a: Any, b: Any) -> bool:
     """Whether two JSON values are the same in type and content.
 
-    True is not 1, 1 is not 1.0, nan is nothing's equal, and a type that JSON does not have (a subclass, a tuple) is equal
-    to nothing. Deeper than `MAX_DEPTH` or more than `MAX_ITEMS` values: not the same.
+    True is not 1, 1 is not 1.0, nan equals nothing, and a type that JSON does not have (a subclass, a tuple) equals
+    nothing. Values nested deeper than `MAX_DEPTH`, or more than `MAX_ITEMS` values, count as different.
     """
     waiting: list[tuple[Any, Any, int]] = [(a, b, 0)]
     for _ in range(MAX_ITEMS):
@@ -37,7 +37,7 @@ def same_value(a: Any, b: Any) -> bool:
 
 
 def read_json(data: bytes) -> Any:
-    """The JSON value in `data`; ValueError where it is not one, or nested deeper than `MAX_DEPTH`."""
+    """The JSON value in `data`; ValueError if it is not JSON, or is nested deeper than `MAX_DEPTH`."""
     text, depth = data.decode("utf-8"), 0
     for found in BRACKETS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
