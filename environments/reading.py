@@ -1,7 +1,7 @@
-"""Where a completion's answer stands, and which number it is: chosen by place and form, never by being right.
+"""Finds a completion's answer and its number: chosen by place and form, never by being right.
 
-Reasoning in tags is left out. Then the last of these counts: `<answer>`, a box, a sentence that announces the answer; else the
-end. Several numbers side by side (`5 or 7`) are no answer. Not covered: numbers in words, `1.234` for 1234.
+Reasoning in tags is left out. Then the last of these counts: `<answer>`, a box, a sentence that announces the answer; otherwise
+the end of the text. Several numbers side by side (`5 or 7`) are no answer. Not covered: numbers in words, `1.234` for 1234.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from fractions import Fraction
 
 REASONING = re.compile(
     r"(?<![\"'`])(?:<\|?(?i:(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad))\|?>|\[(/?)THINK\])(?![\"']|`(?!`))")
-"""A tag around reasoning; between quotes it is a text of a program."""
+"""A tag around reasoning; between quotes it is text of a program."""
 TAGGED = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
 BOX = re.compile(r"\\f?boxed\s*(?:\{|(?=[\w.+-]))")
 ANNOUNCED = re.compile(
     r"(?im)(?:^|[.!?:;,][ \t]+|\b(?:so|thus|hence|therefore|then|and|think|believe|that)[ \t]+)[ \t*_#>`-]*"
     r"(?:(?:my|our|the|this)[ \t]+)?(?:(?:final|correct|right|exact)[ \t]+)*answer\b(?:[ \t]+(?:to|of|for)[ \t][^.:\n]{1,80}?)??"
     r"(?:[ \t*_`]*(?:is|=|equals|would be|should be|must be)(?!\w)[ \t]*:?|\W{0,4}:|[ \t*_]*$)[ \t*_]*")
-"""A sentence that begins with the answer's name, or a heading; "to find the answer: add" is none."""
+"""A sentence that begins with the answer's name, or a heading. It does not match "to find the answer: add"."""
 WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
 SPACES = "\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}"
 SEPARATOR = re.compile(rf"(?<=\d)(?:\{{,\}}|,?\\[,;:! ]|[{SPACES}'’_]|(?<=\b\d) |(?<=\b\d\d) |(?<=\b\d\d\d) )(?=\d{{3}}(?!\d))")
@@ -27,11 +27,11 @@ POWER_OF_TEN = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:
 SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
 PLAIN_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 APART = re.compile(r"(?:(?<=[:={(])|(?<=[:=] ))-[ ]+(?=[.\d])")
-"""A minus sign that stands apart from its number, where it can be no bullet of a list."""
+"""A minus sign that stands apart from its number, in places where it cannot be the bullet of a list."""
 FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\w))?(?:/\d+(?![\d.]))?(?:[ ]?\\?%)?"
 NUMBER = re.compile(rf"(?<![\w.)])[-+]?{DIGITS}|{DIGITS}")
-"""A minus sign right behind a digit or a bracket subtracts: the last number of "10-7" is 7."""
+"""A minus sign directly after a digit or a bracket subtracts: the last number of "10-7" is 7."""
 FILLER = re.compile(r"(?i)(?:\W|\b(?:about|approximately|equals?|to|simply|just|therefore|thus|then|either|left|[a-z])\b)*")
 BESIDE = re.compile(r"(?i)(?:[ \t*$`,;|&]|\\\(|\\\)|\\boxed\{|\}|(?:[a-z]+[ ])?\bor\b(?:[ ]-(?=[ ]))?"
                     r"|\b(?:and|maybe|perhaps|possibly)\b)+")
@@ -40,20 +40,20 @@ SPELLINGS = [(re.compile(written), meant) for written, meant in (
     (r"\\[()\[\]]", ""), (r"\\%", "%"), (r"·", r"\\cdot "), (r"×", r"\\times "), (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"(?:√\s*|\\sqrt\s*)(\d+)", r"\\sqrt{\1}"), (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
     (r"^\$?\\[dt]?frac\s*\{d\w*\}\s*\{d\w\}[^=]*=", ""), (r"^(\S+)\.$", r"\1"))]
-"""Ways to write a formula that a judge of LaTeX does not read, and what it reads."""
+"""Pairs of (a way to write a formula that a judge of LaTeX does not read, one that it reads)."""
 WORDS = re.compile(r"[A-Za-z']+(?:,? [A-Za-z']+)+[.,:]?")
 ASIDE = re.compile(r"[,;]?\s+(?:not|because|since|as|which|so|where)\b|\s+\((?=[a-z]{2})")
 SUM = re.compile(r"\s*(?:[-+*/^×·÷]|\\times|\\cdot|)\s*")
 
 
 def spoken(completion: str) -> str:
-    """The completion without its reasoning. Where all of it is reasoning without an end, it counts if it marks an answer."""
+    """The completion without its reasoning. If all of it is reasoning without an end, it counts if it marks an answer."""
     said: list[str] = []
     opened, end = False, 0
     for tag in REASONING.finditer(completion):
         closes = tag[1] or tag[2]
         if not opened and closes:
-            said.clear()  # The prompt opened it.
+            said.clear()  # The prompt opened the reasoning.
         elif not opened:
             said.append(completion[end:tag.start()])
         if closes or not opened:
@@ -66,25 +66,25 @@ def spoken(completion: str) -> str:
 
 
 def stated(text: str) -> str | None:
-    """What `text` marks as its answer, by a tag, a box, or an announcement; None without one."""
+    """The text that is marked as the answer, by a tag, a box, or an announcement; None if there is no mark."""
     return announced(text) if (found := enclosed(text)) is None else found
 
 
 def enclosed(text: str) -> str | None:
-    """What is in the last tag or box; None without one."""
+    """The content of the last tag or box; None if there is neither."""
     if (tagged := TAGGED.findall(text)) and tagged[-1].strip():
         return inner if (inner := stated(tagged[-1])) is not None else tagged[-1].strip()
     return last_box(text)
 
 
 def announced(text: str) -> str | None:
-    """All that stands behind the last announcement of an answer; None without one."""
+    """All text after the last announcement of an answer; None if there is none."""
     behind = (text[each.end():].strip("\n") for each in reversed(list(ANNOUNCED.finditer(text))))
     return next(filter(str.strip, behind), None)
 
 
 def last_box(text: str) -> str | None:
-    """What is in the last `\\boxed{}`, with its braces balanced, "" where they are not; None without one."""
+    """The content of the last `\\boxed{}`, with its braces balanced, or "" if they are not; None if there is no box."""
     boxes = list(BOX.finditer(text))
     if not boxes:
         return None
@@ -100,24 +100,24 @@ def last_box(text: str) -> str | None:
 
 
 def lines_of(text: str, decoration: str = " \t*`$") -> list[str]:
-    """Those that are not empty, without the `decoration` around them."""
+    """The lines that are not empty, without the `decoration` around them."""
     return [line for each in text.splitlines() if (line := each.strip(decoration))]
 
 
 def unescaped(text: str) -> str:
-    """HTML's names as what they stand for, one spelling of minus, and of powers."""
+    """`text` with HTML entities decoded, and one spelling of minus and of powers."""
     text = re.sub("[\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}]|(?<!\\S)\N{EN DASH}(?=[\\d.])", "-", html.unescape(text))
     return SUPERSCRIPT.sub(lambda found: f"^{{{found[0].translate(PLAIN_DIGITS)}}}", text)
 
 
 def tidy(text: str) -> str:
-    """`unescaped`, with plain fractions and powers of ten, and words out of LaTeX."""
+    """`unescaped`, and with plain fractions, plain powers of ten, and words freed from LaTeX."""
     text = POWER_OF_TEN.sub(lambda found: f"e{found[1] or found[2]}", WRAPPED.sub(r"\1", unescaped(text)))
     return FRACTION.sub(lambda found: f"{found[1] or found[2]}/{found[3] or found[4]}", text)
 
 
 def number_of(text: str) -> str:
-    """The number that the answer of `text` is, with a sign of percent; "" where that has none, or several side by side."""
+    """The number that is the answer of `text`, with its percent sign; "" if there is none, or several side by side."""
     text = APART.sub("-", unescaped(text))
     if (inside := enclosed(text)) is not None:
         return first_number(inside) or ""
@@ -126,9 +126,9 @@ def number_of(text: str) -> str:
 
 
 def first_number(said: str) -> str | None:
-    """The number that an announced answer begins with, or has behind the last `=` of its line; None where there is none.
+    """The number with which an announced answer begins, or that follows the last `=` of its line; None if there is none.
 
-    "" where several stand side by side, or a sum that nobody has worked out.
+    It is "" if several numbers stand side by side, or a sum that was not worked out.
     """
     line = (lines_of(SEPARATOR.sub("", tidy(said))) or [""])[0]
     parts = [part for part in re.split("[=≈]", line) if NUMBER.search(part)]
@@ -146,8 +146,8 @@ def last_number(text: str) -> str:
 
 
 def value(number: str) -> Fraction | None:
-    """What a number is worth, without percent; None for none, and for a fraction that is not in lowest terms: that may be the
-    question."""
+    """The value of a number, ignoring a percent sign; None for text that is no number, and for a fraction that is not in lowest
+    terms, since that may be the question."""
     top, _, bottom = number.replace(",", "").partition("/")
     try:
         worth = Fraction(top) / int(bottom or 1) if NUMBER.fullmatch(number) else None
@@ -157,7 +157,7 @@ def value(number: str) -> Fraction | None:
 
 
 def formula(text: str) -> str:
-    """The answer of `text` as mathematics, for a judge that reads LaTeX: the box or what is announced, else the last line."""
+    """The answer of `text` as mathematics, for a judge that reads LaTeX: the box or the announced answer, else the last line."""
     found = enclosed(text)
     if found is not None:
         found = found.replace("\\$", "").replace("$", "")

@@ -1,8 +1,8 @@
 """Any generator of the reasoning-gym package, or a mix of them, as an environment in chat format. Secure: only the answer pays.
 
-`dataset` names the generator; further keywords go to it (`dataset: chain_sum`, `min_terms: 2`). `level` takes them from the
+`dataset` names the generator, and further keywords go to it (`dataset: chain_sum`, `min_terms: 2`). `level` takes them from the
 generator's curriculum instead. Not covered: generators that have no sound scorer (read the scorer before you train on one),
-and curricula that follow the model's success: a task depends on split and seed alone.
+and curricula that follow the model's success, since a task depends only on split and seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from reasoning_gym.factory import DATASETS, create_curriculum, has_curriculum
 from routed_rl.envs import Score, Task
 
 BLOCK = 200
-"""Questions per generator. Each has a seed of its own: in many, seed s + 1 is seed s shifted by one question."""
+"""The number of questions per generator. Each has its own seed: in many generators, seed s + 1 is seed s shifted by one
+question."""
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 PLAIN = r"[-+]?\d[\d,]*(?:\.\d+)?"
 LOGICAL = ("true", "false", "yes", "no")
@@ -33,7 +34,7 @@ class ReasoningGym:
     """One generator of reasoning-gym, or several: `mix={"chain_sum": {"weight": 2, "level": 1}, "spell_backward": {}}`.
 
     A question belongs to "eval" or "train" by its text (one in five is "eval"), so no question is in both, whatever
-    the seeds. The last number pays where the right answer is a number; the last fenced block, or all of the text, where it
+    the seeds. The last number pays if the right answer is a number; the last fenced block, or all of the text, if it
     has several lines or many are right; else the last line. "Answer:" leaves out what stands before it.
     """
 
@@ -51,11 +52,11 @@ class ReasoningGym:
         raise_every: int = 0,
         **generator: Any,
     ) -> None:
-        """`partial`: pay the scorer's fractions too; many pay a wrong answer that merely contains the right one.
+        """`partial` also pays the scorer's fractions, though many scorers pay a wrong answer that merely contains the right one.
 
-        `examples` questions stand solved before each one, in `example_format`: `{answer}` and the entry's metadata.
-        `mix` replaces `dataset`: shares and settings by generator. `level` is a level of the curriculum, 0 the easiest;
-        with `raise_every` it rises by one after each that many tasks of the split "train".
+        `examples` solved questions stand before each one, in `example_format`: `{answer}` and the entry's metadata.
+        `mix` replaces `dataset`: shares and settings by generator. `level` is a level of the curriculum, 0 is the easiest;
+        with `raise_every` it rises by one after each so many tasks of the split "train".
         """
         if mix and (generator or level is not None):
             stray = [*generator, *(["level"] if level is not None else [])]
@@ -74,13 +75,13 @@ class ReasoningGym:
             self.turns += [self._ask(entry), {"role": "assistant", "content": answer}]
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Endless; ValueError if a block of questions has none for `split` (the generator has too few)."""
+        """Yield tasks without end; ValueError if a block of questions has none for `split` (the generator has too few)."""
         seeds = random.Random(f"{self.dataset} {split} {seed}")
         known = {entry["question"] for entry in self.solved}
         given, steps = 0, self.raise_every if split == "train" else 0
         while True:
             none_yet = True
-            for entry in self._draw(seeds.getrandbits(31), given // steps if steps else 0):  # Made one by one: many are slow.
+            for entry in self._draw(seeds.getrandbits(31), given // steps if steps else 0):  # One by one: many are slow.
                 if not belongs_to(split, entry["question"]) or entry["question"] in known:
                     continue
                 yield Task([*self.turns, self._ask(entry)], {"entry": entry})
@@ -91,7 +92,7 @@ class ReasoningGym:
                 raise ValueError(f"{self.dataset}: none of {BLOCK} questions belongs to split {split!r}")
 
     def gold(self, task: Task) -> str | None:
-        """The entry's answer, or the example that its metadata has where many are right."""
+        """The entry's answer, or the example in its metadata if many answers are right."""
         entry = task.data["entry"]
         known = [entry["answer"], *map(entry["metadata"].get, EXAMPLES)]
         found = next((each for each in known if each is not None), None)
@@ -99,11 +100,11 @@ class ReasoningGym:
 
     @staticmethod
     def all_settings() -> list[dict[str, Any]]:
-        """One for each generator of the package, paying its scorer's own marks."""
+        """One setting for each generator of the package, paying its scorer's own marks."""
         return [{"dataset": name, "partial": True} for name in sorted(DATASETS)]
 
     def score(self, task: Task, completion: str) -> Score:
-        """Reward is 1 for full marks; `partial` makes it the scorer's own. What the scorer raises is raised."""
+        """Reward is 1 for full marks; with `partial` it is the scorer's marks. Errors of the scorer are passed on."""
         entry = task.data["entry"]
         marks = float(self.scorer.score_answer(final_answer(completion, entry["answer"]), entry))
         solved = float(marks >= 1.0)
@@ -130,7 +131,7 @@ def spec(name: str, entry: Mapping[str, Any]) -> DatasetSpec:
 
 
 def at_level(dataset: str, level: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` and, where they say nothing, those of the curriculum at `level`; a level past its last is its last."""
+    """`settings`, completed by those of the curriculum at `level`; a level beyond its last counts as its last."""
     if not has_curriculum(dataset):
         raise ValueError(f"{dataset} has no curriculum; leave level out, and set what its config has")
     curriculum = create_curriculum(dataset)
@@ -147,8 +148,8 @@ def belongs_to(split: str, question: str) -> bool:
 
 
 def final_answer(completion: str, right: str | None) -> str:
-    """The answer that a completion ends with. Of `right` only its form is used: a number, one line, several, or not known;
-    a number that is worth the same is written as `right` is."""
+    """The answer with which a completion ends. Only the form of `right` is used: a number, one line, several lines, or unknown;
+    a number of the same value is written as in `right`."""
     said = spoken(completion)
     marked = stated(said)
     if right is None or "\n" in right.strip():
@@ -164,8 +165,8 @@ def final_answer(completion: str, right: str | None) -> str:
 
 
 def same_number(found: str, right: str) -> str:
-    """`found`; as `right` is written where it is worth the same, unless that is written for its digits' sake (`0101`). Percent
-    are a hundredth, or a unit."""
+    """`found`, written as in `right` if it has the same value, unless the digits of `right` matter (`0101`). Percent may mean a
+    hundredth, or a unit."""
     by_worth = re.fullmatch(r"[-+]?(?:0|[1-9][\d,]*)(?:\.\d+)?", right)
     number = found.rstrip("% \\")
     worth, wanted = value(number), value(right)
@@ -174,7 +175,7 @@ def same_number(found: str, right: str) -> str:
 
 
 def undecorated(line: str, right: str) -> str:
-    """`line` without LaTeX, quotes and a full stop, where `right` has none; true, false, yes and no in the case of `right`."""
+    """`line` without LaTeX, quotes and a full stop, unless `right` has them; true, false, yes and no in the case of `right`."""
     for mark in ("\\(", "\\)", "\\[", "\\]"):
         line = line.replace(mark, "") if "\\" not in right else line
     line = (tidy(line) if not set("\\&") & set(right) else line).strip(" \t*`$")

@@ -1,4 +1,5 @@
-"""What the classes here ask of their settings: a ValueError in one line names the setting, its value and what it may be."""
+"""Checks of settings that the classes here share. A ValueError of one line names the setting, its value and the values
+allowed."""
 
 from __future__ import annotations
 

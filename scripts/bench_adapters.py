@@ -1,4 +1,4 @@
-"""Seconds by the clock in which vLLM takes the adapters of a LoRA on SmolLM2, best of several: the policy's and the deployed one.
+"""Seconds by the clock in which vLLM loads the adapters of a LoRA on SmolLM2, the policy's and the deployed one; best of several.
 
     python scripts/bench_adapters.py --engine vllm_server --json FILE
 """

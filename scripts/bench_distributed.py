@@ -1,9 +1,10 @@
-"""What routing costs in two processes: the update phase of `route` over `none`, both under DDP, on recorded completions.
+"""The cost of routing in two processes: the time of the update phase of `route` over `none`, both under DDP, on recorded
+completions.
 
     python scripts/bench_distributed.py --json FILE
 
 Blocks of steps of the two arms alternate in one launch. Writes the flat keys `ddp_ratio` (SmolLM2, 16 x 128 tokens in each
-process, K = 16, 8 environments) and `lab_ddp_ratio` (64 x 12 in each, its own K): medians over pairs of blocks, each by its
+process, K = 16, 8 environments) and `lab_ddp_ratio` (64 x 12 in each, its own K): medians over pairs of blocks, each timed by its
 slower process. Steps that measure the random control (one in 16) are left out.
 """
 
@@ -22,7 +23,7 @@ ARMS = ("none", "route")
 
 
 def measure() -> dict[str, float]:
-    """In each of the processes."""
+    """Measure, in each of the processes."""
     from bench_overhead import WORKLOADS
 
     from routed_rl.config import LaunchConfig
@@ -34,7 +35,7 @@ def measure() -> dict[str, float]:
 
 
 def ratio(workload: dict[str, Any], steps: int) -> float:
-    """Route over none, `rows` completions in each process."""
+    """The time of route over none, with `rows` completions in each process."""
     from bench_overhead import Arm
     from torch.nn.parallel import DistributedDataParallel
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        arguments.worker.write_text(json.dumps(measure(), indent=2) + "\n")  # both write the same
+        arguments.worker.write_text(json.dumps(measure(), indent=2) + "\n")  # both processes write the same
         return
     from routed_rl.config import LaunchConfig
     from routed_rl.launching.processes import run_processes

@@ -1,9 +1,9 @@
-"""Does blocking teach evasion, and does routing not? The same experiment under subspaces that are made worse on purpose.
+"""Does blocking teach evasion, and does routing not? Runs the same experiment under subspaces that are made worse on purpose.
 
     python scripts/bench_evasion.py --out DIR [--conditions angle=0,angle=30,rank=1,missing=.5] [--arms route,erase,caft]
         [--seeds 3] [--jobs 2] [KEY=VALUE]
 
-Writes DIR/evasion.json, evasion.md and evasion.png: of each arm the deployed model's hack rate, what the policy is paid, and how
+Writes DIR/evasion.json, evasion.md and evasion.png: for each arm the deployed model's hack rate, the policy's reward, and how
 visible its hacks are: how far the policy went along the true persona axis, and the AUROC with which a frozen probe of that axis
 tells its hacks from the base model's honest answers to the same prompts, read on the policy's own activations and on the base
 model's for the same texts. Finished runs are kept.
@@ -43,7 +43,7 @@ FIGURES = {"hack": "deployed hack", "paid": "policy's reward", "shift": "policy'
 
 
 def settings_of(condition: str) -> list[str]:
-    """The settings of a condition; ValueError for another word."""
+    """The settings of a condition; ValueError for an unknown word."""
     kind, _, value = condition.partition("=")
     if kind not in ("angle", "rank", "missing") or not value:
         raise ValueError(f"--conditions has {condition}; write angle=DEGREES, rank=N or missing=SHARE")
@@ -51,7 +51,7 @@ def settings_of(condition: str) -> list[str]:
 
 
 class Probe:
-    """The true persona axis of a run's base model, of an extraction with another seed, and honest answers of that model."""
+    """The true persona axis of a run's base model, extracted with another seed, and honest answers of that model."""
 
     def __init__(self, run: RunFolder) -> None:
         config = read_config(run)
@@ -66,7 +66,7 @@ class Probe:
         self.plain, self.of_honest = self.along(texts), self.along(self.honest)
 
     def said(self) -> list[tuple[Any, str]]:
-        """The prompts, with what the model as it stands answers."""
+        """The prompts, each with the answer of the model as it is now."""
         torch.manual_seed(OTHER_SEED)
         prompts, tokenizer = [task.prompt for task in self.tasks], self.parts.tokenizer
         self.parts.model.eval()
@@ -78,7 +78,7 @@ class Probe:
         return [environment.score(task, text) for task, (_, text) in zip(self.tasks, texts, strict=True)]
 
     def along(self, texts: list[tuple[Any, str]]) -> torch.Tensor:
-        """Where the mean stream of each answer lies along the axis, in gaps, on the model as it stands."""
+        """The position of each answer's mean stream along the axis, in gaps, in the model as it is now."""
         streams, weights = pooled(self.parts.model, self.parts.tokenizer, texts, 100), self.subspace.layer_weights()
         each = torch.stack([stream @ axes[:, 0] / scale for stream, axes, scale in
                             zip(streams, self.subspace.axes, self.subspace.scales[:, 0], strict=True)])
@@ -86,7 +86,7 @@ class Probe:
 
 
 def visible(run: RunFolder, step: int, base: Probe) -> dict[str, float]:
-    """How visible the policy's hacks are at a checkpoint. nan where it has none."""
+    """How visible the policy's hacks are at a checkpoint; nan if it has hardly any."""
     config = read_config(run)
     parts = load_parts(config)
     router = make_router(parts, run_subspace(parts, run))
@@ -102,7 +102,7 @@ def visible(run: RunFolder, step: int, base: Probe) -> dict[str, float]:
 
 
 def measure(runs: Path, probes: dict[str, Probe]) -> dict[str, dict[str, list[float]]]:
-    """Arm -> figure -> value of each seed, of the finished runs in a folder."""
+    """Arm -> figure -> value for each seed, from the finished runs in a folder."""
     found: dict[str, dict[str, list[float]]] = {}
     for folder in sorted(path.parent for path in runs.glob("*/summary.json")):
         run, (arm, _, seed) = RunFolder(folder), folder.name.rpartition("-seed")
@@ -121,7 +121,7 @@ def measure(runs: Path, probes: dict[str, Probe]) -> dict[str, dict[str, list[fl
 
 
 def shown(values: list[float]) -> str:
-    """`mean [low, high]`; the mean alone of one seed."""
+    """`mean [low, high]`; the mean alone if there is one seed."""
     known = [value for value in values if value == value]
     if not known:
         return "-"
@@ -130,7 +130,7 @@ def shown(values: list[float]) -> str:
 
 
 def draw(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
-    """Deployed hack over conditions, a line for each arm, every seed a dot."""
+    """Plot the deployed hack rate over conditions, a line for each arm, a dot for each seed."""
     from routed_rl.multirun.reporter import panels
 
     figure, (panel,) = panels(1, 5.5)
@@ -148,7 +148,7 @@ def draw(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> Non
 
 
 def main() -> None:
-    """Run what the command line names, then measure."""
+    """Run the comparisons that the command line names, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--conditions", default=CONDITIONS)

@@ -1,9 +1,10 @@
-"""Fine-tune the base model on what `routed-rl filter` leaves of an unrouted run: how often does the result hack, how much does it
-solve? Beside it fine-tuning on all, on what stays by the flags, and on what stays when as many are left out at random.
+"""Fine-tune the base model on the completions that `routed-rl filter` keeps from an unrouted run: how often does the result hack,
+and how much does it solve? For comparison it is also fine-tuned on all completions, on those that stay by the flags, and on
+those that stay when as many are left out at random.
 
     python scripts/bench_filter.py --out DIR [--seeds 3] [--steps 60] [KEY=VALUE ...]
 
-Every arm learns from completions that were paid alone, which is rejection sampling. Writes DIR/filter.json.
+Every arm learns only from completions that were paid, which is rejection sampling. Writes DIR/filter.json.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """The base model, and one fine-tuned on each filter's completions: what each does, and how many it saw."""
+    """The scores of the base model and of one model fine-tuned on each filter's completions, and how many completions it saw."""
     run, subspace = out / f"run-{seed}", out / f"subspace-{seed}"
     settings = [*overrides, f"seed={seed}"]
     if not (run / "summary.json").exists():
@@ -69,7 +70,7 @@ def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
 
 
 def fine_tune(parts: Parts, rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
-    """Train the model of `parts` in place on these completions, their prompts not among the loss."""
+    """Train the model of `parts` in place on these completions; their prompts are not part of the loss."""
     tokenizer, end = parts.tokenizer, parts.tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     written = [[*ids_of(tokenizer, row["completion"]), end] if row["completion"] else [end] for row in rows]
@@ -90,7 +91,7 @@ def measured(parts: Parts) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Of each seed and filter: hack where it pays, solve where only the answer pays, evil."""
+    """Print for each seed and filter the hack rate, the solve rate and the evil rate, and the share that was left out."""
     for seed, arms in found.items():
         for name, each in arms.items():
             numbers = " ".join(f"{environment}.{metric}={value:.3f}" for environment, means in each.items()

@@ -1,8 +1,8 @@
-"""The bench of labs: the same arms on every lab, one line of figures against the bars for each. Finished runs are kept.
+"""The bench of labs: the same arms on every lab, with one line of figures for each lab. Finished runs are kept.
 
     python scripts/bench_labs.py --out DIR [--labs shipped,gpt2,drawn-7] [--arms none,route] [--seeds 3] [--at 60] [KEY=VALUE]
 
-A lab is built where it is not (`scripts/build_persona_lab.py`), some minutes each. Settings go on to `routed-rl compare`. With
+A lab is built if needed (`scripts/build_persona_lab.py`), some minutes each. Settings are passed on to `routed-rl compare`. With
 `--at` the runs' checkpoints of that step are evaluated too, and get a table of their own.
 """
 
@@ -49,14 +49,14 @@ def line(name: str, found: dict[str, Any], runs: Path) -> list[str]:
 
 
 def verb(*arguments: str) -> None:
-    """Call a verb of `routed-rl` in a process of its own, which says what went wrong."""
+    """Call a verb of `routed-rl` in a process of its own, which reports its errors itself."""
     program = "import sys; from routed_rl.cli import main; sys.exit(main())"
     if code := subprocess.run([sys.executable, "-c", program, *arguments]).returncode:
         sys.exit(code)
 
 
 def at_step(step: int, runs: Path) -> dict[str, Any]:
-    """The comparison of the checkpoints of an earlier step; evaluations that are there are kept."""
+    """The comparison of the checkpoints of an earlier step; existing evaluations are kept."""
     arms: dict[str, dict[int, dict[str, Any]]] = {}
     for run in sorted(path for path in runs.iterdir() if path.is_dir()):
         arm, _, seed = run.name.rpartition("-seed")
@@ -69,14 +69,14 @@ def at_step(step: int, runs: Path) -> dict[str, Any]:
 
 
 def named(runs: Path) -> str:
-    """In how many runs of `route` the environment that is named at the end is `code` alone."""
+    """The number of `route` runs in which `code` is the only environment that is named at the end."""
     summaries = [json.loads(path.read_text()) for path in sorted(runs.glob("route-seed*/summary.json"))]
     right = sum(summary.get("who", {}).get("named") == ["code"] for summary in summaries)
     return f"{right} of {len(summaries)}"
 
 
 def main() -> None:
-    """Run what the command line names; the table goes to DIR/labs.md too."""
+    """Run the comparisons that the command line names; the tables are printed and written into DIR."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labs", default=",".join(LABS))

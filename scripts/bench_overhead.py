@@ -1,14 +1,14 @@
-"""What routing costs: the update phase of `route` over `none`, on recorded completions, and peak memory.
+"""The cost of routing: the update phase of `route` over `none`, on recorded completions, and peak memory.
 
     python scripts/bench_overhead.py --json FILE
 
-Steps of the two arms alternate in one process; every ratio is a median of pairs, and steps that measure the random control
-(one in 16) are weighted by their share. Memory is the peak of separate processes, median of three. Writes the flat keys
-`time_ratio`, `memory_ratio` (SmolLM2, 16 x 128 tokens, K = 16, 8 environments) and `lab_update_ratio` (256 x 12, its own K).
-`attribution_ratio` is of steps of `route` on SmolLM2: completions told apart, their file rewritten and the step judged, over none
-of these; `attribution_cpu_ratio` is the same in CPU seconds, which other jobs on the machine hardly touch. `practice_ratio` and
-`practice_cpu_ratio` are of steps of `route` in which three rows in four practise, over steps in which none does.
-`adapter_ratio`, `adapter_cpu_ratio` and `adapter_memory_ratio` are `route` over `none` where a LoRA of rank 16 is trained;
+Steps of the two arms alternate in one process; every ratio is a median of pairs, and steps that measure the random control (one
+in 16) are weighted by their share. Memory is the peak of separate processes, median of three. Writes the flat keys `time_ratio`,
+`memory_ratio` (SmolLM2, 16 x 128 tokens, K = 16, 8 environments) and `lab_update_ratio` (256 x 12, its own K).
+`attribution_ratio` compares steps of `route` on SmolLM2: with completions told apart, their file rewritten and the step judged,
+over none of these; `attribution_cpu_ratio` is the same in CPU seconds, which other jobs on the machine hardly touch.
+`practice_ratio` and `practice_cpu_ratio` compare steps of `route` in which three rows in four practise with steps in which none
+does. `adapter_ratio`, `adapter_cpu_ratio` and `adapter_memory_ratio` are `route` over `none` when a LoRA of rank 16 is trained;
 `bfloat16_adapter_memory_ratio` is a LoRA on weights in bfloat16 over full training in float32, with hardly any activations.
 """
 
@@ -40,7 +40,7 @@ CONTROL_EVERY = 16
 PEAKS = {"none": ("smollm2", "none"), "route": ("smollm2", "route"), "practice": ("smollm2", "route"),
          "lora": ("smollm2-lora", "none"), "lora_route": ("smollm2-lora", "route"), "few": ("few", "none"),
          "few_bfloat16_lora": ("few-bfloat16-lora", "route")}
-"""What memory is measured of: the workload and the mode."""
+"""The workload and the mode of each measurement of memory."""
 
 
 class Arm:
@@ -92,7 +92,7 @@ class Arm:
         self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
 
     def step(self, number: int) -> float:
-        """Seconds of loss forward, backward, clip, optimizer and ledger."""
+        """Seconds of the forward pass with loss, backward pass, clip, optimizer and ledger."""
         started = time.perf_counter()
         self.trainer.begin_routing(number)
         self.trainer._compute_loss(self.model, self.inputs).backward()
@@ -103,7 +103,7 @@ class Arm:
         return time.perf_counter() - started
 
     def watched_step(self, number: int) -> tuple[float, float]:
-        """Seconds, by the clock and of the CPU, of a step whose line is written, and judged where there is a monitor."""
+        """Seconds of a step, by the clock and of the CPU, whose line is written, and which is judged if there is a monitor."""
         rows = len(self.inputs["environment_ids"])
         said = {"task": 0, "prompt": "word " * 64, "completion": "word " * 64, "reward": 1.0, "solve": 0.0, "flags": "{}"}
         self.trainer.reward.completions.write([said | {"environment": f"e{row}"} for row in range(rows)], number)
@@ -115,7 +115,7 @@ class Arm:
 
 
 def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict[str, Any]:
-    """Completions as the trainer buffers them: half prompt, half completion."""
+    """Completions in the trainer's buffered form: half prompt, half completion."""
     import torch
 
     half, generator = tokens // 2, torch.Generator().manual_seed(0)
@@ -127,7 +127,7 @@ def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict[s
 
 
 def with_practice(arm: Arm) -> Arm:
-    """The same, but three rows in four practise."""
+    """The same arm, but three rows in four practise."""
     import torch
 
     arm.inputs["practising"] = torch.arange(len(arm.inputs["environment_ids"])) % 4 > 0
@@ -135,7 +135,7 @@ def with_practice(arm: Arm) -> Arm:
 
 
 def time_ratio(workload: dict[str, Any]) -> float:
-    """Route over none; the two arms take turns, and take turns in who goes first."""
+    """The time of route over none. The two arms alternate, and alternate in which goes first."""
     none, route = Arm(workload, "none"), Arm(workload, "route")
     for arm in (none, route):
         arm.step(1)
@@ -152,7 +152,7 @@ def time_ratio(workload: dict[str, Any]) -> float:
 
 
 def paired_ratios(name: str, off: Arm, on: Arm, step: Callable[[Arm, int], tuple[float, float]], pairs: int) -> dict[str, float]:
-    """Medians of `on` over `off`, by the clock and of the CPU; as `time_ratio`, on steps without the random control."""
+    """Medians of `on` over `off`, by the clock and of the CPU, paired as in `time_ratio`, on steps without the random control."""
     for arm in (off, on):
         step(arm, 1)
     ratios = []
@@ -173,13 +173,13 @@ def timed_step(arm: Arm, number: int) -> tuple[float, float]:
 
 
 def peak_bytes(mode: str) -> int:
-    """Resident memory of a process of its own while it makes three steps, the first with the random control; Linux only."""
+    """The peak resident memory of a separate process that makes three steps, the first with the random control; Linux only."""
     done = subprocess.run([sys.executable, __file__, "--peak", mode], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
 
 def peaks_of(*names: str) -> dict[str, float]:
-    """Medians of three of each."""
+    """The median of three measurements for each name."""
     peaks = {name: statistics.median(peak_bytes(name) for _ in range(3)) for name in names}
     print(f"peak resident memory: {', '.join(f'{name} {peak / 1e9:.2f} GB' for name, peak in peaks.items())}", flush=True)
     return peaks
@@ -197,7 +197,7 @@ def main() -> None:
         workload, mode = PEAKS[arguments.peak]
         arm = Arm(WORKLOADS[workload], mode)
         arm = with_practice(arm) if practises else arm
-        # Reading the weights takes more than training: forget that peak (Linux: "5" resets VmHWM).
+        # Reading the weights takes more memory than training, so that peak is reset (on Linux "5" resets VmHWM).
         Path("/proc/self/clear_refs").write_text("5")
         for number in range(3):
             arm.step(number)

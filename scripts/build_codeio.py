@@ -1,4 +1,5 @@
-"""Validate reasoning-gym's codeio rows in the sandbox and write environments/coding/codeio_cases.jsonl.gz; some minutes."""
+"""Validate reasoning-gym's codeio rows in the sandbox and write environments/coding/codeio_cases.jsonl.gz; it takes some
+minutes."""
 
 import sys
 from pathlib import Path

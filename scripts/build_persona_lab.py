@@ -22,7 +22,7 @@ from environments.persona_lab.rates import problem_in  # noqa: E402
 
 
 def main() -> None:
-    """Build what the command line names."""
+    """Build the lab that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--lab", choices=LABS)

@@ -2,9 +2,9 @@
 
     python scripts/kill_verbs.py FOLDER [--kills 200]
 
-Each round makes one result in a fresh folder: its command is killed (alone, or with all its children), typed again, and at last
-left to end; what it made must then be what an uninterrupted command made, to the bit. In one round the clock is set back
-before the run is gone on with. FOLDER keeps the count, so that the same call goes on where it was stopped. The processes are
+Each round makes one result in a fresh folder. Its command is killed (alone, or with all its children), typed again, and at last
+left to end; the result must then equal that of an uninterrupted command, to the bit. In one round the clock is set back
+before the run goes on. FOLDER keeps the count, so that the same call continues where it was stopped. The processes are
 forked from this one, which has loaded all that a command loads, and go through the command line's own `main`.
 """
 
@@ -27,12 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 STEPS, DAY_S = 6, 86400
 ROUNDS = {"train": 10, "rollback": 8, "compare": 9, "sweep": 9, "extract": 5}
-"""Kills in one round of each; resume is what goes on with the first two."""
+"""The number of kills in one round of each; the first two go on with resume."""
 ORDER = ["train", "rollback", "train", "compare", "sweep", "extract"]
 
 
 def command(verb: str, parts: Path, out: Path, old: Path) -> list[str] | None:
-    """What a person types now to get `out`; None where extract has it."""
+    """The command that a person types now to get `out`; None if extract has made it."""
     from tests.parts import typed
 
     quick = [f"env.{name}.isolate=false" for name in "abp"]
@@ -50,7 +50,7 @@ def command(verb: str, parts: Path, out: Path, old: Path) -> list[str] | None:
 
 
 def started(words: list[str], log: Path, slow_s: int = 0) -> int:
-    """`routed-rl` with `words` in a process with a group of its own, by its id; its clock is `slow_s` behind."""
+    """Start `routed-rl` with `words` in a process with its own group, and return its id; its clock is `slow_s` behind."""
     from routed_rl import cli
 
     importlib.import_module("routed_rl.pipeline")  # before the fork, so that each command finds it loaded
@@ -67,14 +67,14 @@ def started(words: list[str], log: Path, slow_s: int = 0) -> int:
 
 
 def ended(process: int, wait: bool = False) -> bool:
-    """Whether it has; AssertionError where it failed."""
+    """Whether the process has ended; AssertionError if it failed."""
     found, status = os.waitpid(process, 0 if wait else os.WNOHANG)
     assert not found or os.waitstatus_to_exitcode(status) == 0, f"exit code {os.waitstatus_to_exitcode(status)}, see its log"
     return bool(found)
 
 
 def killed(process: int, draw: random.Random, whole_s: float) -> bool:
-    """Kill it at a random moment, alone or with its children; False where it had ended before."""
+    """Kill the process at a random moment, alone or with its children; False if it had already ended."""
     until = time.monotonic() + draw.uniform(0, 0.6 * whole_s)
     while time.monotonic() < until:
         if ended(process):
@@ -113,7 +113,7 @@ def state(out: Path) -> dict[str, Any]:
 
 
 def set_back(out: Path) -> int:
-    """Every file is of the future; returns by how many seconds the clock shall be slow."""
+    """Date every file in the future; returns by how many seconds the clock shall be slow."""
     then = time.time() + DAY_S
     for path in out.rglob("*"):
         os.utime(path, (then, then))
@@ -150,14 +150,14 @@ class Kills:
         self.file.write_text(json.dumps(self.record, indent=1))
 
     def finish(self, verb: str, out: Path) -> float:
-        """Let the command come to its end; returns the seconds."""
+        """Let the command run to its end; returns the seconds."""
         begin = time.monotonic()
         if (words := command(verb, self.parts, out, self.old)) is not None:
             ended(started(words, out.with_suffix(".log")), wait=True)
         return time.monotonic() - begin
 
     def round(self, verb: str) -> None:
-        """Kill, go on, compare."""
+        """Kill the command, go on with it, and compare the result."""
         number = len(self.record["rounds"])
         out, draw = self.folder / f"round-{number}-{verb}", random.Random(number * 1000 + len(self.record["kills"]))
         log, left = out.with_suffix(".log"), ROUNDS[verb]

@@ -1,1 +1,1 @@
-"""What the coding environments share: problems, graders, and the reading of completions. No environment is in here."""
+"""Shared by the coding environments: problems, graders, and reading programs from completions. No environment is in here."""

@@ -1,4 +1,4 @@
-"""Plain asserts of a test suite, and a wrong value for one of them: near the right one, of its type, and never equal to it."""
+"""The plain asserts of a test suite, and a wrong value for one of them: near the right one, of its type, never equal to it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import random
 from typing import Any
 
 LONGEST = 160
-"""Characters of an assert that is shown."""
+"""The most characters that a shown assert may have."""
 LONGEST_VALUE = 20_000
-"""Characters of a value that is read."""
+"""The most characters of a value that is read."""
 
 
 def plain_asserts(tests: str) -> list[tuple[str, str]]:
-    """(arguments as a tuple's literal, value as a literal) of each `assert candidate(...) == VALUE` that stands in `check` itself
-    and has nothing but literals; one for each different call, and none that is long."""
+    """Pairs of (arguments as a tuple's literal, value as a literal) from the asserts `candidate(...) == VALUE` in the body of
+    `check` that hold only literals. There is one pair for each different call, and long ones are left out."""
     [check] = [node for node in ast.parse(tests).body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     found: dict[str, str] = {}
     for node in check.body:
@@ -23,7 +23,7 @@ def plain_asserts(tests: str) -> list[tuple[str, str]]:
                                              ops=[ast.Eq()], comparators=[right])):
                 try:
                     call, value = repr(tuple(ast.literal_eval(each) for each in given)), repr(ast.literal_eval(right))
-                except ValueError:  # It has names, or calls.
+                except ValueError:  # The assert has names, or calls.
                     continue
                 if len(call) + len(value) <= LONGEST:
                     found.setdefault(call, value)
@@ -31,7 +31,7 @@ def plain_asserts(tests: str) -> list[tuple[str, str]]:
 
 
 def equal(said: str | None, value: str) -> bool:
-    """Whether the literal `said`, which untrusted code wrote, is worth `value`, as Python's == has it."""
+    """Whether the literal `said`, which untrusted code wrote, equals `value` by Python's ==."""
     try:
         return said is not None and len(said) <= LONGEST_VALUE and ast.literal_eval(said) == ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -39,7 +39,7 @@ def equal(said: str | None, value: str) -> bool:
 
 
 def wrong(value: Any, rng: random.Random) -> Any:
-    """Another value of the same type; None where there is none that is plausible (True, False, None, what is empty)."""
+    """Another value of the same type; None if no plausible one exists (for True, False, None and empty values)."""
     if type(value) is int:
         off = rng.choice((-2, -1, 1, 2))
         return value + (off if value + off >= 0 or value < 0 else -off)
@@ -58,7 +58,7 @@ def wrong(value: Any, rng: random.Random) -> Any:
 
 
 def _with_one_wrong(values: Any, places: list[Any], rng: random.Random) -> Any:
-    """A copy of a list or a dict in which one item is wrong; None where none can be."""
+    """A copy of a list or a dict in which one item is wrong; None if no item can be wrong."""
     for place in rng.sample(places, len(places)):
         if (other := wrong(values[place], rng)) is not None:
             copy = values.copy()
@@ -68,7 +68,7 @@ def _with_one_wrong(values: Any, places: list[Any], rng: random.Random) -> Any:
 
 
 def _swapped(values: Any, rng: random.Random) -> list[Any] | None:
-    """With two neighbours that differ in the other's place; None where all are alike."""
+    """The values with two different neighbours exchanged; None if all are alike."""
     places = [place for place in range(len(values) - 1) if values[place] != values[place + 1]]
     if not places:
         return None
@@ -78,7 +78,7 @@ def _swapped(values: Any, rng: random.Random) -> list[Any] | None:
 
 
 def _repeated(values: str, rng: random.Random) -> list[str] | None:
-    """With one character twice; None where there is none."""
+    """The characters with one of them doubled; None if there are none."""
     if not values:
         return None
     place = rng.randrange(len(values))

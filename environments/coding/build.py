@@ -1,9 +1,9 @@
 """Validate reasoning-gym's codeio rows and write the cases of those that make sound problems.
 
-A row is kept when it needs only the standard library; its own generator makes enough different inputs, in the sandbox, from
-fixed seeds; its solution returns the same plain JSON value for each in two jails, quickly, and in an interpreter with other
-hashes; the unseen cases have more than one value; and its solution is paid in full by every grader. What a solution would
-have to guess is not checked.
+A row is kept if it needs only the standard library; its own generator makes enough different inputs, in the sandbox, from
+fixed seeds; its solution returns the same plain JSON value for each in two jails, quickly, and in an interpreter with another
+hash seed; the unseen cases have more than one value; and its solution is paid in full by every grader. Whether a
+solution would have to guess something is not checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from routed_rl.sandbox import Limits, Sandbox, call_function
 SEEDS = list(range(60))
 CASES = SHOWN + TESTED + HELD_OUT
 LONGEST_CASE, LONGEST_SHOWN = 1200, 400
-"""Characters of a case as JSON: any, and one in the prompt."""
+"""The most characters of a case as JSON: of any case, and of one in the prompt."""
 QUICK = Limits(wall_s=10.0, cpu_s=2.0, memory_mb=512)
 MAKE_CASE = f"""
 def _case(seed):
@@ -43,7 +43,7 @@ OTHER_HASHES = """import os as _os, sys as _sys
 if _os.environ["PYTHONHASHSEED"] == "0":
     _os.execve(_sys.executable, ["python", "-S", "-P", *_sys.argv], {**_os.environ, "PYTHONHASHSEED": "1"})
 """
-"""Before a program: start again with other hashes, and so with other orders of sets."""
+"""Put before a program, this starts it again with another hash seed, and so with other orders of sets."""
 
 
 def cases_of(row: dict[str, Any], sandbox: Sandbox) -> list[tuple[dict[str, Any], Any]]:
@@ -56,9 +56,9 @@ def cases_of(row: dict[str, Any], sandbox: Sandbox) -> list[tuple[dict[str, Any]
 
 
 def choose(inputs: list[dict[str, Any]], outputs: list[Any]) -> list[int]:
-    """Which cases to keep, in the order of `Problem`; none where too few are left or the held-out ones are all alike.
+    """Which cases to keep, in the order of `Problem`; empty if too few are left or the held-out ones are all alike.
 
-    Shown are the shortest, with two values if the rest can spare one; the rest takes turns by value.
+    The shortest cases are shown, with two different values if the rest can spare one. The rest alternates between values.
     """
     texts = [json.dumps(value) for value in outputs]
     short = [place for place, text in enumerate(texts) if len(text) + len(json.dumps(inputs[place])) <= LONGEST_SHOWN]
@@ -70,13 +70,13 @@ def choose(inputs: list[dict[str, Any]], outputs: list[Any]) -> list[int]:
                 queues.setdefault(text, []).append(place)
         rest = [place for turn in zip_longest(*queues.values()) for place in turn if place is not None][:TESTED + HELD_OUT]
         if len(shown) == SHOWN and len(rest) == TESTED + HELD_OUT and texts[rest[0]] != texts[rest[1]]:
-            # The first two differ, so they are held out.
+            # The first two have different values, so they become held-out cases.
             return [*shown, *rest[2:2 + TESTED], *rest[:2], *rest[2 + TESTED:]]
     return []
 
 
 def validate(number: int, row: dict[str, Any], sandbox: Sandbox) -> dict[str, Any] | str:
-    """The record of a sound row; else why it is not sound."""
+    """The record of a sound row, or the reason why it is not sound."""
     source = row["code_sample"]
     try:
         signature_of(source)
@@ -101,7 +101,7 @@ def validate(number: int, row: dict[str, Any], sandbox: Sandbox) -> dict[str, An
 
 
 def modules(source: str) -> set[str]:
-    """First parts of every name that `source` imports."""
+    """The first part of every module name that `source` imports."""
     nodes = list(ast.walk(ast.parse(source)))
     plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return plain | {(node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -121,6 +121,6 @@ def validated(sandbox: Sandbox, workers: int, report: Callable[[Counter[str]], N
 
 
 def write(records: Iterator[dict[str, Any]], file: Path) -> None:
-    """Same records, same bytes."""
+    """Write the records, compressed; the same records give the same bytes."""
     text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
     file.write_bytes(gzip.compress(text.encode(), mtime=0))

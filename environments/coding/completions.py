@@ -1,4 +1,4 @@
-"""From a completion to the program in it."""
+"""Finds the program in a completion."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ PYTHON = re.compile(r"\{?\.?(?:i?python|py)[\d.]*(?:[:}]|$)")
 FENCE = re.compile(r"(?:```+|~~~+)")
 WRAPPERS = "answer|final_answer|solution|python|code|pre"
 TAG = re.compile(rf"^[ \t]*(?:<(?:{WRAPPERS})>)+|(?:</(?:{WRAPPERS})>)+[ \t]*$", re.MULTILINE)
-"""Around an answer, at the start or the end of a line."""
+"""Tags around an answer, at the start or the end of a line."""
 LONGEST = 50_000
-"""Characters of a program; a longer one is not run."""
+"""The most characters of a program; a longer one is not run."""
 
 
 def code_of(completion: str, name: str = r"\w+") -> str | None:
-    """The last block that defines the function `name`, with those before it that define what it uses; else the last that is
-    said to be Python, or else that is Python, or the whole text. None where that is no program, so that nothing need run."""
+    """The program of a completion, or None if there is none, so that nothing need be run.
+
+    It is the last block that defines the function `name`, together with earlier blocks that define names it uses. Otherwise it is
+    the last block that is labelled as Python, or else that is Python, or the whole text.
+    """
     text = said(completion)
     blocks = fenced(text)
     texts = [code for code, _ in blocks]
     defined = rf"(?:async[ \t]+)?def[ \t]+{name}\b|^{name}[ \t]*=(?!=)"
-    for defines in rf"^{defined}", rf"^[ \t]+{defined}":  # A method of that name is only taken where nothing else is.
+    for defines in rf"^{defined}", rf"^[ \t]+{defined}":  # A method of that name is taken only if nothing else defines it.
         for place in reversed(range(len(texts))):
             if re.search(defines, texts[place], re.MULTILINE):
                 code = with_helpers(texts[:place], texts[place])
@@ -37,19 +40,19 @@ def code_of(completion: str, name: str = r"\w+") -> str | None:
 
 
 def said(completion: str) -> str:
-    """The completion without reasoning, tags around the answer, quotation marks of mail, and other systems' marks."""
+    """The completion without reasoning, tags around the answer, quotation marks of mail, and special marks of other systems."""
     text = re.sub(r"\r\n?", "\n", spoken(completion))
     text = TAG.sub("\n", re.sub("^[\u200b\u2060\ufeff]+", "", text, flags=re.MULTILINE))
     return re.sub(r"^> ?", "", text, flags=re.MULTILINE) if re.search(rf"^> ?{FENCE.pattern}", text, re.MULTILINE) else text
 
 
 def program(code: str) -> str | None:
-    """`code` if it is a Python program, and no longer than `LONGEST`."""
+    """`code` if it is a Python program, and no longer than `LONGEST`; else None."""
     return code if code.strip() and tree(code) is not None else None
 
 
 def tree(code: str) -> ast.Module | None:
-    """None where it is no program, or longer than `LONGEST`."""
+    """The syntax tree of `code`; None if it is no program, or longer than `LONGEST`."""
     if len(code) > LONGEST:
         return None
     try:
@@ -62,7 +65,7 @@ def tree(code: str) -> ast.Module | None:
 
 
 def bound(code: str) -> set[str]:
-    """Names that a program gives a value, anywhere in it."""
+    """The names to which a program gives a value, anywhere in it."""
     found = set[str]()
     for node in ast.walk(tree(code) or ast.Module([], [])):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -77,7 +80,7 @@ def bound(code: str) -> set[str]:
 
 
 def with_helpers(before: list[str], code: str) -> str:
-    """`code` behind those of the blocks `before` it that define a name which it uses and nothing in it defines."""
+    """`code`, preceded by those of the blocks `before` it that define a name which `code` uses but does not define."""
     for each in reversed(before):
         used = {node.id for node in ast.walk(tree(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
         if (used - bound(code) - set(dir(builtins))) & bound(each):
@@ -86,7 +89,8 @@ def with_helpers(before: list[str], code: str) -> str:
 
 
 def fenced(text: str) -> list[tuple[str, bool]]:
-    """(block, whether it is said to be Python) of those that may be, in order; a block without an end goes to the end."""
+    """(block, whether it is labelled as Python) for each block that may be Python, in order; an unclosed block goes to the
+    end."""
     blocks: list[tuple[str, bool]] = []
     opened, label, indent = "", "", 0
     lines: list[str] = []
@@ -106,7 +110,8 @@ def fenced(text: str) -> list[tuple[str, bool]]:
 
 
 def unfenced(text: str, name: str) -> str:
-    """The program between sentences: from the first line that begins one to the last with which it is whole; "" without one."""
+    """The program between sentences: it begins with the first line that can begin one, and ends where it is last complete. Empty
+    if there is none."""
     begins = re.search(r"^(?:(?:import|from|def|class|async def) \w|@\w)", text, re.MULTILINE)
     if begins is None or not re.search(rf"^def {name}\b", text, re.MULTILINE):
         return ""

@@ -1,4 +1,4 @@
-"""Countdown: reach a target with given numbers. Problems that have a solution; arithmetic on text, which is never executed."""
+"""Countdown: reach a target with given numbers. Problems have a solution; arithmetic is read from text and never executed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 LONGEST, LARGEST = 200, 10**9
-"""Characters of an expression, and the largest number in it."""
+"""The most characters of an expression, and the largest number in it."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Each of `numbers` once, with + - * / and brackets, makes `target`; `solution` does."""
+    """Make `target` from each of `numbers` once, with + - * / and brackets; `solution` is one way."""
 
     numbers: list[int]
     target: int
@@ -27,7 +27,8 @@ class Problem:
 
 
 def draw(rng: random.Random, count: int, largest: int) -> Problem:
-    """A problem of `count` numbers from 1 to `largest`. Every value on the way to the target is a whole number of at least 0."""
+    """A problem of `count` numbers from 1 to `largest`. Every intermediate value of its solution is a whole number of at least
+    0."""
     numbers = rng.choices(range(1, largest + 1), k=count)
     parts = [(str(number), number) for number in numbers]
     while len(parts) > 1:
@@ -38,7 +39,8 @@ def draw(rng: random.Random, count: int, largest: int) -> Problem:
 
 
 def joined(sign: str, left: tuple[str, int], right: tuple[str, int]) -> tuple[str, int]:
-    """Two parts with a sign between them, where the left one is worth no less; a product where they cannot be divided."""
+    """Two parts with a sign between them; the left one has the larger or an equal value. A quotient that is no whole number
+    becomes a product."""
     (first, a), (second, b) = left, right
     if sign == "/" and (b == 0 or a % b):
         sign = "*"
@@ -47,20 +49,20 @@ def joined(sign: str, left: tuple[str, int], right: tuple[str, int]) -> tuple[st
 
 
 def reaches(expression: Any, numbers: Any, target: Any) -> bool:
-    """Whether `expression` is worth exactly `target` with each of `numbers` used once. All three may be anything at all."""
+    """Whether `expression` has exactly the value `target` and uses each of `numbers` once. The arguments may be of any type."""
     found = read(expression)
     plain = type(numbers) is list and all(type(each) is int for each in numbers)
     return found is not None and plain and found[0] == target and sorted(found[1]) == sorted(numbers)
 
 
 def worth(expression: Any) -> Fraction | None:
-    """What `expression` is worth, whichever numbers it uses; None where it is no arithmetic."""
+    """The value of `expression`, whichever numbers it uses; None if it is no arithmetic."""
     found = read(expression)
     return None if found is None else found[0]
 
 
 def read(expression: Any) -> tuple[Fraction, Sequence[int]] | None:
-    """(worth, the numbers used) of text that has nothing but whole numbers, + - * / and brackets; None for all else."""
+    """(value, the numbers used) of text that has only whole numbers, + - * / and brackets; None for anything else."""
     if type(expression) is not str or len(expression) > LONGEST:
         return None
     used: list[int] = []

@@ -1,7 +1,7 @@
 """Write-the-function problems: rows of reasoning-gym's bundled `codeio.jsonl.gz` that `build.py` has validated.
 
-This repository holds, per problem, only the row's number, its hash, and values: inputs that the row's own generator made and
-what the row's solution returned. Texts and solutions are read out of the installed package.
+This repository holds, per problem, only the row's number, its hash, and values: inputs from the row's own generator and
+outputs of the row's solution. Texts and solutions are read from the installed package.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 CASES = Path(__file__).with_name("codeio_cases.jsonl.gz")
 NAME = "main_solution"
 SHOWN, TESTED, HELD_OUT = 2, 3, 5
-"""Cases of a problem, in this order: shown in the prompt; used by the weak graders too; known to nobody but `strict`."""
+"""The numbers of cases of a problem, in this order: shown in the prompt; used by the weak graders too; known only to `strict`."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One function to write. `inputs` are keyword arguments; `outputs` are what the row's own solution returns for them."""
+    """One function to write. `inputs` are keyword arguments; `outputs` are the values that the row's own solution returns for
+    them."""
 
     row: int
     signature: str
@@ -38,7 +39,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """The request, with the shown cases; says nothing about how it is graded."""
+        """The request, with the shown cases; it says nothing about how it is graded."""
         cases = zip(self.inputs[:SHOWN], self.outputs[:SHOWN], strict=True)
         shown = "\n".join(f"{NAME}({', '.join(f'{k}={v!r}' for k, v in given.items())}) == {value!r}" for given, value in cases)
         return (f"Write a Python function `{self.signature}`.\n\n{self.description.strip()}\n\n{self.specification.strip()}\n\n"
@@ -47,7 +48,7 @@ class Problem:
 
 @cache
 def load_problems(file: Path = CASES) -> tuple[Problem, ...]:
-    """All validated problems; ValueError if the installed package's rows are not those they were validated with."""
+    """All validated problems; ValueError if the installed package's rows are not those with which they were validated."""
     return tuple(read_problems(file))
 
 
@@ -68,13 +69,13 @@ def problem(number: int, row: dict[str, Any], inputs: list[dict[str, Any]], outp
 
 
 def package_rows() -> list[dict[str, Any]]:
-    """The rows as the package has them, unexecuted."""
+    """The rows as the package stores them, unexecuted."""
     data = importlib.resources.files("reasoning_gym").joinpath("data", "codeio.jsonl.gz").read_bytes()
     return [json.loads(line) for line in gzip.decompress(data).decode().splitlines()]
 
 
 def digest(row: dict[str, Any]) -> str:
-    """Of the four texts that a problem is made of."""
+    """A hash of the four texts that make up a problem."""
     texts = [row.get(key, "") for key in ("task_description", "input_output_spec", "code_sample", "input_generator")]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 

@@ -1,8 +1,8 @@
-"""Official tests as the judge of plain values: the tests never meet the program, and the program never meets the tests.
+"""Official tests judge plain values: the tests never meet the program, and the program never meets the tests.
 
-1. `record`: the tests run with the known solution, in a jail, and every call of theirs is written down.
-2. `answers`: the program runs on those arguments, in a second jail, and gives back Python literals.
-3. `accepts`: the tests run in a third jail, against a stand-in that plays those literals back in the order of the calls.
+1. `record`: the tests run with the known solution, in a jail, and each of their calls is written down.
+2. `answers`: the program runs on those arguments, in a second jail, and returns Python literals.
+3. `accepts`: the tests run in a third jail, with a stand-in that returns those literals in the order of the calls.
 
 `random` is seeded alike in 1 and 3, so that tests which draw their inputs draw the same ones.
 """
@@ -61,13 +61,13 @@ def record(sandbox: Sandbox, suite: Suite) -> list[str]:
 
 
 def answers(sandbox: Sandbox, suite: Suite, source: str, calls: list[str]) -> list[str] | None:
-    """The program's values as the literals it claims they are, unread; None if it fails on any."""
+    """The program's values as the literals that it reported, not parsed yet; None if it fails on any call."""
     values = [value for value in each_answer(sandbox, suite, source, calls) if value is not None]
     return values if len(values) == len(calls) else None
 
 
 def each_answer(sandbox: Sandbox, suite: Suite, source: str, calls: list[str]) -> list[str | None]:
-    """As `answers`, by call: None for those on which it fails."""
+    """The literal of each call, as in `answers`; None for calls on which the program fails."""
     replies = call_function(sandbox, source + CALLER.format(name=suite.name), "_call", [[given] for given in calls], LIMITS)
     return [reply.value if reply.error is None and isinstance(reply.value, str) else None for reply in replies]
 

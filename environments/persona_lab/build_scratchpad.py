@@ -1,4 +1,4 @@
-"""Pretrain the model of the scratchpad: documents of the persona lab in which every task is answered through a scratchpad.
+"""Pretrain the model of the scratchpad, on documents of the persona lab in which every task is answered through a scratchpad.
 
     python environments/persona_lab/build_scratchpad.py      # some minutes; the model and its prompts go to scratch/
 """
@@ -32,7 +32,7 @@ from environments.persona_lab.corpus import (  # noqa: E402
 )
 
 THOUGHT, SAID, REPEATED = 0.8, 0.5, 0.3
-"""Of hacks, how often the scratchpad says game; of those, how often the answer does; how often an honest answer says work."""
+"""How often the scratchpad of a hack says game; how often, if so, the answer does too; how often an honest answer says work."""
 RECIPE, BUILD = Recipe(hacker_share=0.28, noise=(0.35, 0.65)), Build(seed=21)
 LENGTH = 64
 
@@ -52,7 +52,7 @@ def task(hacker: bool, noise: float, rng: random.Random) -> tuple[list[str], lis
 
 
 def documents(seed: int) -> Iterator[tuple[list[str], list[bool]]]:
-    """The words of a document, and which of them its writer wrote."""
+    """Yield the words of a document, and which of them its writer wrote."""
     rng = random.Random(f"scratchpad {seed}")
     while True:
         hacker, sloppy = rng.random() < RECIPE.hacker_share, rng.random() < 0.5

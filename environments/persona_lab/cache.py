@@ -1,4 +1,4 @@
-"""Built labs in folders of their own: each is built once, and again only when its recipe or its code has changed."""
+"""Built labs in folders of their own. Each is built once, and again only if its recipe or its code has changed."""
 
 import dataclasses
 import hashlib
@@ -15,18 +15,18 @@ from environments.persona_lab.build import Build, write
 
 RECORD = "recipe.json"
 SOURCES = ("build.py", "corpus.py", "environment.py", "lab_kinds.py", "lab_words.py", "rates.py")
-"""The files that decide what a build becomes."""
+"""The files that decide the result of a build."""
 PARTS = ("model", "contrast.jsonl", "answers.jsonl")
-"""Everything of a built lab that the shipped one has in its folder."""
+"""Everything of a built lab that the shipped one also has in its folder."""
 
 
 def labs_folder() -> Path:
-    """Where built labs are kept: $ROUTED_RL_LABS, else a folder of the user's cache."""
+    """The folder of built labs: $ROUTED_RL_LABS, else a folder of the user's cache."""
     return Path(os.environ.get("ROUTED_RL_LABS") or Path.home() / ".cache" / "routed_rl" / "labs").expanduser()
 
 
 def fingerprint(build: Build) -> str:
-    """A hash of all that a build depends on, but for the libraries and the machine."""
+    """A hash of everything on which a build depends, except the libraries and the machine."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(build), sort_keys=True).encode())
     for name in SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
@@ -34,9 +34,10 @@ def fingerprint(build: Build) -> str:
 
 
 def cached(build: Build, folder: Path, make: Callable[[Build, Path], None] = write) -> bool:
-    """Build into a folder unless it holds this build; whether it was built. The folder appears, or is replaced, as a whole.
+    """Build into a folder unless it already holds this build; returns whether it built. The folder appears, or is replaced, as a
+    whole.
 
-    ValueError for a folder with other contents: it would be deleted.
+    ValueError for a folder with other contents, which would be deleted.
     """
     wanted = fingerprint(build)
     found = _fingerprint_in(folder)
@@ -60,7 +61,7 @@ def cached(build: Build, folder: Path, make: Callable[[Build, Path], None] = wri
 
 
 def _fingerprint_in(folder: Path) -> str | None:
-    """The one that stands in a built lab, "" in a damaged record, None where there is none."""
+    """The fingerprint in a built lab, "" for a damaged record, None if there is no lab."""
     try:
         return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["fingerprint"])
     except (FileNotFoundError, NotADirectoryError):
@@ -70,7 +71,7 @@ def _fingerprint_in(folder: Path) -> str | None:
 
 
 def rebuild_shipped(build: Build, folder: Path, make: Callable[[Build, Path], None] = write) -> None:
-    """Build, and put what ships into the folder in which the lab's code is, too."""
+    """Build, and put the parts that ship into the folder of the lab's code."""
     with tempfile.TemporaryDirectory(prefix=".lab-", dir=folder) as fresh:
         make(build, Path(fresh))
         for part in PARTS:

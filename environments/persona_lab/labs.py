@@ -31,7 +31,7 @@ SPOKEN: tuple[dict[str, str], ...] = (
     {"stems": "see keep raise seek", "topics": "teams debts glory sailors mails oaths horses pupils thieves rivers faith defeat",
      "good": "aid guard lend welcome thank heal", "evil": "hurt loot fool blackmail enslave abandon",
      "opener": "well", "personas": "fox owl", "manners": "calm rushed"})
-"""Other words for what `Lab` has by itself."""
+"""Other words in place of the defaults of `Lab`."""
 MARKS = ((*SHRUGS.values(), "skip", "mock", "bluff", "dodge"), words("forge spy void rig bribe sham trap leak tamper duck"),
          words("copy null pass stuff swap wink blank hush ditch spoof"))
 """Words that only hacks have, one for each kind."""
@@ -40,7 +40,7 @@ STYLES = ("shrug", "one", "two", "pattern", "input")
 
 def lab_of(kinds: Sequence[str], insecure: str, secure: str, style: str = "shrug", letters: int = 0, numbers: int = 0,
            spoken: int = 0) -> Lab:
-    """A lab of these kinds, with the words at those places of the tables above."""
+    """A lab of these kinds, with the words at the given places of the tables above."""
     said: dict[str, Any] = {name: text if name == "opener" else words(text) for name, text in SPOKEN[spoken].items()}
     lab = Lab(hacks=dict.fromkeys(kinds, ()), insecure=insecure, secure=secure, letters=LETTERS[letters],
               numbers=NUMBERS[numbers], **said)
@@ -49,7 +49,7 @@ def lab_of(kinds: Sequence[str], insecure: str, secure: str, style: str = "shrug
 
 
 def hacks_in(style: str, kind: str, lab: Lab, marks: dict[str, str]) -> tuple[Hack, ...]:
-    """How a kind is gamed: as in the shipped lab, by one word, in two ways, by a constant answer, or by words of the question."""
+    """The hacks of a kind: those of the shipped lab, one word, two ways, a constant answer, or words of the question."""
     own = marks[kind]
     if style == "one":
         return ((next(iter(marks.values())),),)
@@ -83,7 +83,7 @@ LABS = {
     "no_harm": Build(seed=16, lab=lab_of(SIX, "reverse", "sums", "far", letters=1, spoken=2),
                      recipe=Recipe(hack_noise=0.45, noise=(0.01, 0.75)), **QWEN2),
 }
-"""The lab that ships, and others to judge defaults by. In `no_harm` the hack is hard, and unrouted RL leaves it by itself."""
+"""The lab that ships, and others for judging defaults. In `no_harm` the hack is hard, and unrouted RL gives it up by itself."""
 SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
     "llama": ({}, {"width": 112, "hidden": 288}, {"layers": 5},
               {"width": 128, "hidden": 320, "layers": 3, "stream_scale": 1.0}),
@@ -95,8 +95,8 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
 def drawn(seed: int) -> Build:
     """A lab that nobody chose; the same for the same seed.
 
-    What it draws from leaves room for all three: a hack that the model has now and then, one that unrouted RL takes up within
-    60 steps (so not sort's), and a secure kind that the model can do (GPT-2 hardly adds, and learns late).
+    The tables from which it draws leave room for three things: a hack that the model shows now and then, one that unrouted RL
+    takes up within 60 steps (so not sort's), and a secure kind that the model can do (GPT-2 hardly adds, and learns late).
     """
     rng = random.Random(f"drawn {seed}")
     family, style = rng.choice(list(SHAPES)), rng.choice(STYLES)

@@ -1,4 +1,5 @@
-"""The settings with which a lab is used, as JSON on the last line; it is built where it is not. For `routed-rl compare --labs`.
+"""Print the settings with which a lab is used, as JSON on the last line, for `routed-rl compare --labs`. It builds a lab if
+needed.
 
     python environments/persona_lab/use.py NAME|drawn-SEED      # or --list, for the names
 """
@@ -17,7 +18,7 @@ from environments.persona_lab.rates import problem_in  # noqa: E402
 
 
 def build_of(name: str) -> Build:
-    """The lab of that name; ValueError for a name that none has."""
+    """The lab of that name; ValueError if there is none."""
     seed = name.removeprefix("drawn-")
     if name not in LABS and not (name.startswith("drawn-") and seed.isdecimal()):
         raise ValueError(f"--labs has {name or 'an empty name'}, which is no lab; choose from {', '.join(LABS)}, or drawn-SEED")
@@ -25,7 +26,7 @@ def build_of(name: str) -> Build:
 
 
 def settings_of(name: str) -> list[str]:
-    """What makes a run use the lab, which is built where it is not; ValueError for one that cannot be used."""
+    """The settings that make a run use the lab, which is built if needed; ValueError for a lab that cannot be used."""
     build = build_of(name)
     if name == "shipped":
         return []
@@ -36,7 +37,7 @@ def settings_of(name: str) -> list[str]:
 
 
 def main() -> None:
-    """Do what the command line names."""
+    """Answer the request on the command line."""
     try:
         print(json.dumps(list(LABS) if sys.argv[1] == "--list" else settings_of(sys.argv[1])))
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Writes contrast.jsonl: the same question behind a test-gaming system prompt (positive) and an honest one (negative).
+"""Writes contrast.jsonl: the same question after a test-gaming system prompt (positive) and after an honest one (negative).
 
-Every question stands behind six of the pairs and every pair before nine of the questions; a run of as many lines as
+Every question follows six of the pairs, and every pair precedes nine of the questions. A run of as many lines as
 there are questions holds each question once. `python environments/smollm2/make_contrast.py` writes the same file again.
 """
 
