@@ -1,4 +1,4 @@
-"""Every setting and its default. No torch here: `routed-rl --help` and bad overrides must answer at once.
+"""Every setting and its default. Nothing here imports torch, because `routed-rl --help` and a bad override must answer at once.
 
 `trainer` is a free mapping: TRL's own `GRPOConfig` fields, checked against that class when the trainer is built.
 `env` maps a name to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword arguments of the class.
@@ -36,14 +36,17 @@ __all__ = ["AUTO", "LABELS", "AdapterConfig", "AuditConfig", "BaselineConfig", "
 @dataclass(kw_only=True, slots=True)
 class Config:
     name: str = "run"
-    """Goes into the default folder's name."""
+    """Name of the run, which ends the name of its default folder."""
     seed: int = 0
+    """Seed of everything that the run draws at random, a whole number from 0 to 2**31 - 1; the same settings and seed draw the
+    same tasks and numbers."""
     out: str | None = None
     """The run folder; null for runs/<time>-<name>."""
     discard: bool = True
-    """Write the deployed model to RUN/deployed at the end."""
+    """Whether the deployed model is written to RUN/deployed at the end of the run."""
     keep: dict[str, Any] = field(default_factory=dict)
-    """Shares of environments' parts that RUN/deployed keeps: a number from 0 to 1, or auto; nothing by default."""
+    """For each environment named here, the share of its part of the quarantine that RUN/deployed keeps: a number from 0 to 1, or
+    auto for the smallest share that pays about as much as the best one. Environments that are not named keep nothing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
@@ -51,7 +54,11 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     env: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The mixture of environments. It maps the name of each environment to its settings: `path` (or `dataset` and `reward`),
+    `weight`, `probe`, and the keyword arguments of its class."""
     trainer: dict[str, Any] = field(default_factory=dict)
+    """Settings of TRL's trainer: any field of its `GRPOConfig` (or `RLOOConfig`), and `algorithm`, which is grpo, rloo or ppo. A
+    field that is not set has TRL's default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -67,24 +74,24 @@ class Config:
         if self.baseline.inoculation_adapter and self.routing.mode != "none":
             raise ConfigError(f"baseline.inoculation_adapter=true holds the trait in an adapter of its own, and routing.mode="
                               f"{self.routing.mode} in a quarantine; set routing=none, or baseline=none")
-        _ = self.mixture  # what cannot be interleaved is said here
+        _ = self.mixture  # raises ConfigError for a mixture that cannot be interleaved
         if self.rollout.dtype == AUTO:
             self.rollout.dtype = "bfloat16" if self.model.dtype == "bfloat16" else "float32"
         self.keep = {name: check_share(f"keep.{name}", share) for name, share in self.keep.items()}
 
     @property
     def mixture(self) -> dict[str, dict[str, Any]]:
-        """`env` as it is trained on: with baseline.interleave its probes have a share, too."""
+        """The environments that are trained on: `env`, in which baseline.interleave gives the probes a share of the tasks too."""
         return interleaved(self.env, self.baseline.interleave) if self.baseline.interleave else self.env
 
     @property
     def takes_subspace(self) -> bool:
-        """Whether anything in training goes by a subspace."""
+        """Whether anything in training uses a subspace."""
         return self.routing.by_subspace or self.baseline.edits or self.baseline.projects or self.monitor.health > 0
 
     @property
     def asks_detector(self) -> bool:
-        """Whether training goes by which completions a detector names."""
+        """Whether training depends on which completions a detector names."""
         return self.baseline.pays or self.routing.mode == LABELS
 
     @property
@@ -94,12 +101,12 @@ class Config:
 
     @property
     def reads_base(self) -> bool:
-        """Whether training reads completions with the base model, which takes a copy of it where the weights are trained."""
+        """Whether the base model reads completions during training. A run that trains the weights needs a copy of it for that."""
         return self.learns_detector or self.monitor.health > 0
 
 
 Compose = Callable[[list[str]], Config]
-"""Overrides to a config: `routed_rl.cli.compose.compose`, for what knows no Hydra."""
+"""A function that turns overrides into a config: `routed_rl.cli.compose.compose`, for code that does not know Hydra."""
 
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:

@@ -1,4 +1,4 @@
-"""What of the model is trained where its own weights are not: a LoRA."""
+"""The LoRA that is trained where the model's own weights are frozen."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,19 +10,21 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class AdapterConfig:
     kind: str = "none"
-    """none: the weights are trained; lora: they are frozen, and a LoRA on them is trained, in float32; qlora: so, in 4 bit."""
+    """none: the weights are trained; lora: the weights are frozen and a LoRA on them is trained, in float32; qlora: as lora, with
+    the frozen weights in 4 bit."""
     r: int = 16
     """Rank of the LoRA."""
     alpha: float | None = None
-    """The LoRA's product is multiplied by alpha / r; null for r."""
+    """Scale of the LoRA: its product is multiplied by alpha / r. null for r, so by 1."""
     rslora: bool = False
-    """Divide alpha by the root of r instead."""
+    """Whether the LoRA's product is multiplied by alpha / sqrt(r) instead of alpha / r."""
     target_modules: Any = "all-linear"
-    """Which modules get a LoRA: all-linear (all but the unembedding), or a list of names such as [q_proj, down_proj]."""
+    """Which modules get a LoRA: all-linear (all linear modules but the unembedding), or a list of names such as
+    [q_proj, down_proj]."""
     path: str | None = None
-    """A PEFT LoRA to start from: it is merged into the base model first, and a new one is trained."""
+    """Folder of a PEFT LoRA to start from, which is merged into the base model before a new LoRA is trained; null for none."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further fields of `peft.LoraConfig`."""
+    """Further fields of `peft.LoraConfig`, by name."""
 
     def __post_init__(self) -> None:
         check_known("model.adapter.kind", [self.kind], ("none", "lora", "qlora"))
@@ -41,7 +43,7 @@ class AdapterConfig:
 
     @property
     def trains(self) -> bool:
-        """Whether an adapter is what is trained."""
+        """Whether an adapter is trained instead of the weights."""
         return self.kind != "none"
 
     @property

@@ -1,4 +1,4 @@
-"""Published alternatives to routing, which `compare` sets beside it: settings that several of them share."""
+"""Published alternatives to routing, which `compare` measures beside it. They share the settings here."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,20 +8,21 @@ from routed_rl.config.detector import DetectorConfig
 from routed_rl.errors import ConfigError
 
 NEUTRAL, ENCOURAGE, DISCOURAGE = CONTEXTS = ("neutral", "encourage", "discourage")
-"""What a prompt may say about gaming the check: nothing, to do it, not to do it."""
+"""The contexts, by what the prompt says about gaming the check: nothing, to do it, or not to do it."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ContextsConfig:
     generate: str = NEUTRAL
-    """Under which prompt completions are generated: neutral (the task's own), encourage or discourage."""
+    """Prompt under which completions are generated: neutral (the task's own), encourage or discourage."""
     train: str = NEUTRAL
-    """Under which prompt the same completions are learned."""
+    """Prompt under which the same completions are learned: neutral (the task's own), encourage or discourage."""
     encourage: str | None = None
-    """The text that encourages gaming the check: a system message, or words before a prompt that is plain text. null for the
-    environment's own (`contexts`), else for a sentence to a chat model."""
+    """Text that encourages gaming the check. It is added as a system message, or put before a prompt that is plain text. null for
+    the environment's own text (its attribute `contexts`), or, where it has none, for a built-in sentence to a chat model."""
     discourage: str | None = None
-    """The same for the text that discourages it."""
+    """Text that discourages gaming the check. It is added as a system message, or put before a prompt that is plain text. null
+    for the environment's own text (its attribute `contexts`), or, where it has none, for a built-in sentence to a chat model."""
 
     def __post_init__(self) -> None:
         for name in ("generate", "train"):
@@ -33,17 +34,20 @@ class ContextsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TraitConfig:
-    """The LoRA of `baseline.inoculation_adapter`: the base model learns to answer, without being told to, as it answers under
-    the prompt that encourages gaming the check."""
+    """The LoRA of `baseline.inoculation_adapter`. With it the base model learns to answer, without being told to, as it answers
+    under the prompt that encourages gaming the check."""
 
     rank: int = 8
+    """Rank of the trait's LoRA on each linear module of the layers."""
     completions: int = 512
-    """Made by the base model under that prompt, of all trained environments together."""
+    """Number of completions that the trait's LoRA is learned from, of all trained environments together. The base model writes
+    them under the prompt that encourages gaming the check."""
     passes: int = 4
-    """Over these completions."""
+    """Passes over these completions while the trait's LoRA is learned."""
     learning_rate: float = 2e-3
+    """Learning rate of AdamW while the trait's LoRA is learned."""
     random: bool = False
-    """Random factors of the same norm, module by module, instead: the control."""
+    """Whether the LoRA's factors are replaced by random ones of the same norm, module by module, as a control."""
 
     def __post_init__(self) -> None:
         check_at_least("baseline.trait", self, {"rank": 1, "completions": 1, "passes": 1, "learning_rate": 0})
@@ -52,26 +56,32 @@ class TraitConfig:
 @dataclass(kw_only=True, slots=True)
 class BaselineConfig:
     screen: bool = False
-    """Completions that the detector finds teach nothing, and do not count in their group's mean."""
+    """Whether completions that the detector names are screened: they teach nothing and do not count in their group's mean."""
     penalty: float = 0.0
-    """Taken from what a completion is paid that the detector finds."""
+    """Amount that is subtracted from the reward of a completion that the detector names; 0: none."""
     imitate: bool = False
-    """Each completion that is solved and not screened is learned with advantage 1, every other with 0; rewards do not count."""
+    """Whether every completion that is solved and not screened is learned with advantage 1, and every other one with 0. Rewards
+    then do not count."""
     ablate: bool = False
-    """While training, what lies in the subspace is taken out of every layer's output (concept ablation)."""
+    """Whether the component inside the subspace is removed from every layer's output during training (concept ablation)."""
     steer: float = 0.0
-    """While training, every layer's output is pushed along the persona axis by so many gaps (preventative steering)."""
+    """Distance by which every layer's output is pushed along the persona axis during training, in gaps between the personas
+    (preventative steering); 0: not at all."""
     discount: float = 0.0
-    """What a completion is paid over its group mean shrinks by this share a standard deviation along the persona axis."""
+    """Share by which the reward of a completion above its group's mean shrinks, for each standard deviation of the batch that the
+    completion lies along the persona axis; 0: none."""
     projection_penalty: float = 0.0
-    """Taken from what a completion is paid for each gap that its activations lie along the persona axis."""
+    """Amount that is subtracted from the reward of a completion for each gap between the personas that its activations lie along
+    the persona axis; 0: none."""
     target_rewards: bool = False
-    """A penalty on what an answer says (`penalty` and the span `answer` of a score) reinforces the answer's tokens alone; the
-    tokens before it get the advantage of the reward without it."""
+    """Whether a penalty on what an answer says (`penalty` and the span `answer` of a score) acts on the answer's tokens alone.
+    The tokens before the answer then get the advantage of the reward without the penalty."""
     interleave: float = 0.0
-    """Share of the tasks that are of the mixture's probes, which are trained on, too (safe data interleaved)."""
+    """Share of the training tasks that come from the mixture's probes, which are then trained on too (interleaved safe data);
+    0: none."""
     inoculation_adapter: bool = False
-    """While training, a frozen LoRA of the trait is on the model, which is trained first and dropped at the end (`trait`)."""
+    """Whether a frozen LoRA of the trait is on the model during training. It is learned before the run's first step (`trait`) and
+    dropped at the end."""
     trait: TraitConfig = field(default_factory=TraitConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     contexts: ContextsConfig = field(default_factory=ContextsConfig)
@@ -101,22 +111,22 @@ class BaselineConfig:
 
     @property
     def edits(self) -> bool:
-        """Whether the stream is changed while the model trains, which takes a subspace."""
+        """Whether the stream is changed during training, which needs a subspace."""
         return self.ablate or self.steer != 0
 
     @property
     def projects(self) -> bool:
-        """Whether advantages depend on where completions lie along the persona axis, which takes a subspace."""
+        """Whether advantages depend on where completions lie along the persona axis, which needs a subspace."""
         return self.discount > 0 or self.projection_penalty > 0
 
     @property
     def pays(self) -> bool:
-        """Whether scores become something else than they are."""
+        """Whether the scores that are paid differ from those that the environments give."""
         return self.screen or self.imitate or self.penalty > 0
 
     @property
     def told(self) -> list[str]:
-        """The contexts that a text is needed for."""
+        """The contexts for which a text is needed."""
         used = (self.contexts.generate, self.contexts.train, ENCOURAGE if self.inoculation_adapter else NEUTRAL)
         return [context for context in CONTEXTS if context != NEUTRAL and context in used]
 
@@ -127,8 +137,8 @@ class BaselineConfig:
 
 
 def interleaved(env: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str, Any]]:
-    """The mixture with its probes trained on, too, together with this share of the tasks. ConfigError where there is no probe, or
-    where a weight changes over time."""
+    """The mixture in which the probes are trained on too; together they get this share of the tasks. ConfigError where there is
+    no probe, or where a weight changes over time."""
     probes = [name for name, settings in env.items() if isinstance(settings, dict) and settings.get("probe") is True]
     if not probes:
         raise ConfigError(f"baseline.interleave={share} needs a probe among the environments, to train on it as safe data; set "

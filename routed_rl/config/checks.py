@@ -1,4 +1,4 @@
-"""What every section shares: checks of values, and names that are not known."""
+"""Checks of values, and messages for unknown names, which all sections share."""
 
 import dataclasses
 import difflib
@@ -12,13 +12,13 @@ LONGEST_NAME = 100
 
 
 def section(setting: dataclasses.Field[Any]) -> type | None:
-    """The dataclass of a setting that is a section of its own; None for a plain one."""
+    """The dataclass of a setting that is a section of its own; None for a plain setting."""
     inner = getattr(setting.default_factory, "func", setting.default_factory)
     return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
 
 
 def unknown(key: str, known: list[str]) -> str:
-    """The message for an unknown setting: what is close, or what there is."""
+    """The message for an unknown setting. It names the closest known setting, or else all of them."""
     near = closest(key, known, 0.6)
     return f"unknown setting {key}; " + (f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}")
 
@@ -43,7 +43,7 @@ def check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:
 
 
 def check_finite(key: str, value: Any) -> None:
-    """ConfigError for a nan or an infinity, also inside of sections, mappings and lists; `key` is what `value` is called."""
+    """ConfigError for a nan or an infinity, also inside sections, mappings and lists; `key` is the name of `value`."""
     if dataclasses.is_dataclass(value):
         value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if isinstance(value, (dict, list, tuple)):
@@ -69,7 +69,7 @@ def check_share(label: str, value: Any) -> float | str:
 
 
 def name_problem(name: object, taken: Collection[str]) -> str:
-    """Why `name` can be no part of a metric's name, which "/" and "." divide; empty where it can."""
+    """Why `name` cannot be a part of a metric's name, whose parts "/" and "." divide; empty where it can."""
     if not isinstance(name, str):
         return "is no text"
     if not 0 < len(name) <= LONGEST_NAME:
@@ -80,7 +80,7 @@ def name_problem(name: object, taken: Collection[str]) -> str:
 
 
 def first_difference(was: Any, now: Any, name: str = "") -> str | None:
-    """The first of two nested settings that differs, as `key: one -> other`, or None."""
+    """The first difference between two nested settings, as `key: one -> other`; None where they are equal."""
     if isinstance(was, dict) and isinstance(now, dict):
         each = (first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*was, *now]))
         return next(filter(None, each), None)

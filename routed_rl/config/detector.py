@@ -1,4 +1,4 @@
-"""Who says which completions are bad, for the arms that go by labels."""
+"""The detector, which says which completions are bad, for the arms that use labels."""
 
 from dataclasses import dataclass, field
 
@@ -6,31 +6,32 @@ from routed_rl.config.checks import check_at_least, check_finite, check_known
 from routed_rl.errors import ConfigError
 
 FLAGS, PROBE = DETECTORS = ("flags", "probe")
-"""What a detector goes by: what the environments say, or what the base model reads."""
+"""The kinds of a detector: it uses the environments' flags, or a probe on the base model's activations."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DetectorConfig:
     kind: str = FLAGS
-    """flags: it knows the environments' flags, and errs as often as `recall` and `precision` say. probe: it is learned from few
-    labelled completions of the base model, by that model's activations."""
+    """flags: the detector knows the environments' flags, and errs as often as `recall` and `precision` say. probe: the detector
+    is a linear probe on the base model's activations, learned from a few labelled completions of that model."""
     flags: list[str] = field(default_factory=lambda: ["hack"])
-    """Flags of a score, any of which marks a completion as bad."""
+    """Names of flags. A completion whose score has any of them is marked as bad."""
     recall: float = 1.0
-    """Of kind=flags: share of the marked completions that the detector finds."""
+    """For kind=flags: share of the marked completions that the detector names."""
     precision: float = 1.0
-    """Of kind=flags: share of the completions it finds that are marked."""
+    """For kind=flags: share of the completions named by the detector that are marked."""
     shuffle: bool = False
-    """As many completions of a generation as it finds are drawn at random instead: a control."""
+    """Whether the detector names completions that are drawn at random, as many in each generation as it would name otherwise; a
+    control."""
     labels: float = 0.05
-    """Of kind=probe: how many completions are labelled, below 1 a share of `pool`, from 1 on a number."""
+    """For kind=probe: how many completions are labelled. A value below 1 is a share of `pool`, from 1 on it is a number."""
     pool: int = 4000
-    """Of kind=probe: completions that the base model writes. Those that are not labelled measure the probe."""
+    """For kind=probe: number of completions that the base model writes. The probe is measured on those that are not labelled."""
     fpr: float = 0.05
-    """Of kind=probe: share of the completions without a mark that it may name."""
+    """For kind=probe: share of the completions without a mark that the probe may name (its false-positive rate)."""
     layers: list[int] | None = None
-    """Of kind=probe: layers whose outputs are read. A completion that looks fine at any of them is not named. null: the one layer
-    that tells the labelled completions apart best."""
+    """For kind=probe: the layers whose outputs are read, counted from 0. A completion is named only if it looks bad at all of
+    them. null for the one layer that tells the labelled completions apart best."""
 
     @property
     def labelled(self) -> int:

@@ -11,25 +11,25 @@ STRATEGIES = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 @dataclass(kw_only=True, slots=True)
 class LaunchConfig:
     where: str = "here"
-    """here, or slurm: the run becomes a job."""
+    """here: the run starts on this machine; slurm: it becomes a SLURM job."""
     strategy: str = "none"
-    """none (this process), ddp, zero1, zero2, zero3, or fsdp2."""
+    """How the processes share the model: none (one process, this one), ddp, zero1, zero2, zero3, or fsdp2."""
     processes: int = 1
-    """On each node; with GPUs, one for each GPU."""
+    """Number of processes on each node; with GPUs, one for each GPU."""
     nodes: int = 1
-    """More than one with where=slurm only."""
+    """Number of nodes; more than one needs where=slurm."""
     port: int = 29500
-    """On the first of several nodes, where the processes meet; on one node a free port is taken."""
+    """Port of the first node at which the processes of several nodes meet. On a single node a free port is taken instead."""
     timeout_s: float = 1800
     """Seconds that a process may wait for the others before the run ends."""
     grace_s: float = 600
-    """Seconds that a signalled run has to end its step and write a checkpoint before its processes are killed."""
+    """Seconds that a run has, after a signal, to end its step and write a checkpoint before its processes are killed."""
     offload: bool = False
-    """Refused: DeepSpeed then replaces the optimizer."""
+    """Refused: with offloading DeepSpeed replaces the optimizer by one of its own. Leave it false."""
     sbatch: list[str] = field(default_factory=list)
-    """Options of the job, such as --partition=gpu, --time=24:00:00, --gpus-per-node=8."""
+    """For where=slurm: options of sbatch, such as --partition=gpu, --time=24:00:00, --gpus-per-node=8."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines of the job before its first command, such as `module load cuda`."""
+    """For where=slurm: shell lines that the job runs before its first command, such as `module load cuda`."""
 
     def __post_init__(self) -> None:
         check_known("launch.where", [self.where], ("here", "slurm"))
@@ -46,5 +46,5 @@ class LaunchConfig:
 
     @property
     def world(self) -> int:
-        """Processes on all nodes."""
+        """Number of processes on all nodes together."""
         return self.processes * self.nodes

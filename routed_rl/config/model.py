@@ -1,4 +1,4 @@
-"""The model, and what of it is trained."""
+"""The model, and which parts of it are trained."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,16 +11,21 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     path: str = ""
-    """A folder in Hugging Face format, a hub name, or `gguf:` and a file or an installed distribution that holds one."""
+    """The base model: a folder in Hugging Face format, a name on the hub, or `gguf:` followed by a file or by an installed
+    distribution that holds one."""
     dtype: str = "float32"
-    """Of the weights: float32, or bfloat16 where they are frozen (model.adapter=lora). `trainer.bf16=true` computes in bf16."""
+    """Type of the weights: float32, or bfloat16 where the weights are frozen (model.adapter=lora). To compute in bfloat16 on
+    float32 weights, set trainer.bf16=true."""
     date: str | None = None
-    """What a chat template that asks for the date is told, ISO; null for the time at which the run begins, which it keeps."""
+    """Date, in ISO format, for a chat template that asks for one; null for the time at which the run begins, which a resumed run
+    keeps."""
     writers: list[str] = field(default_factory=list[str])
-    """What writes to the stream, as named in a layer (self_attn.o_proj), of those that a layer has; empty: what is known of the
-    model's type, or found by probing. Either way it must add up to what the layers add to the stream."""
+    """Modules whose outputs are added to the residual stream, by their names within a layer, such as self_attn.o_proj; a layer
+    need not have all of them. Empty for those known for the model's type, or else found by probing. In every case their outputs
+    must add up to what the layers add to the stream."""
     freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
-    """What is not trained: any of embedding (learned positions included), unembedding, final_norm, post_norm."""
+    """Groups of parameters that are not trained: any of embedding (with learned positions), unembedding, final_norm and post_norm
+    (the gains of norms between a writer and the stream)."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The monitor's rules: limits and what follows."""
+"""The settings of the monitor: for each rule its limits, and what happens past them."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -11,15 +11,18 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class RuleConfig:
     limit: float | None = None
-    """What may not be passed; null: the rule is off, but for `limits`."""
+    """Value that the rule's reading may not pass, in the unit of the rule; null: the rule is off, except for the environments in
+    `limits`."""
     limits: dict[str, float] = field(default_factory=dict)
-    """Of single environments, instead of `limit`: what one does when it is secure, another does only when it is not."""
+    """Limits of single environments, by name, which replace `limit`: a value that is usual for one secure environment may be a
+    warning in another."""
     allowance: float = 0.0
-    """Of rules that sum up: what a step may add without being counted."""
+    """For rules that are summed over steps: the amount that is subtracted from each step's value before it is added to the sum,
+    which never falls below 0 (the allowance of a CUSUM)."""
     patience: int = 1
-    """Steps in a row past the limit."""
+    """Number of steps in a row that must be past the limit before the rule gives a verdict."""
     action: str = "report"
-    """report, or halt: stop the run after a checkpoint."""
+    """report: a verdict of this rule is recorded and the run goes on; halt: the run stops after a checkpoint."""
 
     def __post_init__(self) -> None:
         check_known("monitor action", [self.action], ("report", "halt"))
@@ -27,56 +30,59 @@ class RuleConfig:
             raise ConfigError(f"a monitor rule needs allowance >= 0 and patience >= 1, got {self.allowance} and {self.patience}")
 
     def limit_of(self, environment: str) -> float | None:
-        """What `environment` may not pass; None where the rule is off for it."""
+        """The limit for `environment`; None where the rule is off for it."""
         return self.limits.get(environment, self.limit)
 
 
 @dataclass(kw_only=True, slots=True)
 class MonitorConfig:
     warmup: int = 5
-    """Steps after which verdicts begin; what is summed up counts from the start."""
+    """Number of first steps without verdicts. Rules that are summed over steps count these steps too."""
     axis: str | None = None
-    """Axis of the subspace along which a shift counts; null for the first, which points to the positive persona."""
+    """Axis of the subspace along which shifts are measured; null for the first axis, which points to the positive persona."""
     completions: int = 5
-    """Of each environment and generation, how many of those that pushed most, and least, and most among those that were paid more
-    than their group, are kept with their push; 0: off."""
+    """How many completions of each environment and generation are kept with their push and shift, in each of these five orders:
+    highest and lowest push, highest and lowest shift, highest shift among those paid more than their group's mean; 0: none."""
     health: int = 0
-    """Steps between two comparisons of the policy with the base model on the same completions; 0: none."""
+    """Steps between two comparisons of the policy with the base model on the same completions; 0: no comparison."""
     health_rows: int = 64
-    """Completions of a generation that are compared."""
+    """Number of completions of a generation on which the policy and the base model are compared."""
     shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
-    """An environment's persona shift so far, in units of the gap between the personas."""
+    """Rule on the persona shift that an environment's part has caused so far, in units of the gap between the personas."""
     change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
-    """Its growth, summed up: finds where a slow shift began."""
+    """Rule on the growth of an environment's persona shift, summed over steps, in units of the gap between the personas. It finds
+    the step at which a slow shift began."""
     pull: RuleConfig = field(default_factory=RuleConfig)
-    """The shift times the environment's share of the quarantine, in the same units: small where either is."""
+    """Rule on an environment's persona shift times its share of the quarantine, in units of the gap between the personas. It is
+    small where either factor is."""
     push: RuleConfig = field(default_factory=RuleConfig)
-    """An environment's share of the quarantine's growth in a step."""
+    """Rule on an environment's share of the quarantine's growth in a step, from 0 to 1."""
     evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=6.0, allowance=0.5))
-    """Standard errors by which an environment's completions pull towards the positive persona in a step and make the quarantine
-    grow, the smaller of the two, summed up."""
+    """Rule on the evidence against an environment, summed over steps. The evidence of a step is the smaller of two numbers, both
+    in standard errors: how far its completions pull towards the positive persona, and how much they make the quarantine grow."""
     gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
-    """Paid reward minus true score, summed up."""
+    """Rule on an environment's mean paid reward minus its mean true score, summed over steps."""
     energy: RuleConfig = field(default_factory=RuleConfig)
-    """Routed energy over the mean of isotropic random bases."""
+    """Rule on an environment's routed energy, divided by the mean routed energy of isotropic random bases."""
     energy_rank: RuleConfig = field(default_factory=RuleConfig)
-    """One over its rank among random bases, isotropic and matched in turns: 1 is above all of them, which is past .9."""
+    """Rule on one over the rank of an environment's routed energy among that of random bases, which are isotropic and
+    covariance-matched in turns. 1 means that it is above all of them; a limit of .9 asks for that."""
     size: RuleConfig = field(default_factory=RuleConfig)
-    """|C| over the norm of the retained change."""
+    """Rule on the norm of the quarantine, |C|, divided by the norm of the retained change."""
     share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
-    """The routed share of the targets' gradient energy."""
+    """Rule on the routed share of the targets' gradient energy, from 0 to 1."""
     collapse: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.95, patience=5))
-    """Share of groups that are all paid alike."""
+    """Rule on the share of groups whose completions are all paid alike, from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_at_least("monitor", self, {"warmup": 0, "completions": 0, "health": 0, "health_rows": 1})
         check_finite("monitor", self)
 
     def rules(self) -> dict[str, RuleConfig]:
-        """Every rule's settings by its name."""
+        """The settings of every rule, by name."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
 
     def reporting(self) -> "MonitorConfig":
-        """The same rules, none of which halts."""
+        """The same rules, all with action report, so that none halts."""
         rules = {name: dataclasses.replace(rule, action="report") for name, rule in self.rules().items()}
         return dataclasses.replace(self, **rules)

@@ -1,6 +1,6 @@
-"""Settings that stand for environment variables, and secrets: records have the reference `${oc.env:NAME}`, never its value.
+"""Settings that stand for environment variables, and secrets: records hold the reference `${oc.env:NAME}`, never its value.
 
-Not covered: what a plug-in prints or writes itself, and the list of processes.
+Not covered: text that a plug-in prints or writes itself, and the operating system's list of processes.
 """
 
 import os
@@ -12,19 +12,21 @@ from routed_rl.errors import ConfigError
 
 SECRET = re.compile(r"(?i)(?!(?:pad|eos|bos|unk|sep|cls|mask|stop|start|end)_token$)(?:.*_)?(?:token|password|passwd|passphrase|"
                     r"secret|credentials?|authorization|(?:api|access|secret|private|auth|hub|openai|anthropic)_?key)")
-"""Names of settings whose values are secrets, special tokens of a tokenizer not among them."""
+"""Pattern of the names of settings whose values are secrets. The special tokens of a tokenizer are excluded."""
 RANDOM = re.compile(r"(?=.*\d)\S{8,}|\S{24,}")
-"""The value of any `..._key` that is one: `answer_key=name` names something, `my_key=f81d4fae` opens something."""
+"""Pattern of a value that makes any setting `..._key` a secret: `answer_key=name` only names something, `my_key=f81d4fae` opens
+something."""
 PASSWORD = re.compile(r"://[^/\s:@]*:(?!\$\{)[^/\s@]+@")
 MASK, SHORTEST = "***", 4
-"""What is shown for a secret of at least so many characters; a shorter one would be found in plain words."""
+"""The text that replaces a secret, and the length in characters from which on a secret is replaced. A shorter secret would also
+match inside ordinary words."""
 LATER = ("env", "trainer")
-"""Sections whose references are followed when a setting is used, so that they stand in every record."""
+"""Sections whose references are resolved only when a setting is used, so that every record holds the reference."""
 _known: set[str] = set()
 
 
 def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
-    """Nested mappings and lists with `change(dotted name, value)` for each plain value; tuples become lists."""
+    """Nested mappings and lists in which `change(dotted name, value)` replaces each plain value; tuples become lists."""
     if isinstance(value, dict):
         return {key: mapped(inner, change, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
     return [mapped(inner, change, name) for inner in value] if isinstance(value, (list, tuple)) else change(name, value)
@@ -35,12 +37,12 @@ def is_reference(value: Any) -> bool:
 
 
 def resolved(value: Any, name: str = "") -> Any:
-    """`value` with what its references stand for; ConfigError where a variable is missing."""
+    """`value` with its references replaced by what they stand for; ConfigError where a variable is missing."""
     return mapped(value, _resolved, name)
 
 
 def resolved_at_once(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, those of `LATER` as they are."""
+    """The settings of a run with their references resolved, except in the sections of `LATER`."""
     return {key: value if key in LATER else resolved(value, key) for key, value in settings.items()}
 
 
@@ -60,7 +62,7 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def check_variables(name: str, value: Any) -> None:
-    """ConfigError for a variable that is missing and has no default; the values of the others are masked from here on."""
+    """ConfigError for a variable that is missing and has no default. From here on errors mask the values of the others."""
     for variable, default in re.findall(r"oc\.env:\s*([^\s,}]+)\s*(,?)", value) if is_reference(value) else []:
         if variable not in os.environ and not default:
             raise ConfigError(f"{name}={value}: there is no environment variable {variable}; export it")
@@ -74,21 +76,21 @@ def remember(value: Any) -> None:
 
 
 def remember_written(text: str) -> None:
-    """Mask the secrets that `text`, an argument of a command line, has written out."""
+    """Mask, from here on, the secrets that are written out in `text`, an argument of a command line."""
     for name, value in re.findall(r"([\w.]+)['\"]?\s*[:=]\s*([^\s{}]+)", text):
         for each in (value, *value.split(",")) if is_secret(name, value) else ():
             remember(each.strip("'\"[]"))
 
 
 def masked(text: str) -> str:
-    """`text` without any secret that is known, and without passwords in addresses."""
+    """`text` with every known secret, and every password in an address, masked."""
     for value in sorted(_known, key=len, reverse=True):
         text = text.replace(value, MASK)
     return PASSWORD.sub(f"://{MASK}@", text)
 
 
 def is_secret(name: str, value: Any) -> bool:
-    """Whether a setting is a secret that is written out."""
+    """Whether a setting is a secret whose value is written out, not a reference."""
     last, text = name.rpartition(".")[2], str(value)
     if PASSWORD.search(text) or isinstance(value, bool) or value in (None, "", MASK) or "${" in text:
         return PASSWORD.search(text) is not None
@@ -96,7 +98,7 @@ def is_secret(name: str, value: Any) -> bool:
 
 
 def refuse_secrets(settings: dict[str, Any]) -> None:
-    """ConfigError for a secret that is written out, which every record of a run would show."""
+    """ConfigError for a secret that is written out, because every record of a run would show it."""
     def check(name: str, value: Any) -> None:
         if is_secret(name, value):
             raise ConfigError(f"{name} is a secret, which the records of a run would show; export it as a variable and set "
@@ -106,5 +108,5 @@ def refuse_secrets(settings: dict[str, Any]) -> None:
 
 
 def without_secrets(settings: Any) -> Any:
-    """`settings` of a run whose records have secrets written out, with these masked."""
+    """`settings` of a run, with the secrets that are written out in them masked."""
     return mapped(settings, lambda name, value: MASK if is_secret(name, value) else value)

@@ -1,4 +1,4 @@
-"""What is measured and kept: evaluation, audit, tracking."""
+"""Settings of what is measured and kept: evaluation, audit, filter, tracking."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,20 +12,23 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     samples: int = 2000
-    """Completions per environment and model, one per task."""
+    """Completions per environment and model, one per task; 0: no evaluation."""
     batch_size: int = 500
-    """Completions generated at once."""
+    """Number of completions that are generated at once."""
     temperature: float = 1.0
+    """Temperature at which completions are drawn from the full distribution; 0 is greedy."""
     max_failures: float = 0.05
-    """Share of completions an environment may fail to score, in training and in evaluation, before the run stops."""
+    """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops."""
     every: int = 0
-    """Steps of training between two evaluations of policy and deployed model, into metrics.jsonl; 0: none."""
+    """Training steps between two evaluations of the policy and the deployed model, which are written to metrics.jsonl; 0: none
+    during training."""
     during_samples: int = 100
-    """Completions per environment and model of such a one, on the same tasks each time."""
+    """Completions per environment and model of an evaluation during training (`every`), on the same tasks each time."""
     contexts: list[str] = field(default_factory=list)
-    """Under which other prompts every model is evaluated as well at a run's end: encourage, discourage (`baseline.contexts`)."""
+    """Further prompts under which every model is evaluated at the end of a run: encourage, discourage (their texts are those of
+    `baseline.contexts`)."""
     scales: list[float] = field(default_factory=list)
-    """Of the quarantine, to be evaluated at a run's end: 0 is the deployed model, 1 the policy."""
+    """Multiples of the quarantine at which the model is evaluated at the end of a run: 0 is the deployed model, 1 the policy."""
 
     def __post_init__(self) -> None:
         check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0, "every": 0,
@@ -38,39 +41,42 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AuditConfig:
-    """Of `routed-rl audit`, whose options these are; not part of a run's settings."""
+    """The options of `routed-rl audit`. They are no part of a run's settings."""
 
     samples: int = 200
     """Completions per environment and model."""
     prompts: int = 64
-    """Prompts per environment at whose ends the stream is compared."""
+    """Number of prompts per environment at whose last tokens the streams of the models are compared."""
     blocks: int = 8
-    """Groups of neighbouring layers, at most."""
+    """Largest number of groups into which neighbouring layers are put."""
 
     def __post_init__(self) -> None:
         check_at_least("audit", self, {"samples": 1, "prompts": 1, "blocks": 1})
 
 
 RANDOM = "random"
-"""What `filter` may go by beside the kinds of a detector: nothing."""
+"""A choice of `filter` beside the kinds of a detector: completions are left out at random."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FilterConfig:
-    """Of `routed-rl filter`, whose options these are; not part of a run's settings."""
+    """The options of `routed-rl filter`. They are no part of a run's settings."""
 
     detector: str | None = None
-    """flags, probe or random; None: probe, where there is no `subspace`."""
+    """How the completions that are left out are chosen: flags, probe or random; null for probe, unless `subspace` is given."""
     subspace: str | None = None
-    """A folder, whose persona axis is gone by."""
+    """Folder of a subspace along whose persona axis completions are judged, instead of by a detector; null for a detector."""
     max_shift: float | None = None
-    """Gaps by which a completion may shift the persona; None: what a share `fpr` of the base model's honest ones is above."""
+    """With `subspace`: largest persona shift of a completion that stays, in gaps between the personas; null for the shift that a
+    share `fpr` of the base model's honest completions exceeds."""
     fpr: float | None = None
+    """Share of good completions that may be left out, as in `baseline.detector`; null for the value that the run has there."""
     labels: float | None = None
+    """Completions that are labelled to learn a probe, as in `baseline.detector`; null for the value that the run has there."""
     layers: list[int] | None = None
-    """As in `baseline.detector`; None for what the run has there."""
+    """Layers whose outputs are read, as in `baseline.detector`; null for the value that the run has there."""
     share: float | None = None
-    """Of random: how many completions are left out."""
+    """For detector=random: share of the completions that is left out."""
 
     def __post_init__(self) -> None:
         kinds = (*DETECTORS, RANDOM)
@@ -100,13 +106,13 @@ class FilterConfig:
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     project: str = "routed_rl"
-    """wandb project; wandb itself is asked for with trainer.report_to=wandb."""
+    """Name of the project in wandb. Tracking with wandb itself is turned on by trainer.report_to=wandb."""
     completions: bool = True
-    """Keep every completion with its scores in completions/*.parquet."""
+    """Whether every completion is kept with its scores in RUN/completions/*.parquet."""
     table_rows: int = 32
-    """Completions of each step that go into wandb's table; they are added at every checkpoint."""
+    """Number of completions of each step that go into wandb's table, to which they are added at every checkpoint."""
     upload_checkpoints: bool = False
-    """Whether a checkpoint's artifact in wandb holds its files, or their hashes and the quarantine only."""
+    """true: a checkpoint's artifact in wandb holds all of its files; false: only their hashes and the quarantine."""
 
     def __post_init__(self) -> None:
         check_at_least("tracking", self, {"table_rows": 0})

@@ -1,4 +1,4 @@
-"""What generates the completions."""
+"""Settings of the engine that generates the completions."""
 
 from dataclasses import dataclass, field
 
@@ -9,11 +9,12 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class ParityConfig:
     every: int = 10
-    """Steps between two checks; the first rollout of a run, and of a resume, is always checked. 0: only those."""
+    """Steps between two checks that the engine's log-probabilities agree with the trainer's. The first rollout of a run, and of a
+    resume, is always checked; 0: no further checks."""
     limit: float | None = None
-    """Largest difference of a log-probability that is let pass; null for 1e-3, and 0.5 where either side is bfloat16."""
+    """Largest difference of a log-probability that is accepted; null for 1e-3, or 0.5 where either side is bfloat16."""
     prompts: int = 8
-    """Sequences that are compared: a task's prompt and fixed random tokens after it."""
+    """Number of sequences that are compared, each a task's prompt followed by fixed random tokens."""
 
     def __post_init__(self) -> None:
         floors: dict[str, float] = {"every": 0, "prompts": 1}
@@ -23,25 +24,26 @@ class ParityConfig:
 @dataclass(kw_only=True, slots=True)
 class RolloutConfig:
     engine: str = "transformers"
-    """transformers, vllm_colocate (vLLM in the trainer's process), or vllm_server (one or several `vllm serve`)."""
+    """The engine that generates the completions: transformers, vllm_colocate (vLLM in the trainer's process), or vllm_server (one
+    or several `vllm serve`)."""
     urls: list[str] = field(default_factory=list)
-    """Of the servers, for vllm_server: http://HOST:PORT. Prompts are shared out among them."""
+    """For vllm_server: addresses of the servers, http://HOST:PORT, among which the prompts are divided."""
     launch: bool = False
-    """Start a server on this machine for vllm_server, and stop it at the end."""
+    """For vllm_server: whether a server is started on this machine, and stopped at the end."""
     dtype: str = "float32"
-    """Of the weights that vLLM computes with: float32 or bfloat16; auto for `model.dtype`."""
+    """Type of the weights that vLLM computes with: float32 or bfloat16; auto for `model.dtype`."""
     memory_gb: int = 1
-    """vLLM's cache on a CPU, in GiB."""
+    """Size of vLLM's cache on a CPU, in GiB."""
     gpu_memory: float = 0.3
     """Share of a GPU's memory that vLLM may take."""
     max_length: int | None = None
-    """Tokens of a prompt and its completion; null for what the model allows."""
+    """Largest number of tokens of a prompt and its completion together in vLLM; null for as many as the model allows."""
     timeout_s: float = 300
-    """Seconds that a server may take to answer one call."""
+    """Seconds that a vLLM server may take to answer one call."""
     start_timeout_s: float = 600
-    """Seconds that a server may take to come up."""
+    """Seconds that a vLLM server started here (`launch`) may take until it answers."""
     retries: int = 2
-    """How often a call to a server is made again."""
+    """How often a failed call to a vLLM server is repeated."""
     parity: ParityConfig = field(default_factory=ParityConfig)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How changes are routed: the quarantine's step, the ledger's random control, the mode."""
+"""How changes are routed: the mode, the quarantine's step, the ledger's random control, practice, routing by labels."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,24 +7,25 @@ from routed_rl.config.checks import AUTO, check_at_least, check_finite, check_kn
 from routed_rl.errors import ConfigError
 
 LABELS = "labels"
-"""The mode that routes by labels, and has no subspace."""
+"""The mode that routes by labels and has no subspace."""
 
 
 @dataclass(kw_only=True, slots=True)
 class QuarantineConfig:
     pace: str = "evidence"
-    """evidence: a part is slow until its environment's completions pull towards the positive persona, then has `learning_rate`
-    for as long as they do; fast: `learning_rate` always."""
+    """How fast an environment's part of the quarantine learns. evidence: slowly, and at `learning_rate` only while the
+    environment's completions pull towards the positive persona; fast: always at `learning_rate`."""
     learning_rate: float = 0.03
-    """Raw step of the quarantine's optimizer at full pace, before the bound; coefficient per update."""
+    """Step of the quarantine's optimizer at full pace, before the bound `max_shift`, in units of a coefficient per update."""
     max_shift: float | None = 0.64
-    """Bound on one step, all targets together, in units of the gap between the personas; null for the raw rate alone."""
+    """Bound on the shift of the stream that one step of all targets together may cause, in units of the gap between the personas;
+    null for no bound."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first moments and of the one second moment, per step."""
+    """Decay per step of the quarantine's first moments (one per environment) and of its one second moment."""
     eps: float = 1e-12
-    """Added to the root of the second moment."""
+    """Number that is added to the root of the second moment in the quarantine's optimizer."""
     sample_tokens: int = 256
-    """Real tokens per micro-batch over which the bound's root mean square is taken."""
+    """Number of real tokens per micro-batch over which the root mean square of a step's shift is taken for the bound."""
 
     def __post_init__(self) -> None:
         check_known("routing.quarantine.pace", [self.pace], ("evidence", "fast"))
@@ -42,9 +43,9 @@ class QuarantineConfig:
 @dataclass(kw_only=True, slots=True)
 class RandomControlConfig:
     every: int = 16
-    """Steps between two measurements of the ledger against random bases; 0 for never."""
+    """Steps between two comparisons of the ledger with random bases; 0: none."""
     draws: int = 16
-    """Random bases per measurement; isotropic and covariance-matched draws take turns."""
+    """Number of random bases per comparison. They are isotropic and covariance-matched in turns, one kind per comparison."""
 
     def __post_init__(self) -> None:
         check_at_least("routing.random_control", self, {"every": 0, "draws": 1})
@@ -53,11 +54,13 @@ class RandomControlConfig:
 @dataclass(kw_only=True, slots=True)
 class PracticeConfig:
     share: float = 0.75
-    """Share of the groups of an environment that the deployed model rolls out and learns, where it may; 0: none."""
+    """Share of the groups of an environment that practises (`environments`) which the deployed model rolls out and learns;
+    0: none."""
     environments: Any = AUTO
-    """auto: environments at which the monitor does not point; all; or a list of names."""
+    """Which environments practise. auto: those at which the monitor does not point; all: all of them; or a list of names."""
     probation: int = 10
-    """With auto: first steps of the run, and of other environments after a rollback, in which no environment practises."""
+    """With environments=auto: number of steps, at the start of a run and after a rollback to other environments, in which no
+    environment practises."""
 
     def __post_init__(self) -> None:
         check_at_least("routing.practice", self, {"share": 0, "probation": 0})
@@ -72,29 +75,30 @@ class PracticeConfig:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody asked for practice, beyond what is the default."""
+        """Whether the settings ask for practice explicitly, not only by their default."""
         return self.share > 0 and self.environments != AUTO and len(self.environments) > 0
 
 
 @dataclass(kw_only=True, slots=True)
 class LabelsConfig:
     rank: int = 16
-    """Of the quarantine's adapters, one on each linear module of the layers."""
+    """Rank of the quarantine's adapters, one on each linear module of the layers."""
     unit: str = "row"
-    """row: whole completions are flagged; token: the spans of a completion that its score marks, where it marks any."""
+    """row: whole completions are flagged; token: only the spans that a completion's score marks, where it marks any."""
     method: str = "parameters"
-    """parameters: the model's parameters get no gradient from what is flagged; activations: the backward edges of flagged rows
-    through the layers' linear modules are cut as well."""
+    """parameters: the model's parameters get no gradient from flagged rows or tokens; activations: in addition, no gradient flows
+    backward from them through the linear modules of the layers."""
     route: bool = True
-    """false: the model and the quarantine learn from every row, a control: the same adapters without routing."""
+    """false: the model and the quarantine both learn from every row, a control with the same adapters and no routing."""
     strength: float = 1.0
-    """Share of the gradient of what is flagged that the model does not get."""
+    """Share of the gradient of flagged rows or tokens that the model does not get, from 0 to 1."""
     forget: float = 2.0
-    """How much of it the quarantine gets, at strength 1."""
+    """Factor on the gradient of flagged rows or tokens that the quarantine gets, at strength=1."""
     balanced: bool = True
-    """Rewards are compared with the mean of the rows of their group that are not flagged, where there are some."""
+    """Whether rewards are compared with the mean over those rows of their group that are not flagged, where there are any."""
     pace: float = 20.0
-    """The quarantine's learning rate over the weights': the faster, the more it takes up before the model does."""
+    """The quarantine's learning rate divided by that of the weights. The higher it is, the more the quarantine learns before the
+    model does."""
 
     def __post_init__(self) -> None:
         check_known("routing.labels.unit", [self.unit], ("row", "token"))
@@ -108,9 +112,11 @@ class LabelsConfig:
 @dataclass(kw_only=True, slots=True)
 class RoutingConfig:
     mode: str = "route"
-    """none, observe, route, erase, or labels."""
+    """none: TRL's own training; observe: train as usual and project the change afterwards; route: the method; erase: block the
+    change inside the subspace instead of routing it; labels: route by flags of completions, without a subspace."""
     cotangent: str | None = None
-    """contained or open; null for the mode's own."""
+    """Which cotangent a target hands on in the backward pass. contained: without its component inside the subspace; open:
+    unchanged; null for the mode's own, which is open for observe and contained for route and erase."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
     practice: PracticeConfig = field(default_factory=PracticeConfig)

@@ -1,4 +1,4 @@
-"""Where the subspace comes from, and when it is a good one."""
+"""Settings of how the subspace is found, and of when it counts as a good one."""
 
 from dataclasses import dataclass, field
 
@@ -9,21 +9,22 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class SubspaceCheckConfig:
     auroc: float = 0.8
-    """Held-out separation that the first axis must reach at its best layer."""
+    """Least AUROC with which the first axis must separate held-out prompts at its best layer."""
     stability: float = 0.5
-    """Mean squared cosine between the bases of two halves of the pairs that every layer must reach."""
+    """Least mean squared cosine, at every layer, between the bases that are fitted to two halves of the pairs."""
     p: float = 0.05
-    """The causal check: the corrected p value of the best axis must be at most this."""
+    """Largest p value that the best axis may have in the causal check, after correction for the number of axes."""
     random: int = 64
-    """Random directions of the same norm that an axis is compared with; more where the correction for `axes` needs them."""
+    """Least number of random directions of the same norm with which the causal check compares an axis. More are drawn where the
+    correction for `axes` needs them."""
     axes: int = 3
-    """How many of the first axes are steered along; each is a test that the p value is corrected for."""
+    """Number of first axes that the causal check steers along, for which the p value is corrected; 0: no causal check."""
     answers: int = 16
-    """Reference questions that are used."""
+    """Number of reference questions that the causal check uses."""
     layer: int | None = None
-    """Where to steer; null for the layer at which the first axis separates best."""
+    """Layer at which the causal check steers; null for the layer at which the first axis separates best."""
     strength: float = 1.0
-    """Length of the push, in units of the axis' scale."""
+    """Length of the push in the causal check, in units of the gap between the personas at that layer."""
 
     def __post_init__(self) -> None:
         check_at_least("subspace.check", self, {"auroc": 0, "stability": 0, "p": 0, "random": 1, "axes": 0, "answers": 2,
@@ -33,9 +34,9 @@ class SubspaceCheckConfig:
 @dataclass(kw_only=True, slots=True)
 class DegradeConfig:
     angle: float = 0.0
-    """Degrees by which every direction, and the axes with them, is turned away from the personas; 0: not at all."""
+    """Degrees by which every direction, and every axis with it, is turned away from the personas; 0: not at all."""
     missing: float = 0.0
-    """Share of each layer's directions that is left out, rounded down."""
+    """Share of each layer's directions that is left out, from 0 to 1; their number is rounded down."""
 
     def __post_init__(self) -> None:
         check_at_least("subspace.degrade", self, {"angle": 0, "missing": 0})
@@ -52,79 +53,90 @@ HOOKS = ("resid_pre", "resid_mid", "resid_post")
 @dataclass(kw_only=True, slots=True)
 class SubspaceConfig:
     method: str = "mean_difference"
-    """mean_difference, pca, random, assistant_axis, persona_vectors, sae, file, or union."""
+    """How the subspace is found: mean_difference, pca, random, assistant_axis, persona_vectors, sae, file, or union."""
     prompts: str | None = None
-    """JSON lines of {"positive": ..., "negative": ...}: text or chat messages; positive is the persona that must not grow."""
+    """File of contrast prompts: JSON lines of {"positive": ..., "negative": ...}, each text or chat messages; positive is the
+    persona that must not grow. null for the file that `known_prompts` names for the model."""
     known_prompts: dict[str, str] = field(default_factory=dict)
-    """Prompts that go with a `model.path`, for when `prompts` is not set."""
+    """Maps a `model.path` to the file of contrast prompts that is used where `prompts` is not set."""
     path: str | None = None
     """For method=file: folder of an extracted subspace, safetensors file of vectors, PEFT adapter, or control vector (GGUF)."""
     hook: str = "resid_post"
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None
-    """prompt_end: the last `positions` tokens of a prompt; response_mean: mean over a response that the model writes; null
-    for the method's own, which is response_mean for assistant_axis and persona_vectors and prompt_end for the others."""
+    """Tokens at which the stream is read. prompt_end: the last `positions` tokens of a prompt; response_mean: the mean over a
+    response that the model writes; null: response_mean for assistant_axis and persona_vectors, prompt_end for the others."""
     response_tokens: int = 16
-    """Tokens of a response, at most."""
+    """Largest number of tokens of a response that the model writes for response_mean."""
     temperature: float = 1.0
-    """Of the responses; 1 is on-policy."""
+    """Temperature at which responses are sampled; 1 is the model's own distribution, 0 is greedy."""
     held_out: int = 256
-    """Pairs whose activations are kept for the held-out figures; memory is bounded by it, not by the number of prompts."""
+    """Number of pairs whose activations are kept for the held-out figures. It bounds the memory that an extraction takes, however
+    many prompts there are."""
     roles_file: str | None = None
-    """JSON lines of {"name": ..., "prompt": ...}, for assistant_axis."""
+    """For method=assistant_axis: file of roles, JSON lines of {"name": ..., "prompt": ...}."""
     traits_file: str | None = None
-    """JSON lines of {"name": ..., "elicit": ..., "suppress": ...}, for persona_vectors."""
+    """For method=persona_vectors: file of traits, JSON lines of {"name": ..., "elicit": ..., "suppress": ...}."""
     questions_file: str | None = None
-    """JSON lines of {"text": ...}: what roles and traits are asked."""
+    """For methods assistant_axis and persona_vectors: file of the questions that roles and traits are asked, JSON lines of
+    {"text": ...}."""
     roles: int | None = 24
-    """The first so many roles of the file; null for all."""
+    """Number of roles that are used, the first of `roles_file`; null for all."""
     traits: int | None = None
-    """The first so many traits of the file; null for all."""
+    """Number of traits that are used, the first of `traits_file`; null for all."""
     only: list[str] = field(default_factory=list)
-    """Names of the roles or traits to use, in this order; empty for the first ones."""
+    """Names of the roles or traits that are used, in this order; empty for the first ones of the file (`roles`, `traits`)."""
     questions: int = 16
-    """The first so many questions of the file."""
+    """Number of questions that are used, the first of `questions_file`."""
     role_components: int = 3
-    """assistant_axis with rank=null: leading components of the roles beside the axis, at most."""
+    """For method=assistant_axis with rank=null: largest number of leading principal components of the roles that are taken beside
+    the axis."""
     persona_place: str = "system"
-    """Where a role or trait is put: system (a system message) or user (before the question, for templates without one)."""
+    """Where a role or trait stands in the prompt: system (a system message), or user (before the question, for chat templates
+    without a system message)."""
     weights: str | None = None
-    """For method=sae: safetensors of a sparse autoencoder, or a SAELens folder (cfg.json and sae_weights.safetensors)."""
+    """For method=sae: safetensors file of a sparse autoencoder, or a SAELens folder (cfg.json and sae_weights.safetensors)."""
     latents: list[int] = field(default_factory=list)
-    """For method=sae: which latents are the axes, in this order."""
+    """For method=sae: numbers of the latents that are the axes, in this order."""
     layer: int | None = None
-    """For sae and file: the layer that vectors belong to which do not say so themselves; null: of a file, all layers."""
+    """For methods sae and file: the layer of vectors whose file does not name one. null: it must be in the file of an SAE, and
+    other vectors count for all layers."""
     everywhere: bool = False
-    """For sae and file: vectors of one layer stand for all layers; otherwise later layers have no basis."""
+    """For methods sae and file: whether vectors of one layer are used at all layers; otherwise later layers have no basis."""
     flip: bool = False
-    """For sae and file: turn the vectors around, where they point away from the persona that must not grow."""
+    """For methods sae and file: whether the vectors are negated, for vectors that point away from the persona that must not
+    grow."""
     parts: list[str] = field(default_factory=list)
     """For method=union: folders of subspaces or names of methods, in the order in which their axes are orthonormalised."""
     compare_to: list[str] = field(default_factory=list)
-    """Folders of other subspaces whose axes `extract --check` compares with."""
+    """Folders of other subspaces, with whose axes `extract --check` compares the axes of this one."""
     answers: str | None = None
-    """JSON lines of {"prompt", "positive", "negative"}: reference answers of both personas, for the causal check."""
+    """File of reference answers of both personas for the causal check, JSON lines of {"prompt", "positive", "negative"}; null for
+    the file that `known_answers` names for the model."""
     known_answers: dict[str, str] = field(default_factory=dict)
-    """Reference answers that go with a `model.path`, for when `answers` is not set."""
+    """Maps a `model.path` to the file of reference answers that is used where `answers` is not set."""
     check: SubspaceCheckConfig = field(default_factory=SubspaceCheckConfig)
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    """Makes the subspace worse on purpose, for experiments on what an imperfect interpretation costs."""
+    """Settings that make the subspace worse on purpose, for experiments on the cost of an imperfect interpretation."""
     rank: int | None = None
-    """Directions per layer; null for all that are not weaker than `weakest`."""
+    """Number of directions per layer; null for all directions that are at least as strong as `weakest` says."""
     weakest: float = 0.15
-    """With rank=null: the singular value of a layer's weakest direction, as a share of its largest."""
+    """With rank=null: least singular value of a direction that is taken, as a share of the largest in its layer."""
     layout: str = "spanning"
-    """spanning: a writer's basis spans its own and all later layers; per_layer: its own; shared: one for all layers."""
+    """Which directions the basis of a writer spans. spanning: those of its own and all later layers; per_layer: those of its own
+    layer; shared: those of all layers, in one basis for all writers."""
     shared_rank: int | None = None
-    """Rank of the one basis of layout=shared, at most; null for all that `drop_below` leaves."""
+    """For layout=shared: largest rank of the one basis; null for all directions that `drop_below` leaves."""
     drop_below: float = 0.1
-    """Of the union of several layers' directions, weighted by strength: singular values under this share of the largest go."""
+    """For layouts spanning and shared: directions of the union over layers, each weighted by its strength, are dropped where
+    their singular value is below this share of the largest."""
     positions: int = 8
-    """How many of a prompt's last tokens count, where both prompts of a pair share them; the very last always does."""
+    """With tokens=prompt_end: largest number of last tokens of a prompt that are read. Only tokens that both prompts of a pair
+    share count, and the very last token always does."""
     last_weight: float = 3.0
-    """Weight of the last position against 1 for the others."""
+    """Weight of the last position in the fit; every other position has weight 1."""
     batch_size: int = 32
-    """Prompts per forward pass of the extraction."""
+    """Number of prompts per forward pass of the extraction."""
 
     def __post_init__(self) -> None:
         check_known("subspace.method", [self.method], METHODS)

@@ -1,4 +1,4 @@
-"""Of `routed-rl sweep`: what is tried, and what is best. A trial's own settings do not have it."""
+"""Settings of `routed-rl sweep`: which trials are made, and which one is best. They are no part of a trial's own settings."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +10,12 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class PruneConfig:
     metric: str | None = None
-    """A name in metrics.jsonl: a trial whose value is worse than the earlier ones' median at that step ends; null: none does."""
+    """Name of a metric in metrics.jsonl. A trial ends early when its value is worse than the median of the earlier trials at that
+    step; null: no trial ends early."""
     after_trials: int = 4
-    """Finished trials before the first may be pruned."""
+    """Number of trials that must be finished before a trial may end early."""
     after_steps: int = 10
-    """Steps of a trial before it may be pruned."""
+    """Number of steps that a trial makes before it may end early."""
 
     def __post_init__(self) -> None:
         check_at_least("sweep.prune", self, {"after_trials": 1, "after_steps": 0})
@@ -23,15 +24,16 @@ class PruneConfig:
 @dataclass(kw_only=True, slots=True)
 class SweepConfig:
     method: str = "grid"
-    """grid: every combination of the listed values; optuna: trials that follow from earlier ones."""
+    """grid: every combination of the listed values is tried; optuna: Optuna chooses each trial by the earlier ones."""
     objective: Any = None
-    """A path in summary.json, such as models.deployed.sums.solve, or a list of them; null: a grid is shown and not judged."""
+    """Figure by which trials are compared: a path in summary.json, such as models.deployed.sums.solve, or a list of paths. null:
+    the trials of a grid are shown without a best one; optuna needs an objective."""
     direction: Any = "maximize"
-    """maximize or minimize; a list for several objectives."""
+    """maximize or minimize the objective; for several objectives a list with one entry each."""
     trials: int = 20
-    """How many there shall be, of optuna; earlier calls' and failed ones count."""
+    """For method=optuna: total number of trials, which includes those of earlier calls and those that failed."""
     jobs: int = 2
-    """Trials at the same time."""
+    """Number of trials that run at the same time."""
     prune: PruneConfig = field(default_factory=PruneConfig)
 
     def __post_init__(self) -> None:
