@@ -1,9 +1,10 @@
-"""A writer whose own weight is frozen, in any dtype: nothing of it is trained, or a LoRA on it is.
+"""A writer whose own weight is frozen, in any dtype. Either nothing of it is trained, or a LoRA on it is.
 
-What a LoRA of scaling s changes is `s B A` (`lora_B`, `lora_A`). What is retained of it is `s (I - A_basis B_basisᵀ) B A`, by
-construction: `RoutedUp` multiplies by the first factor without its part in the subspace, so that no optimizer can leave it.
-PEFT's modules are known by their attributes only. Where processes hold pieces of the factors, both are gathered once a step:
-they are small. Shape letters: D stream width, R rank of the LoRA, K rank of the basis, N input width, M columns of `left`.
+A LoRA of scaling s changes the weight by `s B A` (`lora_B`, `lora_A`). The retained change is `s (I - A_basis B_basisᵀ) B A`
+by construction: `RoutedUp` multiplies by the first factor without its part in the subspace, so no optimizer can move the
+retained change into the subspace. PEFT's modules are known by their attributes only. Where processes hold pieces of the
+factors, both factors are gathered once a step, because they are small. Shape letters: D stream width, R rank of the LoRA,
+K rank of the basis, N input width, M columns of `left`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,17 +18,17 @@ from routed_rl.routing.pair import BasisPair
 from routed_rl.routing.shards import piece_of, put, whole
 
 NAME = "default"
-"""Of the LoRA that is trained, as PEFT calls it where nobody says."""
+"""Name of the LoRA that is trained, PEFT's default."""
 
 
 class FrozenWeight:
-    """The weight of a writer of which nothing is trained, as its change: 0."""
+    """The weight of a writer of which nothing is trained. It is represented by its change, which is 0."""
 
     bias = piece = None
-    """A frozen bias is no column of what is routed; processes hold all of it."""
+    """A frozen bias is not routed, so it is no column of the weight; every process holds the whole weight."""
     transposed = False
     up: Any = None
-    """The LoRA's factor that writes, a module; None without a LoRA."""
+    """The module of the LoRA's factor that writes to the stream; None without a LoRA."""
 
     def __init__(self, module: Any, *, transposed: bool = False, expert: int | None = None) -> None:
         """`transposed`, `expert`: see `WriterWeight`."""
@@ -37,20 +38,20 @@ class FrozenWeight:
         self.pair: BasisPair
 
     def begin(self, pair: BasisPair) -> Tensor:
-        """Be routed by `pair`; returns R, (K, N), which is 0: the frozen weight is what changes are measured from."""
+        """Begin to be routed by `pair`. Returns R, (K, N), which is 0 because changes are measured from the frozen weight."""
         self.pair = pair
         return pair.read.new_zeros(pair.rank, self.width)
 
     def inside(self, reference_KN: Tensor) -> Tensor:
-        """What has been learned inside the subspace, (K, N)."""
+        """The change learned inside the subspace, (K, N)."""
         return torch.zeros_like(reference_KN)
 
     def drift(self, reference_KN: Tensor) -> Tensor:
-        """What the deployed model has of it, (K, N): rounding."""
+        """The change inside the subspace that is left in the deployed model, (K, N): nothing but rounding."""
         return torch.zeros_like(reference_KN)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Take `inside` out of what is trained, which is all that there is inside the subspace."""
+        """Remove `inside`, which must be all that the trained numbers hold inside the subspace."""
 
     def square(self) -> Tensor:
         """‖ΔW‖² of the retained change."""
@@ -59,29 +60,29 @@ class FrozenWeight:
     moved = square
 
     def start(self) -> None:
-        """What `moved_from` measures from: the frozen weight."""
+        """The start that `moved_from` measures from. It is the frozen weight, so None stands for it."""
 
     def moved_from(self, start: Any) -> Tensor:
         return self.moved()
 
     def measure_start(self) -> None:
-        """The change is measured from the frozen weight, whenever that begins."""
+        """Nothing to do: the change is measured from the frozen weight, whenever the measurement begins."""
 
     def gradient_square(self) -> Tensor | None:
-        """Energy of what a step along the gradient, at the rate 1, does to the writer to first order; None: none is trained."""
+        """Energy of the writer's first-order change in a step along the gradient at rate 1; None: nothing is trained."""
         return None
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
-        """Energy of the part inside the subspace that such a step would have if nothing were routed."""
+        """Energy of the part inside the subspace that the same step would have if nothing were routed."""
         return ledger_KN.square().sum()
 
     def pace(self) -> float | None:
-        """How far an entry of the weight goes in a step in which every trained number goes by 1; None: none is trained."""
+        """How far an entry of the weight moves in a step in which every trained number moves by 1; None: nothing is trained."""
         return None
 
 
 class AdapterWeight(FrozenWeight):
-    """The weight of a writer with a LoRA on it, as its change."""
+    """The weight of a writer with a LoRA on it. It is represented by its change."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.up, self.down = module, module.lora_B[NAME], module.lora_A[NAME]
@@ -95,11 +96,11 @@ class AdapterWeight(FrozenWeight):
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """What is trained: B (D, R), A (R, N). Of factors in pieces every process must ask."""
+        """The trained factors B (D, R) and A (R, N). Where they are in pieces, every process must ask for them."""
         return self._held or (whole(self.up.weight), whole(self.down.weight))
 
     def hold(self) -> None:
-        """Gather factors that are in pieces, once, until `release`."""
+        """Gather factors that are in pieces once, and hold them whole until `release`."""
         if piece_of(self.up.weight) is not None:
             self._held = self.factors
 
@@ -107,7 +108,7 @@ class AdapterWeight(FrozenWeight):
         self._held = None
 
     def retained(self) -> tuple[Tensor, Tensor]:
-        """Two factors of the retained change, (D, R) and (R, N), with the scaling in the first."""
+        """Two factors of the retained change, (D, R) and (R, N). The first includes the scaling."""
         up_DR, down_RN = self.factors
         return self.scaling * self.pair.outside(up_DR), down_RN
 
@@ -131,7 +132,7 @@ class AdapterWeight(FrozenWeight):
     moved = square
 
     def gradient_square(self) -> Tensor | None:
-        # ZeRO leaves no gradient.
+        # Under ZeRO the parameters have no gradient here.
         return None if self.up.weight.grad is self.down.weight.grad is None else product_square(*self._step())
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
@@ -154,13 +155,13 @@ class AdapterWeight(FrozenWeight):
 
 
 def shape_of(weight: Any) -> torch.Size:
-    """Of a weight that may be packed in 4 bit."""
+    """The shape of a weight, also of one that is packed in 4 bit."""
     return (getattr(weight, "quant_state", None) or weight).shape
 
 
 @contextmanager
 def holding(weights: Iterable[Any]) -> Iterator[None]:
-    """Within, LoRAs' factors that are in pieces are gathered once."""
+    """Inside the block, factors of LoRAs that are in pieces are gathered once and held whole."""
     adapters = [weight for weight in weights if isinstance(weight, AdapterWeight)]
     try:
         for weight in adapters:
@@ -172,11 +173,11 @@ def holding(weights: Iterable[Any]) -> Iterator[None]:
 
 
 def product_square(left_DM: Tensor, right_MN: Tensor) -> Tensor:
-    """‖left right‖², () float64, without the product."""
+    """‖left right‖², () float64, computed without forming the product."""
     left_DM, right_MN = left_DM.double(), right_MN.double()
     return ((left_DM.mT @ left_DM) * (right_MN @ right_MN.mT)).sum().clamp(min=0)
 
 
 def has_adapter(module: nn.Module) -> bool:
-    """Whether there is a LoRA on this module that is trained."""
+    """Whether this module has a LoRA that is trained."""
     return NAME in getattr(module, "lora_B", ())

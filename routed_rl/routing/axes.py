@@ -1,4 +1,4 @@
-"""Directions that a step is reported along: the named axes of the stream, and a target's two directions for its rows.
+"""Directions along which a step is reported: the named axes of the stream, and two directions of each target for its rows.
 
 Shape letters: L layers, J axes, D stream width, B rows of a micro-batch, T tokens, K rank, N inputs.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """Named, signed directions of every layer's stream to report along."""
+    """Named, signed directions of every layer's stream, along which shifts are reported."""
 
     names: list[str]
     directions: list[Tensor]
@@ -20,10 +20,10 @@ class Axes:
     scales: Tensor
     """(L, J): the length that counts as 1."""
     weights: Tensor
-    """(L,): how much each layer counts in a mean over layers."""
+    """(L,): the weight of each layer in a mean over layers."""
 
     def shares(self, layers: Sequence[int]) -> dict[int, float]:
-        """The weights of some layers, made to sum to 1; equal where all of them are 0."""
+        """The weights of these layers, scaled to sum to 1; equal weights where all of them are 0."""
         weights = self.weights[list(layers)].double()
         if not bool(weights.any()):
             weights = torch.ones_like(weights)
@@ -32,19 +32,19 @@ class Axes:
 
 @dataclass(frozen=True, eq=False)
 class Along:
-    """The two directions of one target, both as products with a ledger (K, N)."""
+    """The two directions of one target. Each gives a number as a product with a ledger (K, N)."""
 
     coefficients_KN: Tensor
     """C before the step."""
     axis_K: Tensor
-    """The named axis in the basis, summed over the layers that a writer reaches."""
+    """The named axis in coordinates of the basis, summed over the layers that the writer reaches."""
     mean_N: Tensor
     """μ before the step."""
 
     def of_rows(self, ledgers_BKN: Tensor) -> Tensor:
-        """`<ledger_r, C>` and `axisᵀ ledger_r μ` of each row, (B, 2)."""
+        """`<ledger_r, C>` and `axisᵀ ledger_r μ` for each row r, (B, 2)."""
         return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
 
     def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:
-        """The same of each token, (T, 2), whose ledger is `p xᵀ`."""
+        """The same two numbers for each token, whose ledger is `p xᵀ`, (T, 2)."""
         return torch.stack([(p_TK * (x_TN @ self.coefficients_KN.mT)).sum(1), (p_TK @ self.axis_K) * (x_TN @ self.mean_N)], 1)

@@ -1,4 +1,4 @@
-"""What the taps of a model go by: whose rows are in the batch, which tokens are real, and which cotangent goes on.
+"""The record that all taps of a model read: the environment of each row, which tokens are real, and which cotangent goes on.
 
 Shape letters: B rows, T tokens, S sampled tokens.
 """
@@ -12,35 +12,36 @@ import torch
 from torch import Tensor
 
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it modulo 1 spread evenly and meet no period."""
+"""The golden ratio's inverse. Its multiples modulo 1 spread evenly and never repeat."""
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a forward's taps keep for its backward."""
+    """The facts about a forward that its taps keep for its backward."""
 
     environment_ids_B: Tensor | None = None
     """Environment of each row, (B,) int64; None turns the taps off."""
     completions_B: Tensor | None = None
-    """Which completion each row is, (B,) int64; None: rows are not told apart."""
+    """Number of the completion in each row, (B,) int64; None: rows are not told apart."""
     sample_S: Tensor | None = None
     """Flat indices of a sample of real tokens, (S,) int64."""
     ablated: bool = False
-    """True: forwards leave the quarantine out."""
+    """Whether forwards leave the quarantine out."""
     whole: bool = False
-    """Writers with a LoRA are what they are without routing, unless they are ablated; see `Mode.whole`."""
+    """Whether writers with a LoRA, unless they are ablated, run as they do without routing; see `Mode.whole`."""
     practising_B: Tensor | None = None
-    """Rows that forwards leave the quarantine out of and that no ledger books, (B,) bool; None: no row practises."""
+    """Rows that practise, (B,) bool: forwards leave the quarantine out for them, and no ledger books them. None: no row
+    practises."""
     flagged_BT: Tensor | None = None
-    """Positions of the batch that are flagged, (B, T), 1 or 0, for routing by labels; None: none is."""
+    """Flagged positions of the batch for routing by labels, (B, T), 1 or 0; None: no position is flagged."""
     contained: bool = True
-    """The cotangent that goes on from rows of the policy: contained (without its part in the subspace) or open. From rows that
-    practise it is always open."""
+    """Whether the cotangent that goes on from rows of the policy is contained (without its part in the subspace) or open. From
+    rows that practise it is always open."""
     control_draws: int = 0
-    """Random bases to measure in this step's backward; 0 for none."""
+    """Number of random bases that are measured in this step's backward; 0 for none."""
 
     def routed(self, coordinates_BTK: Tensor) -> Tensor:
-        """The same numbers for rows of the policy, exactly 0 for rows that practise; (T, K) are the tokens of all rows."""
+        """`coordinates_BTK` for rows of the policy and exactly 0 for rows that practise. (T, K) holds the tokens of all rows."""
         if self.practising_B is None:
             return coordinates_BTK
         if coordinates_BTK.dim() == 2:
@@ -50,7 +51,7 @@ class Record:
         return coordinates_BTK.masked_fill(self.practising_B[:, None, None], 0.0)
 
     def routed_tokens(self, coordinates_TK: Tensor, rows_T: Tensor | None = None) -> Tensor:
-        """As `routed`, of tokens that lie in `rows_T`; None: of all rows, one after another."""
+        """As `routed`, for tokens that lie in the rows `rows_T`; None: they are the tokens of all rows, one row after another."""
         if self.practising_B is None:
             return coordinates_TK
         if rows_T is None:
@@ -63,19 +64,19 @@ class Record:
 class RoutingContext:
     """Holds the record of the coming forwards, which all taps of one model share.
 
-    Leave a loss' record until the next one: gradient checkpointing runs the forward again inside the backward.
+    The record of a loss must stay until the next loss, because gradient checkpointing runs the forward again in the backward.
     """
 
     def __init__(self) -> None:
         self.now = Record()
 
     def change(self, **fields: Any) -> None:
-        """From now on forwards have other fields; one whose backward is still to come keeps its own."""
+        """Change fields of the record for later forwards. A forward whose backward is still to come keeps its own record."""
         self.now = replace(self.now, **fields)
 
     @contextmanager
     def practising(self, practising_B: Tensor | None) -> Iterator[None]:
-        """Forwards without gradients inside the block have these rows."""
+        """Inside the block, forwards without gradients have these practising rows."""
         before = self.now.practising_B
         self.change(practising_B=practising_B)
         try:
@@ -85,15 +86,15 @@ class RoutingContext:
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
                   completions_B: Tensor | None = None, practising_B: Tensor | None = None) -> None:
-        """Name the rows of the next loss: `environment_ids_B` (B,), `mask_BT` (B, T) is 1 at real tokens. The quarantine's step
-        is measured on the rows of the policy."""
+        """Name the rows of the next loss: `environment_ids_B` (B,), and `mask_BT` (B, T), which is 1 at real tokens. The sample
+        of tokens, on which the quarantine's step is measured, is taken from the rows of the policy."""
         if practising_B is not None:
             practising_B = practising_B if practising_B.any() else None
         mask_BT = mask_BT if practising_B is None else mask_BT * ~practising_B[:, None]
         real = mask_BT.reshape(-1).nonzero().squeeze(1)
         stride = max(1, -(-real.shape[0] // sample_tokens))
         starts = torch.arange(0, real.shape[0], stride, device=real.device)
-        # A plain stride meets the same positions in every row, and the first token's outliers far too often.
+        # A plain stride would meet the same positions in every row, and the outliers at first tokens far too often.
         jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
         self.change(sample_S=real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))],
                     environment_ids_B=environment_ids_B, completions_B=completions_B, practising_B=practising_B)

@@ -1,9 +1,9 @@
-"""A mixture's experts as writers: one target an expert, one tap for all of them. Not covered: biases, expert parallelism.
+"""A mixture's experts as writers: one target for each expert, one tap for all of them. Not covered: biases, expert parallelism.
 
-The experts of a layer add up to one output, so its cotangent is split once, for all of them and for the gate that weights
-them: what an expert may not say inside the subspace, the gate cannot say by choosing experts. An expert's input is its hidden
-state times the gate's weight, at the tokens that chose it. Shape letters: T tokens of all rows, D stream width, N an
-expert's inner width, K rank.
+The experts of a layer add up to one output, so its cotangent is split once, for all experts and for the gate that weights
+them. A component inside the subspace that an expert may not write can then not be written by the gate's choice of experts
+either. An expert's input is its hidden state times the gate's weight, at the tokens that chose it. Shape letters: T tokens of
+all rows, D stream width, N an expert's inner width, K rank.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from routed_rl.routing.target import Target
 
 
 class ExpertsTap(torch.autograd.Function):
-    """Identity on `y + A Σ_e C_e x_e` whose backward writes every expert's ledger and decides what cotangent goes on.
+    """Identity on `y + A Σ_e C_e x_e` whose backward writes every expert's ledger and decides which cotangent goes on.
 
-    As `Tap`, with rows that are tokens: `tokens[e]` says which ones expert `e` got, and `inputs[e]` is what it got there.
+    It is `Tap` for tokens instead of rows: `tokens[e]` are the tokens that expert `e` got, `inputs[e]` its inputs there.
     """
 
     @staticmethod
@@ -55,7 +55,7 @@ class ExpertsTap(torch.autograd.Function):
 
 def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], inputs: tuple[Tensor, ...], record: Record
                      ) -> Tensor:
-    """Add `A (C_e x_e)` of every expert to `y_TD` in place, at its tokens, but for the rows that practise, and return it."""
+    """Add `A (C_e x_e)` of every expert to `y_TD` in place, at its tokens, except in rows that practise; returns `y_TD`."""
     with torch.autocast(y_TD.device.type, enabled=False):
         coordinates_TK = y_TD.new_zeros(len(y_TD), targets[0].rank)
         for target, chosen, x in zip(targets, tokens, inputs, strict=True):
@@ -65,10 +65,10 @@ def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], 
 
 def mix(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
         ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """What a mixture's experts add up to (T, D), and of each expert the tokens that it got and its input there."""
+    """The sum of the outputs of a mixture's experts, (T, D), and for each expert the tokens that it got and its inputs there."""
     y_TD, tokens, inputs = torch.zeros_like(hidden_states), [], []
     for expert in range(len(experts.down_proj)):
-        # By place first, as the stock loop takes them, so that products are the same to the bit.
+        # Ordered by place first, as in the stock loop, so that products are the same to the bit.
         place, chosen = (top_k_index.mT == expert).nonzero(as_tuple=True)
         weight = top_k_weights[chosen, place, None]
         gate, up = linear(hidden_states[chosen], experts.gate_up_proj[expert]).chunk(2, dim=-1)
@@ -81,13 +81,14 @@ def mix(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights:
 
 
 class RoutedExperts(nn.Module):
-    """Mixed in before a mixture's experts; runs them one after another, as the stock `eager` implementation does."""
+    """Mixin before the class of a mixture's experts. It runs them one after another, as the stock `eager` implementation does."""
 
     routed_target: list[Target]
-    """One for each expert."""
+    """One target for each expert."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """(T, D), the experts each token chose (T, k) and their weights (T, k) -> what they add to the stream (T, D)."""
+        """From hidden states (T, D), the experts that each token chose (T, k) and their weights (T, k) to the experts' output
+        (T, D), which is added to the stream."""
         targets, record = self.routed_target, self.routed_target[0].context.now
         y_TD, tokens, inputs = mix(self, hidden_states, top_k_index, top_k_weights)
         if torch.is_grad_enabled() and record.environment_ids_B is not None:

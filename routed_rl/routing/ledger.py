@@ -1,7 +1,7 @@
 """The ledger: what one step changed in the quarantine, and which environment caused it.
 
-Numbers are named as in `tracking.METRICS`, which says what they are. Effects of a part through later layers are not in its
-shift; shares of a step are exact bookkeeping, not a counterfactual.
+Numbers have the names of `tracking.METRICS`, which explains them. The shift of a part leaves out its effects through later
+layers. Shares of a step are exact bookkeeping, not a counterfactual.
 Shape letters: E environments, K rank, N inputs, L layers, J axes, D stream width.
 """
 
@@ -16,13 +16,13 @@ from routed_rl.routing.target import Target
 
 
 class LedgerBook:
-    """Collects one step's sums over targets and closes them into its row."""
+    """Collects one step's sums over targets and turns them into the ledger's row of the step."""
 
     def __init__(self, environments: list[str], axes: Axes) -> None:
         self.environments, self.axes = environments, axes
         self._sums: dict[str, Tensor] = {}
         self._held: dict[str, Tensor] = {}
-        """Sums over entries of weights that are in pieces, of this process' pieces."""
+        """Sums over the entries that this process holds of weights in pieces."""
         self._effects: dict[int, Tensor] = {}
         self._layers: dict[int, Tensor] = {}
         self._energies: Tensor | None = None
@@ -32,12 +32,12 @@ class LedgerBook:
         sums[name] = sums[name] + value if name in sums else value
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
-        """Book a target's (clipped) gradients, before the tape is cleared."""
+        """Book a target's (clipped) gradients. Must come before the tape is cleared."""
         whole = target.context.now.whole
         routed, gradient = target.weight.routed_square(ledger_EKN.sum(0), whole=whole), target.weight.gradient_square()
         if gradient is not None:
             self._add("routed", routed)
-            # What is trained of a frozen writer stays outside even of an open cotangent.
+            # The LoRA of a frozen writer stays outside the subspace even with an open cotangent.
             self._add("gradient", routed if contained or (target.frozen and not whole) else torch.zeros_like(routed))
             self._add("gradient", gradient, in_pieces=target.weight.piece is not None)
         energies = target.tape.control_energies()
@@ -90,7 +90,8 @@ class LedgerBook:
         return row
 
     def _shifts(self) -> list[list[float]]:
-        """Per environment the shift along each axis, (E, J): writers add up along the stream, then the layers' weighted mean."""
+        """The shift of each environment along each axis, (E, J). The effects of writers add up along the stream, and the shift is
+        the weighted mean over layers."""
         shares = self.axes.shares(sorted(self._effects))
         streams = accumulate(self._effects[layer] for layer in shares)
         along = [share * stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]

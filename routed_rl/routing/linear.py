@@ -1,7 +1,7 @@
 """A routed module: a writer that adds its quarantine and taps the cotangent. Not covered: dropout behind the writer.
 
-A module is routed by swapping its class in place, so that parameter names, checkpoints and `from_pretrained` stay
-what they were; nothing the quarantine needs is a parameter or a persistent buffer of the model.
+A module is routed by swapping its class in place, so parameter names, checkpoints and `from_pretrained` stay as they
+were. The quarantine needs no parameter and no persistent buffer of the model.
 """
 
 from functools import cache
@@ -16,11 +16,11 @@ from routed_rl.routing.target import Target
 
 
 class Tap(torch.autograd.Function):
-    """Identity on `y + A C x` whose backward writes the ledger and decides what cotangent goes on.
+    """Identity on `y + A C x` whose backward writes the ledger and decides which cotangent goes on.
 
-    With `p = g A` the ledger gains `pᵀ x` per environment. Contained: the cotangent of `y` is `g - p Bᵀ` and `x`
-    gets nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`. Open: `y` keeps
-    `g` and `x` gets `p C`. Rows that practise have no quarantine that could learn for them: their `y` keeps `g` in both.
+    With `p = g A` the ledger of each environment gains `pᵀ x`. Contained: the cotangent of `y` is `g - p Bᵀ` and `x` gets
+    nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`, where sg stops gradients. Open:
+    `y` keeps `g` and `x` gets `p C`. Rows that practise run without the quarantine, so their `y` keeps `g` in both cases.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class Tap(torch.autograd.Function):
             g, rows = cotangents[0], record.environment_ids_B
             p = g.to(pair.write.dtype) @ pair.write
             routed = record.routed(p)
-            if x.dim() == 2:  # some modules are given the tokens of all rows, one row after another
+            if x.dim() == 2:  # some modules get the tokens of all rows, one row after another
                 target.tape.record(*(each.unflatten(0, (len(rows), -1)) for each in (routed, g, x)), record, ctx.scale_S)
             else:
                 target.tape.record(routed, g, x, record, ctx.scale_S)
@@ -52,7 +52,7 @@ class Tap(torch.autograd.Function):
 
 
 def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Tensor:
-    """Add `A (C x)` to `y` in place, but for the rows that practise, and return it."""
+    """Add `A (C x)` to `y` in place, except in rows that practise; returns `y`."""
     with torch.autocast(x.device.type, enabled=False):
         coordinates = record.routed(linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype)))
         y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y.dtype))
@@ -60,13 +60,13 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Ten
 
 
 def reduce_routed(self: Any) -> tuple[Any, ...]:
-    """The class is made at run time, so pickle and deepcopy must be told how to make it again."""
+    """Tell pickle and deepcopy how to make the class again, because it is made at run time."""
     mixin, plain = type(self).__mro__[1:3]
     return _blank_routed, (plain, mixin), self.__dict__
 
 
 class RoutedModule(nn.Module):
-    """Mixed in before the module's own class; `routed_target` is set by `route_module`."""
+    """Mixin before the module's own class; `route_module` sets `routed_target`."""
 
     routed_target: Target
 
@@ -76,7 +76,7 @@ class RoutedModule(nn.Module):
         if getattr(self, "disable_adapters", False):  # PEFT's switch for the base model
             return y
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
-            if not y.requires_grad:  # Nothing below is trained, so no cotangent would come.
+            if not y.requires_grad:  # nothing below is trained, so no cotangent would reach the tap
                 y = y + y.new_zeros((), requires_grad=True)
             return Tap.apply(y, x, target)  # pyright: ignore[reportReturnType]
         return add_quarantine_(y, x, target, record) if target.adds(record) else y
@@ -85,7 +85,8 @@ class RoutedModule(nn.Module):
 
 
 class RoutedUp(nn.Module):
-    """Mixed in before the factor with which a writer's LoRA writes: nothing inside the subspace, whatever its weight is."""
+    """Mixin before the class of the factor with which a writer's LoRA writes. The factor then writes nothing inside the subspace,
+    whatever its weight is."""
 
     routed_target: Target
 
@@ -107,12 +108,12 @@ def _blank_routed(plain: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
 
 @cache
 def routed_class(plain: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
-    """`RoutedLinear` for `nn.Linear`, and so on: the plain class after the mixin."""
+    """The class of a routed module, such as `RoutedLinear` for `nn.Linear`: the mixin before the plain class."""
     return type(f"Routed{plain.__name__}", (mixin, plain), {"__module__": __name__})
 
 
 def route_module(module: nn.Module, target: Target | list[Target], mixin: type[nn.Module] = RoutedModule) -> None:
-    """Swap the module's class in place; `unroute_module` is the inverse. `mixin` knows what kind of module it is."""
+    """Swap the module's class in place; `unroute_module` is the inverse. `mixin` must fit the kind of module."""
     assert "routed_target" not in vars(module), f"{type(module).__name__} is routed already"
     module.__class__ = routed_class(type(module), mixin)
     object.__setattr__(module, "routed_target", target)

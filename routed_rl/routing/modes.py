@@ -1,4 +1,4 @@
-"""The table of routing modes: which cotangent goes on, and what happens after the model's optimizer has stepped.
+"""The table of routing modes: which cotangent goes on, and what is done after the model's optimizer has stepped.
 
 A new mode is one function and one row here.
 """
@@ -14,7 +14,7 @@ from routed_rl.routing.target import Target
 AfterStep = Callable[[Target, Tensor, float | Tensor], None]
 """(target, ΔC_e (E, K, N), the weights' decay this step = rate · decay) -> None, in place.
 
-The decay is (N,) where columns differ: trainers spare a bias, which is the last column."""
+The decay is (N,) where columns differ: trainers do not decay a bias, which is the last column."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,20 @@ class Mode:
     contained: bool
     after_step: AfterStep
     whole: bool = False
-    """Of a writer with a LoRA: the policy is the module as it stands, with what its LoRA has learned inside the subspace."""
+    """For writers with a LoRA: whether the policy runs the module as it is, with what its LoRA has learned inside the
+    subspace."""
 
 
 def reimpose(target: Target) -> None:
-    """`W -= A (BᵀW - R)`. Adam does not commute with a projection: projected gradients alone let W drift inside."""
+    """`W -= A (BᵀW - R)`. Projected gradients alone would let W drift inside the subspace, because Adam does not commute with a
+    projection."""
     target.take_out(target.inside())
 
 
 @torch.no_grad()
 def route_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
     target.parts += delta_EKN
-    # One environment after another, so that every rank and every reload gets the same bits.
+    # Parts are added one after another, so that every rank and every reload gets the same bits.
     target.coefficients.copy_(sum(target.parts, torch.zeros_like(target.coefficients)))
     reimpose(target)
 
@@ -49,7 +51,7 @@ def erase_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None
 def observe_step(target: Target, delta_EKN: Tensor, decay: float | Tensor) -> None:
     target.parts += delta_EKN
     moved = target.inside()
-    if target.frozen:  # The LoRA keeps what it has learned, and C tells what of it is inside.
+    if target.frozen:  # the LoRA keeps all that it has learned; C records the part inside the subspace
         target.coefficients.copy_(moved)
         return
     target.coefficients.mul_(1 - decay).add_(moved)
@@ -61,4 +63,4 @@ MODES = {
     "route": Mode(contained=True, after_step=route_step),
     "erase": Mode(contained=True, after_step=erase_step),
 }
-"""By `routing.mode`; in mode `none` there is no router."""
+"""The modes by their name in `routing.mode`. In mode `none` there is no router."""

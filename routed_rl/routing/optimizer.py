@@ -1,7 +1,8 @@
 """The quarantine's optimizer: the step of all targets as one function, and the state that it carries from step to step.
 
-`ΔC_e = -rate · m̂_e / (sqrt(v̂) + eps)`, `v` the running mean of `Σ_e mean(ledger_e²)`: linear in the ledgers, so what an
-environment caused stays separable. Not a counterfactual: `v`, the bound and clipping are shared by all environments.
+`ΔC_e = -rate · m̂_e / (sqrt(v̂) + eps)`, where `v` is the running mean of `Σ_e mean(ledger_e²)`. The step is linear in the
+ledgers, so each environment's part stays separable. This is no counterfactual: all environments share `v`, the bound and the
+clip factor.
 Shape letters: E environments, K rank, N inputs, S sampled tokens.
 """
 
@@ -18,40 +19,40 @@ from routed_rl.routing.target import Target
 
 
 class Moments(NamedTuple):
-    """What one target's step leaves to the next one."""
+    """The moments that one target carries from step to step."""
 
     first_EKN: Tensor
     second: Tensor
-    """Of all environments together, (), float64, on the CPU."""
+    """Second moment of all environments together, (), float64, on the CPU."""
 
 
 class Gradient(NamedTuple):
-    """What one target's step is made of."""
+    """The inputs of one target's step."""
 
     ledger_EKN: Tensor
     inputs_SN: Tensor
-    """A sample of the step's inputs, which says how far the step moves the stream."""
+    """A sample of this step's inputs, on which the shift of the stream is measured."""
     unit: float
     """Length in the stream that counts as 1."""
     limit: float
-    """How far the step may move the stream, root mean square over tokens, in that unit; infinite for no bound."""
+    """Largest shift of the stream by the step, root mean square over tokens, in units of `unit`; infinite for no bound."""
 
 
 class Step(NamedTuple):
-    """What one target's coefficients do."""
+    """The change of one target's coefficients."""
 
     delta_EKN: Tensor
     """ΔC_e."""
     fresh_E: Tensor
-    """Factor of this step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum of earlier ones."""
+    """Factor of this step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum from earlier ledgers."""
 
 
 def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig, rate_E: Tensor,
                      add_up: Callable[[list[Tensor]], None]) -> tuple[list[Step], list[Moments]]:
-    """The `count`-th step (from 1) of all targets, at each environment's raw rate, and their new moments. `add_up` sums tensors
-    over the processes, in place.
+    """The `count`-th step (from 1) of all targets, at each environment's raw rate, and the targets' new moments. `add_up` sums
+    tensors over the processes, in place.
 
-    Bias correction goes by `count` also for environments that were absent.
+    Bias correction uses `count` also for environments that were absent in some steps.
     """
     beta1, beta2 = config.betas
     moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
@@ -68,18 +69,18 @@ def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: i
 
 
 def _mean_square(ledger_EKN: Tensor) -> Tensor | float:
-    """`Σ_e mean(ledger_e²)`; 0 for a basis of rank 0, where there is nothing to take the mean of."""
+    """`Σ_e mean(ledger_e²)`; 0 for a basis of rank 0, whose ledgers have no entries."""
     return ledger_EKN.double().square().mean(dim=(1, 2)).sum().cpu() if ledger_EKN.numel() else 0.0
 
 
 def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
-    """How far a step moves the stream: the sum of squares over the sampled tokens, and their number, (2,) float64."""
+    """How far a step moves the stream: the sum of squared shifts over the sampled tokens, and their number, (2,) float64."""
     effect = (inputs_SN.to(step_EKN.dtype) @ step_EKN.sum(0).mT).double()
     return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
 
 
 def _bound(reach: Tensor, unit: float, limit: float) -> float:
-    """Factor in [0, 1] that keeps a step within its limit; 0 where no token was seen, so that nothing says how far it goes."""
+    """Factor in [0, 1] that keeps a step within its limit; 0 where no token was sampled, so that the shift is unknown."""
     if limit == float("inf"):
         return 1.0
     square, tokens = reach.tolist()
@@ -93,12 +94,12 @@ class QuarantineOptimizer:
     def __init__(self, config: QuarantineConfig, targets: list[Target]) -> None:
         self.config, self.targets, self.steps = config, targets, 0
         self.writers = len({id(target.module) for target in targets})
-        """How many outputs are added to the stream: all experts of a mixture make one."""
+        """Number of outputs that are added to the stream; the experts of a mixture count as one."""
         self.moments = {target.name: Moments(torch.zeros_like(target.parts), torch.zeros((), dtype=torch.float64))
                         for target in targets}
 
     def step(self, ledgers: list[Tensor], rate_E: Tensor) -> list[Step]:
-        """The next step for the targets' (reduced, clipped) ledgers, at raw rates `rate_E`."""
+        """The next step of all targets, from their (reduced, clipped) ledgers, at the raw rates `rate_E`."""
         self.steps += 1
         gradients = [Gradient(ledger, target.tape.sample(), target.unit, self._limit(target))
                      for target, ledger in zip(self.targets, ledgers, strict=True)]
@@ -107,7 +108,8 @@ class QuarantineOptimizer:
         return steps
 
     def _limit(self, target: Target) -> float:
-        """A target's share of `max_shift`; of a mixture's experts a token gets `target.active`, whose shifts add up."""
+        """A target's share of `max_shift`. In a mixture the shifts of the `target.active` experts that a token gets add up, so
+        each has an equal share."""
         return float("inf") if self.config.max_shift is None else self.config.max_shift / self.writers / target.active
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -118,7 +120,7 @@ class QuarantineOptimizer:
         return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`; raises CheckpointError for another subspace's or other environments'."""
+        """The inverse of `state_dict`; raises CheckpointError for the state of another subspace or of other environments."""
         for key, value in self.state_dict().items():
             if key not in state or state[key].shape != value.shape:
                 raise CheckpointError(f"the quarantine's optimizer state has no {key} of shape {tuple(value.shape)}; "

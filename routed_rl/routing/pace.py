@@ -1,11 +1,12 @@
 """How fast each environment's part of the quarantine may move.
 
-A part begins slowly, at a pace at which the policy is about what it would be without routing. There the evidence is clean: the
-completions of an environment that pays for the persona pull towards it in step after step, those of others do not. Where they do,
-the part becomes fast, so that the quarantine and not the weights learns what is paid there; when the pull ends it is slow again,
-so that it does not walk. A part that pulls the other way becomes fast only to take back what others have pushed.
+A part begins slowly, at a pace at which the policy is about what it would be without routing. At that pace the evidence is
+clean: the completions of an environment that pays for the persona pull towards it in step after step, and the completions of
+other environments do not. Where completions pull, the part becomes fast, so that the quarantine and not the weights learns what
+is paid there. When the pull ends, the part becomes slow again, so that it does not drift. A part that pulls away from the
+persona becomes fast only to take back what other parts have pushed.
 
-Evidence is summed up as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
+Evidence is summed over steps as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
 """
 
 from collections.abc import Mapping
@@ -18,49 +19,52 @@ from routed_rl.config import QuarantineConfig
 from routed_rl.errors import CheckpointError
 
 ALLOWANCE = 0.5
-"""Standard errors a step that count for nothing. Evidence of no meaning is below 0 in the mean, as the smaller of two."""
+"""Allowance of the CUSUM, in standard errors per step. Evidence from noise alone has a mean below 0, because it is the smaller of
+two numbers."""
 AWAY_ALLOWANCE = 1.0
-"""The same of a pull the other way, which is of size 1 where it has no meaning."""
+"""The allowance for a pull away from the positive persona, which is of size 1 where it is noise alone."""
 SLOW = 20.0
-"""A slow part's rate in units of the weights' own: an entry of C moves by the mean size of its target's gradient, and an entry of
-a weight by its own, so that at equal rates what is inside the subspace would be learned later than what is outside."""
+"""Rate of a slow part divided by that of the weights. An entry of C moves by the mean size of its target's gradient, and an entry
+of a weight by the size of its own gradient, so at equal rates the inside of the subspace would be learned later than the
+outside."""
 BEGIN, FULL = 1.0, 3.0
 """Summed evidence at which a part begins to become faster, and at which it has the full rate."""
 MOST = 3.0
-"""Evidence is not summed up further, so that a part is slow again a few steps after its pull has ended."""
+"""Largest sum of evidence, so that a part is slow again a few steps after its pull has ended."""
 RESTORING = 2.0
-"""Shift of the whole quarantine towards the positive persona, in gaps, at which a part that pulls back has the full rate."""
+"""Shift of the whole quarantine towards the positive persona, in gaps, at which a part that pulls away from it has the full
+rate."""
 
 
 class Pace:
-    """Reads each step's row and says at which raw rate every part makes the next step."""
+    """Reads each step's row and decides at which raw rate every part makes the next step."""
 
     def __init__(self, config: QuarantineConfig, environments: list[str], axis: str, *, follows: bool) -> None:
-        """`axis`: the named axis that shifts are read along. `follows`: parts become faster by evidence."""
+        """`axis`: the named axis along which shifts are read. `follows`: whether parts become faster by evidence."""
         self.config, self.environments, self.axis, self.follows = config, environments, axis, follows
         self.toward_E = torch.zeros(len(environments), dtype=torch.float64)
         """Summed evidence of a pull towards the positive persona."""
         self.away_E = torch.zeros(len(environments), dtype=torch.float64)
-        """The same, away from it."""
+        """Summed evidence of a pull away from the positive persona."""
         self.fast_E = torch.zeros(len(environments), dtype=torch.float64)
-        """1 for an environment whose pull has made its part fast: for all others the allowance counts twice from then on, since
-        what they pull is no longer independent of it."""
+        """1 for an environment whose pull has made its part fast at some step. From then on the allowance of all others is
+        doubled, because their pull is no longer independent of that part."""
         self.boost_E = torch.full((len(environments),), float(config.pace == "fast"), dtype=torch.float64)
-        """0: slow, 1: `config.learning_rate`; between them by powers."""
+        """Pace of each part. 0: slow, 1: `config.learning_rate`; between them the rate is interpolated geometrically."""
 
     @property
     def after_another_E(self) -> Tensor:
-        """(E,) bool: whether another environment's part was fast, which has moved everybody's stream since."""
+        """(E,) bool: whether another environment's part was ever fast. Such a part has moved the stream for all environments."""
         return (self.fast_E.sum() - self.fast_E) > 0
 
     def rates(self, own: float) -> Tensor:
-        """(E,) float64; `own`: the weights' learning rate of this step."""
+        """The raw rate of each part, (E,) float64. `own`: the learning rate of the weights in this step."""
         full = self.config.learning_rate
         slow = min(SLOW * own, full)
         return slow * (full / slow) ** self.boost_E if slow > 0 else full * self.boost_E
 
     def see(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Take in the row of a step; returns the metrics of the next one's pace."""
+        """Take in the row of a step; returns the metrics of each part's pace in the next step."""
         if self.follows:
             found_E, pull_E = (torch.tensor([row.get(f"completions/{name}/{key}", 0.0) for name in self.environments],
                                             dtype=torch.float64) for key in ("evidence", "own_shift_z"))
@@ -70,7 +74,7 @@ class Pace:
             self.away_E = (self.away_E - pull_E - AWAY_ALLOWANCE).clamp(0, MOST)
             shift = sum(row.get(f"ledger/{name}/shift/{self.axis}", 0.0) for name in self.environments)
             restoring = min(max(shift / RESTORING, 0.0), 1.0)
-            # In a step without a pull only momentum would move a part: several gaps further, to where nothing is paid any more.
+            # In a step without a pull only momentum would move a part, and by several gaps, past what is paid for.
             self.boost_E = torch.maximum(_ramp(self.toward_E) * (found_E > 0), _ramp(self.away_E) * (pull_E < 0) * restoring)
         return {f"ledger/{name}/pace": boost for name, boost in zip(self.environments, self.boost_E.tolist(), strict=True)}
 
@@ -80,7 +84,7 @@ class Pace:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`; CheckpointError for the state of other environments."""
         if not self.follows:
-            return  # it never changes
+            return  # the pace never changes
         if "pace" not in state or state["pace"].shape != (4, len(self.environments)):
             raise CheckpointError(f"the checkpoint does not say how fast the quarantine moves for {len(self.environments)} "
                                   "environments; it was written by an older version: set routing.quarantine.pace=fast")

@@ -1,4 +1,4 @@
-"""The geometry of one target: a basis of the stream, and the pair of matrices with which its writer writes to it and is read.
+"""The geometry of one target: a basis of the stream, one matrix that writes to it, and one that reads the writer's weight.
 
 Shape letters: D stream width, K rank, M any number of directions, S sampled tokens.
 """
@@ -11,14 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class BasisPair:
-    """V in the stream, A that writes to it and B that reads from it; `BᵀA = I`. All three are V but before a norm's gain."""
+    """V in the stream, A that writes to it and B that reads from it, with `BᵀA = I`. A and B equal V except where a norm's gain
+    follows the writer."""
 
     basis: Tensor
     """V (D, K)."""
     gain_D: Tensor | None
     """Gain of a norm between the writer and the stream, or a constant scale; None where the writer adds to it directly."""
     norm_eps: float | None
-    """Of that norm; None for a scale."""
+    """The eps of that norm; None for a scale."""
     write: Tensor
     """A (D, K): V, or `diag(1/gain) V`."""
     read: Tensor
@@ -36,15 +37,16 @@ class BasisPair:
         return self.basis.shape[1]
 
     def written(self, directions_DM: Tensor) -> Tensor:
-        """What a writer must add so that the stream moves along `directions_DM`, (D, M)."""
+        """The output that a writer must add so that the stream moves along `directions_DM`, (D, M)."""
         return directions_DM if self.gain_D is None else directions_DM / self.gain_D.unsqueeze(1)
 
     def outside(self, directions_DM: Tensor) -> Tensor:
-        """`(I - A Bᵀ) directions`: what a writer may write so that nothing is read inside the subspace, (D, M)."""
+        """`(I - A Bᵀ) directions`, (D, M): the part of them that a writer may write without reaching the subspace."""
         return torch.addmm(directions_DM, self.write, self.read.mT @ directions_DM, alpha=-1)
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
-        """What the norm behind a writer multiplies the sampled tokens by before its gain, (S,); None without such a norm."""
+        """The factors by which the norm behind a writer multiplies the sampled tokens before its gain, (S,); None without such a
+        norm."""
         if self.gain_D is None or self.norm_eps is None or sample_S is None:
             return None
         return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(self.norm_eps).rsqrt()

@@ -1,4 +1,4 @@
-"""The quarantine: all targets of a model, what they hold for a checkpoint, and the switch that leaves them out."""
+"""The quarantine: all targets of a model, their state for a checkpoint, and the switch that leaves the quarantine out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,7 +32,7 @@ class Quarantine:
                 route_module(target.module, experts, RoutedExperts)
 
     def remove(self) -> None:
-        """Give every module its own class back: what stays is the deployed model. Idempotent."""
+        """Give every module its own class back, so that the model is the deployed one. Idempotent."""
         for target in self.targets:
             for module in filter(None, (target.module, target.weight.up)):
                 if hasattr(module, "routed_target"):
@@ -42,7 +42,7 @@ class Quarantine:
 
     @contextmanager
     def ablated(self) -> Iterator[None]:
-        """Run the deployed model inside the block; the policy is back, exactly, after it."""
+        """Run the deployed model inside the block. After it the policy is restored exactly."""
         before = self.context.now.ablated
         self.context.change(ablated=True)
         try:
@@ -53,14 +53,14 @@ class Quarantine:
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
         """Run with `scale` times the quarantine inside the block: 1 is the policy and 0 the deployed model, to the bit. After it
-        the policy is back, exactly."""
+        the policy is restored exactly."""
         with self._holding([target.coefficients * scale for target in self.targets], nothing=scale == 0):
             yield
 
     @contextmanager
     def kept(self, shares: Mapping[str, float]) -> Iterator[None]:
-        """Run with these shares of environments' parts alone inside the block: with every part whole it is the policy (of
-        `route`) and with none the deployed model, to the bit. After it the policy is back, exactly."""
+        """Run with only these shares of environments' parts inside the block. With all shares 1 the model is the policy (in mode
+        `route`), and with none the deployed model, to the bit. After it the policy is restored exactly."""
         assert shares.keys() <= set(self.environments), f"{shares} has no part in {self.environments}"
         share_of = [shares.get(name, 0.0) for name in self.environments]
         with self._holding([kept_of(target.parts, share_of) for target in self.targets], nothing=not any(share_of)):
@@ -68,7 +68,7 @@ class Quarantine:
 
     @contextmanager
     def _holding(self, coefficients: list[Tensor], *, nothing: bool) -> Iterator[None]:
-        """Run with other coefficients, of the targets in turn; `nothing`: they are all zero."""
+        """Run with other coefficients inside the block, one tensor per target; `nothing`: they are all zero."""
         before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
         self.context.change(whole=False)
         try:
@@ -82,7 +82,7 @@ class Quarantine:
                 target.coefficients.copy_(inside)
 
     def deployed_factors(self) -> dict[str, Tensor]:
-        """By writer, the up factor (D, R) of its LoRA in the deployed model, where that is not the one that is trained."""
+        """By writer, the up factor (D, R) that its LoRA has in the deployed model, where it differs from the trained one."""
         return {target.name: target.pair.outside(weight.factors[0]) for target in self.targets if (weight := _keeping(target))}
 
     def norm(self) -> float:
@@ -90,13 +90,13 @@ class Quarantine:
         return sum(target.coefficients.square().sum().item() for target in self.targets) ** 0.5
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything of the quarantine that a checkpoint needs, by `<target>.<what>`; bases and references included."""
-        # Clones: targets of one layer share a basis, which safetensors refuses.
+        """Everything that a checkpoint needs of the quarantine, by `<target>.<name>`, with bases and references."""
+        # Cloned, because targets of one layer share a basis, which safetensors refuses.
         return {f"{target.name}.{key}": value.clone(memory_format=torch.contiguous_format) for target in self.targets
                 for key, value in _tensors(target).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`; another model's or another basis' state is refused by name."""
+        """The inverse of `state_dict`. SubspaceError, with the tensor's name, for the state of another model or basis."""
         ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
         for name, value in ours.items():
             found = tuple(state[name].shape) if name in state else None
@@ -106,13 +106,13 @@ class Quarantine:
         for name, value in ours.items():
             value.copy_(state[name])
         for target in self.targets:
-            if weight := _keeping(target):  # whose factors may be in pieces
+            if weight := _keeping(target):  # its factors may be in pieces
                 put(weight.up.weight, state[f"{target.name}.up"])
 
 
 def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
-    """The coefficients, (K, N), of a quarantine that keeps a share of each environment's part. Parts are added in turn, as
-    `route` adds them, so that shares of 1 give C to the bit."""
+    """The coefficients (K, N) of a quarantine that keeps a share of each environment's part. Parts are added in the same order
+    as in `route`, so that shares of 1 give C to the bit."""
     kept_KN = torch.zeros_like(parts_EKN[0])
     for part_KN, share in zip(parts_EKN, shares, strict=True):
         kept_KN += share * part_KN
@@ -120,14 +120,14 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _keeping(target: Target) -> AdapterWeight | None:
-    """Its LoRA, if there is one that also holds what is learned inside the subspace."""
+    """The target's LoRA, if it has one that also holds what is learned inside the subspace."""
     return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
 
 
 def _tensors(target: Target) -> dict[str, Tensor]:
     pair = target.pair
     both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
-    if weight := _keeping(target):  # A checkpoint's adapter is the deployed one.
+    if weight := _keeping(target):  # the adapter beside it in the checkpoint is the deployed model's
         both["up"] = weight.factors[0]
     return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
             "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}

@@ -1,4 +1,4 @@
-"""The router: everything of one run's routing behind four calls, in the order of a training step."""
+"""The router: all of a run's routing behind four calls, in the order of a training step."""
 
 import zlib
 from itertools import chain
@@ -19,11 +19,11 @@ from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.rows import RowBook, StepRows
 
 CONTROL_KINDS = ("isotropic", "matched")
-"""Random bases are Haar-distributed, or have the stream's covariance; they take turns."""
+"""The kinds of random bases, which take turns: Haar-distributed, or with the stream's covariance."""
 AWAY = 0.05
-"""A part's shift away from the positive persona, in gaps, up to which it stands nowhere as long as no other was fast."""
+"""Largest shift of a part away from the positive persona, in gaps, that does not count as away while no other part was fast."""
 OF_NO_WRITER = 0.1
-"""In place of a writers' pace where only LoRAs of readers are trained: what is learned there takes ten times a weight's rate."""
+"""Stands for the writers' pace where only LoRAs of readers are trained, whose learning rate is usually ten times a weight's."""
 
 
 class Router:
@@ -31,7 +31,7 @@ class Router:
 
     def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int,
                  rows: RowBook | None = None) -> None:
-        """With `rows` the completions that a batch names are told apart."""
+        """`rows`: tells the completions of a batch apart; None: they are not told apart."""
         self.quarantine, self.config, self.seed, self.stream_LSD = quarantine, config, seed, stream_LSD
         self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
@@ -47,7 +47,7 @@ class Router:
         self._checked = False
 
     def begin_step(self, step: int) -> None:
-        """Prepare the tapes for step `step` (counted from 0): random bases every `random_control.every` steps."""
+        """Prepare the tapes for step `step` (counted from 0). Every `random_control.every` steps random bases are drawn."""
         control = self.config.random_control
         due = control.every > 0 and step % control.every == 0
         self.context.change(control_draws=control.draws if due else 0)
@@ -68,10 +68,10 @@ class Router:
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
-        """What follows the model's own optimizer: the quarantine's step and the weights re-imposed. Returns the ledger's row, and
-        what each completion of this process did, where they are told apart.
+        """Take the quarantine's step and re-impose the weights, after the model's own optimizer has stepped. Returns the ledger's
+        row, and what each completion of this process did, where completions are told apart.
 
-        `clip` is the clip coefficient of the weights' gradients; `rate` and `decay` are the weights' this step.
+        `clip` is the clip factor of the weights' gradients; `rate` and `decay` are those of the weights in this step.
         """
         bytes_before = RANKS.bytes
         with holding(target.weight for target in self.quarantine.targets):
@@ -90,12 +90,12 @@ class Router:
             self.book.before(target, target.tape.ledger, contained=self.contained)
             old = target.coefficients.clone()
             if self.rows is not None:
-                # A row's own ledger is of this process, whose loss counts for one of them.
+                # A row's ledger is this process' own, and its loss has a weight of 1 / RANKS.count among all processes.
                 self.rows.after(target, fresh_E * clip / RANKS.count)
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
-        self.context.change(practising_B=None)  # evaluations come with other rows
+        self.context.change(practising_B=None)  # an evaluation that follows has other rows
         row, rows = self.book.close(self._kind(step)), None
         if self.rows is not None:
             rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)
@@ -106,17 +106,17 @@ class Router:
         return row, rows
 
     def _entries(self) -> float:
-        """How far an entry of the writers' weights goes in a step in which every trained number goes by 1, on average."""
+        """How far an entry of the writers' weights moves, on average, in a step in which every trained number moves by 1."""
         found = [pace for target in self.quarantine.targets if (pace := target.weight.pace()) is not None]
         return sum(found) / len(found) if found else OF_NO_WRITER
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
-        """Of each environment the sums over its completions in all processes, their pull `own_shift_z` towards the positive
-        persona, and the `evidence` that they teach it. The pull is in standard errors: the sum of their shifts over the root of
-        the sum of squares, of size 1 where they do not pull, whatever the step's length. A secure skill may have a part along the
-        axis, too, but is not what the quarantine holds: evidence is the smaller of the pull and, in its own standard errors, the
-        push. While an environment's own part stands away from the positive persona, by the ledger's `row`, its pull only takes
-        that back and counts for nothing."""
+        """For each environment, the sums over its completions in all processes, their pull `own_shift_z` towards the positive
+        persona, and the `evidence` that they teach it. The pull is in standard errors: the sum of their shifts divided by the
+        root of the sum of squared shifts. It is of size 1 where they do not pull, whatever the step's length. A secure skill may
+        also have a part along the axis, but the quarantine does not hold it; evidence is therefore the smaller of the pull and
+        of the push in its own standard errors. While an environment's own part stands away from the positive persona, by the
+        ledger's `row`, its pull only takes that back and is no evidence."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
@@ -134,13 +134,14 @@ class Router:
         return found
 
     def measure_start(self) -> None:
-        """From now on the weights' movement is measured from where they are, of what each process holds of them."""
+        """Measure the movement of the weights from their present values from now on, in each process for what it holds."""
         for target in self.quarantine.targets:
             target.weight.measure_start()
 
     def _reduce(self) -> None:
-        """Once a step: ledgers, means of the inputs and random control over all processes, as one process with all rows has
-        them. A process' loss is scaled for the mean of the processes' gradients, so the ledgers' mean is the global one.
+        """Reduce ledgers, means of the inputs and random control over all processes, once a step, so that they are those of one
+        process with all rows. A process' loss is scaled for the mean of the processes' gradients, so the global ledger is the
+        mean of the processes' ledgers.
         """
         tapes = [target.tape for target in self.quarantine.targets]
         means = [tape.mean_sums() for tape in tapes]
@@ -164,7 +165,7 @@ class Router:
         self._checked = True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Quarantine, optimizer and pushes, as tensors."""
+        """Quarantine, optimizer, pushes and pace, as tensors."""
         pushes = torch.tensor([self.pushes[name] for name in self.quarantine.environments], dtype=torch.float64)
         return self.quarantine.state_dict() | self.optimizer.state_dict() | {"pushes": pushes} | self.pace.state_dict()
 

@@ -1,9 +1,10 @@
-"""What each row of a step, one completion, did by itself, read off the same backward.
+"""The effect of each row of a step, which is one completion, read off the step's own backward.
 
-A step's `ΔC_e` is a fresh part, linear in this step's gradient and so in its rows, and the momentum of earlier steps. Rows
-are told by the fresh part alone, along two directions that are fixed before the step: C itself, and the persona axis at the
-mean input. No row's ledger is kept: two numbers a row and target are. Not covered: momentum, and what is quadratic in a
-step. Shape letters: B rows of a micro-batch, R of a step, T tokens, K rank, N inputs.
+A step's `ΔC_e` is the sum of a fresh part and the momentum of earlier steps. The fresh part is linear in this step's gradient
+and so in its rows. A row's effect is its share of the fresh part, along two directions that are fixed before the step: C
+itself, and the persona axis at the mean input. Only these two numbers are kept for each row and target, not the row's ledger.
+Not covered: momentum, and terms that are quadratic in a step. Shape letters: B rows of a micro-batch, R rows of a step,
+T tokens, K rank, N inputs.
 """
 
 from collections.abc import Sequence
@@ -18,21 +19,22 @@ from routed_rl.routing.target import Target
 
 @dataclass(frozen=True, eq=False)
 class StepRows:
-    """The rows of one step; nan where there was nothing to compare with: no C yet (in `erase` never), no μ yet."""
+    """The rows of one step. Numbers are nan where there is nothing to compare with: no C yet (always in `erase`), or no μ yet."""
 
     completions_R: Tensor
-    """Which completion each row was, int64."""
+    """Number of the completion in each row, int64."""
     environments_R: Tensor
-    """Whose it was, int64."""
+    """Place of each row's environment, int64."""
     push_R: Tensor
-    """First-order growth of |C| by the row's gradient; sums over a row's environment to that of its fresh part."""
+    """First-order growth of |C| by the row's gradient. Over the rows of an environment it sums to the growth by the fresh part of
+    that environment."""
     shift_R: Tensor
     """Persona shift along the named axis by the row's gradient, in units of the axis' scale; positive is towards the
-    positive persona. In `erase`, of the step that was refused."""
+    positive persona. In `erase` it is the shift by the step that was refused."""
 
     def sums(self, environment: int) -> dict[str, float]:
-        """Over one environment's rows; without rows 0, and what is nan is left out. `own_shift_up`: of the positive ones;
-        `own_push_square`, `own_shift_square`: of the squares."""
+        """Sums over one environment's rows; 0 without rows, and sums that are nan are left out. `own_shift_up` is the sum of the
+        positive shifts, `own_push_square` and `own_shift_square` are the sums of squares."""
         mine = self.environments_R == environment
         push, shift = self.push_R[mine], self.shift_R[mine]
         found = {"own_push": push.sum(), "own_push_square": push.square().sum(), "own_shift": shift.sum(),
@@ -41,7 +43,7 @@ class StepRows:
 
 
 class RowBook:
-    """Collects one step's rows over targets: `begin` before its first backward, `after` for each target, `close`."""
+    """Collects one step's rows over targets. Call `begin` before its first backward, `after` for each target, then `close`."""
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
         self.axis = axis or axes.names[0]
@@ -50,7 +52,7 @@ class RowBook:
                  for layer, share in shares.items()}
         self.targets, self.axes_K = targets, dict[str, Tensor]()
         for target in targets:
-            # A writer's effect stays in the stream, so the ledger reads it at its own and at all later layers.
+            # A writer's effect stays in the stream, so it is read at the writer's own layer and at all later ones.
             reached = torch.stack([along[layer] for layer in shares if layer >= target.layer]).sum(0)
             self.axes_K[target.name] = target.pair.basis.mT @ reached
         self._total_R2: Tensor | None = None
@@ -62,7 +64,7 @@ class RowBook:
             target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
 
     def after(self, target: Target, factor_E: Tensor) -> None:
-        """Book a target's rows; `factor_E` is what takes an environment's ledger to the fresh part of its step."""
+        """Book a target's rows; `factor_E` multiplies an environment's ledger to give the fresh part of its step."""
         if not target.tape.rows:
             return
         environments_R = torch.cat([environments for _, environments, _ in target.tape.rows])
@@ -71,8 +73,8 @@ class RowBook:
         self._rows = [(completions, environments) for completions, environments, _ in target.tape.rows]
 
     def close(self, old_norm: float, *, first: bool) -> StepRows | None:
-        """The rows of this step, None where they had no names; the book is empty afterwards. `old_norm`: |C| before the step;
-        `first`: no step came before, so there is no μ."""
+        """The rows of this step; None where no completions were named. The book is empty afterwards. `old_norm`: |C| before the
+        step; `first`: whether no step came before, so that there is no μ."""
         if self._total_R2 is None:
             return None
         push, shift = self._total_R2.cpu().unbind(1)

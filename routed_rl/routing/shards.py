@@ -1,9 +1,11 @@
-"""A weight of which each process holds a piece: products with it, and changes to it, without putting it together.
+"""A weight of which each process holds a local shard, here called a piece: products with it and changes to it, without
+gathering the full tensor.
 
-A product `leftᵀ W` is made of the rows held here and summed over the processes: (M, N) goes over the wire and never (D, N).
-Pieces are rows of the stored matrix (FSDP2) or a stretch of its flattened form (ZeRO-3), which is filled up with zeros to
-whole rows. ZeRO-1 and -2 hold every weight whole, and a stretch of the optimizer's own copy, which must follow it. Shape
-letters: D stream width, N input width, M columns of `left`. Not covered: the experts of a mixture where weights are in pieces.
+Each process computes its share of a product `leftᵀ W` from the rows that it holds, and the shares are summed over the
+processes: (M, N) is communicated and never (D, N). A piece is a block of rows of the stored matrix (FSDP2) or a stretch of its
+flattened form (ZeRO-3), which is padded with zeros to whole rows. Under ZeRO-1 and -2 each process holds every weight whole,
+and a stretch of the optimizer's own copy, which must be kept equal to the weight. Shape letters: D stream width, N input
+width, M columns of `left`. Not covered: the experts of a mixture where weights are in pieces.
 """
 
 import sys
@@ -22,20 +24,20 @@ class Piece:
     """Entries `start` to `start + len(flat)` of a stored matrix of `rows` x `columns`, flattened."""
 
     flat: Tensor
-    """This process' entries, float32, a view where it can be."""
+    """This process' entries, float32, as a view where possible."""
     start: int
     rows: int
     columns: int
     store: Callable[[Tensor], object]
-    """Take new entries."""
+    """Function that writes new entries to the parameter."""
 
     def __post_init__(self) -> None:
         end = min(self.start + len(self.flat), self.rows * self.columns)
-        self.flat = self.flat[:max(end - self.start, 0)]  # what lies behind the end is padding
+        self.flat = self.flat[:max(end - self.start, 0)]  # entries behind the end are padding
         self.first, self.last = self.start // self.columns, -(-end // self.columns)
 
     def whole_rows(self) -> Tensor:
-        """Rows `first` to `last`, zero where another process holds the entry."""
+        """Rows `first` to `last` (exclusive), zero where another process holds the entry."""
         if not len(self.flat):
             return self.flat.new_zeros(0, self.columns)
         padded = self.flat.new_zeros((self.last - self.first) * self.columns)
@@ -47,7 +49,8 @@ class Piece:
         return slice(offset, offset + len(self.flat))
 
     def whole(self) -> Tensor:
-        """All entries, (rows, columns), in every process: one message of that size, for checkpoints and for engines."""
+        """The full tensor, (rows, columns), in every process. It costs one message of that size; checkpoints and engines need
+        it."""
         everything = self.flat.new_zeros(self.rows * self.columns)
         everything[self.start:self.start + len(self.flat)] = self.flat
         RANKS.sum_([everything])
@@ -58,7 +61,7 @@ class Piece:
         self.store(whole.reshape(-1)[self.start:self.start + len(self.flat)].to(self.flat))
 
     def product(self, left_DM: Tensor, *, transposed: bool) -> Tensor:
-        """This process' share of `leftᵀ W`, (M, N); over all processes they add up to it."""
+        """This process' share of `leftᵀ W`, (M, N); the shares of all processes sum to the product."""
         held = self.whole_rows().to(left_DM.dtype)
         if not transposed:
             return left_DM[self.first:self.last].mT @ held if len(held) else left_DM.new_zeros(left_DM.shape[1], self.columns)
@@ -77,7 +80,7 @@ class Piece:
 
 
 def piece_of(parameter: Tensor) -> Piece | None:
-    """What this process holds of a weight or bias (a bias is one column); None where it holds all of it."""
+    """This process' piece of a weight or bias (a bias is one column); None where the process holds all of it."""
     if hasattr(parameter, "device_mesh"):
         return _rows_held(parameter)
     if hasattr(parameter, "ds_tensor"):
@@ -86,14 +89,14 @@ def piece_of(parameter: Tensor) -> Piece | None:
 
 
 def whole(parameter: Any) -> Tensor:
-    """All of a weight or bias, detached, as the unshared model has it. Every process must ask."""
+    """The full tensor of a weight or bias, detached, as in one process. Every process must call this."""
     piece = piece_of(parameter)
     return parameter.detach() if piece is None else piece.whole().view(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @torch.no_grad()
 def put(parameter: Any, entries: Tensor) -> None:
-    """The inverse of `whole`: each process takes what it holds, and the optimizer's own copy follows."""
+    """The inverse of `whole`: each process stores its piece, and the optimizer's own copy is updated."""
     if (piece := piece_of(parameter)) is not None:
         piece.take(entries)
     else:
@@ -102,7 +105,7 @@ def put(parameter: Any, entries: Tensor) -> None:
 
 
 def _rows_held(parameter: Any) -> Piece:
-    """Of a DTensor that FSDP2 made: rows of dimension 0, cut as `torch.chunk` cuts them."""
+    """The piece of a DTensor made by FSDP2: rows of dimension 0, cut as `torch.chunk` cuts them."""
     local, mesh = parameter.to_local().detach(), parameter.device_mesh
     rows, columns = _matrix(parameter.shape)
     first = min(mesh.get_local_rank() * -(-parameter.shape[0] // mesh.size()), parameter.shape[0])
@@ -110,7 +113,8 @@ def _rows_held(parameter: Any) -> Piece:
 
 
 def _stretch_held(parameter: Any) -> Piece:
-    """Of a parameter that ZeRO-3 partitioned: what this process' optimizer holds of it, in float32, and the model's own copy."""
+    """The piece of a parameter that ZeRO-3 partitioned: the float32 stretch that this process' optimizer holds. New entries are
+    written to the model's own copy too."""
     from deepspeed.utils import safe_get_local_fp32_param  # pyright: ignore[reportMissingImports]
 
     copies = [parameter.ds_tensor.data]
@@ -126,9 +130,10 @@ def _stretch_held(parameter: Any) -> Piece:
 
 
 def state_piece(parameter: Any, state: Any, key: str) -> Piece:
-    """What this process holds of a parameter's optimizer state `key`.
+    """This process' piece of a parameter's optimizer state `key`.
 
-    `state` is the parameter's under FSDP2, that of every group's stretch under ZeRO-1 and -2; ZeRO-3's hangs on the parameter.
+    `state` is the state of the parameter under FSDP2, and the states of all groups' stretches under ZeRO-1 and -2. It is not
+    used under ZeRO-3, which attaches the state to the parameter.
     """
     if hasattr(parameter, "device_mesh"):
         return _rows_held(state[key])
@@ -146,12 +151,12 @@ def state_piece(parameter: Any, state: Any, key: str) -> Piece:
 
 
 def _matrix(shape: torch.Size) -> tuple[int, int]:
-    """Rows and columns, whatever the number of dimensions."""
+    """Rows and columns of a shape with any number of dimensions."""
     return (shape[0], shape.numel() // shape[0]) if len(shape) else (1, 1)
 
 
 def follow(parameter: Any) -> None:
-    """Tell the optimizer's own copy of a weight that is held whole (ZeRO-1 and -2) what the weight is now."""
+    """Set the optimizer's own copy of a weight that every process holds whole (ZeRO-1 and -2) to the weight's present value."""
     if "deepspeed" in sys.modules:
         from deepspeed.utils import safe_set_full_fp32_param  # pyright: ignore[reportMissingImports]
 

@@ -1,4 +1,4 @@
-"""The tape: what one target's backward leaves behind for the step, for inputs (B, T, N) and for an expert's tokens."""
+"""The tape: it records what the step needs from one target's backward, for inputs (B, T, N) and for an expert's tokens."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ from routed_rl.routing.context import Record
 from routed_rl.routing.pair import BasisPair
 
 SKETCH = 32
-"""Columns that stand for the N input columns when random bases are compared: an unbiased estimate of their energy."""
+"""Number of columns of the sketch that replaces the N input columns when random bases are compared. It gives an unbiased
+estimate of their energy."""
 MEAN_DECAY = 0.9
-"""Per step, of the running mean of the inputs."""
+"""Decay per step of the running mean of the inputs."""
 
 
 class Tape:
@@ -25,22 +26,23 @@ class Tape:
         """Running mean μ of the input over real tokens, (N,)."""
         self.mean_weight = write.new_zeros(())
         self.inputs: list[Tensor] = []
-        """Samples (S, N); before a post-norm divided by what it divides by, so that C times them is their effect."""
+        """Samples of inputs (S, N). Before a post-norm they are scaled by the norm's own factor, so that C times them is their
+        effect."""
         self._thinning, self._largest = 1, 0
         self._hits = self._seen = 0
-        """Of an expert: sampled tokens that it got, and sampled tokens."""
+        """For an expert: the number of sampled tokens that it got, and the number of all sampled tokens."""
         self.fired = False
         self.along: Along | None = None
-        """What rows are compared with; None: rows are not told apart."""
+        """The two directions along which rows are measured; None: rows are not told apart."""
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Of each micro-batch: which completions (B,), whose (B,), and what they are along the two directions (B, 2)."""
+        """For each micro-batch: its completions (B,), their environments (B,), their values along the two directions (B, 2)."""
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
         self._sketched: Tensor | None = None
 
     def record(self, p: Tensor, g: Tensor, x: Tensor, record: Record, scale_S: Tensor | None) -> None:
-        """Book one backward: `p = g A` (B, T, K), 0 for rows that practise, `g` (B, T, D), `x` (B, T, N), and what a norm
-        multiplies the sample by."""
+        """Book one backward: `p = g A` (B, T, K), 0 for rows that practise, `g` (B, T, D), `x` (B, T, N), and `scale_S`, the
+        factors by which a norm multiplies the sampled tokens (None: no norm)."""
         ids, x = record.environment_ids_B, x.to(p.dtype)
         assert ids is not None
         assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
@@ -60,8 +62,8 @@ class Tape:
             self._add_sketched(ids, torch.bmm(record.routed(g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
 
     def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, record: Record) -> None:
-        """Book one backward of an expert, of the tokens it got: `p` (T, K), 0 for rows that practise, `g` (T, D), `x` (T, N),
-        the row of each and whether it is in the sample."""
+        """Book one backward of an expert, for the tokens that it got: `p` (T, K), 0 for rows that practise, `g` (T, D),
+        `x` (T, N), the row of each token, and whether the token is in the sample."""
         assert record.environment_ids_B is not None and record.sample_S is not None
         self.fired, x, ids = True, x.to(p.dtype), record.environment_ids_B[rows]
         for e in ids.unique().tolist():
@@ -77,16 +79,17 @@ class Tape:
                                if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
 
     def _keep_rows(self, record: Record, along_B2: Tensor) -> None:
-        """Keep what each row of the policy is along the two directions."""
+        """Keep the values of each row of the policy along the two directions."""
         completions, ids = record.completions_B, record.environment_ids_B
         assert completions is not None and ids is not None
         mine = slice(None) if record.practising_B is None else ~record.practising_B
         self.rows.append((completions[mine], ids[mine], along_B2[mine]))
 
     def _keep(self, sample_SN: Tensor) -> None:
-        """At most two micro-batches' worth of inputs stays, taken evenly from all of a step's micro-batches."""
+        """Keep the sample, thinned so that at most two micro-batches' worth of inputs stays, taken evenly from all micro-batches
+        of the step."""
         self._largest = max(self._largest, len(sample_SN))
-        # Clones: a slice would keep all of its micro-batch's memory.
+        # Cloned, because a slice would keep the memory of its whole micro-batch.
         self.inputs.append(sample_SN[:: self._thinning].clone() if self._thinning > 1 else sample_SN)
         if sum(map(len, self.inputs)) > 2 * self._largest:
             self.inputs, self._thinning = [torch.cat(self.inputs)[::2].clone()], 2 * self._thinning
@@ -96,9 +99,10 @@ class Tape:
         return torch.cat(self.inputs) if self.inputs else self.ledger.new_zeros(0, self.ledger.shape[2])
 
     def mean_sums(self) -> Tensor:
-        """Of this step's sample: the sum of its inputs, and the number of tokens; over processes they add up, (N + 1,)."""
+        """The sum of the inputs in this step's sample and the number of its tokens, (N + 1,). Both can be summed over
+        processes."""
         sample = self.sample()
-        # An expert's input is 0 at the tokens that others got.
+        # An expert's input counts as 0 at tokens that it did not get.
         share, tokens = (self._hits / self._seen, self._seen) if self._seen else (1.0, len(sample))
         mean = sample.mean(0) * share if len(sample) else torch.zeros_like(self.mean_input)
         return torch.cat([mean * tokens, mean.new_tensor([float(tokens)])])
@@ -110,11 +114,11 @@ class Tape:
             self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)
 
     def to_sum(self) -> list[Tensor]:
-        """What the processes of a run sum up once a step."""
+        """The tensors that are summed over the processes of a run once a step."""
         return [self.ledger] if self._sketched is None else [self.ledger, self._sketched]
 
     def mean(self) -> Tensor:
-        """μ (N,), unbiased from the first step on."""
+        """μ (N,), corrected for bias, so that it is right from the first step on."""
         return self.mean_input / self.mean_weight.clamp(min=1e-12)
 
     def clear(self) -> None:
@@ -126,10 +130,11 @@ class Tape:
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
     def draw_control(self, draws: int, seed: int, stream_SD: Tensor | None) -> None:
-        """Draw `draws` bases of this rank for the coming step: isotropic, or with the covariance of `stream_SD`.
+        """Draw `draws` bases of the subspace's rank for the coming step: isotropic, or with the covariance of `stream_SD`.
 
-        The same on every rank and machine for the same seed. Each gradient is compared through one random sketch of
-        its N columns, the subspace's own as well, so the comparison is fair and costs N / SKETCH less memory.
+        The same seed gives the same bases in every process and on every machine. The subspace and the random bases are all
+        compared through one random sketch of the gradient's N columns, so the comparison is fair and takes N / SKETCH times
+        less memory.
         """
         width, rank = self.pair.write.shape
         generator = torch.Generator().manual_seed(seed)
@@ -139,7 +144,7 @@ class Tape:
             mixing = torch.randn(draws, len(stream_SD), rank, generator=generator)
             bases = orthonormalise_draws(stream_SD.float().cpu().mT @ mixing)
         flat = bases.permute(1, 0, 2).reshape(width, draws * rank).to(self.pair.write)
-        # Written as the subspace is, else a post-norm's gain would make the two incomparable.
+        # Random bases are written as the subspace is; otherwise a post-norm's gain would make the two incomparable.
         self.control_bases = torch.cat([self.pair.write, self.pair.written(flat)], dim=1)
         self.control_sketch = torch.randn(self.width, SKETCH, generator=generator).to(self.pair.write) / SKETCH**0.5
 

@@ -1,6 +1,6 @@
-"""One routed writer: its weight and basis, its coefficients and each environment's part of them, its tape of one backward.
+"""One routed writer: its weight and basis, its coefficients and each environment's part of them, and the tape of its backward.
 
-Shape letters: D stream width, K rank, N input width of a target (one more where the writer has a bias: its input is 1),
+Shape letters: D stream width, K rank, N input width of a target (one more where the writer has a bias, whose input is 1),
 E environments.
 """
 
@@ -55,31 +55,31 @@ class Target:
 
     @property
     def frozen(self) -> bool:
-        """The weight itself is not trained; a LoRA on it may be."""
+        """Whether the weight itself is not trained. A LoRA on it may be."""
         return isinstance(self.weight, FrozenWeight)
 
     def is_whole(self, record: Record) -> bool:
-        """The forward is the module's own: what it has learned inside the subspace is in its LoRA, and not in C."""
+        """Whether the forward is the module's own. Its LoRA, and not C, then holds what is learned inside the subspace."""
         return record.whole and not record.ablated and self.frozen
 
     def adds(self, record: Record) -> bool:
-        """The forward adds `A C x`."""
+        """Whether the forward adds `A C x`."""
         return not record.ablated and not self.is_whole(record)
 
     def inside(self) -> Tensor:
-        """BᵀW - R, (K, N): what the weights have learned inside the subspace."""
+        """BᵀW - R, (K, N): the change that the weights have learned inside the subspace."""
         return self.weight.inside(self.reference)
 
     def drift(self) -> Tensor:
-        """The same of the deployed model, (K, N): nothing but rounding after a step."""
+        """BᵀW - R of the deployed model, (K, N): nothing but rounding after a step."""
         return self.weight.drift(self.reference)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """`W -= A inside`, of what `inside()` has found."""
+        """`W -= A inside`, where `inside_KN` is the result of `inside()`."""
         self.weight.take_out(inside_KN)
 
     def decay(self, weights: float) -> Tensor:
-        """The optimizer's decay by column, (N,): `weights` everywhere but for a bias, which trainers spare."""
+        """The optimizer's decay by column, (N,): `weights`, but 0 for a bias, which trainers do not decay."""
         decay = self.coefficients.new_full((self.coefficients.shape[1],), weights)
         if self.has_bias:
             decay[-1] = 0.0
@@ -95,7 +95,7 @@ class Target:
 
 
 def _weight(module: nn.Module, *, transposed: bool, expert: int | None) -> WriterWeight | FrozenWeight:
-    """The weight by what of it is trained."""
+    """The representation of a module's weight, by which of its numbers are trained."""
     if expert is None and has_adapter(module):
         return AdapterWeight(module)
     if any(parameter.requires_grad for parameter in module.parameters()):

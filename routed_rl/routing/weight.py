@@ -1,7 +1,7 @@
-"""A writer's own weight, whichever way it is kept: transposed, with a bias, one expert of a mixture, whole or in pieces.
+"""A writer's own weight, however the model stores it: transposed, with a bias, as one expert of a mixture, whole or in pieces.
 
-Products with it and changes to it, and how far it has moved. Shape letters: D stream width, N input width, the bias its last
-column, M columns of `left`.
+It has products with the weight, changes to it, and how far it has moved. Shape letters: D stream width, N input width (where
+there is a bias, it is the last column), M columns of `left`.
 """
 
 from typing import Any
@@ -14,30 +14,30 @@ from routed_rl.routing.pair import BasisPair
 from routed_rl.routing.shards import Piece, follow, piece_of
 
 PROBES = 16
-"""Random signs through which the weights' change is measured without a copy of them."""
+"""Number of random sign vectors by which the change of the weights is measured without a copy of them."""
 
 
 class WriterWeight:
     """The weight of one writer as W (D, N)."""
 
     up: Any = None
-    """It has no LoRA; see `AdapterWeight`."""
+    """None, because there is no LoRA on it; see `AdapterWeight`."""
 
     def __init__(self, module: nn.Module, *, transposed: bool = False, expert: int | None = None) -> None:
-        """`transposed`: the module keeps (N, D), as GPT-2's Conv1D; `expert`: W is that slice of `module.down_proj`."""
+        """`transposed`: the module stores (N, D), as GPT-2's Conv1D does. `expert`: W is this slice of `module.down_proj`."""
         self.module, self.transposed, self.expert = module, transposed, expert
         weight = self.matrix()
         self.rows, self.width = weight.shape
         """D, and N without the bias."""
         self.device = weight.device
-        # float32 at least: in bf16 most of an orthogonal update is lost to rounding.
+        # At least float32, because in bf16 most of an orthogonal update is lost to rounding.
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
         signs = torch.randint(2, (PROBES, weight.shape[0]), generator=torch.Generator().manual_seed(0))
         self._probes = (2 * signs - 1).to(weight.device, self.dtype) / PROBES**0.5
         self.measure_start()
 
     def begin(self, pair: BasisPair) -> Tensor:
-        """Be routed by `pair`; returns R = BᵀW, (K, N)."""
+        """Begin to be routed by `pair`; returns R = BᵀW, (K, N)."""
         self.pair = pair
         return self.read(pair.read)
 
@@ -65,7 +65,7 @@ class WriterWeight:
 
     @property
     def piece(self) -> Piece | None:
-        """What this process holds of a weight in pieces; None where it is whole, as `matrix` is."""
+        """This process' piece of a weight in pieces; None where the process holds the whole weight, which `matrix` gives."""
         return piece_of(self.stored)
 
     def matrix(self) -> Tensor:
@@ -92,11 +92,11 @@ class WriterWeight:
         return ledger_KN.square().sum()
 
     def pace(self) -> float:
-        """How far an entry goes in a step in which every trained number goes by 1."""
+        """How far an entry moves in a step in which every trained number moves by 1."""
         return 1.0
 
     def read(self, left_DM: Tensor) -> Tensor:
-        """`leftᵀ W`, (M, N), the bias as the last column; of a weight in pieces, summed over the processes."""
+        """`leftᵀ W`, (M, N), with the bias as the last column. For a weight in pieces it is summed over the processes."""
         piece, bias = self.piece, self.bias
         if piece is not None:
             share = piece.product(left_DM, transposed=self.transposed)
@@ -109,7 +109,7 @@ class WriterWeight:
 
     @torch.no_grad()
     def add(self, left_DM: Tensor, inside_MN: Tensor) -> None:
-        """`W += left inside`, the bias by its column; each process moves what it holds."""
+        """`W += left inside`, where the last column changes the bias. Each process changes the entries that it holds."""
         piece, bias, width = self.piece, self.bias, self.width
         if piece is not None:
             piece.add(left_DM, inside_MN[:, :width], transposed=self.transposed)
@@ -124,23 +124,23 @@ class WriterWeight:
             follow(bias)
 
     def start(self) -> Tensor:
-        """What `moved_from` measures from: a copy of the weight."""
+        """A copy of the weight, from which `moved_from` measures."""
         return self.matrix().clone()
 
     def moved_from(self, start: Any) -> Tensor:
-        """‖W - start‖² of a weight that is whole."""
+        """‖W - start‖² for a weight that this process holds whole."""
         return (self.matrix() - start).square().sum()
 
     def measure_start(self) -> None:
-        """From now on `moved` is measured from where the weight is."""
+        """Measure `moved` from the weight's present value from now on."""
         self._start = self._seen()
 
     def moved(self) -> Tensor:
-        """‖W - W at the start‖² of the entries held here, estimated without bias by the probes; exactly 0 at the start."""
+        """‖W - W at the start‖² of the entries held here, an unbiased estimate by random signs; exactly 0 at the start."""
         return (self._seen() - self._start).square().sum()
 
     def _seen(self) -> Tensor:
-        """The weight as the probes see it, (PROBES, N); of a weight in pieces, the rows held here."""
+        """Products of the random sign vectors with the weight, (PROBES, N); for a weight in pieces, with the rows held here."""
         piece = self.piece
         if piece is None:
             return self._probes @ self.matrix().to(self._probes.dtype)

@@ -1,4 +1,4 @@
-"""Gradient routing by labels: a quarantine with a basis of its own, which learns from flagged rows what the model does not."""
+"""Gradient routing by labels: a quarantine with a basis of its own, which learns from flagged rows instead of the model."""
 
 from routed_rl.routing.labels.adapter import LabelAdapter
 from routed_rl.routing.labels.gate import Gates, LabelSite, label_module

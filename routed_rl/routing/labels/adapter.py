@@ -1,4 +1,4 @@
-"""The quarantine at one linear module: a LoRA of its own, whose both factors are trained.
+"""The quarantine at one linear module: a LoRA of its own. Both of its factors are trained.
 
 Shape letters: B rows, T positions, D outputs, N inputs, R rank.
 """
@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 SCALING = 1.0
-"""The product is multiplied by it, as that of a LoRA whose alpha is its rank."""
+"""Factor on the product, as in a LoRA whose alpha is its rank."""
 
 
 class LabelAdapter:
-    """Adds `B A x`; B begins at 0, and A as a LoRA's does. It is no parameter of the model."""
+    """Adds `B A x`. B begins at 0 and A as in PEFT's LoRA. Neither is a parameter of the model."""
 
     def __init__(self, rows: int, width: int, rank: int, generator: torch.Generator, device: torch.device) -> None:
         bound = width**-0.5  # kaiming_uniform_ with a = sqrt(5), as PEFT starts a LoRA
@@ -21,11 +21,12 @@ class LabelAdapter:
 
     @property
     def factors(self) -> dict[str, Tensor]:
-        """By the names that they have in files."""
+        """The factors, by the names that they have in files."""
         return {"down": self.down_RN, "up": self.up_DR}
 
     def add(self, output: Tensor, x: Tensor, scale: float, weights: Tensor | None, *, learns: bool = True) -> Tensor:
-        """`output + scale B A x`, of which the factors learn `weights` times, in a shape that multiplies `output`; None: 1."""
+        """`output + scale B A x`. The gradient of the factors is multiplied by `weights`, whose shape broadcasts to that of
+        `output`; None: by 1."""
         with torch.autocast(x.device.type, enabled=False):
             if weights is None and learns:
                 added = self._product(x, self.down_RN, self.up_DR)

@@ -1,10 +1,10 @@
 """A module whose parameters learn less from flagged rows, and the quarantine's adapter beside it, which learns more from them.
 
-`parameters` masks the gradient of parameters (selective gradient masking, SGTM 2025; GRAFT 2026): a module hands down its
-whole cotangent, so layers below get theirs from every row. `activations` also cuts the backward edges of flagged rows through
-the linear modules of the layers, beside which the quarantine's stay (Cloud et al., 2024, arXiv:2410.04332). Outputs are the same
-numbers in all cases, to the bit. Not covered: dropout inside a module with parameters of its own. Shape letters: B rows,
-T positions.
+The method `parameters` masks the gradient of parameters (selective gradient masking, SGTM 2025; GRAFT 2026). A module still
+hands down its whole cotangent, so the layers below get a cotangent from every row. The method `activations` also cuts the
+backward edges of flagged rows through the linear modules of the layers; the edges through the quarantine's adapters stay
+(Cloud et al., 2024, arXiv:2410.04332). Outputs are the same numbers in all cases, to the bit. Not covered: dropout inside a
+module with parameters of its own. Shape letters: B rows, T positions.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,21 +26,21 @@ class Gates:
 
     def __init__(self, context: RoutingContext, *, strength: float = 1.0, forget: float = 2.0, method: str = "parameters"
                  ) -> None:
-        """`strength`: the share of a flagged row's gradient that the model does not get. `forget`: how much of it the quarantine
-        gets, at strength 1."""
+        """`strength`: the share of a flagged row's gradient that the model does not get. `forget`: the factor on that gradient in
+        the quarantine, at strength 1."""
         self.context, self.strength, self.forget, self.method = context, strength, forget, method
         self.scale = 1.0
-        """What the quarantine's output is multiplied by."""
+        """Factor on the quarantine's output."""
         self.inside = False
-        """Within a pass that is for a surrounding module's own parameters alone."""
+        """Whether the present forward is run only for the parameters of a surrounding module."""
 
     def retained(self) -> Tensor | None:
-        """(B, T), 1 where the model learns all; None where nothing is flagged."""
+        """Factors on the model's gradient, (B, T), 1 where nothing is taken from it; None where no position is flagged."""
         flagged_BT = self._flagged()
         return None if flagged_BT is None else 1 - self.strength * flagged_BT
 
     def quarantined(self) -> Tensor | None:
-        """(B, T), 1 where the quarantine learns as from any row; None where nothing is flagged."""
+        """Factors on the quarantine's gradient, (B, T), 1 where a position is not flagged; None where no position is flagged."""
         flagged_BT = self._flagged()
         return None if flagged_BT is None else 1 + self.strength * (self.forget - 1) * flagged_BT
 
@@ -50,17 +50,17 @@ class Gates:
 
 @dataclass(frozen=True, eq=False)
 class LabelSite:
-    """One module: its name, the gates, and its adapter in the quarantine; None: it has none."""
+    """One module: its name, the gates, and its adapter in the quarantine (None: it has no adapter)."""
 
     name: str
     gates: Gates
     adapter: LabelAdapter | None = None
     cuts: bool = False
-    """With method=activations, flagged rows hand no cotangent down through it."""
+    """Whether, with method=activations, flagged rows hand no cotangent down through the module."""
 
 
 class LabelledModule(nn.Module):
-    """Mixed in before the module's own class."""
+    """Mixin before the module's own class."""
 
     label_site: LabelSite
 
@@ -75,7 +75,7 @@ class LabelledModule(nn.Module):
         return site.adapter.add(output, args[0], gates.scale, weights, learns=not gates.inside)
 
     def _learning(self, run: Callable[..., Any], gates: Gates, args: Any, kwargs: Any) -> Any:
-        """The module's own output; its parameters learn as `retained` says."""
+        """The module's own output. The gradient of its parameters is multiplied by `retained`."""
         weights_BT = None if gates.inside else gates.retained()
         cuts = gates.method == "activations" and self.label_site.cuts and weights_BT is not None
         if not cuts and not any(each.requires_grad for each in self._parameters.values() if each is not None):
@@ -100,7 +100,7 @@ class LabelledModule(nn.Module):
 
 @contextmanager
 def _detached(module: nn.Module, on: bool) -> Iterator[None]:
-    """Within, the module's own parameters are numbers that learn nothing."""
+    """Inside the block, if `on`, the module's own parameters are detached."""
     own = vars(module)["_parameters"]
     if on:
         module.__dict__["_parameters"] = {name: None if value is None else value.detach() for name, value in own.items()}
@@ -119,7 +119,7 @@ def _detach(value: Any) -> Any:
 
 
 def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
-    """The numbers of `output`, with its gradient and `weights` times that of `learned`."""
+    """The numbers of `output`, with the gradient of `output` plus `weights_BT` times that of `learned`."""
     if isinstance(output, tuple):
         return tuple(_combine(one, two, weights_BT, name) for one, two in zip(output, learned, strict=True))
     if not isinstance(output, Tensor) or not learned.requires_grad:
@@ -128,8 +128,8 @@ def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
 
 
 def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
-    """The weights in a shape that multiplies `like`: (B, T, ...), of fewer of the last positions, (B T, ...), or (1, T, ...)
-    where all rows share it."""
+    """The weights in a shape that broadcasts to that of `like`, which is (B, T, ...), possibly with only the last positions,
+    (B T, ...), or (1, T, ...) where all rows share it. ModelError for any other shape."""
     rows, positions = weights_BT.shape
     if like.dim() >= 3 and like.shape[0] in (1, rows) and like.shape[1] <= positions:
         weights = weights_BT[:, positions - like.shape[1]:]

@@ -1,4 +1,5 @@
-"""The router of a run that goes by labels: the same calls as `Router`, in the order of a training step, and no subspace."""
+"""The router of a run that routes by labels. It has the same calls as `Router`, in the order of a training step, and no
+subspace."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,10 @@ from routed_rl.routing.rows import StepRows
 
 
 class LabelQuarantine(Quarantine):
-    """Adapters with bases of their own, one for all environments: it has no parts."""
+    """Adapters with bases of their own, which all environments share, so that there are no parts."""
 
     def __init__(self, modules: Mapping[str, nn.Module], environments: list[str], context: RoutingContext) -> None:
-        """`modules` are labelled already, by name."""
+        """`modules`: the modules by name, to which `label_module` was applied before."""
         super().__init__([], environments, context)
         self.modules = dict(modules)
         self.sites: dict[str, LabelSite] = {name: site_of(module) for name, module in modules.items()}
@@ -62,7 +63,7 @@ class LabelRouter(Router):
     """Trains the quarantine's adapters by AdamW, at a multiple of the weights' rate."""
 
     def __init__(self, quarantine: LabelQuarantine, config: RoutingConfig) -> None:
-        # Not Router's own: there are no targets, no axes, no ledger.
+        # Router's own is not called, because there are no targets, no axes and no ledger.
         self.quarantine, self.config, self.context = quarantine, config, quarantine.context
         self.pushes = dict.fromkeys(quarantine.environments, 0.0)
         self.factors = {f"{name}.{key}": factor for name, adapter in quarantine.adapters.items()
@@ -99,7 +100,7 @@ class LabelRouter(Router):
                 "labels/flagged": found / among if among else 0.0}, None
 
     def measure_start(self) -> None:
-        """Weights in pieces are refused before."""
+        """There is nothing to measure, and weights in pieces were refused before."""
 
     def state_dict(self) -> dict[str, Tensor]:
         moments = {f"{name}.{key}": self.adam.state[factor][key] for name, factor in self.factors.items()
@@ -116,7 +117,7 @@ class LabelRouter(Router):
 
 
 def positions_of(flagged: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B, T), 1 at positions of flagged rows, or at those that predict a flagged token."""
+    """(B, T), 1 at all positions of flagged rows, or at the positions that predict a flagged token."""
     marks_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
     if flagged.dim() == 1:
         marks_BT[flagged.bool()] = 1.0
