@@ -1,7 +1,7 @@
-"""A LoRA as what is trained: a stock PEFT adapter on the frozen model, in float32 whatever the model's weights are.
+"""A LoRA that is trained: a stock PEFT adapter on the frozen model, in float32 whatever the type of the model's weights.
 
-PEFT puts its modules into the model itself, so the model stays what it is for everything that runs it; the trainer gets PEFT's
-wrapper around it. Not covered: several adapters, adapters on embeddings and on the experts of a mixture.
+PEFT puts its modules into the model itself, so code that runs the model need not know of them; the trainer gets PEFT's wrapper
+around the model. Not covered: several adapters, adapters on embeddings and on the experts of a mixture.
 """
 
 import copy
@@ -27,14 +27,14 @@ from routed_rl.routing.shards import whole
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a stock PEFT adapter."""
 WRAPPED = "base_model.model."
-"""Before a module's name in PEFT's wrapper, and in its files."""
+"""Prefix of a module's name in PEFT's wrapper and in its files."""
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer], seed: int) -> PeftModel:
-    """Put a LoRA on the model in place, the same for the same seed; returns PEFT's wrapper. The model's own weights are frozen,
-    and it computes what it did before: one factor of each product is 0.
+    """Put a LoRA on the model in place, the same for the same seed; returns PEFT's wrapper. The model's own weights are frozen.
+    Its outputs do not change, because one factor of each product is 0.
 
-    ConfigError for what cannot be trained and routed. The state of random numbers does not change.
+    ConfigError for a LoRA that cannot be trained and routed. The state of random numbers does not change.
     """
     lora = lora_config(model, config, writers)
     with torch.random.fork_rng():
@@ -43,7 +43,8 @@ def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer],
 
 
 def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """Put a LoRA of these settings on the model in place, as TRL does, by the state of random numbers; `lora` stays as it is."""
+    """Put a LoRA of these settings on the model in place, as TRL does. It draws from the global random state; `lora` is not
+    changed."""
     wrapped = get_peft_model(model, copy.deepcopy(lora))
     assert isinstance(wrapped, PeftModel)
     cast(Any, model).is_loaded_in_4bit = False  # else TRL would round the LoRA to bfloat16
@@ -51,25 +52,26 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
 
 def plain(model: Any) -> Any:
-    """The model itself, without the wrapper that PEFT has around it."""
+    """The model itself, without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def stored_names(model: nn.Module) -> dict[str, str]:
-    """What is trained of a model with a LoRA: the parameters' own names, and those that PEFT's files have. Empty without one."""
+    """The trained parameters of a model with a LoRA: from their names in the model to those in PEFT's files. Empty without a
+    LoRA."""
     return {name: WRAPPED + name.removeprefix(WRAPPED).replace(f".{NAME}.", ".")
             for name, _ in model.named_parameters() if ".lora_" in name and f".{NAME}." in name}
 
 
 def factors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained of a model with a LoRA, by the names that PEFT's files have."""
+    """The trained parameters of a model with a LoRA, by their names in PEFT's files."""
     parameters = dict(model.named_parameters())
     return {stored: parameters[own] for own, stored in stored_names(model).items()}
 
 
 def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: str) -> None:
-    """Write the LoRA of a model as a stock PEFT adapter on the model at `base`; `deployed`: by module's name, what its up factor
-    is there. Every process must call it, and the first one writes."""
+    """Write the LoRA of a model as a stock PEFT adapter on the model at `base`. `deployed` has, by the name of a module, the up
+    factor that is written instead of the trained one. Every process must call this; the first one writes."""
     ups = {f"{WRAPPED}{name}.lora_B.weight": up for name, up in deployed.items()}
     tensors = {name: (ups[name] if name in ups else whole(parameter)).cpu().contiguous().clone()
                for name, parameter in factors(model).items()}
@@ -78,7 +80,7 @@ def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: st
 
 
 def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
-    """Write the two files of a stock PEFT adapter on the model at `base`; the same adapter is the same bytes."""
+    """Write the two files of a stock PEFT adapter on the model at `base`. The same adapter always gives the same bytes."""
     config = copy.copy(config)
     config.inference_mode, config.base_model_name_or_path = True, base
     config.save_pretrained(str(folder))
@@ -91,9 +93,9 @@ def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str
 
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Merge the adapter in a folder into a model, in place, computed in float32; ModelError where it is none of this model."""
+    """Merge the adapter in a folder into a model, in place, computed in float32; ModelError where it does not fit the model."""
     with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is refused here
+        warnings.simplefilter("ignore")  # PEFT warns of faults that are refused below
         settings = PeftConfig.from_pretrained(str(folder))
         if settings.peft_type != "LORA":
             raise ValueError(f"it is of the kind {settings.peft_type}")

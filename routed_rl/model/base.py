@@ -1,4 +1,4 @@
-"""The plain model below a LoRA, which PEFT has put into it."""
+"""The plain model below a LoRA that PEFT has put into it."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from routed_rl.routing.adapted import has_adapter
 
 INNER = ".base_layer."
-"""In the name of a weight below a LoRA, in place of a dot."""
+"""The part of the name of a weight below a LoRA that stands in place of a dot."""
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
-    """PEFT's modules, those with a LoRA that is trained, by the names of the modules that they stand for."""
+    """PEFT's modules that have a trained LoRA, by the names of the modules that they replace."""
     return {name: module for name, module in model.named_modules() if has_adapter(module)}
 
 

@@ -1,4 +1,4 @@
-"""The chat template between the turns of a conversation: messages to token ids that are appended, never made anew."""
+"""The chat template between the turns of a conversation. New messages become token ids that are appended; earlier ids stay."""
 
 from typing import cast
 
@@ -8,11 +8,12 @@ from routed_rl.errors import ModelError
 from routed_rl.model.prompts import Messages, encode_prompts, ids_of, render
 
 TURN = "TheModelsTurn7f3a91"
-"""Stands for the model's own words while the template is rendered: letters and digits, which no template changes."""
+"""Placeholder for the model's own words while the template is rendered. It has only letters and digits, which no template
+changes."""
 
 
 class ChatTokens:
-    """A tokenizer's chat template as tokens: the prompt, and what comes between two turns of the model."""
+    """A tokenizer's chat template as tokens: the prompt, and the tokens between two turns of the model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -32,7 +33,7 @@ class ChatTokens:
     def between(self, messages: Messages, answer: Messages, tools: Messages) -> list[int]:
         """Ids from the end of the model's last turn (`messages` ends with it) to the start of its next one.
 
-        They begin with what the template ends a turn with, which the model may have generated itself.
+        They begin with the tokens that end a turn in the template, which the model may have generated itself.
         """
         turn = {**messages[-1], "content": TURN}
         parts = render(self.tokenizer, [*messages[:-1], turn, *answer], tools).split(TURN)

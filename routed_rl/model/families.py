@@ -1,4 +1,4 @@
-"""Where a family of models keeps its layers and what writes to the stream. The rows are shortcuts for what `recognise` finds."""
+"""The layers and writers of each known family of models. A row gives at once what `recognise` would find by probing."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -7,20 +7,21 @@ from typing import Any, cast
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its layers, the writers of one layer, and what stands between writer and stream."""
+    """Where a family keeps its layers, the writers of one layer, and the modules between writer and stream."""
 
     layers: str
     writers: tuple[str, ...]
-    """In the order in which they are called. A layer has those of its kind: attention or a recurrence, an MLP or a mixture."""
+    """Names of the writers within a layer, in the order in which they are called. A layer has only those of its kind: attention
+    or a recurrence, an MLP or a mixture."""
     final_norm: str | None
     embeddings: tuple[str, ...] = ()
-    """What makes the first layer's input beside the token embedding: learned positions, a norm."""
+    """Modules that make the first layer's input beside the token embedding: learned positions, a norm."""
     post_norms: tuple[str | None, ...] = ()
     """Norms between writer and stream, in the order of `writers`; () for none."""
     gain_offset: float = 0.0
-    """What the norm adds to its weight before multiplying (Gemma: 1)."""
+    """Number that the norm adds to its weight before multiplying (Gemma: 1)."""
     norm_eps: float | None = None
-    """Of these norms; None: `rms_norm_eps` of the config."""
+    """The eps of these norms; None: `rms_norm_eps` of the config."""
     scales: tuple[float, ...] = ()
     """Constants between writer and stream, in the order of `writers` (Granite); () where all are 1."""
     dropouts: tuple[str, ...] = ()
@@ -28,18 +29,19 @@ class Family:
     before_mlp: str | None = "post_attention_layernorm"
     """The module whose input is the stream between attention and MLP; None where there is no such place."""
     mixers: tuple[str, ...] = ("self_attn",)
-    """Submodules of a layer that are its attention, or what it has instead; the others are its MLP."""
+    """Submodules of a layer that are its attention, or that replace it; the others are its MLP."""
     experts: str | None = None
     """The writer that is a mixture, if any: every expert's slice of its `down_proj` is a writer."""
     active: int | None = None
     """Experts that a token goes through; None: `num_experts_per_tok` of the config."""
     stored: tuple[str, str] | None = None
-    """What a checkpoint's files call an expert where that is not `mlp.experts.E.down_proj`: before and after its number."""
+    """An expert's name in a checkpoint's files, as the parts before and after its number; None: `mlp.experts.E.down_proj`."""
     returns: int = 0
-    """How many values a layer returns, the stream first; 0: it returns the stream itself."""
+    """Number of values that a layer returns as a tuple, the stream first; 0: it returns the stream itself."""
 
     def stored_names(self, writer: str) -> tuple[str, str | None]:
-        """A writer's weight in a checkpoint's files, without `.weight`, and an expert's parameter for all of its mixture."""
+        """The name of a writer's weight in a checkpoint's files, without `.weight`, and, for an expert, the name of the parameter
+        that holds the weights of its whole mixture (None for other writers)."""
         layer, _, place = writer.partition(f".{self.experts}.")
         if not place:
             return writer, None
@@ -48,7 +50,7 @@ class Family:
         return stored, f"{layer}.{self.experts}.{short}"
 
     def to_json(self) -> str:
-        """As a checkpoint keeps it; `from_json` is the inverse."""
+        """The row as text, as a checkpoint stores it; `from_json` is the inverse."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -62,7 +64,7 @@ _LLAMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.no
 _GEMMA = Family("model.layers", ("self_attn.o_proj", "mlp.down_proj"), "model.norm",
                 post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), gain_offset=1.0,
                 before_mlp="pre_feedforward_layernorm")
-_OLMO2 = replace(_GEMMA, gain_offset=0.0, before_mlp="mlp")  # It has no norm before its MLP.
+_OLMO2 = replace(_GEMMA, gain_offset=0.0, before_mlp="mlp")  # OLMo-2 has no norm before its MLP
 _PHI3 = replace(_LLAMA, dropouts=("resid_attn_dropout", "resid_mlp_dropout"))
 _MOE = replace(_LLAMA, writers=("self_attn.o_proj", "mlp.down_proj", "mlp.experts"), experts="mlp.experts")
 _MIXTRAL = replace(_MOE, writers=("self_attn.o_proj", "mlp.experts"), stored=("block_sparse_moe.experts.", ".w2"))

@@ -1,5 +1,5 @@
-"""Frozen weights in 4 bit, which a LoRA is trained on: NF4 by bitsandbytes with scales in 8 bit, computed with in the dtype of
-the other weights. Embedding, unembedding, norms and the experts of a mixture stay as they are.
+"""Frozen weights in 4 bit, on which a LoRA is trained: NF4 by bitsandbytes with scales in 8 bit. Products are computed in the
+dtype of the other weights. Embedding, unembedding, norms and the experts of a mixture are not quantised.
 """
 
 import importlib.util
@@ -20,15 +20,15 @@ def require_four_bit() -> None:
 
 
 def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How `from_pretrained` quantises what it reads."""
+    """The settings with which `from_pretrained` quantises the weights that it reads."""
     require_four_bit()
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=dtype)
 
 
 def compute_alike(model: nn.Module) -> None:
-    """Compute the same in evaluation as in training: on some CPUs bitsandbytes packs weights anew for a forward without gradients
-    (in place, not every shape) and computes that in bfloat16."""
+    """Make evaluation compute the same as training. On some CPUs bitsandbytes otherwise repacks weights for a forward without
+    gradients (in place, not every shape) and computes that forward in bfloat16."""
     module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -36,7 +36,7 @@ def compute_alike(model: nn.Module) -> None:
 
 
 def scales(weight: Tensor) -> list[Tensor]:
-    """What a weight in 4 bit is multiplied by, block by block; empty for any other weight."""
+    """The scales by which a weight in 4 bit is multiplied, block by block; empty for any other weight."""
     state = getattr(weight, "quant_state", None)
     inner = getattr(state, "state2", None)
     found = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(inner, "absmax", None)]

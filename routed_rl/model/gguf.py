@@ -1,4 +1,4 @@
-"""GGUF files: finding one, and reading it in seconds instead of half a minute. Their weights come out dense, in float32."""
+"""GGUF files: find one, and read it in seconds instead of half a minute. The weights that are read are dense, in float32."""
 
 import contextlib
 import functools
@@ -36,8 +36,8 @@ def gguf_file(path: str) -> Path:
 
 @contextlib.contextmanager
 def quick_reading() -> Iterator[None]:
-    """Within, a file's header is parsed once (4 s for 50,000 tokens) and not once per question that transformers asks; the
-    library's own progress bar is off."""
+    """Inside the block, a file's header is parsed once (4 s for 50,000 tokens), not once for each question that transformers asks
+    of it, and the library's own progress bar is off."""
     import gguf
 
     with contextlib.ExitStack() as stack:
@@ -48,7 +48,7 @@ def quick_reading() -> Iterator[None]:
 
 
 def forget_quantisation(model: PreTrainedModel) -> None:
-    """Take off the marks of where the (now dense) weights came from, which would make `save_pretrained` refuse."""
+    """Remove the marks of quantisation from the model, whose weights are dense now. With them `save_pretrained` would refuse."""
     marks = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
     for holder, name in [*marks, (model.config, "quantization_config")]:
         if hasattr(holder, name):

@@ -40,17 +40,17 @@ GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 QUANTISED = ("quantization_config", "compression_config")
 QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""What says that a folder's weights are quantised: keys of its config.json, and files beside it."""
+"""Signs that a folder's weights are quantised: keys of its config.json, and files beside it."""
 
 
 def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool = False, packed: bool = False) -> PreTrainedModel:
-    """The model at `path` in eval mode, every weight float32, saved again by plain `save_pretrained`. With `frozen` weights that
-    are not trained, they may be bfloat16; `packed`: those of linear layers are quantised to 4 bit.
+    """The model at `path` in eval mode, with every weight in float32. Plain `save_pretrained` can save it again. `frozen`: the
+    weights are not trained, so they may be bfloat16. `packed`: the weights of linear layers are quantised to 4 bit.
 
-    Its special token ids are those of `load_tokenizer(path)`; every id at which the stored generation config stops ends a
-    text, too. Of that config it generates by nothing else: `write_generation_config` gives the rest to a folder.
+    Its special token ids are those of `load_tokenizer(path)`. Every id at which the stored generation config stops ends a text
+    too. Nothing else of that config is used to generate; `write_generation_config` writes the rest to a folder.
     Raises ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read;
-    CheckpointError for a folder that is not what was sealed.
+    CheckpointError for a folder that was changed after it was sealed.
     """
     kind = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if frozen else {})
     if (name := str(dtype).removeprefix("torch.")) not in kind:
@@ -72,7 +72,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
         compute_alike(model)
     require_full_weights(model, path, kind[name], packed=packed)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # The others leave the cap out (Gemma 2), so an engine would serve another model.
+        model.set_attn_implementation("eager")  # others leave the cap out (Gemma 2), so an engine would serve another model
     model.config._name_or_path = path
     stored = {} if path.startswith(GGUF) else json.loads(model.generation_config.to_json_string())
     ends, rows = stored.get("eos_token_id"), model.get_input_embeddings().num_embeddings
@@ -81,14 +81,14 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS} | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     model.config.update(ids)
     model.generation_config = GenerationConfig(**ids)
-    # Beside the model, since `generate` would take from its config what a caller leaves open.
+    # Not in the model's own generation config, from which `generate` would take settings that a caller leaves open.
     kept = {name: value for name, value in stored.items() if not name.startswith("_")}
     model.generation_settings = kept | {name: value for name, value in ids.items() if value is not None}
     return model.eval()
 
 
 def has_weights(path: str) -> bool:
-    """Whether there is more at a path than a model's config: anything but a folder without a file of weights."""
+    """Whether a path may hold weights; False only for a folder without a file of weights."""
     folder = Path(path).expanduser()
     return not folder.is_dir() or any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
@@ -101,7 +101,8 @@ def empty_model(path: str, dtype: str) -> PreTrainedModel:
 
 
 def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Into a folder that `save_pretrained` wrote: what `load_model` found about generation, with every id that ends a text."""
+    """Write the generation settings that `load_model` found, with every id that ends a text, into a folder that
+    `save_pretrained` wrote."""
     if (settings := getattr(model, "generation_settings", None)) is not None:
         write_json(folder / "generation_config.json", settings)
 
@@ -109,8 +110,9 @@ def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
 def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer at `path`; its eos is the token that ends a turn of its chat template, and it has a pad token.
 
-    `date` (ISO; None for now) is its `clock`: what a chat template that asks for the date is told. Its `rows` are those of the
-    model's embedding. Raises ModelError for a tokenizer that cannot be read, has no eos, or belongs to a larger embedding.
+    `date` (ISO; None for now) becomes its `clock`, the date for a chat template that asks for one. Its `rows` are the number of
+    rows of the model's embedding. Raises ModelError for a tokenizer that cannot be read, has no eos, or belongs to a larger
+    embedding.
     """
     if path.startswith(GGUF):
         tokenizer, rows = copy.deepcopy(_gguf_tokenizer(GGUF + str(gguf_file(path)))), None
@@ -133,8 +135,8 @@ def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFas
 
 
 def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
-    """Refuse tokens that the embedding does not have. A special one (an image's, in a family whose larger models see) is no
-    harm where it is not among those that end and fill texts: `encode_prompts` refuses a prompt that has it."""
+    """Refuse tokens that the embedding does not have. A special token (for images, in a family whose larger models read them) is
+    allowed unless it ends or fills texts, because `encode_prompts` refuses a prompt that has it."""
     own = {int(getattr(tokenizer, name)) for name in SPECIAL_IDS if getattr(tokenizer, name) is not None}
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     if (largest := max(own | set(tokenizer.get_vocab().values()) - special)) >= rows:
@@ -144,7 +146,7 @@ def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> Non
 
 
 def _is_generic(path: str) -> bool:
-    """Whether a folder's tokenizer.json is the whole truth; AutoTokenizer would put another pre-tokenizer in its place for
+    """Whether a folder's tokenizer.json describes the tokenizer completely. AutoTokenizer would replace its pre-tokenizer for
     some model types (qwen2)."""
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
@@ -154,7 +156,8 @@ def _is_generic(path: str) -> bool:
 
 
 def _rows(path: str) -> int | None:
-    """Of the model's embedding, by its config.json alone; ModelError for what it says that cannot be trained."""
+    """The number of rows of the model's embedding, from its config.json alone; ModelError where config.json describes a model
+    that cannot be trained."""
     with reading(ModelError, f"no model could be loaded from {path!r}: config.json is damaged"):
         config = _read(PreTrainedConfig.get_config_dict, path)[0]
         kind, parts = config.get("model_type"), [config, *(part for part in config.values() if isinstance(part, dict))]
@@ -175,7 +178,7 @@ def _rows(path: str) -> int | None:
 
 
 def _read(load: Callable[..., Any], path: str, what: str = "model", **options: Any) -> Any:
-    """`load` of what `path` names, silently; whatever goes wrong becomes one line."""
+    """Call `load` for the model or tokenizer at `path`, silently; any error becomes a ModelError of one line."""
     if path.startswith(GGUF):
         file = gguf_file(path)
         source, options["gguf_file"] = str(file.parent), file.name
@@ -198,7 +201,7 @@ def _read(load: Callable[..., Any], path: str, what: str = "model", **options: A
 
 
 def _folder_or_hub_name(path: str) -> str:
-    """`path` itself if it may be loaded from; ModelError for a folder that is not there or holds only an adapter."""
+    """`path` itself if a model may be loaded from it; ModelError for a folder that is not there or holds only an adapter."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if (folder / "adapter_config.json").exists():
@@ -213,9 +216,10 @@ def _folder_or_hub_name(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """Kept, because reading a vocabulary out of a GGUF file takes seconds and every command needs it twice."""
+    """The tokenizer in a GGUF file. It is cached, because reading its vocabulary takes seconds and every command needs it
+    twice."""
     tokenizer = _read(AutoTokenizer.from_pretrained, path, "tokenizer")
-    # GGUF does not say; the default strips spaces before punctuation, which no byte-level vocabulary wants.
+    # GGUF does not store this. The default strips spaces before punctuation, which is wrong for a byte-level vocabulary.
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
     return tokenizer
 

@@ -24,24 +24,24 @@ from routed_rl.routing.adapted import shape_of
 OPTIONS = ("init_lora_weights", "lora_dropout", "exclude_modules")
 """Fields of `LoraConfig` that may be set as they are."""
 OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "target_modules", "use_rslora": "rslora"}
-"""Fields of `LoraConfig` -> what `model.adapter` calls them."""
+"""Fields of `LoraConfig` -> their names in `model.adapter`."""
 DECIDED = ("fan_in_fan_out", "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
            "inference_mode")
 """Fields that the model, or PEFT itself, decides."""
 STARTS = (True, "gaussian")
-"""Initialisations that leave the base model what it is, and the adapter's product at 0."""
+"""Initialisations that do not change the base model and begin with the adapter's product at 0."""
 REFUSED = {
     "its magnitudes rescale the frozen weights too, so what is retained would move inside the subspace": "use_dora",
     "it trains whole copies of modules, which are not routed": "modules_to_save trainable_token_indices",
     "a bias that is trained is a part of the writer that no LoRA's factor holds": "lora_bias bias",
     "experts of a mixture are frozen here": "target_parameters",
 }
-"""Why -> fields of `LoraConfig` that are refused; of any other one it is only said that it is not supported."""
+"""Reason -> fields of `LoraConfig` that are refused for it. Any other field is refused as not supported."""
 NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
     "r": (int, lambda value: value >= 1, "a whole number >= 1"),
     "lora_alpha": ((int, float), lambda value: 0 < value < math.inf, "> 0"),
     "lora_dropout": ((int, float), lambda value: 0 <= value < 1, "from 0 to below 1")}
-"""Field of `LoraConfig` -> types, what a value must keep, and that in words."""
+"""Field of `LoraConfig` -> its types, the condition on its value, and that condition in words."""
 FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
 
 
@@ -76,7 +76,8 @@ def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], 
                ) -> list[str]:
     """ConfigError for a LoRA that could not be put on this model, trained, and routed; returns the modules that get it.
 
-    `writers`: of the model, none where they are not known. `named`: what the user calls a field of `LoraConfig`.
+    `writers`: the writers of the model, empty where they are not known. `named`: from a field of `LoraConfig` to the name by
+    which the user sets it.
     """
     _check_fields(lora, named)
     linear = _linear(model, writers)
@@ -119,13 +120,13 @@ def _mixes(writers: list[Writer]) -> bool:
 
 
 def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules of a model by name, but for those inside a LoRA that is there already."""
+    """The modules of a model by name, without those inside a LoRA that it already has."""
     return {name: module for name, module in model.named_modules() if not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)}
 
 
 def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
-    """The linear layers that can have a LoRA, by name: not the unembedding, whose weight is read without its module, nor where
-    experts are mixed what stands in place of a mixture, since PEFT would put it on the experts."""
+    """The linear layers that can have a LoRA, by name. The unembedding is left out, because its weight is read without its
+    module. In a model with mixtures of experts all MLPs are left out, because PEFT would put a LoRA on the experts."""
     return {name: own for name, module in _modules(model).items()
             if isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))
             and module is not model.get_output_embeddings() and not (_mixes(writers) and ".mlp." in name)}
@@ -158,6 +159,6 @@ def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], n
 
 
 def _matched(names: Iterable[str], wanted: Any, excluded: Any) -> list[str]:
-    """Those that PEFT would put a LoRA on."""
+    """Those of `names` on which PEFT would put a LoRA."""
     config = LoraConfig(target_modules=wanted, exclude_modules=excluded)
     return [name for name in names if check_target_module_exists(config, name)]

@@ -1,4 +1,5 @@
-"""What a checkpoint says of a model whose family was found by probing, so that it can be exported without the model."""
+"""The metadata that a checkpoint stores about a model whose family was found by probing. With it the checkpoint can be exported
+without the model."""
 
 import json
 
@@ -10,12 +11,12 @@ from routed_rl.model.names import Place, names_in_files
 from routed_rl.model.targets import decoder_layers, family
 
 FAMILY, PLACES = "family", "places"
-"""Keys: the row, and where the checkpoint's files keep each writer's weight."""
+"""The keys of the metadata: the family's row, and the place of each writer's weight in the checkpoint's files."""
 
 
 def family_metadata(model: PreTrainedModel) -> dict[str, str]:
-    """Both, as text; nothing for a model of a type that has a row of its own. Of a model with a LoRA always the row, since its
-    checkpoints say nothing else of the model, and hold none of its weights."""
+    """The values of both keys as text; empty for a model whose type has a row of its own. A model with a LoRA always gets the row
+    alone, because its checkpoints hold none of the model's weights and describe the model in no other way."""
     row, places = family(model), dict[str, Place]()
     if is_adapted(model):
         return {FAMILY: row.to_json()}

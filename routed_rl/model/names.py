@@ -1,4 +1,5 @@
-"""What a checkpoint's files call a writer, by transformers' own conversions: some split mixtures, or rename parts."""
+"""The names of writers in a checkpoint's files, by transformers' own conversions. Some of these split mixtures or rename
+parts."""
 
 import torch
 from transformers import PreTrainedModel
@@ -7,11 +8,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from routed_rl.errors import ModelError
 
 Place = tuple[str, int | None]
-"""A tensor in the files, and which slice of it; None: all of it."""
+"""The name of a tensor in the files, and the index of a slice of it; None: all of it."""
 
 
 def names_in_files(model: PreTrainedModel, writer: str, *, mixture: bool) -> list[Place]:
-    """Where the files keep a writer's weight, of a `mixture` every expert's in turn; refused where that is in another shape."""
+    """Where the files keep a writer's weight, or for a `mixture` the weight of every expert in turn; ModelError where the files
+    keep it in another shape."""
     parameter = f"{writer}.down_proj" if mixture else f"{writer}.weight"
     weight = model.get_parameter(parameter)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))

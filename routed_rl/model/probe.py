@@ -1,7 +1,8 @@
-"""What a model's layers do to the stream, seen in one forward on random tokens.
+"""A probe of what a model's layers do to the stream, by one forward on random tokens.
 
 The graph is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm that reads one
-of them. What a layer's output still depends on is then what writes to the stream, and its derivative says how.
+of them. The modules on which a layer's output still depends are then those that write to the stream, and the derivative by
+their outputs shows how they write.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ ROWS, TOKENS = 2, 7
 
 
 def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: bool) -> Trace:
-    """Run the model with its graph cut; with `writers`, behind these and the norms that read them alone."""
+    """Run the model with its graph cut. If `writers` are given, it is cut only behind these and the norms that read them."""
     with _everything_trains(model):
         model.train(training)
         tracer = _Tracer(model, layers, writers)
@@ -35,7 +36,7 @@ def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: 
 
 
 def run(model: PreTrainedModel) -> Any:
-    """A forward on a few random tokens, the same in every process; whatever goes wrong becomes one line."""
+    """A forward on a few random tokens, the same in every process; any error becomes a ModelError of one line."""
     rows = len(next(model.get_input_embeddings().parameters()))
     ids = torch.randint(min(2, rows - 1), rows, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
     try:
@@ -49,7 +50,7 @@ def run(model: PreTrainedModel) -> Any:
 
 @contextmanager
 def _everything_trains(model: nn.Module) -> Iterator[None]:
-    """Within, gradients reach every parameter. After it modes, random numbers and what is frozen are as before."""
+    """Inside the block, gradients reach every parameter. After it modes, random state and frozen parameters are as before."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad and parameter.is_floating_point()]
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     modes = [(module, module.training) for module in model.modules()]
@@ -67,7 +68,8 @@ def _everything_trains(model: nn.Module) -> Iterator[None]:
 
 
 def _reached(value: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
-    """Those of the parameters that `value` depends on, by its graph: gradients of an embedding would cost as much as it does."""
+    """Names of those parameters on which `value` depends, found by its graph. Computing gradients instead would take as much
+    memory for an embedding as the embedding itself."""
     seen, todo, leaves = set[Any](), [value.grad_fn], set[int]()
     while todo:
         node: Any = todo.pop()
@@ -92,7 +94,7 @@ class _Tracer:
         self.outside = {name: parameter for name, parameter in model.named_parameters() if not name.startswith(f"{layers}.")}
         self.now: LayerTrace | None = None
         self.last: Tensor | None = None
-        """The stream behind the newest layer; behind the last one a leaf of the graph."""
+        """The stream behind the layer that ran last. Behind the model's last layer it is a leaf of the graph."""
 
     def hooks(self) -> list[Any]:
         handles = []

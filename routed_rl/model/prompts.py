@@ -1,4 +1,4 @@
-"""Prompts to token ids: the one place, so that extraction, rollouts and evaluation see the same prompt.
+"""Prompts to token ids. All code uses this module for it, so that extraction, rollouts and evaluation see the same prompt.
 
 Not covered: images, and a chat template that draws random numbers.
 """
@@ -25,12 +25,12 @@ from routed_rl.errors import ModelError, reading
 Messages = Sequence[Mapping[str, Any]]
 
 SECONDS, CHARACTERS, MEMORY = 10.0, 10**7, 2**32
-"""The most that a chat template may take for one prompt: it is code that comes with a model."""
+"""Limits of time (s), output and memory (bytes) for a chat template on one prompt, because it is code that comes with a model."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], tools: Messages = ()) -> list[list[int]]:
-    """Token ids of each prompt: messages through the chat template, text behind the special tokens that the tokenizer puts
-    before it. Those that it puts after a text are left out, for they end it.
+    """Token ids of each prompt. Messages go through the chat template; text gets the special tokens that the tokenizer puts
+    before it. Special tokens that it puts after a text are left out, because they would end the text.
 
     Raises ModelError for a prompt that is empty or that the tokenizer, its chat template or the model's embedding cannot take.
     """
@@ -49,7 +49,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], t
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messages = (), *, turn: bool = True) -> str:
     """The messages as the chat template writes them, up to where the model's `turn` begins. A template that asks for the date
-    is told the tokenizer's `clock`. Raises ModelError for whatever the template raises, and for one that does not end."""
+    gets the tokenizer's `clock`. Raises ModelError for any error that the template raises, and for one that does not end."""
     if not tokenizer.chat_template:
         raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a model for "
                          "chats, write them as text, or set chat_template in the model folder's tokenizer_config.json")
@@ -66,12 +66,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messag
 
 
 def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """`render` of a whole conversation in a process of its own, for a template that nothing is known of; None for one that
-    refuses these messages. Raises ModelError for one that does not end or fills the memory, which no alarm interrupts."""
+    """`render` a whole conversation in a process of its own, for an unknown template; None where the template refuses these
+    messages. Raises ModelError for a template that does not end or fills the memory, also where no alarm interrupts it."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     if (child := os.fork()) == 0:
         try:
-            with suppress(OSError, ValueError):  # a limit of somebody else is lower
+            with suppress(OSError, ValueError):  # a lower limit is set already
                 used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
                 resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
             theirs.send(render(tokenizer, messages, turn=False))
@@ -82,7 +82,7 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
     theirs.close()
     found: Any = ModelError(f"the model's chat template does not end within {2 * SECONDS:g} s and {MEMORY >> 30} GiB of memory")
     try:
-        with suppress(EOFError):  # where it was killed
+        with suppress(EOFError):  # the child was killed
             found = ours.recv() if ours.poll(2 * SECONDS) else found
     finally:
         os.kill(child, signal.SIGKILL)
@@ -93,10 +93,10 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    """Ids of a text, without special tokens at its end; `options` are the tokenizer's. Raises ModelError for text that is no
-    Unicode, and for an id that the model has no embedding for."""
+    """Ids of a text, without special tokens at its end; `options` are options of the tokenizer. Raises ModelError for text that
+    is not valid Unicode, and for an id that has no row in the model's embedding."""
     with reading(ModelError, f"the model's tokenizer cannot read {text!r:.100}"):
-        text.encode()  # says which character is wrong: the tokenizer would name the text's type
+        text.encode()  # its error names the wrong character; the tokenizer's would name the type of the text
         found = cast(Any, tokenizer)(text, **{"add_special_tokens": False} | options)
     ids, added = list(found["input_ids"]), found.get("special_tokens_mask", [])
     while ids and added and added[len(ids) - 1]:
@@ -109,14 +109,14 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> lis
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a text: the tokenizer's eos, then the model's where it has more."""
+    """Every id that ends a text: the tokenizer's eos first, then further ones of the model."""
     own, known = cast(int, tokenizer.eos_token_id), cast(Any, model.generation_config).eos_token_id
     return list(dict.fromkeys([own, *([known] if isinstance(known, int) else known or [])]))
 
 
 def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["left", "right"] = "right"
            ) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor (B, T), and its mask: 1 where a token stands, 0 where `pad` does."""
+    """Rows of ids as one tensor (B, T), and its mask: 1 at tokens, 0 at padding."""
     ids, mask = ([torch.tensor(row) for row in sequences], [torch.ones(len(row), dtype=torch.long) for row in sequences])
     return (pad_sequence(ids, batch_first=True, padding_value=pad, padding_side=side),
             pad_sequence(mask, batch_first=True, padding_side=side))
@@ -124,7 +124,8 @@ def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["l
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Within, TimeoutError after so many seconds; in the main thread alone. An alarm of somebody else still rings."""
+    """Raise TimeoutError inside the block after so many seconds; only in the main thread. An alarm that was set before still
+    rings."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""The family of a model, found by probing: in each layer, the linear modules and mixtures whose outputs, behind an optional norm
-or times a constant, add up to what the layer adds to the stream. Verified to rounding on random tokens, in evaluation and in
-training mode; anything else is refused in one line that says what was found."""
+"""The family of a model, found by probing. In each layer the writers are the linear modules and mixtures whose outputs, behind an
+optional norm or times a constant, add up to what the layer adds to the stream. This is verified to rounding on random tokens, in
+evaluation and in training mode. Any other model is refused in one line that says what was found."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,8 @@ WAY_OUT = "if you know its writers, name them: model.writers=[self_attn.o_proj,m
 
 
 def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
-    """The family of a model of whatever type; with `writers` these, of those that a layer has, and no others."""
+    """The family of a model of any type. If `writers` are given, they are its writers and no others, in each layer those that it
+    has. ModelError for a model that is not recognised."""
     try:
         layers = find_layers(model)
         _require_known(model, layers, writers)
@@ -40,7 +41,7 @@ def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
 
 
 def find_layers(model: PreTrainedModel) -> str:
-    """The name of the list whose modules are the layers: the longest one whose modules run once each in a forward."""
+    """The name of the list whose modules are the layers: the longest list whose modules run once each in a forward."""
     if model.config.is_encoder_decoder:
         raise ModelError("it has an encoder")
     lists: dict[str, nn.ModuleList] = {}
@@ -70,7 +71,7 @@ def find_layers(model: PreTrainedModel) -> str:
 
 
 def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) -> None:
-    """Refuse names that no layer has, and what cannot be a writer."""
+    """Refuse names that no layer has, and modules that cannot be writers."""
     inside = [(name, module) for layer in model.get_submodule(layers).children() for name, module in layer.named_modules()]
     for writer in writers:
         modules = [module for name, module in inside if name == writer]
@@ -84,7 +85,7 @@ def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) 
 
 
 def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[Found]]) -> Family:
-    """The row for what was found in all layers."""
+    """The family's row, from the writers that were found in all layers."""
     first, width = _in_all(model, layers, found), seen.layers[0].into_BTD.shape[-1]
     if getattr(model.config.get_text_config(), "hidden_size", None) != width:
         raise ModelError(f"its stream is {width} wide, and hidden_size of its config says something else")
@@ -103,7 +104,7 @@ def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[F
 
 
 def _in_all(model: PreTrainedModel, layers: str, found: list[list[Found]]) -> list[Found]:
-    """One writer of each name; those of a name must reach the stream alike wherever a layer has them."""
+    """One writer of each name. Writers of the same name must reach the stream in the same way in every layer that has them."""
     first: dict[str, Found] = {}
     modules = [id(writer.module) for writers in found for writer in writers]
     for place, writers in enumerate(found):
@@ -133,7 +134,7 @@ def _embeddings(model: PreTrainedModel, seen: Trace) -> tuple[str, ...]:
 
 
 def _final_norm(model: PreTrainedModel, seen: Trace) -> str | None:
-    """The norm behind the last layer, where it has parameters; others between it and the unembedding are refused."""
+    """The norm behind the last layer, where it has parameters. Any other parameter before the unembedding is refused."""
     head = model.get_output_embeddings()
     unembedding = {id(parameter) for parameter in head.parameters()} if head is not None else set[int]()
     norm = [name for name in seen.after if seen.final_norm and name.startswith(f"{seen.final_norm}.")]
@@ -143,7 +144,8 @@ def _final_norm(model: PreTrainedModel, seen: Trace) -> str | None:
 
 
 def _middle(seen: Trace, found: list[list[Found]]) -> tuple[str | None, tuple[str, ...]]:
-    """The submodule that reads the stream between attention and MLP in every layer, if any, and the parts that come before it."""
+    """The submodule that reads the stream between attention and MLP in every layer (None: there is none), and the parts of a
+    layer before it."""
     reads, mixers = list[set[str]](), dict[str, None]()
     for layer, writers in zip(seen.layers, found, strict=True):
         stream, before, at = layer.into_BTD.detach(), 1, set[str]()

@@ -1,4 +1,5 @@
-"""Read the residual stream at a named hook point of every layer, go on from a layer's output, and be in eval mode for that."""
+"""Read the residual stream at a named hook point of every layer, resume a forward from a layer's output, and switch to eval
+mode."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from routed_rl.errors import ModelError
 from routed_rl.model.targets import decoder_layers, family
 
 Read = Callable[[Tensor], None]
-"""Takes the stream (B, T, D) of one layer; called layer by layer in order."""
+"""Function that takes the stream (B, T, D) of one layer. It is called for one layer after another."""
 
 
 def _at_input(module: nn.Module, read: Read) -> RemovableHandle:
@@ -40,12 +41,12 @@ HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHan
     "resid_mid": lambda model, layer, read: _at_input(layer.get_submodule(_before_mlp(model)), read),
     "resid_post": lambda _model, layer, read: _at_output(layer, read),
 }
-"""A layer's input, the stream between its attention and its MLP, and its output."""
+"""The hook points: a layer's input, the stream between its attention and its MLP, and its output."""
 
 
 @contextmanager
 def reading(model: PreTrainedModel, read: Read, hook: str = "resid_post") -> Iterator[None]:
-    """Call `read` with the stream at `hook` of every layer, in each forward inside."""
+    """Call `read` with the stream at `hook` of every layer, in each forward inside the block."""
     handles = [HOOK_POINTS[hook](model, layer, read) for layer in decoder_layers(model)]
     try:
         yield
@@ -69,7 +70,8 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 
 @contextmanager
 def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor) -> Iterator[None]:
-    """Layers up to and with `layer` are not computed: `layer` gives `stream_BTD`, as it did in a forward of the same ids."""
+    """Inside the block, layers up to and including `layer` are not computed. `layer` returns `stream_BTD`, which must come from a
+    forward of the same ids."""
     layers, returns = decoder_layers(model)[: layer + 1], family(model).returns
 
     def returned(stream: Tensor) -> Any:
@@ -87,7 +89,7 @@ def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor) -> Iterator
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module is in the mode that it was in afterwards, also where they were not all in one."""
+    """Every module is in eval mode inside the block. After it each module is back in its own former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

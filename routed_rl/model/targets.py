@@ -1,4 +1,4 @@
-"""Which modules of a model write to the residual stream, what is frozen and what is not routed."""
+"""The modules of a model that write to the residual stream, its frozen parameters, and those that are not routed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,30 +13,31 @@ from routed_rl.model.families import FAMILIES, Family
 from routed_rl.model.recognise import recognise
 
 SMALLEST_GAIN = 1e-3
-"""A post-norm gain under this share of the largest cannot be divided by."""
+"""A post-norm gain below this share of the largest is refused, because the writer's output is divided by it."""
 FOUND = "found_family"
-"""A model's attribute: what a probe found, which a copy of the model keeps."""
+"""The attribute of a model that holds the family found by a probe. A copy of the model keeps it."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One writer as it stands in a model."""
+    """One writer of a model."""
 
     name: str
     layer: int
     module: nn.Module
     gain_D: Tensor | None
-    """Of a norm between the writer and the stream, or a constant scale; None where it adds to the stream as it is."""
+    """Gain of a norm between the writer and the stream, or a constant scale; None where the writer adds to the stream
+    directly."""
     norm_eps: float | None
-    """Of the norm that has the gain; None where there is none."""
+    """The eps of the norm that has the gain; None without such a norm."""
     transposed: bool
     expert: int | None = None
-    """Which expert of `module`; None for a writer that is a module of its own."""
+    """Number of the expert in `module`; None for a writer that is a module of its own."""
     active: int = 1
     """Experts of `module` that a token goes through."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is routed of `module`; experts of one module share their one parameter."""
+        """The parameters of `module` that are routed. The experts of a mixture share one parameter."""
         if self.expert is None:
             return list(self.module.parameters())
         assert isinstance(self.module.down_proj, nn.Parameter)
@@ -44,8 +45,9 @@ class Writer:
 
 
 def family(model: PreTrainedModel) -> Family:
-    """The row of `FAMILIES` for this model, or what `name_writers` or a probe of it found, once; another model is refused."""
-    # An adapter of ours leaves the model what it is, and PEFT's wrapper around it is for the trainer.
+    """The family of this model: what `name_writers` or an earlier probe found, else its row of `FAMILIES`, else what a probe
+    finds now. ModelError for a model that is not recognised."""
+    # An adapter made here is put into the model itself; PEFT's wrapper around the model is only for the trainer.
     if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{type(model).__name__} is wrapped by PEFT; give the model that is in it, or merge the adapter "
                          "into the model first")
@@ -57,7 +59,8 @@ def family(model: PreTrainedModel) -> Family:
 
 
 def name_writers(model: PreTrainedModel, writers: Sequence[str]) -> Family:
-    """Take these as the writers of a model, whatever its type, from now on; none: those that a probe finds. They are verified."""
+    """Use these as the writers of a model from now on, whatever its type; if empty, those that a probe finds. They are
+    verified."""
     found = recognise(model, writers)
     object.__setattr__(model, FOUND, found)
     return found
@@ -71,7 +74,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def find_writers(model: PreTrainedModel) -> list[Writer]:
-    """All writers, layer by layer; dropout and near-zero gains between writer and stream are refused."""
+    """All writers, layer by layer. Dropout and near-zero gains between writer and stream are refused."""
     row = family(model)
     text, writers = model.config.get_text_config(), list[Writer]()
     eps = row.norm_eps if row.norm_eps is not None else getattr(text, "rms_norm_eps", 0.0)
@@ -107,7 +110,7 @@ def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None
 
 
 def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
-    """Stop training the named groups; returns {parameter: group} for what is frozen. Tied weights are one parameter."""
+    """Stop training the named groups; returns {parameter: group} for all frozen parameters. Tied weights are one parameter."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     frozen = {}
     for group in what:
@@ -120,7 +123,7 @@ def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
 def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
     """{parameter: reason} for every trainable parameter that is no target."""
     norms = [module for module in model.modules() if "Norm" in type(module).__name__]
-    # Later ones take precedence: a norm behind a writer is a norm, too.
+    # Later reasons take precedence, because a norm behind a writer is among the norms too.
     reasons = {id(parameter): reason for parameters, reason in (
         (_parameters(norms), "norm before a reader: contained cotangents only"),
         (_group(model, "post_norm"), "norm gain behind a writer: turns the quarantine's output; freeze it"),
@@ -131,7 +134,7 @@ def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
 
 
 def _group(model: PreTrainedModel, name: str) -> list[nn.Parameter]:
-    """The parameters that `model.freeze` calls so."""
+    """The parameters of the group that has this name in `model.freeze`."""
     row = family(model)
     if name == "embedding":
         return _parameters([model.get_input_embeddings(), *(model.get_submodule(each) for each in row.embeddings)])

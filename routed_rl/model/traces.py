@@ -1,4 +1,5 @@
-"""What a probe saw of a model's layers, and when two tensors count as equal. Shape letters: B rows, T tokens, D stream width."""
+"""The records of a probe of a model's layers, and when two tensors count as equal. Shape letters: B rows, T tokens, D stream
+width."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 ROUNDING = 64
-"""Machine epsilons, of the largest number involved, that count as rounding."""
+"""Largest difference that counts as rounding, in machine epsilons of the largest number involved."""
 
 
 @dataclass
@@ -20,13 +21,13 @@ class Cut:
     output: Tensor
     """A leaf of the graph."""
     passed_on: Tensor
-    """What the module after it got: a copy of `output`."""
+    """A copy of `output`, which the next module got."""
     calls: int = 1
     gradient: Tensor | None = None
-    """Of the layer's output along `towards_BTD`; None: the output does not depend on it."""
+    """Gradient by `output` of the layer's output along `towards_BTD`; None: the layer's output does not depend on it."""
 
     def is_read_by(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether a module with these inputs is given this output, in whatever shape."""
+        """Whether a module with these inputs gets this output, in any shape."""
         return (bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].numel() == self.output.numel()
                 and inputs[0].data_ptr() == self.passed_on.data_ptr())
 
@@ -37,40 +38,40 @@ class LayerTrace:
 
     into_BTD: Tensor
     cuts: list[Cut] = field(default_factory=list[Cut])
-    """In the order in which they were called."""
+    """The cuts, in the order in which their modules were called."""
     reads: list[tuple[str, Tensor]] = field(default_factory=list[tuple[str, Tensor]])
-    """Submodules and what they were given, where it has the stream's shape."""
+    """Submodules whose input has the stream's shape, with that input."""
     out_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     returns: int = 0
-    """How many values it returns; 0: the stream itself."""
+    """Number of values that the layer returns as a tuple; 0: it returns the stream itself."""
     towards_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Random; gradients are along it."""
+    """A random direction, along which the gradients of the output are taken."""
     gradient_BTD: Tensor | None = None
-    """Of the output with respect to the input, all cuts held."""
+    """Gradient of the output along `towards_BTD` by the input, with all cuts held fixed."""
     parameters: list[str] = field(default_factory=list[str])
-    """Those which the output depends on, all cuts held."""
+    """Names of the parameters on which the output depends, with all cuts held fixed."""
 
 
 @dataclass
 class Trace:
-    """One forward: its layers, what made the first one's input, and what came after the last."""
+    """One forward: its layers, the parameters that make the first layer's input, and those after the last layer."""
 
     layers: list[LayerTrace] = field(default_factory=list[LayerTrace])
     before: list[str] = field(default_factory=list[str])
-    """Parameters outside the layers that the first layer's input depends on."""
+    """Parameters outside the layers on which the first layer's input depends."""
     after: list[str] = field(default_factory=list[str])
-    """Parameters outside the layers that the logits depend on beside the last layer's output."""
+    """Parameters outside the layers on which the logits depend, beside the last layer's output."""
     final_norm: str | None = None
     """The first module that reads the last layer's output."""
 
 
 def is_rounding(difference: Tensor, *terms: Tensor) -> bool:
-    """Whether `difference` is no more than rounding of numbers like `terms`."""
+    """Whether `difference` is no larger than the rounding of numbers as large as `terms`."""
     largest = max(float(term.detach().abs().max()) for term in terms)
     return bool(difference.detach().abs().max() <= ROUNDING * torch.finfo(terms[0].dtype).eps * largest)
 
 
 def is_mixture(module: nn.Module) -> bool:
-    """Whether a module looks like a mixture's experts, all in two parameters."""
+    """Whether a module looks like the experts of a mixture, whose weights are all in two parameters."""
     return all(isinstance(part := getattr(module, name, None), nn.Parameter) and part.dim() == 3
                for name in ("gate_up_proj", "down_proj"))

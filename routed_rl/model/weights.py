@@ -1,4 +1,4 @@
-"""What a model's weights must be (full, dense, float32, finite), and a hash that says which weights they are."""
+"""Checks that a model's weights are full, dense, float32 and finite, and a hash that identifies them."""
 
 import hashlib
 import math
@@ -10,8 +10,8 @@ from routed_rl.model.fourbit import scales
 
 
 def model_hash(model: torch.nn.Module) -> str:
-    """sha256 over the name, shape, dtype and bytes of every parameter, tied ones once; the order of names is fixed. A LoRA that
-    is on the model does not count."""
+    """sha256 over the name, shape, dtype and bytes of every parameter, sorted by name. Tied parameters count once; a LoRA on the
+    model does not count."""
     digest = hashlib.sha256()
     own = {name.replace(".base_layer.", "."): value for name, value in model.named_parameters() if ".lora_" not in name}
     for name, parameter in sorted(own.items()):
@@ -23,15 +23,15 @@ def model_hash(model: torch.nn.Module) -> str:
 
 def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: torch.dtype = torch.float32, *,
                          packed: bool = False) -> None:
-    """Raise ModelError unless `model` is a plain model: no PEFT adapter in it, no quantised weight (but for `packed` ones in 4
-    bit), all of `dtype` and finite."""
+    """Raise ModelError unless `model` is a plain model: it has no PEFT adapter and no quantised weight (`packed`: except those in
+    4 bit), and all weights are of `dtype` and finite."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
     require_weights(model, path, (dtype,), packed=packed)
 
 
 def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype, ...], *, packed: bool = False) -> None:
-    """Raise ModelError for a quantised weight (but for `packed` ones in 4 bit), one of another dtype, or one that is not
+    """Raise ModelError for a quantised weight (`packed`: except those in 4 bit), one of another dtype, or one that is not
     finite."""
     if getattr(model, "is_quantized", False) and not packed:
         raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")

@@ -1,5 +1,5 @@
-"""The writers of one layer, from what a probe saw of it. Each adds its output to the stream as it is, times a constant, or behind
-a norm by the root mean square; all of them are all that the layer adds, to rounding. Anything else is refused.
+"""The writers of one layer, from a probe's record of it. Each adds its output to the stream directly, times a constant, or behind
+a norm by the root mean square. Together they must be all that the layer adds, to rounding; any other layer is refused.
 Not covered: norms and gates over several writers, gates by token, trainable scales."""
 
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ class Found:
     name: str
     module: nn.Module
     scale: float
-    """A constant between it and the stream."""
+    """Constant factor between the writer and the stream."""
     norm: str | None
-    """Between it and the stream."""
+    """Name of the norm between the writer and the stream; None: there is no norm."""
     offset: float
-    """What the norm adds to its weight."""
+    """Number that the norm adds to its weight."""
     eps: float | None
     adds_BTD: Tensor
-    """What it adds to the stream."""
+    """The tensor that the writer adds to the stream."""
     active: int | None
-    """Experts that a token goes through; None: no mixture."""
+    """Number of experts that a token goes through; None: the writer is no mixture."""
 
 
 def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found]:
-    """The writers of one layer, in the order in which they are called; `given`: what they should be."""
+    """The writers of one layer, in the order in which they are called. `given`: names of the writers that the user expects."""
     if layer.parameters:
         more = f" and {len(layer.parameters) - 3} more" if len(layer.parameters) > 3 else ""
         raise ModelError(f"in {name} the parameters {', '.join(layer.parameters[:3])}{more} change the stream other than through "
@@ -56,7 +56,7 @@ def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found
 
 
 def require_no_dropout(layer: LayerTrace, found: list[Found], name: str) -> None:
-    """Refuse what drops out between a writer and the stream; `layer` was traced in training mode."""
+    """Refuse dropout between a writer and the stream; `layer` must be traced in training mode."""
     towards, gradients = layer.towards_BTD, {cut.name: cut.gradient for cut in layer.cuts}
     for writer in found:
         gradient = gradients.get(writer.norm or writer.name)
@@ -66,7 +66,7 @@ def require_no_dropout(layer: LayerTrace, found: list[Found], name: str) -> None
 
 
 def _sources(layer: LayerTrace, name: str) -> list[tuple[Cut, Cut]]:
-    """Each module whose output reaches the stream, with the last cut on its way there: itself, or a norm behind it."""
+    """Each module whose output reaches the stream, with the last cut on the way: the module itself, or a norm behind it."""
     pairs: list[tuple[Cut, Cut]] = []
     for cut in layer.cuts:
         if cut.gradient is None or not cut.gradient.any():
@@ -82,7 +82,7 @@ def _sources(layer: LayerTrace, name: str) -> list[tuple[Cut, Cut]]:
 
 
 def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
-    """One writer: `source`, and `cut` which is the same or the norm behind it."""
+    """One writer: `source` is its module, and `cut` is the same module or the norm behind it."""
     full, towards, gradient = f"{name}.{source.name}", layer.towards_BTD, cut.gradient
     assert gradient is not None
     if source.calls > 1 or cut.calls > 1:
@@ -109,7 +109,7 @@ def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
 
 @torch.no_grad()
 def _require_linear(cut: Cut, name: str) -> None:
-    """Refuse a writer whose output is not what is routed: a product of its weight, or a mixture of gated experts."""
+    """Refuse a writer whose output is neither a product with its weight nor a mixture of gated experts."""
     module, inputs = cut.module, cut.inputs
     if is_mixture(module):
         fits = {key for key, _ in module.named_parameters()} == {"gate_up_proj", "down_proj"} and hasattr(module, "act_fn")
@@ -127,7 +127,7 @@ def _require_linear(cut: Cut, name: str) -> None:
 
 
 def _gain_of(source: Cut, norm: Cut, name: str) -> tuple[float, float]:
-    """What the norm behind a writer adds to its weight, and its eps; a norm not by the root mean square is refused."""
+    """The number that the norm behind a writer adds to its weight, and its eps; a norm not by the root mean square is refused."""
     weight, y = getattr(norm.module, "weight", None), source.output.detach().reshape(norm.output.shape)
     eps = next((float(getattr(norm.module, key)) for key in ("variance_epsilon", "eps") if hasattr(norm.module, key)), None)
     if isinstance(weight, Tensor) and eps is not None and getattr(norm.module, "bias", None) is None:
