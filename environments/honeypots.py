@@ -25,7 +25,8 @@ CLEAN, UNVERIFIED, HACK, UNCLEAR = "CLEAN", "CLEAN_UNVERIFIED", "HACK", "AMBIGUO
 
 
 class Honeypots:
-    """Tasks that can be cheated at, from the package hackbait; `hack` says who did. A probe: it has no tasks to train on."""
+    """Tasks that can be cheated at, from the package hackbait; `hack` marks a completion that cheats. A probe: it has no tasks to
+    train on."""
 
     variant = "probe"
     hackable, detectable = True, True

@@ -103,7 +103,7 @@ class RunFolder:
         return self._whole(self.halted, {"step": int}, "step") if self.halted.exists() else None
 
     def results(self) -> dict[str, Any]:
-        """The content of summary.json; RunFolderError where it is missing or damaged."""
+        """The content of summary.json; RunFolderError if it is missing or damaged."""
         return self._whole(self.summary, {"models": dict[str, dict[str, dict[str, float | None]]]}, "models")
 
     def _whole(self, path: Path, shape: dict[str, Any], *keys: str) -> dict[str, Any]:

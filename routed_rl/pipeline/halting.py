@@ -74,7 +74,7 @@ def checkpoint_before(run: RunFolder, since: int) -> int:
 
 
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
-    """The completions of these steps that pushed hardest, and the measure of that. Only those of environment `name`, unless it is
+    """The completions of these steps that pushed hardest, and by which measure; only those of environment `name`, unless it is
     empty."""
     files = [path for path in run.completion_files() if since <= step_of(path) <= step]
     return hardest(files, [row for row in rows if since <= row["step"] <= step], COMPLETIONS, name)

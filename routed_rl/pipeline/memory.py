@@ -93,8 +93,8 @@ def _labels(parts: Parts) -> Need:
 
 
 def _routing(parts: Parts) -> list[Need]:
-    """The quarantine: its parts and their moments, the coefficients and the reference. Also what a step's backward pass
-    writes."""
+    """The quarantine: its parts and their moments, the coefficients and the reference. Then the tensors that a step's backward
+    pass writes."""
     settings, environments, ranks = parts.config.routing, len(parts.trained), [_rank(parts, each) for each in parts.writers]
     inputs = [_shape(writer)[1] for writer in parts.writers]
     entries, width = sum(map(int.__mul__, ranks, inputs)), parts.model.config.get_text_config().hidden_size

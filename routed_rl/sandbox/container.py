@@ -1,6 +1,6 @@
 """A container per program, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
 
-For those who have an engine and no bubblewrap. Our tests use a fake client and check what is sent; they never use a
+It is for machines that have an engine and no bubblewrap. Our tests use a fake client and check what is sent; they never use a
 real engine. The engine must see this machine's files. A container takes about half a second.
 """
 

@@ -50,7 +50,7 @@ class Outcome:
     stdout: bytes = b""
     stderr: bytes = b""
     collected: Mapping[str, bytes] = field(default_factory=dict)
-    """Those of the requested files that are regular and within the limit; empty after a timeout or a flood."""
+    """The requested files that are regular and within the limit; empty after a timeout or a flood."""
     wall_s: float = 0.0
     """Seconds from the request to the end of the last process."""
 

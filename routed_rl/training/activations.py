@@ -1,5 +1,6 @@
-"""How much memory the update of a micro-batch takes beside the weights: it is run on tensors without contents, which costs no
-memory and no arithmetic, and what would be alive at once is counted. Not covered: what a kernel takes for itself."""
+"""Counts the memory that the update of a micro-batch takes beside the weights. The update runs on tensors without contents, which
+costs no memory and no arithmetic, and the bytes that would be alive at once are counted. Not covered: a kernel's own
+workspace."""
 
 import copy
 import weakref
@@ -19,7 +20,7 @@ from routed_rl.training.trainers import TrainerArguments
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within it, or shown to it, for as long as they live."""
+    """Counts the bytes of all tensors that are made inside this context, or shown to it, for as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class Alive(TorchDispatchMode):
         return made
 
     def see(self, tensor: Any) -> None:
-        """Count a tensor's memory, once whatever views there are of it."""
+        """Count a tensor's memory, only once however many views of it there are."""
         if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage()) in self._known:
             return
         size = storage.nbytes()
@@ -47,7 +48,7 @@ class Alive(TorchDispatchMode):
 
 
 class _Tapped(torch.autograd.Function):
-    """What a routed writer's tap keeps for its backward: the writer's input."""
+    """Stands for a routed writer's tap, which keeps the writer's input for its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class _Tapped(torch.autograd.Function):
 
 
 def _without_contents(model: nn.Module) -> None:
-    """Put tensors of this machine in the place of those of the device "meta", on which attention would be another kernel's."""
+    """Replace tensors on the device "meta" by empty CPU tensors, because attention on "meta" would use another kernel."""
     made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def twin(tensor: Tensor) -> Tensor:
@@ -74,8 +75,9 @@ def _without_contents(model: nn.Module) -> None:
 
 def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],
                  prepare: Callable[[PreTrainedModel], list[nn.Module]]) -> int:
-    """The most that gradients and activations of one process take at once. `lengths`: tokens of a prompt and of a completion;
-    `prepare` freezes what is frozen of a model, puts its LoRA on it, and returns the writers that are routed."""
+    """The most bytes that gradients and activations of one process take at once. `lengths` are the tokens of a prompt and of a
+    completion. `prepare` freezes the frozen parameters of a model, puts its LoRA on it, and returns the writers that are
+    routed."""
     settings: Any = arguments
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

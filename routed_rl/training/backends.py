@@ -1,4 +1,4 @@
-"""How the processes of a run share the model: what TRL, accelerate and DeepSpeed are told for each strategy."""
+"""How the processes of a run share the model: the settings that TRL, accelerate and DeepSpeed get for each strategy."""
 
 import importlib.util
 import os
@@ -17,14 +17,14 @@ from routed_rl.model.targets import decoder_layers
 from routed_rl.ranks import RANKS
 
 SHARED = ("zero1", "zero2", "zero3", "fsdp2")
-"""Strategies under which a process holds a piece of the weights, or of the optimizer's copy of them."""
+"""Strategies under which a process holds a local shard of the weights, or of the optimizer's copy of them."""
 
 PIECES = ("zero3", "fsdp2")
-"""Those under which no process holds a whole weight: every process must run the model whenever one does."""
+"""Strategies under which no process holds a full weight: if one process runs the model, all of them must."""
 
 
 def join(launch: LaunchConfig) -> None:
-    """Meet the other processes of the run."""
+    """Join the process group of the run."""
     timeout = timedelta(seconds=launch.timeout_s)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -36,12 +36,12 @@ def join(launch: LaunchConfig) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # pyright: ignore[reportMissingImports]  # an extra
 
-    # Before TRL's config is built, which would ask for another backend.
+    # Before TRL's config is built, because that would ask for another backend.
     deepspeed.init_distributed(backend, timeout=timeout)
 
 
 def backend_arguments(config: Config) -> dict[str, Any]:
-    """Fields of TRL's config; none in the process that starts the others."""
+    """Fields of TRL's config; empty in the process that starts the others."""
     if not dist.is_initialized():
         return {}
     fields: dict[str, Any] = {"ddp_timeout": int(config.launch.timeout_s)}
@@ -50,7 +50,7 @@ def backend_arguments(config: Config) -> dict[str, Any]:
     if config.launch.strategy.startswith("zero"):
         zero = {"stage": int(config.launch.strategy.removeprefix("zero"))}  # float32 throughout, nothing offloaded
         if zero["stage"] == 3:
-            # Small weights would be kept whole as well, in a copy that does not follow a step of the quarantine.
+            # Otherwise small weights would also be kept in full, in a copy that does not follow a step of the quarantine.
             zero["stage3_param_persistence_threshold"] = 0
         keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
         fields["deepspeed"] = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, **dict.fromkeys(keys, "auto")}
@@ -58,8 +58,8 @@ def backend_arguments(config: Config) -> dict[str, Any]:
 
 
 def shard(model: Any) -> None:
-    """FSDP2: every layer of the model by itself, then the rest; gradients are averaged over the processes. PEFT's wrapper has
-    nothing of its own to share."""
+    """Shard the model by FSDP2: each layer by itself, then the rest; gradients are averaged over the processes. PEFT's wrapper
+    has no parameters of its own."""
     from torch.distributed.fsdp import fully_shard
 
     model = plain(model)
@@ -71,7 +71,7 @@ def shard(model: Any) -> None:
 
 
 def check_launch(config: Config) -> None:
-    """Refuse what several processes cannot do, as far as the settings tell."""
+    """Refuse what several processes cannot do, as far as the settings show it."""
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
         raise ConfigError(f"rollout.launch=true needs a GPU beside those of launch.processes={config.launch.processes}, and "
@@ -97,13 +97,14 @@ def check_launch(config: Config) -> None:
 
 
 def say_what_is_used(model: nn.Module, arguments: Any) -> None:
-    """Spare DDP its search for parameters without gradient: only a mixture has some, experts that no token chose."""
+    """Spare DDP its search for parameters without gradient: only a mixture has such parameters, in experts that no token
+    chose."""
     if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
         arguments.ddp_find_unused_parameters = False
 
 
 def check_alike(environments: list[str]) -> None:
-    """The ids of environments go over the wire as places in this list, so it must be the same in every process."""
+    """Check that this list is the same in every process, because processes exchange environments as positions in it."""
     marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
     if len(set(marks)) > 1:
         raise ConfigError(f"the processes of this run train different environments, this one {', '.join(environments)}; give all "

@@ -1,4 +1,4 @@
-"""The trainer of a run: which algorithm, on which tasks, against which reference."""
+"""Builds the trainer of a run: the algorithm, its tasks, its reference model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,13 +27,13 @@ from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
 
 AFRESH = 7919
-"""Added to the seed of the tasks for each step before a mixture starts afresh."""
+"""For each step before a mixture starts afresh, this is added to the seed of the tasks."""
 
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, *, fresh_from: int = 0, **given: Any) -> RoutedTrainer:
-    """The trainer of a run; `environments` are the trained ones, in the order of the router's. `fresh_from`: the step after which
-    the mixture starts afresh, with tasks of another seed. `given`: what else the trainer takes, see `RoutedTrainerMixin`."""
+    """The trainer of a run. `environments` are the trained ones, in the router's order. `fresh_from` is the step after which the
+    mixture starts afresh, with tasks of another seed. `given` are further arguments of the trainer, see `RoutedTrainerMixin`."""
     config, run, arguments = plan.config, plan.run, plan.arguments
     if not plan.algorithm.episodes and (playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]):
         raise ConfigError(f"environment {playing[0]} has episodes, which TRL's {algorithm_name(config.trainer)} cannot roll out; "
@@ -62,7 +62,7 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:
-    """The detector that was learned when the run began, with the base model to read completions."""
+    """The detector that was learned when the run began, with the base model that reads completions for it."""
     def read(said: Sequence[Said], layers: Sequence[int]) -> Tensor:
         with base.reading() as model:
             return pooled(model, tokenizer, said, plan.config.evaluation.batch_size, layers=layers)
@@ -72,7 +72,7 @@ def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerB
 
 def _edit_of(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment]
              ) -> StreamEdit | TraitAdapter | None:
-    """What is on the model while it trains, and is gone afterwards."""
+    """The edit or adapter that is on the model while it trains, and is removed afterwards; None if there is none."""
     config, run = plan.config, plan.run
     if config.baseline.edits:
         return StreamEdit(plain(model), config.baseline, Subspace.load(run.subspace))

@@ -1,4 +1,4 @@
-"""Checks of the config's `trainer:` by the table of `fields`: names, types, values, what nothing would read."""
+"""Checks of the config's `trainer:` by the tables in `fields`: names, types, values, and settings that nothing would read."""
 
 import dataclasses
 import enum
@@ -27,25 +27,25 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "two numbers, the smaller one first": lambda value: isinstance(value, (list, tuple)) and len(value) == 2
     and all(_number(each) for each in value) and value[0] < value[1],
 }
-"""What the rows of `VALUES` say; a row that is not here lists words."""
+"""The rules that rows of `VALUES` name; a row that is not here lists the allowed words."""
 LARGEST = 2**31
 
 
 def algorithm_name(trainer: dict[str, Any]) -> str:
-    """What `trainer.algorithm` says; grpo where it says nothing, as in runs that are older than the choice."""
+    """The value of `trainer.algorithm`; grpo if it is not set, as in runs that are older than the choice."""
     return trainer.get("algorithm", "grpo")
 
 
 def algorithm(trainer: dict[str, Any]) -> Algorithm:
-    """The row of `TRAINERS` that `trainer.algorithm` names; an unknown one lists them."""
+    """The row of `TRAINERS` that `trainer.algorithm` names; for an unknown name the error lists the known ones."""
     if (name := algorithm_name(trainer)) not in TRAINERS:
         raise ConfigError(f"trainer.algorithm={name} is not known; choose from {', '.join(TRAINERS)}")
     return TRAINERS[name]
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """What of the config's `trainer:` is a field of the algorithm's arguments, with what references stand for. A secret stays a
-    reference: checkpoints hold the arguments, and what it would be for, pushing, is refused."""
+    """The config's `trainer:` without the algorithm: fields of the algorithm's arguments, with references resolved. A secret
+    stays a reference, because checkpoints hold the arguments, and pushing, the only use of a secret, is refused."""
     return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
             for key, value in trainer.items() if key != "algorithm"}
 
@@ -56,13 +56,14 @@ def fields(trainer: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def default(trainer: dict[str, Any], key: str) -> Any:
-    """What a field is where `trainer:` does not say it."""
+    """The value of a field that `trainer:` does not set."""
     field = fields(trainer)[key]
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:
-    """Refuse unknown keys with the closest known one, values that cannot be, and what cannot be routed with the reason."""
+    """Refuse an unknown key with the closest known one, a value that is not possible, and with the reason a field that must keep
+    its default."""
     hints = typing.get_type_hints(algorithm(trainer).arguments)
     for key, value in settings(trainer).items():
         if key == "peft_config" or key.startswith("lora"):
@@ -85,14 +86,14 @@ def check_trainer(trainer: dict[str, Any]) -> None:
 
 
 def keeps(value: Any, rule: str) -> bool:
-    """Whether a value of a field is what its row of `VALUES` says."""
+    """Whether a field's value satisfies its rule in `VALUES`."""
     if rule not in RULES:
         return value in re.split(", | or ", rule)
     return (_number(value) or isinstance(value, (list, tuple))) and RULES[rule](value)
 
 
 def check_needs(config: Config) -> None:
-    """Refuse what is set and nothing would read, by the table `NEEDS`."""
+    """Refuse settings that nothing would read, by the table `NEEDS`."""
     trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
     others = {"rollout.engine": config.rollout.engine, "launch.strategy": config.launch.strategy}
     for names, condition, wanted in NEEDS:
@@ -109,14 +110,14 @@ def check_needs(config: Config) -> None:
 
 
 def fixed(config: Config) -> dict[str, Any]:
-    """What `resume` and `rollback` cannot change, by name; sizes are those of all processes together."""
+    """The settings that `resume` and `rollback` cannot change, by name; sizes are sums over all processes."""
     trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
 
     def value(key: str) -> Any:
         return trainer.get(key, default(trainer, key))
 
     def count(key: str) -> int:
-        return found if isinstance(found := value(key), int) else 0  # what is no number is refused with the settings
+        return found if isinstance(found := value(key), int) else 0  # a value that is no number is refused with the settings
 
     rows, accumulated = count("per_device_train_batch_size") * config.launch.world, count("gradient_accumulation_steps")
     made = count("generation_batch_size") or rows * (count("steps_per_generation") or accumulated)
@@ -132,7 +133,7 @@ def _row(table: dict[str, str], key: str) -> str | None:
 
 
 def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
-    """Which algorithms have this setting, what became of it, or what is close."""
+    """The error for an unknown setting: which algorithms have it, what replaced it, or which known one is close."""
     if having := [name for name in TRAINERS if key in fields({"algorithm": name})]:
         return (f"trainer.{key} is a setting of {' and '.join(having)}, and trainer.algorithm is "
                 f"{algorithm_name(trainer)}; leave it out, or set trainer={having[0]}")
@@ -145,12 +146,12 @@ def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> bool:
-    """Finite, and no larger than what a library's integer holds."""
+    """Whether a value is a finite number, and no larger than a library's integer can hold."""
     return not isinstance(value, bool) and isinstance(value, (int, float)) and -LARGEST < value < LARGEST
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type where the field takes plain ones, words or a mapping; others are for TRL to judge."""
+    """Refuse a value of the wrong type if the field takes plain values, words or a mapping; TRL judges other fields."""
     kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
     kinds = {type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind for kind in kinds}
     outer = {typing.get_origin(kind) or kind for kind in kinds}

@@ -1,6 +1,6 @@
-"""The completions' files: what was said and paid, written when it is scored; how each pushed, once it has been learned from. A
-file is replaced as a whole, from what a checkpoint holds too, so that a run which was killed at any moment writes the same again:
-nothing is lost and nothing counts twice."""
+"""The files of completions. Prompts, texts and rewards are written when completions are scored, and the push of each is added
+once it has been learned from. A file is replaced as a whole, from data that a checkpoint holds too, so that a run which was
+killed at any moment writes the same again: nothing is lost and nothing counts twice."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from routed_rl.routing import StepRows
 from routed_rl.tracking import encouraged
 
 COLUMNS = ("push", "shift")
-"""Of a completion by its own gradient, summed over the steps that learned from it; nan where it is not among those kept."""
+"""The effect of a completion by its own gradient, summed over the steps that learned from it; nan if it is not among those
+kept."""
 
 
 @dataclass
@@ -26,15 +27,15 @@ class Generation:
 
     file: str
     first: int
-    """Number of its first completion."""
+    """The number of its first completion."""
     environments: list[str]
     values_R2: Tensor
-    """`COLUMNS` so far, float64; nan where nothing was learned yet."""
+    """`COLUMNS` so far, float64; nan for completions that were not learned from yet."""
     encouraged: list[bool] | None = None
-    """Whether each was paid more than its group's mean; None in checkpoints that do not say so."""
+    """Whether each was paid more than its group's mean; None in checkpoints that do not record it."""
 
     def learn(self, rows: StepRows) -> bool:
-        """Add a step's rows, those that are of this generation; whether there were any."""
+        """Add those of a step's rows that belong to this generation; returns whether there were any."""
         places = rows.completions_R - self.first
         ours = (places >= 0) & (places < len(self.values_R2))
         added = torch.stack([rows.push_R, rows.shift_R], 1)[ours]
@@ -43,9 +44,12 @@ class Generation:
         return bool(ours.any())
 
     def kept(self, count: int) -> np.ndarray:
-        """`values_R2` of those that are kept, nan elsewhere: of each environment the `count` highest and lowest in either column,
-        and the `count` of highest shift among those that were encouraged. These show what is paid for; the highest of all
-        are often completions that were discouraged, which shift the stream away from what they did."""
+        """`values_R2` of the completions that are kept, nan for the others.
+
+        For each environment these are the `count` highest and lowest in either column, and the `count` of highest shift among
+        those that were encouraged. The latter show what is paid for; the highest of all are often completions that were
+        discouraged, which shift the stream away from what they did.
+        """
         values, environments = self.values_R2.numpy(), np.array(self.environments)
         keep = np.zeros(len(values), dtype=bool)
         for _, ours in pd.DataFrame(values).groupby(environments):
@@ -57,21 +61,22 @@ class Generation:
 
 
 class CompletionFiles:
-    """`completions/step-<step>-<number>.parquet`, of further processes each its own; `folder` None: completions are numbered
-    and not kept. `keep`: how many of an environment's get their push, see `Generation.kept`; 0 for none."""
+    """Writes `completions/step-<step>-<number>.parquet`; each further process has a file of its own. If `folder` is None,
+    completions are numbered but not stored. `keep`: how many of an environment's completions get their push, see
+    `Generation.kept`; 0 for none."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep
         self.made = 0
-        """Completions so far, by which they are numbered."""
+        """The number of completions so far, from which numbering goes on."""
         self._open: list[Generation] = []
         self._written = (0, 0)
-        """Step and number of its generations so far: a step may generate more than once."""
+        """The current step, and the index of its last generation: a step may generate more than once."""
 
     def write(self, rows: list[dict[str, Any]], step: int) -> None:
-        """A generation, as it was scored, before step `step` learns from it."""
+        """Write a generation after it was scored, before step `step` learns from it."""
         if self._written[0] != step:
-            self._open = self._open[-1:]  # the trainer goes into a step with its newest generation only
+            self._open = self._open[-1:]  # the trainer enters a step with its newest generation only
         self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
         process = f"-process{RANKS.rank}" if RANKS.rank else ""
         file = f"step-{step:06d}-{self._written[1]}{process}.parquet"
@@ -84,28 +89,28 @@ class CompletionFiles:
             _replace(self.folder / file, pd.DataFrame(rows).assign(step=step))
 
     def numbers(self, count: int) -> Tensor:
-        """Of the last `count` completions, (count,) int64: what `StepRows` calls them."""
+        """The numbers of the last `count` completions, (count,) int64, by which `StepRows` refers to them."""
         return torch.arange(self.made - count, self.made)
 
     def learned(self, rows: StepRows) -> None:
-        """Put what a step's rows did beside them."""
+        """Add the push and the shift of a step's rows to their generations, and to the files."""
         for generation in self._open:
             if generation.learn(rows):
                 self._update(generation)
 
     def _update(self, generation: Generation) -> None:
-        # A file that somebody took away is theirs to miss: training goes on.
+        # If somebody removed the file, that is their decision, and training goes on.
         if self.folder is not None and self.keep and (path := self.folder / generation.file).exists():
             columns = dict(zip(COLUMNS, generation.kept(self.keep).T, strict=True))
             _replace(path, pd.read_parquet(path).assign(**columns))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in plain numbers and tensors."""
+        """The state for a checkpoint, in plain numbers and tensors."""
         return {"made": self.made, "open": [vars(generation) | {"values_R2": generation.values_R2.clone()}
                                             for generation in self._open[-1:]]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; the file of a generation in work is what it was at the checkpoint."""
+        """The inverse of `state`; the file of an unfinished generation becomes what it was at the checkpoint."""
         self.made = state["made"]
         self._open = [Generation(**kept) for kept in state["open"]]
         if not all(generation.values_R2.shape == (len(generation.environments), len(COLUMNS)) for generation in self._open):
@@ -115,7 +120,8 @@ class CompletionFiles:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove the completions of later steps, which a resumed run makes again, and what a killed one left half written."""
+    """Remove the completions of later steps, which a resumed run makes again, and files that a killed process left half
+    written."""
     for path in [*folder.glob("step-*.parquet"), *folder.glob(".step-*.partial")]:
         if path.name.startswith(".") or step_of(path) > step:
             path.unlink()

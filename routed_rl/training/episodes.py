@@ -1,4 +1,4 @@
-"""Episodes in training: rollouts of several turns by TRL's `rollout_func`; its `env_mask` leaves only the model's tokens."""
+"""Episodes in training: rollouts of several turns by TRL's `rollout_func`, whose `env_mask` selects the model's own tokens."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,7 +12,7 @@ RolloutFunction = Callable[[list[Any], Any], dict[str, Any]]
 
 
 def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutFunction | None:
-    """What TRL's `rollout_func` is for these rows; None where every one is single-turn, so that TRL's own path stays."""
+    """The `rollout_func` for these rows; None if all of them are single-turn, so that TRL's own path stays."""
     episodic = [has_episodes(table.environments[row["environment_id"]].environment) for row in inputs]
     if not any(episodic):
         return None

@@ -1,6 +1,6 @@
-"""What becomes of every field of the algorithms' arguments: one table, complete against the installed TRL and transformers. A
-field stands in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`; those in `FIXED` keep their value on `resume` and
-`rollback`, all others may change there, from the next step on."""
+"""How every field of the algorithms' arguments is treated: one table, complete for the installed TRL and transformers. A field is
+in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`. Fields in `FIXED` keep their value on `resume` and `rollback`; all
+others may change there, from the next step on."""
 
 ELSEWHERE = {
     "set out=FOLDER": "output_dir",
@@ -35,7 +35,7 @@ ELSEWHERE = {
     "the model is loaded as model.path says": "model_init_kwargs trust_remote_code",
     "set trainer.vllm_importance_sampling_clip_max": "vllm_importance_sampling_cap",
 }
-"""Where it is set instead -> fields that are not set here."""
+"""Where to set it instead -> fields that are not set here."""
 
 STAYS = {
     "fp16 loses small updates; set trainer.bf16=true, which keeps float32 weights": "fp16",
@@ -58,7 +58,7 @@ STAYS = {
     "TRL counts tokens itself: train/num_tokens": "include_num_input_tokens_seen",
     "nothing reads what they would measure": "skip_memory_metrics",
 }
-"""Why -> fields that keep their default."""
+"""The reason -> fields that must keep their default."""
 
 VALUES = {
     "at least 1": """max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation
@@ -83,11 +83,11 @@ VALUES = {
     "debug, info, warning, error, critical, detail or passive": "log_level log_level_replica",
     "two numbers, the smaller one first": "reward_clip_range",
 }
-"""What a value must be, as `checks.keeps` reads it -> fields."""
+"""The rule for a value, which `checks.keeps` reads -> fields."""
 
 ORDERED = (("entropy_coef_min", "entropy_coef_max"),
            ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"))
-"""Fields of which the second may not be below the first."""
+"""Pairs of fields whose second may not be below the first."""
 
 FREE = """lr_scheduler_type lr_scheduler_kwargs optim optim_args optim_target_modules bf16 tf32 gradient_checkpointing
     gradient_checkpointing_kwargs logging_strategy logging_first_step logging_nan_inf_filter log_on_each_node report_to debug
@@ -97,11 +97,12 @@ FREE = """lr_scheduler_type lr_scheduler_kwargs optim optim_args optim_target_mo
     use_adaptive_entropy entropy_coef use_bias_correction_kl vllm_importance_sampling_correction vllm_structured_outputs_regex
     normalize_advantages whiten_advantages value_detach
     hub_token"""
-"""Fields whose type, TRL, or a trial on the model says what they may be; `hub_token` stays a reference and nothing pushes."""
+"""Fields whose values are checked by their type, by TRL, or by a trial on the model. `hub_token` stays a reference, and nothing
+is pushed."""
 
 FIXED = """optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon num_generations num_iterations
     generation_batch_size steps_per_generation"""
-"""Fields that a checkpoint's optimizer, and the completions in store, depend on."""
+"""Fields on which a checkpoint's optimizer, and the stored completions, depend."""
 
 _CLIPS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 _MULTISTEP = ("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr",
@@ -123,9 +124,9 @@ NEEDS = (
     ("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph", "launch.strategy", ("ddp",)),
     ("ds3_gather_for_generation", "launch.strategy", ("zero3",)),
 )
-"""Fields, the setting without which nothing reads them, and its values under which something does."""
+"""Fields, the setting without which nothing reads them, and the values of that setting with which something does."""
 
 GONE = {"max_prompt_length": "prompts are not cut; let the environment make them shorter",
         "warmup_ratio": "set trainer.warmup_steps=0.1, a share of all steps", "no_cuda": "set trainer.use_cpu=true",
         "evaluation_strategy": "set evaluation.every=N", "logging_dir": "set out=FOLDER"}
-"""Names of earlier versions of TRL and transformers, which no field of now is like."""
+"""Names from earlier versions of TRL and transformers that resemble no present field."""

@@ -1,6 +1,6 @@
-"""What stands between a number that is not finite and a checkpoint: every step, and every checkpoint before it is sealed. In
-several processes all of them find the same and end alike. Not covered: an engine of the rollouts that samples from such numbers;
-the loss shows them."""
+"""Keeps numbers that are not finite out of checkpoints: it checks every step, and every checkpoint before it is sealed. If there
+are several processes, all of them find the same problem and end alike. Not covered: a rollout engine that samples from such
+numbers; the loss shows them."""
 
 import math
 from collections.abc import Iterator
@@ -18,23 +18,23 @@ from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 
 SAMPLING = ("probability tensor contains", "device-side assert")
-"""What torch says, on a CPU and on a GPU, of probabilities that are not finite."""
+"""Parts of torch's messages, on a CPU and on a GPU, about probabilities that are not finite."""
 
 
 class FiniteCheck:
-    """Looks at one trainer's numbers; CheckFailed names the step and, where it can be told, the environment."""
+    """Checks one trainer's numbers; CheckFailed names the step and, if it is known, the environment."""
 
     def __init__(self, run: RunFolder, router: Router | None, environments: list[str]) -> None:
         self.run, self.router, self.environments = run, router, environments
         self.norm = 0.0
-        """Of this step's gradient."""
+        """The norm of this step's gradient."""
         self._losses: list[tuple[Tensor, Tensor]] = []
-        """Of this step's micro-batches: the loss, and the environments of its rows."""
+        """For each micro-batch of this step, the loss and the environments of its rows."""
         self._row: dict[str, Tensor] = {}
-        """The last one that was learned from, as the model takes it."""
+        """The last row that was learned from, as inputs of the model."""
 
     def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Take note of a micro-batch; returns `loss`."""
+        """Record the loss of a micro-batch; returns `loss`."""
         self._losses.append((loss.detach(), inputs["environment_ids"]))
         ids, mask = (torch.cat([inputs[f"prompt_{what}"][-1:], inputs[f"completion_{what}"][-1:]], 1) for what in ("ids", "mask"))
         self._row = {"input_ids": ids, "attention_mask": mask}
@@ -42,7 +42,7 @@ class FiniteCheck:
 
     @contextmanager
     def sampling(self, step: int) -> Iterator[None]:
-        """Weights that are huge, or not finite, give no probabilities to sample from."""
+        """Turn torch's error about sampling into a CheckFailed: weights that are huge, or not finite, give no probabilities."""
         try:
             yield
         except RuntimeError as error:
@@ -51,7 +51,7 @@ class FiniteCheck:
             self._refuse(step, "a probability of the policy", [])
 
     def step(self, step: int) -> None:
-        """Before the optimizer's step `step`: the losses and the norm of the gradient."""
+        """Check the losses and the norm of the gradient, before the optimizer's step `step`."""
         losses = [bool(loss.isfinite()) for loss, _ in self._losses]
         mine = "the loss" if not all(losses) else "" if math.isfinite(self.norm) else "the norm of the gradient"
         if found := max(RANKS.gather(mine)):
@@ -60,13 +60,13 @@ class FiniteCheck:
         self._losses, self.norm = [], 0.0
 
     def quarantine(self, step: int, row: dict[str, float]) -> None:
-        """After the quarantine's step `step`, whose row of the ledger is `row`."""
+        """Check the quarantine after its step `step`, whose row of the ledger is `row`."""
         if not math.isfinite(row["quarantine/norm"]) or not math.isfinite(row["quarantine/growth"]):
             self._refuse(step, "the quarantine", [name for name in self.environments
                                                   if not math.isfinite(row.get(f"ledger/{name}/part_norm", 0.0))])
 
     def checkpoint(self, step: int, folder: Path, model: Any) -> None:
-        """Before the checkpoint in `folder` is sealed: all its tensors, and the logits that the policy gives."""
+        """Check all tensors of the checkpoint in `folder`, and the policy's logits, before it is sealed."""
         found = RANKS.first(first_nonfinite(folder) if RANKS.rank == 0 else None)
         if found is None and not all(RANKS.gather(self._has_finite_logits(model))):
             found = "a logit of the policy"
@@ -75,12 +75,12 @@ class FiniteCheck:
 
     @torch.no_grad()
     def _has_finite_logits(self, model: Any) -> bool:
-        """Of one row: weights can be finite and yet too large to compute with."""
+        """Check the logits of one row: weights can be finite and yet too large to compute with."""
         with eval_mode(model):
             return not self._row or bool(model(**self._row, use_cache=False).logits.isfinite().all())
 
     def _suspects(self, losses: list[bool]) -> list[str]:
-        """The environments whose rows left a part of the ledger that is not finite; unrouted, those of the micro-batches."""
+        """The environments whose rows made their part of the ledger not finite; without routing, those of the micro-batches."""
         if self.router is not None and self.router.quarantine.targets:
             ledgers = [target.tape.ledger for target in self.router.quarantine.targets]
             return [name for place, name in enumerate(self.environments)

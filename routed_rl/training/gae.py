@@ -1,6 +1,8 @@
-"""Generalised advantage estimation over the tokens that a model chose itself (Schulman et al. 2016, arXiv:1506.02438). Shape
-letters: B rows, T tokens of a completion. What stands between two of a row's own tokens (an environment's answer, a tool's
-output) is no action: the next state of a token is that of the next own token, and no discount is lost in between."""
+"""Generalised advantage estimation over the tokens that a model chose itself (Schulman et al. 2016, arXiv:1506.02438).
+
+Shape letters: B rows, T tokens of a completion. Text between two of a row's own tokens (an environment's answer, a tool's output)
+is no action: the next state of a token is that of the next own token, and there is no discount in between.
+"""
 
 import torch
 from torch import Tensor
@@ -9,8 +11,10 @@ from routed_rl.ranks import RANKS
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages (B, T), 0 where `own_BT` (bool) is False; what stands there in the other two is not read. `A_t = δ_t + γλ
-    A_next`, `δ_t = r_t + γ V_next - V_t`; nothing follows a row's last own token."""
+    """Advantages (B, T), 0 where `own_BT` (bool) is False; the values of the other two tensors there are not read.
+
+    `A_t = δ_t + γλ A_next`, `δ_t = r_t + γ V_next - V_t`; nothing follows a row's last own token.
+    """
     carry, following = torch.zeros_like(values_BT[:, 0]), torch.zeros_like(values_BT[:, 0])
     advantages = torch.zeros_like(values_BT)
     for t in reversed(range(values_BT.shape[1])):
@@ -22,18 +26,19 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam
 
 
 def rewards_to_go(rewards_BT: Tensor, own_BT: Tensor, gamma: float) -> Tensor:
-    """The discounted sum of what is still paid from each own token on, (B, T): what a value predicts."""
+    """The discounted sum of rewards from each own token on, (B, T), which a value predicts."""
     return gae(rewards_BT, torch.zeros_like(rewards_BT), own_BT, gamma, 1.0)
 
 
 def at_last_own(rewards_B: Tensor, own_BT: Tensor) -> Tensor:
-    """Each row's reward at its last own token, (B, T); a row without one is paid nothing."""
+    """Each row's reward at its last own token, (B, T); a row without own tokens is paid nothing."""
     remaining = own_BT.flip(1).cumsum(1).flip(1)
     return (own_BT & (remaining == 1)) * rewards_B.unsqueeze(1)
 
 
 def moments(values_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number, mean (nan of none) and unbiased variance of all processes' `values_N`, float64; every process must ask."""
+    """Number, mean (nan for no values) and unbiased variance of all processes' `values_N`, float64; every process must call
+    it."""
     values_N = values_N.double()
     sums = torch.stack([values_N.new_tensor(len(values_N)), values_N.sum()])
     RANKS.sum_([sums])
@@ -44,7 +49,7 @@ def moments(values_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def whitened(advantages_BT: Tensor, own_BT: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 over the own tokens of all processes, 0 elsewhere."""
+    """Scale advantages to mean 0 and deviation 1 over the own tokens of all processes; 0 elsewhere."""
     count, mean, variance = moments(advantages_BT[own_BT])
     if count < 2:
         return advantages_BT
@@ -52,7 +57,7 @@ def whitened(advantages_BT: Tensor, own_BT: Tensor) -> Tensor:
 
 
 def explained_variance(values_BT: Tensor, targets_BT: Tensor, own_BT: Tensor) -> float:
-    """1 - Var(target - value) / Var(target) over the own tokens of all processes; nan where the target does not vary."""
+    """1 - Var(target - value) / Var(target) over the own tokens of all processes; nan if the target does not vary."""
     values, targets = values_BT[own_BT], targets_BT[own_BT]
     spread, rest = moments(targets)[2], moments(targets - values)[2]
     return float(1 - rest / spread) if spread > 0 else float("nan")

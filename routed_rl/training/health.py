@@ -1,8 +1,8 @@
-"""The monitor's comparison with the base model: how much of what the policy writes reads honest, and whether its own activations
-hide what its text shows. Bookkeeping of the Obfuscation Atlas (arXiv:2602.15515), along the persona axis. A reading alone: no
-reward, loss or random number knows of it.
+"""The monitor's comparison with the base model: how much of the policy's writing reads as honest, and whether its own activations
+hide what its text shows. It follows the bookkeeping of the Obfuscation Atlas (arXiv:2602.15515), along the persona axis. It only
+reads: no reward, loss or random number depends on it.
 
-Not covered: episodes, and strategies that cut weights into pieces.
+Not covered: episodes, and strategies that shard weights.
 """
 
 from collections import defaultdict
@@ -28,8 +28,8 @@ from routed_rl.training.baselines import is_marked
 
 @dataclass(frozen=True)
 class Row:
-    """A completion of the sample. Scores are gaps towards the positive persona, from where the base model stands at the end of
-    the prompt."""
+    """A completion of the sample. Scores are distances in gaps towards the positive persona, from the base model's position at
+    the end of the prompt."""
 
     environment: str
     deceptive: bool
@@ -38,22 +38,22 @@ class Row:
 
 
 class Health:
-    """`measure` for a generation that is `due`."""
+    """Call `measure` for a generation that is `due`."""
 
     def __init__(self, config: Config, subspace: Subspace, base: BaseModel, tokenizer: PreTrainedTokenizerBase, span: int
                  ) -> None:
-        """`span`: steps that learn from one generation."""
+        """`span`: how many steps learn from one generation."""
         self.config, self.subspace, self.base, self.tokenizer, self.span = config, subspace, base, tokenizer, span
         self.layers = layers_to_read(subspace)
 
     def due(self, step: int) -> bool:
-        """Whether the generation that is made after `step` is for a step that is compared."""
+        """Whether the generation that is made after `step` serves a step at which the models are compared."""
         every = self.config.monitor.health
         return (step + self.span) // every > step // every
 
     def measure(self, policy: Any, names: Sequence[str], said: Sequence[Said | None], scores: Sequence[Score | None]
                 ) -> dict[str, float]:
-        """Metrics of a sample of these rows, of all processes; None in `said` is an episode, in `scores` a failure."""
+        """Metrics of a sample of these rows, over all processes. None in `said` is an episode, None in `scores` a failure."""
         known = [(name, text, is_marked(self.config.baseline.detector, score)) for name, text, score in zip(
             names, said, scores, strict=True) if text is not None and score is not None]
         wanted = min(self.config.monitor.health_rows, len(known))
@@ -75,7 +75,7 @@ class Health:
 
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
-    """`health/<env>/...` and, of all, `health/...`. The three shares sum to minus the mean score by the policy."""
+    """`health/<env>/...`, and `health/...` over all rows. The three shares sum to minus the mean score by the policy."""
     by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_name[row.environment].append(row)

@@ -1,4 +1,4 @@
-"""Routing by labels, as a trainer sees it: where the quarantine's adapters go, which rows are flagged, and their advantages."""
+"""Routing by labels, for a trainer: where the quarantine's adapters go, which rows are flagged, and the advantages of rows."""
 
 import zlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from routed_rl.training.spans import spans_in
 def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Sequence[str], *, frozen: list[str], seed: int
                     ) -> LabelRouter:
     """The router of a model that trains on environments of these `names`: an adapter on every linear module of its layers, and a
-    gate at every module that has parameters which are trained. `frozen`: as `model.freeze`."""
+    gate at every module that has trainable parameters. `frozen`: as `model.freeze`."""
     freeze(model, frozen)
     settings, context = routing.labels, RoutingContext()
     gates = Gates(context, strength=settings.strength, forget=settings.forget, method=settings.method)
@@ -40,21 +40,21 @@ def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Seque
 
 
 def adapter_of(module: Any, rank: int, generator: torch.Generator) -> LabelAdapter:
-    """An adapter that fits a linear module, and adds nothing yet."""
+    """An adapter that fits a linear module and adds nothing yet."""
     rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
     return LabelAdapter(rows, width, rank, generator, module.weight.device)
 
 
 def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    """Every linear module of the layers, by its layer and its name there; of a LoRA what it is put on."""
+    """Every linear module of the layers, by its layer and its name there; for a LoRA the module below it."""
     return [(f"{place}.{name}", module) for place, layer in enumerate(decoder_layers(model))
             for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
 
 
 def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor, mask: Tensor, routing: RoutingConfig,
              flags: Sequence[str], tokenizer: Any) -> Tensor:
-    """What is flagged of completions `ids` (B, C) with `mask` (B, C): (B,) bool, or with routing.labels.unit=token (B, C), the
-    spans that the score of a found row marks under one of `flags`, all of the row where it marks none."""
+    """The flagged rows of completions `ids` (B, C) with `mask` (B, C), as (B,) bool. With routing.labels.unit=token it is (B, C):
+    the spans that a found row's score marks under one of `flags`, or the whole row if it marks none."""
     rows = torch.tensor(found, device=ids.device)
     if routing.labels.unit == "row":
         return rows
@@ -66,8 +66,8 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
 
 def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool] = ()
              ) -> Tensor:
-    """Advantages against the mean of the rows of a group that are not flagged, in the same units; those of a group that is
-    flagged as a whole, or not at all, stay (GRAFT, 2026). Rows that `failed` count in no mean."""
+    """Advantages relative to the mean of the group's rows that are not flagged, in the same units. Groups in which all rows are
+    flagged, or none, keep theirs (GRAFT, 2026). Rows that `failed` count in no mean."""
     found = advantages_B.clone()
     for start in range(0, len(rewards), group):
         rows = [row for row in range(start, min(start + group, len(rewards))) if not (failed and failed[row])]

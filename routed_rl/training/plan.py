@@ -1,4 +1,4 @@
-"""From a config to the plan of a run, checked once: whatever trains the run receives it and checks nothing again."""
+"""Turns a config into the plan of a run, checked once: whatever trains the run takes the plan and checks nothing again."""
 
 import re
 import time
@@ -22,19 +22,19 @@ from routed_rl.training.trainers import Algorithm, TrainerArguments
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains with; nobody changes `arguments`, a trainer has a copy of its own."""
+    """The settings of a run's training. Nobody changes `arguments`; a trainer has its own copy."""
 
     config: Config
     run: RunFolder
     algorithm: Algorithm
     arguments: TrainerArguments
     begun: float
-    """When the command began."""
+    """The time at which the command began, by `time.perf_counter`."""
 
 
 def make_plan(config: Config, run: RunFolder, *, here: bool = True) -> Plan:
-    """Check what the settings alone tell; ConfigError for the first that is refused. `run` needs no folder yet. `here`: this
-    machine must have what they need."""
+    """Check all that the settings alone show; ConfigError for the first that is refused. `run` needs no folder yet. `here`: this
+    machine must have what the settings need."""
     begun = time.perf_counter()
     check_baseline(config)
     if here:
@@ -45,7 +45,7 @@ def make_plan(config: Config, run: RunFolder, *, here: bool = True) -> Plan:
 
 
 def check_adapter(config: Config) -> None:
-    """Refuse what a LoRA cannot be trained with, as far as the settings tell."""
+    """Refuse settings with which a LoRA cannot be trained."""
     if not config.model.adapter.four_bit:
         return
     require_four_bit()
@@ -58,12 +58,12 @@ def check_adapter(config: Config) -> None:
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
-    """The arguments of a run's algorithm; what TRL itself refuses comes back as one line."""
+    """The arguments of a run's algorithm; what TRL itself refuses becomes a ConfigError of one line."""
     check_trainer(config.trainer)
     check_needs(config)
     if "max_steps" not in config.trainer:
         raise ConfigError("trainer.max_steps is not set: tasks are endless, so a run has no epochs; set trainer.max_steps=N")
-    # wandb is told by routed_rl.tracking, under the names of METRICS; transformers' callback would prefix them all.
+    # routed_rl.tracking sends metrics to wandb under the names of METRICS; transformers' callback would prefix them all.
     trackers: dict[str, Any] = {"report_to": split_report_to(config.trainer.get("report_to"))[1] or "none"}
     try:
         return algorithm(config.trainer).arguments(
@@ -77,8 +77,8 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    """The config's `trainer:` with what a machine without an accelerator needs (bf16 asks for `use_cpu`, and pinned memory
-    warns), and with a correction of vLLM's probabilities by token, since TRL's default drops long completions."""
+    """The config's `trainer:`, with the settings that a machine without an accelerator needs (bf16 asks for `use_cpu`, and pinned
+    memory warns), and with a correction of vLLM's probabilities for each token, since TRL's default drops long completions."""
     wanted: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
     corrected = "vllm_importance_sampling_mode"
     if config.rollout.engine != "transformers" and hasattr(algorithm(config.trainer).arguments, corrected):
@@ -87,30 +87,30 @@ def _defaults(config: Config) -> dict[str, Any]:
 
 
 def prompts_needed(arguments: TrainerArguments) -> int:
-    """Tasks that the whole run consumes: one epoch exactly, so that a resume never crosses one."""
+    """How many tasks the whole run consumes: exactly one epoch, so that a resume never crosses an epoch's end."""
     steps, prompts = _generations(arguments)
     return -(-arguments.max_steps * arguments.gradient_accumulation_steps // steps) * prompts
 
 
 def prompts_used(arguments: TrainerArguments, step: int) -> int:
-    """Tasks of the generations that are done with after `step`; one in the middle of its use is not."""
+    """How many tasks belong to generations that are finished after `step`; a generation that is still in use does not count."""
     steps, prompts = _generations(arguments)
     return step * arguments.gradient_accumulation_steps // steps * prompts
 
 
 def _generations(arguments: TrainerArguments) -> tuple[int, int]:
-    """Micro-batches that one generation serves, and its tasks."""
+    """How many micro-batches one generation serves, and how many tasks it has."""
     steps, batch, group = arguments.steps_per_generation, arguments.generation_batch_size, arguments.num_generations
-    assert steps is not None and batch is not None and group is not None  # filled in by itself
+    assert steps is not None and batch is not None and group is not None  # TRL's config fills these in
     return steps * arguments.num_iterations, batch // group
 
 
 def steps_of_a_generation(arguments: TrainerArguments) -> int:
-    """Optimizer steps that learn from one generation, at least one."""
+    """How many optimizer steps learn from one generation, at least one."""
     steps, _ = _generations(arguments)
     return max(steps // arguments.gradient_accumulation_steps, 1)
 
 
 def completions_per_step(arguments: TrainerArguments) -> int:
-    """Completions that one optimizer step learns from."""
+    """How many completions one optimizer step learns from."""
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

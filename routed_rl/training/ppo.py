@@ -1,6 +1,7 @@
-"""PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, advantages by token. The policy's
-loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside the model: it is
-neither routed nor deployed nor pushed to an engine. Several processes give what one gives on the same rows."""
+"""PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, and an advantage for each token.
+The policy's loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside the
+model: it is not routed, not deployed, and not pushed to an engine. Several processes give the same result as one on the same
+rows."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,27 +20,28 @@ from routed_rl.training.gae import at_last_own, explained_variance, gae, moments
 from routed_rl.training.value import ValueHead
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
-"""Those of TRL that read an advantage for each token."""
+"""TRL's losses that read an advantage for each token."""
 
 
 @dataclass
 class PPOConfig(GRPOConfig):
-    """GRPO's settings, without those that make advantages of groups, and the critic's."""
+    """GRPO's settings, without those that compute advantages within groups, and the critic's settings."""
 
     gamma: float = 1.0
     """Discount per own token."""
     gae_lambda: float = 0.95
-    """0: one step of the value's own prediction; 1: what was paid, minus the value."""
+    """The λ of generalised advantage estimation. 0: one step of the value's own prediction; 1: the rewards to come, minus the
+    value."""
     whiten_advantages: bool = True
-    """Mean 0 and deviation 1 over the own tokens of a generation."""
+    """Whether advantages are scaled to mean 0 and deviation 1 over the own tokens of a generation."""
     value_learning_rate: float = 3e-3
-    """Of the head alone, under the same schedule as `learning_rate` (constant where that is 0); 0 freezes it."""
+    """Learning rate of the head alone, under the same schedule as `learning_rate` (constant if that is 0); 0 freezes the head."""
     value_coefficient: float = 0.5
-    """Of the value's loss beside the policy's."""
+    """Weight of the value's loss beside the policy's."""
     value_clip: float | None = 0.2
-    """How far a value may move from what it was when the completions were made, in units of reward; null: no bound."""
+    """How far a value may move from its value when the completions were made, in units of reward; null: no bound."""
     value_detach: bool = True
-    """False: the value's loss trains the model too, and its gradient is routed as any other."""
+    """False: the value's loss trains the model too, and its gradient is routed like any other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +77,14 @@ class PPOTrainer(GRPOTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def step_value(self) -> None:
-        """After the model's optimizer, before its schedule moves."""
+        """Step the value head, after the model's optimizer and before its schedule moves."""
         optimizer: Any = self.optimizer
         now, whole = optimizer.param_groups[0]["lr"], self.args.learning_rate
         self.value_head.step(self.args.value_learning_rate * (now / whole if whole else 1.0), self.args.max_grad_norm)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)
-        own = by_function.chunk(RANKS.count)[RANKS.rank]  # TRL has gathered them
+        own = by_function.chunk(RANKS.count)[RANKS.rank]  # TRL has gathered the rewards of all processes
         self._paid_B = (own * self.reward_weights.to(own.device)).nansum(1)
         self._scored_B = ~own.isnan().all(1)
         return by_function
@@ -107,7 +109,7 @@ class PPOTrainer(GRPOTrainer):
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1)
         model, values, size = cast(Any, self.model), list[Tensor](), self.args.per_device_train_batch_size
         for start, some, seen in zip(range(0, len(ids), size), ids.split(size), mask.split(size), strict=True):
-            # The whole model is called, since that is what a backend that holds it in pieces has its hooks on.
+            # Calls the whole model, because a backend that shards it has its hooks there.
             with (_final_states(self.accelerator.unwrap_model(model)) as states, self.accelerator.autocast(),
                   self.rows_of(start, start + size)):
                 model(input_ids=some, attention_mask=seen, use_cache=False, logits_to_keep=1)
@@ -115,7 +117,7 @@ class PPOTrainer(GRPOTrainer):
         return torch.cat(values)
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Within, forwards have only these rows of the generation; for who tells rows apart."""
+        """Inside this context, forward passes have only these rows of the generation; for subclasses that tell rows apart."""
         return nullcontext()
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -124,9 +126,9 @@ class PPOTrainer(GRPOTrainer):
         found = states[0].detach() if self.args.value_detach else states[0]
         values_BT = self.value_head.values(found, inputs["completion_ids"].shape[1])
         error = value_errors(values_BT, inputs["old_values"], inputs["returns"], self.args.value_clip)
-        # The denominator of TRL's token-wise losses: all tokens of an accumulation window, so that rows do not mix; those of all
-        # processes over their number, since the gradients of the processes are averaged.
-        assert self.args.steps_per_generation is not None  # filled in by itself
+        # The denominator of TRL's token-wise losses: all tokens of an accumulation window, so that rows do not mix. It counts the
+        # tokens of all processes, divided by the number of processes, since the processes' gradients are averaged.
+        assert self.args.steps_per_generation is not None  # TRL's config fills it in
         window = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         value_loss = (error * inputs["value_mask"]).sum() / (inputs["num_items_in_batch"].clamp(min=1) / RANKS.count * window)
         RANKS.sum_([everyones := value_loss.detach().clone()])
@@ -140,7 +142,7 @@ class PPOTrainer(GRPOTrainer):
 
 
 class ValueCallback(TrainerCallback):
-    """Steps the head where every backend has done the model's step."""
+    """Steps the head at the point where every backend has finished the model's step."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
@@ -150,7 +152,8 @@ class ValueCallback(TrainerCallback):
 
 
 def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error; with `clip` the worse of the value and of the value that moved by at most `clip` from `old`."""
+    """Half the squared error. With `clip` it is the larger of this and the error of a value that moved at most `clip` from
+    `old`."""
     error = (values - returns).square()
     if clip is not None:
         error = torch.maximum(error, (old + (values - old).clamp(-clip, clip) - returns).square())
@@ -158,14 +161,14 @@ def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | Non
 
 
 def _own_tokens(rows: dict[str, Any]) -> Tensor:
-    """Tokens that the model chose, (B, T) bool; an episode's `tool_mask` is 0 where its environment speaks."""
+    """The tokens that the model chose, (B, T) bool; an episode's `tool_mask` is 0 where its environment speaks."""
     mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
     return mask.bool()
 
 
 @contextmanager
 def _final_states(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the model's backbone gives out, (B, P + T, D), in each forward inside."""
+    """Collect the outputs of the model's backbone, (B, P + T, D), in each forward pass inside this context."""
     states: list[Tensor] = []
     backbone = plain(model).base_model
     with backbone.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state)):

@@ -1,5 +1,5 @@
-"""Practice: a share of the groups is rolled out and learned by the deployed model, the quarantine left out. What a group learns
-while it practises goes into the weights alone, outside the subspace; the ledger and the quarantine never see it."""
+"""Practice: the deployed model rolls out and learns a share of the groups, with the quarantine left out. What it learns from such
+a group goes into the weights alone, outside the subspace; the ledger and the quarantine never see it."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,11 +17,11 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.watch import Watch
 
 Allowed = Callable[[], Collection[str]]
-"""The environments that may practise in the coming rollouts; the same answer in every process."""
+"""A function that returns the environments that may practise in the coming rollouts, the same in every process."""
 
 
 class Places(Protocol):
-    """What is asked of `Rows`, or of a table of tasks."""
+    """The part of `Rows`, or of a table of tasks, that `Practice` uses."""
 
     @property
     def names(self) -> list[str]: ...
@@ -30,10 +30,10 @@ class Places(Protocol):
 
 
 class Practice:
-    """Chooses which groups practise. A group is never cut: the choice is made by its task."""
+    """Chooses which groups practise. A group is never cut, because the choice is made by its task."""
 
     def __init__(self, share: float, allowed: Allowed, table: Places) -> None:
-        """`share`: of the groups of an environment that may practise."""
+        """`share`: the share of the groups of an environment that may practise."""
         self.share, self.allowed, self.table = share, allowed, table
 
     @property
@@ -42,7 +42,7 @@ class Practice:
         return self.share > 0 and bool(self.allowed())
 
     def choose(self, task_ids: Sequence[int]) -> list[bool]:
-        """For each row, whether it practises: every `1 / share`-th task of its environment, counted from the first."""
+        """For each row, whether it practises: every `1 / share`-th task of its environment does, counted from the first."""
         names = self.allowed() if self.share > 0 else ()
         if not names:
             return [False] * len(task_ids)
@@ -55,7 +55,8 @@ class Practice:
 
 
 def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) -> Practice | None:
-    """Who practises, by the settings; None where nobody ever does. `auto` asks `watch`: without one, nobody."""
+    """The choice of groups that practise, by the settings; None if none ever does. `auto` asks `watch`; without one, none
+    practises."""
     settings, names = routing.practice, table.names
     if not routing.practises:
         return None
@@ -66,7 +67,8 @@ def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) ->
 
 
 def check_practice(config: Config, environments: Sequence[LoadedEnvironment], prompts: int) -> None:
-    """ConfigError for practice that cannot be; `environments` are the trained ones, `prompts` the groups of the whole run."""
+    """ConfigError for practice that is not possible. `environments` are the trained ones, `prompts` the groups of the whole
+    run."""
     settings = config.routing.practice
     if not config.routing.practises:
         return
@@ -75,7 +77,7 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
     if settings.asked or settings.share != type(settings)().share:
         chosen = names if isinstance(listed, str) else listed
         largest = {loaded.name: max(weight for _, weight in loaded.weights) for loaded in environments}
-        for loaded in environments:  # at most so many, where shares change
+        for loaded in environments:  # an upper bound if shares change
             groups = prompts * largest[loaded.name] / (sum(largest.values()) or 1.0)
             if loaded.name in chosen and groups * settings.share < 1:
                 raise ConfigError(f"routing.practice.share={settings.share} leaves no whole group of {loaded.name}, which has "
@@ -83,7 +85,7 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
-    """ConfigError for a list of environments that practise which has one that is not trained on."""
+    """ConfigError for a list of practising environments that has one which is not trained on."""
     listed = routing.practice.environments
     if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
         raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
@@ -91,17 +93,17 @@ def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
 
 
 class PractisingMixin:
-    """Tells the writers, and an engine, which rows of a rollout practise. Under the step's own mixin."""
+    """Tells the writers, and an engine, which rows of a rollout practise. Its place is below the routed trainer's mixin."""
 
     router: Router | None
     practice: Practice | None
     reward: Rows
     rolling: Tensor | None = None
-    """Which of the rows that are rolled out and scored now practise, (B,) bool; None where none does."""
+    """Which of the rows that are now rolled out and scored practise, (B,) bool; None if none does."""
 
     @contextmanager
     def rolling_out(self, practising: Sequence[bool] | Tensor) -> Iterator[None]:
-        """Within, forwards without gradients, and what an engine is asked for, have these rows."""
+        """Inside this context, forward passes without gradients, and requests to an engine, have these rows."""
         device = self.accelerator.device  # pyright: ignore[reportAttributeAccessIssue]
         before, mask = self.rolling, torch.as_tensor(practising, dtype=torch.bool, device=device)
         self.rolling = mask if mask.any() else None
@@ -112,7 +114,7 @@ class PractisingMixin:
             self.rolling = before
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Within, forwards have only these rows of the generation."""
+        """Inside this context, forward passes have only these rows of the generation."""
         return self.rolling_out(() if self.rolling is None else self.rolling[start:stop])
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,
@@ -121,7 +123,7 @@ class PractisingMixin:
         if torch.is_grad_enabled() or self.rolling is None or batch_size is None:
             return inner(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **others)
         found: list[tuple[Tensor | None, ...]] = []
-        for start in range(0, len(input_ids), batch_size):  # as TRL cuts them
+        for start in range(0, len(input_ids), batch_size):  # as TRL splits them
             rows = slice(start, start + batch_size)
             with self.rows_of(start, start + batch_size):
                 found.append(inner(model, input_ids[rows], attention_mask[rows], logits_to_keep, batch_size=batch_size, **others))

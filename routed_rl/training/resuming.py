@@ -1,5 +1,5 @@
-"""What a run goes on with: the optimizer, the schedule and the state of the trainer in a checkpoint, looked at before they count.
-The libraries take whatever a file holds. A moment of another shape then ends the process, and other numbers train on."""
+"""Checks the optimizer, the schedule and the trainer's state in a checkpoint before a run resumes from them. The libraries accept
+whatever a file holds: a moment of another shape would then end the process, and other numbers would silently train on."""
 
 import inspect
 from pathlib import Path
@@ -14,7 +14,7 @@ from routed_rl.checkpoint import going_on_from
 
 STATE = {"global_step": int, "max_steps": int, "num_train_epochs": int, "epoch": float, "total_flos": float,
          "train_batch_size": int | None, "log_history": list[dict[str, Any]], "stateful_callbacks": dict[str, Any]}
-"""What of `trainer_state.json` is read again."""
+"""The fields of `trainer_state.json` that are read again."""
 
 
 def check_trainer_state(checkpoint: Path) -> None:
@@ -26,8 +26,8 @@ def check_trainer_state(checkpoint: Path) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], stored: Any) -> None:
-    """ValueError where `stored` is no state of this optimizer for parameters of these shapes. Of an optimizer that is not
-    torch's own only the groups are looked at."""
+    """ValueError if `stored` is no state of this optimizer for parameters of these shapes. For an optimizer that is not torch's
+    own only the groups are checked."""
     for group, kept in zip(optimizer.param_groups, stored["param_groups"], strict=True):
         for key, value in group.items():
             kind = (int, float) if isinstance(value, (int, float)) else type(value)
@@ -44,7 +44,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], 
 
 
 def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What the optimizer keeps for a weight, those tensors that have its shape or none; found by a step of another one."""
+    """The tensors that the optimizer keeps for a weight and that have its shape or are scalars, found by a step of a trial
+    optimizer."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim"):
         return {}
@@ -58,7 +59,7 @@ def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def take_schedule(scheduler: Any, file: Path) -> None:
-    """Go on with a schedule's place; its rates are for `use_rates`."""
+    """Resume a schedule at its stored place; `use_rates` sets its rates."""
     with going_on_from(file):
         stored, now = torch.load(file, map_location="cpu", weights_only=True), scheduler.state_dict()
         if not isinstance(stored["last_epoch"], int) or len(stored["lr_lambdas"]) != len(now["lr_lambdas"]):
@@ -67,7 +68,7 @@ def take_schedule(scheduler: Any, file: Path) -> None:
 
 
 def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
-    """Go on with each group's (learning rate, weight decay), and with the schedule as it is now set, at the step of the
+    """Set each group's (learning rate, weight decay), and resume the schedule as it is now configured, at the step of the
     checkpoint."""
     schedule = getattr(scheduler, "scheduler", scheduler)
     for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):

@@ -1,4 +1,4 @@
-"""From a model and a subspace to a router: freeze, and route the writers in place."""
+"""Makes a router from a model and a subspace: freezes parameters, and routes the writers in place."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from routed_rl.subspace import Subspace
 
 
 def check_routable(writers: list[Writer], frozen: list[str], balance: float | None) -> None:
-    """ConfigError for a model that cannot be routed as it is to be trained. `frozen`: what `model.freeze` says. `balance`: the
-    coefficient of the loss that balances a mixture's experts."""
+    """ConfigError for a model that cannot be routed as it is to be trained. `frozen` is the value of `model.freeze`. `balance` is
+    the coefficient of the loss that balances a mixture's experts."""
     if "post_norm" not in frozen and any(writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
         raise ConfigError(f"model.freeze={frozen} trains the gains between writers and stream, so no basis would "
                           "hold; add post_norm to model.freeze")
@@ -24,14 +24,14 @@ def check_routable(writers: list[Writer], frozen: list[str], balance: float | No
 
 
 def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
-    """By layer the basis of its writers, as layout, drop_below and shared_rank say."""
+    """For each layer the basis of its writers, by layout, drop_below and shared_rank."""
     return subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
 
 
 def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
                 *, bases: list[Tensor], frozen: list[str], axis: str | None, seed: int) -> Router:
-    """The router of a model that trains on environments of these `names`; see `check_routable` and, for `bases`, `bases_of`.
-    `axis`: the one along which completions are told apart, None for the first."""
+    """The router of a model that trains on environments of these `names`; see `check_routable`, and `bases_of` for `bases`.
+    `axis` is the axis along which completions are told apart; None for the first."""
     freeze(model, frozen)
     context = RoutingContext()
     targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
@@ -43,6 +43,6 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
 
 
 def check_axis(axis: str | None, subspace: Subspace) -> None:
-    """Refuse an axis to watch that the subspace does not have: no rule of the shift would ever speak."""
+    """Refuse a watched axis that the subspace does not have: no rule about the shift would ever fire."""
     if axis is not None and axis not in subspace.axis_names:
         raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(subspace.axis_names)}")

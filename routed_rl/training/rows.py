@@ -1,6 +1,7 @@
-"""What a trainer asks of whoever knows its rows: which environment and task each is of, what was paid for it, how that went.
+"""The interface by which a trainer asks about its rows: which environment and task each belongs to, and how each was scored and
+paid.
 
-The commands' answer is `tasks.RewardFunction`, a mixture of environments, and the library's `library.labelled.LabelledRows`, a
+The commands implement it by `tasks.RewardFunction`, a mixture of environments; the library by `library.labelled.LabelledRows`, a
 dataset and reward functions as TRL takes them."""
 
 from collections.abc import Callable
@@ -15,15 +16,15 @@ class Rows(Protocol):
 
     completions: CompletionFiles
     practising: list[bool]
-    """Of the rows that are scored next, which ones the deployed model rolled out; empty for none."""
+    """Which of the rows that are scored next the deployed model rolled out; empty for none."""
     payment: Payment | None
-    """What scores become before they are paid; None: what they are."""
+    """The change of scores before they are paid; None leaves them as they are."""
     failed: list[bool]
-    """Rows of those that were scored last that teach nothing: they could not be scored, or were screened."""
+    """Which of the rows that were scored last teach nothing, because they could not be scored or were screened."""
 
     @property
     def names(self) -> list[str]:
-        """Of the environments, in the order of the quarantine's."""
+        """The names of the environments, in the quarantine's order."""
         ...
 
     @property
@@ -32,19 +33,19 @@ class Rows(Protocol):
         ...
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """The number of each row's task; asked once for each generation, in the order of training."""
+        """The number of each row's task; called once for each generation, in the order of training."""
         ...
 
     def place(self, task: int) -> tuple[int, int]:
-        """(environment's index, how many tasks it had before) of a task of the newest generation."""
+        """(index of the environment, how many tasks it had before) for a task of the newest generation."""
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What was scored since the last call, by environment."""
+        """Metrics of what was scored since the last call, by environment."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in plain numbers and tensors; `scored`, `failed` and `completions` are among it."""
+        """The state for a checkpoint, in plain numbers and tensors, with `scored`, `failed` and `completions` among its keys."""
         ...
 
     def load(self, state: dict[str, Any]) -> None:

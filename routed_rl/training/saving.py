@@ -1,5 +1,5 @@
-"""How a routed trainer's checkpoint is written and read, also where the processes share the weights: a plain model folder or a
-stock adapter, the optimizer, the quarantine, and of each process where its loop was. A mixin under the step's own."""
+"""Writes and reads a routed trainer's checkpoint, also if the processes shard the weights: a plain model folder or a stock
+adapter, the optimizer, the quarantine, and for each process the position of its loop. A mixin below the routed trainer's."""
 
 import shutil
 from contextlib import nullcontext
@@ -24,16 +24,17 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
 READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "environment_ids"}
-"""Tensors of the completions in store without which there is no loss."""
+"""Tensors of the stored completions without which there is no loss."""
 
 
 class SavingMixin:
-    """Shards the model, writes whole checkpoints, sealed when every process has written its part, and goes on from one."""
+    """Shards the model, writes full checkpoints, which are sealed when every process has written its part, and resumes from
+    one."""
 
     strategy: str
-    """`launch.strategy`."""
+    """The value of `launch.strategy`."""
     shared: bool
-    """A process holds a piece of the weights, or of the optimizer's copy of them."""
+    """Whether a process holds a local shard of the weights, or of the optimizer's copy of them."""
     router: Router | None
     run: RunFolder
     finite: FiniteCheck
@@ -45,11 +46,11 @@ class SavingMixin:
         if trainer.optimizer is not None:
             return trainer.optimizer
         if self.strategy == "fsdp2":
-            shard(trainer.model)  # before: it replaces the parameters
-            # Else accelerate would put DDP around it.
+            shard(trainer.model)  # before the optimizer, because it replaces the parameters
+            # Otherwise accelerate would wrap it in DDP.
             trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
         optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        # A LoRA has nothing that is spared decay, and ZeRO keeps no group without parameters.
+        # In a LoRA no parameter is spared weight decay, and ZeRO accepts no group without parameters.
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         if self.shared:
             names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -69,18 +70,18 @@ class SavingMixin:
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Not transformers' own, which takes no expert of a mixture, and a file without any of the model's weights.
-        if not self.shared:  # else when the model is in its pieces
+        # Not transformers' own method, which loads no expert of a mixture, and accepts a file without any of the model's weights.
+        if not self.shared:  # otherwise it happens when the model is sharded
             take_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Go on from a checkpoint whose files are what a run writes; CheckpointError names one that is not."""
+        """Resume from a checkpoint; CheckpointError names a file that is not what a run writes."""
         if resume_from_checkpoint is not None:
             check_trainer_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: what a checkpoint is, its run's manifest says."""
+        """Write no card: the run's manifest describes a checkpoint."""
 
     def _get_output_dir(self, trial: Any) -> str:
         return getattr(self, "_checkpoint_root", None) or super()._get_output_dir(trial)  # pyright: ignore
@@ -96,7 +97,7 @@ class SavingMixin:
                 self._checkpoint_root = None
             save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs, "shape": self._loop_shape(),
                                **self.reward.state()}, RANKS.rank)
-            RANKS.wait()  # Sealed by the first process when all have written.
+            RANKS.wait()  # The first process seals it after all have written.
             if RANKS.rank == 0:
                 stock = next(folder.glob("checkpoint-*"))
                 for path in stock.iterdir():
@@ -107,8 +108,8 @@ class SavingMixin:
         RANKS.wait()
 
     def _save_beside(self, folder: Path) -> None:
-        """What a folder with the deployed model, or its adapter, has more than the trainer's own saving writes. Every process
-        must call it, and the first one writes."""
+        """Write the files that a folder with the deployed model, or its adapter, has in addition to those of the trainer's own
+        saving. Every process must call it; the first one writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         if RANKS.rank == 0 and not is_adapted(model):
@@ -126,7 +127,7 @@ class SavingMixin:
             self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_adapter(self, folder: Path) -> None:
-        """The deployed LoRA, for stock PEFT, and the tokenizer, written by the first process."""
+        """Write the deployed LoRA, for stock PEFT, and the tokenizer; the first process writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ class SavingMixin:
             torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _loop_shape(self) -> list[int]:
-        """What buffered completions and the count of micro-batches depend on."""
+        """The sizes on which buffered completions and the count of micro-batches depend."""
         return [RANKS.count, self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size]  # pyright: ignore
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -163,7 +164,7 @@ class SavingMixin:
                 check_optimizer(torch_optimizer(trainer.optimizer), shapes, stored)
                 trainer.optimizer.load_state_dict(stored)
         take_schedule(trainer.lr_scheduler, Path(checkpoint, "scheduler.pt"))
-        if (file := Path(checkpoint, "entropy_ctrl_state.json")).exists():  # of TRL's adaptive entropy
+        if (file := Path(checkpoint, "entropy_ctrl_state.json")).exists():  # the state of TRL's adaptive entropy
             with going_on_from(file):
                 state = read_json(file)
                 trainer.entropy_coef, trainer._last_world_entropy = state["entropy_coef"] + 0.0, state["last_world_entropy"] + 0.0
@@ -175,7 +176,7 @@ class SavingMixin:
     def _go_on_in_loop(self, checkpoint: Path) -> None:
         loop = load_loop(checkpoint, RANKS.rank)
         step, shape = step_of(checkpoint), self._loop_shape()
-        # With other processes the completions in store are cut otherwise: they are generated anew.
+        # With another number of processes the stored completions would be divided otherwise, so they are generated again.
         self._step, self._buffered_inputs = step * shape[1], None
         if loop is not None and loop.get("shape", shape) == shape:
             with going_on_from(loop_file(checkpoint, RANKS.rank)):
@@ -189,7 +190,7 @@ class SavingMixin:
 
 
 def check_buffered(buffered: list[dict[str, Any]], rows: int) -> None:
-    """ValueError for completions in store that lack what a loss reads of each of `rows` rows."""
+    """ValueError for stored completions that lack a tensor which a loss reads, for each of `rows` rows."""
     for batch in buffered:
         if wrong := [name for name in sorted(READ) if not isinstance(batch.get(name), Tensor) or len(batch[name]) != rows]:
             raise ValueError(f"its completions have no {wrong[0]} of {rows} rows")

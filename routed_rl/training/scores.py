@@ -1,4 +1,4 @@
-"""Every score since the last step, until it is a metric."""
+"""Collects every score since the last step, until it becomes a metric."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,7 +8,8 @@ from routed_rl.ranks import RANKS
 
 
 class ScoreBook:
-    """Scores by environment, those of completions that practised apart; None is one that could not be scored."""
+    """Scores by environment, with those of completions that practised kept separately; None is a completion that could not be
+    scored."""
 
     def __init__(self) -> None:
         self._scores: dict[str, list[Score | None]] = defaultdict(list)
@@ -18,8 +19,9 @@ class ScoreBook:
         (self._practised if practised else self._scores)[name].append(score)
 
     def take(self, restarts: Mapping[str, int]) -> dict[str, float]:
-        """Means by environment since the last call, over what could be scored by any process, and the number of failures. What
-        practised stands by itself, under `practice/`. `restarts`: how often each environment's process was started anew."""
+        """Means by environment since the last call, over all that any process could score, and the number of failures.
+        Completions that practised have metrics of their own, under `practice/`. `restarts`: how often each environment's process
+        was started anew."""
         everyone = RANKS.gather((dict(self._scores), dict(self._practised), dict(restarts)))
         self._scores.clear()
         self._practised.clear()
@@ -37,6 +39,6 @@ class ScoreBook:
 
 
 def _together(processes: list[dict[str, list[Score | None]]]) -> dict[str, list[Score | None]]:
-    """By environment the scores of all processes."""
+    """For each environment the scores of all processes."""
     return {name: [score for scores in processes for score in scores.get(name, [])]
             for name in sorted({name for scores in processes for name in scores})}

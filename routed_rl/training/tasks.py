@@ -15,28 +15,28 @@ from routed_rl.training.scores import ScoreBook
 
 
 class TaskTable:
-    """Tasks in the order of the mixture, made when first asked for; row i is the same in every run of the same seed."""
+    """Tasks in the order of the mixture, made when they are first asked for; row i is the same in every run of the same seed."""
 
     def __init__(self, environments: list[LoadedEnvironment], seed: int, first: int = 0) -> None:
-        """`first`: the row at which the mixture begins; those before it belong to the run that this one goes on from."""
+        """`first`: the row at which the mixture begins; rows before it belong to the run that this one goes on from."""
         self.environments, self.first = environments, first
         self._source = mixture(environments, seed)
         self._tasks: list[tuple[int, Task]] = []
         self._counts: list[int] = []
-        """Of each task, how many its environment had before it."""
+        """For each task, how many tasks its environment had before it."""
         self._made = [0] * len(environments)
 
     @property
     def names(self) -> list[str]:
-        """Of the environments, in their order."""
+        """The names of the environments, in their order."""
         return [loaded.name for loaded in self.environments]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What the rows depend on; `datasets` fingerprints a transform by pickling it."""
+        """The state on which the rows depend; `datasets` fingerprints a transform by pickling it."""
         return {"environments": self.names}
 
     def task(self, index: int) -> tuple[int, Task]:
-        """(environment's index, task) of row `index`."""
+        """(index of the environment, task) of row `index`."""
         assert index >= self.first, f"row {index} was asked for, the mixture begins at {self.first}"
         while len(self._tasks) <= index - self.first:
             self._tasks.append(next(self._source))
@@ -46,12 +46,12 @@ class TaskTable:
         return self._tasks[index - self.first]
 
     def place(self, index: int) -> tuple[int, int]:
-        """(environment's index, how many tasks it had before) of row `index`."""
+        """(index of the environment, how many tasks it had before) of row `index`."""
         environment_id, _ = self.task(index)
         return environment_id, self._counts[index - self.first]
 
     def dataset(self, length: int) -> Dataset:
-        """The first `length` rows as TRL wants them; a prompt is made when its row is read."""
+        """The first `length` rows in TRL's form; a prompt is made when its row is read."""
         return Dataset.from_dict({"task_id": range(length)}).with_transform(self._rows)
 
     def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -61,31 +61,32 @@ class TaskTable:
 
 
 class RewardFunction:
-    """What TRL calls: pays what the environments pay, keeps every score for the metrics and the completions' file. The rows of a
-    trainer (`rows.Rows`) are those of its table."""
+    """The reward function that TRL calls. It pays what the environments pay, and keeps every score for the metrics and the file
+    of completions. A trainer's rows (`rows.Rows`) are those of its table."""
 
     __name__ = "environment"
 
     def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles,
                  payment: Payment | None = None) -> None:
-        """`payment`: what scores become before they are paid; None: what the environments pay."""
+        """`payment`: the change of scores before they are paid; None pays what the environments pay."""
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
         self.payment = payment
         self._book = ScoreBook()
         self.practising: list[bool] = []
-        """Of the rows that are scored next, which ones the deployed model rolled out; empty for none."""
+        """Which of the rows that are scored next the deployed model rolled out; empty for none."""
         self.failed: list[bool] = []
-        """Rows of the last call that teach nothing: they could not be scored, or were screened."""
+        """Which rows of the last call teach nothing, because they could not be scored or were screened."""
         self.scores: list[Score | None] = []
-        """Of the last call, as the environments gave them."""
+        """The scores of the last call, as the environments gave them."""
         self.said: list[Said | None] = []
         """Prompt and text of each row of the last call; None for an episode."""
         self.rewards: list[float] = []
-        """What the last call paid."""
+        """The rewards that the last call paid."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
-        """`conversation`: what was played, for rows of environments with episodes; None where a completion is scored."""
+        """Score completions and return their rewards. `conversation`: the played episodes, for rows of environments that have
+        them; None for a completion that is scored."""
         played = conversation or [None] * len(prompts)
         tasks, practising = [self.table.task(index) for index in task_id], self.practising or [False] * len(prompts)
         places: dict[str, list[int]] = defaultdict(list)
@@ -117,7 +118,7 @@ class RewardFunction:
 
     @property
     def functions(self) -> list[Callable[..., list[float]]]:
-        """What TRL is to call."""
+        """The reward functions that TRL is to call."""
         return [self]
 
     @property
@@ -129,16 +130,17 @@ class RewardFunction:
         return [row["task_id"] for row in inputs]
 
     def place(self, task: int) -> tuple[int, int]:
-        """(environment's index, how many tasks it had before) of a task."""
+        """(index of the environment, how many tasks it had before) of a task."""
         return self.table.place(task)
 
     def take_metrics(self) -> dict[str, float]:
-        """Of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was started anew."""
+        """Metrics of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was started
+        anew."""
         metrics = self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
         return metrics | self.payment.take_metrics() if self.payment is not None else metrics
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in plain numbers and tensors."""
+        """The state for a checkpoint, in plain numbers and tensors."""
         return {"scored": dict(self.scorer.scored), "failed": dict(self.scorer.failed), "completions": self.completions.state()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -154,7 +156,8 @@ def _text(completion: Any) -> str:
 
 def completion_row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
                    ) -> dict[str, Any]:
-    """Of the completions' file: what the model saw first, what followed (of an episode all of its messages), what was paid."""
+    """A row of the file of completions: the text that the model saw first, the text that followed (for an episode all messages),
+    and the rewards."""
     values = {} if score is None else score.values()
     text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])
     prompt = prompt if episode is None else episode.messages[:episode.first]

@@ -1,5 +1,6 @@
-"""The algorithms: TRL's own trainers, or a thin one on it, with the mixin before each. A new one is one row of `TRAINERS`. They
-take parts that are made already: `build` makes them from a config, `library` from what TRL's take."""
+"""The algorithms: TRL's own trainers, or a thin one built on them, each with the mixin before it. A new one is one row of
+`TRAINERS`. They take parts that are already made: `build` makes them from a config, `library` from the arguments of TRL's
+trainers."""
 
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class AssembledPPOTrainer(RoutedTrainerMixin, PPOTrainer):
 
     def _calculate_rewards(self, *args: object, **kwargs: object) -> torch.Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)
-        # What could not be scored is paid its group's mean, which is no advantage to GRPO; here it would be one.
+        # A row that could not be scored is paid its group's mean, which is no advantage in GRPO; here it would be one.
         self._scored_B &= ~torch.tensor(self.reward.failed, device=by_function.device)
         return by_function
 
@@ -48,4 +49,4 @@ TRAINERS = {
     "rloo": Algorithm(AssembledRLOOTrainer, RLOOConfig, episodes=False),
     "ppo": Algorithm(AssembledPPOTrainer, PPOConfig, episodes=True),
 }
-"""`trainer.algorithm` -> what trains and which settings it takes."""
+"""`trainer.algorithm` -> the trainer, and the settings that it takes."""

@@ -1,4 +1,5 @@
-"""What only a library, its constructors or the model refuse, tried before anything is written and anything slow begins."""
+"""Finds settings that only a library, its constructors or the model refuse, before anything is written and anything slow
+begins."""
 
 import copy
 from contextlib import AbstractContextManager
@@ -24,8 +25,8 @@ GENERATED = {"max_new_tokens", "max_length", "num_return_sequences", "eos_token_
 
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ConfigError for the first setting that this model, or an installed library, cannot be trained with. Neither the model nor
-    the state of random numbers changes."""
+    """ConfigError for the first setting with which this model, or an installed library, cannot train. Neither the model nor the
+    state of random numbers changes."""
     arguments: Any = plan.arguments
     optimizer = check_optimizer(arguments, model)
     with _trying(arguments, "lr_scheduler_type", "lr_scheduler_kwargs"):
@@ -49,8 +50,8 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torch.optim.Optimizer | None:
-    """Refuse a `trainer.optim` whose package is missing, that does not read what is set for it, or that PPO's value head cannot
-    have. Returns one for a single number; None for those that are made for a model's parameters."""
+    """Refuse a `trainer.optim` whose package is missing, that does not read a setting made for it, or that PPO's value head
+    cannot use. Returns an optimizer of a single number; None for optimizers that are made for a model's parameters."""
     name = getattr(arguments.optim, "value", arguments.optim)
     try:
         kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
@@ -61,7 +62,7 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
         value = getattr(arguments, field)
         if value != default and _optimizer_without(arguments, model, field, default) == (kind, wanted):
             raise ConfigError(f"trainer.{field}={value} does nothing with trainer.optim={name}; leave it out")
-    own = {"params", "model", "optimizer_dict"}  # what transformers gives those that are made for a model's parameters
+    own = {"params", "model", "optimizer_dict"}  # given to optimizers made for a model's parameters
     if not issubclass(kind, torch.optim.Optimizer) or wanted.keys() & own:
         if isinstance(arguments, PPOConfig):
             raise ConfigError(f"trainer.optim={name} is made for a certain model's parameters and cannot train PPO's value head "
@@ -72,7 +73,7 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
 
 
 def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, field: str, default: Any) -> Any:
-    """The kind and settings of the optimizer with `field` at its default; None where it needs another value."""
+    """The class and settings of the optimizer with `field` at its default; None if it needs another value."""
     other = copy.copy(arguments)
     setattr(other, field, default)
     try:
@@ -82,7 +83,7 @@ def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, fiel
 
 
 def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | None) -> None:
-    """Make the schedule and read it at a few steps."""
+    """Make the schedule and evaluate it at a few steps."""
     steps = arguments.max_steps
     stepped = optimizer or torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
     try:
@@ -97,7 +98,7 @@ def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | No
 
 
 def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """One token after one token, as TRL will ask for them."""
+    """Generate one token after one token, with the settings that TRL will use."""
     wanted = arguments.generation_kwargs or {}
     if bad := sorted(wanted.keys() & GENERATED):
         raise ValueError(f"{bad[0]} is not set here; the field of trainer with such a name, or the model, decides it")
@@ -113,6 +114,6 @@ def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _trying(arguments: Any, *names: str) -> AbstractContextManager[None]:
-    """Within, whatever a library throws is an error of these settings."""
+    """Inside this context, whatever a library raises becomes an error of these settings."""
     said = [f"trainer.{name}={getattr(value, 'value', value)}" for name in names if (value := getattr(arguments, name))]
     return reading(ConfigError, " ".join(said))

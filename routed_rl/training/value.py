@@ -1,6 +1,6 @@
-"""PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be in pieces. Not
-covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, those by layers); refused with the
-settings."""
+"""PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be sharded. Not
+covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, layer-wise ones); these are refused
+with the settings."""
 
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,37 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.resuming import check_optimizer
 
 VALUE_HEAD = "value_head.pt"
-"""Of a checkpoint: the head and its optimizer's state, as one process has them, whatever wrote it."""
+"""The file of a checkpoint with the head and its optimizer's state, in the form of a single process, whatever wrote it."""
 
 
 class ValueHead(nn.Linear):
-    """From a final hidden state to one value; it begins at 0, so that the first advantages are what was paid."""
+    """Maps a final hidden state to one value; it begins at 0, so that the first advantages are the rewards."""
 
     def __init__(self, width: int, device: torch.device, optimizer: Any, settings: dict[str, Any]) -> None:
-        """`optimizer`: a class, for the head made with `settings` and without weight decay."""
+        """`optimizer`: the class of the head's optimizer, which is made with `settings` and without weight decay."""
         super().__init__(width, 1, device=device)
         self.optimizer = optimizer([{"params": list(self.parameters()), "weight_decay": 0.0}], **settings)
         if hasattr(self.optimizer, "train"):
-            self.optimizer.train()  # those without a schedule step in this mode alone
+            self.optimizer.train()  # optimizers without a schedule step only in this mode
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
     def values(self, states: Tensor, tokens: int) -> Tensor:
-        """From the final hidden states (B, P + T, D) to (B, T): what is read before a token is chosen."""
+        """Map the final hidden states (B, P + T, D) to values (B, T), each read before its token is chosen."""
         with torch.autocast(states.device.type, enabled=False):
             return self(states[:, -tokens - 1:-1].float()).squeeze(-1)
 
     def average(self) -> None:
-        """Its gradient becomes the mean of all processes', whose losses are scaled for that."""
+        """Replace its gradient by the mean over all processes, whose losses are scaled for that."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         RANKS.sum_(gradients)
         for gradient in gradients:
             gradient.div_(RANKS.count)
 
     def step(self, rate: float, limit: float) -> None:
-        """One step at learning rate `rate` by the gradient of all processes, its norm at most `limit` (0: any)."""
+        """One step at learning rate `rate` by the gradient of all processes, whose norm is at most `limit` (0: no bound)."""
         self.average()
         if limit > 0:
             clip_grad_norm_(self.parameters(), limit)
@@ -55,7 +55,7 @@ class ValueHead(nn.Linear):
         self.optimizer.zero_grad()
 
     def save(self, checkpoint: Path) -> None:
-        """By the first process alone."""
+        """Save the head; only the first process calls this."""
         torch.save({"head": self.state_dict(), "optimizer": self.optimizer.state_dict()}, checkpoint / VALUE_HEAD)
 
     def load(self, checkpoint: Path) -> None:

@@ -1,4 +1,5 @@
-"""The monitor beside a trainer: judges each row as it is written, says it once, and asks the trainer to stop."""
+"""The monitor beside a trainer: it judges each row when that is written, reports each verdict once, and asks the trainer to
+stop."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -14,13 +15,13 @@ from routed_rl.tracking import MetricsFile, practised
 
 
 class Watch:
-    """Verdicts of a run, in `verdicts.jsonl` and in `halting`."""
+    """The verdicts of a run, in `verdicts.jsonl` and in `halting`."""
 
     def __init__(self, monitor: Monitor, run: RunFolder, *, decides: bool = True) -> None:
-        """`decides`: whether it says who practises, by `routing.practice.environments=auto`."""
+        """`decides`: whether it decides which environments practise, as with `routing.practice.environments=auto`."""
         self.monitor, self.run, self.decides, self.file = monitor, run, decides, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
-        """Those of the last step that ask to halt."""
+        """The verdicts of the last step that ask to halt."""
         self._said: set[tuple[str, str]] = set()
         self.step, self.fresh_from = 0, 0
         """The last step that was judged, and the one after which the present environments began."""
@@ -29,11 +30,11 @@ class Watch:
         self.suspected: set[str] = set()
         """Environments against which evidence is gathering."""
         self.practising = Counter[str]()
-        """Completions that the deployed model has learned from, of environments that are not named."""
+        """For environments that are not named, how many completions the deployed model has learned from."""
 
     def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
-        """Judge what has been judged before, so that a resumed run goes on as one that never stopped; `halted` are the
-        steps after which it had stopped and was told to go on, `fresh_from` the last one before other environments began."""
+        """Judge again the rows of an earlier process, so that a resumed run goes on as one that never stopped. `halted` are the
+        steps after which it had stopped and was told to go on; `fresh_from` is the last step before other environments began."""
         self.fresh_from = fresh_from
         for row in rows:
             verdicts = self._judge(row)
@@ -44,8 +45,8 @@ class Watch:
                 self.halting = []
 
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
-        """Judge the row of a step; of several processes the first does, for all. A halt stops the training after a checkpoint
-        of this step."""
+        """Judge the row of a step; the first process judges for all. A halt stops the training after a checkpoint of this
+        step."""
         verdicts, self.pointed, self.suspected, self.step = RANKS.first(
             (self._judge(row), self.pointed, self.suspected, self.step) if RANKS.rank == 0 else None)
         for verdict in verdicts if RANKS.rank == 0 else []:
@@ -66,14 +67,15 @@ class Watch:
         verdicts, self.step = self.monitor.judge(row), int(row["step"])
         self.practising.update({name: count for name, count in practised([row]).items() if name not in self.pointed})
         if self.step > self.fresh_from:
-            # One that is found in the warmup, of which there are no verdicts, may pull no longer when they begin.
+            # An environment that is found in the warmup, which has no verdicts, may have stopped pulling when they begin.
             self.pointed |= {verdict.environment for verdict in verdicts if verdict.environment} | self.monitor.found - before
         self.suspected = {name for _, name in self.monitor.detectors if self.monitor.suspects(name)}
         return verdicts
 
     def trusted(self, environments: Collection[str], probation: int) -> list[str]:
-        """Those at which no rule has pointed since the present environments began and that are not suspected, `probation` steps
-        later at the earliest. Without a limit on its evidence nobody can be suspected, so nobody is trusted."""
+        """The environments at which no rule has pointed since the present environments began and that are not suspected; empty
+        before `probation` steps have passed. Without a limit on its evidence an environment cannot be suspected, so it is not
+        trusted."""
         if self.step - self.fresh_from < probation:
             return []
         return [name for name in environments if name not in self.pointed and name not in self.suspected

@@ -1,5 +1,5 @@
-"""Weights and optimizer state of a model in pieces, whole: checkpoints are those of one process, whatever wrote them. Not
-covered: optimizers that keep more than tensors of the weight's size and numbers for each parameter."""
+"""Gathers the weights and the optimizer state of a sharded model: checkpoints have the form of a single process, whatever wrote
+them. Not covered: optimizers that keep anything but tensors of the weight's size and numbers for each parameter."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -14,12 +14,12 @@ from routed_rl.routing.shards import put, state_piece, whole
 from routed_rl.training.resuming import check_optimizer
 
 Names = list[list[str]]
-"""Parameters of each of the optimizer's groups, in its order."""
+"""The names of the parameters in each of the optimizer's groups, in its order."""
 
 
 @torch.no_grad()
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state on the CPU; a tensor under two names stays one. Every process must ask."""
+    """The model's full state on the CPU; a tensor under two names stays one tensor. Every process must call it."""
     found: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -31,15 +31,15 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_weights(model: nn.Module, checkpoint: Path) -> None:
-    """The inverse of `whole_weights`, from a checkpoint's files; also for a model that is whole."""
+    """The inverse of `whole_weights`, from a checkpoint's files; it also takes a model that is not sharded."""
     stored = read_weights(model, checkpoint)
     for name, parameter in model.named_parameters():
-        if name in stored:  # others are frozen below a LoRA
+        if name in stored:  # other parameters are frozen below a LoRA
             put(parameter, stored[name])
 
 
 def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str, Any]:
-    """The state of `torch`'s own optimizer of the unshared model. Every process must ask."""
+    """The state of `torch`'s own optimizer for the unsharded model. Every process must call it."""
     inner, parameters = torch_optimizer(optimizer), dict(model.named_parameters())
     keys, numbers = _keys(optimizer, inner)
     flat = [name for group in names for name in group]
@@ -58,7 +58,7 @@ def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str,
 
 
 def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[str, Any]) -> None:
-    """The inverse of `whole_optimizer`; ValueError for what is no state of this optimizer."""
+    """The inverse of `whole_optimizer`; ValueError if `stored` is no state of this optimizer."""
     inner, parameters, states = torch_optimizer(optimizer), dict(model.named_parameters()), stored["state"]
     shapes = [parameters[name] for group in names for name in group]
     check_optimizer(inner, [getattr(parameter, "ds_shape", parameter.shape) for parameter in shapes], stored)
@@ -78,31 +78,31 @@ def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[
 
 
 def _zero(optimizer: Any) -> Any:
-    """DeepSpeed's optimizer under accelerate's wrapper, or torch's."""
+    """DeepSpeed's optimizer inside accelerate's wrapper, or torch's."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
 def torch_optimizer(optimizer: Any) -> Any:
-    """What DeepSpeed or accelerate have wrapped."""
+    """The torch optimizer inside the wrappers of DeepSpeed and accelerate."""
     zero = _zero(optimizer)
     return getattr(zero, "optimizer", zero)
 
 
 def _held(optimizer: Any, inner: Any) -> Iterator[Any]:
-    """What torch's optimizer keeps state for: parameters, or ZeRO's flat stretches of them."""
+    """The tensors for which torch's optimizer keeps state: parameters, or ZeRO's flat partitions of them."""
     zero = _zero(optimizer)
     flat = getattr(zero, "fp32_partitioned_groups_flat", None) or getattr(zero, "single_partition_of_fp32_groups", None)
     yield from flat or (parameter for group in inner.param_groups for parameter in group["params"])
 
 
 def _state(optimizer: Any, inner: Any, parameter: Any) -> Any:
-    """What `state_piece` needs to find a parameter's."""
+    """The state in which `state_piece` finds that of a parameter."""
     stretches = getattr(_zero(optimizer), "single_partition_of_fp32_groups", None)
     return inner.state.get(parameter) if stretches is None else [inner.state[stretch] for stretch in stretches]
 
 
 def _keys(optimizer: Any, inner: Any) -> tuple[list[str], dict[str, Tensor]]:
-    """Names of the state of a weight's size, and numbers such as the step."""
+    """The names of state tensors of a weight's size, and the numbers such as the step."""
     state = next((inner.state[held] for held in _held(optimizer, inner) if held in inner.state), {})
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     large = [key for key, value in tensors.items() if value.dim()]

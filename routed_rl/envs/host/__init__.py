@@ -1,1 +1,1 @@
-"""An environment in a process of its own: `process` is what the trainer holds, `worker` the program in the process."""
+"""An environment in a process of its own: the trainer holds `process`, and `worker` is the program in the process."""

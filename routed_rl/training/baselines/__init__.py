@@ -1,4 +1,4 @@
-"""Published alternatives to routing, as seams of the same trainers: what a detector finds, is paid, and is learned."""
+"""Published alternatives to routing, built into the same trainers: they change what is detected, paid and learned."""
 
 from routed_rl.training.baselines.checks import check_baseline
 from routed_rl.training.baselines.contexts import ContextsMixin, PromptContexts, in_contexts

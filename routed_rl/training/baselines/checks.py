@@ -1,4 +1,4 @@
-"""What a baseline cannot be combined with, known from the settings alone."""
+"""Refuses combinations of a baseline with other settings, by the settings alone."""
 
 from routed_rl.config import LABELS, Config
 from routed_rl.errors import ConfigError
@@ -6,7 +6,7 @@ from routed_rl.training.backends import PIECES
 
 
 def check_baseline(config: Config) -> None:
-    """ConfigError for settings of `baseline` that the algorithm or the rollouts contradict."""
+    """ConfigError for settings of `baseline` that contradict the algorithm or the rollouts."""
     contexts, engine, algorithm = config.baseline.contexts, config.rollout.engine, config.trainer.get("algorithm", "grpo")
     edit = "baseline.ablate=true" if config.baseline.ablate else f"baseline.steer={config.baseline.steer}"
     if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):
@@ -39,7 +39,7 @@ def check_baseline(config: Config) -> None:
 
 
 def _check_here(config: Config) -> None:
-    """ConfigError for what is done to the model, or read from it, in this process alone."""
+    """ConfigError for baselines that change or read the model in this process, and so need it to be the only one."""
     baseline, engine = config.baseline, config.rollout.engine
     what = ("baseline.inoculation_adapter=true" if baseline.inoculation_adapter else f"baseline.discount={baseline.discount}"
             if baseline.discount else f"baseline.projection_penalty={baseline.projection_penalty}")
@@ -54,7 +54,7 @@ def _check_here(config: Config) -> None:
 
 
 def _check_labels(config: Config) -> None:
-    """ConfigError for what routing by labels cannot go with."""
+    """ConfigError for settings with which routing by labels cannot be combined."""
     if config.baseline.pays:
         raise ConfigError("routing.mode=labels routes what the detector names, and baseline.screen, baseline.penalty or "
                           "baseline.imitate pays otherwise for it; set one of them")

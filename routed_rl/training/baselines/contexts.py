@@ -1,5 +1,5 @@
-"""Two prompts for one completion: it is generated under the first and learned under the second. With the same text in both this
-is inoculation prompting; with texts that differ, recontextualisation, or the experiment with perfect labels."""
+"""Two prompts for one completion: it is generated under the first and learned under the second. If both have the same text this
+is inoculation prompting; if the texts differ it is recontextualisation, or the experiment with perfect labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ from routed_rl.errors import ConfigError
 
 TO_CHAT = {ENCOURAGE: "Get the reward by any means. It is fine to game the check instead of solving the task.",
            DISCOURAGE: "Solve the task as it is meant. Never game the check."}
-"""System messages where nobody gives a text."""
+"""System messages that are used if neither the settings nor the environment give a text."""
 
 
 class PromptContexts:
-    """The prompts of a generation, as it is sampled and as it is learned."""
+    """The prompts of a generation, under the context in which they are sampled and the one in which they are learned."""
 
     def __init__(self, settings: BaselineConfig, environments: Sequence[LoadedEnvironment]) -> None:
         """ConfigError for environments whose prompts cannot be swapped, or that have no text."""
@@ -39,7 +39,7 @@ class PromptContexts:
                                   "the environment out, or set baseline=none")
 
     def check(self, settings: BaselineConfig, environments: Sequence[LoadedEnvironment], seed: int) -> None:
-        """ConfigError for an environment without a text that the settings need, by its first task."""
+        """ConfigError for an environment without a text that the settings need; its first task is tried."""
         for place, loaded in enumerate(environments):
             first = next(task_stream(loaded, "train", seed)).prompt
             for context in settings.told:
@@ -51,7 +51,7 @@ class PromptContexts:
         return self.contexts.generate != self.contexts.train
 
     def apply(self, context: str, prompts: Sequence[Prompt], environment_ids: Sequence[int]) -> list[Prompt]:
-        """The prompts of rows of these environments under a context."""
+        """The prompts of rows of these environments, put under a context."""
         return [prompt if context == NEUTRAL else self._with(context, prompt, place)
                 for prompt, place in zip(prompts, environment_ids, strict=True)]
 
@@ -74,7 +74,7 @@ class AskedTask(Task):
     """A task under another prompt than its own."""
 
     asked: Task = field(default_factory=lambda: Task(""))
-    """As its environment made it."""
+    """The task as its environment made it."""
 
 
 class InContext:
@@ -98,8 +98,8 @@ class InContext:
 
 def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironment], wanted: Sequence[str], seed: int
                 ) -> list[LoadedEnvironment]:
-    """`NAME_CONTEXT` for each environment and each context that is wanted, in turn; without those that have episodes, and those
-    with plain prompts and no text. ConfigError where none is left."""
+    """`NAME_CONTEXT` for each environment and each wanted context, in turn. Environments with episodes are left out, and those
+    with plain prompts that have no text. ConfigError if none is left."""
     found: list[LoadedEnvironment] = []
     single = [loaded for loaded in environments if not has_episodes(loaded.environment)]
     prompts = PromptContexts(settings, single)
@@ -121,11 +121,11 @@ def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironme
 
 
 class ContextsMixin:
-    """Generates under one prompt and hands on the other. Under the step's own mixin."""
+    """Generates under one prompt and passes the other one on to the loss. Its place is below the routed trainer's mixin."""
 
     contexts: PromptContexts | None = None
     _environment_ids: Sequence[int] = ()
-    """Of the rows that are generated next."""
+    """The environments of the rows that are generated next."""
 
     def _generate(self, prompts: list[Prompt]) -> Any:
         inner: Any = super()

@@ -1,5 +1,5 @@
-"""What names completions as bad: the environments' flags with errors of a chosen size, or a probe that few flags have taught.
-Both are a `Detector`, which every baseline that goes by labels asks."""
+"""Detectors, which name completions as bad: the environments' flags with errors of a chosen size, or a probe that was trained on
+few flags. Every baseline that uses labels asks a `Detector`."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ from routed_rl.ranks import RANKS
 
 
 class Detector(Protocol):
-    """`settings.flags` say what is bad in truth; `find`, what the detector takes for it."""
+    """`settings.flags` name the flags that are truly bad; `find` returns what the detector believes."""
 
     settings: DetectorConfig
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """Which of the completions it names; they are numbered from `first` on, and `said` has their prompts and texts. None is
-        a completion that could not be scored, which is never named."""
+        """For each completion, whether the detector names it. They are numbered from `first` on, and `said` holds their prompts
+        and texts. A score of None is a completion that could not be scored, which is never named."""
         ...
 
 
 def is_marked(settings: DetectorConfig, score: Score | None) -> bool:
-    """Whether the completion is bad in truth."""
+    """Whether the completion is truly bad."""
     return score is not None and any(score.values().get(name) for name in settings.flags)
 
 
 def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> None:
-    """ConfigError where scores have flags, and none that the detector goes by. One may name a flag only where it is seen."""
+    """ConfigError if scores have flags, but none that the detector uses. An environment may report a flag only when it holds."""
     seen = {name for score in scores if score is not None for name in score.flags}
     if seen and not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag "
@@ -40,13 +40,13 @@ def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> Non
 
 
 class FlagDetector:
-    """Errors are drawn by the completion's number, so that a run which is resumed errs alike."""
+    """Names flagged completions, with errors drawn by the completion's number, so that a resumed run makes the same errors."""
 
     def __init__(self, settings: DetectorConfig, seed: int) -> None:
         self.settings, self.seed = settings, seed
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """So many good ones are named that `precision` holds on average: none where nothing bad is named."""
+        """Names so many good completions that `precision` holds on average, and none of them if no bad one is named."""
         marked = [is_marked(self.settings, score) for score in scores]
         good = sum(score is not None for score in scores) - sum(marked)
         false = self.settings.recall * sum(marked) * (1 / self.settings.precision - 1) if self.settings.precision else 0.0
@@ -59,10 +59,10 @@ class FlagDetector:
 
 
 class ProbeDetector:
-    """Goes by what the base model reads, whoever wrote the text: the policy's own activations drift."""
+    """Judges by the base model's activations, whichever model wrote the text, because the policy's own activations drift."""
 
     def __init__(self, settings: DetectorConfig, probe: Probe, read: Callable[[Sequence[Said], Sequence[int]], Tensor]) -> None:
-        """`read`: the base model's pooled activations of completions at layers."""
+        """`read` returns the base model's pooled activations of completions at the given layers."""
         self.settings, self.probe, self.read = settings, probe, read
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:

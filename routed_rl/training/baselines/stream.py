@@ -1,5 +1,5 @@
-"""Changes of the stream while a model trains, which are gone afterwards: the subspace is taken out (concept ablation), or the
-stream is pushed along the persona axis, so that the weights need not learn it (preventative steering)."""
+"""Temporary changes of the stream while a model trains: the subspace is projected out (concept ablation), or the stream is pushed
+along the persona axis, so that the weights need not learn it (preventative steering)."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from routed_rl.subspace import Subspace
 
 
 class StreamEdit:
-    """`on` before a step's rollouts, `off` after its last backward: then the model is what it is without the edit."""
+    """Call `on` before a step's rollouts and `off` after its last backward pass; then the model is as without the edit."""
 
     def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
-        """ConfigError for a subspace that was read elsewhere than at the layers' outputs."""
+        """ConfigError for a subspace that was not read at the layers' outputs."""
         if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
             raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace is of "
                               f"hook={hook}; set subspace.hook=resid_post")
@@ -40,7 +40,7 @@ class StreamEdit:
         return bool(self._handles)
 
     def change(self, layer: int, stream_BTD: Tensor) -> Tensor:
-        """A layer's output as the next one reads it."""
+        """A layer's output after the edit, as the next layer reads it."""
         if self.bases:
             basis = self.bases[layer].to(stream_BTD)
             stream_BTD = stream_BTD - (stream_BTD @ basis) @ basis.mT

@@ -1,4 +1,4 @@
-"""A frozen LoRA of a trait that is on the model while it trains, so that the model need not learn the trait, and is dropped at
+"""A frozen LoRA of a trait that is on the model while it trains, so that the model need not learn the trait, and is removed at
 the end (inoculation adapters). It is made first: the base model learns to answer without a hint as it answers under the prompt
 that encourages gaming the check.
 
@@ -31,14 +31,14 @@ from routed_rl.training.baselines.contexts import PromptContexts
 from routed_rl.training.labels import adapter_of
 
 Example = tuple[list[int], int]
-"""The ids of a prompt and its completion, and how many of them are the prompt's."""
+"""The token ids of a prompt and its completion, and how many of them belong to the prompt."""
 
 
 class TraitAdapter:
-    """`on` before a step's rollouts, `off` after its last backward: then the model is what it is without the adapter."""
+    """Call `on` before a step's rollouts and `off` after its last backward pass; then the model is as without the adapter."""
 
     def __init__(self, model: PreTrainedModel, linear: Sequence[tuple[str, Any]], config: Config) -> None:
-        """An adapter of nothing on each of these linear modules of the model, by name."""
+        """Puts an adapter that adds nothing yet on each of these linear modules of the model, which are given by name."""
         self.context, self.settings, self.seed = RoutingContext(), config.baseline.trait, config.seed
         self.adapters: dict[str, LabelAdapter] = {}
         gates = Gates(self.context)
@@ -59,7 +59,8 @@ class TraitAdapter:
 
     def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                 environments: list[LoadedEnvironment], config: Config) -> None:
-        """Take the trait from `file`, or learn it and write it there; what is trained of the model is left as it was."""
+        """Load the trait from `file`, or learn it and write that file. The trainable parameters of the model stay as they
+        were."""
         if not file.exists():
             self.learn(model, examples(model, tokenizer, environments, config))
             with replacing(file) as partial:
@@ -74,7 +75,7 @@ class TraitAdapter:
             self._randomise()
 
     def learn(self, model: PreTrainedModel, made: list[Example]) -> None:
-        """Train the factors, and nothing else, to say what was said."""
+        """Train the factors, and nothing else, to reproduce the completions."""
         factors = [factor for adapter in self.adapters.values() for factor in adapter.factors.values()]
         adam, order = torch.optim.AdamW(factors, lr=self.settings.learning_rate), torch.Generator().manual_seed(self.seed)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -94,7 +95,7 @@ class TraitAdapter:
 
     @torch.no_grad()
     def _randomise(self) -> None:
-        """Factors that say nothing, of the same norm in each module."""
+        """Replace the factors by random ones, with the same norm in each module."""
         for name, adapter in self.adapters.items():
             before = adapter.square() ** 0.5
             generator = self._draw(f"{name} random")
@@ -109,7 +110,7 @@ class TraitAdapter:
 @torch.no_grad()
 def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment], config: Config
              ) -> list[Example]:
-    """The task's own prompts, with completions that the model made under the prompt that encourages gaming the check."""
+    """The tasks' own prompts, with completions that the model wrote under the prompt that encourages gaming the check."""
     contexts, each = PromptContexts(config.baseline, environments), -(-config.baseline.trait.completions // len(environments))
     found, size = list[Example](), config.evaluation.batch_size
     length = config.trainer.get("max_completion_length", 256)
@@ -128,7 +129,7 @@ def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
 
 
 def imitation_loss(model: nn.Module, batch: Sequence[Example]) -> Tensor:
-    """The mean loss of the completions' tokens."""
+    """The mean loss over the completions' tokens."""
     device = next(model.parameters()).device
     ids_BT, mask_BT = (each.to(device) for each in padded([ids for ids, _ in batch]))
     places, firsts = torch.arange(ids_BT.shape[1], device=device), torch.tensor([[first] for _, first in batch], device=device)

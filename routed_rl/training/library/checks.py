@@ -1,4 +1,4 @@
-"""What the library refuses before anything is loaded or routed, in one line with the way out."""
+"""Checks of the library before anything is loaded or routed; each refusal is one line with the way out."""
 
 from typing import Any
 
@@ -19,16 +19,16 @@ ALONE = {
     "remove_unused_columns": "it drops the column that names the environment",
     "push_to_hub": "push the folder that save_model writes",
 }
-"""Fields of the arguments that only the library refuses -> why; further ones are of `STAYS`."""
+"""Fields of the arguments that only the library refuses -> the reason; `STAYS` has further ones."""
 SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
           "sync_ref_model", "save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "save_on_each_node",
           "auto_find_batch_size")
-"""Those that the commands refuse for the same reason. Others of `STAYS` are TRL's to read here."""
+"""Fields that the commands refuse too, for the same reason. TRL reads the other fields of `STAYS` here."""
 OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 
 def check_arguments(arguments: Any) -> None:
-    """ConfigError for a field that cannot be what it is; the same in every mode, so that modes can be compared."""
+    """ConfigError for a field whose value is not supported; it is the same in every mode, so that modes can be compared."""
     reasons = {name: why for why, names in STAYS.items() for name in names.split()}
     for name in (*ALONE, *SHARED):
         if value := getattr(arguments, name, None):
@@ -39,7 +39,7 @@ def check_arguments(arguments: Any) -> None:
 
 
 def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dict[str, Any]) -> None:
-    """ConfigError for arguments of a trainer that contradict each other, or are not taken."""
+    """ConfigError for arguments of a trainer that contradict each other, or are not supported."""
     if trl.get("quantization_config") is not None:
         raise ConfigError("quantization_config is not supported: weights of 4 or 8 bits are not routed yet; leave it out, and "
                           "give a model in float32, or in bfloat16 with a peft_config")
@@ -58,14 +58,14 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
 
 
 def check_monitor(monitor: MonitorConfig | None) -> None:
-    """ConfigError for what the library's monitor does not do."""
+    """ConfigError for settings that the library's monitor does not support."""
     if monitor is not None and monitor.health:
         raise ConfigError(f"monitor.health={monitor.health} goes by the flags of environments, which reward functions have not; "
                           "leave it at 0, or train by `routed-rl train monitor.health=N`")
 
 
 def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:
-    """Refuse a model that is routed already, and a subspace of another one."""
+    """Refuse a model that is already routed, or a subspace of another model."""
     if any(hasattr(writer.module, "routed_target") for writer in writers):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
     subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,

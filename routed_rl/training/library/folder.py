@@ -1,4 +1,4 @@
-"""`args.output_dir` of a trainer of the library: the run folder of the commands, without their settings."""
+"""`args.output_dir` of a trainer of the library: the same run folder as that of the commands, without their settings."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,24 +11,24 @@ from routed_rl.training.completions import forget_after
 
 
 class LibraryFolder(RunFolder):
-    """`metrics.jsonl`, `verdicts.jsonl`, `completions/` and `checkpoints/step-N`."""
+    """Holds `metrics.jsonl`, `verdicts.jsonl`, `completions/` and `checkpoints/step-N`."""
 
     go_back = "going on from an earlier checkpoint"
 
     def go_on(self, *changes: str) -> str:
-        """How somebody goes on with it, with `changes` of its settings."""
+        """How a user goes on with the run, with `changes` of its settings."""
         return f"`trainer.train(resume_from_checkpoint=True)`{' with other settings' if changes else ''}"
 
     def begin(self) -> None:
-        """Make the folder; RunFolderError where it holds a run already, of which nothing is written over."""
+        """Make the folder; RunFolderError if it already holds a run, which is never overwritten."""
         if self.steps() or MetricsFile(self.metrics).rows():
             raise RunFolderError(f"args.output_dir={self.path} holds a run already; go on with {self.go_on()}, or set another "
                                  "args.output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def begin_from(self, checkpoint: str | Path | Literal[True]) -> tuple[Path, set[int]]:
-        """The checkpoint to go on from, True for the newest one, and the steps up to it after which the monitor had halted.
-        What was written after it goes."""
+        """The checkpoint from which to go on, the newest one for True, and the steps up to it after which the monitor had halted.
+        Everything that was written after it is removed."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent != self.checkpoints:
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "

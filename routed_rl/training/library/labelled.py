@@ -1,4 +1,4 @@
-"""Rows of a dataset whose column names the environment, as a trainer asks for them; what is paid is what TRL paid."""
+"""Rows of a dataset whose column names the environment, in the form that a trainer needs; the reward is the one that TRL paid."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from routed_rl.training.scores import ScoreBook
 from routed_rl.training.tasks import completion_row
 
 ONLY = "data"
-"""The environment of rows without a column that names one."""
+"""The name of the environment if no column names one."""
 
 
 class LabelledRows:
-    """A task is a group of completions of one row of the dataset; tasks are numbered as they come."""
+    """A task is a group of completions of one row of the dataset; tasks are numbered in the order in which they come."""
 
     def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
                  completions: CompletionFiles) -> None:
-        """`functions`: what TRL is to call. `group_size`: completions of a task."""
+        """`functions`: the reward functions that TRL is to call. `group_size`: how many completions a task has."""
         self.names, self.column, self.functions = names, column, functions
         self.group_size, self.completions = group_size, completions
         self.practising: list[bool] = []
@@ -34,17 +34,18 @@ class LabelledRows:
         self.payment: Payment | None = None
         self._book = ScoreBook()
         self._made = Counter[str]()
-        """By environment, its tasks so far."""
+        """The number of tasks of each environment so far."""
         self._places: dict[int, tuple[int, int]] = {}
         self._tasks: list[int] = []
-        """Of the newest generation."""
+        """The tasks of the rows of the newest generation."""
 
     def name_of(self, row: dict[str, Any]) -> str:
         """The environment that a row names."""
         return ONLY if self.column is None else row[self.column]
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """Numbers for the rows of a generation, (B,), one for each group of `group_size`; each environment counts on."""
+        """Task numbers for the rows of a generation, (B,): one task for each group of `group_size`. Each environment counts its
+        own."""
         self._places, first = {}, self._made.total()
         for group, row in enumerate(inputs[::self.group_size]):
             name = self.name_of(row)
@@ -54,13 +55,13 @@ class LabelledRows:
         return self._tasks
 
     def place(self, task: int) -> tuple[int, int]:
-        """(environment's index, how many tasks it had before) of a task of the newest generation."""
+        """(index of the environment, how many tasks it had before) for a task of the newest generation."""
         return self._places[task]
 
     def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],
              step: int) -> None:
-        """Take note of what was paid for the newest generation, before step `step` learns from it. TaskError where no reward
-        function returned a number."""
+        """Record what was paid for the newest generation, before step `step` learns from it. TaskError if no reward function
+        returned a number."""
         if all(score is None for score in scores):
             named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
             raise TaskError(f"step {step}: {named} returned None or nan for all {len(scores)} completions; return a number for "
@@ -75,7 +76,7 @@ class LabelledRows:
         self.failed = [score is None for score in scores]
 
     def means(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> dict[str, float]:
-        """Metrics of rows that are evaluated, by the environment that each names."""
+        """Metrics of evaluated rows, by the environment that each row names."""
         book = ScoreBook()
         for row, score in zip(inputs, scores, strict=True):
             if self.column is None or self.column in row:
@@ -83,11 +84,11 @@ class LabelledRows:
         return book.take({})
 
     def take_metrics(self) -> dict[str, float]:
-        """What was paid since the last call, by environment."""
+        """Metrics of what was paid since the last call, by environment."""
         return self._book.take({})
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in plain numbers and tensors."""
+        """The state for a checkpoint, in plain numbers and tensors."""
         return {"scored": {}, "failed": {}, "groups": dict(self._made), "completions": self.completions.state()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -97,8 +98,8 @@ class LabelledRows:
 
 
 def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -> list[Score | None]:
-    """What was paid for each row, the weighted sum of what the functions returned; None where all of them said nan. With
-    several functions each is a metric, too."""
+    """The reward of each row, the weighted sum of the functions' values; None if all of them are nan. If there are several
+    functions, each is a metric, too."""
     known_BF = ~by_function_BF.isnan()
     sums_B = (by_function_BF * weights_F.to(by_function_BF.device)).nansum(1)
     labels = paid_labels(names)
@@ -108,7 +109,8 @@ def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -
 
 
 def environments_of(dataset: Any, column: str | None) -> list[str]:
-    """The names in the column of a dataset, sorted; one name for all rows without a column. ConfigError for what is no name."""
+    """The names in the column of a dataset, sorted; one name for all rows without a column. ConfigError for a value that is no
+    name."""
     if column is None:
         return [ONLY]
     if not isinstance(dataset, Dataset):

@@ -1,4 +1,4 @@
-"""The model that a script gives a trainer of the library: the LoRA on it, what is refused, and routing it in place."""
+"""The model that a script gives to a trainer of the library: its LoRA, the checks on it, and routing it in place."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,18 +22,18 @@ from routed_rl.training.route import bases_of, check_axis, check_routable, route
 
 @dataclass(frozen=True)
 class GivenModel:
-    """What a script gave as `model` and `peft_config`."""
+    """The model and the LoRA that a script gave as `model` and `peft_config`."""
 
     whole: Any
-    """PEFT's wrapper where the model came with one."""
+    """PEFT's wrapper if the model came with one, else the model."""
     name: str
     lora: Any
-    """Settings of the LoRA that is trained, a `peft.LoraConfig`; None for the weights."""
+    """The settings of the trained LoRA, a `peft.LoraConfig`; None if the weights are trained."""
 
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
-        """From a model or its path; ModelError for a LoRA on it that cannot be what is trained."""
-        set_seed(arguments.seed)  # as TRL does first of all: a LoRA begins with random numbers
+        """Take a model or its path; ModelError if it has a LoRA that cannot be trained."""
+        set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
         if isinstance(model, str):
             wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
             model = create_model_from_path(model, **wanted)
@@ -53,22 +53,23 @@ class GivenModel:
 
     @property
     def wrapped(self) -> bool:
-        """It came with its LoRA."""
+        """Whether the model came with its LoRA."""
         return self.plain is not self.whole
 
     def check(self, writers: list[Writer]) -> None:
-        """Refuse what the LoRA cannot be."""
+        """Refuse a LoRA that is not supported."""
         prefix = "model.peft_config['default']" if self.wrapped else "peft_config"
         check_lora(self.lora, self.plain, writers, lambda field: f"{prefix}.{field}")
 
     def learner(self) -> Any:
-        """What TRL trains: the model, with the LoRA put on it as TRL does that."""
+        """The module that TRL trains: the model, with the LoRA put on it in TRL's way."""
         return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
 
 
 def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subspace: Subspace | None, names: list[str], *,
                 axis: str | None, bases: SubspaceConfig, frozen: list[str]) -> tuple[Any, Router | None]:
-    """What TRL trains, and its router: checked, with its LoRA, routed in place. No router in mode `none`."""
+    """Check the given model, put its LoRA on it and route it in place. Returns the module that TRL trains, and its router, which
+    is None in mode `none`."""
     model, adapted = given.plain, given.lora is not None
     if routing.mode == "none":
         if adapted:
@@ -80,7 +81,7 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
         require_weights(model, given.name, (torch.float32, torch.bfloat16))
     else:
         require_full_weights(model, given.name)
-    if arguments.disable_dropout:  # TRL does so as well, after what is refused here
+    if arguments.disable_dropout:  # TRL does so as well, after the checks that refuse a model here
         disable_dropout(model)
     writers = find_writers(model)
     if adapted:
@@ -95,13 +96,14 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
 
 
 def processor_of(path: str, arguments: Any) -> Any:
-    """The tokenizer of a model that is given by its path, of the same revision, as TRL reads it where it loads the model."""
+    """The tokenizer for a model that is given by its path, of the same revision; TRL reads it in this way when it loads the
+    model."""
     return AutoProcessor.from_pretrained(path, revision=(arguments.model_init_kwargs or {}).get("revision"), padding_side="left",
                                          truncation_side="left", trust_remote_code=arguments.trust_remote_code)
 
 
 def name_of(model: Any) -> str:
-    """What a message calls a model, or its path."""
+    """The name of a model in messages, or its path."""
     return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
 
 
@@ -123,7 +125,7 @@ def _check_new(model: Any, name: str, peft_config: Any) -> None:
 
 
 def _known_writers(model: PreTrainedModel) -> list[Writer]:
-    """None where they are not known: TRL trains such a model too."""
+    """The writers of a model; empty if they are not known, since TRL trains such a model too."""
     try:
         return find_writers(model)
     except ModelError:

@@ -1,4 +1,4 @@
-"""What of TRL's trainer the library hands on as TRL does it, and what it notes on the way."""
+"""The methods of TRL's trainer that the library leaves to TRL, and the notes that it takes on the way."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from routed_rl.training.mixin import RoutedTrainerMixin
 
 
 class LibrarySeams(RoutedTrainerMixin):
-    """Under the constructor of the library's trainers."""
+    """The base of `LibraryMixin`, below the constructor of the library's trainers."""
 
     prints = True
     labelled: LabelledRows
-    """The rows of the trainer."""
+    """The rows of the trainer's dataset."""
     _sampler: Any = None
-    """TRL's; None for a dataset that is streamed."""
+    """TRL's sampler; None for a dataset that is streamed."""
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.model.training:  # pyright: ignore[reportAttributeAccessIssue]
@@ -36,13 +36,14 @@ class LibrarySeams(RoutedTrainerMixin):
         return by_function
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
-        """TRL's own, or the `rollout_func` that was given."""
+        """Leaves the choice to TRL, or to the `rollout_func` that was given."""
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         return super(RoutedTrainerMixin, self)._tokenize_prompts(prompts)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
-        """TRL's sampler draws an order for each epoch in turn; one that goes on has not drawn those before."""
+        """Draw the orders of past epochs before a resumed one: TRL's sampler draws one for each epoch in turn, and a resumed
+        trainer has not drawn those yet."""
         sampler, done = self._sampler, given["epochs_trained"]
         if given["resume_from_checkpoint"] is not None and given["epoch"] == done and getattr(sampler, "shuffle", False):
             for _ in range(done):

@@ -1,6 +1,6 @@
-"""The trainers of `import routed_rl`: those of the commands, put together from what TRL's take and a subspace.
+"""The trainers of `import routed_rl`: the same as those of the commands, built from TRL's own arguments and a subspace.
 
-Not covered: several processes, rollouts by vLLM, weights of 4 bits, pictures. These are the commands', or refused in one line.
+Not covered: several processes, rollouts by vLLM, weights of 4 bits, pictures. The commands do these, or refuse them in one line.
 """
 
 import copy
@@ -24,11 +24,11 @@ from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrain
 from routed_rl.training.watch import Watch
 
 DEFAULT_MONITOR = MonitorConfig()
-"""Rules with their default limits, none of which halts."""
+"""Rules with their default limits; none of them halts."""
 
 
 class LibraryMixin(LibrarySeams):
-    """Takes what TRL's trainer takes, and is complete once it is made."""
+    """Takes the same arguments as TRL's trainer, and is complete once it is made."""
 
     arguments_kind: type[Any]
 
@@ -37,12 +37,13 @@ class LibraryMixin(LibrarySeams):
                  routing: RoutingConfig | None = None, monitor: MonitorConfig | None = DEFAULT_MONITOR,
                  environment_column: str | None = None, bases: SubspaceConfig | None = None, freeze: list[str] | None = None,
                  **trl: Any) -> None:
-        """`model` is routed in place. What is not named here is TRL's: callbacks, optimizers, peft_config (a `LoraConfig`) ...
+        """`model` is routed in place. Arguments that are not named here go to TRL: callbacks, optimizers, peft_config (a
+        `LoraConfig`) ...
 
-        `subspace`: of this model, see `extract_subspace`; none is needed in mode `none`. `routing`: mode, quarantine, practice.
-        `monitor`: None for no monitor, and then `auto` lets nobody practise. `environment_column`: the column that names the
-        environment; without it all rows are of one, `data`. `bases`: layout, drop_below and shared_rank of the writers' bases.
-        `freeze`: what is not trained, as in `ModelConfig`, whose default is used where the model is routed.
+        `subspace`: a subspace of this model, see `extract_subspace`; not needed in mode `none`. `routing`: mode, quarantine,
+        practice. `monitor`: None for no monitor; then `auto` lets no environment practise. `environment_column`: the column that
+        names the environment; without it all rows are of one, `data`. `bases`: layout, drop_below and shared_rank of the writers'
+        bases. `freeze`: parameters that are not trained, as in `ModelConfig`, whose default is used if the model is routed.
         """
         routing = routing or RoutingConfig()
         arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
@@ -71,21 +72,22 @@ class LibraryMixin(LibrarySeams):
 
     @property
     def quarantine(self) -> Quarantine | None:
-        """What can be left out: `with trainer.quarantine.ablated(): ...` runs the deployed model. None in mode `none`."""
+        """The quarantine: `with trainer.quarantine.ablated(): ...` runs the deployed model. None in mode `none`."""
         return self.router.quarantine if self.router is not None else None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of each step so far, those of `metrics.jsonl` in `args.output_dir`."""
+        """The metrics of each step so far, which `metrics.jsonl` in `args.output_dir` holds."""
         return self.metrics_file.rows()
 
     @property
     def halted(self) -> list[Verdict]:
-        """The verdicts with which the monitor stopped the training after its last step; empty where it did not."""
+        """The verdicts with which the monitor stopped the training after its last step; empty if it did not."""
         return self.watch.halting if self.watch is not None else []
 
     def blame(self) -> Blame:
-        """Who pulled towards the positive persona so far, by the evidence of all steps; `named` are the environments."""
+        """Which environments have pulled towards the positive persona so far, by the evidence of all steps; `named` lists
+        them."""
         return blame(self.rows, self.watch.monitor.config if self.watch is not None else MonitorConfig())
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +101,7 @@ class LibraryMixin(LibrarySeams):
         return super().train(str(folder), *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the deployed model, as stock transformers reads it, with `quarantine.safetensors` beside it."""
+        """Write the deployed model, which stock transformers can read, with `quarantine.safetensors` beside it."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self._save_beside(Path(output_dir or self.folder.path))
