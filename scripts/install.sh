@@ -3,7 +3,7 @@
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
-# A Python of at least 3.11, or a clear way out.
+# Finds a Python of at least 3.11, or says how to get one.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
@@ -16,7 +16,7 @@ find_python() {
     return 2
 }
 
-# Debian packages: installed when root, else the line to run.
+# Installs Debian packages if this is root, else shows the command that does.
 debian_packages() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"
@@ -39,7 +39,7 @@ wanted() {
     cat pyproject.toml constraints.txt | .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
-# is_installed base | dev: nothing to install for it.
+# is_installed base | dev: succeeds if there is nothing to install.
 is_installed() {
     [ -x .venv/bin/python ] && [ -x .venv/bin/pip ] || return 1
     local stamp

