@@ -1,4 +1,4 @@
-"""Prompts -> activations -> `Subspace`, one function per method; and whether what was found is any good."""
+"""Prompts -> activations -> `Subspace`, one function per method; and the check of the subspace."""
 
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import Job

@@ -1,6 +1,6 @@
-"""Contrast pairs -> blocks of activations, batch by batch. What a block held is gone when the next one is made.
+"""Contrast pairs -> blocks of activations, batch by batch. Only one block is in memory at a time.
 
-Not covered: padding tricks of families whose attention is not causal.
+Not covered: padding in families whose attention is not causal.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,32 +19,33 @@ from routed_rl.subspace.samples import Reservoir, Samples
 
 Sequences = list[tuple[int, ...]]
 Read = Callable[[Sequences], list[Tensor]]
-"""Prompts -> their stream by layer, (B, offsets, D) float32 on the CPU."""
+"""Function from prompts to their stream: for each layer (B, offsets, D) float32 on the CPU."""
 BATCHES_PER_BLOCK = 4
 
 
 def kinds_of(pairs: Sequence[TokenPair]) -> dict[str | int, int]:
-    """Each kind and the index that it has in `Samples`."""
+    """Each kind and its index in `Samples`."""
     return {kind: index for index, kind in enumerate(dict.fromkeys(pair.kind for pair in pairs))}
 
 
 def batches(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Places of the sequences, at most `size` at a time, the longest first."""
+    """Indices of the sequences, at most `size` at a time, the longest first."""
     order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place]))
     for start in range(0, len(order), size):
         yield order[start:start + size]
 
 
 def read_prompt_end(model: PreTrainedModel, hook: str, offsets: int) -> Read:
-    """The last `offsets` positions of each prompt, the last one first.
+    """A function that reads the last `offsets` positions of each prompt, the last one first.
 
-    Padded on the right: with causal attention no token sees the padding and positions count from 0 in every family.
+    Prompts are padded on the right, so that with causal attention no token sees the padding, and positions count from 0 in
+    every family.
     """
     def read(sequences: Sequences) -> list[Tensor]:
         ids, mask = padded(sequences)
         positions = (mask.sum(1, keepdim=True) - 1 - torch.arange(offsets)).clamp(min=0)
         with capturing(model, positions.to(model.device), hook) as captured:
-            # Without the unembedding: its logits would be most of the memory.
+            # Without the unembedding, because its logits would take most of the memory.
             model.base_model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
         return [values.cpu() for values in captured]
 
@@ -52,7 +53,7 @@ def read_prompt_end(model: PreTrainedModel, hook: str, offsets: int) -> Read:
 
 
 def read_response_mean(job: Job) -> Read:
-    """The mean over the tokens of a response that the model writes itself; one offset."""
+    """A function that reads the mean over the tokens of a response that the model writes; it has one offset."""
     generator = torch.Generator().manual_seed(job.seed)
 
     def read(sequences: Sequences) -> list[Tensor]:
@@ -63,8 +64,8 @@ def read_response_mean(job: Job) -> Read:
 
 
 def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None] | None = None, sample: int = 64) -> Reservoir:
-    """One pass over all prompts: every block of activations goes to `take`, if that is there, and what is kept of them is
-    bounded: some pairs for held-out figures, and a `sample`."""
+    """One pass over all prompts. Every block of activations is given to `take`, unless that is None. A bounded part is kept: some
+    pairs for the held-out figures, and `sample` activations."""
     foldable = torch.tensor([place for place, pair in enumerate(pairs) if pair.fold != -1], dtype=torch.long)
     reservoir = Reservoir(foldable, sum(pair.positions for pair in pairs), job.config.held_out, sample)
     for block in blocks(job, pairs):
@@ -75,7 +76,7 @@ def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None]
 
 
 def blocks(job: Job, pairs: Sequence[TokenPair]) -> Iterator[Samples]:
-    """The stream under both personas, in the pairs' order, a few batches of prompts at a time.
+    """The stream under both personas, in the order of the pairs, a few batches of prompts at a time.
 
     A prompt that several pairs of a block share is run once.
     """
@@ -101,7 +102,7 @@ def blocks(job: Job, pairs: Sequence[TokenPair]) -> Iterator[Samples]:
 
 
 def _segments(pairs: Sequence[TokenPair], most: int) -> Iterator[tuple[list[int], Sequences]]:
-    """Pairs in their order, cut where their distinct prompts would be more than `most`."""
+    """Pairs in their order, cut into segments with at most `most` distinct prompts (more only for a single pair)."""
     members: list[int] = []
     sequences: dict[tuple[int, ...], None] = {}
     for index, pair in enumerate(pairs):

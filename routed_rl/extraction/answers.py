@@ -1,4 +1,4 @@
-"""Reference answers of both personas to the same question, teacher-forced: what steering should make more or less likely."""
+"""Reference answers of both personas to the same question. Steering should make them more or less likely, teacher-forced."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from routed_rl.model.stream import eval_mode
 
 @dataclass(frozen=True)
 class Answers:
-    """Token ids of one question and of either persona's answer to it."""
+    """Token ids of one question and of both personas' answers to it."""
 
     prompt: tuple[int, ...]
     positive: tuple[int, ...]
@@ -22,8 +22,8 @@ class Answers:
 
 
 def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
-    """At most `check.answers` of them, and where they are from; empty where there is no source. `method` found the axes;
-    where these are about what the model writes itself, only a file that the user sets comes before that."""
+    """At most `check.answers` reference answers, and their source; empty where there is no source. `method` found the axes. For
+    methods that read the model's own responses, the answers are the model's own too, unless the user sets a file."""
     path = job.config.answers_for(job.model_path)
     if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
         return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
@@ -45,8 +45,8 @@ def _from_file(job: Job, path: str) -> list[Answers]:
 
 
 def _written_by_the_model(job: Job, questions: list[str]) -> list[Answers]:
-    """Each question once, under one persona's prompt and under its opposite's, personas by turns; both answers are judged
-    without either prompt."""
+    """The model's answers to each question, one under a persona's prompt and one under its opposite; the personas take turns.
+    Both answers are judged behind the question alone, without the personas' prompts."""
     every = persona_pairs(job.config, job.tokenizer, questions)
     personas, size = len(every) // len(questions), job.config.batch_size
     pairs = [every[place * personas + place % personas] for place in range(len(questions))]

@@ -1,7 +1,7 @@
-"""Does an axis do anything? Push the stream along it, both ways, and take it out; and the same with random directions.
+"""The causal check of an axis: push the stream along it, both ways, and remove it; do the same with random directions.
 
-What is measured: how much more likely the positive persona's reference answers become than the negative one's, in nats per
-token, teacher-forced. Not covered: pushing at several layers at once, and what the model would say by itself.
+It measures how much more likely the positive persona's reference answers become than the negative one's, in nats per token,
+teacher-forced. Not covered: pushing at several layers at once, and the answers that the model would write by itself.
 """
 
 import math
@@ -23,13 +23,14 @@ from routed_rl.subspace.causes import Effects, judge
 from routed_rl.subspace.separation import best_layer
 
 Change = Callable[[Tensor], Tensor]
-"""What is done to the output of a layer (B, T, D)."""
+"""Function from the output of a layer (B, T, D) to the changed output."""
 
 
 def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
-    """Plain JSON, the figures of `judge` with `layer`, `length` and `answers`; {"missing": why} where it cannot be made.
+    """Plain JSON: the figures of `judge` with `layer`, `length`, `answers` and `source`; {"missing": why} where the check cannot
+    be made.
 
-    The same length, `check.strength` times the layer's unit, for every axis and every random direction.
+    Every axis and every random direction is pushed by the same length, `check.strength` times the layer's unit.
     """
     check = job.config.check
     answers, source = reference_answers(job, subspace.provenance.method)
@@ -40,7 +41,7 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     columns = [column for column in range(len(subspace.axis_names)) if subspace.axes[layer][:, column].any()][: check.axes]
     if place < 0 or not columns:
         return {"missing": f"there is nothing to steer along at layer {layer}; set subspace.check.layer"}
-    # So many that the smallest p value there is survives the correction.
+    # There must be so many that the smallest possible p value survives the correction.
     draws = max(check.random, math.ceil(len(columns) / max(check.p, 1e-3)))
     drawn = random_basis(job.width, 1, torch.Generator().manual_seed(job.seed), draws=draws).squeeze(2)
     length = check.strength * subspace.units[layer].item()
@@ -76,11 +77,11 @@ def _effects(score: Callable[[Change], float], base: float, direction: Tensor, l
 
 
 def _scorer(model: PreTrainedModel, answers: list[Answers], layer: int) -> Callable[[Change], float]:
-    """A function from a change of `layer`'s output to the answers' score: the mean over answers of the mean over their tokens'
-    log-probabilities, positive minus negative. Layers up to that one are run once."""
+    """A function from a change of the output of `layer` to the score of the answers: the mean over answers of the mean
+    log-probability of their tokens, positive minus negative. Layers up to `layer` are run only once."""
     rows = [(pair.prompt, side, sign) for pair in answers for side, sign in ((pair.positive, 1.0), (pair.negative, -1.0))]
     ids_BT, mask_BT = padded([prompt + side for prompt, side, _ in rows])
-    weight_BT = torch.zeros(ids_BT.shape)  # of each position's next token
+    weight_BT = torch.zeros(ids_BT.shape)  # the weight of the token after each position
     for row, (prompt, side, sign) in enumerate(rows):
         weight_BT[row, len(prompt) - 1:len(prompt) + len(side) - 1] = sign / len(side) / len(answers)
     where, text, unembed = weight_BT != 0, model.config.get_text_config(), model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Is it a good subspace? Figures, verdict, and what a person sees of them. Thresholds are `subspace.check`."""
+"""The check of a subspace: its figures, the verdicts on them, and the tables that show both. Thresholds are `subspace.check`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from routed_rl.subspace.quality import figure
 from routed_rl.subspace.separation import best_layer, cosines
 
 SHOWN = 12
-"""Axes in a table or plot, at most."""
+"""Largest number of axes in a table or plot."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One question; `good` is None where it could not be answered."""
+    """The answer to one question; `good` is None where it could not be answered."""
 
     question: str
     answer: str
@@ -38,13 +38,13 @@ def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dic
 
 
 def write_check(found: dict[str, Any], folder: Path) -> None:
-    """`check.json` and `check.png` beside the subspace."""
+    """Write `check.json` and `check.png` beside the subspace."""
     write_json(folder / "check.json", found)
     draw_check(found, folder / "check.png", SHOWN)
 
 
 def verdicts(found: dict[str, Any], limits: SubspaceCheckConfig) -> list[Verdict]:
-    """What the user's thresholds say of every figure."""
+    """One verdict on each figure, by the user's thresholds."""
     answers = {"separates held-out personas": _separation(found["axes"], limits.auroc),
                "two halves agree": _stability(found["quality"], limits.stability),
                "captures held-out differences": _captured(found["quality"]),
@@ -53,7 +53,7 @@ def verdicts(found: dict[str, Any], limits: SubspaceCheckConfig) -> list[Verdict
 
 
 def remarks(found: dict[str, Any]) -> list[str]:
-    """What is worth knowing and fails nothing: weak layers, signs that surprise, what could not be measured."""
+    """Lines that are worth knowing and fail nothing: weak layers, unexpected signs, figures that could not be measured."""
     lines = check_quality(found["quality"])
     for axis in found["causal"].get("axes", []):
         if axis["p_corrected"] <= 0.05 and not axis["as_signed"]:
@@ -65,7 +65,8 @@ def remarks(found: dict[str, Any]) -> list[str]:
 
 
 def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """By layer, by axis, causal effects, and cosines: title -> rows, whose cells are text; those that have rows."""
+    """The tables of quality by layer, separation by axis, causal effects, and cosines: title -> rows with text in their cells.
+    Tables without rows are left out."""
     quality, axes, causal = found["quality"], found["axes"], found["causal"]
     made = {"quality by layer": describe_quality(quality) if quality["pairs"] is not None else [],
             "held-out separation (AUROC) by axis and layer, beside random directions": [
@@ -86,7 +87,7 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 Answer = tuple[str, bool | None] | None
-"""What is to be said, and whether it is good; None where it was not measured."""
+"""The text of an answer, and whether it is good (None: it could not be measured); None where there is no figure at all."""
 
 
 def _separation(axes: dict[str, Any] | None, limit: float) -> Answer:

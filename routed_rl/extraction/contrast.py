@@ -1,4 +1,4 @@
-"""Contrast prompts: what they are, the file they come from, and their token ids, checked against the model."""
+"""Contrast prompts: their pairs, the file that holds them, and their token ids, checked against the model."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -24,25 +24,26 @@ class ContrastPair:
     kind: str | None = None
     """Pairs of one kind are averaged; a pair without one stands for itself."""
     line: int = 0
-    """In its file, from 1."""
+    """Number of its line in the file, from 1."""
     fold: int | None = None
-    """Which half (0 or 1) of a held-out figure it belongs to, -1 for neither; None where halves are drawn."""
+    """The half (0 or 1) of the held-out figures to which it belongs, -1 for neither; None: halves are drawn at random."""
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair as token ids, and how many of its last positions count."""
+    """A pair as token ids, with the number of its last positions that count."""
 
     positive: tuple[int, ...]
     negative: tuple[int, ...]
     positions: int
     kind: str | int
-    """Of a pair without one its place among the pairs."""
+    """Name of the kind; for a pair without a kind, its place among the pairs."""
     fold: int | None
 
 
 def read_prompts(path: str | Path) -> list[ContrastPair]:
-    """Pairs of a JSON-lines file, relative to here or to the package's data; blank lines are skipped."""
+    """The pairs in a JSON-lines file. `path` is relative to the working directory or to the package's data; blank lines are
+    skipped."""
     pairs = []
     for number, record in read_lines(path, prompts=("positive", "negative")):
         if not isinstance(kind := record.get("kind"), str | None):
@@ -52,7 +53,7 @@ def read_prompts(path: str | Path) -> list[ContrastPair]:
 
 
 def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
-    """Pairs that are there already: each a (positive, negative), or an object as in a line of the file."""
+    """Contrast pairs from objects in memory: each is a (positive, negative), or a mapping as in a line of the file."""
     pairs = []
     for number, each in enumerate(given, start=1):
         where = f"contrast prompts, pair {number}"
@@ -69,8 +70,8 @@ def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
 
 def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts", *, prompts: Sequence[str] = (),
                texts: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line of a JSON-lines file that is not blank; there is one, and each has these keys:
-    `texts` are text, `prompts` text or chat messages, and none is empty."""
+    """Line number and object of every line of a JSON-lines file that is not blank. SubspaceError for a file without such a line,
+    and for an object without these keys: `texts` must be text, `prompts` text or chat messages, and none may be empty."""
     file = data_file(path, what, setting)
     with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -91,7 +92,7 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
 
 
 def data_file(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts") -> Path:
-    """The file that `path` names, here or in the package's data."""
+    """The file that `path` names, in the working directory or in the package's data."""
     try:
         file = find_data(path)
     except FileNotFoundError:
@@ -119,7 +120,8 @@ def _are_messages(value: Any) -> bool:
 
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair], model: PreTrainedModel,
                    positions: int) -> list[TokenPair]:
-    """Each pair's ids, checked against the model, with its trailing shared tokens, at least 1, at most `positions`."""
+    """Each pair's ids, checked against the model, with the number of last tokens that both prompts share, at least 1 and at most
+    `positions`."""
     found = []
     for index, pair in enumerate(pairs):
         where = f"contrast prompts, line {pair.line}"
@@ -136,7 +138,7 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTrainedModel, where: str) -> tuple[int, ...]:
-    """The ids of a prompt; SubspaceError, which names its place `where`, for one that this model cannot take."""
+    """The ids of a prompt; SubspaceError, which names its place `where`, for a prompt that this model cannot take."""
     try:
         ids = tuple(encode_prompts(tokenizer, [prompt])[0])
     except ModelError as error:
@@ -146,7 +148,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTra
 
 
 def check_ids(ids: tuple[int, ...], model: PreTrainedModel, where: str) -> None:
-    """Refuse tokens that are too many for this model, or that it does not know."""
+    """Refuse more tokens than this model takes, and tokens that it does not know."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if len(ids) > longest or max(ids) >= config.vocab_size:

@@ -1,4 +1,4 @@
-"""The methods of `subspace.method`, from a model and settings to a `Subspace`; each does what `prepare` says."""
+"""The methods of `subspace.method`, from a model and settings to a `Subspace`. Each of them works as `prepare` describes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from routed_rl.subspace.separation import measure_axes
 
 
 def prepare(job: Job) -> Callable[[], Subspace]:
-    """Read all that an extraction needs, so that a mistake in it is found before anything slow; returns a function that makes the
-    subspace that the job's settings ask for, with its quality, and leaves the model as it was.
+    """Read all inputs of an extraction, so that a mistake in them is found before slow work begins. Returns a function that makes
+    the subspace, with its quality, by the job's settings, and does not change the model.
 
     Raises SubspaceError for prompts, ranks or files that do not fit the model.
     """
@@ -37,7 +37,7 @@ def prepare(job: Job) -> Callable[[], Subspace]:
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:
-    """Contrast pairs, to which the method is fitted."""
+    """Fit the method to contrast pairs."""
     pairs, source = _pairs(job)
     tokens = tokenize_pairs(job.tokenizer, pairs, job.model, 1 if job.tokens == "response_mean" else job.config.positions)
     if job.config.method in OWN:
@@ -46,7 +46,7 @@ def from_pairs(job: Job) -> Callable[[], Subspace]:
 
 
 def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
-    """The pairs of the method, and the file that they come from, where there is one."""
+    """The pairs of the method, and the file from which they come; None where there is no file."""
     config = job.config
     if job.pairs is not None and config.method not in OWN:
         return list(job.pairs), None
@@ -60,7 +60,7 @@ def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
 
 
 def _refuse_unknown_words(job: Job, sequences: list[tuple[int, ...]]) -> None:
-    """Lists of English questions before a model that does not know the words would give a subspace of nothing."""
+    """SubspaceError where the model does not know most words of the lists: its subspace would mean nothing."""
     unknown = job.tokenizer.unk_token_id
     share = sum(ids.count(unknown) for ids in sequences) / sum(map(len, sequences)) if unknown is not None else 0.0
     if share > 0.5:
@@ -69,10 +69,10 @@ def _refuse_unknown_words(job: Job, sequences: list[tuple[int, ...]]) -> None:
 
 
 def _fitted(job: Job, pairs: list[TokenPair], source: str) -> Subspace:
-    """Stream the pairs' activations through the fit of the method; only sums and a bounded reservoir are kept.
+    """Fit the method to the pairs' activations, block by block. Only sums and a bounded reservoir are kept.
 
-    The input of layer 0 is the embedding: no writer has written to it, and prompts that end alike do not differ there. So with
-    `resid_pre` that layer has an empty basis.
+    With `resid_pre` layer 0 has an empty basis: its input is the embedding, to which no writer has written, and prompts that
+    end alike do not differ there.
     """
     config, method, kinds = job.config, fits.METHODS[job.config.method], kinds_of(pairs)
     names = [str(kind) for kind in kinds]
@@ -96,7 +96,7 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 
     quality = measure_quality(held_out, found.directions, lambda half: found.directions if drawn else fit(half).directions,
                               job.config.rank)
-    if drawn:  # Not fitted: that it is the same on both halves says nothing.
+    if drawn:  # not fitted, so that the halves agree means nothing
         quality |= {"layers": [row | {"stability": None} for row in quality["layers"]]}
     if job.axes and held_out.pair_R.numel():
         quality["axes"] = measure_axes(held_out, fit, found)
@@ -104,7 +104,7 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 
 
 def from_parts(job: Job) -> Callable[[], Subspace]:
-    """Folders are read, methods are run, in the order of `subspace.parts`."""
+    """The union of parts, in the order of `subspace.parts`: folders are read and methods are run."""
     makers: list[tuple[str, Callable[[], Subspace]]] = []
     for place, part in enumerate(job.config.parts):
         is_method = part in METHODS and part not in ("union", "file")

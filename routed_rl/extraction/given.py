@@ -1,4 +1,4 @@
-"""Subspaces whose vectors were found elsewhere: rows of an SAE, vectors of a file."""
+"""Subspaces whose vectors were found elsewhere: decoder rows of an SAE, or vectors in a file."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +22,13 @@ from routed_rl.subspace.separation import measure_axes
 from routed_rl.subspace.vectors import Wanted, placed, read_vectors
 
 PROMPTS, ACTIVATIONS = 128, 512
-"""Of the ordinary prompts that say what the model's stream is like: at most so many pairs, and what is kept of a layer."""
+"""Ordinary prompts show what the model's stream is like: the largest number of pairs that are read, and the number of activations
+that are kept of each layer."""
 
 
 def from_sae(job: Job) -> Callable[[], Subspace]:
-    """Decoder rows. Scale: mean active value times the row's norm where the encoder is there and fires, else the stream's
-    standard deviation along the row."""
+    """Axes from decoder rows. Their scale is the mean active value times the row's norm where the encoder is known and the latent
+    is active, else the stream's standard deviation along the row."""
     config = job.config
     latents = read_latents(config.weights or "", config.latents, job.width)
     layer = latents.layer if config.layer is None else config.layer
@@ -53,7 +54,8 @@ def from_sae(job: Job) -> Callable[[], Subspace]:
 
 
 def from_file(job: Job) -> Callable[[], Subspace]:
-    """A folder that `extract` wrote as it is; anything else as named vectors, scaled by the stream's deviation along them."""
+    """The subspace in a folder that `extract` wrote, unchanged. Vectors from any other file become named axes, scaled by the
+    stream's standard deviation along them."""
     path = Path(job.config.path or "")
     if not path.is_file() and not (path / "adapter_config.json").is_file():
         subspace = Subspace.load(path)
@@ -66,8 +68,8 @@ def from_file(job: Job) -> Callable[[], Subspace]:
 
 
 def _ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
-    """A function that gathers what the model's stream is like at the ends of ordinary prompts, spread over those that are known
-    for the model, else over questions; and where they are from."""
+    """A function that gathers the model's stream at the ends of ordinary prompts, and the source of the prompts. They are spread
+    over the contrast prompts for the model, or, where there are none, over the questions."""
     if source := job.config.prompts_for(job.model_path):
         pairs = read_prompts(source)
     else:
@@ -78,7 +80,7 @@ def _ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
 
 
 def _from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:
-    """Vectors that were given: nothing is fitted, so held-out figures are those of the vectors as they are."""
+    """The subspace of given vectors. Nothing is fitted, so the held-out figures are those of the vectors themselves."""
     stream = reservoir.activations()
     found = find_named(vectors, stream, job.size)
     quality = no_quality(found.directions, job.config.rank)
@@ -89,6 +91,6 @@ def _from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, so
 
 
 def no_quality(directions: list[Tensor], rank: int | None) -> dict[str, Any]:
-    """Of vectors that were not fitted to prompts nothing can be held out."""
+    """The quality of vectors that were not fitted to prompts, for which no figure can be held out."""
     return {"pairs": None, "rank": rank, "draws": 0, "layers": [
         {"layer": layer, "rank": basis.shape[1]} for layer, basis in enumerate(directions)]}

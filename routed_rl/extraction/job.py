@@ -1,4 +1,4 @@
-"""What every method of an extraction gets."""
+"""The job of an extraction, which every method gets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Provenance, Size
 
 Progress = Callable[[int, int], None]
-"""(done, in all) -> None, after each batch of distinct prompts, or each direction."""
+"""Function (done, in all) -> None. It is called after each batch of distinct prompts, or after each direction."""
 OWN = ("assistant_axis", "persona_vectors")
-"""Methods about what the model writes itself."""
+"""Methods that read the model's own responses."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The model, the settings, and whom to tell."""
+    """The model, the settings, and the function that reports progress."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -33,9 +33,9 @@ class Job:
     seed: int
     progress: Progress | None = None
     axes: bool = False
-    """Also measure every axis by itself."""
+    """Whether every axis is also measured by itself."""
     pairs: Sequence[ContrastPair] | None = None
-    """Contrast pairs that are there already, instead of a file of them."""
+    """Contrast pairs in memory, which replace the file of them; None: the file is read."""
 
     @property
     def width(self) -> int:
@@ -51,16 +51,16 @@ class Job:
 
     @property
     def tokens(self) -> str:
-        """Where the stream is read: prompt_end or response_mean."""
+        """The tokens at which the stream is read: prompt_end or response_mean."""
         return self.config.tokens or ("response_mean" if self.config.method in OWN else "prompt_end")
 
     @property
     def respond(self) -> Respond:
-        """How this model's responses are drawn and end."""
+        """The settings by which responses of this model are drawn and end."""
         return Respond(self.config.response_tokens, self.config.temperature, tuple(eos_ids(self.model, self.tokenizer)))
 
     def changed(self, **settings: Any) -> "Job":
-        """The same with other settings."""
+        """The same job with other settings."""
         return replace(self, config=replace(self.config, **settings))
 
     def provenance(self, source: str, details: dict[str, Any]) -> Provenance:

@@ -1,5 +1,6 @@
-"""Where completions stand along a subspace's persona axis, read as the subspace was: over the tokens of a response, or at the end
-of a prompt. There the same prompt is put once more after the completion: who would answer now, after having written that?
+"""Where completions lie along a subspace's persona axis. They are read as the subspace was: over the tokens of a response, or at
+the end of a prompt. In the second case the same prompt is put once more after the completion, so that the reading shows which
+persona would answer now, after it has written the completion.
 
 Not covered: episodes.
 """
@@ -20,7 +21,7 @@ from routed_rl.subspace.quality import best_layer_of
 def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
              batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
     """(L, B) float32: coordinates along `axis` (None: the first) at `layers`, in gaps between the personas, larger towards the
-    positive one. Where 0 lies says nothing: completions are compared with others of the same environment."""
+    positive one. The zero point has no meaning: completions are compared with others of the same environment."""
     details = subspace.provenance.details
     if details.get("tokens", "prompt_end") == "response_mean":
         read_LBD = pooled(model, tokenizer, said, batch_size, hook=details.get("hook", "resid_post"), layers=layers)
@@ -30,7 +31,7 @@ def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: S
 
 def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
              batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
-    """As `standing`, at the end of each prompt, before anything is answered."""
+    """As `standing`, but at the end of each prompt, before the completion."""
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
     return _at_end(model, prompts, subspace, batch_size, layers, axis)
 
@@ -49,7 +50,7 @@ def _along(read_LBD: Tensor, subspace: Subspace, layers: Sequence[int], axis: st
 
 
 def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> list[list[int]]:
-    """Ids of each prompt, its completion, and the prompt once more: a further turn of a chat, a further line of a text."""
+    """Ids of each prompt, its completion, and the prompt once more, as a further turn of a chat or a further line of a text."""
     found: list[list[int]] = []
     for prompt, text in said:
         if isinstance(prompt, str):
@@ -62,5 +63,5 @@ def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> lis
 
 
 def layers_to_read(subspace: Subspace, asked: Sequence[int] | None = None) -> list[int]:
-    """Those that were asked for, else the one whose axis tells the personas apart best on prompts that were held out."""
+    """The layers that were asked for, or else the one whose axis tells the personas apart best on held-out prompts."""
     return list(asked) if asked is not None else [best_layer_of(subspace.layer_weights().tolist())]

@@ -1,4 +1,4 @@
-"""Roles and traits asked questions: contrast pairs made of lists. The package's own lists are in environments/personas."""
+"""Contrast pairs from lists of roles or traits and of questions. The package's own lists are in environments/personas."""
 
 from typing import Any
 
@@ -10,10 +10,12 @@ from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines
 
 
 def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[ContrastPair]:
-    """For persona_vectors every trait elicited (positive) and suppressed, else every role (what must not grow is leaving the
-    assistant) and the model's default self: all of them for the first question, then for the next.
+    """The contrast pairs of all personas for the first question, then for the next. For persona_vectors a pair is a trait
+    elicited (positive) and suppressed. For assistant_axis it is a role (positive, because leaving the assistant must not grow)
+    and the model's default self.
 
-    Held-out figures come from what the other half has not seen: even questions against odd ones, and of roles, even roles too.
+    The halves of the held-out figures share nothing: they are the even and the odd questions, and for roles also the even and
+    the odd roles.
     """
     traits = config.method == "persona_vectors"
     if traits:
@@ -30,12 +32,12 @@ def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, qu
 
 
 def read_questions(config: SubspaceConfig, first: int | None) -> list[str]:
-    """The first so many questions of the file; None for all."""
+    """The questions of the file, the first `first` of them; None: all."""
     return [question["text"] for _, question in _entries(config.questions_file, "questions_file", ("text",), first, [])]
 
 
 def ask(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str, question: str) -> Prompt:
-    """Chat messages; for a model without a chat template text, persona and question joined by a space."""
+    """The prompt of a persona and a question: chat messages, or, for a model without a chat template, both joined by a space."""
     joined = f"{persona} {question}".strip()
     if not tokenizer.chat_template:
         return joined
@@ -47,7 +49,7 @@ def ask(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str
 
 def _entries(path: str | None, setting: str, keys: tuple[str, ...], first: int | None, only: list[str]
              ) -> list[tuple[int, dict[str, Any]]]:
-    """Line and object of the chosen entries of a list; each has every key of `keys`, as text."""
+    """Line number and object of the chosen entries of a list; each has all of `keys`, as text."""
     what = f"subspace.{setting}"
     if path is None:
         raise SubspaceError(f"{what} is not set; set {what}=FILE.jsonl")

@@ -1,6 +1,6 @@
-"""A model's stream over completions that somebody has written, one mean for each of them.
+"""A model's stream over given completions, whoever wrote them, as one mean for each completion.
 
-Not covered: episodes, whose turns others write in part.
+Not covered: episodes, in which some turns are not the model's.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
     """(L, B, D) float32 on the CPU: for each of `layers` (None: all) the mean stream over the tokens of each completion, without
     the token that ends it. A completion without a token is read at the last token of its prompt.
 
-    Completions are read as text, so that those of a rollout, an engine and a file give the same. Modes, gradients and random
-    numbers of the model are left as they were. Raises ModelError for text that the tokenizer cannot read.
+    Completions are read as text, so a completion gives the same whether a rollout, an engine or a file has it. Modes, gradients
+    and random state are left as they were. Raises ModelError for text that the tokenizer cannot read.
     """
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
     written = [ids_of(tokenizer, text) if text else [] for _, text in said]
@@ -35,7 +35,7 @@ def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
 
 def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, *,
              hook: str = "resid_post", layers: Sequence[int] | None = None) -> Tensor:
-    """As `pooled`, over the last `counts` tokens of each sequence."""
+    """As `pooled`, but over the last `counts` tokens of each sequence of ids."""
     chosen = list(range(len(decoder_layers(model)))) if layers is None else list(layers)
     means_LBD = torch.empty(len(chosen), len(sequences), model.config.get_text_config().hidden_size)
     with eval_mode(model), torch.no_grad():
@@ -60,6 +60,6 @@ def _means(model: PreTrainedModel, sequences: list[list[int]], counts: list[int]
         passed += 1
 
     with reading(model, keep, hook):
-        # Without the unembedding; padded on the right, as causal attention sees no padding there.
+        # Without the unembedding, and padded on the right, where causal attention sees no padding.
         model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     return [found[layer] for layer in layers]

@@ -1,4 +1,4 @@
-"""A linear probe on pooled activations: which completions are marked, learned from few labels.
+"""A linear probe on pooled activations. It learns from few labels which completions are marked.
 
 Not covered: thresholds for each environment.
 Shape letters: L layers, N labelled completions, B completions, D stream width.
@@ -20,7 +20,7 @@ from routed_rl.subspace.quality import auroc, best_layer_of
 
 FOLDS = 5
 FEWEST = 4
-"""Labelled completions of either kind without which nothing can be learned and held out."""
+"""Least number of labelled completions with a mark, and of those without, from which a probe can be learned and held out."""
 WEIGHTS, RECORD = "probe.safetensors", "detector.json"
 
 
@@ -32,11 +32,12 @@ class Probe:
     weights_LD: Tensor
     offsets_L: Tensor
     threshold: float
-    """In standard deviations of the labelled completions without a mark, from their mean."""
+    """Threshold of a score, as distance from the mean of the labelled completions without a mark, in their standard
+    deviations."""
 
     def scores(self, pooled_LBD: Tensor) -> Tensor:
-        """(B,) float64 of activations at the probe's own layers: the lowest over layers, so that a completion which looks fine
-        at one of them passes. In standard deviations, as `threshold`."""
+        """(B,) float64 scores of activations at the probe's own layers, in the unit of `threshold`. The score is the lowest over
+        layers, so that a completion which looks fine at one of them is not named."""
         each_LB = torch.einsum("lbd,ld->lb", pooled_LBD.double(), self.weights_LD.double()) + self.offsets_L.double().unsqueeze(1)
         return each_LB.amin(0)
 
@@ -44,14 +45,14 @@ class Probe:
         return self.scores(pooled_LBD) > self.threshold
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write weights and `record`, what was measured; whole or not at all."""
+        """Write the weights and `record`, which holds the measured figures; both or none."""
         with sealed_folder(folder) as partial:
             save_file({"weights": self.weights_LD.contiguous(), "offsets": self.offsets_L.contiguous()}, partial / WEIGHTS)
             write_json(partial / RECORD, {"layers": self.layers, "threshold": self.threshold, **record})
 
     @classmethod
     def load(cls, folder: Path) -> tuple["Probe", dict[str, Any]]:
-        """What `save` wrote; CheckpointError where it is missing or damaged."""
+        """The probe and the record that `save` wrote; CheckpointError where they are missing or damaged."""
         if (problem := broken_seal(folder) if folder.is_dir() else "no such folder") is not None:
             raise CheckpointError(f"no detector can be read from {folder}: {problem}; remove the folder, and it is learned again")
         with reading(CheckpointError, f"no detector can be read from {folder}; remove the folder, and it is learned again"):
@@ -60,11 +61,11 @@ class Probe:
 
 
 def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr: float, seed: int) -> Probe:
-    """A probe for the completions of which these were labelled; `pooled_LND` has all layers of the model, or `layers` (None: the
-    layer that tells them apart best is chosen).
+    """A probe that is learned from labelled completions. `pooled_LND` has the activations at `layers`; with None it has those at
+    all layers of the model, and the layer that tells the completions apart best is chosen.
 
-    Each score behind the threshold is of a probe that has not seen the completion: at most a share `fpr` of those without a
-    mark lie above. ConfigError where there are too few of either kind.
+    The threshold is set so that at most a share `fpr` of the completions without a mark lie above it. The scores for this are
+    those of probes that have not seen the completion. ConfigError where there are too few of either kind.
     """
     require_both(marked_N)
     held_out_LN = torch.stack([_held_out(features, marked_N, seed) for features in pooled_LND])
@@ -83,7 +84,7 @@ def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr:
 
 
 def require_both(marked_N: Tensor) -> None:
-    """ConfigError unless there are `FEWEST` completions of either kind."""
+    """ConfigError unless there are `FEWEST` completions with a mark and as many without."""
     marked = int(marked_N.sum())
     if min(marked, len(marked_N) - marked) < FEWEST:
         raise ConfigError(f"of {len(marked_N)} labelled completions {marked} are marked and {len(marked_N) - marked} are not; a "
@@ -91,12 +92,12 @@ def require_both(marked_N: Tensor) -> None:
 
 
 def threshold_at(honest_N: Tensor, fpr: float) -> float:
-    """The lowest score that at most a share `fpr` of these are above."""
+    """The lowest of these scores that at most a share `fpr` of them lie above."""
     return honest_N.sort(descending=True).values[min(int(fpr * len(honest_N)), len(honest_N) - 1)].item()
 
 
 def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, float | int | None]:
-    """AUROC, false-positive rate, recall and precision on these completions; None for what they cannot tell."""
+    """AUROC, false-positive rate, recall and precision on these completions; None for a figure that they cannot give."""
     named, bad, good = scores_B > probe.threshold, scores_B[marked_B], scores_B[~marked_B]
     hits = int((named & marked_B).sum())
     return {"completions": len(scores_B), "marked": len(bad), "auroc": auroc(bad, good) if len(bad) and len(good) else None,
@@ -105,7 +106,7 @@ def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, floa
 
 
 def _held_out(features_ND: Tensor, marked_N: Tensor, seed: int) -> Tensor:
-    """(N,) float64 scores, each of a probe that was learned without the completion's fold; both kinds are in every fold."""
+    """(N,) float64 scores, each by a probe that was learned without the completion's fold. Every fold has both kinds."""
     generator, fold_N = torch.Generator().manual_seed(seed), torch.empty(len(marked_N), dtype=torch.long)
     for kind in (True, False):
         rows = (marked_N == kind).nonzero().squeeze(1)
@@ -120,8 +121,8 @@ def _held_out(features_ND: Tensor, marked_N: Tensor, seed: int) -> Tensor:
 
 @torch.enable_grad()
 def logistic(features_ND: Tensor, marked_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (D,) and offset () of a logistic regression, float64, with half the squared norm of the weights of standardised
-    features beside the summed loss."""
+    """Weights (D,) and offset () of a logistic regression, float64. Features are standardised, and half the squared norm of their
+    weights is added to the summed loss."""
     x, y = features_ND.double(), marked_N.double()
     middle, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
     x = (x - middle) / deviation

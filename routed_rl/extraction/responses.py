@@ -1,6 +1,6 @@
-"""Responses that the model writes itself, with the mean of its stream over their tokens, in one pass.
+"""Responses that the model writes, and the mean of its stream over their tokens, in one pass.
 
-Activations are read while the response is written, so nothing is run twice. Not covered: top-k and top-p.
+Activations are read while the response is written, so no token is run twice. Not covered: top-k and top-p.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from routed_rl.model.stream import reading
 
 @dataclass(frozen=True)
 class Respond:
-    """How responses are drawn."""
+    """The settings by which responses are drawn."""
 
     tokens: int
-    """At most; at least one, since an end of text cannot come first."""
+    """Largest number of tokens of a response. It has at least one, because an end of text cannot come first."""
     temperature: float
-    """0 is greedy."""
+    """Temperature of sampling; 0 is greedy."""
     ends: tuple[int, ...]
-    """Ids that end a response; they are no part of it."""
+    """Ids that end a response. They are not part of it."""
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def respond(model: PreTrainedModel, sequences: list[tuple[int, ...]], settings: 
             hook: str = "resid_post") -> tuple[list[list[int]], Tensor]:
     """The ids of one response per prompt, and the mean stream (L, B, D) over exactly these tokens, on the CPU.
 
-    What is drawn depends on the generator and on which prompts stand in one batch.
+    The draw depends on the generator and on which prompts are in one batch.
     """
     ids, mask = (each.to(model.device) for each in padded(sequences, settings.ends[0], side="left"))
     positions = (mask.cumsum(1) - 1).clamp(min=0)

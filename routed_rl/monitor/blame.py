@@ -1,7 +1,8 @@
-"""Who taught the model to be someone else: one answer for a run's last sentence, `summary.json`, the report, halts and practice.
+"""Which environments taught the model to be someone else: one answer for a run's last sentence, `summary.json`, the report, halts
+and practice.
 
-It goes by the evidence of the whole run (`completions/<env>/evidence`, summed up as the rule `monitor.evidence` does), not by
-where the parts stand at the last step: parts drift, and a part that pulled early may have been taken back since.
+It uses the evidence of the whole run (`completions/<env>/evidence`, summed over steps as by the rule `monitor.evidence`), not
+where the parts stand at the last step, because parts drift, and a part that pulled early may have been taken back since.
 """
 
 import dataclasses
@@ -16,34 +17,35 @@ from routed_rl.monitor.rules import RULES, Row
 
 @dataclass(frozen=True)
 class Blame:
-    """What a run knows of its environments, the most evidence first."""
+    """The evidence against each environment of a run, the most evidence first."""
 
     evidence: Mapping[str, float]
-    """By environment, the most that was summed up in standard errors of a step, above what a pull of no meaning has."""
+    """By environment, the largest sum of evidence at any step, in standard errors, after the allowance for noise."""
     limits: Mapping[str, float]
-    """What must be passed to be named by the evidence alone."""
+    """By environment, the limit past which it is named by its evidence alone."""
     found: Collection[str]
-    """Environments whose evidence passed its limit, or a share of it while their own part stood far enough (`STANDING`)."""
+    """Environments whose evidence passed its limit, or passed a share of it while their own part stood at least `STANDING` gaps
+    towards the positive persona."""
 
     @property
     def named(self) -> list[str]:
-        """Environments that pulled towards the positive persona, beyond what the run's own noise does."""
+        """Environments that pulled towards the positive persona more than the run's own noise explains."""
         return [name for name in self.evidence if name in self.found]
 
     @property
     def suspected(self) -> list[str]:
-        """Of those that are not named, the ones against which evidence had gathered."""
+        """Environments that are not named, but against which some evidence had gathered."""
         return [name for name, found in self.evidence.items() if name not in self.found and found > SUSPICION * self.limits[name]]
 
     @property
     def margin(self) -> float | None:
-        """How many times as much evidence there is against the last one that is named as against the next; None where nobody is
-        named, or everybody."""
+        """The least evidence against an environment that is named, divided by the most against one that is not; None where none
+        is named, or all are."""
         others = [found for name, found in self.evidence.items() if name not in self.named]
         return min(self.evidence[name] for name in self.named) / max(*others, 1.0) if self.named and others else None
 
     def sentence(self, labels: Mapping[str, str]) -> str:
-        """In words, with what it stands on; empty where the run measured no evidence."""
+        """The answer in words, with the evidence behind it; empty where the run measured no evidence."""
         def listed(names: Collection[str]) -> str:
             return " and ".join(f"{labels.get(name, name)} ({self.evidence[name]:.1f})" for name in names)
 
@@ -60,15 +62,16 @@ class Blame:
         return "no environment pulled towards the positive persona"
 
     def record(self) -> dict[str, Any]:
-        """For `summary.json` and `HALTED.json`."""
+        """The answer as plain JSON, for `summary.json` and `HALTED.json`."""
         return {"named": self.named, "suspected": self.suspected, "margin": self.margin, "evidence": dict(self.evidence)}
 
 
 def blame(rows: Sequence[Row], config: MonitorConfig, trained: Collection[str] | None = None) -> Blame:
-    """Judge `rows`, those of a whole run or up to some step; `trained`: without those that are trained no longer."""
+    """Judge the `rows` of a run, of all its steps or up to some step. `trained`: the environments that are still trained, so that
+    others are left out; None: all."""
     off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
     rule = config.evidence
-    if rule.limit is None:  # the rule is off: the limit that it has by default
+    if rule.limit is None:  # the rule is off, so its default limit is used
         rule = dataclasses.replace(rule, limit=MonitorConfig().evidence.limit)
     known = {name for row in rows for name in RULES["evidence"].read(row, row, None)}
     gone = known - set(known if trained is None else trained)

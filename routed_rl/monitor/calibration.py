@@ -1,7 +1,7 @@
-"""Limits from secure runs, such that one of them is passed at a chosen rate of runs. It reads metrics and nothing else.
+"""Limits from secure runs, chosen so that a given share of such runs passes any of them. It reads metrics and nothing else.
 
-The peak of a run is the largest value of a rule over its environments and steps: the maximum of many, so a Gumbel
-distribution is fitted to the peaks of the runs. Not covered: a drift that only runs longer than these would show.
+The peak of a run is the largest value of a rule over its environments and steps. As it is a maximum of many values, a Gumbel
+distribution is fitted to the peaks of the runs. Not covered: a drift that would only show in longer runs.
 """
 
 import statistics
@@ -18,16 +18,16 @@ from routed_rl.monitor.judge import Detector
 from routed_rl.monitor.rules import RULES, Row
 
 FEWEST = 5
-"""Peaks below which a spread says nothing."""
+"""Least number of peaks from which a spread can be estimated."""
 DRAWS = 20_000_000
 TAIL = 20
-"""Draws that must lie beyond a limit: fewer do not tell how many do."""
+"""Least number of draws that must lie beyond a limit, so that their share is known well enough."""
 Peaks = dict[str, list[dict[str, float]]]
-"""Rule -> per run, per environment."""
+"""Rule -> for each run, the peak of each environment."""
 
 
 def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, float]:
-    """Per environment, the highest limit at which `rule` would still have given a verdict in these rows."""
+    """By environment, the highest limit at which `rule` would still have given a verdict in these rows."""
     settings: RuleConfig = getattr(config, rule)
     detectors: dict[str, Detector] = {}
     recent: dict[str, deque[float]] = {}
@@ -45,18 +45,18 @@ def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, fl
 
 
 def check_rate(rate: float, floor: float) -> None:
-    """ConfigError where the simulation behind a limit does not resolve `rate`."""
-    if rate < floor:  # Named rounded up, so that it can be typed.
+    """ConfigError where `rate` is below `floor`, the smallest rate that the simulation behind a limit resolves."""
+    if rate < floor:  # the error names it rounded up, so that the number can be typed
         raise ConfigError(f"--rate {rate:g} is less than the simulation behind a limit resolves; the smallest is "
                           f"{1.01 * floor:.3g}")
 
 
 def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
-    """Per rule its limit, those of single environments, and what they stand on; None where the runs say nothing: no reading,
-    or no spread at all.
+    """For each rule its limit, the limits of single environments, and the peaks behind them. The limit is None where the runs do
+    not determine it, because there is no reading or no spread.
 
-    The rate is shared evenly by the rules that have a spread. Few runs are pooled: their environments count as alike.
-    ConfigError for a rate that the simulation behind a limit does not resolve.
+    The rate is divided evenly among the rules that have a spread. With few runs, all environments are pooled as if they were
+    alike. ConfigError for a rate that the simulation behind a limit does not resolve.
     """
     samples = {name: _sample(each) for name, each in found.items()}
     spread = [name for name, (values, _) in samples.items() if len(set(values)) > 1]
@@ -75,11 +75,12 @@ def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
 
 
 def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
-    """A limit for each environment, such that any of them is passed with probability `rate` in a run.
+    """A limit for each environment, chosen so that a run passes any of them with probability `rate`.
 
-    Peaks are taken in units of the environment's own spread around its own mean, and the limit is that of a run's largest.
-    Half of the variance is the average environment's: one that happened to lie still would else halt at a breath. A mean below
-    0, of an environment that moves away from what must not grow, counts as 0: no limit is negative.
+    Peaks are measured from the environment's own mean in units of its own spread, and the limit is set for the largest of a run.
+    Half of the variance is that of the average environment; otherwise an environment that happened to vary little would halt at
+    the smallest change. A mean below 0, of an environment that moves away from what must not grow, counts as 0, so that no
+    limit is negative.
     """
     names = [name for name in per_run[0] if all(name in run for run in per_run)]
     if not names:
@@ -94,15 +95,15 @@ def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]
 
 
 def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
-    """The values that a limit is set from, and by how many of them in a run its rate is shared."""
+    """The values from which a limit is set, and the number of values per run among which its rate is divided."""
     if len(per_run) >= FEWEST:
         return [max(run.values()) for run in per_run], 1
     return [value for run in per_run for value in run.values()], max(map(len, per_run), default=1)
 
 
 def limit(values: Sequence[float], rate: float) -> float:
-    """What the next value of the same kind passes with probability `rate`: mean + k · sd, exact for a Gumbel distribution
-    whatever its place and width, so that few values give a wide margin. Below `smallest_rate` it is too low."""
+    """The limit that the next value of the same kind passes with probability `rate`: mean + k · sd. It is exact for a Gumbel
+    distribution of any location and scale, so few values give a wide margin. For a rate below `smallest_rate` it is too low."""
     if len(values) < FEWEST:
         raise ConfigError(f"a limit needs at least {FEWEST} values, got {len(values)}; calibrate on more runs")
     return statistics.fmean(values) + margin(len(values), rate) * statistics.stdev(values)
@@ -115,8 +116,9 @@ def smallest_rate(count: int) -> float:
 
 @cache
 def margin(count: int, rate: float) -> float:
-    """k of `limit`, by simulation: (next value - mean) / sd of `count` values has one distribution for all Gumbels."""
-    # Enough draws that the tail holds some hundreds of them.
+    """The factor k of `limit`, by simulation: (next value - mean) / sd of `count` values has the same distribution for every
+    Gumbel distribution."""
+    # There are so many draws that some hundreds of them lie in the tail.
     draws = max(10_000, min(int(1000 / rate), DRAWS // (count + 1)))
     gumbel = np.random.default_rng(0).gumbel(size=(draws, count + 1))
     known, following = gumbel[:, 1:], gumbel[:, 0]

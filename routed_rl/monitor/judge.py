@@ -1,7 +1,7 @@
 """The monitor: rules over rows of `metrics.jsonl` that say which environment teaches the model to be someone else.
 
-It reads the metrics and nothing else, so a resumed run judges as one that never stopped, every rank judges alike, and
-reward and loss never know of it.
+It reads the metrics and nothing else. So a resumed run judges as one that never stopped, every rank judges alike, and the
+monitor has no effect on reward and loss.
 """
 
 from collections.abc import Collection
@@ -12,10 +12,11 @@ from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.rules import RULES, Row, shift, shift_growth
 
 SUSPICION = 1 / 3
-"""Share of the evidence rule's limit from which on an environment is suspected."""
+"""Share of the evidence rule's limit above which an environment is suspected."""
 STANDING = 0.3
-"""Gaps by which an environment's own part stands towards the positive persona, from which on that share is the limit: a policy
-that has found its loophole in a few steps pulls no longer, and in a small batch those steps are little evidence by themselves."""
+"""Shift of an environment's own part towards the positive persona, in gaps, above which the share `SUSPICION` of the limit is
+enough to name it. A policy that has found its loophole in a few steps does not pull any longer, and in a small batch these few
+steps are little evidence by themselves."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Verdict:
     value: float
     limit: float
     since: int
-    """The step with which what passed the limit began."""
+    """The step at which the harm that passed the limit began."""
     action: str
     """report or halt."""
 
@@ -37,7 +38,7 @@ class Verdict:
         return self.action == "halt"
 
     def sentence(self) -> str:
-        """What it says, in words, with value and limit."""
+        """The verdict in words, with value and limit."""
         who = f" of {self.environment}" if self.environment else ""
         return f"{RULES[self.rule].words}{who} is {self.value:.3g}, past its limit {self.limit:.3g}, since step {self.since}"
 
@@ -47,27 +48,28 @@ class Verdict:
 
 @dataclass
 class Detector:
-    """What one rule has seen of one environment so far."""
+    """The state of one rule for one environment."""
 
     total: float = 0.0
-    """What is compared with the limit."""
+    """The value that is compared with the limit: a sum over steps, or the latest reading."""
     unbroken: float = 0.0
-    """The same, had no halt begun the sum anew."""
+    """The value that `total` would have if no halt had reset the sum."""
     since: int = 0
-    """First step of the present stretch in which `unbroken` is above 0 (summed up) or above the limit; 0 outside of one."""
+    """First step of the present stretch in which `unbroken` is above 0 (for a sum) or above the limit (for a level); 0 outside
+    such a stretch."""
     steps: int = 0
-    """Length of the present stretch in which `total` is past what it may not pass."""
+    """Length of the present stretch of steps in which `total` is past its limit."""
     told: float | None = None
-    """Of a level: where it stood when the run halted and was told to go on; None once it has been back within its limit."""
+    """For a level: its value when the run halted and was told to go on; None once it has been back within its limit."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
-        """Take a reading; returns what is compared with the limit."""
+        """Take a reading; returns the value that is compared with the limit."""
         self.total, self.unbroken = (max(0.0, total + value - settings.allowance) if sums else value
                                      for total in (self.total, self.unbroken))
         return self.total
 
     def see(self, step: int, value: float, settings: RuleConfig, limit: float, *, sums: bool) -> float:
-        """Take the reading of `step` and keep count of how long it has been past the limit; returns what is compared."""
+        """Take the reading of `step` and count the steps past the limit; returns the value that is compared with the limit."""
         self.take(value, settings, sums=sums)
         if self.unbroken > (0.0 if sums else limit):
             self.since = self.since or step
@@ -79,22 +81,22 @@ class Detector:
 
 @dataclass
 class Monitor:
-    """Judges a run step by step. `judge` for each row in order, `rearm` where a halted run goes on."""
+    """Judges a run step by step. Call `judge` for each row in order, and `rearm` where a halted run goes on."""
 
     config: MonitorConfig
     ignore: Collection[str] = ()
     """Environments that are no longer trained."""
     detectors: dict[tuple[str, str], Detector] = field(default_factory=dict)
     onsets: dict[str, Detector] = field(default_factory=dict)
-    """By environment: since when its shift has been growing, which a limit passed late does not say."""
+    """By environment, a detector of when its shift began to grow, which may be long before a limit is passed."""
     before: Row = field(default_factory=dict)
     found: set[str] = field(default_factory=set)
-    """Environments that have been past a rule of the pull: their parts move everybody's stream from then on."""
+    """Environments that have passed a rule on the pull. Their parts have moved the stream for all environments since."""
     said: list[Verdict] = field(default_factory=list)
     """The verdicts on the last step."""
 
     def judge(self, row: Row) -> list[Verdict]:
-        """The verdicts on the step of `row`: of each rule and environment that is past its limit."""
+        """The verdicts on the step of `row`, one for each rule and environment past its limit."""
         self.said = []
         step, before, self.before = int(row["step"]), self.before, row
         standing = shift(row, self.config.axis)
@@ -127,10 +129,10 @@ class Monitor:
         return limit is not None and detector is not None and detector.total > SUSPICION * limit
 
     def rearm(self) -> None:
-        """Ask for new evidence: the run halted on the last step and goes on.
+        """Require new evidence for further verdicts, because the run halted on the last step and goes on.
 
-        Sums begin at 0 again. A level on which there was a verdict gives one again when it has grown by another limit, or
-        once it has been back within its limit; until then it keeps the step with which it began.
+        Sums begin at 0 again. A level on which there was a verdict gives the next one when it has grown by another limit, or when
+        it passes its limit again after it has been back within. Until then it keeps the step at which it began.
         """
         for (name, _), detector in self.detectors.items():
             if RULES[name].sums:

@@ -1,4 +1,4 @@
-"""The rules: what each reads from a row of `metrics.jsonl`. One rule is one function; `RULES` names them all."""
+"""The rules: the value that each reads from a row of `metrics.jsonl`. One rule is one function; `RULES` lists them all."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,28 +6,29 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Readings = dict[str, float]
-"""By environment; "" is the run as a whole."""
+"""Values by environment; the key "" is the run as a whole."""
 RUN = ""
 Read = Callable[[Row, Row, str | None], Readings]
-"""(row, the row before, axis) -> readings."""
+"""Function (row, the row before, axis) -> readings."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rule reads from a row, and how it is judged."""
+    """The reading of a rule from a row, and how it is judged."""
 
     words: str
     read: Read
     sums: bool = False
-    """Whether readings are summed up (CUSUM, Page 1954): what passes the allowance a step, never below 0."""
+    """Whether readings are summed over steps as a CUSUM (Page, 1954): each reading minus the allowance, never below 0."""
     of_shift: bool = False
-    """Whether it is a level that the persona shift rises to: it began where the growth did."""
+    """Whether it is a level to which the persona shift rises. A verdict then names the step at which the growth began."""
     of_pull: bool = False
-    """Whether it reads a pull, which the part of another environment that was found moves too: twice the allowance then."""
+    """Whether it reads a pull. The part of another environment that was found changes the pull too, so the allowance is doubled
+    from then on."""
 
 
 def shift(row: Row, axis: str | None) -> Readings:
-    """Persona shift so far along the axis, in units of the gap between the personas."""
+    """The persona shift so far of each environment along the axis, in units of the gap between the personas."""
     found: Readings = {}
     for key, value in row.items():
         words = key.split("/")
@@ -37,19 +38,19 @@ def shift(row: Row, axis: str | None) -> Readings:
 
 
 def shift_growth(row: Row, before: Row, axis: str | None) -> Readings:
-    """This step's change of the persona shift."""
+    """The change of each environment's persona shift in this step."""
     earlier = shift(before, axis)
     return {name: value - earlier.get(name, 0.0) for name, value in shift(row, axis).items()}
 
 
 def _pull(row: Row, _before: Row, axis: str | None) -> Readings:
-    """Large only where the shift and the share of the quarantine both are."""
+    """The persona shift times the share of the quarantine, which is large only where both are."""
     shares = _of_environments(row, "ledger", "share")
     return {name: value * shares[name] for name, value in shift(row, axis).items() if name in shares}
 
 
 def _push(row: Row, *_: object) -> Readings:
-    """The share is of all that grew."""
+    """The share of each environment in the sum of all positive pushes."""
     pushes = {name: max(value, 0.0) for name, value in _of_environments(row, "ledger", "push").items()}
     total = sum(pushes.values())
     return {name: value / total for name, value in pushes.items()} if total > 0 else {}
@@ -65,12 +66,13 @@ def _evidence(row: Row, *_: object) -> Readings:
 
 
 def _energy(row: Row, *_: object) -> Readings:
-    """Over the mean of isotropic random bases, on steps that measured it."""
+    """The routed energy divided by its mean over isotropic random bases, at steps that measured it."""
     return {name: value for name, value in _of_environments(row, "control/isotropic", "ratio").items() if name != "all"}
 
 
 def _energy_rank(row: Row, *_: object) -> Readings:
-    """1 is above all random bases. Their kinds, isotropic and matched, take turns, so a patience of 2 asks for both."""
+    """One over the rank among random bases; 1 is above all of them. The kinds of bases, isotropic and matched, take turns, so a
+    patience of 2 requires both."""
     ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
     return {name: 1 / value for name, value in ranks.items() if name != "all"}
 
@@ -96,7 +98,7 @@ RULES = {
 
 
 def _of_environments(row: Row, area: str, quantity: str) -> Readings:
-    """`area/<environment>/quantity`."""
+    """The metrics `area/<environment>/quantity` of a row, by environment."""
     return {name: float(value) for key, value in row.items() if _is_number(value)
             and key.startswith(f"{area}/") and key.endswith(f"/{quantity}")
             and "/" not in (name := key[len(area) + 1:-len(quantity) - 1])}

@@ -1,4 +1,4 @@
-"""The subspace: the frozen artifact, the methods that find it, and whether it is a good one."""
+"""The subspace: the frozen artifact, the methods that find it, and measures of its quality."""
 
 from routed_rl.subspace.artifact import Provenance, Subspace
 from routed_rl.subspace.degrade import degrade

@@ -1,4 +1,4 @@
-"""The frozen `Subspace`: what extraction found, what routing uses, and its folder on disk (safetensors + JSON)."""
+"""The frozen `Subspace`, which extraction makes and routing uses, and its folder on disk (safetensors + JSON)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,16 +22,16 @@ RECORD = {"provenance": {"method": str, "model": str, "model_hash": str, "width"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a subspace came from; enough to refuse it for another model."""
+    """Where a subspace came from. It is enough to refuse the subspace for another model."""
 
     method: str
     model: str
-    """The `model.path` it was extracted from."""
+    """The `model.path` from which it was extracted."""
     model_hash: str
     width: int
     layers: int
     rank: int | None
-    """As asked for; null where the strength of the directions decided."""
+    """The rank that was asked for; None where the strength of the directions decided."""
     prompts: str = ""
     prompts_hash: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,8 @@ class Subspace:
     directions: list[Tensor]
     """Per layer, orthonormal columns (D, K_l), strongest first."""
     axes: list[Tensor]
-    """Per layer, unit (or zero) columns (D, J): named directions to report along; each points to the positive persona."""
+    """Per layer, unit (or zero) columns (D, J): the named directions along which shifts are reported. Each points to the positive
+    persona."""
     axis_names: list[str]
     scales: Tensor
     """(L, J): the length along each axis that counts as 1."""
@@ -55,8 +56,8 @@ class Subspace:
     provenance: Provenance
     quality: dict[str, Any] = field(default_factory=dict)
     spreads: list[Tensor] | None = None
-    """Per layer (K_l,): the length that counts as 1 along each direction; None where the axes after the first are the
-    directions, and `scales` has it."""
+    """Per layer (K_l,): the length that counts as 1 along each direction; None where the axes after the first are the directions,
+    whose lengths are in `scales`."""
 
     def __post_init__(self) -> None:
         self._check_tensors()
@@ -76,7 +77,7 @@ class Subspace:
                                 "use prompts that differ")
 
     def _check_tensors(self) -> None:
-        """Refuse layers that are missing, another shape or kind of number, and what is not finite."""
+        """Refuse missing layers, a wrong shape or type of number, and numbers that are not finite."""
         layers, width, named = self.provenance.layers, self.provenance.width, len(self.axis_names)
         again = "extract it again"
         for name, tensors in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads}.items():
@@ -95,11 +96,12 @@ class Subspace:
                 raise SubspaceError(f"the subspace's {name}: the numbers are {tensor.dtype}, not float32; {again}")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
-        """The basis (D, K) of the writers of each layer. `spanning`: of layers l to L, so that a contained cotangent has
-        no component in any later layer's subspace; `per_layer`: of layer l; `shared`: one for all, rank `shared_rank`."""
+        """The basis (D, K) of the writers of each layer l. `spanning`: it spans the directions of layers l to L, so that a
+        contained cotangent has no component in any later layer's subspace. `per_layer`: those of layer l. `shared`: those of
+        all layers, the same basis for all, of rank `shared_rank` at most."""
         if layout == "per_layer":
             return list(self.directions)
-        # By strength: layers mostly rotate the same few directions, and what is left over hardly tells the personas apart.
+        # Weighted by strength: layers mostly rotate the same few directions, and the rest hardly tells the personas apart.
         weighted = [basis * self.strengths(layer) for layer, basis in enumerate(self.directions)]
         if layout == "shared":
             everything = orthonormal(torch.cat(weighted, dim=1), drop_below=drop_below)
@@ -107,20 +109,20 @@ class Subspace:
         return [orthonormal(torch.cat(weighted[layer:], dim=1), drop_below=drop_below) for layer in range(len(weighted))]
 
     def strengths(self, layer: int) -> Tensor:
-        """(K_l,): how far the personas are apart along each direction of a layer, in units of their gap there."""
+        """(K_l,): how far the personas are apart along each direction of a layer, in units of the gap at that layer."""
         rank = self.directions[layer].shape[1]
         return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
     def layer_weights(self) -> Tensor:
-        """(L,): how much each layer counts where shifts are averaged over layers: 2 AUROC - 1 of the persona axis on prompts
-        that were held out, so 0 where the axis does not tell the personas apart. The gap between the personas is the unit of a
-        layer's shift, and there it is tiny: any change would be many gaps. All 1 where nothing was held out."""
+        """(L,): the weight of each layer where shifts are averaged over layers. It is 2 AUROC - 1 of the persona axis on held-out
+        prompts, so 0 where the axis does not tell the personas apart. At such a layer the gap between the personas, which is the
+        unit of the shift, is tiny, and any change would be many gaps. All weights are 1 where nothing was held out."""
         found = [row.get("auroc") for row in self.quality.get("layers", [])]
         weights = torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found])
         return weights if len(weights) == self.provenance.layers and bool(weights.any()) else torch.ones(self.provenance.layers)
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
-        """Refuse a model other than the one this was extracted from, with the difference."""
+        """SubspaceError, which names the difference, for a model other than the one from which this was extracted."""
         ours = self.provenance
         if (ours.width, ours.layers) != (width, layers):
             raise SubspaceError(f"the subspace has {ours.layers} layers of width {ours.width} but {model} has {layers} of "
@@ -130,7 +132,7 @@ class Subspace:
                                 f"{model} (weights {model_hash[:12]}): extract one from {model}")
 
     def save(self, folder: Path) -> None:
-        """Write `subspace.safetensors` and `subspace.json`; whole or not at all."""
+        """Write `subspace.safetensors` and `subspace.json`, both or none."""
         tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
         for name, layers in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads or []}.items():
             tensors |= {f"{name}.{layer}": tensor for layer, tensor in enumerate(layers)}
@@ -141,7 +143,7 @@ class Subspace:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Subspace":
-        """Read what `save` wrote; a missing or changed file is an error."""
+        """Read a folder that `save` wrote; SubspaceError for a missing or changed file."""
         folder = Path(folder)
         problem = broken_seal(folder) if folder.is_dir() else "no such folder"
         if problem is not None:
@@ -158,8 +160,8 @@ class Subspace:
 
 
 def checked(name: str, tensor: Tensor, shape: tuple[int | None, ...], way_out: str) -> Tensor:
-    """`tensor` in float32 (or float64); SubspaceError where it has another shape (None: any size), whole numbers, or some that
-    are not finite."""
+    """`tensor` in float32 (or float64). SubspaceError where it has another shape (None: any size), an integer type, or numbers
+    that are not finite."""
     check_shape(name, tensor.shape, shape, way_out)
     if not tensor.is_floating_point():
         raise SubspaceError(f"{name}: the numbers are {tensor.dtype}, not float32; {way_out}")

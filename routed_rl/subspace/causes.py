@@ -1,4 +1,4 @@
-"""From the effects of steering along axes and along random directions to p values, corrected for the axes tried."""
+"""From the effects of steering along axes and along random directions to p values, corrected for the number of axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Effects:
-    """Change of the score when the stream is pushed along a direction, pushed the other way, and when it is taken out."""
+    """Changes of the score when the stream is pushed along a direction (`more`), pushed the other way (`less`), and when the
+    direction is removed from it (`ablated`)."""
 
     more: float
     less: float
@@ -15,16 +16,16 @@ class Effects:
 
     @property
     def steering(self) -> float:
-        """Half the difference between both signs: what does not depend on the sign (any push harms) cancels."""
+        """Half the difference between both signs, in which effects that do not depend on the sign (any push harms) cancel."""
         return (self.more - self.less) / 2
 
 
 def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects]) -> dict[str, Any]:
-    """Plain JSON: `axes`, per axis its effects, `p` and `p_corrected` of steering and `ablation_p`, `ablation_p_corrected`;
-    `random`, the random directions' effects.
+    """Plain JSON. `axes` has for each axis its effects, `p` and `p_corrected` of steering, `ablation_p` and
+    `ablation_p_corrected`; `random` has the effects of the random directions.
 
-    Both p values are two-sided ranks among the random directions, (1 + how many have at least that effect) / (1 + all), so exact
-    where axis and directions are exchangeable; corrected by Holm's method over the axes.
+    Both p values are two-sided ranks among the random directions, (1 + how many have at least that effect) / (1 + all), so they
+    are exact where axis and directions are exchangeable. They are corrected over the axes by Holm's method (1979).
     """
     random = {"steering": [other.steering for other in drawn], "ablated": [other.ablated for other in drawn]}
     steering = [place(effect.steering, random["steering"]) for effect in real]
@@ -37,12 +38,12 @@ def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects
 
 
 def place(value: float, others: Sequence[float]) -> float:
-    """Share of `value` and `others` that is at least as far from zero as `value`."""
+    """Share of the numbers `value` and `others` that are at least as far from zero as `value`."""
     return (1 + sum(abs(other) >= abs(value) for other in others)) / (1 + len(others))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; in the order given."""
+    """Holm's step-down correction; the result has the order of `p_values`."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -1,5 +1,5 @@
-"""A subspace made worse on purpose: turned away from the personas, or with directions missing. For experiments on what an
-imperfect interpretation costs."""
+"""A subspace that is made worse on purpose: turned away from the personas, or with directions missing. It is for experiments on
+the cost of an imperfect interpretation."""
 
 import math
 from dataclasses import replace
@@ -13,10 +13,11 @@ from routed_rl.subspace.artifact import Subspace
 
 
 def degrade(subspace: Subspace, angle: float, missing: float, seed: int) -> Subspace:
-    """Turn every direction by `angle` degrees towards a random one outside of its layer's directions, the axes with them, then
-    leave out a share of each layer's directions, drawn by `seed`, rounded down. The figures of its quality stay the whole one's.
+    """Turn every direction, and the axes with it, by `angle` degrees towards a random direction outside the span of its layer.
+    Then leave out the share `missing` of each layer's directions, drawn by `seed`; their number is rounded down. The figures of
+    quality stay those of the original subspace.
 
-    SubspaceError where a layer's directions leave no room to turn to.
+    SubspaceError where a layer has too many directions for as many others outside their span.
     """
     generator, turned, spreads = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
     axes = list[Tensor]()
@@ -40,4 +41,4 @@ def _turned(basis_DK: Tensor, radians: float, generator: torch.Generator, layer:
     drawn = torch.randn(width, rank, generator=generator).to(basis_DK)
     outside = orthonormal(drawn - basis_DK @ (basis_DK.mT @ drawn))
     turned = math.cos(radians) * basis_DK + math.sin(radians) * outside
-    return orthonormalise_draws(turned.double()).to(basis_DK)  # of the same columns: their rounding is taken out
+    return orthonormalise_draws(turned.double()).to(basis_DK)  # the columns stay the same but for rounding

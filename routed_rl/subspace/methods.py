@@ -1,4 +1,4 @@
-"""From the rows of two personas' activations to directions and named axes, as pure tensors. A method is one row of `METHODS`.
+"""From rows of activations under two personas to directions and named axes, as pure tensors. A method is one row of `METHODS`.
 
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width, K rank, J axes.
 """
@@ -17,23 +17,23 @@ from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Rows
 from routed_rl.subspace.samples import Samples
 
 SMALLEST_SCALE = 1e-3
-"""A component's scale is at least this share of the gap, so that no shift is ever divided by almost nothing."""
+"""Least scale of a component, as a share of the gap, so that no shift is divided by almost nothing."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many directions a layer gets: `rank` of them, or, if None, all whose singular value is at least `weakest` times
-    the largest. With a rank, layers whose personas differ in one way only still get noise to fill it."""
+    """How many directions a layer gets: `rank` of them, or, if None, all whose singular value is at least `weakest` times the
+    largest. With a rank, a layer at which the personas differ along fewer directions gets noise for the rest."""
 
     rank: int | None
     weakest: float = 1.0
     components: int = 3
-    """Of the assistant axis: leading components of the roles beside the axis, at most, where there is no rank."""
+    """For the assistant axis without a rank: largest number of leading components of the roles beside the axis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a method found: the fields of `Subspace` that come out of the samples."""
+    """The result of a method: the fields of `Subspace` that come from the samples."""
 
     directions: list[Tensor]
     axes: list[Tensor]
@@ -41,16 +41,16 @@ class Found:
     scales: Tensor
     units: Tensor
     spreads: list[Tensor] | None = None
-    """Per layer (K,): length that counts as 1 along each direction; None where `scales[:, 1:]` are those."""
+    """Per layer (K,): length that counts as 1 along each direction; None where `scales[:, 1:]` holds these lengths."""
     kind_of_axis: dict[int, int] = field(default_factory=dict)
-    """Axes (index) that stand for the pairs of one kind only."""
+    """Index of an axis -> index of the kind, for axes that stand for the pairs of one kind only."""
 
     def subspace(self, stream: Tensor, provenance: Provenance, quality: dict[str, Any]) -> Subspace:
         return Subspace(self.directions, self.axes, self.axis_names, self.scales, self.units, stream, provenance, quality,
                         self.spreads)
 
     def behind_an_empty_layer(self) -> "Found":
-        """The same one layer up, behind one with an empty basis and zero axes."""
+        """The same result moved up by one layer, behind a new first layer with an empty basis and zero axes."""
         spreads = None if self.spreads is None else [self.spreads[0][:0], *self.spreads]
         return replace(self, directions=[self.directions[0][:, :0], *self.directions], spreads=spreads,
                        axes=[torch.zeros_like(self.axes[0]), *self.axes], scales=torch.cat([self.scales[:1], self.scales]),
@@ -59,7 +59,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Method:
-    """`gather` makes what blocks of samples are added to; `name` turns its rows into directions and axes."""
+    """A method. `gather` is the class to which blocks of samples are added; `name` turns its rows into directions and axes."""
 
     gather: type[DifferenceRows]
     name: Callable[[Rows, Size, Sequence[str], int], Found]
@@ -76,7 +76,8 @@ def gathered(method: str, samples: Samples) -> Rows:
 def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     """The strongest right singular vectors of the weighted rows, uncentred, strongest first: (D, K), float32.
 
-    Only those whose singular value is above `NULL` times the largest. By way of the smaller Gram matrix, float64.
+    Only vectors whose singular value is above `NULL` times the largest are kept. They are computed from the smaller Gram matrix,
+    in float64.
     """
     weighted = rows_GD.double() * weights_G.unsqueeze(1)
     wide = weighted.shape[0] <= weighted.shape[1]
@@ -84,15 +85,15 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
     squares, vectors = squares.flip(0), vectors.flip(1)
     rank = int((squares >= size.weakest**2 * squares[:1]).sum()) if size.rank is None else size.rank
     squares, vectors = squares[:rank], vectors[:, :rank]
-    # Squaring costs half of the digits: what rounding leaves of a null direction is some eps of the largest square.
+    # Squaring loses half of the digits: rounding leaves a null direction a few eps of the largest square.
     floor = max(NULL**2, 10 * vectors.shape[0] * torch.finfo(torch.float64).eps)
     vectors = vectors[:, squares > floor * squares[:1]]
     return torch.linalg.qr(weighted.mT @ vectors if wide else vectors).Q.float()
 
 
 def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Per layer the `top_directions`, each with the sign that has it point to the positive persona, and the weighted root mean
-    square of all rows along each, (K,) float64."""
+    """Per layer the `top_directions`, with signs so that each points to the positive persona, and the weighted root mean square
+    of all rows along each, (K,) float64."""
     directions, spreads = [], []
     for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units_L, strict=True):
         basis = top_directions(layer, rows.weights_G, size)
@@ -111,8 +112,8 @@ def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[s
 def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 0) -> Found:
     """The strongest directions of the rows.
 
-    Axis "persona" is the unit mean difference, its scale the gap; "component_k" is the k-th direction. A layer with fewer
-    components than another has zero columns (of scale gap) in their place: there every shift reads 0.
+    The axis "persona" is the unit mean difference, and its scale is the gap; "component_k" is the k-th direction. A layer with
+    fewer components than another has zero columns (of scale gap) in their place, along which every shift is 0.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     directions, spreads = strongest(rows, size, units)
@@ -123,17 +124,17 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
 
 
 def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
-    """The random control: `components` with other directions; axes, scales and units are the real ones."""
+    """The random control: the result of `components` with rotated directions. Axes, scales and units are the real ones."""
     real = components(rows, size, kinds, seed)
     return replace(real, directions=rotated(real.directions, seed))
 
 
 def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: int) -> Found:
-    """The assistant axis and the leading components of the roles' means about their mean, orthogonal to it.
+    """The assistant axis and, orthogonal to it, the leading components of the roles' means about their common mean.
 
-    The published axis is default minus roles. Here every axis points to what must not grow, and that is leaving the
-    assistant, so "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. A component's
-    scale is the root mean square over roles along it; it points to where the roles' longer tail lies.
+    The published axis is default minus roles. Here every axis points to what must not grow, which is leaving the assistant, so
+    "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. A component's scale is the
+    root mean square over roles along it, and it points to the side of the roles' longer tail.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     total = size.components + 1 if size.rank is None else size.rank
@@ -146,7 +147,7 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
         strengths = singular / len(layer) ** 0.5
         enough = strengths > (size.weakest * torch.maximum(unit, strengths[0]) if size.rank is None else NULL * unit)
         found = right.mT[:, enough][:, : max(total - 1, 0)]
-        # A sign that does not depend on the solver: of the longer tail.
+        # The sign is that of the longer tail, so that it does not depend on the solver.
         found = found * torch.where((about @ found).pow(3).sum(0) < 0, -1.0, 1.0)
         basis = torch.cat([axis, found], dim=1)[:, :total].float()
         directions.append(basis)
@@ -157,10 +158,11 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
 
 
 def persona_vectors(rows: Rows, size: Size, kinds: Sequence[str], _seed: int) -> Found:
-    """One axis per trait, its unit mean difference, scaled by that trait's gap; directions are the strongest of all traits'.
+    """One axis per trait: its unit mean difference, with the trait's gap as scale. The directions are the strongest over all
+    traits.
 
-    The first axis, "persona", is the mean over the traits. The unit is the root mean square of the traits' gaps: traits
-    may pull against each other, so that their mean is short.
+    The first axis, "persona", is the mean over the traits. The unit is the root mean square of the traits' gaps, because traits
+    may point against each other, which makes their mean short.
     """
     gap_LJD = rows.rows_LGD.double()
     lengths = gap_LJD.norm(dim=2)
@@ -187,10 +189,10 @@ METHODS: dict[str, Method] = {
 
 
 def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
-    """All bases turned by one Haar-distributed rotation of the stream.
+    """All bases, turned by one Haar-distributed rotation of the stream.
 
-    Each basis is Haar-distributed, and what layers share stays shared, so that a spanning or shared union has the rank
-    that it has without the turn; independent draws would give the control a wider union than the real subspace.
+    Each basis is then Haar-distributed, and directions that layers share stay shared, so a spanning or shared union keeps its
+    rank. Independent draws would give the control a wider union than the real subspace.
     """
     union = orthonormal(torch.cat(directions, dim=1).double())
     image = random_basis(union.shape[0], union.shape[1], torch.Generator().manual_seed(seed)).double()
@@ -199,7 +201,8 @@ def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
 
 def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str, scales: list[Tensor], units: Tensor,
            spreads: list[Tensor] | None = None) -> Found:
-    """Zero columns, of scale unit, for the axes that a layer lacks; names `first`, `others`_1, `others`_2, ..."""
+    """The result with zero columns, of scale unit, for the axes that a layer lacks. The axes are named `first`, `others`_1,
+    `others`_2, ..."""
     most = max(axis.shape[1] for axis in axes)
     axes = [torch.nn.functional.pad(axis, (0, most - axis.shape[1])) for axis in axes]
     scales = [torch.cat([scale, unit.repeat(most - len(scale))]) for scale, unit in zip(scales, units, strict=True)]
@@ -208,7 +211,7 @@ def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str
 
 
 def checked_units(lengths_L: Tensor, norm_L: Tensor) -> Tensor:
-    """The lengths of the gaps; SubspaceError for a layer where it is nothing beside the stream."""
+    """The lengths of the gaps; SubspaceError for a layer whose gap is nothing but rounding of the stream."""
     for layer, (length, norm) in enumerate(zip(lengths_L, norm_L, strict=True)):
         if length <= NULL * norm:
             raise SubspaceError(f"the two personas do not differ at the output of layer {layer} (gap {length:.1e}, "

@@ -1,4 +1,4 @@
-"""From named vectors to a subspace: orthonormalised in their order. For SAE rows, vectors of a file, and unions.
+"""From named vectors to a subspace: they are orthonormalised in their order. Used for SAE rows, vectors of a file, and unions.
 
 Shape letters: L layers, D stream width, K rank, J axes, S sampled activations.
 """
@@ -15,18 +15,18 @@ from routed_rl.subspace.artifact import Subspace
 from routed_rl.subspace.methods import Found, Size
 
 DEPENDENT = 1e-4
-"""A vector of which less than this share of its length lies outside those before it adds no direction."""
+"""A vector adds no direction where less than this share of its length lies outside the span of the vectors before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class NamedVector:
-    """One axis: where it points at which layers, and how long 1 is along it."""
+    """One axis: its vector at each of its layers, and the length that counts as 1 along it."""
 
     name: str
     at: dict[int, Tensor]
-    """Layer -> (D,); any length but zero; towards the persona that must not grow."""
+    """Layer -> (D,), of any length but zero, pointing to the persona that must not grow."""
     scales: dict[int, float]
-    """Layer -> the length that counts as 1; a layer without one takes the stream's standard deviation along the vector."""
+    """Layer -> the length that counts as 1. A layer without one uses the stream's standard deviation along the vector."""
 
     def __post_init__(self) -> None:
         for layer, values in self.at.items():
@@ -36,11 +36,12 @@ class NamedVector:
 
 
 def in_order(vectors_DJ: Tensor) -> Tensor:
-    """Orthonormal columns (D, K): each vector less those before it, in their order; what they already span is left out."""
+    """Orthonormal columns (D, K), by Gram-Schmidt in the order of the vectors. A vector in the span of those before it adds no
+    column."""
     kept: list[Tensor] = []
     for vector in vectors_DJ.double().unbind(1):
         rest = vector
-        # Twice: once loses digits where a vector nearly lies in the span of the others.
+        # Done twice, because once loses digits where a vector nearly lies in the span of the others.
         for _ in range(2):
             for column in kept:
                 rest = rest - (column @ rest) * column
@@ -50,10 +51,11 @@ def in_order(vectors_DJ: Tensor) -> Tensor:
 
 
 def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -> Found:
-    """Axes as they are, directions in their order; the first `size.rank` of them where a rank is set.
+    """The axes are the vectors, scaled to length 1. The directions are their orthonormalised columns, the first `size.rank` of
+    them where a rank is set.
 
-    The unit of a layer is the root of its axes' summed squared scales; a layer without any has an empty basis, and zero
-    columns of the mean scale, so that every shift there reads 0.
+    The unit of a layer is the root of its axes' summed squared scales. A layer without axes has an empty basis, and zero columns
+    with the mean scale, so that every shift there is 0.
     """
     layers, _, width = stream_LSD.shape
     axes = torch.zeros(layers, width, len(vectors))
@@ -76,16 +78,17 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
 
 
 def spreads_of(basis: Tensor, axes: Tensor, scales_J: Tensor) -> Tensor:
-    """(K,): the length that counts as 1 along each direction, from the axes (D, J) that lean on it and their scales."""
+    """(K,): the length that counts as 1 along each direction, from the components of the axes (D, J) along it and their
+    scales."""
     along = (basis.mT @ axes) * scales_J
     return along.square().sum(dim=1).sqrt()
 
 
 def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
-    """All axes of `parts`, called part.axis, and the span of all their directions, orthonormalised in the parts' order.
+    """All axes of `parts`, named part.axis, and the span of all their directions, orthonormalised in the order of the parts.
 
-    The first part gives the unit of the quarantine's bound, the stream's sample, and the provenance, whose method and
-    details the caller replaces. Raises SubspaceError for parts of different models.
+    The unit of the quarantine's bound, the sample of the stream and the provenance are those of the first part; the caller
+    replaces method and details of the provenance. Raises SubspaceError for parts of different models.
     """
     first = parts[0][1]
     ours = first.provenance

@@ -1,4 +1,4 @@
-"""Is a subspace good, before any training: held-out separation, split-half stability, captured energy against chance.
+"""Measures of a subspace before any training: held-out separation, split-half stability, captured energy against chance.
 
 Not covered: whether steering along it changes behaviour, and prompts that the two halves share in part (the same
 question under two system prompts), which make held-out figures look better than they are.
@@ -18,32 +18,32 @@ DRAWS = 64
 FEWEST_PAIRS = 4
 LOWEST_AUROC, LOWEST_STABILITY, LOWEST_RATIO = 0.8, 0.5, 2.0
 SEED = 0
-"""Of the halves and the random draws; not the run's, so that the figures of one subspace are always the same."""
+"""Seed of the halves and the random draws. It is not the run's seed, so that the figures of one subspace are always the same."""
 
 COLUMNS = ("auroc", "ordered", "stability", "captured", "captured_random", "captured_ratio", "captured_place")
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Probability that a positive score is above a negative one, ties counted half."""
+    """Probability that a positive score is above a negative one; a tie counts as half."""
     below = negative.sort().values
     ranks = torch.searchsorted(below, positive) + torch.searchsorted(below, positive, right=True)
     return ranks.double().mean().item() / 2 / len(negative)
 
 
 def best_layer_of(values: Sequence[float], tied: float = 0.005) -> int:
-    """The layer with the highest of these; of those within `tied` the one nearest to the middle."""
+    """The layer with the highest value. Among layers within `tied` of it the one nearest to the middle is taken."""
     best = [layer for layer, value in enumerate(values) if value >= max(values) - tied]
     return min(best, key=lambda layer: abs(layer - (len(values) - 1) / 2))
 
 
 def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two random halves of the pairs (indices), each kind in both of them where it has two pairs; or the folds they have."""
+    """Two random halves of the pairs (indices), with each kind that has two pairs in both of them; or the pairs' own folds."""
     if samples.fold_R is not None:
         return samples.pair_R[samples.fold_R == 0].unique(), samples.pair_R[samples.fold_R == 1].unique()
     pairs = torch.stack([samples.kind_R, samples.pair_R], dim=1).unique(dim=0)
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     _, kind, size = pairs[:, 0].unique(return_inverse=True, return_counts=True)
-    # Kinds of one pair are shuffled as one kind: in the file's order, neighbours may be alike.
+    # Kinds with a single pair are shuffled as one kind, because neighbours in the file may be alike.
     order = torch.argsort(torch.where(size[kind] > 1, kind, -1), stable=True)
     return pairs[order[0::2], 1], pairs[order[1::2], 1]
 
@@ -56,13 +56,14 @@ def captured_share(rows_GD: Tensor, weights_G: Tensor, bases: Tensor) -> Tensor:
 
 def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[Samples], list[Tensor]],
                     rank: int | None) -> dict[str, Any]:
-    """Plain JSON: `pairs`, `rank` (asked for, or null), `draws`, and `layers`, a mapping each, null where it cannot be said.
+    """Plain JSON: `pairs`, `rank` (as asked for, or null), `draws`, and `layers`, one mapping for each layer. A figure that
+    cannot be measured is null. `fit` makes `directions` from samples.
 
-    `rank`; `auroc` of the persona axis of one half on the last positions of the other; `ordered`, the share of those
-    pairs whose positive prompt is further along than its own negative one; `stability`, the mean squared principal
-    cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference energy
-    inside the other's basis; `captured_random`, its mean over random bases of that rank; their ratio, and the place
-    among all, 1 the best. Figures across halves are means over both ways. `fit` makes `directions` from samples.
+    The figures of a layer are its `rank`; `auroc` of the persona axis of one half on the last positions of the other;
+    `ordered`, the share of those pairs whose positive prompt is further along than its own negative one; `stability`, the mean
+    squared principal cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference
+    energy inside the other's basis; `captured_random`, its mean over random bases of that rank; `captured_ratio`, their ratio;
+    and `captured_place`, the place among all of them, of which 1 is the best. Figures across halves are means over both ways.
     """
     generator = torch.Generator().manual_seed(SEED)
     parts = [samples.of_pairs(half) for half in halves(samples, generator)]
@@ -85,7 +86,7 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
 
 
 def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
-    """The same one layer up, behind one of which nothing can be said."""
+    """The same figures moved up by one layer, behind a new first layer without figures."""
     empty = {"layer": 0, "rank": 0} | dict.fromkeys(COLUMNS)
     shifted = [row | {"layer": row["layer"] + 1} for row in quality["layers"]]
     if axes := quality.get("axes"):
@@ -105,7 +106,7 @@ def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def check_quality(quality: dict[str, Any]) -> list[str]:
-    """One warning per thing that is not as good as it should be, with the layers; empty for a good subspace."""
+    """One warning for each figure that is not good enough, with the layers; empty for a good subspace."""
     if quality["pairs"] is None:
         return []
     if quality["pairs"] < FEWEST_PAIRS:
@@ -139,7 +140,7 @@ def _separation(axis_LD: Tensor, held_out: Samples) -> list[tuple[float, float]]
 
 def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int, Tensor],
                     generator: torch.Generator) -> dict[str, Any]:
-    """Captured share of each fold (rows, weights, basis) and of random bases of the same ranks, means over folds."""
+    """Share captured by the basis of each fold (rows, weights, basis), and by random bases of the same rank; means over folds."""
     real, random = torch.zeros(()), torch.zeros(DRAWS)
     for rows, weights, basis in folds:
         width, rank = basis.shape

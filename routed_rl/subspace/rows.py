@@ -1,4 +1,4 @@
-"""The rows that a fit explains, gathered from blocks of samples in memory that does not grow with their number.
+"""The rows for a fit, gathered from blocks of samples in memory that does not grow with the number of samples.
 
 Not covered: a number of *kinds* that grows with the prompts. Shape letters: L layers, G rows, D stream width.
 """
@@ -12,33 +12,35 @@ from routed_rl.errors import SubspaceError
 from routed_rl.subspace.samples import Samples
 
 NULL = 1e-6
-"""A singular value under this share of the largest is rounding, not a direction; so is such a gap beside the stream."""
+"""A singular value below this share of the largest counts as rounding, and so does a gap below this share of the stream's
+length."""
 CAPACITY = 512
-"""Rows that a sketch holds before it is compressed to half as many."""
+"""Number of rows that a sketch holds before it is compressed to half as many."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a fit sees of all samples."""
+    """The summary of all samples on which a fit works."""
 
     rows_LGD: Tensor
-    """Float32; of the rows' weighted second moments nothing is lost but what `sketched` says."""
+    """Float32. They have the weighted second moments of all rows, except for the losses that `sketched` names."""
     weights_G: Tensor
-    """Float64; a row counts times its weight."""
+    """Float64; the weight with which each row counts."""
     total_weight: float
-    """Sum of the weights of all rows, those that a sketch has merged included."""
+    """Sum of the weights of all rows, including those that a sketch has merged."""
     gap_LD: Tensor
     """Float64: weighted mean of the differences, from the negative persona to the positive one."""
     norm_L: Tensor
     """Mean length of the positive persona's activations."""
     kinds_G: Tensor
-    """Kind of each row; -1 where a row stands for several."""
+    """Kind of each row; -1 where a row stands for several kinds."""
 
 
 def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
     """At most `CAPACITY` rows (L, G, D) with the second moments of `before` and `rows_LGD` together.
 
-    Exact while no more came, and wherever D <= CAPACITY / 2; past that the weakest directions of a layer are lost.
+    It is exact while there are at most `CAPACITY` rows, and wherever D <= CAPACITY / 2. Otherwise the weakest directions of a
+    layer are lost.
     """
     for part in rows_LGD.split(CAPACITY // 2, dim=1):
         rows = part.clone() if before is None else torch.cat([before, part], dim=1)
@@ -48,18 +50,18 @@ def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
 
 
 def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
-    """`keep` rows with the second moments of `rows_GD` but for the weakest directions."""
+    """`keep` rows with the second moments of `rows_GD`, except along the weakest directions."""
     _, singular, right = torch.linalg.svd(rows_GD.double(), full_matrices=False)
     kept = (singular.unsqueeze(1) * right)[:keep].float()
     return torch.nn.functional.pad(kept, (0, 0, 0, keep - len(kept)))
 
 
 class DifferenceRows:
-    """positive - negative, averaged over the pairs of one kind at one position: one row each; a kind of one pair goes into a
-    sketch. `add` takes blocks in any number; `rows` may be asked for at any time."""
+    """The differences positive - negative, averaged over the pairs of one kind at one position, so that each kind and position
+    gives one row. Kinds of a single pair go into a sketch. `add` takes any number of blocks; `rows` may be called at any time."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
-        """`alone`: kinds (indices) of one pair only; None where every kind is to be summed."""
+        """`alone`: indices of the kinds that have a single pair; None: every kind is averaged."""
         self._alone = torch.tensor([], dtype=torch.long) if alone is None else alone
         self._sums: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._sketches: dict[float, Tensor] = {}
@@ -82,7 +84,7 @@ class DifferenceRows:
         sums.index_add_(1, group_R, differences)
         for place, (kind, offset) in enumerate(groups.tolist()):
             before, count = self._sums.get((kind, offset), (0.0, 0))
-            # A copy of its own: a view would keep the whole block's sums alive.
+            # Copied, because a view would keep the sums of the whole block alive.
             self._sums[kind, offset] = (before + sums[:, place].clone(), count + int(counts[place]))
 
     def _add_single(self, block: Samples) -> None:
@@ -112,7 +114,7 @@ class DifferenceRows:
 
 
 class CentredRows(DifferenceRows):
-    """Activations of both personas, each position from the end centred by itself; the gap is that of the differences."""
+    """The activations of both personas, centred separately at each position from the end. The gap is that of the differences."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
         super().__init__(alone)
@@ -129,7 +131,7 @@ class CentredRows(DifferenceRows):
             mean, count = rows.double().mean(dim=1, keepdim=True), rows.shape[1]
             before, earlier = self._means.get(offset, (mean, 0))
             moved = mean - before
-            # Second moments of two parts about their common mean: each about its own, and one row between the means.
+            # The second moments of two parts about their common mean are those about their own means and of one row between them.
             between = moved * (earlier * count / (earlier + count)) ** 0.5
             weight = block.last_weight if offset == 0 else 1.0
             self._centred[weight] = sketched(self._centred.get(weight), torch.cat([rows - mean, between], dim=1).float())

@@ -1,7 +1,7 @@
 """Rows of a sparse autoencoder's decoder, from a safetensors file or a SAELens folder.
 
 Not covered: transcoders and cross-layer dictionaries. Activations are computed for the architectures `standard` and
-`jumprelu`; for others the scale is left to the stream's standard deviation.
+`jumprelu`; for others the scale is the stream's standard deviation.
 """
 
 import re
@@ -20,24 +20,25 @@ from routed_rl.subspace.artifact import check_shape, checked
 
 DECODERS = ("W_dec", "decoder.weight", "decoder", "w_dec")
 WITH_COLUMNS = ("decoder.weight",)
-"""Stored as (D, latents); the others as (latents, D)."""
+"""Decoders that are stored as (D, latents); the others are stored as (latents, D)."""
 ANOTHER = "is it an SAE of another model?"
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The chosen latents; J of them, D stream width."""
+    """The chosen latents. Shape letters: J latents, D stream width."""
 
     rows_JD: Tensor
     numbers: list[int]
     layer: int | None
-    """Whose `hook` it reads, where the folder says so."""
+    """The layer at whose `hook` the autoencoder reads the stream; None where the folder does not say."""
     hook: str | None
     encoder: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    """(D, J) weights, (J,) bias, (J,) thresholds, (D,) what is taken off the input first."""
+    """(D, J) weights, (J,) bias, (J,) thresholds, and the (D,) vector that is subtracted from the input first."""
 
     def mean_active(self, stream_SD: Tensor) -> list[float | None]:
-        """Per latent, its mean value over the activations at which it is on; None where it never is, or cannot be known."""
+        """Per latent, its mean value over the activations at which it is active; None where it is never active, or where there is
+        no encoder."""
         if self.encoder is None:
             return [None] * len(self.numbers)
         weights, bias, threshold, before = self.encoder
@@ -47,9 +48,9 @@ class Latents:
 
 
 def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latents:
-    """Decoder rows `numbers`, and what of the encoder is needed; only these rows are read.
+    """The decoder rows `numbers` and their columns of the encoder; only these are read.
 
-    Raises SubspaceError for a file that cannot be read, that has no decoder, another width, fewer latents, or bad numbers.
+    Raises SubspaceError for a file that cannot be read, has no decoder, another width or fewer latents, and for bad numbers.
     """
     path, numbers = Path(path), list(numbers)
     if len(set(numbers)) < len(numbers):
@@ -71,7 +72,8 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
             raise SubspaceError(f"subspace.latents has {wrong[0]}, but {file} has latents 0 to {count - 1}")
 
         def chosen(name: str, *before: int) -> Tensor:
-            """(..., J): what a tensor says of the chosen latents; those are its last dimension, behind `before`."""
+            """(..., J): the entries of a tensor for the chosen latents, which are its last dimension, behind those of
+            `before`."""
             check_shape(f"{file}: {name}", tensors.get_slice(name).get_shape(), (*before, count), ANOTHER)
             taken = tensors.get_slice(name)[(*(slice(None) for _ in before), numbers)]
             return checked(f"{file}: {name}", taken, (*before, len(numbers)), ANOTHER)
@@ -90,7 +92,8 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """`cfg.json` beside the weights, {} where there is none; newer SAELens keeps the hook in `metadata`."""
+    """The content of `cfg.json` beside the weights, {} where there is none. Newer versions of SAELens keep the hook in
+    `metadata`."""
     if not file.is_file():
         return {}
     config = read_object(file, {"metadata": dict[str, Any] | None})
@@ -100,7 +103,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _place(config: dict[str, Any]) -> tuple[int | None, str | None]:
-    """Layer and hook point of a TransformerLens name such as blocks.8.hook_resid_pre."""
+    """Layer and hook point from a TransformerLens name such as blocks.8.hook_resid_pre; None where they are not known."""
     name = str(config.get("hook_name") or config.get("hook_point") or "")
     found = re.search(r"blocks\.(\d+)\.hook_(resid_(?:pre|mid|post))", name)
     if found:

@@ -1,4 +1,4 @@
-"""Activations under two personas, row by row. Blocks of them stream through a fit; only a bounded reservoir is kept.
+"""Activations under two personas, row by row. A fit takes them block by block, and only a bounded reservoir is kept.
 
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width.
 """
@@ -17,20 +17,20 @@ class Samples:
     positive: Tensor
     """(L, R, D), float32 on the CPU."""
     negative: Tensor
-    """(L, R, D), row by row the counterpart of `positive`."""
+    """(L, R, D); each row is the counterpart of the same row of `positive`."""
     pair_R: Tensor
     """Index of the pair."""
     kind_R: Tensor
     """Index of the pair's kind; a pair without one is a kind of its own."""
     offset_R: Tensor
-    """Position counted from the end, 0 is the last token; 0 for a mean over a response."""
+    """Position counted from the end: 0 is the last token, or the mean over a response."""
     last_weight: float = 1.0
-    """Weight of the last position against 1 for the others."""
+    """Weight of the last position; every other position has weight 1."""
     fold_R: Tensor | None = None
-    """Where halves are not to be drawn: 0 or 1 for the half that a row belongs to, -1 for neither."""
+    """The half that each row belongs to: 0, 1, or -1 for neither; None: halves are drawn at random."""
 
     def rows(self, keep: Tensor) -> "Samples":
-        """The rows that `keep` (a mask or indices) picks."""
+        """The rows that `keep` (a mask or indices) selects."""
         return Samples(self.positive[:, keep], self.negative[:, keep], self.pair_R[keep], self.kind_R[keep],
                        self.offset_R[keep], self.last_weight, None if self.fold_R is None else self.fold_R[keep])
 
@@ -39,7 +39,7 @@ class Samples:
         return self.rows(torch.isin(self.pair_R, pairs))
 
     def from_layer(self, first: int) -> "Samples":
-        """Without the layers before `first`."""
+        """The same samples without the layers before `first`."""
         return replace(self, positive=self.positive[first:], negative=self.negative[first:])
 
     def weights(self, offsets: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Samples:
 
 
 def concatenated(blocks: Sequence[Samples]) -> Samples:
-    """One `Samples` of several, in their order."""
+    """Several `Samples` as one, in their order."""
     folds = [block.fold_R for block in blocks if block.fold_R is not None]
     return Samples(torch.cat([block.positive for block in blocks], dim=1),
                    torch.cat([block.negative for block in blocks], dim=1),
@@ -57,12 +57,13 @@ def concatenated(blocks: Sequence[Samples]) -> Samples:
 
 
 class Reservoir:
-    """What is kept of a stream of blocks: the rows of pairs chosen beforehand, and a small sample of all activations."""
+    """Keeps a bounded part of all blocks: the rows of pairs chosen beforehand, and a small sample of all activations."""
 
     def __init__(self, pairs: Tensor, rows: int, most: int, sample: int = 64) -> None:
-        """At most `most` of `pairs` (indices) are kept, and `sample` activations; the stream has `rows` rows. Always one draw."""
+        """At most `most` of `pairs` (indices) are kept, and `sample` activations. All blocks together have `rows` rows. The draw
+        is always the same."""
         generator = torch.Generator().manual_seed(0)
-        # Drawn, not strided: a stride may meet the same position of every pair.
+        # Drawn and not strided, because a stride may meet the same position of every pair.
         self._drawn = torch.randperm(2 * rows, generator=generator)[:sample]
         self._pairs = pairs[torch.randperm(len(pairs), generator=generator)[:most]]
         self._rows, self._seen = rows, 0
@@ -78,7 +79,7 @@ class Reservoir:
         self._seen += here
 
     def samples(self) -> Samples:
-        """The kept pairs, for what must be held out of a fit."""
+        """The kept pairs, for the held-out figures."""
         return concatenated(self._kept)
 
     def stream(self) -> Tensor:
@@ -87,5 +88,5 @@ class Reservoir:
         return stream - stream.mean(dim=1, keepdim=True)
 
     def activations(self) -> Tensor:
-        """The same as they are."""
+        """The sample of activations of both personas, not centred: (L, S, D)."""
         return torch.cat(self._sampled, dim=1)

@@ -1,4 +1,4 @@
-"""Each axis by itself: does it tell the personas apart on prompts that did not make it, and do two halves agree on it?
+"""Each axis by itself: does it tell the personas apart on held-out prompts, and do two halves of the pairs agree on it?
 
 Not covered: whether steering along it changes behaviour; that needs a model (`routed_rl.extraction.causal`).
 """
@@ -17,12 +17,12 @@ from routed_rl.subspace.samples import Samples
 
 
 def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found, *, fitted: bool = True) -> dict[str, Any]:
-    """Plain JSON: `names`, and `layers`, each with `auroc` and `stability` by axis, `random`, `random_best`.
+    """Plain JSON: `names`, and `layers`, each with `auroc` and `stability` by axis, `random` and `random_best`.
 
-    AUROC: an axis fitted on one half, on the last positions of the other, mean over both ways; an axis that stands for
-    one kind of pairs is judged on those. `random` is the mean over random directions, each turned the way that is better
-    on the half that is fitted, as an axis is; `random_best` their maximum. `stability` is the cosine between the two
-    halves' axes. Null where a figure cannot be had, stability where nothing was `fitted`.
+    `auroc` is that of an axis fitted on one half, at the last positions of the other half, mean over both ways. An axis that
+    stands for one kind of pairs is judged on those pairs. `random` is the mean AUROC over random directions, each with the sign
+    that is better on the fitted half, as an axis has; `random_best` is their maximum. `stability` is the cosine between the
+    axes of the two halves. A figure that cannot be measured is null, and so is stability where nothing was `fitted`.
     """
     generator = torch.Generator().manual_seed(SEED)
     layers: list[dict[str, Any]] = [{"layer": layer, "auroc": {}, "stability": {}, "random": None, "random_best": None}
@@ -50,8 +50,8 @@ def best_layer(axes: dict[str, Any], axis: str) -> int | None:
 
 
 def cosines(ours: Subspace, theirs: Subspace) -> list[dict[str, Any]]:
-    """Per axis of ours: the axis of theirs that is nearest, by the mean cosine over the layers that both have; `chance` is
-    the root mean square cosine of two random directions."""
+    """For each axis of ours the nearest axis of theirs, by the mean cosine over the layers that have both; `chance` is the root
+    mean square cosine of two random directions."""
     rows = []
     for column, name in enumerate(ours.axis_names):
         best: tuple[float, str] = (0.0, "")

@@ -1,6 +1,6 @@
-"""Named vectors out of other programs' files: plain safetensors, PEFT adapters, control vectors.
+"""Named vectors from the files of other programs: plain safetensors, PEFT adapters, control vectors.
 
-What a name says about its layer is its last number. Not covered: adapters that are no LoRA.
+The last number in a vector's name is its layer. Not covered: adapters that are no LoRA.
 """
 
 import re
@@ -18,25 +18,25 @@ from routed_rl.subspace.artifact import checked
 from routed_rl.subspace.named import NamedVector
 
 Vectors = dict[str, dict[int | None, Tensor]]
-"""name -> layer (None: not said) -> (D,)."""
+"""Name -> layer (None: the name has no number) -> (D,)."""
 ANOTHER = "is it of another model?"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the vectors are for."""
+    """The model that the vectors must fit, and how many directions are taken of an adapter."""
 
     layers: int
     width: int
     weakest: float
     rank: int | None
-    """Of an adapter's change in each layer: so many directions; null for those that are not weaker than `weakest`."""
+    """Number of directions of an adapter's change in each layer; None for those that are at least as strong as `weakest`."""
 
 
 def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
-    """The vectors in a file or adapter folder; of an adapter the strongest output directions of each layer.
+    """The vectors in a file or adapter folder; for an adapter, the strongest output directions of each layer.
 
-    Raises SubspaceError for what cannot be read, and for vectors of another width, or that are not finite.
+    Raises SubspaceError for a file that cannot be read, and for vectors of another width or that are not finite.
     """
     path = Path(path)
     kind = "adapter" if (path / "adapter_config.json").is_file() else path.suffix
@@ -51,7 +51,7 @@ def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
 
 
 def placed(vectors: Vectors, layers: int, layer: int | None, everywhere: bool, flip: bool) -> list[NamedVector]:
-    """`vectors` at the layers they belong to; one that does not say stands at `layer`, or at all layers if that is None."""
+    """`vectors` at their layers. One whose name has no layer is put at `layer`, or at all layers if that is None."""
     made = []
     for name, at in vectors.items():
         places: dict[int, Tensor] = {}
@@ -66,7 +66,7 @@ def placed(vectors: Vectors, layers: int, layer: int | None, everywhere: bool, f
 
 
 def _from_safetensors(path: Path, wanted: Wanted) -> Vectors:
-    """(D,) and (K, D) tensors, of the layer that their name ends in; (L, K, D) ones of all layers in order."""
+    """Vectors from tensors: (D,) and (K, D) belong to the layer in which their name ends, (L, K, D) to all layers in order."""
     found: Vectors = {}
     shapes = {1: (wanted.width,), 2: (None, wanted.width), 3: (wanted.layers, None, wanted.width)}
     for key, tensor in sorted(load_file(path).items(), key=lambda item: [int(part) if part.isdigit() else part
@@ -80,7 +80,7 @@ def _from_safetensors(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
-    """llama.cpp's control vectors: `direction.N` is added to the output of layer N."""
+    """Control vectors of llama.cpp, which adds `direction.N` to the output of layer N."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -94,9 +94,10 @@ def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
-    """The strongest left singular vectors of a layer's B·A, over all targets that write to the stream.
+    """The strongest left singular vectors of a layer's B·A, over all of its targets that write to the stream.
 
-    Their sign is that of the largest entry, for an adapter does not say which way the persona lies: set subspace.flip.
+    Their sign makes the largest entry positive, because an adapter does not say on which side the persona lies;
+    subspace.flip turns them around.
     """
     file = path / "adapter_model.safetensors"
     if (read_object(path / "adapter_config.json", {}) or {}).get("peft_type") != "LORA" or not file.is_file():
@@ -107,7 +108,7 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
     for key, b in tensors.items():
         a = tensors.get(key.replace("lora_B", "lora_A"))
         place = re.search(r"\.(?:layers|h)\.(\d+)\.", key)
-        # Only writers: a module whose output is the stream's width may also be a query, which is read and not added.
+        # Writers are found by name: a module whose output is as wide as the stream may also be a query, which is not added to it.
         if "lora_B" in key and a is not None and place and re.search(r"\.(o_proj|down_proj|c_proj|out_proj)\.", key):
             b = checked(f"{path}: {key}", b, (wanted.width, None), ANOTHER)
             a = checked(f"{path}: lora_A of {key}", a, (b.shape[1], None), "take another copy")
@@ -119,7 +120,7 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
     for layer, parts in sorted(changes.items()):
         change = checked(f"{path}: the change of layer {layer}", torch.cat(parts, dim=1), (wanted.width, None), "take another")
         left, singular, _ = torch.linalg.svd(change.double(), full_matrices=False)
-        # B·A in float32 leaves rounding of this size where there is no direction.
+        # Rounding of B·A in float32 has singular values of about this size where there is no direction.
         strong = singular >= (wanted.weakest if wanted.rank is None else 1e-5) * singular[0]
         for number, column in enumerate(left[:, :strong.sum()][:, :wanted.rank].mT.float(), start=1):
             sign = torch.sign(column[column.abs().argmax()])
