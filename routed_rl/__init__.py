@@ -1,6 +1,6 @@
 """RL fine-tuning that keeps a change of persona in a quarantine that can be discarded.
 
-What `__all__` names is the API of the library; docs/library.md says what each is. A name is imported when it is first asked for.
+The names in `__all__` are the API of the library, which docs/library.md describes. A name is imported when it is first used.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""What a checkpoint holds beside a stock model folder: the quarantine, and where the training loop was. `quarantine.safetensors`
-is `Router.state_dict()`; `loop.pt`, and `loop-N.pt` of the other processes, is what TRL's loop keeps in memory and does not
-save."""
+"""The files of a checkpoint beside those of a stock model folder: the quarantine, and the state of the training loop.
+`quarantine.safetensors` is `Router.state_dict()`. `loop.pt`, and `loop-N.pt` of each other process, hold the state that TRL's
+loop keeps in memory and does not save."""
 
 import json
 import shutil
@@ -29,12 +29,13 @@ LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape
 
 @contextmanager
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
-    """Yield the folder to fill; sealed afterwards, so that a kill or a full disk never costs an earlier checkpoint. Of this one
-    and those before it, `keep` stay (None: all). A later one is damaged, or the run would go on from there."""
+    """Yield the folder to fill, and seal it afterwards, so that a kill or a full disk never costs an earlier checkpoint. The
+    newest `keep` of this checkpoint and those before it stay (None: all). Later ones are not counted: they are damaged, or the
+    run would have gone on from them."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors for a full disk
         whole, _ = run.last_checkpoint()
         problem = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint step-{step} could not be written to {run.checkpoints}: {problem}; "
@@ -46,7 +47,8 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
 
 @contextmanager
 def going_on_from(file: Path) -> Iterator[None]:
-    """Within, whatever is wrong with a checkpoint's file comes as one line that names it and the way out."""
+    """Inside the block, any error in reading a checkpoint's file becomes a CheckpointError of one line, with the file and the way
+    out."""
     with reading(CheckpointError, f"{file} is not what this run writes (use --step N of another checkpoint, or move "
                                   f"{file.parent.name} out of {file.parent.parent} to resume from an earlier one)"):
         yield
@@ -54,13 +56,14 @@ def going_on_from(file: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights by the model's own names, on the CPU: those of all its parameters, or of its LoRA's alone."""
+    """A checkpoint's weights by the model's own names, on the CPU: all parameters, or for a model with a LoRA only those of the
+    LoRA."""
     if names := stored_names(model):
         return _read_adapter(dict(model.named_parameters()), names, folder / ADAPTER)
     with going_on_from(folder / "model.safetensors"):
         found = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
         ours = dict(model.named_parameters())
-        if not ours.keys() <= found.keys():  # a mixture's files have each expert by itself, and other names
+        if not ours.keys() <= found.keys():  # files of a mixture hold each expert separately, under other names
             stored, info = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)  # pyright: ignore
             if info["missing_keys"]:
                 raise ValueError(f"it lacks {min(info['missing_keys'])}")
@@ -72,7 +75,7 @@ def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path) -> dict[str, Tensor]:
-    """The factors of a LoRA by the model's own names; `names` are those in the file."""
+    """The factors of a LoRA by the model's own names; `names` maps these to the names in the file."""
     with going_on_from(file):
         found = load_file(file)
         if found.keys() != set(names.values()):
@@ -85,8 +88,8 @@ def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path)
 
 
 def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:
-    """Write the router's state with what is needed to read it without the run; `family`: see `family_metadata`. Every process
-    must call it, and the first one writes."""
+    """Write the router's state, with the metadata that are needed to read it without the run; `family`: see `family_metadata`.
+    Every process must call this; the first one writes."""
     metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step),
                 **family}
     state = router.state_dict()
@@ -96,7 +99,7 @@ def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, s
 
 
 def load_quarantine(folder: Path, router: Router) -> None:
-    """The inverse of `save_quarantine`; other environments, in name or order, are refused."""
+    """The inverse of `save_quarantine`; CheckpointError where the environments differ in name or order."""
     with going_on_from(folder / QUARANTINE), safe_open(folder / QUARANTINE, "pt") as file:
         environments = json.loads(file.metadata()["environments"])
         if environments != router.quarantine.environments:
@@ -112,8 +115,9 @@ def quarantined(folder: Path) -> list[str]:
 
 
 def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
-    """Rewrite a checkpoint's quarantine for other environments, by name: one that is new begins at nothing, one that is `kept`
-    though no longer trained keeps its part and no momentum, the part of any other leaves the coefficients.
+    """Rewrite a checkpoint's quarantine for other environments, by name. A new environment begins with an empty part. One that is
+    `kept` though it is not trained any longer keeps its part but not its momentum. The part of any other is removed from the
+    coefficients.
     """
     environments = [*trained, *kept]
     with safe_open(folder / QUARANTINE, "pt") as file:
@@ -134,7 +138,7 @@ def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
 
 
 def start_afresh(folder: Path) -> None:
-    """Drop the completions that a checkpoint has in store: they are of another mixture."""
+    """Drop the buffered completions of a checkpoint, because they come from another mixture of environments."""
     for rank in range(len(list(folder.glob("loop*.pt")))):
         loop = load_loop(folder, rank)
         assert loop is not None, f"{folder} has no {loop_file(folder, rank).name}"
@@ -143,12 +147,12 @@ def start_afresh(folder: Path) -> None:
 
 
 def _rows(tensor: Tensor, places: list[int]) -> Tensor:
-    """Rows of `tensor` by place; -1 is a row of zeros."""
+    """The rows of `tensor` at `places`; -1 gives a row of zeros."""
     return torch.stack([tensor[place] if place >= 0 else torch.zeros_like(tensor[0]) for place in places]).contiguous()
 
 
 def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
-    """Write a process' counters and buffered completions (numbers, tensors, lists and dicts of them)."""
+    """Write the counters and buffered completions of a process (numbers, tensors, lists and dicts of them)."""
     torch.save(state, loop_file(folder, rank))
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: lines, a progress bar with rate and time left (lines where there is no terminal), the table."""
+"""Output for a person: lines, tables, and a progress bar with rate and time left (lines where there is no terminal)."""
 
 import time
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """Report that `done` of `total` are done, with a note such as the mean reward."""
+    """Function that reports progress: `done` of `total`, with a note such as the mean reward."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def say(text: str) -> None:
-    """One line, at once."""
+    """Print one line at once."""
     console.print(text, markup=False)
 
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Advance]:
-    """A bar on a terminal; elsewhere a line every ten seconds and at the end."""
+    """Show progress: a bar on a terminal, elsewhere a line every ten seconds and at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}"))
@@ -48,7 +48,7 @@ def progress(what: str, unit: str) -> Iterator[Advance]:
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A rich table; numbers are right-aligned with two digits, None is a dash."""
+    """Print a table. Numbers are right-aligned with two decimals; None is shown as a dash."""
     grid = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
         numeric = bool(rows) and isinstance(rows[0][position], (int, float))

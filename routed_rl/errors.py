@@ -25,7 +25,7 @@ class ModelError(RoutedRLError, ValueError):
 
 
 class CheckFailed(RoutedRLError):
-    """What a user asked to check is not good; exit code 4."""
+    """A check that a user asked for has failed; exit code 4."""
 
 
 class TaskError(RoutedRLError, RuntimeError):
@@ -74,8 +74,8 @@ class ParityError(CheckFailed):
 
 @contextmanager
 def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
-    """Within, whatever a library throws (for a file that is damaged, or input of another shape) comes as `kind`, in one line
-    that begins with `what`. Errors that are ours already pass."""
+    """Inside the block, any exception of a library (for a damaged file, or input of another shape) becomes a `kind`, in one line
+    that begins with `what`. A RoutedRLError passes unchanged."""
     try:
         yield
     except RoutedRLError:
@@ -85,6 +85,7 @@ def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
 
 
 def command(*words: object) -> str:
-    """`words` as a line for a shell, quoted, of this program as it was called: from a .venv that is not activated, too."""
+    """`words` as a quoted shell line that calls this program in the way it was called, also from a .venv that is not
+    activated."""
     called = Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None
     return shlex.join([sys.argv[0] if called else "routed-rl", *map(str, words)])

@@ -1,4 +1,4 @@
-"""A model on environments: the same tasks and the same random numbers for every model, so that models can be compared.
+"""Evaluation of a model on environments. Every model gets the same tasks and random numbers, so that models can be compared.
 
 Not covered: the trainer's own top_k / top_p; completions are drawn from the full distribution.
 """
@@ -35,18 +35,18 @@ from routed_rl.ranks import RANKS
 from routed_rl.rollout import Sampling, Served, begin, play
 
 ScoreBatch = Callable[[list[Task], int], list[Score | None]]
-"""Tasks and the seed of their batch."""
+"""Function from tasks and the seed of their batch to their scores; None: a failure."""
 Complete = Callable[[list[list[int]], int], list[list[int]]]
-"""Prompts and a seed to the ids of one completion for each."""
+"""Function from prompts and a seed to the ids of one completion for each prompt."""
 Progress = Callable[[int, int], None]
-"""(completions done, completions in all) -> None, after each batch."""
+"""Function (completions done, completions in all) -> None, called after each batch."""
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
              config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
              served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, dict[str, float]]:
-    """{environment: {reward, solve, every flag and metric, completions, failures}}: means over the completions of `scored`.
-    0 samples give {}. Raises TaskError as `scored` does."""
+    """{environment: {reward, solve, every flag and metric, completions, failures}}, as means over the completions of `scored`.
+    With 0 samples it is {}. Raises TaskError as `scored` does."""
     found = scored(model, tokenizer, environments, config, seed=seed, max_new_tokens=max_new_tokens, progress=progress,
                    served=served, deployed=deployed, share=share)
     return {name: average(name, scores) for name, scores in found.items()}
@@ -55,18 +55,18 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
 def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
            config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
            served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, list[Score | None]]:
-    """{environment: the score of each of its tasks}, the same tasks in the same order for every model; None failed.
+    """{environment: the score of each of its tasks}, with the same tasks in the same order for every model; None: a failure.
 
-    `config.samples` tasks of the split "eval" per environment, one completion each. What is drawn depends on the seed,
-    the environment's name and the model alone; training mode and random state are left as they were.
-    With `served` its engine completes instead of `model`, as the policy or as the deployed model. With `share` the processes
-    of a run divide the batches among them, and each returns the whole; else each makes all of them.
-    Raises TaskError for an environment without tasks, or one that fails to score too often; failures are never reward 0.
+    There are `config.samples` tasks of the split "eval" per environment, with one completion each. The draw depends only on the
+    seed, the environment's name and the model. Training mode and random state are left as they were.
+    With `served` its engine completes instead of `model`, as the policy or as the deployed model. With `share` the processes of
+    a run divide the batches among them, and each returns all scores; otherwise each process makes all batches.
+    Raises TaskError for an environment without tasks, or one that fails to score too often. A failure never counts as reward 0.
     """
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
     if served is not None and config.samples:
-        served.show(deployed=deployed)  # here, since a process may have no batch
+        served.show(deployed=deployed)  # called here, because a process may have no batch
     done, total, turns = 0, config.samples * len(environments), itertools.count()
     scores: dict[tuple[str, int], list[Score | None]] = {}
     with eval_mode(model), own_randomness():
@@ -77,7 +77,7 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
             for start in range(0, len(tasks), config.batch_size):
                 batch = slice(start, start + config.batch_size)
                 if not share or next(turns) % RANKS.count == RANKS.rank:
-                    # Seeded anew for each batch: how far the last one ran depends on the model.
+                    # Seeded for each batch, because the model decides how many numbers the batch before has drawn.
                     seed_all(batch_seed := stable_seed(seed, loaded.name, start))
                     scores[loaded.name, start] = score_batch(tasks[batch], batch_seed)
                     scorer.check()
@@ -125,7 +125,7 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
 
 
 def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
-    """`means`, and how many `completions` there are and `failures` among them. Raises TaskError where every one failed."""
+    """`means`, with the number of `completions` and of `failures` among them. Raises TaskError where all have failed."""
     if not (found := means(scores)):
         raise TaskError(f"environment {name} scored none of {len(scores)} completions; fix env.{name}")
     return {**found, "completions": float(len(scores)), "failures": float(sum(score is None for score in scores))}
@@ -133,7 +133,7 @@ def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
 
 def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
                  max_new_tokens: int) -> list[list[int]]:
-    """The ids of one completion per prompt, up to and with the first eos. Temperature 0 is greedy. Draws from the global
+    """The ids of one completion per prompt, up to and including the first eos. Temperature 0 is greedy. It draws from the global
     random state."""
     eos = eos_ids(model, tokenizer)
     pad = int(cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]))
@@ -154,12 +154,12 @@ def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
 
 
 def stable_seed(seed: int, name: str, start: int) -> int:
-    """Not `hash`, which is salted anew in every process."""
+    """A seed that is the same in every process, unlike one from `hash`, which is salted in each."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
 
 
 def seed_all(seed: int) -> None:
-    """Every global source, since an environment in this process may draw from any."""
+    """Seed every global source of random numbers, because an environment in this process may draw from any of them."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,4 +1,4 @@
-"""How a command ends: with one line on stderr and an exit code, whatever went wrong in it."""
+"""The end of a command: any error in it becomes one line on stderr and an exit code."""
 
 import errno
 import os
@@ -10,11 +10,11 @@ from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
 
 PATH = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP)
-"""What is wrong with a path that was given."""
+"""Error numbers that mean a fault of a path that the user gave."""
 
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
-    """Do `action`; what goes wrong becomes one line on stderr and an exit code."""
+    """Call `action`; returns the exit code. Any error in it becomes one line on stderr."""
     # Telemetry of the hub is off unless the user asks for it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for text in argv:
@@ -50,7 +50,7 @@ def _fail(message: str, code: int = 2, what: str = "error") -> int:
 
 
 def _resume(argv: list[str]) -> str:
-    """How to go on with the run, whose folder is given as far as the command line names it."""
+    """The command that goes on with the run. It has the run's folder where the command line names it."""
     typed = argv[1:2] if argv[0] == "resume" else [text[4:] for text in argv if text.startswith("out=")]
     folder = next(reversed(typed), None)
     return command("resume", folder) if folder else f"{command('resume')} RUN (the folder named above)"

@@ -1,8 +1,9 @@
-"""Ends processes whose parent is gone, however it died. `python guard.py PARENT COMMAND ...` runs a command; when the command
-ends, the parent is gone or SIGTERM comes, it kills everything that the command has started.
+"""Ends processes whose parent is gone, however the parent died. `python guard.py PARENT COMMAND ...` runs a command. When the
+command ends, the parent is gone or SIGTERM comes, it kills everything that the command has started.
 
-A script of the standard library alone. On Linux nothing escapes it but its own SIGKILL, which takes the command along: what loses
-its parent, a daemon too, becomes a child of the guard. Elsewhere only the command's process group is ended.
+The script needs only the standard library. On Linux nothing escapes it, because a process that loses its parent, even a daemon,
+becomes a child of the guard. The exception is SIGKILL to the guard itself, with which the kernel kills the command too. On other
+systems only the command's process group is ended.
 """
 
 import ctypes
@@ -16,18 +17,18 @@ from contextlib import suppress
 
 POLL_S = 0.2
 GIVE_UP_S = 10.0
-"""For processes that do not die of SIGKILL, since they wait for a device."""
+"""Seconds that the guard waits for processes that SIGKILL does not end, because they wait for a device."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LINUX = sys.platform == "linux"
 
 
 def guarded(command: list[str]) -> list[str]:
-    """The command line that runs `command` under a guard, as a child of this process; start it in a new session."""
+    """The command line that runs `command` under a guard, as a child of this process. It must be started in a new session."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def die_with(parent: int) -> None:
-    """From now on this process ends within a second of its parent, which a killed parent cannot see to."""
+    """End this process within a second of the end of its parent, from now on; a killed parent cannot do that itself."""
     threading.Thread(target=_watch, args=(parent, lambda: os._exit(1)), daemon=True).start()
 
 
@@ -38,7 +39,7 @@ def _watch(parent: int, then) -> None:  # type: ignore[no-untyped-def]
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run `command` to its end, or to the parent's; returns its exit code, or dies of the signal that it died of."""
+    """Run `command` until it or the parent ends. Returns the exit code of the command, or dies of the same signal as it."""
     guard = os.getpid()
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -50,7 +51,7 @@ def main(parent: int, command: list[str]) -> int:
             os.execvp(command[0], command)
         os._exit(1)
     silent = os.open(os.devnull, os.O_RDWR)
-    os.dup2(silent, 0)  # The pipes are the command's alone, so that their ends tell of it.
+    os.dup2(silent, 0)  # only the command holds the pipes, so that they close when it ends
     os.dup2(silent, 1)
 
     def end(*_: object) -> None:
@@ -73,7 +74,7 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def _end_the_rest(group: int) -> None:
-    """Kill what is left of the command's processes, and those that lose their parent by that, until there are none."""
+    """Kill the remaining processes of the command, and those that lose their parent thereby, until none is left."""
     if not LINUX:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)

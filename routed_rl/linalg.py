@@ -1,4 +1,4 @@
-"""Orthonormal bases: making, drawing and comparing them. Shape letters: D stream width, K rank."""
+"""Orthonormal bases: make, draw and compare them. Shape letters: D stream width, K rank."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def orthonormal(columns_DM: Tensor, *, drop_below: float = 0.0) -> Tensor:
     """Orthonormal basis (D, K) of the span of `columns_DM`, largest singular value first.
 
-    Directions whose singular value is under `drop_below` times the largest are dropped, and so are null directions,
-    hence K <= min(D, M). Computed in float64.
+    Directions whose singular value is below `drop_below` times the largest are dropped, and so are null directions, so
+    K <= min(D, M). It is computed in float64.
     """
     if columns_DM.shape[1] == 0:
         return columns_DM.new_zeros(columns_DM.shape[0], 0)
@@ -18,7 +18,7 @@ def orthonormal(columns_DM: Tensor, *, drop_below: float = 0.0) -> Tensor:
 
 
 def random_basis(width: int, rank: int, generator: torch.Generator, *, draws: int | None = None) -> Tensor:
-    """Haar-distributed orthonormal basis (D, K), or (draws, D, K); on the CPU, the same for the same generator state."""
+    """Haar-distributed orthonormal basis (D, K), or (draws, D, K), on the CPU. The same generator state gives the same basis."""
     assert rank <= width, f"no {rank} orthonormal directions in a stream {width} wide"
     shape = (width, rank) if draws is None else (draws, width, rank)
     return orthonormalise_draws(torch.randn(shape, generator=generator, dtype=torch.float32))
@@ -27,8 +27,8 @@ def random_basis(width: int, rank: int, generator: torch.Generator, *, draws: in
 def orthonormalise_draws(gaussian: Tensor) -> Tensor:
     """Orthonormalise the columns of (..., D, K) by QR; for Gaussian input the result is Haar-distributed."""
     q, r = torch.linalg.qr(gaussian)
-    # QR alone is not Haar: without fixing the signs of R's diagonal the distribution depends on the LAPACK in use.
-    # Not `sign`, whose 0 would null a column where the input is rank-deficient.
+    # Without fixing the signs of R's diagonal the distribution would not be Haar and would depend on the LAPACK in use.
+    # `torch.sign` is not used, because its 0 would null a column where the input is rank-deficient.
     return q * torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
 
 

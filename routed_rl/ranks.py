@@ -1,5 +1,5 @@
-"""What the processes of a run tell each other. In one process nothing happens and nothing is copied. Every process gets the same
-bits, since each sum is made once and then handed out; `bytes` counts what was handed in."""
+"""Communication between the processes of a run. In one process nothing happens and nothing is copied. Every process gets the same
+bits, because each sum is computed once and then distributed."""
 
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self.bytes = 0
-        """Payload of the sums so far, of this process."""
+        """Number of bytes that this process has given to sums so far."""
 
     @property
     def count(self) -> int:
@@ -26,7 +26,8 @@ class Ranks:
 
     @torch.no_grad()
     def sum_(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, with one message for each dtype; all give the same shapes."""
+        """Replace each tensor by its sum over all processes, with one message for each dtype. All processes must give the same
+        shapes."""
         if self.count == 1:
             return
         for _, group in groupby(sorted(tensors, key=lambda tensor: str(tensor.dtype)), key=lambda tensor: tensor.dtype):
@@ -38,23 +39,23 @@ class Ranks:
                 tensor.copy_(part.view_as(tensor))
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process' `value`, in order."""
+        """The `value` of every process, in the order of ranks."""
         values = [value] * self.count
         if self.count > 1:
             dist.all_gather_object(values, value)
         return values
 
     def first(self, value: Any) -> Any:
-        """The first process' `value`; what the others give does not matter."""
+        """The `value` of the first process, in every process. The values of the others are ignored."""
         values = [value]
         if self.count > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         self.gather(None)
 
 
 RANKS = Ranks()
-"""One for a process, as torch's process group is."""
+"""The one instance of a process, which has one default process group too."""

@@ -1,5 +1,5 @@
-"""SIGTERM and SIGUSR1 to a run: it ends its step, writes a checkpoint and leaves. Outside of steps it leaves at once. A second
-signal, or one that arrives in a process that does not listen, ends it at once, as it always did."""
+"""SIGTERM and SIGUSR1 to a run: it ends its step, writes a checkpoint and exits. Outside of steps it exits at once. So does it
+after a second signal, and a process that does not listen ends at the first, as usual."""
 
 import signal
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from routed_rl.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 PARENT = "ROUTED_RL_PARENT"
-"""Environment variable: the process without which a worker of its has no reason to live."""
+"""Environment variable with the id of the process that started a worker. The worker must end when that process ends."""
 
 
 class Stop:
-    """Whether this process was asked to stop, and whether it is at a place where that can wait."""
+    """Whether this process was asked to stop, and whether it is inside a step, where the stop can wait."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        """The signal's number."""
+        """Number of the signal that asked for the stop; None: none did."""
         self._stepping = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block; in the main thread only."""
+        """Handle the signals inside the block. It must be called in the main thread."""
         self.asked = None
         before = {each: signal.signal(each, self._handle) for each in SIGNALS}
         try:
@@ -34,7 +34,7 @@ class Stop:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Inside the block signals wait for whoever asks."""
+        """Inside the block the first signal is only recorded in `asked`."""
         self._stepping = True
         try:
             yield
@@ -49,4 +49,4 @@ class Stop:
 
 
 STOP = Stop()
-"""One for a process, as handlers of signals are."""
+"""The one instance of a process, because handlers of signals belong to the process."""

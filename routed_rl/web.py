@@ -1,6 +1,6 @@
-"""HTTP with one server: every request is over in time, whatever the server does, and is made again where that may help.
+"""HTTP with one server. Every request ends in time, whatever the server does, and is repeated where that may help.
 
-Not covered: redirects, cookies, compression, proxies, connections that are kept.
+Not covered: redirects, cookies, compression, proxies, connections that are kept open.
 """
 
 import http.client
@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 from routed_rl.errors import ConfigError
 
 PAUSE_S = 0.25
-"""Before the first repeat; doubled each time."""
+"""Seconds of the pause before the first repeat; each further pause is twice as long."""
 
 
 class Refused(RuntimeError):
@@ -27,12 +27,12 @@ class Refused(RuntimeError):
 
 
 class NoAnswer(ConnectionError):
-    """All attempts have failed; says what became of the last."""
+    """All attempts have failed. The message tells why the last one did."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said. `whole`: it also said where its answer ends."""
+    """The answer of a server. `whole`: whether the server marked the end of the answer, and all of it was read."""
 
     status_code: int
     body: bytes
@@ -47,10 +47,11 @@ class Answer:
 
 
 class Server:
-    """`timeout_s` bounds one request from the look-up of the name to the last byte, in wall-clock time."""
+    """A client of one server. `timeout_s` limits one request from the look-up of the name to the last byte, in wall-clock
+    time."""
 
     whole_s = math.inf
-    """Bounds a request with all its repeats and pauses."""
+    """Limit in seconds of a request with all its repeats and pauses."""
 
     def __init__(self, url: str, timeout_s: float, attempts: int, largest: int) -> None:
         self.parts, self.timeout_s, self.attempts, self.largest = _parts(url), timeout_s, attempts, largest
@@ -58,7 +59,7 @@ class Server:
         self.place = f"{self.parts.scheme}://{self.parts.netloc}{self.base}"
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """What `accept` makes of the answer. NoAnswer once all attempts have failed."""
+        """Make a request; returns the result of `accept` for the answer. NoAnswer once all attempts have failed."""
         data = None if body is None else json.dumps(body).encode()
         problem, give_up = "", time.monotonic() + self.whole_s
         for attempt in range(self.attempts):
@@ -77,23 +78,24 @@ class Server:
         raise NoAnswer(problem)
 
     def accept(self, path: str, answer: Answer) -> Any:
-        """May raise ValueError for an answer that is worth another request."""
+        """The result of an answer. An override may raise ValueError for an answer after which the request should be repeated."""
         return answer
 
     def failed(self) -> None:
-        """Called after each request that failed; may raise what makes another one useless."""
+        """Called after each request that failed. An override may raise an error where a repeat is useless."""
 
     def headers(self) -> dict[str, str]:
         return {}
 
     def shown(self, text: str) -> str:
-        """The start of what a server or a library said, on one line."""
+        """The start of a message by a server or a library, on one line."""
         return " ".join(text.split())[:200]
 
     def _exchange(self, method: str, path: str, data: bytes | None, timeout_s: float) -> Answer:
-        """One request, in a thread: neither a look-up of a name nor `http.client`'s loops over headers end by themselves."""
+        """One request. It runs in a thread, because the look-up of a name and `http.client`'s loops over headers have no time
+        limit."""
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
-        # Without a port it would take the end of an address of IPv6 for one.
+        # The port is always given; otherwise the end of an IPv6 address would be taken for a port.
         connection = kind(str(self.parts.hostname), self.parts.port or kind.default_port, timeout=timeout_s)
         found: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         over, sockets = threading.Event(), list[socket.socket]()
@@ -141,17 +143,18 @@ class Server:
 
 
 def _end(thread: threading.Thread, sockets: list[socket.socket]) -> None:
-    """End a request's thread; one that still looks up a name ends after that, and sends nothing."""
+    """End the thread of a request. A thread that still looks up a name ends after the look-up and sends nothing."""
     for each in sockets:
         with suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
             thread.join(0.1)
-            if thread.is_alive():  # Data that goes on coming can be read after a shutdown.
+            if thread.is_alive():  # data that still arrives can be read even after a shutdown
                 os.close(each.detach())
 
 
 def _parts(url: str) -> SplitResult:
-    """ConfigError for what is no http or https address; it shows no more of it than the host, for there may be a password."""
+    """The parts of a URL; ConfigError where it is no http or https address. The error shows only the host, because the URL may
+    hold a password."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and parts.hostname and not parts.query and parts.port != 0 and url.isprintable()
@@ -164,7 +167,7 @@ def _parts(url: str) -> SplitResult:
 
 
 def free_port() -> int:
-    """Of this machine; nothing keeps it free."""
+    """A port of this machine that is free now. Nothing reserves it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,7 +1,8 @@
-"""What each group carries of a difference between two models, from the models in between. Not covered: pairs of groups.
+"""How much of a difference between two models each group carries, from the models in between. Not covered: pairs of groups.
 
-Groups interact, so putting each back alone does not add up. What adds up is putting them back one after another: what group i
-carries is the step it makes. That depends on the order; the mean over the order and its reverse is reported, which still adds up.
+Groups interact, so the effects of putting each back alone do not sum to the difference. The effects of putting them back one
+after another do: a group carries the step that it makes. That depends on the order, so the mean over the order and its reverse
+is reported, which sums to the difference too.
 """
 
 from dataclasses import dataclass
@@ -9,21 +10,21 @@ from itertools import accumulate
 
 Measures = dict[str, float]
 Measured = dict[frozenset[str], Measures]
-"""By the set of parameters that were put back."""
+"""The measures of each model, by the set of parameters that were put back."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """Of one group and one measure."""
+    """The contribution of one group to one measure."""
 
     carried: float
-    """Its step on the way from the deployed to the base model; over the groups these sum to deployed minus base."""
+    """The group's step on the way from the deployed to the base model. Over all groups the steps sum to deployed minus base."""
     alone: float
-    """Deployed minus the deployed model with this group alone put back."""
+    """The measure of the deployed model minus that of the deployed model with only this group put back."""
 
 
 def models_to_measure(groups: dict[str, list[str]]) -> list[frozenset[str]]:
-    """Every set of parameters that `contributions` needs put back, the empty and the full one included, without repeats."""
+    """Every set of parameters that must be put back for `contributions`, with the empty and the full set, without repeats."""
     sets = [*_way(groups, list(groups)), *_way(groups, list(groups)[::-1]), *(frozenset(names) for names in groups.values())]
     return list(dict.fromkeys(sets))
 
@@ -43,5 +44,5 @@ def contributions(groups: dict[str, list[str]], measured: Measured) -> dict[str,
 
 
 def _way(groups: dict[str, list[str]], order: list[str]) -> list[frozenset[str]]:
-    """Nothing put back, the first group, the first two, ... all."""
+    """The sets that are put back one after another: nothing, the first group, the first two, ... all groups."""
     return list(accumulate((frozenset(groups[group]) for group in order), frozenset.union, initial=frozenset()))

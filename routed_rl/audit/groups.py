@@ -1,4 +1,4 @@
-"""Module groups of a change: two partitions of the parameters that changed, and putting some of them back to the base's."""
+"""Module groups of a change: two partitions of the parameters that changed, and putting some back to the base model's values."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,18 +11,19 @@ from routed_rl.model.targets import Writer, decoder_layers, family
 
 OUTSIDE = "outside the layers"
 Groups = dict[str, list[str]]
-"""Group -> parameters. Every parameter that changed is in exactly one."""
+"""Group -> parameters. Every parameter that changed is in exactly one group."""
 State = dict[str, Tensor]
-"""Weights by parameter; tied ones once."""
+"""Values by parameter; tied parameters are in it once."""
 
 
 def changed(base: State, deployed: State) -> list[str]:
-    """Parameters that differ in any entry, in the model's order."""
+    """Names of the parameters that differ in any entry, in the model's order."""
     return [name for name, value in deployed.items() if not torch.equal(value, base[name])]
 
 
 def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[str]) -> Groups:
-    """Writers, those that were `found`, and readers of attention and MLP, norms, what is outside the layers; none is empty."""
+    """The groups by kind: writers (those that were `found`) and readers of attention and of MLP, norms, and parameters outside
+    the layers. Empty groups are left out."""
     writers = {id(parameter) for writer in found for parameter in writer.parameters()}
     norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
              for parameter in module.parameters(recurse=False)}
@@ -42,7 +43,8 @@ def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[st
 
 
 def by_layer(model: PreTrainedModel, parameters: list[str], blocks: int) -> Groups:
-    """At most `blocks` runs of neighbouring layers, and what lies outside them; none that is empty."""
+    """The groups by layer: at most `blocks` runs of neighbouring layers, and parameters outside the layers. Empty groups are left
+    out."""
     layers = len(decoder_layers(model))
     edges = [layers * block // min(blocks, layers) for block in range(min(blocks, layers) + 1)]
     groups: Groups = {}
@@ -56,7 +58,7 @@ def by_layer(model: PreTrainedModel, parameters: list[str], blocks: int) -> Grou
 
 
 def _places(model: PreTrainedModel, parameters: list[str]) -> dict[str, tuple[int | None, str]]:
-    """Layer and name inside it; None and the whole name for what is in no layer."""
+    """By parameter, its layer and its name inside the layer; None and the whole name for a parameter in no layer."""
     prefix, found = f"{family(model).layers}.", {}
     for name in parameters:
         number, _, rest = name.removeprefix(prefix).partition(".")
@@ -66,7 +68,7 @@ def _places(model: PreTrainedModel, parameters: list[str]) -> dict[str, tuple[in
 
 @contextmanager
 def putting_back(model: PreTrainedModel, parameters: frozenset[str], base: State, deployed: State) -> Iterator[None]:
-    """Inside the block the model is the deployed one with `parameters` as in the base model; after it, the deployed one."""
+    """Inside the block the model is the deployed one with `parameters` as in the base model. After it, it is the deployed one."""
     try:
         load(model, {name: (base if name in parameters else deployed)[name] for name in deployed})
         yield

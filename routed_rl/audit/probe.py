@@ -1,7 +1,7 @@
-"""Where a model's stream lies along a subspace's axes, against the base model's at the same tokens.
+"""Where a model's stream lies along a subspace's axes, compared with the base model's stream at the same tokens.
 
 Readers see the stream through a norm, so a coordinate can grow because the rest of the stream shrank. Coordinates are therefore
-compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covered: what readers make of them.
+compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covered: how readers respond to them.
 Shape letters: L layers, R tokens of all prompts, J axes, D stream width.
 """
 
@@ -18,7 +18,7 @@ from routed_rl.subspace import Subspace
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """One model's stream at the probe's tokens."""
+    """The coordinates and the root mean square of one model's stream at the probe's tokens."""
 
     along_LRJ: Tensor
     rms_LR: Tensor
@@ -26,7 +26,8 @@ class Coordinates:
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """Mean difference to the base model over tokens, in units of the axes' scales: (L, J) each."""
+    """Mean difference to the base model over tokens, in units of the axes' scales, (L, J): at the base model's length
+    (`normalised`) and as it is (`raw`)."""
 
     normalised: Tensor
     raw: Tensor
@@ -34,7 +35,8 @@ class Shift:
 
 def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspace: Subspace, positions: int,
                 batch_size: int, hook: str = "resid_post") -> Coordinates:
-    """The stream at the last `positions` tokens of each prompt (all of a shorter one), along the axes of every layer."""
+    """The stream at the last `positions` tokens of each prompt (at all tokens of a shorter one), along the axes of every
+    layer."""
     lengths = torch.tensor([len(ids) for ids in sequences])
     real = torch.arange(positions) < lengths.unsqueeze(1)
     along = torch.zeros(len(subspace.axes), *real.shape, len(subspace.axis_names))
@@ -49,6 +51,6 @@ def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspa
 
 
 def shift_between(base: Coordinates, model: Coordinates, scales_LJ: Tensor) -> Shift:
-    """How far `model` lies from `base` along each axis, towards the positive persona where positive."""
+    """How far `model` lies from `base` along each axis; positive is towards the positive persona."""
     at_base_length = model.along_LRJ * (base.rms_LR / model.rms_LR).unsqueeze(-1)
     return Shift((at_base_length - base.along_LRJ).mean(1) / scales_LJ, (model.along_LRJ - base.along_LRJ).mean(1) / scales_LJ)

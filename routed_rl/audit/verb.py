@@ -1,7 +1,7 @@
-"""`audit`: what the retained change of a run carries, group by group, and where it moved the stream.
+"""`audit`: how much of the shift and the hack each group of the retained change carries, and where it moved the stream.
 
-Reads the run folder and the base model that it names. Numbers are of this many samples: two models see the same tasks and
-random numbers, but a rate near .5 over 200 samples still has a standard error of .035.
+It reads the run folder and the base model that the folder names. Numbers have the error of a sample: all models see the same
+tasks and random numbers, but a rate near .5 over 200 samples still has a standard error of .035.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
 
 SHIFT = "shift"
-"""The measure that stands for the shift along the first axis, weighted mean over layers."""
+"""Name of the measure that is the shift along the first axis, as a weighted mean over layers."""
 Measures = dict[str, float]
 
 
 def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file: str | None,
           step: int | None = None) -> dict[str, Any]:
-    """Measure the base, the policy, the deployed model and those in between; show the tables; returns what `--json` writes.
-    `step`: of this checkpoint instead of the last."""
+    """Measure the base model, the policy, the deployed model and the models in between, and show the tables. Returns the content
+    of the file that `--json` names. `step`: use this checkpoint instead of the last."""
     run = RunFolder.open(target)
     config, folder = read_config(run), run.require_checkpoint(step)
     if config.model.adapter.trains:
@@ -75,7 +75,7 @@ def _chosen(parts: Parts, envs: list[str] | None) -> list[LoadedEnvironment]:
 
 
 class _Meter:
-    """Measures the model as it stands: every metric as `<env>.<metric>`, and the shift against the first model measured."""
+    """Measures the model in its present state: every metric as `<env>.<metric>`, and the shift from the first model measured."""
 
     def __init__(self, parts: Parts, settings: AuditConfig, chosen: list[LoadedEnvironment], subspace: Subspace | None) -> None:
         self.parts, self.chosen, self.subspace = parts, chosen, subspace
@@ -87,7 +87,7 @@ class _Meter:
         self.probes: dict[str, Any] = {}
 
     def __call__(self, name: str | None = None) -> Measures:
-        """With a `name` the shift of every layer is kept in `probes`."""
+        """The measures of the model. With a `name`, the shift of every layer is kept in `probes`."""
         results = evaluate(self.parts.model, self.parts.tokenizer, self.chosen, self.evaluation, seed=self.parts.config.seed,
                            max_new_tokens=self.parts.max_new_tokens)
         measures = {f"{env}.{metric}": value for env, values in results.items() for metric, value in values.items()
@@ -110,7 +110,7 @@ class _Meter:
 
 def _measure(meter: _Meter, sets: list[frozenset[str]], base: State, deployed: State,
              load_policy: Callable[[], None]) -> tuple[Measured, Measures]:
-    """Every model in between, the base model first, and the policy last: its quarantine stays in the model."""
+    """Measure every model in between, the base model first. The policy comes last, because its quarantine stays in the model."""
     whole = max(sets, key=len)
     names = {whole: "base", frozenset(): "deployed"}
     measured: Measured = {}
@@ -127,7 +127,7 @@ def _measure(meter: _Meter, sets: list[frozenset[str]], base: State, deployed: S
 
 def _load_policy(parts: Parts, subspace: Subspace | None, base: State, folder: Path) -> None:
     deployed = _weights(parts.model)
-    load(parts.model, base)  # a router takes its reference from the base model
+    load(parts.model, base)  # the router's reference must be that of the base model
     router = make_router(parts, subspace)
     load(parts.model, deployed)
     if router is not None:
@@ -140,7 +140,7 @@ def _weights(model: torch.nn.Module) -> State:
 
 def _described(groups: Groups, measured: Measured, base: State,
                deployed: State) -> dict[str, Any]:
-    """Per group: its parameters, its share of the change's energy, and what it carries of each measure."""
+    """For each group the number of its parameters, its share of the change's energy, and how much of each measure it carries."""
     energy = {group: sum((deployed[name] - base[name]).square().sum().item() for name in names)
               for group, names in groups.items()}
     found = contributions(groups, measured)

@@ -13,12 +13,13 @@ from routed_rl.export.stored import hash_of, is_lora, is_transposed, read_quaran
 
 def export_quarantine(run: RunFolder, out: Path, environment: str | None = None, step: int | None = None,
                       kept: Path | None = None) -> Path:
-    """Write the quarantine, or one environment's part of it, to `out` as a stock PEFT LoRA; or what is missing of it in the
-    folder `kept`, that `discard_but` wrote.
+    """Write the quarantine, or the part of one environment, to `out` as a stock PEFT LoRA. With `kept`, a folder that
+    `discard_but` wrote, write the rest of the quarantine, which that folder does not have.
 
-    `PeftModel.from_pretrained(deployed, out)`, or of `kept`, has the policy's logits: `lora_A` is C (K, N), `lora_B` is A
-    (D, K), every alpha equals its rank. Of a run that trained a LoRA it is an adapter of the base model, active together with the
-    deployed one. Targets of rank 0 are left out. In modes other than `route` the parts do not sum to the whole.
+    `PeftModel.from_pretrained(deployed, out)`, or with `kept` in place of `deployed`, has the policy's logits: `lora_A` is C
+    (K, N), `lora_B` is A (D, K), every alpha equals its rank. For a run that trained a LoRA, it is an adapter on the base model
+    that must be active together with the deployed one. Targets of rank 0 are left out. In modes other than `route` the parts do
+    not sum to the whole.
     """
     checkpoint = run.require_checkpoint(step)
     shares = {environment: 1.0} if environment else _missing_in(kept, checkpoint) if kept else None
@@ -35,7 +36,7 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
 
 
 def _missing_in(kept: Path, checkpoint: Path) -> dict[str, float]:
-    """Of each part of a checkpoint's quarantine, the share that is not in a folder which `discard_but` wrote."""
+    """By environment, the share of its part of a checkpoint's quarantine that a folder written by `discard_but` does not have."""
     require_seal(kept)
     told = read_object(kept / KEPT, {"parts": dict[str, dict[str, Any]], "quarantine": str})
     if not told or told.get("quarantine") != hash_of(checkpoint):

@@ -1,5 +1,5 @@
-"""A stock PEFT LoRA made of pieces: what a checkpoint's own LoRA retains, and the quarantine beside it. Every alpha equals its
-rank, so a scaling is in the factors. Shape letters: D stream width, K rank, N input width, R rank of a LoRA."""
+"""A stock PEFT LoRA made of pieces: the retained change of a checkpoint's own LoRA, and the quarantine beside it. Every alpha
+equals its rank, so any scaling is in the factors. Shape letters: D stream width, K rank, N input width, R rank of a LoRA."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from routed_rl.export.stored import StoredTarget
 from routed_rl.model.adapter import ADAPTER, WRAPPED, write_adapter
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""By module: up (D, R) and down (R, N)."""
+"""By module, the factors up (D, R) and down (R, N)."""
 
 
 def retained(checkpoint: Path) -> tuple[Factors, str]:
-    """The LoRA of a checkpoint with its scaling in the up factors, and the base model's path."""
+    """The LoRA of a checkpoint, with its scaling in the up factors, and the path of its base model."""
     config, tensors = PeftConfig.from_pretrained(str(checkpoint)), load_file(checkpoint / ADAPTER)
     assert isinstance(config, LoraConfig), f"{checkpoint} has an adapter that this program did not write"
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
@@ -27,7 +27,7 @@ def retained(checkpoint: Path) -> tuple[Factors, str]:
 
 
 def write_lora(folder: Path, own: Factors, targets: list[StoredTarget], base: str, *, transposed: bool) -> None:
-    """Write `own` and the coefficients of `targets` as one adapter: where a module has both, their ranks add up."""
+    """Write `own` and the coefficients of `targets` as one adapter. Where a module has both, their ranks add up."""
     has_bias = any(target.bias_K is not None for target in targets)
     pieces: dict[str, list[tuple[Tensor, Tensor]]] = {name: [factors] for name, factors in own.items()}
     mixtures: dict[str, list[StoredTarget]] = {}
@@ -42,13 +42,13 @@ def write_lora(folder: Path, own: Factors, targets: list[StoredTarget], base: st
         tensors[f"{WRAPPED}{name}.lora_B.weight"] = torch.cat([up for up, _ in factors], 1).contiguous()
         ranks[name] = tensors[f"{WRAPPED}{name}.lora_A.weight"].shape[0]
     modules = sorted(ranks)
-    for target in targets if has_bias else []:  # every plain writer gets one, zero where it has none
+    for target in targets if has_bias else []:  # every plain writer gets a bias, of zeros where it has none
         bias_K = target.bias_K if target.bias_K is not None else target.write_DK.new_zeros(target.write_DK.shape[1])
         tensors |= {} if target.mixture else {f"{WRAPPED}{target.name}.lora_B.bias": target.write_DK @ bias_K}
     for mixture, those in mixtures.items():
         key = f"{WRAPPED}{mixture.rpartition('.')[0]}"
         tensors[f"{key}.lora_A.weight"] = torch.cat([target.coefficients_KN for target in those])
-        # PEFT keeps an expert's columns apart by the number of experts.
+        # PEFT interleaves the columns of the experts: one expert's columns are as far apart as there are experts.
         tensors[f"{key}.lora_B.weight"] = torch.stack([target.write_DK for target in those], 2).flatten(1).contiguous()
         ranks[mixture] = those[0].write_DK.shape[1]
     config = LoraConfig(task_type="CAUSAL_LM", bias="none", target_modules=modules, target_parameters=sorted(mixtures) or None,

@@ -1,4 +1,4 @@
-"""What leaves a run as one stock model: the deployed one, alone or with shares of environments' parts, and the policy."""
+"""Export as one stock model: the deployed model, alone or with shares of environments' parts, and the policy."""
 
 import os
 import shutil
@@ -22,24 +22,25 @@ STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "mo
                "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
                "chat_template.jinja", "chat_template.json", ADAPTER, CONFIG)
-"""Of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
+"""The files of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
 KEPT = "kept.json"
-"""In the folder of a deployed model with shares of parts in it: which, why, and of which quarantine."""
+"""The file in the folder of a deployed model that keeps shares of parts. It records which shares, why, and of which
+quarantine."""
 
 
 def discard(run: RunFolder, out: Path, step: int | None = None) -> Path:
     """Write the deployed model to `out`: the stock files of a checkpoint (default: the last) and nothing of the quarantine.
 
-    Doing it again is fine; an `out` that holds anything else is refused.
+    It may be called again for the same `out`; RunFolderError for an `out` that holds anything else.
     """
     checkpoint = run.require_checkpoint(step)
     return publish(out, lambda folder: copy_stock_files(checkpoint, folder))
 
 
 def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None) -> Path:
-    """Write the deployed model with the `share` of each of these environments' parts merged into it, `W + A Σ share_e C_e`,
-    bias included, or added to its LoRA; what else is known of them stands in its `KEPT` too. Shares of 0 are the deployed
-    model, to the bit."""
+    """Write the deployed model to `out`, with the `share` of each of these environments' parts merged into its weights,
+    `W + A Σ share_e C_e`, bias included, or added to its LoRA. All entries of `parts` are written to its file `KEPT`. With
+    shares of 0 it is the deployed model, to the bit."""
     checkpoint = run.require_checkpoint(step)
     shares = {name: part["share"] for name, part in parts.items()}
     targets = read_quarantine(checkpoint, shares) if any(shares.values()) else []
@@ -52,15 +53,15 @@ def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]
 
 
 def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
-    """Write the policy to `out` as one stock model, `W + A C`, bias included; of a run that trained a LoRA, as one LoRA."""
+    """Write the policy to `out` as one stock model, `W + A C`, bias included. For a run that trained a LoRA, write one LoRA."""
     checkpoint = run.require_checkpoint(step)
     targets = read_quarantine(checkpoint)
     return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets))
 
 
 def merged(write: Callable[[Path], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write to `out` one stock model: the base model `model`, which is changed in place, with the LoRA that `write` writes merged
-    into it."""
+    """Write one stock model to `out`: the base model `model`, changed in place, into which the LoRA that `write` writes is
+    merged."""
     with TemporaryDirectory(prefix="routed_rl-") as place:
         adapter = write(Path(place) / "adapter")
         whole = merge(model, adapter)
@@ -76,7 +77,8 @@ def merged(write: Callable[[Path], Path], out: Path, model: PreTrainedModel, tok
 
 
 def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
-    """Copy the stock files, with the coefficients of `targets` merged into their weights, or beside their LoRA's factors."""
+    """Copy the stock files, and merge the coefficients of `targets` into their weights or add them to the factors of their
+    LoRA."""
     copy_stock_files(checkpoint, folder)
     if is_lora(checkpoint):
         if targets := [target for target in targets if target.write_DK.shape[1]]:
@@ -102,14 +104,15 @@ def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) ->
 
 
 def copy_stock_files(source: Path, folder: Path) -> None:
-    """Copy what makes up a stock model folder, and only that."""
+    """Copy the files of a stock model folder, and no others."""
     for pattern in STOCK_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
 
 
 def publish(out: Path, fill: Callable[[Path], None]) -> Path:
-    """Fill a sealed folder and move it to `out`; an `out` with the same content stays, any other content is refused."""
+    """Fill a sealed folder and move it to `out`. An `out` with the same content stays as it is; RunFolderError for any other
+    content."""
     out = Path(out).absolute()
     fresh = out.with_name(f".{out.name}.new")
     with alone_making(out):
@@ -125,7 +128,8 @@ def publish(out: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def refuse_foreign(out: Path, sealed: object = None) -> None:
-    """RunFolderError for an `out` that holds what `publish` has not written, or with `sealed` anything but that."""
+    """RunFolderError for an `out` that `publish` has not written. With `sealed`, also for an `out` with another content than
+    that."""
     if _is_taken(out) and (not out.is_dir() or broken_seal(out) or (sealed and read_json(out / SEAL) != sealed)):
         raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
 

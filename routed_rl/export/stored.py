@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold of the quarantine, target by target. Shape letters: D stream width, K rank, N input width."""
+"""The quarantine in a checkpoint's files, target by target. Shape letters: D stream width, K rank, N input width."""
 
 import json
 from collections.abc import Mapping
@@ -20,24 +20,24 @@ from routed_rl.routing import kept_of
 
 @dataclass(frozen=True)
 class StoredTarget:
-    """One target of a checkpoint: `A` is what the coefficients are written with."""
+    """One target of a checkpoint. `write_DK` is A, which multiplies the coefficients."""
 
     name: str
     key: str
     """The name of its weight in the checkpoint's files."""
     slice: int | None
-    """Which slice of that it is, where all of a mixture is in one tensor."""
+    """Index of the weight in that tensor, where one tensor holds a whole mixture; None: the weight is the whole tensor."""
     mixture: str | None
-    """Of an expert, the parameter that holds all of its mixture's writers; None for a plain writer."""
+    """For an expert, the name of the parameter that holds all writers of its mixture; None for a plain writer."""
     write_DK: Tensor
     coefficients_KN: Tensor
-    """The weight's columns alone."""
+    """Coefficients of the weight, without those of the bias."""
     bias_K: Tensor | None
 
 
 def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None) -> list[StoredTarget]:
-    """Every target of a checkpoint, with all of its coefficients, or with these shares of environments' parts; an unknown
-    environment is refused."""
+    """Every target of a checkpoint, with all of its coefficients, or with these shares of environments' parts. ConfigError for an
+    unknown environment."""
     if not (checkpoint / QUARANTINE).exists():
         raise CheckpointError(f"{checkpoint} has no quarantine: the run was not routed (routing.mode=none); "
                               "its policy is the deployed model: use `routed-rl discard`")
@@ -73,7 +73,7 @@ def hash_of(checkpoint: Path) -> str:
 
 
 def is_lora(checkpoint: Path) -> bool:
-    """Whether what was trained is a LoRA, so that the checkpoint has no weights of the model."""
+    """Whether the run trained a LoRA, so that the checkpoint has no weights of the model."""
     return (checkpoint / CONFIG).exists()
 
 

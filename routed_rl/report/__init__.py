@@ -1,6 +1,7 @@
 """`routed-rl report`: one self-contained HTML page, from the files of a run folder alone.
 
-No server, no network, no model: it can be made on another machine, of a run that ended, halted, was killed or still trains.
+It needs no server, no network and no model. It can be made on another machine, for a run that ended, halted, was killed or still
+trains.
 """
 
 from routed_rl.report.differences import cost, differences, has_quarantine, keeping, not_scored

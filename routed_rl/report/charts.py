@@ -1,6 +1,7 @@
-"""The pictures, by matplotlib, as SVG whose colours are the page's own, so that they follow its light, dark and print looks.
+"""The pictures, drawn by matplotlib as SVG. Their colours are variables of the page, so that they follow its light, dark and
+print styles.
 
-A line is told by its dashes and by the name at its end as well as by its colour. Text stays text.
+A line is recognised by its dashes and by the name at its end as well as by its colour. Text stays text.
 """
 
 import io
@@ -20,15 +21,15 @@ from matplotlib.ticker import LogLocator, NullLocator
 TEXT, GRID, MARK = "#010001", "#010002", "#010003"
 COLOURS = [f"#0100{place:02x}" for place in range(0x10, 0x16)]
 VARIABLES = {TEXT: "--text", GRID: "--grid", MARK: "--mark"} | {colour: f"--c{place}" for place, colour in enumerate(COLOURS)}
-"""Stand-ins that matplotlib draws with, and the variables of page.css that take their place."""
+"""Placeholder colours with which matplotlib draws -> the variables of page.css that replace them."""
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2))]
 MARKERS = {"base": "o", "policy": "s", "deployed": "D", "kept": "^"}
 WIDTH = 7.2
-"""Inches of 72 units; the page scales it."""
+"""Width of a picture in inches of 72 units; the page scales it."""
 LETTERS = 12.5
-"""Points from one name to the next, at least."""
+"""Least distance between two names at the ends of lines, in points."""
 STYLE: dict[Any, Any] = {
-    # Names may hold dollars, which are no formula.
+    # Names may contain dollar signs, which must not begin a formula.
     "text.parse_math": False,
     "svg.fonttype": "none", "svg.hashsalt": "routed_rl", "font.size": 9, "text.color": TEXT, "axes.edgecolor": GRID,
     "axes.labelcolor": TEXT, "axes.titlecolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT, "axes.grid": True,
@@ -38,7 +39,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a step."""
+    """An event at a step, which is marked in the pictures."""
 
     step: int
     label: str
@@ -46,9 +47,11 @@ class Mark:
 
 def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[Mark], until: int, order: Sequence[str], *,
           bold: str | None = None, level: float | None = None, log: bool = False) -> Markup:
-    """One line each up to step `until`, named at its end; `bold` stands out, `level` is a line to compare with.
+    """A line for each series up to step `until`, with its name at its end. The line `bold` stands out, and `level` is a
+    horizontal line to compare with.
 
-    A line looks as its place in `order` says, the same in all pictures; one that is not there has the colour of text.
+    The place of a name in `order` sets the look of its line, the same in all pictures. A line whose name is not there has the
+    colour of text.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, max(2.8, 0.19 * len(series) + 1)))
@@ -69,7 +72,7 @@ def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[M
 
 
 def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 3) -> Markup:
-    """Small panels on one scale, each with the same few lines, which the first row's legend names."""
+    """Small panels on one scale, each with the same few lines, which one legend names."""
     with matplotlib.rc_context(STYLE):
         rows = -(-len(grid) // across)
         figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * rows), layout="constrained")
@@ -91,13 +94,14 @@ def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mar
 
 
 def dots(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Markup:
-    """metric -> model -> environment -> value: a panel for each metric, a row for each environment, a mark for each model."""
+    """A panel for each metric, with a row for each environment and a mark for each model. `found` maps metric -> model ->
+    environment -> value."""
     environments = list(dict.fromkeys(env for models in found.values() for values in models.values() for env in values))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(environments)), layout="constrained")
         axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
         values = [value for models in found.values() for per in models.values() for value in per.values()]
-        if min(values) >= 0 and max(values) <= 1:  # Shares, as most are: one scale for all panels.
+        if min(values) >= 0 and max(values) <= 1:  # all values are shares, so all panels get one scale
             for panel in axes:
                 panel.set_xlim(-0.04, 1.04)
         for panel, (metric, models) in zip(axes, found.items(), strict=True):
@@ -113,7 +117,8 @@ def dots(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Markup:
 
 
 def heatmap(name: str, values_LS: np.ndarray, steps: np.ndarray, label: str) -> Markup:
-    """Layers from below, steps to the right; the map is as legible to the colour-blind, and dark to light in print."""
+    """A map of layers (upwards) by steps (to the right). Its colours run from dark to light, so that it can be read in print and
+    by the colour-blind."""
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(WIDTH, min(1.6 + 0.16 * len(values_LS), 5)))
         panel, scale = figure.subplots(1, 2, width_ratios=[40, 1])
@@ -148,8 +153,8 @@ def _marks(panel: Axes, marks: Sequence[Mark], *, named: bool) -> None:
 
 
 def _names(panel: Axes, series: dict[str, pd.Series], order: Sequence[str], bold: str | None) -> None:
-    """Each line's name at its end, moved apart where lines end together."""
-    panel.set_ylim(panel.get_ylim())  # Fixed, so that what is computed here still holds when it is drawn.
+    """Write each line's name at its end, and move names apart where lines end together."""
+    panel.set_ylim(panel.get_ylim())  # fixed, so that the positions computed here still hold when it is drawn
     to_axes, height = panel.transData + panel.transAxes.inverted(), panel.get_window_extent().height
     ends = sorted((float(to_axes.transform((one.index[-1], one.iloc[-1]))[1]), key) for key, one in series.items() if len(one))
     gap = min(LETTERS * panel.figure.dpi / 72 / height, 1 / max(len(ends), 1))
@@ -162,7 +167,7 @@ def _names(panel: Axes, series: dict[str, pd.Series], order: Sequence[str], bold
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights near `wanted`, which is sorted, at least `gap` apart, within [0, 1] where they fit."""
+    """Heights near those in `wanted`, which is sorted. They are at least `gap` apart, and within [0, 1] where they fit."""
     found: list[float] = []
     for height in wanted:
         found.append(max(height, found[-1] + gap) if found else max(height, 0.0))
@@ -174,7 +179,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _svg(figure: Figure, name: str) -> Markup:
-    """The picture alone, its ids the page's own, its colours the page's variables."""
+    """The picture as an SVG element, with ids that are unique in the page and the variables of the page as colours."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True)
     svg = text.getvalue()

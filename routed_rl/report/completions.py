@@ -1,4 +1,4 @@
-"""The completions that pushed hardest: what a halt kept, else what the run's files say."""
+"""The completions that pushed hardest: those that a halt recorded, or else those in the run's files."""
 
 import json
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from routed_rl.report.ranking import BY_SHIFT, WANTED, hardest
 
 SHOWN = 10
 CONSIDERED = 40
-"""So many that those which say the same can be shown as one."""
+"""Number of completions that are read, more than are shown, because completions with the same text are shown as one."""
 LONGEST = 3000
-"""Characters of a prompt or completion."""
+"""Largest number of characters shown of a prompt or completion."""
 
 
 def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
-    """How they were ranked, and the completions: those that a halt named, else what the run's files say."""
+    """How the completions were ranked, and the completions: those that a halt recorded, or else those in the run's files."""
     if run.halted and (named := run.halted.get("completions")):
         return run.halted.get("completions_by", ""), _alike(_readable(row) for row in named if row.keys() >= set(WANTED))
     found, by = hardest(RunFolder(run.path).completion_files(), run.rows, CONSIDERED)
@@ -24,7 +24,8 @@ def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of each text, with how many of these there are; a group of completions often says the same."""
+    """The first completion of each text, with the number of completions that have this text. In a group many are often the
+    same."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         first = found.setdefault((row["prompt"], row["completion"]), {**row, "times": 0})
@@ -33,14 +34,14 @@ def _alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with its flags read, its messages as text, nothing endless."""
+    """A row with its flags decoded, its messages as text, and long texts cut."""
     flags = _decoded(row["flags"])
     return {**row, "flags": flags if isinstance(flags, dict) else {}, "prompt": _text(row["prompt"]),
             "completion": _text(row["completion"])}
 
 
 def _text(text: str) -> str:
-    """Messages of a chat or an episode one after another, who speaks before each; anything else as it stands."""
+    """The messages of a chat or an episode one after another, each behind its role; any other text is not changed."""
     found = _decoded(text)
     if isinstance(found, list) and found and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found):
         text = "\n".join(f"{message['role']}: {message['content']}" for message in found)
@@ -48,7 +49,8 @@ def _text(text: str) -> str:
 
 
 def _decoded(text: str) -> Any:
-    """What JSON says; None for anything else, such as what a model wrote: also brackets that no parser follows to their end."""
+    """The value of a JSON text; None for any other text, such as one that a model wrote, also for brackets nested too deep for
+    the parser."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

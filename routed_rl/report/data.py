@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as it is there: every file but the settings may be missing."""
+"""The contents of a run folder, as far as they exist. Every file but the settings may be missing."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from routed_rl.tracking import MODELS, NOT_METRICS, MetricsFile, cosine_matrix
 VERDICT = {"rule", "environment", "step", "value", "limit", "since", "action", "sentence"}
 HALT = {"step", "environment", "verdicts", "checkpoint_before", "commands"}
 LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}
-"""Keys that what other parts of a run wrote must have for the report to tell of it."""
+"""Keys that a verdict, a halt and a lineage must have for the report to show them."""
 KEPT = {"out": str, "shares": dict[str, float]}
 RESULTS = dict[str, dict[str, float | None] | None]
 SUMMARY = {"models": dict[str, RESULTS], "attribution": dict[str, dict[str, Any]], "routing": dict[str, Any],
@@ -27,7 +27,7 @@ MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | i
             "kept": list[dict[str, Any]]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
               "completions": list[dict[str, Any]]}
-"""The types of what they hold."""
+"""The types of the values in the files."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class RunData:
     verdicts: list[dict[str, Any]]
     halted: dict[str, Any] | None
     halts: list[dict[str, Any]]
-    """Earlier ones, after which the run was told to go on."""
+    """Earlier halts, after which the run was told to go on."""
     summary: dict[str, Any] | None
     models: dict[str, dict[str, dict[str, float]]]
-    """model -> environment -> metric -> mean, of those that were evaluated whole."""
+    """Model -> environment -> metric -> mean, for the models whose evaluation is complete."""
     checkpoints: list[int]
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
@@ -57,7 +57,7 @@ class RunData:
 
     @cached_property
     def blame(self) -> Blame:
-        """Who pulled towards the positive persona, by all rows; nobody where the run measured no evidence."""
+        """Which environments pulled towards the positive persona, by all rows; none where the run measured no evidence."""
         try:
             monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
         except (ConfigError, TypeError):
@@ -68,7 +68,8 @@ class RunData:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The metrics by step, in the order in which they first appear; nan where a row lacks one."""
+        """A column for each metric, in the order in which they first appear, and a row for each step; nan where a row lacks a
+        metric."""
         if not self.rows:
             return pd.DataFrame()
         found: Any = pd.DataFrame(self.rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
@@ -76,7 +77,7 @@ class RunData:
 
     @property
     def names(self) -> list[str]:
-        """Metrics of any row."""
+        """The names of all metrics that any row has."""
         return list(self.table.columns)
 
     @property
@@ -93,12 +94,12 @@ class RunData:
         return found if found.keys() >= LINEAGE else None
 
     def kept(self) -> dict[str, dict[str, float]]:
-        """Folder -> environment -> the share of its part that was kept there."""
+        """Folder -> environment -> the share of its part that the model in the folder keeps."""
         return {each["out"]: each["shares"] for each in self.manifest.get("kept", [])
                 if each.keys() >= KEPT.keys() and fits(each, KEPT)}
 
     def environments(self) -> list[str]:
-        """Those that the ledger attributes to; without a ledger, those that were trained."""
+        """The environments in the ledger; without a ledger, those that were trained."""
         keys = [key.split("/") for key in self.names]
         for area, quantity in (("ledger", "push"), ("environment", "reward")):
             if found := [key[1] for key in keys if len(key) == 3 and key[0] == area and key[2] == quantity]:
@@ -106,38 +107,38 @@ class RunData:
         return []
 
     def axes(self) -> list[str]:
-        """Named axes of the shift; the one that the monitor judges is first."""
+        """The named axes of the shift; the axis that the monitor judges is first."""
         keys = [key.split("/") for key in self.names]
         found = list(dict.fromkeys(key[3] for key in keys if len(key) == 4 and key[0] == "ledger" and key[2] == "shift"))
         judged = self.setting("monitor", "axis")
         return sorted(found, key=lambda axis: axis != judged)
 
     def series(self, name: str) -> pd.Series:
-        """A metric by step; steps that lack it are left out."""
+        """A metric by step, without the steps that lack it."""
         return pd.Series(self.table[name]).dropna() if name in self.names else pd.Series(dtype=float)
 
     def last(self, name: str) -> float | None:
-        """A metric at the last step, or the last one before it that is a number; None where the last row no longer has it."""
+        """The last value of a metric that is a number; None where the last row does not have the metric any longer."""
         known = self.series(name)
         return float(known.iloc[-1]) if len(known) and name in self.rows[-1] else None
 
     def removed(self) -> list[str]:
-        """Environments that the ledger knew once and no longer: a rollback forgot their parts."""
+        """Environments that earlier rows of the ledger have and the last row has not, because a rollback forgot their parts."""
         return [name for name in self.environments() if f"ledger/{name}/push" in self.names
                 and f"ledger/{name}/push" not in self.rows[-1]]
 
     def cosines(self) -> tuple[list[str], list[list[float | None]]]:
-        """Environments, and the last cosines between their parts."""
+        """The environments, and the last cosines between their parts."""
         keys = [key for key in self.names if key.startswith("ledger/cosine/")]
         return cosine_matrix({key: self.last(key) for key in keys})
 
     def recent(self, name: str) -> float | None:
-        """Mean over the last tenth of the steps."""
+        """The mean of a metric over the last tenth of its steps."""
         known = self.series(name)
         return float(known.tail(max(1, len(known) // 10)).mean()) if len(known) else None
 
     def metrics(self) -> list[str]:
-        """What environments are evaluated by: flags first, then the true score, then what is paid."""
+        """The metrics by which environments are evaluated: flags first, then the true score (`solve`), then the paid `reward`."""
         found = dict.fromkeys(metric for results in self.models.values() for values in results.values() for metric in values)
         found |= dict.fromkeys(key.split("/", 3)[3] for key in self.names if key.startswith("evaluation/"))
         order = {"solve": 1, "reward": 2}
@@ -174,7 +175,7 @@ def read_run(run: RunFolder) -> RunData:
 
 
 def _halt(path: Path) -> dict[str, Any] | None:
-    """What a halt wrote, where the report can tell of it."""
+    """The record of a halt; None where it lacks something that the report needs."""
     found = read_object(path, HALT_SHAPE) or {}
     verdicts = found.get("verdicts")
     whole = verdicts and all(verdict.keys() >= VERDICT for verdict in verdicts)
@@ -182,7 +183,7 @@ def _halt(path: Path) -> dict[str, Any] | None:
 
 
 def _means(results: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, float]]:
-    """environment -> metric -> mean, of those that are numbers."""
+    """Environment -> metric -> mean, without means that are null."""
     found = {env: {metric: float(value) for metric, value in (means or {}).items() if value is not None}
              for env, means in (results or {}).items()}
     return {env: means for env, means in found.items() if means}

@@ -1,18 +1,18 @@
-"""What training changed, and what discarding the quarantine costs: in words, for the end of a run and for its page."""
+"""Sentences on what training changed and on the cost of discarding the quarantine, for the end of a run and for its page."""
 
 from collections.abc import Mapping
 
 from routed_rl.tracking import MODELS, NOT_METRICS
 
 SMALLEST = 0.005
-"""What two decimals show; a smaller difference is told as none."""
+"""Least difference that is reported, because two decimals are shown; a smaller one is reported as none."""
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""model -> environment -> metric -> mean."""
+"""Model -> environment -> metric -> mean."""
 
 
 def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
-    """The flag that rose most from the base model to the policy, and where the deployed model is left with it. `labels`:
+    """A sentence on the flag that rose most from the base model to the policy, with its value in the deployed model. `labels`:
     names of environments for people."""
     names = labels or {}
     if not (risen := _risen(results)):
@@ -28,7 +28,8 @@ def differences(results: Results, mode: str, labels: Mapping[str, str] | None = 
 
 
 def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
-    """Where discarding the quarantine loses most of `solve`, the true score; "" where there is no quarantine to discard."""
+    """A sentence on the environment at which discarding the quarantine costs most of `solve`, the true score; "" where there is
+    no quarantine to discard, or no `solve`."""
     if not has_quarantine(mode):
         return ""
     names = labels or {}
@@ -45,13 +46,13 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
 
 
 def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
-    """Such as "0.5 of the part of sums"; "" where nothing is kept."""
+    """The kept shares in words, such as "0.5 of the part of sums"; "" where nothing is kept."""
     return " and ".join(f"{share:g} of the part of {(labels or {}).get(env, env)}" for env, share in shares.items() if share)
 
 
 def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
-    """What is kept of environments' parts, and what that changes in the deployed model: their `solve`, or `reward` where that is
-    not known, and the flag that rose most in training; "" where nothing was asked for."""
+    """A sentence on the kept shares of environments' parts and their effect on the deployed model: on the environments' `solve`
+    (`reward` where that is not known) and on the flag that rose most in training; "" where no share was asked for."""
     if not shares:
         return ""
     names = labels or {}
@@ -66,13 +67,13 @@ def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, 
 
 
 def not_scored(results: Results, labels: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each model and environment some of whose completions could not be scored, and so are in no mean."""
+    """A line for each model and environment with completions that could not be scored, which are in no mean."""
     return [f"{means['failures']:.0f} of {means['completions']:.0f} completions in {(labels or {}).get(env, env)} could not be "
             f"scored ({model})" for model, found in results.items() for env, means in found.items() if means.get("failures")]
 
 
 def has_quarantine(mode: str) -> bool:
-    """Whether a run in this mode of routing ends with something to discard: `erase` keeps it empty."""
+    """Whether a run in this mode of routing ends with a quarantine to discard. In `erase` the quarantine stays empty."""
     return mode in ("route", "observe", "labels")
 
 
@@ -88,8 +89,8 @@ def _risen(results: Results) -> tuple[str, str, dict[str, float]] | None:
 
 
 def _flags(results: Results) -> list[tuple[str, str, dict[str, float]]]:
-    """(environment, flag, mean by model). An environment may name a flag only when it is seen, so a model that was evaluated
-    and never had it has 0."""
+    """(environment, flag, mean by model) for every flag. An environment may report a flag only when it occurs, so a model that
+    was evaluated without it has 0."""
     named = dict.fromkeys((env, flag) for env in _everywhere(results) for model in MODELS for flag in results[model][env]
                           if flag not in ("reward", "solve", *NOT_METRICS))
     return [(env, flag, {model: results[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in named]

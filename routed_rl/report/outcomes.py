@@ -1,4 +1,4 @@
-"""Sections about what came of it: the three models, what was paid, completions, verdicts."""
+"""Sections on the outcome of a run: the three models, reward and true score, completions, verdicts."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
 
 PANELS = 3
-"""Metrics side by side."""
+"""Largest number of metrics side by side."""
 FLAGS = 2
-"""Flags beside what is paid and what is true."""
+"""Largest number of flags beside the paid reward and the true score."""
 
 
 def models(run: RunData) -> Section:
@@ -51,7 +51,7 @@ def pay(run: RunData) -> Section:
 
 
 def completions(run: RunData) -> Section:
-    """Those that pushed hardest."""
+    """The completions that pushed hardest."""
     by, found = shown(run)
     kept = any((run.path / "completions").glob("step-*.parquet"))
     return Section("completions", "The completions that pushed hardest", f"Ranked by {by}." if found else "",
@@ -60,7 +60,7 @@ def completions(run: RunData) -> Section:
 
 
 def verdicts(run: RunData) -> Section:
-    """What the monitor said, a row for each rule and environment."""
+    """The monitor's verdicts, with a row for each rule and environment."""
     section = Section("verdicts", "What the monitor said", "A rule that holds on is one row.", "No rule passed its limit.")
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for verdict in run.verdicts:
@@ -80,7 +80,8 @@ def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
-    """In words, where the policy differs most from the base model; nothing where no environment has it in both."""
+    """A sentence on the environment in which the policy differs most from the base model; "" where no environment has the metric
+    in both."""
     changes = {env: abs(value - per["base"][env]) for env, value in per["policy"].items() if env in per["base"]}
     if not changes:
         return ""
@@ -104,7 +105,8 @@ def _evaluated(run: RunData) -> list[str]:
 
 
 def _over_steps(run: RunData, env: str, metric: str) -> dict[str, pd.Series]:
-    """The policy and the deployed model where training evaluated them, with the base model as a level."""
+    """A metric of the policy and of the deployed model at the steps where training evaluated them, with the base model's value as
+    a level."""
     lines = {model: run.series(f"evaluation/{model}/{env}/{metric}") for model in ("policy", "deployed")}
     lines = {model: series for model, series in lines.items() if len(series)}
     base = run.models.get("base", {}).get(env, {}).get(metric)

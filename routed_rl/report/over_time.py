@@ -1,4 +1,4 @@
-"""Lines over the steps of a run: what a picture of them says in words, its numbers, what is marked."""
+"""Pictures of lines over the steps of a run, each with its content in words, its numbers, and its marks."""
 
 import pandas as pd
 
@@ -9,11 +9,11 @@ from routed_rl.report.parts import Chart, by_step
 from routed_rl.report.story import culprit
 
 POINTS, FEW = 240, 100
-"""Points of a line, in a large picture and in a small panel."""
+"""Largest number of points of a line, in a large picture and in a small panel."""
 
 
 def marks(run: RunData) -> list[Mark]:
-    """Halts, and the step that the run went back to."""
+    """The halts, and the step to which the run went back."""
     halts = [*run.halts, *([run.halted] if run.halted else [])]
     found = [Mark(halt["step"], f"halted, step {halt['step']}") for halt in halts]
     if run.lineage and run.lineage["step"]:
@@ -23,7 +23,7 @@ def marks(run: RunData) -> list[Mark]:
 
 def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series], label: str, *, level: float | None = None,
                log: bool = False, mean: bool = False) -> Chart:
-    """A line for each key; long ones are thinned to means, or to what they are at the end of each stretch."""
+    """A line for each key. Long lines are thinned: each point is the mean of a stretch of steps, or its last value."""
     thin = {key: thinned(series, POINTS, mean=mean) for key, series in lines.items()}
     ends = sorted(((float(series.iloc[-1]), key) for key, series in lines.items() if len(series)), reverse=True)
     longest = max(lines.values(), key=len)
@@ -38,7 +38,7 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series],
 
 
 def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, pd.Series]]) -> Chart:
-    """A small panel for each key, with the same few lines."""
+    """A small panel for each key of `grid`, each with the same few lines."""
     keys = dict.fromkeys(key for lines in grid.values() for key in lines)
     longest = max((series for lines in grid.values() for series in lines.values()), key=len)
     thin = {env: {key: thinned(series, FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}
@@ -48,7 +48,7 @@ def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, p
 
 
 def stretch(series: pd.Series, points: int, *, mean: bool) -> str:
-    """What a point of a thinned line stands for, as a sentence; nothing where each step is a point."""
+    """A sentence on how many steps a point of a thinned line stands for; "" where each step is a point."""
     if len(series) <= points:
         return ""
     return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series) // points)} steps."

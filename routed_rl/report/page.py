@@ -1,4 +1,4 @@
-"""From a run folder to `report.html`. What models and users wrote is hostile text: the template escapes everything."""
+"""From a run folder to `report.html`. Texts by models and users may be hostile, so the template escapes everything."""
 
 import math
 from datetime import UTC, datetime
@@ -16,11 +16,11 @@ from routed_rl.report.record import commands, settings
 from routed_rl.report.story import sentence, table
 
 SECTIONS = (pushes, models, completions, pay, cosines, layers, control, verdicts, commands, settings)
-"""In the order of the page."""
+"""The sections, in the order of the page."""
 
 
 def write_report(run: RunFolder, out: Path | None = None) -> Path:
-    """Write the page of a run to `out`, RUN/report.html by default; returns where it is."""
+    """Write the page of a run to `out`, RUN/report.html by default; returns its path."""
     data = read_run(run)
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
@@ -29,12 +29,13 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
         run=data, sentence=sentence(data), table=table(data) if data.rows else None,
         sections=[build(data) for build in SECTIONS], version=__version__, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     file = out or run.report
-    write_text(file, text.encode(errors="backslashreplace").decode())  # half a surrogate pair, which JSON allows, is no UTF-8
+    write_text(file, text.encode(errors="backslashreplace").decode())  # JSON allows half a surrogate pair, UTF-8 does not
     return file
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it: two decimals, three below a hundredth, a real minus, a dash for nothing."""
+    """A value as text for a table: with two decimals, three below a hundredth, a true minus sign, and a dash for a missing
+    value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What a page is made of; `page.html` knows how each part looks."""
+"""The parts of a page; `page.html` defines how each of them looks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,19 +11,19 @@ TABLE_ROWS = 12
 
 @dataclass(frozen=True)
 class Table:
-    """The first column names the rows. `tinted`: cells from -1 to 1 get a colour too."""
+    """A table whose first column names the rows. `tinted`: whether cells, which are from -1 to 1, get a colour too."""
 
     caption: str
     columns: list[str]
     rows: list[list[Any]]
     tinted: bool = False
     marked: str | None = None
-    """The row that the story is about."""
+    """Name of the row that is highlighted."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture, what it shows in words, and its numbers."""
+    """A picture, its content in words, and its numbers."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """`lead` says what is to be seen; `empty` why there is nothing."""
+    """A section of the page. `lead` explains its content; `empty` is shown instead and says why there is none."""
 
     name: str
     title: str
@@ -44,12 +44,13 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     completions: list[dict[str, Any]] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
-    """(title, text), folded."""
+    """(title, text) of texts that are folded."""
     commands: list[str] = field(default_factory=list)
 
 
 def by_step(caption: str, lines: dict[str, pd.Series]) -> Table:
-    """Some steps of several series, evenly spread, the last one among them; nothing after a series ended."""
+    """A table of several series at some steps, which are evenly spread and include the last one. Cells are empty after the end of
+    a series."""
     known = pd.DataFrame(lines).sort_index().ffill(limit_area="inside")
     count = min(len(known), TABLE_ROWS)
     chosen = [round(place * (len(known) - 1) / max(count - 1, 1)) for place in range(count)]

@@ -1,4 +1,4 @@
-"""Sections about the quarantine: who fed it, where it lies, and whether that is more than chance."""
+"""Sections on the quarantine: which environments fed it, in which layers it lies, and whether it is more than chance."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from routed_rl.report.parts import Chart, Section, Table, by_step
 from routed_rl.report.story import culprit
 
 COLUMNS = 180
-"""Of the map of layers."""
+"""Largest number of columns of the map of layers."""
 NOT_ROUTED = "This run has no ledger: nothing was routed (routing.mode=none), or no step is written yet."
 
 
@@ -37,7 +37,7 @@ def pushes(run: RunData) -> Section:
 
 
 def cosines(run: RunData) -> Section:
-    """Whether the environments' parts point the same way."""
+    """The cosines between the environments' parts."""
     section = Section("cosines", "Do the environments pull the same way?",
                       "Cosine between the parts of two environments at the last step: near 1 they feed the same change, below 0 "
                       "they work against each other.", NOT_ROUTED)

@@ -1,4 +1,4 @@
-"""Which completions show what was paid for: one ranking, for a halt and for the report. It holds a file at a time."""
+"""The ranking of the completions that show what was paid for, for a halt and for the report. It reads one file at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeErro
 
 
 def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str = "") -> tuple[list[dict[str, Any]], str]:
-    """At most `count` completions of `files` that pushed hardest, and by what: their own shift towards the positive persona
-    where it was kept, of those that were encouraged, else what they were paid too much. Of environment `name`, or of all.
+    """At most `count` completions of `files` that pushed hardest, of the environment `name` or of all (""), and how they were
+    ranked: by their own shift towards the positive persona, where it was kept, among completions that were encouraged; otherwise
+    by their reward minus their true score.
 
-    Those that were discouraged push as well, but do not show what is paid for. `rows` are the metrics of the files' steps:
-    `share_of_push` is of all that the environment's completions shifted so in them. Says in one line which files it cannot read.
+    Completions that were discouraged push as well, but do not show what is paid for. `rows` are the metrics of the files' steps.
+    `share_of_push` is the share of a completion in the whole shift towards the positive persona by its environment's
+    completions in these steps. Files that cannot be read are reported in one line.
     """
     best, unread = dict[str, Any](), dict[Path, Exception]()
     for path in files:
         try:
             for by, table in _judged(path, name).items():
-                # Before the earlier ones: of equals the latest come first.
+                # The new ones are put before the earlier ones, so that the latest of equal ones come first.
                 best[by] = pd.concat([table, *([best[by]] if by in best else [])]).sort_values(
                     "value", ascending=False, kind="stable")[:count]
         except UNREADABLE as error:
@@ -47,7 +49,7 @@ def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str
 
 
 def _judged(path: Path, name: str) -> dict[str, pd.DataFrame]:
-    """The rows of a file that could be scored, of `name` or of all, with their `value` by each ranking that they are in."""
+    """The rows of a file that could be scored, of the environment `name` or of all, for each ranking with their `value` in it."""
     with ParquetFile(path) as file:
         known = [*WANTED, "task", *({"push", "shift"} & {*file.schema_arrow.names})]
         table = file.read(columns=known).select(known).to_pandas()

@@ -7,7 +7,7 @@ from routed_rl.tracking import MODELS
 
 
 def sentence(run: RunData) -> str:
-    """What happened, who caused it, and what discarding the quarantine does."""
+    """The sentence: what happened, which environment caused it, and the effect of discarding the quarantine."""
     if not run.rows:
         return "No step of this run has been written yet, so there is nothing to show but its settings."
     if run.halted:
@@ -22,7 +22,7 @@ def sentence(run: RunData) -> str:
 
 
 def _earlier(run: RunData) -> str:
-    """The halts after which it was told to go on; the first in words."""
+    """A sentence on the halts after which the run was told to go on, with the verdict of the first."""
     if not run.halts:
         return ""
     first, *more = run.halts
@@ -31,7 +31,7 @@ def _earlier(run: RunData) -> str:
 
 
 def _keeping(run: RunData) -> str:
-    """What discarding kept of the quarantine, and where."""
+    """A sentence on the shares of the quarantine that were kept, and in which folders."""
     kept = [(kept_words(shares), out) for out, shares in run.kept().items()]
     return "".join(f" The model in {out} keeps {words}." for words, out in kept if words)
 
@@ -52,7 +52,7 @@ def _cause(run: RunData) -> str:
 
 
 def _discarding(run: RunData) -> str:
-    """What rose in the policy, and what discarding the quarantine changes and costs."""
+    """Sentences on what rose in the policy, and on the effect and the cost of discarding the quarantine."""
     said = not_scored(run.models)
     if run.mode != "none" and all(model in run.models for model in MODELS):
         said = [differences(run.models, run.mode), cost(run.models, run.mode), *said]
@@ -60,15 +60,15 @@ def _discarding(run: RunData) -> str:
 
 
 def final_shifts(run: RunData) -> dict[str, float]:
-    """Environment -> shift so far along the judged axis."""
+    """Environment -> its shift so far along the axis that the monitor judges."""
     axis = next(iter(run.axes()), None)
     found = {name: run.last(f"ledger/{name}/shift/{axis}") for name in run.environments()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def culprit(run: RunData) -> str | None:
-    """The environment that the story is about: that of the halt, else the one that pulled most, in a run without evidence the
-    one with the largest shift above 0."""
+    """The environment that is highlighted: that of the halt, or else the one with the most evidence that is named; in a run
+    without evidence the one with the largest shift above 0. None where there is none."""
     if run.halted:
         return run.halted.get("environment")
     if run.blame.evidence:
@@ -116,7 +116,7 @@ def table(run: RunData) -> Table:
 
 
 def verdict_words(run: RunData) -> dict[str, str]:
-    """Environment -> the rules that spoke of it, the first step each."""
+    """Environment -> the rules that gave a verdict on it, each with its first step, as text."""
     found: dict[str, dict[str, str]] = {}
     for verdict in run.verdicts:
         halts = " halted" if verdict["action"] == "halt" else ""

@@ -1,4 +1,5 @@
-"""What a run tells the world while it trains: `metrics.jsonl` always, other trackers when `trainer.report_to` names them."""
+"""Tracking: the records that a run writes while it trains. `metrics.jsonl` is always written, other trackers are used when
+`trainer.report_to` names them."""
 
 from routed_rl.tracking.metrics import METRICS, MODELS, NOT_METRICS, MetricsFile, cosine_matrix, counted, encouraged, practised
 from routed_rl.tracking.opening import split_report_to, tracked

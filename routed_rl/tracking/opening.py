@@ -12,11 +12,12 @@ from routed_rl.errors import ConfigError, Halted
 from routed_rl.tracking.tracker import Tracker
 
 PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboardX", "tensorboard")}
-"""By tracker: any of these packages will do, the first is the one to install."""
+"""By tracker, the packages of which any is enough; the first is the one to install."""
 
 
 def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]:
-    """(is wandb asked for, what transformers' own callbacks do); ConfigError for a tracker that is not known or installed."""
+    """Whether wandb is asked for, and the trackers that transformers' own callbacks serve. ConfigError for a tracker that is not
+    known or not installed."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     names = [name for name in names if name != "none"]
     for name in names:
@@ -29,7 +30,7 @@ def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]
 
 
 def guarded(tracker: Tracker) -> Tracker:
-    """The tracker, until it fails once; that is said in one line, and the run goes on without it."""
+    """The tracker, until it fails once. The failure is reported in one line, and the run goes on without the tracker."""
     failures: list[Exception] = []
 
     def guard(tell: Callable[..., None]) -> Callable[..., None]:
@@ -52,7 +53,7 @@ def guarded(tracker: Tracker) -> Tracker:
 
 @contextmanager
 def tracked(run: RunFolder, config: TrackingConfig, report_to: str | list[str] | None) -> Iterator[Tracker]:
-    """The tracker of one command; told at the end how it went: 0 done, 3 halted, 1 anything else."""
+    """The tracker of one command. At the end it gets the outcome as an exit code: 0 done, 3 halted, 1 anything else."""
     wandb, _ = split_report_to(report_to)
     if not wandb:
         yield Tracker()

@@ -1,26 +1,26 @@
-"""Who else is told what a run does: the interface of a tracker. `opening.py` chooses and opens them."""
+"""The interface of a tracker, to which a run reports what it does. `opening.py` chooses and opens trackers."""
 
 from pathlib import Path
 from typing import Any
 
 
 class Tracker:
-    """Told what a run does; this one, which is there when nothing was asked for, does nothing with it."""
+    """Gets reports of what a run does. This base class ignores them; it is used where no tracker was asked for."""
 
     def begin(self, step: int) -> None:
-        """The training begins, or goes on after `step`."""
+        """Called when the training begins, or goes on after `step`."""
 
     def row(self, row: dict[str, Any]) -> None:
-        """A row of `metrics.jsonl`."""
+        """Called with each row of `metrics.jsonl`."""
 
     def checkpoint(self, step: int) -> None:
-        """The checkpoint of `step` is whole."""
+        """Called when the checkpoint of `step` is whole."""
 
     def halted(self, record: dict[str, Any]) -> None:
-        """The monitor halted the run: the content of `HALTED.json`."""
+        """Called when the monitor has halted the run, with the content of `HALTED.json`."""
 
     def report(self, page: Path) -> None:
-        """The report was written."""
+        """Called when the report was written."""
 
     def finish(self, exit_code: int) -> None:
-        """The command ends."""
+        """Called when the command ends."""

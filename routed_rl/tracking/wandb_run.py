@@ -1,6 +1,6 @@
 """Weights & Biases: the rows of `metrics.jsonl` under their own names, completions, artifacts with lineage, an alert on a halt.
-Each command that trains is one wandb run; the runs of a folder, and of the folders that it was rolled back to, are one group.
-Offline where there is no key, never a login prompt. The panels that need a server's query language are not used."""
+Each command that trains is one wandb run. The runs of a folder, and of the folders that a rollback made from it, are one group.
+Without a key wandb is offline and never asks for a login. Panels that need the server's query language are not used."""
 
 import netrc
 import os
@@ -22,10 +22,10 @@ from routed_rl.tracking.metrics import cosine_matrix
 from routed_rl.tracking.tracker import Tracker
 
 COLUMNS = ["step", "environment", "prompt", "completion", "reward", "solve", "flags", "push"]
-"""Of the table of completions; `push` is empty where it was not kept."""
+"""Columns of the table of completions; `push` is empty where it was not kept."""
 IDENTITY = "wandb.json"
 TITLE = 63
-"""Characters of an alert's title."""
+"""Largest number of characters of an alert's title."""
 
 
 class WandbRun(Tracker):
@@ -34,7 +34,7 @@ class WandbRun(Tracker):
     def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
         self.folder, self.config = folder, config
         self.run: Any = None
-        """Of wandb, from `begin` on."""
+        """The run object of wandb, from `begin` on."""
         self.identity: dict[str, Any] = {}
         self.completions = wandb.Table(columns=[*COLUMNS], log_mode="INCREMENTAL", allow_mixed_types=True)
         self._last: dict[str, Any] = {}
@@ -65,7 +65,7 @@ class WandbRun(Tracker):
     def row(self, row: dict[str, Any]) -> None:
         known = {key: value for key, value in row.items() if value is not None}
         if norms := layer_norms(known):
-            # A histogram a step is what wandb draws as a map of step by bin: here a bin is a layer.
+            # wandb draws one histogram per step as a map of step by bin; here each bin is a layer.
             known["quarantine/layers"] = wandb.Histogram(np_histogram=(np.array(norms), np.arange(len(norms) + 1)))
         self.run.log(known)
         self._last = {**self._last, **known}
@@ -98,7 +98,7 @@ class WandbRun(Tracker):
             self.run.finish(exit_code=exit_code)
 
     def _tables(self, step: int) -> None:
-        """Completions since the last time, and the cosines between the environments' parts as they are now."""
+        """Log the completions since the last call, and the present cosines between the environments' parts."""
         if len(self.completions.data):
             self.run.log({"completions": self.completions, "step": step})
         names, cosines = cosine_matrix(self._last)
@@ -108,7 +108,8 @@ class WandbRun(Tracker):
 
     def _keep(self, kind: str, folder: Path, facts: dict[str, Any], only: list[str] | None = None, step: int | None = None
               ) -> None:
-        """Log files of a sealed folder, all of them or `only` some, with its hashes as what identifies the rest."""
+        """Log files of a sealed folder as an artifact, all of them or `only` some. The hashes of all files are in its
+        metadata."""
         artifact = wandb.Artifact(f"{self.identity['id']}-{kind}", kind, metadata={
             **facts, "folder": str(folder), "group": self.identity["group"], "sealed": read_json(folder / SEAL)})
         for path in sorted(folder.rglob("*")):
@@ -117,7 +118,7 @@ class WandbRun(Tracker):
         self.run.log_artifact(artifact, aliases=None if step is None else ["latest", f"step-{step}"])
 
     def _use(self, name: str) -> None:
-        """Lineage on the server; what went on from a checkpoint that was never uploaded says so in its config alone."""
+        """Record the lineage on the server. Where the checkpoint was never uploaded, the lineage is in the run's config only."""
         try:
             self.run.use_artifact(name)
         except (wandb.Error, ValueError) as error:
@@ -125,13 +126,13 @@ class WandbRun(Tracker):
 
 
 def mode() -> Any:
-    """What `WANDB_MODE` says, but never one that would ask for a key: without one it is offline."""
+    """The mode in `WANDB_MODE`, but offline instead of online where there is no key, so that wandb never asks for one."""
     wanted = os.environ.get("WANDB_MODE") or "online"
     return "offline" if wanted == "online" and not has_key() else wanted
 
 
 def has_key() -> bool:
-    """A key in the environment, or in netrc for this very server."""
+    """Whether there is a key in the environment, or in netrc for this server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
@@ -143,7 +144,8 @@ def has_key() -> bool:
 
 
 def identify(folder: RunFolder) -> dict[str, Any]:
-    """What a folder is called in wandb: its own id, the group that it shares with what it was rolled back from, its attempts."""
+    """The identity of a folder in wandb: its own id, the group that it shares with the folder from which it was rolled back, and
+    the ids of its attempts."""
     if (own := folder.path / IDENTITY).exists():
         return read_json(own)
     ours = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.path.name)}-{secrets.token_hex(3)}"
@@ -154,13 +156,13 @@ def identify(folder: RunFolder) -> dict[str, Any]:
 
 
 def layer_norms(row: dict[str, Any]) -> list[float]:
-    """|C| by layer; layers without a target are 0."""
+    """|C| by layer, 0 for layers without a target."""
     found = {int(key.split("/")[2]): value for key, value in row.items() if key.startswith("quarantine/layer/")}
     return [found.get(layer, 0.0) for layer in range(max(found, default=-1) + 1)]
 
 
 def some_completions(folder: RunFolder, step: int, count: int) -> list[dict[str, Any]]:
-    """At most `count` of a step's completions, as many of each environment, from the step's files."""
+    """At most `count` of a step's completions from its files, equally many of each environment."""
     rows = [row for path in sorted(folder.completions.glob(f"step-{step:06d}-*.parquet")) if count
             for row in ParquetFile(path).read().to_pylist()]
     each = count // max(len({row["environment"] for row in rows}), 1) or 1
