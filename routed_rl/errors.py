@@ -61,7 +61,7 @@ class RunFolderError(RoutedRLError, FileExistsError):
 
 
 class SandboxError(RoutedRLError, RuntimeError):
-    """Untrusted code cannot be run: no sandbox works here, a jail did not start, or what was asked for is refused."""
+    """Untrusted code cannot be run: no sandbox works here, a jail did not start, or the request is refused."""
 
 
 class RolloutError(RoutedRLError, ConnectionError):

@@ -116,7 +116,7 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
 
     def score(tasks: list[Task], seed: int) -> list[Score | None]:
         conversations = [Conversation(environment, task) for task in tasks]
-        turns = itertools.count(seed, len(tasks))  # seeds that no row and no turn share
+        turns = itertools.count(seed, len(tasks))  # no two rows or turns share a seed
         play([begin(conversation, chat) for conversation in conversations],
              lambda live: (complete([row.ids for row in live], next(turns)), None), chat, max_new_tokens)
         return [scorer.count(loaded.name, conversation.outcome) for conversation in conversations]

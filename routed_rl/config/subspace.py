@@ -99,8 +99,8 @@ class SubspaceConfig:
     latents: list[int] = field(default_factory=list)
     """For method=sae: numbers of the latents that are the axes, in this order."""
     layer: int | None = None
-    """For methods sae and file: the layer of vectors whose file does not name one. null: it must be in the file of an SAE, and
-    other vectors count for all layers."""
+    """For method=sae: the layer whose stream the autoencoder reads; null for the one that its folder names. For method=file: the
+    layer of vectors whose names have no number; null for all layers."""
     everywhere: bool = False
     """For methods sae and file: whether vectors of one layer are used at all layers; otherwise later layers have no basis."""
     flip: bool = False

@@ -146,8 +146,8 @@ class RunData:
 
 
 def thinned(lines: Any, points: int, *, mean: bool) -> Any:
-    """At most `points` rows of a Series or DataFrame: the mean of each stretch of neighbours, or its last (for what has added
-    up so far)."""
+    """A Series or DataFrame thinned to at most `points` rows: each is the mean of a stretch of neighbours, or its last row (for
+    sums so far)."""
     if len(lines) <= points:
         return lines
     last = np.linspace(0, len(lines), points + 1).astype(int)[1:] - 1
@@ -157,7 +157,7 @@ def thinned(lines: Any, points: int, *, mean: bool) -> Any:
 
 
 def read_run(run: RunFolder) -> RunData:
-    """Read a run folder; what is torn or missing counts as not there. Only without its settings it is no run: RunFolderError."""
+    """Read a run folder. Files that are torn count as missing. RunFolderError for a folder without settings, which is no run."""
     summary, manifest = read_object(run.summary, SUMMARY), read_object(run.manifest, MANIFEST) or {}
     models = {model: (read_object(run.path / f"evaluation-{model}.json", {"results": RESULTS}) or {}).get("results")
               for model in MODELS}

@@ -79,7 +79,8 @@ def culprit(run: RunData) -> str | None:
 
 
 def table(run: RunData) -> Table:
-    """A row for each environment: what it did to the quarantine, what it paid, what the monitor said, what discarding changes."""
+    """A row for each environment, with its effect on the quarantine, its rewards, the monitor's verdicts, and the effect of
+    discarding."""
     columns = ["environment"]
     routed = bool(final_shifts(run))
     if routed:

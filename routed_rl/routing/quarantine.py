@@ -127,7 +127,7 @@ def _keeping(target: Target) -> AdapterWeight | None:
 def _tensors(target: Target) -> dict[str, Tensor]:
     pair = target.pair
     both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
-    if weight := _keeping(target):  # the adapter beside it in the checkpoint is the deployed model's
+    if weight := _keeping(target):  # the checkpoint's adapter file has the factor of the deployed model
         both["up"] = weight.factors[0]
     return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
             "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}
