@@ -46,7 +46,7 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 failed=()
 .venv/bin/ruff check . || failed+=(ruff)
 .venv/bin/pyright || failed+=(pyright)
-# The tests of a file stay on one worker, so that their shared fixtures are made once.
+# A file's tests stay on one worker, so that what they share is made once.
 .venv/bin/python -m pytest "${only[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile "$@" || failed+=(pytest)
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

@@ -1,5 +1,6 @@
-"""The routed part of a TRL trainer, as a mixin: labels to the loss, the step after the optimizer, metrics. It overrides TRL's
-seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused losses."""
+"""The routed part of a TRL trainer, as a mixin: it passes labels to the loss, steps after the optimizer, and writes metrics. It
+overrides TRL's seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused
+losses."""
 
 import copy
 import math
@@ -32,14 +33,14 @@ from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.watch import Watch
 
 ALIKE = "frac_reward_zero_std"
-"""TRL's name for the share of groups that are all paid alike."""
+"""TRL's name for the share of groups in which all completions are paid alike."""
 
 
 class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
 
     prints = False
-    """Whether transformers prints the logs, where its bar is off."""
+    """Whether transformers prints the logs when its progress bar is off."""
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
@@ -48,12 +49,12 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
                  advantages: Advantages | None = None, health: Health | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
-        """`args` is copied. `reference`: the model that `args.beta` pulls to, needed where that is not 0 and the weights are
-        trained. With `served` the rollouts come from there, compared by `parity`. `practice` says which groups practise, and
-        needs a router. `contexts`: under which prompts completions are made and learned. `edit`: what is done to the stream from
-        a step's first rollout to its last backward. `advantages`: what makes them otherwise than TRL. `health`: what compares
-        the policy with the base model. `evaluator`: (step) -> metrics of an evaluation that is due after it. `listener` is told
-        each row of the metrics. `strategy`: `launch.strategy`.
+        """`args` is copied. `reference`: the model of the KL term, needed if `args.beta` is not 0 and the weights are trained.
+        `served`: the source of the rollouts, which `parity` compares with the trainer. `practice` chooses the groups that
+        practise, and needs a router. `contexts`: the prompts under which completions are generated and learned. `edit`: the
+        change of the stream from a step's first rollout to its last backward pass. `advantages` computes them otherwise than TRL.
+        `health` compares the policy with the base model. `evaluator`: (step) -> metrics of an evaluation that is due after it.
+        `listener` is called with each row of the metrics. `strategy`: `launch.strategy`.
         """
         self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
@@ -62,22 +63,22 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
         self.groups_alike: list[float] = []
-        """Of this step's generations, the share of groups that are all paid alike."""
+        """For each of this step's generations, the share of groups in which all completions are paid alike."""
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
         self.rollout_metrics: dict[str, float] = {}
-        """Of this step's rollouts, from whoever made them."""
+        """Metrics of this step's rollouts, added by whatever made them."""
         self.stopped = 0
-        """The signal that ended the training early; 0 for none."""
+        """The number of the signal that ended the training early; 0 if there was none."""
         check_alike(reward.names)
         arguments: Any = copy.copy(args)
         say_what_is_used(model, arguments)
-        beta, arguments.beta = arguments.beta, 0.0  # TRL would load again whatever the model's config names
+        beta, arguments.beta = arguments.beta, 0.0  # otherwise TRL would load whatever the model's config names once more
         super().__init__(model=model, args=arguments, reward_funcs=reward.functions, **kwargs)  # pyright: ignore[reportCallIssue]
         if not self.prints:
             self.remove_callback(PrinterCallback)  # pyright: ignore[reportAttributeAccessIssue]
         self.add_callback(RoutingCallback(self))  # pyright: ignore[reportAttributeAccessIssue]
         adapters = getattr(self.model, "peft_config", {})  # pyright: ignore[reportAttributeAccessIssue]
-        if "ref" in adapters:  # what RLOO would compare with
+        if "ref" in adapters:  # the adapter with which RLOO would compare
             self.model.delete_adapter("ref")  # pyright: ignore[reportAttributeAccessIssue]
         if beta and adapters:
             use_base_model(self, beta)
@@ -96,7 +97,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
               self.rolling_out(chosen)):
             output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         self.groups_alike.append(self._metrics["train"][ALIKE][-1])  # pyright: ignore[reportAttributeAccessIssue]
-        # One label a row: TRL's shuffle and split carry it to the loss in step with the completions.
+        # One label for each row: TRL's shuffle and split carry it to the loss together with the completions.
         device = output["completion_ids"].device
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
@@ -109,7 +110,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         return output
 
     def _compare(self, health: Health) -> None:
-        """The newest generation, as the base model and as the policy read it: metrics, and nothing else."""
+        """Compare how the base model and the policy read the newest generation. It adds metrics and changes nothing else."""
         begin, reward = time.perf_counter(), self.reward
         assert isinstance(reward, RewardFunction)
         names = [reward.names[place] for place in self._environment_ids]
@@ -118,7 +119,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         self.rollout_metrics["time/health_s"] = time.perf_counter() - begin
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
-        """How these rows are rolled out: by TRL, or played where one of them is an episode."""
+        """Choose how these rows are rolled out: by TRL, or as episodes if one of them is an episode."""
         assert isinstance(self.reward, RewardFunction)
         self.rollout_func = rollout_function(self.reward.table, inputs)
 
@@ -136,20 +137,20 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of weights in pieces
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # the full norm of sharded weights
         limit = self.args.max_grad_norm  # pyright: ignore[reportAttributeAccessIssue]
         self.finite.norm = float(norm)
         self.clip_coefficient = min(1.0, limit / (self.finite.norm + 1e-6))
         return norm
 
     def begin_routing(self, step: int) -> None:
-        """Before the first micro-batch of a step."""
+        """Prepare routing before the first micro-batch of a step."""
         self._step_started, self.clip_coefficient = time.perf_counter(), 1.0
         if self.router is not None:
             self.router.begin_step(step)
 
     def step_routing(self, step: int) -> None:
-        """After the model's optimizer has stepped: the quarantine's step and the ledger row."""
+        """Step the quarantine after the model's optimizer has stepped, and add the ledger's row to the metrics."""
         self.step_metrics, self.rollout_metrics = self.reward.take_metrics() | self.rollout_metrics, {}
         if known := [share for share in self.groups_alike if not math.isnan(share)]:
             self.step_metrics[f"train/{ALIKE}"] = sum(known) / len(known)
@@ -172,8 +173,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
             self.write_metrics(logs)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """One line a step in metrics.jsonl, also where TRL logs less often."""
-        # Ours are of this step; those of TRL, of all steps since it logged last.
+        """Write one line for each step to metrics.jsonl, also if TRL logs less often."""
+        # Our metrics are of this step; TRL's are of all steps since it last logged.
         named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
         step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
         row = self.metrics_file.append(step, named) if RANKS.rank == 0 else {}
@@ -182,7 +183,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
 
 
 class RoutingCallback(TrainerCallback):
-    """Calls the mixin at the only seams that hold in every backend."""
+    """Calls the mixin at the only seams that work in every backend."""
 
     def __init__(self, trainer: RoutedTrainerMixin) -> None:
         self.trainer = trainer
