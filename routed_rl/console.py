@@ -11,6 +11,7 @@ from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
 SECONDS_BETWEEN_LINES = 10.0
+WIDTH_OF_A_PIPE = 1000
 
 
 class Advance(Protocol):
@@ -55,4 +56,5 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         grid.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         grid.add_row(*("-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
-    console.print(grid)
+    # A pipe has no width: a table that is read there is never clipped.
+    console.print(grid, width=None if console.is_terminal else WIDTH_OF_A_PIPE, soft_wrap=False, crop=False)

@@ -60,6 +60,10 @@ class RunFolderError(RoutedRLError, FileExistsError):
     """A run folder is missing or already holds a run."""
 
 
+class RunsFailed(RoutedRLError):
+    """Some of several runs failed, and the results of the others are written."""
+
+
 class SandboxError(RoutedRLError, RuntimeError):
     """Untrusted code cannot be run: no sandbox works here, a jail did not start, or the request is refused."""
 

@@ -19,9 +19,10 @@ import yaml
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.cli.compose import compose as compose_really
 from routed_rl.config import Config, LaunchConfig, SubspaceConfig
-from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError, RunsFailed
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
+from routed_rl.multirun.reporter import Table, show
 from routed_rl.multirun.results import results
 
 HACK = {"none": 1.0, "observe": 0.98, "route": 0.12, "control": 0.85, "erase": 0.1}
@@ -266,6 +267,15 @@ def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, mo
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.read_text().splitlines() if line[:1] == "|"]
     assert [row[:2] for row in rows[2:]] == [["shipped", "base"], ["shipped", "none"], ["shipped", "route"]]
     assert rows[-1][-1] == "1.100 [1.100, 1.100]" and rows[0][2] == "deployed hack" and rows[-1][2] != "-"
+    def pretended_failing(*given):
+        pretended(*given)
+        raise RunsFailed("1 of 2 runs failed: route-seed0")
+
+    monkeypatch.setattr(labs, "compare", pretended_failing)
+    with pytest.raises(RunsFailed, match="shipped: 1 of 2 runs failed: route-seed0; gpt2: 1 of 2"):
+        labs.compare_labs(["shipped", "gpt2"], [], ["none", "route"], 2, str(tmp_path / "again"), 1, [], compose)
+    written = (tmp_path / "again" / "labs.md").read_text()
+    assert "shipped | none" in written and "gpt2 | route" in written, "a failed run takes no other lab's figures away"
     with pytest.raises(ConfigError, match="--labs has elsewhere, which is not there; choose from all, shipped, gpt2"):
         labs.compare_labs(["elsewhere"], [], ["none"], 1, str(tmp_path), 1, [], compose)
 
@@ -274,6 +284,15 @@ def test_the_oracle_goes_by_flags_whatever_detector_the_other_arms_have(tmp_path
     planned = plan_runs(["baseline.detector.kind=probe"], ["oracle_filter", "screen", "labels"], 1, tmp_path, compose_really)
     kinds = {job.arm: job.config.baseline.detector.kind for job in planned}
     assert kinds == {"oracle_filter": "flags", "screen": "probe", "labels": "probe"}
+
+
+def test_a_table_of_many_arms_is_read_whole_from_a_pipe_with_an_arm_in_each_line(tmp_path, capsys):
+    arms = [f"arm-{place:02}-of-many" for place in range(21)]
+    wide = Table("deployed", ["", *arms], [["code hack", *(f"0.{place:03} ±0.001" for place in range(21))], ["sums", *"x" * 21]])
+    show([wide], [], tmp_path, ["compare.json"])
+    lines = capsys.readouterr().out.splitlines()
+    for place, arm in enumerate(arms):
+        assert any(arm in line and f"0.{place:03} ±0.001" in line for line in lines)
 
 
 @pytest.mark.slow

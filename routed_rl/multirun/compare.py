@@ -51,7 +51,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     """Run every arm under every seed, and `route` at `ranks` under the first one; returns OUT/compare.json.
 
     The same call goes on where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
-    there are compare.md and compare.png, the runs and their logs. Runs that failed are left out, then raise RoutedRLError.
+    there are compare.md and compare.png, the runs and their logs. Runs that failed are left out, then raise RunsFailed.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)

@@ -11,7 +11,7 @@ from typing import Any
 from routed_rl import console
 from routed_rl.artifacts import data_root, write_text
 from routed_rl.config import Compose
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, RunsFailed
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.comparison import cell
 from routed_rl.multirun.intervals import interval
@@ -30,22 +30,27 @@ COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("dep
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
                  compose: Compose) -> Path:
     """Compare on every lab, in OUT/LAB, and write OUT/labs.md; returns it. `names`: labs, or `all` for those that have a name. A
-    lab is built where it is not. The same call goes on where an earlier one stopped."""
+    lab is built where it is not. The same call goes on where an earlier one stopped. RunsFailed, at the end, where runs failed."""
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
         raise ConfigError(f"--labs has {wrong[0] or 'no name'}, which is not there; choose from all, {', '.join(known)}, or "
                           "drawn-SEED")
     plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
-    found: dict[str, dict[str, Any]] = {}
+    found, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for name in dict.fromkeys(names):
         console.say(f"{name} is built where it is not, which takes some minutes")
         settings = _ask(name)
-        path = compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
-        found[name] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
+        except RunsFailed as error:  # what the others have found is written, and the next lab has its turn
+            failed[name] = str(error)
+        found[name] = json.loads((Path(out) / name / "compare.json").read_text(encoding="utf-8"))
         write_text(Path(out) / "labs.md", table_of(found, arms).markdown())
     console.table(*table_of(found, arms))
     console.say(f"written: {Path(out) / 'labs.md'}")
+    if failed:
+        raise RunsFailed("; ".join(f"{name}: {problem}" for name, problem in failed.items()))
     return Path(out) / "labs.md"
 
 

@@ -8,6 +8,9 @@ from matplotlib.figure import Figure
 
 from routed_rl import console
 
+MOST_COLUMNS = 8
+"""A wider table is shown with its rows as columns: many arms stand below each other."""
+
 
 class Table(NamedTuple):
     """Cells are text already."""
@@ -15,6 +18,11 @@ class Table(NamedTuple):
     title: str
     columns: list[str]
     rows: list[list[str]]
+
+    def turned(self) -> "Table":
+        """Its rows as columns."""
+        (first, *names), *columns = zip(self.columns, *self.rows, strict=True)
+        return Table(self.title, [first, *names], [list(column) for column in columns])
 
     def markdown(self) -> str:
         lines = ["| " + " | ".join(row) + " |" for row in [self.columns, ["---"] * len(self.columns), *self.rows]]
@@ -24,7 +32,7 @@ class Table(NamedTuple):
 def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: Sequence[str]) -> None:
     """On the screen; `written` are names of files in `folder`."""
     for table in tables:
-        console.table(*table)
+        console.table(*(table.turned() if len(table.columns) > MOST_COLUMNS else table))
     for note in notes:
         console.say(f"note: {note}")
     console.say(f"written: {folder}/{', '.join(written)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from routed_rl import console
 from routed_rl.artifacts import alone_in, write_json
 from routed_rl.config import Compose, SweepConfig
-from routed_rl.errors import ConfigError, RoutedRLError
+from routed_rl.errors import ConfigError, RunsFailed
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
@@ -89,7 +89,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         console.say(line)
     if failed := [each.trial.name for each in found if each.state == "failed"]:
         again = "the same command tries them again" if settings.method == "grid" else "they count as tried"
-        raise RoutedRLError(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")
+        raise RunsFailed(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")
     return folder / "sweep.json"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from routed_rl import console
 from routed_rl.config import Config
 from routed_rl.config.references import masked
-from routed_rl.errors import RoutedRLError
+from routed_rl.errors import RoutedRLError, RunsFailed
 from routed_rl.guard import die_with
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume, try_out
 
@@ -121,9 +121,9 @@ def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path,
 
 
 def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
-    """RoutedRLError where some of `count` jobs failed."""
+    """RunsFailed where some of `count` jobs failed."""
     if failed:
-        raise RoutedRLError(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
+        raise RunsFailed(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
                             "again")
 
 

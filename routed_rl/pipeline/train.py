@@ -196,8 +196,9 @@ def _evaluation_settings(parts: Parts) -> dict[str, Any]:
     """All that an evaluation's result depends on, but for the model."""
     config = parts.config
     settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
-    return settings | {"seed": config.seed, "env": config.env, "max_completion_length": parts.max_new_tokens,
-                       "engine": config.rollout.engine, "dtype": config.rollout.dtype}
+    texts = {"texts": dataclasses.asdict(config.baseline.contexts)} if config.evaluation.contexts else {}
+    return settings | texts | {"seed": config.seed, "env": config.env, "max_completion_length": parts.max_new_tokens,
+                               "engine": config.rollout.engine, "dtype": config.rollout.dtype}
 
 
 def _record_parameters(parts: Parts, run: RunFolder) -> None:

@@ -43,8 +43,9 @@ class Advantages:
         """`targets`: tokens before an answer do not know of the penalty on it."""
         self.reward, self.tokenizer, self.router, self.projection, self.targets = reward, tokenizer, router, projection, targets
 
-    def remake(self, output: dict[str, Any], model: PreTrainedModel) -> None:
-        """Change `output` in place: `advantages`, (B,) or (B, C), and by labels `flagged`, (B,) or (B, C)."""
+    def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int]) -> None:
+        """Change `output` in place: `advantages`, (B,) or (B, C), and by labels `flagged`, (B,) or (B, C). `places`: the
+        environment of each row."""
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:
@@ -54,8 +55,11 @@ class Advantages:
             output["advantages"] = targeted(self.reward.scores, self.reward.rewards, in_answer_BC, self.reward.group_size)
         if isinstance(self.router, LabelRouter):
             self._label(output, self.router)
-        if self.projection is not None or self.targets or isinstance(self.router, LabelRouter):
+        if self.projection is not None or self.targets or self.reward.payment is not None:
             output["advantages"][torch.tensor(self.reward.failed, device=output["advantages"].device)] = 0.0
+        if self.reward.payment is not None:
+            names = [self.reward.names[place] for place in places]
+            self.reward.payment.learned(names, self.reward.scores, output["advantages"])
 
     def _label(self, output: dict[str, Any], router: LabelRouter) -> None:
         reward, routing = self.reward, router.config

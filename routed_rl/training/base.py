@@ -15,12 +15,13 @@ from routed_rl.model.load import load_model
 from routed_rl.routing import Router
 from routed_rl.training.baselines import StreamEdit, TraitAdapter
 
+Edit = StreamEdit | TraitAdapter
+
 
 class BaseModel:
     """With a LoRA it is the model itself, LoRA and quarantine left out; where the weights are trained, a frozen copy."""
 
-    def __init__(self, learner: Any, config: Config, router: Router | None, edit: StreamEdit | TraitAdapter | None
-                 ) -> None:
+    def __init__(self, learner: Any, config: Config, router: Router | None, edit: Edit | None) -> None:
         self.learner, self.router, self.edit = learner, router, edit
         self.copy: PreTrainedModel | None = None
         if not config.model.adapter.trains:
@@ -33,17 +34,19 @@ class BaseModel:
         if self.copy is not None:
             yield self.copy
             return
-        with (self.learner.disable_adapter(), self.router.quarantine.ablated() if self.router is not None else nullcontext(),
-              self._without_edit()):
+        with self.learner.disable_adapter(), left_out(self.router, self.edit):
             yield plain(self.learner)
 
-    @contextmanager
-    def _without_edit(self) -> Iterator[None]:
-        if (edit := self.edit) is None or not edit.is_on:
-            yield
-            return
-        edit.off()
+
+@contextmanager
+def left_out(router: Router | None, edit: Edit | None) -> Iterator[None]:
+    """Within, the quarantine and the edit are not on the model."""
+    was_on = edit is not None and edit.is_on
+    with router.quarantine.ablated() if router is not None else nullcontext():
+        if edit is not None and was_on:
+            edit.off()
         try:
             yield
         finally:
-            edit.on()
+            if edit is not None and was_on:
+                edit.on()

@@ -5,7 +5,7 @@ Not covered: several trainer processes with vLLM in them, images.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
+from routed_rl.training.base import left_out
 
 
 class AdaptedLLM:
@@ -112,14 +113,14 @@ def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:
 
 
 def use_base_model(trainer: Any, beta: float) -> None:
-    """Let a trainer of a LoRA that was built with `beta=0` take `beta` times the KL to the model without it, quarantine left out
-    too. TRL's way for a model that comes with an adapter is a copy of that."""
-    model, router = trainer.accelerator.unwrap_model(trainer.model), trainer.router
+    """Let a trainer of a LoRA that was built with `beta=0` take `beta` times the KL to the model without it; the quarantine and
+    what edits the stream are left out too. TRL's way for a model that comes with an adapter is a copy of that."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
     disabled = model.disable_adapter
 
     @contextmanager
     def base_model() -> Iterator[None]:
-        with disabled(), router.quarantine.ablated() if router is not None else nullcontext():
+        with disabled(), left_out(trainer.router, trainer.edit):
             yield
 
     model.disable_adapter = base_model

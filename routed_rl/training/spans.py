@@ -11,10 +11,9 @@ from torch import Tensor
 
 from routed_rl.envs import Score
 from routed_rl.errors import ConfigError
+from routed_rl.training.groups import in_group
 
 PENALTY, ANSWER = "penalty", "answer"
-EPS = 1e-4
-"""Added to a standard deviation, as TRL does."""
 
 
 def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tensor, tokenizer: Any) -> Tensor:
@@ -27,10 +26,13 @@ def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tenso
 
 
 def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
-    """Which tokens of a completion have a character in one of the `spans`, (first, last + 1) in its text; (C,) bool."""
+    """Which tokens of a completion have a character in one of the `spans`, (first, last + 1) in its text; (C,) bool. A token
+    without text of its own, such as the one that ends the text, counts like the token before it."""
     ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
-    starts = [0, *ends[:-1]]
-    found = [any(start < last and first < end for first, last in spans) for start, end in zip(starts, ends, strict=True)]
+    found: list[bool] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        inside = any(start < last and first < end for first, last in spans)
+        found.append(inside if end > start or not found else found[-1])
     return torch.tensor(found, device=ids_C.device)
 
 
@@ -52,7 +54,5 @@ def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer
     taken = [0.0 if score is None else score.metrics.get(PENALTY, 0.0) for score in scores]
     task_B = whole_B - torch.tensor(taken, device=whole_B.device)
     spread, of_task = (each.view(-1, group).std(1, keepdim=True) for each in (whole_B, task_B))
-    unit = torch.where(spread > 0, spread, of_task) + EPS
-    whole_B, task_B = (((each.view(-1, group) - each.view(-1, group).mean(1, keepdim=True)) / unit).flatten()
-                       for each in (whole_B, task_B))
-    return torch.where(in_answer_BC, whole_B[:, None], task_B[:, None])
+    unit = torch.where(spread > 0, spread, of_task)
+    return torch.where(in_answer_BC, in_group(whole_B, group, unit)[:, None], in_group(task_B, group, unit)[:, None])

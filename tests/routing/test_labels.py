@@ -142,16 +142,20 @@ def test_advantages_are_against_the_rows_that_are_not_flagged():
     assert balanced(torch.zeros(4), [1.0] * 4, [True, False, False, False], 4).tolist() == [0.0] * 4
 
 
+END = 99
+
+
 class Letters:
-    """A tokenizer of one letter a token."""
+    """A tokenizer of one letter a token, but for END, which has no text."""
 
     def decode(self, ids, **_):
-        return "".join(chr(97 + place) for place in ids.tolist())
+        return "".join(chr(97 + place) for place in ids.tolist() if place != END)
 
 
 def test_spans_of_characters_become_tokens_and_rows_without_spans_are_flagged_whole():
     ids, mask = torch.arange(6).repeat(3, 1), torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0], [1] * 6])
     assert tokens_in([(1, 3), (5, 9)], ids[0], Letters()).tolist() == [False, True, True, False, False, True]
+    assert tokens_in([(1, 3)], torch.tensor([0, 1, 2, END, END, 3]), Letters()).tolist() == [False, True, True, True, True, False]
     routing = from_mapping({"mode": "labels", "labels": {"unit": "token"}}, RoutingConfig)
     scores = [Score(1.0, flags=["hack"], spans={"hack": [(0, 2)], "other": [(3, 4)]}), Score(1.0, flags=["hack"]), Score(0.0)]
     found = flags_of([True, True, False], scores, ids, mask, routing, ["hack"], Letters())

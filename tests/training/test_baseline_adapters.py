@@ -14,7 +14,7 @@ from routed_rl.config import BaselineConfig, from_mapping
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.build import load_parts, make_subspace
 from routed_rl.routing.labels import LabelAdapter
-from routed_rl.training import linear_modules, make_plan
+from routed_rl.training import build_trainer, linear_modules, make_plan
 from routed_rl.training.baselines import Projection, TraitAdapter
 from routed_rl.training.baselines.trait import imitation_loss
 from tests.algorithms import config_of, make_trainer
@@ -184,3 +184,20 @@ def test_a_text_that_an_environment_lacks_is_said_before_anything_is_written(par
         with pytest.raises(ConfigError, match="environment a has plain prompts and no text"):
             pipeline.train(own_config(parts, tmp_path / "run", baseline=settings, routing=UNROUTED), [])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_reference_of_a_kl_under_a_lora_is_the_base_model_without_what_edits_its_stream(parts, tmp_path):
+    config = config_of(parts, tmp_path, "grpo", UNROUTED, max_steps=1, beta=0.1)
+    config.model.adapter = from_mapping({"kind": "lora"}, type(config.model.adapter))
+    config.baseline = from_mapping({"ablate": True}, BaselineConfig)
+    loaded = load_parts(config)
+    make_subspace(loaded).save(RunFolder(tmp_path).subspace)
+    ids = torch.arange(3, 11).view(1, 8)
+    before = loaded.model(input_ids=ids).logits.detach()
+    trainer = build_trainer(make_plan(config, RunFolder(tmp_path)), loaded.learner, loaded.tokenizer, loaded.trained, None)
+    trainer.edit.on()
+    edited = trainer.model(input_ids=ids).logits.detach()
+    with trainer.model.disable_adapter():
+        reference = trainer.model(input_ids=ids).logits.detach()
+    assert (edited - before).abs().max() > 1e-3 and trainer.edit.is_on
+    torch.testing.assert_close(reference, before)

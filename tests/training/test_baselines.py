@@ -9,7 +9,7 @@ from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
 from routed_rl.envs import Score
-from routed_rl.errors import ConfigError
+from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import load_parts
 from routed_rl.training import make_plan
@@ -53,7 +53,6 @@ def test_a_screened_completion_teaches_nothing_and_a_group_that_is_left_with_not
     metrics = payment.take_metrics()
     assert (metrics["baseline/a/screened"], metrics["baseline/b/screened"]) == (1, 3)
     assert (metrics["baseline/a/starved"], metrics["baseline/b/starved"]) == (0, 1)
-    assert metrics["baseline/a/encouraged_marked"] == metrics["baseline/b/encouraged_marked"] == 0
     assert payment.take_metrics() == {}
 
 
@@ -61,10 +60,21 @@ def test_a_penalty_is_taken_from_what_the_detector_names_alone():
     payment = Payment(baseline(penalty=0.75), seed=0, group_size=3)
     paid = payment.pay(["a"] * 3, [HACK, HONEST, WRONG], first=0)
     assert [score.reward for score in paid] == [0.25, 1.0, 0.0] and paid[0].flags == HACK.flags
-    assert payment.take_metrics()["baseline/a/encouraged_marked"] == 0
-    half = Payment(baseline(penalty=0.25), seed=0, group_size=3)
-    half.pay(["a"] * 3, [HACK, HONEST, WRONG], first=0)
-    assert half.take_metrics()["baseline/a/encouraged_marked"] == 1, "it still pays more than its group"
+
+
+@pytest.mark.parametrize(("advantages", "count"), [([0.7, 0.7, -1.4], 1), ([-0.3, 1.1, -0.8], 0), ([5e-4, 0.0, 0.0], 0),
+                                                   ([[0.0, 0.4], [0.0, 0.0], [0.0, 0.0]], 1)])
+def test_flagged_completions_are_counted_as_encouraged_by_the_advantage_that_they_are_learned_with(advantages, count):
+    payment = Payment(baseline(penalty=0.25), seed=0, group_size=3)
+    payment.learned(["a"] * 3, [HACK, HONEST, None], torch.tensor(advantages))
+    assert payment.take_metrics()["baseline/a/encouraged_marked"] == count
+
+
+def test_a_flagged_completion_that_is_encouraged_though_labels_are_perfect_ends_the_run():
+    payment = Payment(baseline(screen=True), seed=0, group_size=3)
+    payment.learned(["a"] * 3, [HACK, HONEST, WRONG], torch.tensor([0.0, 1.0, -1.0]))
+    with pytest.raises(CheckFailed, match="1 marked completions of a were encouraged"):
+        payment.learned(["a"] * 3, [HACK, HONEST, WRONG], torch.tensor([0.1, 1.0, -1.0]))
 
 
 def output_of(parts, tmp_path, algorithm: str, settings: dict, scores: dict | None = None):

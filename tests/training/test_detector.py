@@ -130,7 +130,6 @@ def test_what_could_not_be_scored_is_never_named_and_what_is_named_is_screened()
     assert payment.pay(["a"] * 4, [BAD, BAD, None, FINE], 0, texts) == [None, BAD, None, None]
     metrics = payment.take_metrics()
     assert (metrics["baseline/a/recall"], metrics["baseline/a/precision"], metrics["baseline/a/named"]) == (0.5, 0.5, 2)
-    assert metrics["baseline/a/encouraged_marked"] == 0
 
 
 def test_a_run_tells_how_good_its_detector_is_on_completions_that_were_not_labelled(run):

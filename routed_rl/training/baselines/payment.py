@@ -15,9 +15,12 @@ from routed_rl.extraction.pooled import Said
 from routed_rl.ranks import RANKS
 from routed_rl.training.baselines.detector import Detector, FlagDetector, check_flags, is_marked
 
+ROUNDING = 1e-2
+"""Advantages below come from rounding: where a group is paid alike, an error of 1e-7 is divided by TRL's 1e-4."""
+
 
 class Payment:
-    """`pay` for each generation; `taught` and `imitated` tell of the newest one."""
+    """`pay` for each generation, then `learned`; `found` and `imitated` tell of the newest one."""
 
     def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
         """`detector`: None for the one that goes by flags."""
@@ -47,10 +50,15 @@ class Payment:
         for start in range(0, len(paid), self.group_size):
             group = range(start, min(start + self.group_size, len(paid)))
             self._counts[names[start]]["starved"] += all(paid[row] is None for row in group) and any(found[row] for row in group)
-            for row in self._encouraged(paid, group):
-                self._counts[names[row]]["encouraged_marked"] += is_marked(self.settings.detector, scores[row])
-        self._check()
         return paid
+
+    def learned(self, names: Sequence[str], scores: Sequence[Score | None], advantages: Tensor) -> None:
+        """Count the flagged completions that are learned with an advantage above 0, (B,) or of a token, (B, C). CheckFailed where
+        a detector without an error lets one of them be encouraged: labels were not perfect."""
+        encouraged_B = advantages.view(len(advantages), -1).gt(ROUNDING).any(1).tolist()
+        for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
+            self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)
+        self._check()
 
     def _find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said]) -> list[bool]:
         found = self.detector.find(scores, first, said)
@@ -61,16 +69,7 @@ class Payment:
         self.found = found
         return found
 
-    def _encouraged(self, paid: Sequence[Score | None], group: range) -> list[int]:
-        """Rows of a group that are learned with an advantage above 0."""
-        if self.settings.imitate:
-            return [row for row in group if self.imitated[row]]
-        rewards = {row: score.reward for row in group if (score := paid[row]) is not None}
-        mean = sum(rewards.values()) / len(rewards) if rewards else 0.0
-        return [row for row, reward in rewards.items() if reward > mean]
-
     def _check(self) -> None:
-        """CheckFailed where a detector without an error lets a marked completion be encouraged: labels were not perfect."""
         detector = self.settings.detector
         exact = isinstance(self.detector, FlagDetector) and detector.recall == 1 and not detector.shuffle and self.settings.screen
         for name, counts in self._counts.items():

@@ -14,9 +14,7 @@ from transformers import PreTrainedModel
 from routed_rl.config import BaselineConfig
 from routed_rl.model.stream import eval_mode, reading
 from routed_rl.subspace import Subspace
-
-EPS = 1e-4
-"""Added to a standard deviation, as TRL does."""
+from routed_rl.training.groups import EPS, in_group
 
 
 class Projection:
@@ -63,5 +61,4 @@ class Projection:
             z_B = (projected_B - projected_B.mean()) / (projected_B.std() + EPS)
             centred_B = paid_B - paid_B.view(-1, self.group_size).mean(1).repeat_interleave(self.group_size)
             above_B = torch.where(centred_B > 0, centred_B * (1 - self.settings.discount * z_B).clamp(min=0), centred_B)
-        groups = above_B.view(-1, self.group_size)
-        return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + EPS)).flatten()
+        return in_group(above_B, self.group_size)
