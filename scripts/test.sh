@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quick tier of the tests: ruff, pyright, pytest without the slow ones. --slow runs all; further arguments go to pytest.
+# The quick tier of the tests: ruff, pyright, a strict build of the documentation, pytest without the slow tests. --slow runs all; further arguments go to pytest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source scripts/install.sh
@@ -46,7 +46,10 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 failed=()
 .venv/bin/ruff check . || failed+=(ruff)
 .venv/bin/pyright || failed+=(pyright)
-# A file's tests stay on one worker, so that what they share is made once.
+site=$(mktemp -d)
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q --strict -f scripts/site/mkdocs.yml -d "$site" || failed+=(docs)
+rm -rf "$site"
+# The tests of a file stay on one worker, so that their shared fixtures are made once.
 .venv/bin/python -m pytest "${only[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile "$@" || failed+=(pytest)
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

@@ -83,12 +83,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 PAGE = """# Models
 
-Which causal language models of transformers {version} can be routed, of all {all} types. Each is built from its own config with
-small sizes and random weights, and probed as an unknown type is (routed_rl/model/recognise.py): {found} are recognised, {refused}
-are refused, {unbuilt} do not build from a config of their own. A model of yours is probed with its own weights and config, and
-these decide: dropout between writer and stream, a scale of the whole stream, or another kind of layer refuses what is recognised
-here. A slow test (tests/model/test_recognise.py) trains each that is recognised for two steps with routing, and compares this.
-It is written by `python -m tests.causal_models`.
+`model.path` takes a folder in Hugging Face format or a name on the Hub: a causal language model of transformers, with weights
+in float32, or in bfloat16 below a LoRA. routed_rl must know which modules write to the residual stream. It knows them for
+Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2, Gemma 3, OLMo-2, GPT-2, Mixtral and Qwen3's mixtures. In models of other types it
+finds them by probing and verifies what it found, or refuses the model in one line.
+`model.writers=[self_attn.o_proj,mlp.down_proj]` names them by hand, and is verified in the same way.
+
+## Which types are recognised
+
+This table has all {all} causal types of transformers {version}. Each is built from its own config with small sizes and random
+weights, and is probed as an unknown type is: {found} are recognised, {refused} are refused, and {unbuilt} do not build from a
+config of their own. A model of yours is probed with its own weights and config, and these decide: dropout between writer and
+stream, a scale of the whole stream, or another kind of layer refuses what is recognised here. A slow test trains each
+recognised type for two steps with routing and compares the result with this table. `python -m tests.causal_models` writes this
+page.
 
 """
 HEADS = {"found": "| type | writers in a layer | |\n|---|---|---|\n", "refused": "| refused | why |\n|---|---|\n",

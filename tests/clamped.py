@@ -1,4 +1,4 @@
-"""The detach form of design.md section 3 in plain models, for autograd to differentiate. Not a test itself."""
+"""The clamped loss of docs/concepts.md in plain models, for autograd to differentiate. Not a test itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.builders import module_of, plain_copy
 
 
 def clamped_model(model: PreTrainedModel, targets: list[Target], *, contained: bool) -> tuple[PreTrainedModel, dict]:
-    """A plain model with the detach form of design.md in each writer, and its leaves C (K, N) by target's name.
+    """A plain model with the clamped loss of docs/concepts.md in each writer, and its leaves C (K, N) by target's name.
 
     Contained: `y = Wx - A BᵀWx + A Bᵀ sg(Wx) + A C sg(x)`; open: `y = Wx + A C x`. Autograd does the rest.
     """

@@ -1,4 +1,4 @@
-"""The floors of design.md section 5: a unit imports only lower floors; heavy libraries live in one unit each."""
+"""The floors of docs/contributing.md: a unit imports only lower floors; heavy libraries live in one unit each."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from routed_rl.errors import CheckpointError, RunFolderError, command
 
 
 class RunFolder:
-    """The folder of one run; its layout is in design.md section 6."""
+    """The folder of one run; docs/discard.md lists its files."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()

@@ -30,7 +30,7 @@ COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("dep
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
                  compose: Compose) -> Path:
     """Compare on every lab, in OUT/LAB, and write OUT/labs.md; returns it. `names`: labs, or `all` for those that have a name. A
-    lab is built where it is not. The same call goes on where an earlier one stopped. RunsFailed, at the end, where runs failed."""
+    lab is built where it is not. The same call goes on where an earlier one stopped. RunsFailed at the end, if runs failed."""
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:

@@ -1,0 +1,75 @@
+"""Every setting with its type, default and meaning, read from the dataclasses of `routed_rl.config` and the strings below their
+fields. Not covered: the free sections `trainer` (TRL's own fields) and `env` (an environment's own settings)."""
+
+import ast
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from routed_rl import console
+from routed_rl.config import Config, section, unknown
+from routed_rl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    """Dotted, as on a command line."""
+    type: str
+    default: str
+    """As a command line would set it."""
+    meaning: str
+
+
+def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
+    """In the order of the dataclasses, sections inside out."""
+    meanings = _meanings(cls)
+    for field in dataclasses.fields(cls):
+        name = f"{prefix}{field.name}"
+        if (inner := section(field)) is not None:
+            changed = getattr(field.default_factory, "keywords", {})
+            yield from (dataclasses.replace(each, default=_written(changed[short])) if (short := each.name.rpartition(".")[2]) in changed
+                        else each for each in all_settings(inner, f"{name}."))
+        else:
+            declared = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            yield Setting(name, declared.replace("Any", "any").replace(" | None", " or null"), _default(field), meanings.get(field.name, ""))
+
+
+def show(word: str | None) -> None:
+    """The settings whose name or meaning has `word` in it; all without one. ConfigError where there is none."""
+    known = list(all_settings())
+    found = [each for each in known if word is None or word.lower() in f"{each.name} {each.meaning}".lower()]
+    if not found:
+        raise ConfigError(unknown(str(word), [each.name for each in known]))
+    for each in found:
+        console.say(f"{each.name}={each.default}  ({each.type})\n    {each.meaning}")
+
+
+def _default(field: Any) -> str:
+    return _written(field.default if field.default is not dataclasses.MISSING else field.default_factory())
+
+
+def _written(value: Any) -> str:
+    """A value in the syntax of a command line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def _meanings(cls: type) -> dict[str, str]:
+    """What stands below each field of a dataclass, in one line."""
+    tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    found: dict[str, str] = {}
+    for field, below in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr) \
+                and isinstance(below.value, ast.Constant):
+            found[field.target.id] = " ".join(str(below.value.value).split())
+    return found
