@@ -186,3 +186,15 @@ def _numbers(option: str, text: str, kind: type[Number], example: str) -> list[N
         return [kind(number) for number in text.split(",") if number]
     except ValueError:
         raise ConfigError(f"{option} {text} is no list of numbers; write {option} {example}") from None
+
+
+def settings(given: Namespace) -> None:
+    from routed_rl import inspection
+
+    inspection.show_settings(given.word)
+
+
+def new(given: Namespace) -> None:
+    from routed_rl import inspection
+
+    inspection.write_new(given.what, given.name)

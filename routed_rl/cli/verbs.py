@@ -17,6 +17,9 @@ def option(*names: str, **declared: Any) -> Option:
     return names, declared
 
 
+CONFIG = option("--config", metavar="FILE.yaml", help="settings in a file of yours; those on the command line come after them")
+
+
 def overrides(metavar: str = "KEY=VALUE", more: str = "") -> Option:
     """Settings, at the end of a command."""
     return option("overrides", nargs="*", metavar=metavar, help=SETTINGS + more)
@@ -43,7 +46,7 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "train": Verb("extract a subspace, train with routing, evaluate, discard", (overrides(), DRY_RUN)),
+    "train": Verb("extract a subspace, train with routing, evaluate, discard", (overrides(), CONFIG, DRY_RUN)),
     "resume": Verb("go on with a run, in place", (RUN, overrides())),
     "rollback": Verb("a new run from an earlier checkpoint, with other environments", (
         RUN, overrides(),
@@ -51,10 +54,10 @@ VERBS: dict[str, Verb] = {
         option("--drop", action="append", metavar="ENV[,ENV]", help="environments to leave out; may be repeated"),
         option("--forget-parts", action="store_true", help="take the parts of dropped environments away"))),
     "extract": Verb("make a subspace folder from contrast prompts", (
-        overrides(), option("--check", action="store_true", help="also measure whether the subspace is good"))),
+        overrides(), CONFIG, option("--check", action="store_true", help="also measure whether the subspace is good"))),
     "evaluate": Verb("score a run's models, or one model, on environments", (
-        option("target", metavar="RUN_OR_MODEL", help="a run folder, or a model as in model.path"), overrides(), ENV, JSON,
-        option("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used"), STEP,
+        option("target", metavar="RUN_OR_MODEL", help="a run folder, or a model as in model.path"), overrides(), CONFIG, ENV,
+        JSON, option("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used"), STEP,
         option("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only"), KEEP)),
     "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP, KEEP,
@@ -65,7 +68,7 @@ VERBS: dict[str, Verb] = {
         option("--policy", metavar="DIR", help="where the policy goes, as one plain model or one LoRA"), STEP,
         option("--kept", metavar="DIR", help="of the adapter, only what a folder of `discard --keep` lacks"), MERGE)),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", (
-        overrides(), option("--arms", default=ARMS, help=f"default: {ARMS}"),
+        overrides(), CONFIG, option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
         option("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with"), JOBS,
         option("--labs", metavar="NAME[,NAME]", help="on each of these persona labs, built where they are not, with one table; "
@@ -74,7 +77,7 @@ VERBS: dict[str, Verb] = {
         option("--detector", metavar="KEY=VALUE[,..]", help="of baseline.detector, for all arms: recall=.5; kind=probe"))),
     "sweep": Verb("many runs with other settings, and which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
-                  "int(interval(1,8)), tag(log,interval(1e-4,1))"), DRY_RUN)),
+                  "int(interval(1,8)), tag(log,interval(1e-4,1))"), CONFIG, DRY_RUN)),
     "audit": Verb("which parts of the retained change carry the shift and the hack", (
         RUN, option("--samples", type=int, default=200, metavar="N", help="completions per environment and model; default: 200"),
         option("--prompts", type=int, default=64, metavar="N", help="prompts per environment for the stream; default: 64"),
@@ -91,7 +94,7 @@ VERBS: dict[str, Verb] = {
         option("--share", type=float, metavar="X", help="of random: the share that is left out"),
         option("--force", action="store_true", help="replace files that exist"))),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", (
-        overrides(more="; an experiment known to be secure"),
+        overrides(more="; an experiment known to be secure"), CONFIG,
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, train none"),
         option("--seeds", type=int, default=20, help="runs to train; default: 20"),
         option("--rate", type=float, default=0.01, help="false halts a run, of all rules together; default: 0.01"), JOBS,
@@ -102,11 +105,16 @@ VERBS: dict[str, Verb] = {
     "env": Verb("list, try or check environments", (
         option("what", choices=["list", "try", "check"], help="all there are; see prompts and scores; is it sound?"),
         option("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class"),
-        overrides(), option("--n", type=int, default=3, help="try: how many tasks; default: 3"),
+        overrides(), CONFIG, option("--n", type=int, default=3, help="try: how many tasks; default: 3"),
         option("--samples", type=int, default=20, help="check: how many tasks; default: 20"),
         option("--all", action="store_true", help="check: every setting that the class offers in all_settings()"),
         option("--markdown", metavar="FILE", help="check: also write the table into FILE")), "starting environments"),
-    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", (overrides(),)),
+    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", (overrides(), CONFIG)),
+    "settings": Verb("every setting with its default and meaning, or those that have WORD in them", (
+        option("word", nargs="?", metavar="WORD", help="part of a setting's name or meaning"),), "reading the settings"),
+    "new": Verb("a commented file to begin with, which runs as it is", (
+        option("what", choices=["env", "experiment"], help="an environment, or the settings of an experiment"),
+        option("name", metavar="NAME", help="the file is NAME.py or NAME.yaml, in this folder")), "writing"),
 }
 
 
@@ -128,6 +136,10 @@ def run(argv: list[str]) -> None:
         parser.add_argument(*names, **declared)
     arguments = parser.parse_intermixed_args(argv[1:])
     print(f"routed_rl: {verb.says}", flush=True)
+    if getattr(arguments, "config", None):
+        from routed_rl.cli.settings_file import overrides_of
+
+        arguments.overrides = [*overrides_of(arguments.config), *arguments.overrides]
     from routed_rl.cli import actions  # its imports take a while
 
     getattr(actions, name)(arguments)

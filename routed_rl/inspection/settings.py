@@ -4,6 +4,7 @@ fields. Not covered: the free sections `trainer` (TRL's own fields) and `env` (a
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from routed_rl import console
-from routed_rl.config import Config, section, unknown
+from routed_rl.config import Config, closest, section
 from routed_rl.errors import ConfigError
 
 
@@ -32,19 +33,23 @@ def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
         name = f"{prefix}{field.name}"
         if (inner := section(field)) is not None:
             changed = getattr(field.default_factory, "keywords", {})
-            yield from (dataclasses.replace(each, default=_written(changed[short])) if (short := each.name.rpartition(".")[2]) in changed
-                        else each for each in all_settings(inner, f"{name}."))
+            for each in all_settings(inner, f"{name}."):
+                own = each.name.rpartition(".")[2]
+                yield dataclasses.replace(each, default=_written(changed[own])) if own in changed else each
         else:
             declared = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-            yield Setting(name, declared.replace("Any", "any").replace(" | None", " or null"), _default(field), meanings.get(field.name, ""))
+            declared = re.sub(r"(typing\.)?Any", "any", declared).replace(" | None", " or null")
+            yield Setting(name, declared, _default(field), meanings.get(field.name, ""))
 
 
 def show(word: str | None) -> None:
     """The settings whose name or meaning has `word` in it; all without one. ConfigError where there is none."""
     known = list(all_settings())
-    found = [each for each in known if word is None or word.lower() in f"{each.name} {each.meaning}".lower()]
-    if not found:
-        raise ConfigError(unknown(str(word), [each.name for each in known]))
+    pattern = re.compile(rf"(?<![a-z]){re.escape(word or '')}", re.IGNORECASE)
+    if not (found := [each for each in known if pattern.search(f"{each.name} {each.meaning}")]):
+        near = closest(str(word), [part for each in known for part in [each.name, *each.name.split(".")]], 0.6)
+        raise ConfigError(f"settings {word}: no setting's name or meaning has this word; "
+                          f"{f'did you mean {near}?' if near else '`routed-rl settings` lists them all'}")
     for each in found:
         console.say(f"{each.name}={each.default}  ({each.type})\n    {each.meaning}")
 

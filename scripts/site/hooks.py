@@ -1,4 +1,4 @@
-"""What mkdocs builds beside the pages of docs/: the front page, which is the README, and the reference, which is made from the code."""
+"""Pages that mkdocs builds beside those of docs/: the front page from the README, and the reference from the code."""
 
 import re
 import sys
@@ -15,6 +15,9 @@ from routed_rl.cli.verbs import VERBS, Option  # noqa: E402
 from routed_rl.inspection.settings import all_settings  # noqa: E402
 from routed_rl.tracking.metrics import METRICS  # noqa: E402
 
+ELSEWHERE = r"\.\./[^)]*|skypilot\.yaml|THIRD_PARTY_NOTICES\.md"
+"""Targets of links that are files of the repository and no pages."""
+
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made here."""
@@ -28,7 +31,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links to the README lead to the front page; links to files that are not in the site become their names."""
     markdown = re.sub(r"\]\(\.\./README\.md", "](index.md", markdown)
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./[^)]*|skypilot\.yaml|(?:LICENSE|THIRD_PARTY_NOTICES\.md|CHANGELOG\.md))\)", r"`\1`", markdown)
+    return re.sub(rf"\[([^\]]+)\]\((?:{ELSEWHERE})\)", r"`\1`", markdown)
 
 
 def front() -> str:
@@ -41,8 +44,9 @@ def front() -> str:
 
 def settings() -> str:
     """A table for each section."""
-    lines, section = ["# Settings", "", "Every setting is `KEY=VALUE` on a command line. `trainer.FIELD` sets any field of TRL's "
-                      "`GRPOConfig`, and `env.NAME.KEY` an environment ([your own environment](../own_environment.md)).", ""], None
+    lines = ["# Settings", "", "Every setting is `KEY=VALUE` on a command line. `trainer.FIELD` sets any field of TRL's "
+             "`GRPOConfig`, and `env.NAME.KEY` an environment ([your own environment](../own_environment.md)).", ""]
+    section = None
     for each in all_settings():
         if (mine := each.name.rpartition(".")[0]) != section:
             section = mine
@@ -53,8 +57,8 @@ def settings() -> str:
 
 def commands() -> str:
     """What each verb takes."""
-    lines = ["# Commands", "", "Options and settings may stand in any order. Exit codes: 0 done, 1 a bug, 2 your input, 3 halted by the "
-             "monitor, 4 a check failed, 143 or 138 stopped by a signal."]
+    lines = ["# Commands", "", "Options and settings may stand in any order. Exit codes: 0 done, 1 a bug, 2 your input, 3 halted "
+             "by the monitor, 4 a check failed, 143 or 138 stopped by a signal."]
     for name, verb in VERBS.items():
         lines += ["", f"## {name}", "", f"{_sentence(verb.help)}", "", "| argument | meaning |", "|---|---|"]
         lines += [f"| `{_signature(option)}` | {_cell(_sentence(option[1].get('help', '')))} |" for option in verb.options]
@@ -63,13 +67,15 @@ def commands() -> str:
 
 def metrics() -> str:
     rows = [f"| `{name}` | {_cell(_sentence(meaning))} |" for name, meaning in METRICS.items()]
-    return "\n".join(["# Metrics", "", "One line of `metrics.jsonl` holds them for each step.", "", "| metric | meaning |", "|---|---|", *rows])
+    return "\n".join(["# Metrics", "", "One line of `metrics.jsonl` holds them for each step.", "", "| metric | meaning |",
+                      "|---|---|", *rows])
 
 
 def python() -> str:
     """A section for each name of the library's API."""
     homes = {name: home for home, names in routed_rl._HOMES.items() for name in names}  # pyright: ignore[reportPrivateUsage]
-    return "\n\n".join(["# Python", "The guide is [From Python](../library.md).", *(f"::: {homes[name]}.{name}" for name in routed_rl.__all__)])
+    names = [f"::: {homes[name]}.{name}" for name in routed_rl.__all__]
+    return "\n\n".join(["# Python", "The guide is [From Python](../library.md).", *names])
 
 
 def _signature(option: Option) -> str:

@@ -1,0 +1,69 @@
+"""`--config FILE.yaml`: an experiment in a file of the user's, as the overrides that it stands for.
+
+The file composes like `experiment=`: `defaults` chooses groups, everything else is settings. It may lie anywhere, and paths in it
+are relative to its folder.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from routed_rl.cli.compose import from_anywhere
+from routed_rl.errors import ConfigError
+
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+WORDS = ("true", "false", "null", "nan", "inf")
+
+
+def overrides_of(file: str) -> list[str]:
+    """The overrides that a settings file stands for, its paths absolute. ConfigError where it cannot be read."""
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--config {file}: there is no such file; `routed-rl new experiment NAME` writes one to begin with")
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"--config {file} must hold settings as KEY: VALUE, got {type(found).__name__}")
+    groups = list(_groups(found.pop("defaults", []), file))
+    with chdir(path.parent):
+        return from_anywhere([*groups, *_settings(found)])
+
+
+def _groups(defaults: Any, file: str) -> Iterator[str]:
+    """`- model: smollm2` and Hydra's own `- override /model: smollm2` both choose a group's file."""
+    if not isinstance(defaults, list):
+        raise ConfigError(f"--config {file}: defaults must be a list such as [model: smollm2, env: empty], got {defaults!r}")
+    for each in defaults:
+        if each == "_self_":
+            continue
+        if not isinstance(each, dict) or len(each) != 1:
+            raise ConfigError(f"--config {file}: defaults has {each!r}; write GROUP: CHOICE, such as model: smollm2")
+        ((group, choice),) = each.items()
+        yield f"{str(group).removeprefix('override').strip().lstrip('/').replace('/', '.')}={choice}"
+
+
+def _settings(found: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in found.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    """As Hydra's grammar reads it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    bare = isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS
+    return value if bare else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,31 @@
+"""`routed-rl new`: a commented file that runs as it is, for an environment or an experiment of one's own."""
+
+import re
+from pathlib import Path
+
+from routed_rl import console
+from routed_rl.artifacts import write_text
+from routed_rl.errors import ConfigError, command
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_new(what: str, name: str) -> Path:
+    """Write NAME.py or NAME.yaml into this folder and say how to go on; returns its path. `what`: env or experiment. ConfigError
+    for a name that Python or a shell would not take, and for a file that exists."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"new {what} {name}: take a name of small letters, digits and underscores, such as my_{what}")
+    words = {"NAME": name, "CLASS": "".join(part.capitalize() for part in name.split("_"))}
+    file = Path(f"{name}.py" if what == "env" else f"{name}.yaml")
+    if file.exists():
+        raise ConfigError(f"{file} exists; take another name, or move it away")
+    text = (TEMPLATES / f"{what}.txt").read_text()
+    for word, value in words.items():
+        text = text.replace(f"<{word}>", value)
+    write_text(file, text)
+    place = f"{file}:{words['CLASS']}"
+    following = [("env", "try", place), ("env", "check", place), ("train", "env=empty", f"env.{name}.path={place}")
+                 ] if what == "env" else [("train", "--config", file, "--dry-run"), ("train", "--config", file)]
+    for line in [f"written: {file}", "next:", *(f"  {command(*each)}" for each in following)]:
+        console.say(line)
+    return file

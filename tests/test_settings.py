@@ -1,0 +1,95 @@
+"""Settings as a user meets them: in a file of their own, in a list with meanings, and in files to begin with."""
+
+from __future__ import annotations
+
+import os
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from routed_rl.cli import main
+from routed_rl.cli.compose import compose
+from routed_rl.cli.settings_file import overrides_of
+from routed_rl.cli.verbs import VERBS
+from routed_rl.inspection.settings import all_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "mine.yaml").write_text(text)
+    return str(folder / "mine.yaml")
+
+
+def test_a_file_means_what_the_same_words_on_a_command_line_mean(tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine: ...")
+    file = write(tmp_path, """
+defaults: [override /env: empty, routing: observe, model.adapter: lora]
+name: mine
+seed: 3
+env: {mine: {path: "mine.py:Mine", weight: 0.5, note: "a, b = {c}"}}
+trainer: {learning_rate: 1e-3, bf16: false, report_to: null}
+subspace.rank: 2
+monitor.evidence.limits: {mine: 4}
+""")
+    typed = ["env=empty", "routing=observe", "model.adapter=lora", "name=mine", "seed=3",
+             f"env.mine.path={tmp_path}/mine.py:Mine", "env.mine.weight=0.5", "env.mine.note='a, b = {c}'",
+             "trainer.learning_rate=0.001", "trainer.bf16=false",
+             "trainer.report_to=null", "subspace.rank=2", "monitor.evidence.limits.mine=4"]
+    with chdir(os.sep):
+        assert compose(overrides_of(file)) == compose(typed)
+        assert compose([*overrides_of(file), "seed=4"]).seed == 4, "a command line comes after the file"
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("seed: [1", "is no YAML: "), ("- 1", "must hold settings as KEY: VALUE, got list"),
+    ("defaults: lora", "defaults must be a list"), ("defaults: [lora]", "defaults has 'lora'; write GROUP: CHOICE"),
+    ("sede: 1", "unknown setting sede; did you mean seed?"),
+    ("defaults: [model: nothing]", "model=nothing is not known")])
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, capsys, text, problem):
+    assert main(["train", "--dry-run", "--config", write(tmp_path, text)]) == 2
+    error = capsys.readouterr().err
+    assert problem in error and len(error.strip().splitlines()) == 1
+
+
+def test_every_setting_has_a_default_and_a_meaning_in_the_reference():
+    found = {each.name: each for each in all_settings()}
+    assert [name for name, each in found.items() if not each.meaning] == [] and len(found) > 200
+    assert (found["routing.mode"].default, found["monitor.shift.action"].type) == ("route", "str")
+    config = compose([])
+    assert str(config.routing.quarantine.learning_rate) == found["routing.quarantine.learning_rate"].default
+
+
+def test_settings_are_found_by_a_word_of_name_or_meaning(capsys):
+    assert main(["settings", "pace"]) == 0
+    shown = capsys.readouterr().out
+    assert "routing.quarantine.pace=evidence" in shown and "subspace" not in shown
+    assert main(["settings", "paec"]) == 2 and "did you mean pace?" in capsys.readouterr().err
+
+
+def test_every_command_and_option_says_what_it_is():
+    assert [(name, option[0]) for name, verb in VERBS.items() for option in verb.options if not option[1].get("help")] == []
+
+
+def test_what_new_writes_runs_as_it_is_and_nothing_is_written_over(tmp_path, capsys):
+    with chdir(tmp_path):
+        assert main(["new", "env", "first_one"]) == 0 and main(["new", "experiment", "mine"]) == 0
+        assert "routed-rl env try first_one.py:FirstOne" in capsys.readouterr().out.replace("python -m ", "")
+        before = (tmp_path / "first_one.py").read_text()
+        assert main(["new", "env", "first_one"]) == 2 and (tmp_path / "first_one.py").read_text() == before
+        assert main(["new", "env", "First"]) == 2 and "take a name of small letters" in capsys.readouterr().err
+        assert main(["env", "check", "first_one.py:FirstOne", "--samples", "4"]) == 0
+        assert compose(overrides_of("mine.yaml")).name == "mine"
+
+
+@pytest.mark.slow
+def test_an_experiment_in_a_file_trains_a_model_of_ones_own_with_one_command(tmp_path, capsys):
+    from tests.chat import write_chat_model
+
+    file = tmp_path / "own.yaml"
+    file.write_text((ROOT / "examples" / "own_model.yaml").read_text())
+    small = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=8", "trainer.max_completion_length=8",
+             "evaluation.samples=2", "trainer.bf16=false", f"model.path={write_chat_model(tmp_path)}", f"out={tmp_path / 'run'}"]
+    assert main(["train", "--config", str(file), *small]) == 0
+    assert (tmp_path / "run" / "deployed").is_dir()
