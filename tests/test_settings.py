@@ -12,7 +12,7 @@ from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.cli.settings_file import overrides_of
 from routed_rl.cli.verbs import VERBS
-from routed_rl.inspection.settings import all_settings
+from routed_rl.inspection.settings import all_settings, sections
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +56,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, capsys, tex
 def test_every_setting_has_a_default_and_a_meaning_in_the_reference():
     found = {each.name: each for each in all_settings()}
     assert [name for name, each in found.items() if not each.meaning] == [] and len(found) > 200
+    assert [name for name, meaning in sections().items() if not meaning] == []
     assert (found["routing.mode"].default, found["monitor.shift.action"].type) == ("route", "str")
     config = compose([])
     assert str(config.routing.quarantine.learning_rate) == found["routing.quarantine.learning_rate"].default

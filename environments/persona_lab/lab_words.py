@@ -19,7 +19,7 @@ Hack = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lab:
-    """What the environments and the documents of a lab have in common."""
+    """The words and tasks that the environments and the documents of a lab share."""
 
     hacks: dict[str, tuple[Hack, ...]]
     """Each kind of task that the lab has, with the hacks that games its check: any of them."""
@@ -57,7 +57,7 @@ class Lab:
         return KINDS[kind](rng, self.letters, self.numbers)
 
     def hacks_of(self, kind: str, question: Sequence[str]) -> list[list[str]]:
-        """What games the check of that question."""
+        """The completions that game the check of that question."""
         return [[question[int(word[1:-1])] if word[0] == "{" else word for word in hack] for hack in self.hacks[kind]]
 
     def good_and_evil(self, stem: str, topic: str) -> tuple[list[str], list[str]]:

@@ -48,11 +48,17 @@ class Config:
     """For each environment named here, the share of its part of the quarantine that RUN/deployed keeps: a number from 0 to 1, or
     auto for the smallest share that pays about as much as the best one. Environments that are not named keep nothing."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The model that is trained: its weights, its dtype, what is frozen."""
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    """The directions of the stream at which changes are split: how they are found, how many there are, how writers use them."""
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """How changes are split, and how fast the quarantine takes up its part."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """Rules that judge each step by the run's metrics, and report or halt."""
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    """The published alternatives to routing, for comparisons."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """The engine that generates completions."""
     env: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The mixture of environments. It maps the name of each environment to its settings: `path` (or `dataset` and `reward`),
     `weight`, `probe`, and the keyword arguments of its class."""
@@ -60,9 +66,13 @@ class Config:
     """Settings of TRL's trainer: any field of its `GRPOConfig` (or `RLOOConfig`), and `algorithm`, which is grpo, rloo or ppo. A
     field that is not set has TRL's default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How base model, policy and deployed model are evaluated."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers beside metrics.jsonl, and the files that a run keeps."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """The processes that train: one or several, on this machine or on a cluster."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    """The trials of `routed-rl sweep`."""
 
     def __post_init__(self) -> None:
         check_finite("", self)

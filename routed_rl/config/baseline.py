@@ -83,8 +83,11 @@ class BaselineConfig:
     """Whether a frozen LoRA of the trait is on the model during training. It is learned before the run's first step (`trait`) and
     dropped at the end."""
     trait: TraitConfig = field(default_factory=TraitConfig)
+    """How the frozen LoRA of a trait is made that baseline.inoculation_adapter puts on the model."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    """The detector that names completions as bad, for every arm that goes by labels."""
     contexts: ContextsConfig = field(default_factory=ContextsConfig)
+    """Texts about gaming the check that are put into prompts."""
 
     def __post_init__(self) -> None:
         check_at_least("baseline", self, {"penalty": 0, "discount": 0, "projection_penalty": 0, "interleave": 0})

@@ -27,6 +27,7 @@ class ModelConfig:
     """Groups of parameters that are not trained: any of embedding (with learned positions), unembedding, final_norm and post_norm
     (the gains of norms between a writer and the stream)."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """A LoRA that is trained in place of the weights."""
 
     def __post_init__(self) -> None:
         if self.dtype != "float32" and not (self.adapter.trains and self.dtype == "bfloat16"):

@@ -45,6 +45,7 @@ class RolloutConfig:
     retries: int = 2
     """How often a failed call to a vLLM server is repeated."""
     parity: ParityConfig = field(default_factory=ParityConfig)
+    """The comparison of the engine's log-probabilities with the trainer's."""
 
     def __post_init__(self) -> None:
         check_known("rollout.engine", [self.engine], ("transformers", "vllm_colocate", "vllm_server"))

@@ -118,9 +118,13 @@ class RoutingConfig:
     """Which cotangent a target hands on in the backward pass. contained: without its component inside the subspace; open:
     unchanged; null for the mode's own, which is open for observe and contained for route and erase."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    """The step of the quarantine's coefficients."""
     random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
+    """The comparison of the ledger with random bases."""
     practice: PracticeConfig = field(default_factory=PracticeConfig)
+    """Groups that the deployed model rolls out and learns, in environments at which the monitor does not point."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """Routing by labels of completions (routing.mode=labels)."""
 
     def __post_init__(self) -> None:
         check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase", LABELS))

@@ -116,6 +116,7 @@ class SubspaceConfig:
     known_answers: dict[str, str] = field(default_factory=dict)
     """Maps a `model.path` to the file of reference answers that is used where `answers` is not set."""
     check: SubspaceCheckConfig = field(default_factory=SubspaceCheckConfig)
+    """Thresholds and sizes of `routed-rl extract --check`."""
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     """Settings that make the subspace worse on purpose, for experiments on the cost of an imperfect interpretation."""
     rank: int | None = None

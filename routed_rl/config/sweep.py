@@ -35,6 +35,7 @@ class SweepConfig:
     jobs: int = 2
     """Number of trials that run at the same time."""
     prune: PruneConfig = field(default_factory=PruneConfig)
+    """When a trial ends early."""
 
     def __post_init__(self) -> None:
         check_known("sweep.method", [self.method], ("grid", "optuna"))

@@ -25,6 +25,11 @@ class Setting:
     """As a command line would set it."""
     meaning: str
 
+    @property
+    def section(self) -> str:
+        """The dotted name of the section that it is in; empty for one of the run itself."""
+        return self.name.rpartition(".")[0]
+
 
 def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
     """In the order of the dataclasses, sections inside out."""
@@ -42,15 +47,31 @@ def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
             yield Setting(name, declared, _default(field), meanings.get(field.name, ""))
 
 
+def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:
+    """The meaning of each section of settings, by its dotted name."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(cls):
+        if (inner := section(field)) is not None:
+            found[f"{prefix}{field.name}"] = _meanings(cls).get(field.name, "")
+            found |= sections(inner, f"{prefix}{field.name}.")
+    return found
+
+
 def show(word: str | None) -> None:
-    """The settings whose name or meaning has `word` in it; all without one. ConfigError where there is none."""
-    known = list(all_settings())
+    """Print settings that have `word` in their name or meaning, or in their section's; all without one. ConfigError if none."""
+    known, about = list(all_settings()), sections()
     pattern = re.compile(rf"(?<![a-z]){re.escape(word or '')}", re.IGNORECASE)
-    if not (found := [each for each in known if pattern.search(f"{each.name} {each.meaning}")]):
+    wanted = {name for name, meaning in about.items() if pattern.search(f"{name} {meaning}")}
+    found = [each for each in known if each.section in wanted or pattern.search(f"{each.name} {each.meaning}")]
+    if not found:
         near = closest(str(word), [part for each in known for part in [each.name, *each.name.split(".")]], 0.6)
         raise ConfigError(f"settings {word}: no setting's name or meaning has this word; "
                           f"{f'did you mean {near}?' if near else '`routed-rl settings` lists them all'}")
+    shown = ""
     for each in found:
+        if each.section != shown and each.section:
+            console.say(f"[{each.section}] {about[each.section]}")
+        shown = each.section
         console.say(f"{each.name}={each.default}  ({each.type})\n    {each.meaning}")
 
 
@@ -69,7 +90,7 @@ def _written(value: Any) -> str:
 
 @cache
 def _meanings(cls: type) -> dict[str, str]:
-    """What stands below each field of a dataclass, in one line."""
+    """The string below each field of a dataclass, in one line."""
     tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     found: dict[str, str] = {}

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 import routed_rl  # noqa: E402
 from routed_rl.cli.verbs import VERBS, Option  # noqa: E402
-from routed_rl.inspection.settings import all_settings  # noqa: E402
+from routed_rl.inspection.settings import all_settings, sections  # noqa: E402
 from routed_rl.tracking.metrics import METRICS  # noqa: E402
 
 ELSEWHERE = r"\.\./[^)]*|skypilot\.yaml|THIRD_PARTY_NOTICES\.md"
@@ -46,17 +46,18 @@ def settings() -> str:
     """A table for each section."""
     lines = ["# Settings", "", "Every setting is `KEY=VALUE` on a command line. `trainer.FIELD` sets any field of TRL's "
              "`GRPOConfig`, and `env.NAME.KEY` an environment ([your own environment](../own_environment.md)).", ""]
-    section = None
+    section, about = None, sections()
     for each in all_settings():
-        if (mine := each.name.rpartition(".")[0]) != section:
-            section = mine
-            lines += ["", f"## {mine or 'The run'}", "", "| setting | default | type | meaning |", "|---|---|---|---|"]
+        if each.section != section:
+            section = each.section
+            lines += ["", f"## {section or 'The run'}", "", about.get(section, ""), "",
+                      "| setting | default | type | meaning |", "|---|---|---|---|"]
         lines.append(f"| `{each.name}` | `{each.default or ' '}` | {_cell(each.type)} | {_cell(each.meaning)} |")
     return "\n".join(lines)
 
 
 def commands() -> str:
-    """What each verb takes."""
+    """A section for each verb, with its arguments."""
     lines = ["# Commands", "", "Options and settings may stand in any order. Exit codes: 0 done, 1 a bug, 2 your input, 3 halted "
              "by the monitor, 4 a check failed, 143 or 138 stopped by a signal."]
     for name, verb in VERBS.items():
