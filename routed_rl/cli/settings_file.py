@@ -41,12 +41,12 @@ def overrides_of(file: str) -> list[str]:
 def _groups(defaults: Any, file: str) -> Iterator[str]:
     """`- model: smollm2` and Hydra's own `- override /model: smollm2` both choose a group's file."""
     if not isinstance(defaults, list):
-        raise ConfigError(f"--config {file}: defaults must be a list such as [model: smollm2, env: empty], got {defaults!r}")
+        raise ConfigError(f"--config {file}: defaults must be a list such as [model: NAME, env: empty], got {defaults!r}")
     for each in defaults:
         if each == "_self_":
             continue
         if not isinstance(each, dict) or len(each) != 1:
-            raise ConfigError(f"--config {file}: defaults has {each!r}; write GROUP: CHOICE, such as model: smollm2")
+            raise ConfigError(f"--config {file}: defaults has {each!r}; write GROUP: CHOICE, such as env: empty")
         ((group, choice),) = each.items()
         yield f"{str(group).removeprefix('override').strip().lstrip('/').replace('/', '.')}={choice}"
 
