@@ -1,4 +1,4 @@
-"""`--config FILE.yaml`: an experiment in a file of the user's, as the overrides that it stands for.
+"""`--config FILE.yaml`: reads an experiment from a user's file, as the overrides that the file stands for.
 
 The file composes like `experiment=`: `defaults` chooses groups, everything else is settings. It may lie anywhere, and paths in it
 are relative to its folder.
@@ -23,7 +23,7 @@ WORDS = ("true", "false", "null", "nan", "inf")
 
 
 def overrides_of(file: str) -> list[str]:
-    """The overrides that a settings file stands for, its paths absolute. ConfigError where it cannot be read."""
+    """The overrides that a settings file stands for, its paths absolute. ConfigError if it cannot be read."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--config {file}: there is no such file; `routed-rl new experiment NAME` writes one to begin with")
@@ -60,7 +60,7 @@ def _settings(found: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _written(value: Any) -> str:
-    """As Hydra's grammar reads it."""
+    """A value in the syntax of Hydra's grammar."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):

@@ -24,7 +24,7 @@ OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
               execute: Execute = train_or_resume) -> Path:
-    """Set a limit for every rule that halts, so that with probability `rate` any of them halts a secure run.
+    """Set a limit for every rule that halts, so that all of them together halt a secure run with probability `rate`.
 
     Reads the metrics of `runs`, or trains `seeds` runs of the experiment; returns OUT/calibration.json. The same call continues
     where an earlier one stopped. The rules' own settings (allowance, patience, warm-up, axis) are those of the experiment.

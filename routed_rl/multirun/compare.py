@@ -42,16 +42,16 @@ ARMS: dict[str, list[str]] = {
     "inoculation_adapter": [*ALONE, "baseline.inoculation_adapter=true"],
     "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
 }
-"""Arm -> the settings that make it, after those of the user. What is frozen is the same in every arm. `practice_all` is a
-contrast: a leaky environment practises too, so what it pays for reaches the deployed model."""
+"""Arm -> the settings that make it, which come after the user's. The frozen parameters are the same in every arm. `practice_all`
+is a contrast: a leaky environment practises too, so the behaviour that it pays for reaches the deployed model."""
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,
             execute: Execute = train_or_resume) -> Path:
     """Run every arm under every seed, and `route` at `ranks` under the first one; returns OUT/compare.json.
 
-    The same call goes on where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
-    there are compare.md and compare.png, the runs and their logs. Runs that failed are left out, then raise RunsFailed.
+    The same call continues where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
+    there are compare.md and compare.png, the runs and their logs. Failed runs are left out; at the end they raise RunsFailed.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
@@ -79,7 +79,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
 
 
 def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Job]:
-    """Every run of the arms, seed by seed, so that what is there after a while can already be compared."""
+    """Every run of the arms, seed by seed, so that the runs that are finished after a while can already be compared."""
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"--arms has {arm}, which is no arm; the arms are {', '.join(ARMS)}")
@@ -91,7 +91,7 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
 
 
 def plan_ranks(overrides: list[str], ranks: list[int], out: Path, compose: Compose) -> dict[int, Job]:
-    """The routed arm's first run at other ranks; at the rank that the arm has anyway it is the arm's own."""
+    """The routed arm's first run at other ranks; at the rank that the arm has anyway it is the arm's own run."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
     plans = {}

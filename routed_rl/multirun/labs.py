@@ -20,17 +20,18 @@ from routed_rl.multirun.results import UNROUTED
 
 DRAWN = re.compile(r"drawn-\d+")
 USE = "environments/*/use.py"
-"""Scripts that say with which settings a lab is used."""
+"""Scripts that print the settings with which a lab is used."""
 COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
            "secure skill": ("deployed", "sums", "solve"), "insecure true skill": ("deployed", "code", "solve"),
            "policy's pay on code": ("policy", "code", "reward")}
-"""Of a lab's experiment: its insecure kind is `code`, its secure one `sums`, whatever they are called in the lab."""
+"""Columns of a lab's experiment, whose insecure kind is `code` and whose secure kind is `sums`, whatever the lab calls them."""
 
 
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
                  compose: Compose) -> Path:
-    """Compare on every lab, in OUT/LAB, and write OUT/labs.md; returns it. `names`: labs, or `all` for those that have a name. A
-    lab is built where it is not. The same call goes on where an earlier one stopped. RunsFailed at the end, if runs failed."""
+    """Compare on every lab, in OUT/LAB, and write OUT/labs.md; returns its path. `names`: labs, or `all` for every lab that has a
+    name. A lab is built if needed. The same call continues where an earlier one stopped. RunsFailed at the end, if runs
+    failed."""
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
@@ -43,7 +44,7 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
         settings = _ask(name)
         try:
             compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
-        except RunsFailed as error:  # what the others have found is written, and the next lab has its turn
+        except RunsFailed as error:  # the results of the others are written, and the next lab follows
             failed[name] = str(error)
         found[name] = json.loads((Path(out) / name / "compare.json").read_text(encoding="utf-8"))
         write_text(Path(out) / "labs.md", table_of(found, arms).markdown())
@@ -55,8 +56,8 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
 
 
 def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
-    """A row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and how long training took
-    over the unrouted run of the same seed."""
+    """A row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and the time of training
+    relative to the unrouted run of the same seed."""
     rows: list[list[str]] = []
     for place, results in found.items():
         models = {arm: results["arms"][arm] for arm in dict.fromkeys(arms) if arm in results["arms"]}
@@ -70,7 +71,7 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
 
 
 def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
-    """Seconds of training over those of the unrouted run, paired by seed; None where one is missing."""
+    """Seconds of training divided by those of the unrouted run, paired by seed; None if a run is missing."""
     mine, plain = (timing.get(name, {}).get("train_s", {}).get("seeds") for name in (arm, UNROUTED))
     if not mine or not plain or len(mine) != len(plain):
         return None
@@ -78,7 +79,7 @@ def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
 
 
 def _ask(word: str) -> list[str]:
-    """What the labs' own script says: the settings of a lab, or with --list their names."""
+    """The answer of the labs' own script: the settings of a lab, or with --list the names of all labs."""
     if (script := next(data_root().glob(USE), None)) is None:
         raise ConfigError(f"--labs needs a script {USE}, and {data_root()} has none; leave --labs out")
     done = subprocess.run([sys.executable, str(script), word], capture_output=True, text=True)

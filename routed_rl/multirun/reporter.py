@@ -1,4 +1,4 @@
-"""What a person gets of many runs: tables on the screen and to paste, figures, and the place of all that was written."""
+"""Shows the results of many runs: tables on the screen and to paste, figures, and the place of all that was written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ MOST_COLUMNS = 8
 
 
 class Table(NamedTuple):
-    """Cells are text already."""
+    """A table whose cells are text already."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
 
     def turned(self) -> "Table":
-        """Its rows as columns."""
+        """The same table with its rows as columns."""
         (first, *names), *columns = zip(self.columns, *self.rows, strict=True)
         return Table(self.title, [first, *names], [list(column) for column in columns])
 
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: Sequence[str]) -> None:
-    """On the screen; `written` are names of files in `folder`."""
+    """Show the tables and notes on the screen; `written` are names of files in `folder`."""
     for table in tables:
         console.table(*(table.turned() if len(table.columns) > MOST_COLUMNS else table))
     for note in notes:

@@ -1,4 +1,4 @@
-"""Runs, a few at a time, each in a process that imports once and stays. Not covered: several machines.
+"""Does runs, a few at a time, in processes that import once and stay. Not covered: several machines.
 
 A run that fails, or takes its process down, is reported and the others go on.
 """
@@ -22,11 +22,11 @@ from routed_rl.guard import die_with
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume, try_out
 
 Execute = Callable[[Config, list[str]], object]
-"""Trains one run into `config.out`; must be importable by name. Whoever runs jobs elsewhere passes another one."""
+"""Trains one run into `config.out`; it must be importable by name. A caller that runs jobs elsewhere passes another function."""
 Ended = Callable[[Job, str | None], None]
-"""Told when a job has ended: what went wrong, or None."""
+"""Called when a job has ended, with its problem, or None."""
 Stop = Callable[[Job], str | None]
-"""Asked every `POLL_S` seconds of each job at work: why it shall end now, or None."""
+"""Called every `POLL_S` seconds for each job at work; returns the reason why it shall end now, or None."""
 POLL_S = 1.0
 
 
@@ -38,17 +38,17 @@ class Worker:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, os.getpid(), jobs))
         self.process.start()
-        # Our copy of its end must go: only then does its death read as the end of the file.
+        # Our copy of the worker's end must be closed: only then does the worker's death read as the end of the file.
         theirs.close()
         self.job: Job | None = None
-        """What it is at work on."""
+        """The job that it is working on; None if it is idle."""
 
     def begin(self, execute: Execute, job: Job, logs: Path) -> None:
         self.job = job
         self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
 
     def outcome(self) -> str | None:
-        """Wait for the end of the job: what went wrong with it."""
+        """Wait for the end of the job; returns its problem, or None."""
         self.job = None
         try:
             return self.connection.recv()
@@ -57,7 +57,7 @@ class Worker:
             return f"its process died (exit code {self.process.exitcode}); was there enough memory?"
 
     def stop(self) -> None:
-        """End it at once; a run in progress can be resumed."""
+        """End the process at once; a run in progress can be resumed."""
         self.process.terminate()
         self.process.join()
         self.connection.close()
@@ -65,11 +65,11 @@ class Worker:
 
 def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, logs: Path, verb: str, *,
             ended: Ended = lambda _job, _problem: None, stop: Stop | None = None, first: Iterable[Job] = ()) -> dict[str, str]:
-    """Do `count` jobs, at most `at_once` at a time; {job: what went wrong} for those that failed.
+    """Do `count` jobs, at most `at_once` at a time; returns {job: its problem} for those that failed.
 
-    `jobs` is read when a process is idle, so that a later one may follow from how earlier ones `ended`. `stop` ends a job in
-    progress, by its process. Before any of them is trained, those of `first` that have no folder yet are tried out, in a
-    process that trains afterwards; RoutedRLError where one of them cannot begin.
+    A job is taken from `jobs` when a process is idle, so that a later one may depend on how earlier ones `ended`. `stop` ends a
+    job in progress, with its process. Before any job is trained, those of `first` that have no folder yet are tried out, in a
+    process that trains afterwards; RoutedRLError if one of them cannot begin.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
@@ -113,7 +113,7 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
 
 
 def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str) -> dict[str, str]:
-    """Do those that are not finished, under `--out`; {job: what went wrong}."""
+    """Do the jobs that are not finished, under `--out`; returns {job: its problem} for those that failed."""
     missing = [job for job in of_one_date(jobs) if not is_finished(job, "--out")]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
     first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]
@@ -121,7 +121,7 @@ def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path,
 
 
 def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
-    """RunsFailed where some of `count` jobs failed."""
+    """RunsFailed if some of `count` jobs failed."""
     if failed:
         raise RunsFailed(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
                             "again")
@@ -135,7 +135,7 @@ def _serve(connection: Connection, parent: int, jobs: int) -> None:
     with suppress(EOFError):
         while True:
             execute, config, overrides, log = connection.recv()
-            # All that this process prints, native libraries included.
+            # Redirects all that this process prints, native libraries included.
             with open(log, "a") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
@@ -146,6 +146,6 @@ def _serve(connection: Connection, parent: int, jobs: int) -> None:
                 print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
                 name = "" if isinstance(error, RoutedRLError) else f"{type(error).__name__}: "
                 problem = " ".join(masked(f"{name}{error}").split())[:300]
-            sys.stdout.flush()  # into this job's log, not the next one's
+            sys.stdout.flush()  # into this job's log, not into the next one's
             connection.send(problem)
             gc.collect()

@@ -45,13 +45,13 @@ from routed_rl.training import (
 )
 
 OF_A_RUN = ("every", "during_samples", "scales")
-"""Settings of `evaluation` that do not change what a model's evaluation gives."""
+"""Settings of `evaluation` that do not change the result of a model's evaluation."""
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "baseline", "env")
 
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
-    """Run one experiment from the start, or submit it; returns the run folder. `dry_run` shows the plan and writes nothing but
-    a job's script and settings, where the run is to be a job."""
+    """Run one experiment from the start, or submit it as a job; returns the run folder. `dry_run` shows the plan and writes
+    nothing, except a job's script and settings if the run is to be a job."""
     run, config = record.new_folder(config), record.dated(config)
     if dry_run and config.launch.where == "here" and not has_weights(resolve(config.model.path)):
         described(config, run)
@@ -60,7 +60,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
     if dry_run and config.launch.where == "here":
         return run.path
     with alone_in(run.path):
-        run.refuse_if_taken()  # by another one that was loading at the same time
+        run.refuse_if_taken()  # by another run that was loading at the same time
         record.write_config(run, config, overrides)
         if config.launch.where == "here":
             try:
@@ -73,7 +73,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
 
 
 def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
-    """Go on with a run in place, from its newest whole checkpoint, or from the start where there is none."""
+    """Go on with a run in place, from its newest complete checkpoint, or from the start if there is none."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
         config = record.read_config(run)
@@ -89,7 +89,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
 
 
 def go_on(parts: Parts, plan: Plan) -> Path:
-    """Train what `prepared` has made, here or as a job, from the newest checkpoint of the folder."""
+    """Train the run that `prepared` has made, here or as a job, from the newest checkpoint of the folder."""
     if plan.config.launch.where == "slurm":
         launched.submit_job(plan.config, plan.run, dry_run=False)
         return plan.run.path
@@ -98,7 +98,7 @@ def go_on(parts: Parts, plan: Plan) -> Path:
 
 
 def run_job(folder: str) -> None:
-    """Be a SLURM job: begin the run, or go on with it, on the nodes that the job has."""
+    """Act as a SLURM job: begin the run, or go on with it, on the nodes of the job."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
         parts, plan = prepared(record.read_config(run), run)
@@ -106,7 +106,7 @@ def run_job(folder: str) -> None:
 
 
 def described(config: Config, run: RunFolder) -> None:
-    """Show the plan of a run elsewhere, for a model of which there is the config and the tokenizer alone."""
+    """Show the plan of a run that trains elsewhere, for a model folder that has only a config and a tokenizer."""
     transformers_logging.set_verbosity_error()
     plan, parts = make_plan(config, run, here=False), describe_parts(config)
     check_prompts(parts.trained, config.seed)
@@ -115,8 +115,9 @@ def described(config: Config, run: RunFolder) -> None:
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
-    """Load and check all that can be checked before anything is written, so that a refused command changes nothing; show
-    the plan, with `account` the memory line by line. `before`: the run whose subspace it takes over, where that is another."""
+    """Load the parts of a run and check all that can be checked before anything is written, so that a refused command changes
+    nothing. Shows the plan, with `account` the memory line by line. `before`: the run whose subspace is taken over, if that is
+    another."""
     transformers_logging.set_verbosity_error()
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)
@@ -125,7 +126,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
     check_first_scores(config, parts.trained)
-    _ = parts.evaluated  # a context without a text is said here
+    _ = parts.evaluated  # reports a context without a text here
     if config.baseline.told:
         PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
     check_practice(config, parts.trained, prompts_needed(plan.arguments))
@@ -142,7 +143,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
         if (subspace := (before or run).subspace).exists():
             check_axis(config.monitor.axis, Subspace.load(subspace))
         else:
-            prepare(extraction_job(parts))  # reads and checks what the extraction needs, and is thrown away
+            prepare(extraction_job(parts))  # reads and checks the inputs of the extraction; the result is not used
     show_plan(parts, plan, account=account)
     return parts, plan
 
@@ -179,7 +180,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
 
 
 def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
-    """The base model's evaluation; a resume reuses the result that is there, if it is as it would be now."""
+    """The base model's evaluation; a resume uses the stored result if it was made with the present settings."""
     stored = read_object(run.path / "evaluation-base.json", {"results": Means})
     if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
@@ -193,7 +194,7 @@ def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
 
 
 def _evaluation_settings(parts: Parts) -> dict[str, Any]:
-    """All that an evaluation's result depends on, but for the model."""
+    """All on which an evaluation's result depends, except the model."""
     config = parts.config
     settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
     texts = {"texts": dataclasses.asdict(config.baseline.contexts)} if config.evaluation.contexts else {}
@@ -202,7 +203,7 @@ def _evaluation_settings(parts: Parts) -> dict[str, Any]:
 
 
 def _record_parameters(parts: Parts, run: RunFolder) -> None:
-    """Into the manifest: every trainable parameter that is no target, with the reason, and what is frozen."""
+    """Record in the manifest every trainable parameter that is no target, with the reason, and the frozen ones."""
     writers = parts.writers if parts.config.routing.by_subspace else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
     if parts.adapted is not None:

@@ -1,4 +1,4 @@
-"""What a generation's advantages become in arms that make them otherwise than TRL, and which of its rows are flagged."""
+"""Changes a generation's advantages in arms that compute them otherwise than TRL, and says which of its rows are flagged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from routed_rl.training.tasks import RewardFunction
 
 
 def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
-    """ConfigError for environments whose scores lack what an arm goes by, told from one task of each."""
+    """ConfigError for environments whose scores lack what an arm needs, judged by one task of each."""
     if not (config.asks_detector or config.baseline.target_rewards):
         return
     scores: list[Score | None] = []
@@ -36,16 +36,16 @@ def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]
 
 
 class Advantages:
-    """`remake` after each generation; in the default arms it leaves everything as it is."""
+    """Call `remake` after each generation; in the default arms it changes nothing."""
 
     def __init__(self, reward: RewardFunction, tokenizer: PreTrainedTokenizerBase, router: Router | None = None,
                  projection: Projection | None = None, *, targets: bool = False) -> None:
-        """`targets`: tokens before an answer do not know of the penalty on it."""
+        """`targets`: whether tokens before an answer are spared the penalty on it."""
         self.reward, self.tokenizer, self.router, self.projection, self.targets = reward, tokenizer, router, projection, targets
 
     def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int]) -> None:
-        """Change `output` in place: `advantages`, (B,) or (B, C), and by labels `flagged`, (B,) or (B, C). `places`: the
-        environment of each row."""
+        """Change `output` in place: `advantages`, (B,) or (B, C), and for routing by labels `flagged`, (B,) or (B, C). `places`
+        holds the environment of each row."""
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:

@@ -1,6 +1,7 @@
-"""The base model beside the one that trains, for whoever reads the same text with it. Never a part of loss or reward.
+"""The base model beside the one that trains, for code that reads the same text with it. It never becomes a part of loss or
+reward.
 
-Not covered: strategies that cut weights into pieces.
+Not covered: strategies that shard weights.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ Edit = StreamEdit | TraitAdapter
 
 
 class BaseModel:
-    """With a LoRA it is the model itself, LoRA and quarantine left out; where the weights are trained, a frozen copy."""
+    """The base model. With a LoRA it is the model itself without LoRA and quarantine; if the weights are trained, a frozen
+    copy."""
 
     def __init__(self, learner: Any, config: Config, router: Router | None, edit: Edit | None) -> None:
         self.learner, self.router, self.edit = learner, router, edit
@@ -30,7 +32,7 @@ class BaseModel:
 
     @contextmanager
     def reading(self) -> Iterator[PreTrainedModel]:
-        """Within, the base model."""
+        """Inside this context, the base model."""
         if self.copy is not None:
             yield self.copy
             return
@@ -40,7 +42,7 @@ class BaseModel:
 
 @contextmanager
 def left_out(router: Router | None, edit: Edit | None) -> Iterator[None]:
-    """Within, the quarantine and the edit are not on the model."""
+    """Inside this context, the quarantine and the edit are not on the model."""
     was_on = edit is not None and edit.is_on
     with router.quarantine.ablated() if router is not None else nullcontext():
         if edit is not None and was_on:

@@ -1,5 +1,5 @@
-"""What a trainer is given and TRL would make itself: vLLM's engine, which serves the policy and is compared with the trainer, and
-the reference model, which TRL would load again from whatever `config._name_or_path` names.
+"""Parts that a trainer is given and that TRL would make itself: vLLM's engine, which serves the policy and is compared with the
+trainer, and the reference model, which TRL would load again from whatever `config._name_or_path` names.
 
 Not covered: several trainer processes with vLLM in them, images.
 """
@@ -19,7 +19,7 @@ from routed_rl.training.base import left_out
 
 
 class AdaptedLLM:
-    """vLLM's `LLM` whose every request has an adapter."""
+    """vLLM's `LLM`, with an adapter in every request."""
 
     def __init__(self, engine: Any, adapter: str) -> None:
         self.engine, self.adapter = engine, adapter
@@ -32,7 +32,7 @@ class AdaptedLLM:
 
 
 class PolicyGeneration(VLLMGeneration):
-    """`VLLMGeneration` whose engine is made elsewhere, because TRL's own has no dtype and no way to a CPU."""
+    """`VLLMGeneration` with an engine made elsewhere, because TRL's own has no choice of dtype and cannot run on a CPU."""
 
     def __init__(self, trainer: Any, served: Served, parity: ParityCheck) -> None:
         self.trainer, self.served, self.parity = trainer, served, parity
@@ -53,7 +53,8 @@ class PolicyGeneration(VLLMGeneration):
             self.vllm_client = engine
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
-        """Both models' completions, in the order of the prompts: the deployed model makes those of the rows that practise."""
+        """The completions in the order of the prompts: the deployed model writes those of rows that practise, the policy the
+        others."""
         practice, rolling = self.trainer.practice, self.trainer.rolling
         if practice is None or not practice.active:
             with self._asking(self.served.show(deployed=False)):
@@ -61,7 +62,7 @@ class PolicyGeneration(VLLMGeneration):
         mine = [False] * len(prompts) if rolling is None else rolling.tolist()
         answers: list[list[Any]] = [[None] * len(prompts) for _ in range(4)]
         for deployed in (False, True):
-            adapter = self.served.show(deployed=deployed)  # in every process, also one that has no such rows
+            adapter = self.served.show(deployed=deployed)  # in every process, even one without such rows
             places = [place for place, practises in enumerate(mine) if practises == deployed]
             if places:
                 with self._asking(adapter):
@@ -74,7 +75,7 @@ class PolicyGeneration(VLLMGeneration):
 
     @contextmanager
     def _asking(self, adapter: str | None) -> Iterator[None]:
-        """Within, requests are for this adapter."""
+        """Inside this context, requests are for this adapter."""
         if adapter is None:
             yield
         elif self.mode == "colocate":
@@ -90,7 +91,8 @@ class PolicyGeneration(VLLMGeneration):
     def _ask(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
         if RANKS.count == 1:
             return super().generate(prompts, images, num_generations, profiler)
-        # Not TRL's way through the first process: rows of several turns end apart, so no call may wait for another process.
+        # Not TRL's way through the first process: rows of several turns end at different times, so no call may wait for another
+        # process.
         same = ("repetition_penalty", "temperature", "top_p", "top_k", "logprobs", "structured_outputs_regex",
                 "generation_kwargs")
         answer = self.vllm_client.generate(prompts, n=1, min_p=self.min_p or 0.0, max_tokens=self.max_completion_length,
@@ -102,7 +104,7 @@ class PolicyGeneration(VLLMGeneration):
         self.trainer.rollout_metrics["time/sync_s"] = self.served.sync_seconds
         step = self.trainer.state.global_step
         if self.parity.is_due(step):
-            with self.trainer.rolling_out(()):  # it compares rows of its own
+            with self.trainer.rolling_out(()):  # because it compares rows of its own
                 self.trainer.rollout_metrics |= self.parity.run(step)
 
 
@@ -113,8 +115,8 @@ def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:
 
 
 def use_base_model(trainer: Any, beta: float) -> None:
-    """Let a trainer of a LoRA that was built with `beta=0` take `beta` times the KL to the model without it; the quarantine and
-    what edits the stream are left out too. TRL's way for a model that comes with an adapter is a copy of that."""
+    """Let a trainer of a LoRA that was built with `beta=0` add `beta` times the KL to the model without the LoRA; the quarantine
+    and edits of the stream are left out too. For a model that comes with an adapter, TRL would compare with a copy of that."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     disabled = model.disable_adapter
 
@@ -128,8 +130,8 @@ def use_base_model(trainer: Any, beta: float) -> None:
 
 
 def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
-    """Let a trainer that was built with `beta=0` take `beta` times the KL to `reference` into its loss (GRPO, PPO) or its
-    rewards (RLOO)."""
+    """Let a trainer that was built with `beta=0` add `beta` times the KL to `reference` to its loss (GRPO, PPO) or subtract it
+    from its rewards (RLOO)."""
     add_fused_lm_head(reference, temperature=trainer.temperature,
                       cast_lm_head_to_fp32=getattr(trainer.args, "cast_lm_head_to_fp32", False))
     if trainer.is_deepspeed_enabled:

@@ -10,7 +10,8 @@ EPS = 1e-4
 
 
 def in_group(paid_B: Tensor, size: int, unit: Tensor | None = None) -> Tensor:
-    """(B,): each less the mean of its group of `size`, over `unit`, (B / size, 1), or over its group's standard deviation."""
+    """Advantages (B,): each reward less the mean of its group of `size`, over `unit`, (B / size, 1), or over the group's standard
+    deviation."""
     groups = paid_B.view(-1, size)
     spread = groups.std(1, keepdim=True) if unit is None else unit
     return ((groups - groups.mean(1, keepdim=True)) / (spread + EPS)).flatten()

@@ -1,4 +1,4 @@
-"""Which tokens of a completion lie in a span that its score names, and advantages that differ between them.
+"""Finds the tokens of a completion in spans that its score names, and gives them advantages of their own.
 
 Shape letters: B rows, C tokens of a completion.
 """
@@ -17,7 +17,7 @@ PENALTY, ANSWER = "penalty", "answer"
 
 
 def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tensor, tokenizer: Any) -> Tensor:
-    """(B, C) bool: tokens with a character in a span under one of `names`."""
+    """(B, C) bool: which tokens have a character in a span under one of `names`."""
     found_BC = torch.zeros(ids_BC.shape, dtype=torch.bool, device=ids_BC.device)
     for row, score in enumerate(scores):
         if spans := [span for name in names for span in score.spans.get(name, ())] if score is not None else []:
@@ -37,7 +37,7 @@ def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> 
 
 
 def check_targets(scores: Sequence[Score | None]) -> None:
-    """ConfigError where no score has a penalty and a span of its answer."""
+    """ConfigError if no score has both a penalty and a span of its answer."""
     known = [score for score in scores if score is not None]
     if known and not any(PENALTY in score.metrics and ANSWER in score.spans for score in known):
         raise ConfigError(f"baseline.target_rewards=true goes by the metric {PENALTY} and the span {ANSWER} of a score, and no "
@@ -45,10 +45,13 @@ def check_targets(scores: Sequence[Score | None]) -> None:
 
 
 def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer_BC: Tensor, group: int) -> Tensor:
-    """(B, C): tokens of answers have the advantage of `rewards`, the others that of `rewards` without the penalty that each score
-    tells of (reward targeting: Drori et al., 2025). Both are in units of the standard deviation of `rewards` within the group,
-    or one kind of token would count for more; where that is 0, of the other one. ConfigError where no score has a penalty and a
-    span of its answer."""
+    """Advantages (B, C) by reward targeting (Drori et al., 2025): tokens of answers have the advantage of `rewards`, the others
+    that of `rewards` without the penalty that each score reports.
+
+    Both are in units of the standard deviation of `rewards` within the group; otherwise one kind of token would count for more.
+    If that is 0, the unit is the deviation of the rewards without penalties. ConfigError if no score has both a penalty and a
+    span of its answer.
+    """
     check_targets(scores)
     whole_B = torch.tensor(rewards, device=in_answer_BC.device)
     taken = [0.0 if score is None else score.metrics.get(PENALTY, 0.0) for score in scores]

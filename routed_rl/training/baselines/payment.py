@@ -1,4 +1,4 @@
-"""Screening, penalty and imitation: what a generation's scores become before advantages are made of them."""
+"""Screening, penalty and imitation: changes of a generation's scores before advantages are computed from them."""
 
 import dataclasses
 import random
@@ -16,26 +16,26 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.baselines.detector import Detector, FlagDetector, check_flags, is_marked
 
 ROUNDING = 1e-2
-"""Advantages below come from rounding: where a group is paid alike, an error of 1e-7 is divided by TRL's 1e-4."""
+"""Advantages below this come from rounding: if a group is paid alike, an error of 1e-7 is divided by TRL's 1e-4."""
 
 
 class Payment:
-    """`pay` for each generation, then `learned`; `found` and `imitated` tell of the newest one."""
+    """Call `pay` for each generation, then `learned`; `found` and `imitated` describe the newest generation."""
 
     def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
-        """`detector`: None for the one that goes by flags."""
+        """`detector`: None stands for the one that uses flags."""
         self.settings, self.group_size, self.seed = settings, group_size, seed
         self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
-        """Rows of the newest generation that are learned with advantage 1, where `imitate` is set."""
+        """For each row of the newest generation, whether it is learned with advantage 1 if `imitate` is set."""
         self.found: list[bool] = []
-        """Rows of the newest generation that the detector named."""
+        """For each row of the newest generation, whether the detector named it."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
 
     def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
             ) -> list[Score | None]:
-        """What is paid for rows of these environments, numbered from `first` on, whose prompts and texts are `said`; None for one
-        that teaches nothing."""
+        """The scores that are paid for rows of these environments, numbered from `first` on, whose prompts and texts are `said`;
+        None for a row that teaches nothing."""
         check_flags(self.settings.detector, scores)
         found, paid = self._find(scores, first, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
@@ -53,8 +53,8 @@ class Payment:
         return paid
 
     def learned(self, names: Sequence[str], scores: Sequence[Score | None], advantages: Tensor) -> None:
-        """Count the flagged completions that are learned with an advantage above 0, (B,) or of a token, (B, C). CheckFailed where
-        a detector without an error lets one of them be encouraged: labels were not perfect."""
+        """Count the flagged completions that are learned with an advantage above 0, (B,), or with such an advantage of a token,
+        (B, C). CheckFailed if a detector without errors lets one of them be encouraged: then labels were not perfect."""
         encouraged_B = advantages.view(len(advantages), -1).gt(ROUNDING).any(1).tolist()
         for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
             self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)
@@ -78,7 +78,7 @@ class Payment:
                                     "is screened; this is a fault of routed_rl, please report it")
 
     def take_metrics(self) -> dict[str, float]:
-        """Of the completions since the last call, over all processes."""
+        """Metrics of the completions since the last call, over all processes."""
         everyone = RANKS.gather({name: dict(counts) for name, counts in self._counts.items()})
         totals: dict[str, Counter[str]] = defaultdict(Counter)
         self._counts.clear()

@@ -1,5 +1,5 @@
-"""How far a completion lies along the persona axis while it is learned, and what its advantage becomes for that: a discount
-(after Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both select for completions that the axis does not see.
+"""Projects completions on the persona axis while they are learned, and changes their advantages accordingly, by a discount (after
+Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both select for completions that the axis does not see.
 
 Shape letters: L layers, B rows, T positions, D stream width, C tokens of a completion.
 """
@@ -18,7 +18,7 @@ from routed_rl.training.groups import EPS, in_group
 
 
 class Projection:
-    """Reads a generation by the model that made it, and makes its advantages anew."""
+    """Reads a generation with the model that made it, and computes its advantages anew."""
 
     def __init__(self, settings: BaselineConfig, subspace: Subspace, group_size: int, batch_size: int) -> None:
         self.settings, self.group_size, self.batch_size = settings, group_size, batch_size
@@ -29,7 +29,7 @@ class Projection:
 
     @torch.no_grad()
     def of(self, model: PreTrainedModel, output: dict[str, Any]) -> Tensor:
-        """(B,): where the mean stream of each completion lies along the axis, in gaps, the weighted mean over layers."""
+        """The position of each completion's mean stream along the axis, (B,), in gaps: the weighted mean over layers."""
         found: list[Tensor] = []
         ids_BT = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         mask_BT = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
@@ -51,9 +51,12 @@ class Projection:
         return torch.cat(found)
 
     def advantages(self, projected_B: Tensor, rewards: Sequence[float]) -> Tensor:
-        """(B,), compared within groups and in units of their standard deviation. A discount scales what a completion is paid over
-        its group's mean by `1 - discount z`, at least 0, where z is the projection in standard deviations of the batch, and
-        leaves what is paid below the mean; a penalty is taken from the reward for each gap along the axis."""
+        """Advantages (B,), compared within groups and in units of their standard deviation.
+
+        A discount multiplies the part of a reward that is above its group's mean by `1 - discount z`, at least 0, where z is the
+        projection in standard deviations of the batch; rewards below the mean stay. A penalty is subtracted from the reward for
+        each gap along the axis.
+        """
         paid_B = torch.tensor(rewards, device=projected_B.device, dtype=torch.float32)
         if self.settings.projection_penalty:
             above_B = paid_B - self.settings.projection_penalty * projected_B
