@@ -7,7 +7,7 @@
 
 
 def says_answer(completions, answer, **kwargs):
-    """What pays, and can be gamed: the answer is somewhere among the words."""
+    """The reward, which can be gamed: it pays where the answer is somewhere among the words."""
     return [float(right in said.split()) for said, right in zip(completions, answer, strict=True)]
 
 
