@@ -19,20 +19,20 @@ from routed_rl.errors import ConfigError
 @dataclass(frozen=True)
 class Setting:
     name: str
-    """Dotted, as on a command line."""
+    """The dotted name, as on a command line."""
     type: str
     default: str
-    """As a command line would set it."""
+    """The default, as a command line would set it."""
     meaning: str
 
     @property
     def section(self) -> str:
-        """The dotted name of the section that it is in; empty for one of the run itself."""
+        """The dotted name of its section; empty for a setting of the run itself."""
         return self.name.rpartition(".")[0]
 
 
 def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
-    """In the order of the dataclasses, sections inside out."""
+    """Yield the settings in the order of the dataclasses' fields; those of a section stand in its place."""
     meanings = _meanings(cls)
     for field in dataclasses.fields(cls):
         name = f"{prefix}{field.name}"

@@ -16,11 +16,11 @@ from routed_rl.inspection.settings import all_settings, sections  # noqa: E402
 from routed_rl.tracking.metrics import METRICS  # noqa: E402
 
 ELSEWHERE = r"\.\./[^)]*|skypilot\.yaml|THIRD_PARTY_NOTICES\.md"
-"""Targets of links that are files of the repository and no pages."""
+"""Targets of links that are files of the repository, not pages."""
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are made here."""
+    """Add the pages that this module generates."""
     pages = {"index.md": front(), "reference/settings.md": settings(), "reference/commands.md": commands(),
              "reference/metrics.md": metrics(), "reference/python.md": python()}
     for name, text in pages.items():
@@ -35,15 +35,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def front() -> str:
-    """The README, whose links and pictures are those of docs/."""
+    """The README, with links and pictures relative to docs/."""
     text = (ROOT / "README.md").read_text().replace("](docs/", "](").replace('"docs/', '"')
-    # A site's own switch of colours decides, not the reader's system.
+    # The site's own colour switch decides, not the reader's system.
     return re.sub(r'<picture>.*?srcset="([^"]+)".*?<img alt="([^"]*)" src="([^"]+)"[^>]*>\s*</picture>',
                   r"![\2](\3#only-light)\n![\2](\1#only-dark)", text, flags=re.DOTALL)
 
 
 def settings() -> str:
-    """A table for each section."""
+    """The page of settings, with a table for each section."""
     lines = ["# Settings", "", "Every setting is `KEY=VALUE` on a command line. `trainer.FIELD` sets any field of TRL's "
              "`GRPOConfig`, and `env.NAME.KEY` an environment ([your own environment](../own_environment.md)).", ""]
     section, about = None, sections()
@@ -57,7 +57,7 @@ def settings() -> str:
 
 
 def commands() -> str:
-    """A section for each verb, with its arguments."""
+    """The page of commands, with a section for each verb and its arguments."""
     lines = ["# Commands", "", "Options and settings may stand in any order. Exit codes: 0 done, 1 a bug, 2 your input, 3 halted "
              "by the monitor, 4 a check failed, 143 or 138 stopped by a signal."]
     for name, verb in VERBS.items():
@@ -73,7 +73,7 @@ def metrics() -> str:
 
 
 def python() -> str:
-    """A section for each name of the library's API."""
+    """The page of the Python API, with a section for each of its names."""
     homes = {name: home for home, names in routed_rl._HOMES.items() for name in names}  # pyright: ignore[reportPrivateUsage]
     names = [f"::: {homes[name]}.{name}" for name in routed_rl.__all__]
     return "\n\n".join(["# Python", "The guide is [From Python](../library.md).", *names])
