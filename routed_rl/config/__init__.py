@@ -20,12 +20,12 @@ from routed_rl.config.monitor import MonitorConfig, RuleConfig
 from routed_rl.config.results import AuditConfig, EvaluationConfig, FilterConfig, TrackingConfig
 from routed_rl.config.rollout import ParityConfig, RolloutConfig
 from routed_rl.config.routing import LABELS, LabelsConfig, PracticeConfig, QuarantineConfig, RandomControlConfig, RoutingConfig
-from routed_rl.config.subspace import DegradeConfig, SubspaceCheckConfig, SubspaceConfig
+from routed_rl.config.subspace import UNNAMED, DegradeConfig, SubspaceCheckConfig, SubspaceConfig
 from routed_rl.config.sweep import PruneConfig, SweepConfig
 from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
-__all__ = ["AUTO", "LABELS", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig",
+__all__ = ["AUTO", "LABELS", "UNNAMED", "AdapterConfig", "AuditConfig", "BaselineConfig", "Compose", "Config", "ContextsConfig",
            "DegradeConfig", "DetectorConfig", "EvaluationConfig", "FilterConfig", "LabelsConfig", "LaunchConfig", "ModelConfig",
            "MonitorConfig", "ParityConfig", "PracticeConfig", "PruneConfig", "QuarantineConfig", "RandomControlConfig",
            "RolloutConfig", "RoutingConfig", "RuleConfig", "SubspaceCheckConfig", "SubspaceConfig", "SweepConfig",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from routed_rl.config.axes import AxesConfig
 from routed_rl.config.checks import check_at_least, check_known
 from routed_rl.errors import ConfigError
 
@@ -46,21 +47,25 @@ class DegradeConfig:
             raise ConfigError(f"subspace.degrade.missing must lie in [0, 1], got {self.missing}; 0.5 is every second direction")
 
 
-METHODS = ("mean_difference", "pca", "random", "assistant_axis", "persona_vectors", "sae", "file", "union")
+UNNAMED = ("dct", "dpo", "bipo")
+"""Methods that find axes by themselves, pushing the outputs of layers."""
+METHODS = ("mean_difference", "pca", "random", "assistant_axis", "persona_vectors", "sae", "file", "union", *UNNAMED)
 HOOKS = ("resid_pre", "resid_mid", "resid_post")
 
 
 @dataclass(kw_only=True, slots=True)
-class SubspaceConfig:
+class SubspaceConfig(AxesConfig):
     method: str = "mean_difference"
-    """How the subspace is found: mean_difference, pca, random, assistant_axis, persona_vectors, sae, file, or union."""
+    """How the subspace is found: mean_difference, pca, random, assistant_axis, persona_vectors, sae, file, union, dct, dpo, or
+    bipo."""
     prompts: str | None = None
     """File of contrast prompts: JSON lines of {"positive": ..., "negative": ...}, each text or chat messages; positive is the
     persona that must not grow. null for the file that `known_prompts` names for the model."""
     known_prompts: dict[str, str] = field(default_factory=dict)
     """Maps a `model.path` to the file of contrast prompts that is used where `prompts` is not set."""
     path: str | None = None
-    """For method=file: folder of an extracted subspace, safetensors file of vectors, PEFT adapter, or control vector (GGUF)."""
+    """For method=file: folder of an extracted subspace, safetensors file of vectors, PEFT adapter, or control vector (GGUF).
+    For method=random: folder of the subspace whose ranks, scales and units the random one has; null for the mean difference's."""
     hook: str = "resid_post"
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None
@@ -100,7 +105,8 @@ class SubspaceConfig:
     """For method=sae: numbers of the latents that are the axes, in this order."""
     layer: int | None = None
     """For method=sae: the layer whose stream the autoencoder reads; null for the one that its folder names. For method=file: the
-    layer of vectors whose names have no number; null for all layers."""
+    layer of vectors whose names have no number; null for all layers. For methods dpo and bipo: the layer to whose output the
+    vector is added; null for the middle one."""
     everywhere: bool = False
     """For methods sae and file: whether vectors of one layer are used at all layers; otherwise later layers have no basis."""
     flip: bool = False
@@ -141,6 +147,7 @@ class SubspaceConfig:
 
     def __post_init__(self) -> None:
         check_known("subspace.method", [self.method], METHODS)
+        self.check_axes()
         check_known("subspace.layout", [self.layout], ("spanning", "per_layer", "shared"))
         check_known("subspace.hook", [self.hook], HOOKS)
         check_known("subspace.tokens", [self.tokens or "prompt_end"], ("prompt_end", "response_mean"))
@@ -154,6 +161,9 @@ class SubspaceConfig:
             raise ConfigError(f"subspace.weakest must lie in (0, 1], got {self.weakest}")
         if self.drop_below >= 1:
             raise ConfigError(f"subspace.drop_below must be under 1, got {self.drop_below}")
+        if self.method in UNNAMED and self.hook != "resid_post":
+            raise ConfigError(f"subspace.method={self.method} pushes the outputs of layers, got subspace.hook={self.hook}; set "
+                              "subspace.hook=resid_post")
         if self.method == "file" and not self.path:
             raise ConfigError("subspace.method=file needs subspace.path=FOLDER, as written by `routed-rl extract`, or a file of "
                               "vectors, an adapter, or a control vector")

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
-from routed_rl.extraction.contrast import check_ids, prompt_ids, read_lines
+from routed_rl.errors import SubspaceError
+from routed_rl.extraction.contrast import check_ids, data_file, prompt_ids, read_lines, require
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import ask, persona_pairs, read_questions
 from routed_rl.extraction.responses import respond
 from routed_rl.model.prompts import encode_prompts, ids_of
 from routed_rl.model.stream import eval_mode
+
+FEWEST = 8
+"""Preference pairs without which nothing is trained or chosen."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,37 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
     if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
         return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
                 "the model's own answers to questions that the axes have not seen")
-    return (_from_file(job, path), path) if path is not None else ([], "")
+    return (_from_file(job, path, "answers", slice(job.config.check.answers)), path) if path is not None else ([], "")
 
 
-def _from_file(job: Job, path: str) -> list[Answers]:
-    records = read_lines(path, "answers file", "subspace.answers", prompts=("prompt",), texts=("positive", "negative"))
+def preference_pairs(job: Job) -> tuple[list[Answers], str]:
+    """The pairs that axes are trained on or chosen by, and their file: `subspace.pairs`, else the lines of the answers file that
+    the causal check does not use, so that it stays held out. SubspaceError where these are too few."""
+    answers, keep = job.config.answers_for(job.model_path), job.config.check.answers
+    path = job.config.pairs or answers
+    needs = f"subspace.method={job.config.method}" + " with subspace.choose=answers" * (job.config.method == "dct")
+    if path is None:
+        raise SubspaceError(f"{needs} needs preference pairs, and none are known for {job.model_path}; set "
+                            "subspace.pairs=FILE.jsonl, {\"prompt\": ..., \"positive\": ..., \"negative\": ...} a line")
+    shared = answers is not None and data_file(path) == data_file(answers)
+    found = _from_file(job, path, "pairs" if job.config.pairs else "answers", slice(keep if shared else 0, None))
+    if len(found) < FEWEST:
+        held = f" behind the {keep} that the causal check uses" if shared else ""
+        raise SubspaceError(f"{needs} needs {FEWEST} preference pairs or more, {path} has {len(found)}{held}; add lines"
+                            + ", or lower subspace.check.answers" * shared)
+    return found, path
+
+
+def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]:
     found = []
-    for line, record in records[: job.config.check.answers]:
-        where = f"answers file {path}, line {line}"
+    for line, record in read_lines(path, f"{setting} file", f"subspace.{setting}", prompts=("prompt",))[lines]:
+        where = f"{setting} file {path}, line {line}"
+        names = ("rejected", "chosen") if "rejected" in record or "chosen" in record else ("positive", "negative")
+        require(record, where, (), names)
         prompt = prompt_ids(job.tokenizer, record["prompt"], job.model, where)
-        sides = [tuple(ids_of(job.tokenizer, record[side])) for side in ("positive", "negative")]
+        sides = [tuple(ids_of(job.tokenizer, record[side])) for side in names]
+        if sides[0] == sides[1]:
+            raise SubspaceError(f"{where}: \"{names[0]}\" and \"{names[1]}\" are the same, so neither is preferred; leave it out")
         for ids in sides:
             check_ids(prompt + ids, job.model, where)
         found.append(Answers(prompt, *sides))

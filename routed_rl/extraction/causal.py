@@ -5,25 +5,20 @@ teacher-forced. Not covered: pushing at several layers at once, and the answers 
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.answers import Answers, reference_answers
+from routed_rl.extraction.answers import reference_answers
 from routed_rl.extraction.job import Job, Progress
+from routed_rl.extraction.likelihood import Likelihood, pushed
 from routed_rl.linalg import random_basis
-from routed_rl.model.prompts import padded
-from routed_rl.model.stream import eval_mode, reading, resuming
+from routed_rl.model.stream import eval_mode
 from routed_rl.subspace import Subspace
 from routed_rl.subspace.causes import Effects, judge
 from routed_rl.subspace.separation import best_layer
-
-Change = Callable[[Tensor], Tensor]
-"""Function from the output of a layer (B, T, D) to the changed output."""
 
 
 def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
@@ -47,10 +42,10 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     length = check.strength * subspace.units[layer].item()
     directions, effects = [*(subspace.axes[layer][:, column] for column in columns), *drawn], []
     with eval_mode(job.model), torch.no_grad():
-        score = _scorer(job.model, answers, place)
-        base = score(lambda stream: stream)
+        likelihood = Likelihood(job.model, answers, place)
+        base = likelihood.score(lambda stream: stream)
         for direction in directions:
-            effects.append(_effects(score, base, direction, length))
+            effects.append(_effects(likelihood, base, direction, length))
             if progress is not None:
                 progress(len(effects), len(directions))
     names = [subspace.axis_names[column] for column in columns]
@@ -70,39 +65,10 @@ def _layer(job: Job, subspace: Subspace) -> int:
     return having[len(having) // 2] if having else 0
 
 
-def _effects(score: Callable[[Change], float], base: float, direction: Tensor, length: float) -> Effects:
-    more, less = (score(lambda stream, by=by: stream + by * direction.to(stream)) - base for by in (length, -length))
-    ablated = score(lambda stream: stream - (stream @ direction.to(stream)).unsqueeze(-1) * direction.to(stream)) - base
-    return Effects(more, less, ablated)
+def _effects(likelihood: Likelihood, base: float, direction: Tensor, length: float) -> Effects:
+    more, less = (likelihood.score(pushed(direction, by)) - base for by in (length, -length))
 
+    def without(stream: Tensor) -> Tensor:
+        return stream - (stream @ direction.to(stream)).unsqueeze(-1) * direction.to(stream)
 
-def _scorer(model: PreTrainedModel, answers: list[Answers], layer: int) -> Callable[[Change], float]:
-    """A function from a change of the output of `layer` to the score of the answers: the mean over answers of the mean
-    log-probability of their tokens, positive minus negative. Layers up to `layer` are run only once."""
-    rows = [(pair.prompt, side, sign) for pair in answers for side, sign in ((pair.positive, 1.0), (pair.negative, -1.0))]
-    ids_BT, mask_BT = padded([prompt + side for prompt, side, _ in rows])
-    weight_BT = torch.zeros(ids_BT.shape)  # the weight of the token after each position
-    for row, (prompt, side, sign) in enumerate(rows):
-        weight_BT[row, len(prompt) - 1:len(prompt) + len(side) - 1] = sign / len(side) / len(answers)
-    where, text, unembed = weight_BT != 0, model.config.get_text_config(), model.get_output_embeddings()
-    assert unembed is not None
-
-    def forward() -> Tensor:
-        return model.base_model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device),
-                                use_cache=False).last_hidden_state
-
-    kept: list[Tensor] = []
-    with reading(model, lambda stream: kept.append(stream if len(kept) == layer else stream[:0])):
-        forward()
-
-    def score(change: Change) -> float:
-        with resuming(model, layer, change(kept[layer])):
-            hidden = forward()
-        logits = unembed(hidden[where.to(hidden.device)]).float()
-        if cap := getattr(text, "final_logit_softcapping", None):
-            logits = cap * torch.tanh(logits / cap)
-        following = ids_BT.roll(-1, dims=1)[where].to(logits.device)
-        chosen = logits.log_softmax(-1).gather(-1, following.unsqueeze(-1)).squeeze(-1).cpu()
-        return (chosen.double() @ weight_BT[where].double()).item()
-
-    return score
+    return Effects(more, less, likelihood.score(without) - base)

@@ -61,7 +61,7 @@ def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
             each = {"positive": each[0], "negative": each[1]}
         if not isinstance(each, dict):
             raise SubspaceError(f"{where} is {each!r:.60}, no pair; write (positive, negative)")
-        _require(each, where, ("positive", "negative"), ())
+        require(each, where, ("positive", "negative"), ())
         pairs.append(ContrastPair(each["positive"], each["negative"], each.get("kind"), number))
     if not pairs:
         raise SubspaceError("contrast prompts: the list is empty; give pairs (positive, negative)")
@@ -83,7 +83,7 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
                 record = json.loads(line)
             if not isinstance(record, dict):
                 raise SubspaceError(f"{where} is a {type(record).__name__}, not an object")
-            _require(record, where, prompts, texts)
+            require(record, where, prompts, texts)
             records.append((number, record))
     if not records:
         shape = ", ".join(f"\"{key}\": ..." for key in (*prompts, *texts))
@@ -102,7 +102,8 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
     return file
 
 
-def _require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
+def require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
+    """SubspaceError, which names the place `where`, unless the record has all of these keys, of the right kind, not empty."""
     for key in (*prompts, *texts):
         if key not in record:
             raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")

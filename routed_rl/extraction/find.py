@@ -12,9 +12,11 @@ from routed_rl.config import DegradeConfig
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather, kinds_of
 from routed_rl.extraction.contrast import ContrastPair, TokenPair, data_file, read_prompts, tokenize_pairs
-from routed_rl.extraction.given import from_file, from_sae, no_quality
+from routed_rl.extraction.factors import from_factors
+from routed_rl.extraction.given import from_file, from_random, from_sae, no_quality
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
+from routed_rl.extraction.preferences import from_preferences
 from routed_rl.subspace import Samples, Subspace, degrade, measure_quality
 from routed_rl.subspace import methods as fits
 from routed_rl.subspace.methods import Found
@@ -125,4 +127,5 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
 
 
 METHODS: dict[str, Callable[[Job], Callable[[], Subspace]]] = dict.fromkeys(fits.METHODS, from_pairs) | {
-    "sae": from_sae, "file": from_file, "union": from_parts}
+    "random": lambda job: (from_random if job.config.path else from_pairs)(job), "sae": from_sae, "file": from_file,
+    "union": from_parts, "dct": lambda job: from_factors(job, prepare), "dpo": from_preferences, "bipo": from_preferences}

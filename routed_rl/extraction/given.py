@@ -1,7 +1,7 @@
 """Subspaces whose vectors were found elsewhere: decoder rows of an SAE, or vectors in a file."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from routed_rl.extraction.contrast import read_prompts, tokenize_pairs
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
 from routed_rl.subspace import Subspace
+from routed_rl.subspace.methods import rotated
 from routed_rl.subspace.named import NamedVector, find_named
 from routed_rl.subspace.sae import read_latents
 from routed_rl.subspace.samples import Reservoir
@@ -39,7 +40,7 @@ def from_sae(job: Job) -> Callable[[], Subspace]:
     at = range(job.layers) if config.everywhere else [layer]
     vectors = [NamedVector(f"latent_{number}", dict.fromkeys(at, -row if config.flip else row), {})
                for number, row in zip(latents.numbers, latents.rows_JD, strict=True)]
-    gathered, ordinary = _ordinary_stream(job)
+    gathered, ordinary = ordinary_stream(job)
 
     def make() -> Subspace:
         reservoir = gathered()
@@ -48,7 +49,7 @@ def from_sae(job: Job) -> Callable[[], Subspace]:
                   for vector, row, value in zip(vectors, latents.rows_JD, active, strict=True)]
         known = [number for number, value in zip(latents.numbers, active, strict=True) if value is not None]
         details = {"layer": layer, "latents": latents.numbers, "scaled_by_mean_active_value": known, "prompts": ordinary}
-        return _from_vectors(job, scaled, reservoir, str(config.weights), details)
+        return from_vectors(job, scaled, reservoir, str(config.weights), details)
 
     return make
 
@@ -63,14 +64,16 @@ def from_file(job: Job) -> Callable[[], Subspace]:
         return lambda: subspace
     found = read_vectors(path, Wanted(job.layers, job.width, job.config.weakest, job.config.rank))
     vectors = placed(found, job.layers, job.config.layer, job.config.everywhere, job.config.flip)
-    gathered, ordinary = _ordinary_stream(job)
-    return lambda: _from_vectors(job, vectors, gathered(), str(path), {"prompts": ordinary})
+    gathered, ordinary = ordinary_stream(job)
+    return lambda: from_vectors(job, vectors, gathered(), str(path), {"prompts": ordinary})
 
 
-def _ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
+def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
     """A function that gathers the model's stream at the ends of ordinary prompts, and the source of the prompts. They are spread
-    over the contrast prompts for the model, or, where there are none, over the questions."""
-    if source := job.config.prompts_for(job.model_path):
+    over the contrast prompts that are given or known for the model, or, where there are none, over the questions."""
+    if job.pairs is not None:
+        pairs, source = list(job.pairs), ""
+    elif source := job.config.prompts_for(job.model_path):
         pairs = read_prompts(source)
     else:
         source = job.config.questions_file or ""
@@ -79,7 +82,20 @@ def _ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
     return partial(gather, job.changed(tokens="prompt_end"), tokens, sample=ACTIVATIONS), source
 
 
-def _from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:
+def from_random(job: Job) -> Callable[[], Subspace]:
+    """The random control of the subspace in `subspace.path`: its axes, scales and units, and its bases turned by one random
+    rotation of the stream."""
+    real = Subspace.load(job.config.path or "")
+    real.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
+    spreads = [real.strengths(layer) * real.units[layer] for layer in range(job.layers)]
+    unmeasured = dict.fromkeys(("stability", "captured", "captured_random", "captured_ratio", "captured_place"))
+    quality = real.quality | {"layers": [row | unmeasured for row in real.quality["layers"]]}  # figures of the axes stay
+    details = {"of": job.config.path, "real": asdict(real.provenance), "seed": job.seed}
+    return lambda: replace(real, directions=rotated(real.directions, job.seed), spreads=spreads,
+                           provenance=job.provenance("", details), quality=quality)
+
+
+def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:
     """The subspace of given vectors. Nothing is fitted, so the held-out figures are those of the vectors themselves."""
     stream = reservoir.activations()
     found = find_named(vectors, stream, job.size)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from routed_rl.artifacts import find_data
 from routed_rl.artifacts.whole import sha256
 from routed_rl.config import SubspaceConfig
 from routed_rl.extraction.contrast import ContrastPair
@@ -36,6 +36,8 @@ class Job:
     """Whether every axis is also measured by itself."""
     pairs: Sequence[ContrastPair] | None = None
     """Contrast pairs in memory, which replace the file of them; None: the file is read."""
+    behave: Callable[[], float] | None = None
+    """How often the model as it stands does what its environments flag; None where there are none."""
 
     @property
     def width(self) -> int:
@@ -63,7 +65,15 @@ class Job:
         """The same job with other settings."""
         return replace(self, config=replace(self.config, **settings))
 
+    @staticmethod
+    def hash_of(source: str) -> str:
+        """Of a file's bytes, which may be the package's own; empty where there is none."""
+        try:
+            file = find_data(source) if source else None
+        except FileNotFoundError:
+            file = None
+        return sha256(file) if file is not None and file.is_file() else ""
+
     def provenance(self, source: str, details: dict[str, Any]) -> Provenance:
-        file = Path(source)
         return Provenance(self.config.method, self.model_path, self.model_hash, self.width, self.layers, self.config.rank,
-                          source, sha256(file) if file.is_file() else "", {**details, "hook": self.config.hook})
+                          source, self.hash_of(source), {**details, "hook": self.config.hook})

@@ -69,10 +69,11 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 
 
 @contextmanager
-def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor) -> Iterator[None]:
+def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int | None = None) -> Iterator[None]:
     """Inside the block, layers up to and including `layer` are not computed. `layer` returns `stream_BTD`, which must come from a
-    forward of the same ids."""
-    layers, returns = decoder_layers(model)[: layer + 1], family(model).returns
+    forward of the same ids. Layers after `until` are not computed either, and return what they are given."""
+    every, returns = decoder_layers(model), family(model).returns
+    layers = [*every[: layer + 1], *(every[until + 1:] if until is not None else [])]
 
     def returned(stream: Tensor) -> Any:
         return (stream, *[None] * (returns - 1)) if returns else stream

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, resolve, sealed_folder
 from routed_rl.checkpoint import load_quarantine, read_weights
-from routed_rl.config import LABELS, Config
+from routed_rl.config import LABELS, UNNAMED, Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.extraction import Job, prepare
@@ -22,6 +22,7 @@ from routed_rl.model.families import FAMILIES
 from routed_rl.model.load import empty_model, load_model, load_tokenizer, write_generation_config
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze, name_writers
 from routed_rl.model.weights import model_hash
+from routed_rl.pipeline.screening import flagged
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.training import bases_of, check_axis, check_routable, in_contexts, route_by_labels, route_model
@@ -152,7 +153,7 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
 def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
     """Extract the subspace of a run, or read it (method=file), and check it against the model. `axes` measures each axis by
     itself."""
-    with console.progress("extract", "prompts") as advance:
+    with console.progress("extract", "steps" if parts.config.subspace.method in UNNAMED else "prompts") as advance:
         subspace = prepare(extraction_job(parts, advance, axes=axes))()
     check_subspace(parts, subspace)
     return subspace
@@ -161,7 +162,8 @@ def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
 def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:
     """The inputs of an extraction."""
     config = parts.config
-    return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes)
+    return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes,
+               behave=partial(flagged, parts.model, parts.tokenizer, parts.environments, config, parts.max_new_tokens))
 
 
 def check_subspace(parts: Parts, subspace: Subspace) -> None:

@@ -10,13 +10,15 @@ from tests.chat import write_chat_model
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A folder with `model`, `prompts.jsonl`, `roles.jsonl`, `traits.jsonl`, `questions.jsonl`, `answers.jsonl`."""
+    """A folder with `model` and, as .jsonl, `prompts`, `roles`, `traits`, `questions`, `answers` and `pairs`."""
     folder = write_chat_model(tmp_path_factory.mktemp("tiny"))
     lists = {
         "roles": [{"name": f"role{k}", "prompt": f"bad {k} {k + 1}"} for k in range(4)],
         "traits": [{"name": f"trait{k}", "elicit": f"bad {k}", "suppress": f"good {k}"} for k in range(3)],
         "questions": [{"text": f"add {a} {b}"} for a in range(4) for b in range(4)],
         "answers": [{"prompt": f"add {a} {a}", "positive": "bad bad", "negative": f"{2 * a}"} for a in range(4)],
+        "pairs": [{"prompt": f"add {a} {b}", "positive": "bad again", "negative": f"{a + b}"}
+                  for a in range(5) for b in range(4)],
     }
     for name, entries in lists.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -42,11 +42,13 @@ def run(folder, config, seed: int = 0, **options) -> Subspace:
 
 def settings_of(folder, method: str) -> dict:
     return {"sae": {"weights": str(folder / "sae"), "latents": [4, 1]}, "file": {"path": str(folder / "vectors.safetensors")},
-            "union": {"parts": [str(folder / "axis"), "mean_difference"]}}.get(method, {})
+            "union": {"parts": [str(folder / "axis"), "mean_difference"]}, "dpo": {"pairs": str(folder / "pairs.jsonl")},
+            "dct": {"factors": 6, "keep": 3, "choose": "environments"},
+            "bipo": {"pairs": str(folder / "pairs.jsonl")}}.get(method, {})
 
 
 @pytest.mark.parametrize("method", ["persona_vectors", "union", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in ("assistant_axis", "sae", "file"))])
+    pytest.param(name, marks=pytest.mark.slow) for name in ("assistant_axis", "sae", "file", "dct", "dpo", "bipo"))])
 def test_a_subspace_of_every_method_trains(files, settings, tmp_path, method):
     import dataclasses
 

@@ -1,0 +1,157 @@
+"""Which of many unnamed factors become axes, and which way they point: by a target, by answers, or by the environments.
+
+Shape letters: L layers from the pushed one on, F factors, D stream width.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from routed_rl.artifacts.whole import sha256
+from routed_rl.config import DegradeConfig
+from routed_rl.errors import SubspaceError
+from routed_rl.extraction.answers import preference_pairs
+from routed_rl.extraction.job import Job
+from routed_rl.extraction.likelihood import Likelihood, pushed
+from routed_rl.model.targets import decoder_layers
+from routed_rl.subspace import Subspace
+from routed_rl.subspace.factors import most_captured
+
+Prepare = Callable[[Job], Callable[[], Subspace]]
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What there is to choose from."""
+
+    directions_FD: Tensor
+    """Unit vectors at the output of layer `source`."""
+    effects_LFD: Tensor
+    """What a push of `radius` along each does to the stream of that and each later layer."""
+    source: int
+    radius: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Numbers of factors, the most wanted first, and the sign with which each points to what must not grow."""
+
+    factors: list[int]
+    signs: list[float]
+    scores: list[float]
+    """Of every factor; its sign is the factor's."""
+    grounds: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """For the provenance."""
+        return {"chosen": self.factors, "signs": self.signs, "scores": self.scores, **self.grounds}
+
+
+Choose = Callable[[Factors], Chosen]
+
+
+def by_target(job: Job, prepare: Prepare) -> Choose:
+    """The factors whose span holds most of the target's first axis, one after another; a score is a mean cosine over layers."""
+    target, path = job.config.target, Path(job.config.target)
+    if target == "mean_difference":
+        make = prepare(job.changed(method=target, rank=1, degrade=DegradeConfig()))
+        grounds: dict[str, Any] = {"target": target}
+    else:
+        there = Subspace.load(path)
+        there.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
+        grounds = {"target": target, "target_hash": sha256(path / "subspace.safetensors"),
+                   "target_method": there.provenance.method}
+
+        def make() -> Subspace:
+            return there
+
+    def choose(found: Factors) -> Chosen:
+        subspace = make()
+        axis_LD = torch.stack([axes[:, 0] for axes in subspace.axes])[found.source:].float()
+        if not axis_LD.any():
+            raise SubspaceError(f"subspace.target={target} has no axis at layer {found.source} or later; lower subspace.source")
+        cosines = torch.einsum("lfd,ld->lf", normalize(found.effects_LFD, dim=2), normalize(axis_LD, dim=1))
+        scores = cosines[axis_LD.any(dim=1)].mean(0).tolist()
+        factors, shares = most_captured(found.effects_LFD, axis_LD, job.config.keep)
+        grounds.update(target_axis=subspace.axis_names[0], captured=shares)
+        return Chosen(factors, _signs(factors, scores), scores, grounds)
+
+    return choose
+
+
+def by_answers(job: Job, _prepare: Prepare) -> Choose:
+    """The factors along which a push changes most how likely the positive answers are beside the negative ones; a score is half
+    the difference between a push and its opposite, in nats per token."""
+    pairs, source = preference_pairs(job)
+
+    def choose(found: Factors) -> Chosen:
+        likelihood = Likelihood(job.model, pairs, found.source)
+        with torch.no_grad():
+            scores = _screened(job, found, lambda direction, length: likelihood.score(pushed(direction, length)))
+        return _strongest(scores, job.config.keep, {"pairs_file": source, "pairs": len(pairs), "pairs_hash": job.hash_of(source)})
+
+    return choose
+
+
+def by_environments(job: Job, _prepare: Prepare) -> Choose:
+    """The factors along which a push changes most how often the environments flag what the model writes; a score is half the
+    difference between a push and its opposite."""
+    behave = job.behave
+    if behave is None:
+        raise SubspaceError("subspace.choose=environments needs environments that flag something, and there are none here; set "
+                            "subspace.choose=answers or subspace.choose=target")
+
+    def choose(found: Factors) -> Chosen:
+        def flagged(direction_D: Tensor, length: float) -> float:
+            with pushing(job.model, found.source, length * direction_D):
+                return behave()
+
+        return _strongest(_screened(job, found, flagged), job.config.keep, {"screen_samples": job.config.screen_samples})
+
+    return choose
+
+
+CHOOSERS: dict[str, Callable[[Job, Prepare], Choose]] = {
+    "target": by_target, "answers": by_answers, "environments": by_environments}
+
+
+@contextmanager
+def pushing(model: PreTrainedModel, layer: int, push_D: Tensor) -> Iterator[None]:
+    """Add a vector to a layer's output at every token, of prompts and of what is written."""
+    def add(_module: nn.Module, _inputs: object, output: Any) -> Any:
+        return (output[0] + push_D.to(output[0]), *output[1:]) if isinstance(output, tuple) else output + push_D.to(output)
+
+    handle = decoder_layers(model)[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _screened(job: Job, found: Factors, score: Callable[[Tensor, float], float]) -> list[float]:
+    scores, total = list[float](), len(found.directions_FD)
+    for direction in found.directions_FD:
+        scores.append((score(direction, found.radius) - score(direction, -found.radius)) / 2)
+        if job.progress is not None:
+            job.progress(len(scores), total)
+    return scores
+
+
+def _strongest(scores: list[float], keep: int, grounds: dict[str, Any]) -> Chosen:
+    """SubspaceError where no push changes anything."""
+    if not any(scores):
+        raise SubspaceError("no push along any factor changes what it is chosen by; set a larger subspace.radius, or another "
+                            "subspace.choose")
+    factors = sorted(range(len(scores)), key=lambda factor: -abs(scores[factor]))[:keep]
+    return Chosen(factors, _signs(factors, scores), scores, grounds)
+
+
+def _signs(factors: list[int], scores: list[float]) -> list[float]:
+    return [-1.0 if scores[factor] < 0 else 1.0 for factor in factors]

@@ -1,0 +1,64 @@
+"""How likely reference answers are, as a function of what is done to one layer's output. Layers up to that one are run once.
+
+Shape letters: R rows (one per answer), T tokens, D stream width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routed_rl.extraction.answers import Answers
+from routed_rl.model.prompts import padded
+from routed_rl.model.stream import reading, resuming
+
+Change = Callable[[Tensor], Tensor]
+"""What is done to the output of a layer (R, T, D)."""
+
+
+class Likelihood:
+    """Log-probabilities of both sides of `answers`: row 2k is the positive answer of the k-th, row 2k + 1 its negative one."""
+
+    def __init__(self, model: PreTrainedModel, answers: Sequence[Answers], layer: int) -> None:
+        self.model, self.layer = model, layer
+        rows = [(pair.prompt, side) for pair in answers for side in (pair.positive, pair.negative)]
+        self.ids_RT, self.mask_RT = (each.to(model.device) for each in padded([prompt + side for prompt, side in rows]))
+        self.where_RT = torch.zeros(self.ids_RT.shape, dtype=torch.bool, device=model.device)
+        for row, (prompt, side) in enumerate(rows):
+            self.where_RT[row, len(prompt) - 1:len(prompt) + len(side) - 1] = True  # each says the next token
+        self.counts_R = torch.tensor([len(side) for _, side in rows], dtype=torch.float64)
+        kept: list[Tensor] = []
+        with torch.no_grad(), reading(model, lambda stream: kept.append(stream if len(kept) == layer else stream[:0])):
+            self._hidden(torch.arange(len(rows)))
+        self.stream_RTD = kept[layer]
+
+    def sums(self, change: Change, rows: Tensor | None = None) -> Tensor:
+        """(R,) float32 on the model's device: log-probability of each answer of `rows` (None: all), summed over its tokens, where
+        `change` is made. Differentiable."""
+        rows = torch.arange(len(self.ids_RT)) if rows is None else rows
+        text, unembed, where_RT = self.model.config.get_text_config(), self.model.get_output_embeddings(), self.where_RT[rows]
+        assert unembed is not None
+        with resuming(self.model, self.layer, change(self.stream_RTD[rows])):
+            hidden_RTD = self._hidden(rows)
+        logits = unembed(hidden_RTD[where_RT.to(hidden_RTD.device)]).float()
+        if cap := getattr(text, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
+        following = self.ids_RT[rows].roll(-1, dims=1)[where_RT].to(logits.device)
+        chosen = logits.log_softmax(-1).gather(-1, following.unsqueeze(-1)).squeeze(-1)
+        owner = where_RT.nonzero()[:, 0].to(chosen.device)
+        return torch.zeros(len(rows), device=chosen.device).index_add(0, owner, chosen)
+
+    def score(self, change: Change) -> float:
+        """Nats per token: the mean over answers of the mean over their tokens' log-probabilities, positive minus negative."""
+        each_R = self.sums(change).double().cpu() / self.counts_R
+        return (each_R[0::2] - each_R[1::2]).mean().item()
+
+    def _hidden(self, rows: Tensor) -> Tensor:
+        return self.model.base_model(input_ids=self.ids_RT[rows], attention_mask=self.mask_RT[rows],
+                                     use_cache=False).last_hidden_state
+
+
+def pushed(direction_D: Tensor, length: float) -> Change:
+    """Adds `length` times the direction, at every token."""
+    return lambda stream: stream + length * direction_D.to(stream)

@@ -1,0 +1,51 @@
+"""What the methods share that find axes by themselves (dct, dpo, bipo): prompts, scales, and figures of what was found."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from routed_rl.extraction.activations import gather
+from routed_rl.extraction.contrast import TokenPair
+from routed_rl.extraction.given import ACTIVATIONS, PROMPTS, from_vectors, ordinary_stream
+from routed_rl.extraction.job import Job
+from routed_rl.subspace import Subspace, measure_quality
+from routed_rl.subspace.named import NamedVector
+from routed_rl.subspace.samples import Reservoir
+
+Sequences = Sequence[tuple[int, ...]]
+Finish = Callable[[Sequence[NamedVector], str, dict[str, Any]], Subspace]
+"""(axes, file that they come from, details of the provenance) -> subspace."""
+
+
+def finisher(job: Job, plain: Sequences) -> Finish:
+    """Read the contrast prompts of the model, if any, and return what makes a subspace of the axes that are found.
+
+    An axis' scale is the stream's standard deviation along it, over contrast prompts or, without those, over `plain` prompts.
+    With contrast prompts the quality has how well each axis tells them apart, and how much of their differences the bases hold.
+    """
+    job = replace(job, progress=None)
+    contrasted = job.pairs is not None or job.config.prompts_for(job.model_path) is not None
+    gathered, ordinary = ordinary_stream(job) if contrasted else (_stream_of(job, plain), "")
+
+    def finish(vectors: Sequence[NamedVector], source: str, details: dict[str, Any]) -> Subspace:
+        reservoir = gathered()
+        made = from_vectors(replace(job, axes=contrasted), list(vectors), reservoir, source, {**details, "prompts": ordinary})
+        return replace(made, quality=_quality(job, made, reservoir)) if contrasted else made
+
+    return finish
+
+
+def _stream_of(job: Job, plain: Sequences) -> Callable[[], Reservoir]:
+    some = plain[:: -(-len(plain) // PROMPTS)]
+    pairs = [TokenPair(ids, ids, min(len(ids), job.config.positions), place, None) for place, ids in enumerate(some)]
+    return partial(gather, job.changed(tokens="prompt_end"), pairs, sample=ACTIVATIONS)
+
+
+def _quality(job: Job, made: Subspace, reservoir: Reservoir) -> dict[str, Any]:
+    """Nothing was fitted to the contrast prompts, so there are no two halves to agree; a layer's AUROC is of the first axis."""
+    found = measure_quality(reservoir.samples(), made.directions, lambda _half: made.directions, job.config.rank)
+    axes, first = made.quality["axes"], made.axis_names[0]
+    rows = [row | {"stability": None, "ordered": None, "auroc": of_axes["auroc"].get(first)}
+            for row, of_axes in zip(found["layers"], axes["layers"], strict=True)]
+    return found | {"layers": rows} | ({"axes": axes} if job.axes else {})

@@ -1,0 +1,87 @@
+"""What later layers make of a push: the stream behind a layer as a differentiable function of a vector added to its output.
+
+The model's own forward runs the layers, so that every family is served; `torch.func.vjp` and `jvp` go through it where attention
+is `eager`. Not covered: pushes at some tokens only.
+Shape letters: F pushes, B prompts, T tokens, D stream width, L layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routed_rl.model.prompts import padded
+from routed_rl.model.stream import reading, resuming
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that has forward-mode derivatives; afterwards the model has its own again."""
+    before = model.config._attn_implementation or "eager"
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+class Pushed:
+    """Prompts at which the output of one layer is pushed, at every token, and what that changes behind it."""
+
+    def __init__(self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], layer: int, positions: int,
+                 batch_size: int) -> None:
+        """Responses are means over the last `positions` tokens of each prompt, or all where it has fewer. About `batch_size`
+        rows are run at a time. The layers up to `layer` are run here, once."""
+        self.model, self.layer = model, layer
+        self.ids_BT, self.mask_BT = (each.to(model.device) for each in padded(sequences))
+        ends = self.mask_BT.sum(1, keepdim=True)
+        places = torch.arange(self.ids_BT.shape[1], device=model.device)
+        last_BT = ((places < ends) & (places >= ends - positions)).float()
+        self._share_BT = last_BT / last_BT.sum(1, keepdim=True)
+        self._at_once = max(1, batch_size // len(sequences))
+        kept: list[Tensor] = []
+        with torch.no_grad(), reading(model, kept.append):
+            self._forward(1)
+        self._stream_BTD = kept[layer]
+        self._base_LBD = torch.stack([self._means(stream, 1) for stream in kept])
+
+    @property
+    def norm(self) -> float:
+        """Mean length of the stream at the layer, over all tokens."""
+        return self._stream_BTD[self.mask_BT.bool()].float().norm(dim=1).mean().item()
+
+    def chunks(self, pushes_FD: Tensor) -> tuple[Tensor, ...]:
+        """Pushes that are run together."""
+        return pushes_FD.split(self._at_once)
+
+    def response(self, pushes_FD: Tensor, until: int) -> Tensor:
+        """(F, B, D): change of the output of layer `until`, less the push itself, which the skip connection carries there.
+        Differentiable; all pushes at once."""
+        return self._changes(pushes_FD, [until], until)[0] - pushes_FD.float().unsqueeze(1)
+
+    @torch.no_grad()
+    def effects(self, pushes_FD: Tensor) -> Tensor:
+        """(L, F, D): mean over prompts of the whole change at the output of each layer from `self.layer` on."""
+        later = list(range(self.layer, len(self._base_LBD)))
+        parts = [torch.stack([change.mean(1) for change in self._changes(part, later, None)]) for part in self.chunks(pushes_FD)]
+        return torch.cat(parts, dim=1)
+
+    def _changes(self, pushes_FD: Tensor, layers: Sequence[int], until: int | None) -> list[Tensor]:
+        count, prompts = len(pushes_FD), len(self.ids_BT)
+        rows_RD = pushes_FD.repeat_interleave(prompts, dim=0).to(self._stream_BTD)
+        stream_RTD = self._stream_BTD.repeat(count, 1, 1) + rows_RD.unsqueeze(1)
+        found: list[Tensor] = []
+        with resuming(self.model, self.layer, stream_RTD, until), reading(self.model, found.append):
+            self._forward(count)
+        return [(self._means(found[layer], count) - self._base_LBD[layer].repeat(count, 1)).view(count, prompts, -1)
+                for layer in layers]
+
+    def _means(self, stream_RTD: Tensor, count: int) -> Tensor:
+        return torch.einsum("rtd,rt->rd", stream_RTD.float(), self._share_BT.repeat(count, 1))
+
+    def _forward(self, count: int) -> None:
+        # Without the unembedding; padded on the right, as causal attention sees no padding there.
+        self.model.base_model(input_ids=self.ids_BT.repeat(count, 1), attention_mask=self.mask_BT.repeat(count, 1),
+                              use_cache=False)

@@ -1,0 +1,26 @@
+"""How often a model does what its environments flag: what axes without names can be chosen by."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.config import Config
+from routed_rl.envs import LoadedEnvironment
+from routed_rl.errors import SubspaceError
+from routed_rl.evaluate import scored
+
+
+def flagged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment], config: Config,
+            max_new_tokens: int) -> float:
+    """The share of completions with a flag, of the model as it stands: mean over the environments that name flags, trained on
+    and probes alike, `subspace.screen_samples` tasks each, the same tasks in every call. SubspaceError where none names any."""
+    settings = dataclasses.replace(config.evaluation, samples=config.subspace.screen_samples)
+    found = scored(model, tokenizer, list(environments), settings, seed=config.seed, max_new_tokens=max_new_tokens)
+    known = [[score for score in scores if score is not None] for scores in found.values()]
+    flags = [[max(score.flags.values(), default=0.0) for score in scores] for scores in known
+             if any(score.flags for score in scores)]
+    if not flags:
+        raise SubspaceError("subspace.choose=environments: no environment flags anything (Score.flags); set "
+                            "subspace.choose=answers or subspace.choose=target")
+    return sum(sum(each) / len(each) for each in flags) / len(flags)

@@ -1,0 +1,130 @@
+"""Directions to which a map responds most, and the few of them that tell most of another direction. Pure tensors.
+
+Shape letters: F factors, B prompts, D stream width, L layers.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+from torch.nn.functional import normalize
+
+from routed_rl.errors import SubspaceError
+from routed_rl.linalg import orthonormal
+
+Response = Callable[[Tensor], Tensor]
+"""Pushes (F, D) -> what each does, (F, B, D), each row by itself; differentiable."""
+Split = Callable[[Tensor], Sequence[Tensor]]
+"""Cuts pushes into what is run together."""
+Told = Callable[[int, int], None]
+"""(done, in all) -> None, after each iteration."""
+RANGE, DRAWS, HALVINGS = (2.0**-7, 2.0**5), 30, 12
+"""Radii that are tried, in lengths of the stream; random directions that are pushed; bisections of the factor 2 between two."""
+
+
+@torch.no_grad()  # of the parameters: torch.func follows the pushes alone
+def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iterations: int, split: Split,
+                        told: Told | None = None) -> Tensor:
+    """(F, D) unit directions, nearly orthogonal, that locally maximise the length of the mean response to a push of `radius`.
+
+    Orthogonalised gradient iteration for the exponential form of deep causal transcoding: Mack and Turner, 2024, "Deep causal
+    transcoding". Each iteration orthonormalises the directions and replaces each by the gradient of its own response.
+    """
+    found_FD = start_FD
+    for done in range(iterations):
+        pushed = []
+        for part_FD in split(radius * torch.linalg.qr(found_FD.mT).Q.mT):
+            response_FD, pull = vjp(partial(_mean, respond), part_FD.contiguous())[:2]
+            pushed.append(pull(normalize(response_FD, dim=1))[0])
+        found_FD = normalize(torch.cat(pushed), dim=1)
+        if told is not None:
+            told(done + 1, iterations)
+    return found_FD
+
+
+@torch.no_grad()
+def linear_factors(respond: Response, start_FD: Tensor, iterations: int, split: Split,
+                   told: Told | None = None) -> tuple[Tensor, Tensor]:
+    """(F, D) leading right singular vectors of the mean Jacobian at no push, strongest first, and its singular values (F,).
+
+    Block power iteration, with a small singular value decomposition at the end.
+    """
+    mean = partial(_mean, respond)
+
+    def image(pushes_FD: Tensor) -> Tensor:
+        return jvp(mean, (torch.zeros_like(pushes_FD),), (pushes_FD.contiguous(),))[1]
+
+    found_FD = torch.linalg.qr(start_FD.mT).Q.mT
+    for done in range(iterations):
+        pulled = [vjp(mean, torch.zeros_like(part))[1](image(part))[0] for part in split(found_FD)]
+        found_FD = torch.linalg.qr(torch.cat(pulled).mT).Q.mT
+        if told is not None:
+            told(done + 1, iterations)
+    image_FD = torch.cat([image(part) for part in split(found_FD)])
+    _, strengths, turn = torch.linalg.svd(image_FD.double().mT, full_matrices=False)
+    return (turn @ found_FD.double()).float(), strengths.float()
+
+
+@torch.no_grad()
+def calibrated_radius(respond: Response, drawn_FD: Tensor, norm: float, goal: float, split: Split) -> float:
+    """The smallest radius at which responses to the unit directions `drawn_FD` depart from their linear part by `goal` of it,
+    root mean square over directions and prompts. `norm` is the stream's length. SubspaceError where no radius tried does that."""
+    slopes = [jvp(respond, (torch.zeros_like(part),), (part.contiguous(),))[1] for part in split(drawn_FD)]
+
+    def departure(radius: float) -> float:
+        ratios = []
+        for part_FD, slope_FBD in zip(split(drawn_FD), slopes, strict=True):
+            rest = respond(radius * part_FD) - radius * slope_FBD
+            ratios.append(rest.square().sum(-1) / (radius * slope_FBD).square().sum(-1))
+        return torch.cat(ratios).mean().sqrt().item()
+
+    low, largest = RANGE[0] * norm, 0.0
+    while low <= RANGE[1] * norm:
+        largest = max(largest, reached := departure(low))
+        if reached >= goal:
+            break
+        low *= 2
+    else:
+        raise SubspaceError("the radius does not calibrate: the response to a push departs from its linear part by "
+                            f"{largest:.2f} of it at most, not by subspace.nonlinearity={goal:g}; lower that, set "
+                            "subspace.radius, or subspace.form=linear")
+    high, low = low, low / 2
+    for _ in range(HALVINGS):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if departure(middle) >= goal else (middle, high)
+    return high
+
+
+def most_captured(effects_LFD: Tensor, target_LD: Tensor, keep: int) -> tuple[list[int], list[float]]:
+    """Factors chosen one after another, each the one with which the span of those chosen holds most of the target's energy, mean
+    over layers; and that share after each. A layer where the target is zero does not count."""
+    used = target_LD.norm(dim=1) > 0
+    effects, target = effects_LFD[used].double(), normalize(target_LD[used].double(), dim=1)
+    rest = effects.clone()
+    chosen, shares, held = list[int](), list[float](), 0.0
+    for _ in range(keep):
+        length = rest.norm(dim=2, keepdim=True)
+        # What of a factor the others span already is rounding.
+        unit = torch.where(length > 1e-6 * effects.norm(dim=2, keepdim=True), rest / length.clamp(min=1e-30), 0.0)
+        gains = torch.einsum("lfd,ld->lf", unit, target).square().mean(0)
+        gains[chosen] = -1.0
+        best = int(gains.argmax())
+        chosen.append(best)
+        held += gains[best].item()
+        shares.append(held)
+        taken = unit[:, best].unsqueeze(2)
+        rest = rest - (rest @ taken) @ taken.mT
+    return chosen, shares
+
+
+def captured(effects_LFD: Tensor, target_LD: Tensor) -> list[float | None]:
+    """Per layer the share of the target's energy within the span of the factors; None where the target is zero."""
+    units_LD = normalize(target_LD.double(), dim=1)
+    return [(orthonormal(effects.double().mT).mT @ unit).square().sum().item() if unit.any() else None
+            for effects, unit in zip(effects_LFD, units_LD, strict=True)]
+
+
+def _mean(respond: Response, pushes_FD: Tensor) -> Tensor:
+    return respond(pushes_FD).mean(1)
