@@ -5,7 +5,7 @@ Shape letters: L layers from the pushed one on, F factors, D stream width.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
     """The factors whose span holds most of the target's first axis, one after another; a score is a mean cosine over layers."""
     target, path = job.config.target, Path(job.config.target)
     if target == "mean_difference":
-        make = prepare(job.changed(method=target, rank=1, degrade=DegradeConfig()))
+        make = prepare(replace(job, progress=None).changed(method=target, rank=1, degrade=DegradeConfig()))
         grounds: dict[str, Any] = {"target": target}
     else:
         there = Subspace.load(path)

@@ -5,6 +5,7 @@ Shape letters: L layers from the pushed one on, F factors, D stream width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,16 +41,21 @@ def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
         with eval_mode(job.model), eager_attention(job.model):
             factors, details = _factors(job, plain, source, until)
             chosen = choose(factors)
-        vectors = [NamedVector(f"dct_{factor}", {source + place: sign * effect for place, effect in
-                                                 enumerate(factors.effects_LFD[:, factor])}, {})
-                   for factor, sign in zip(chosen.factors, chosen.signs, strict=True)]
+        vectors = [_axis(factors, factor, sign) for factor, sign in zip(chosen.factors, chosen.signs, strict=True)]
         return finish(vectors, file, {**details, "source": source, "until": until, "plain": len(plain), "seed": job.seed,
                                       "positions": config.positions, "chosen_by": config.choose, **chosen.record()})
 
     return make
 
 
-def _factors(job: Job, plain: Sequences, source: int, until: int) -> tuple[Factors, dict[str, object]]:
+def _axis(factors: Factors, factor: int, sign: float) -> NamedVector:
+    """A length of 1 along it is what the push does."""
+    effects = dict(enumerate(factors.effects_LFD[:, factor], start=factors.source))
+    return NamedVector(f"dct_{factor}", {layer: sign * effect for layer, effect in effects.items()},
+                       {layer: effect.norm().item() for layer, effect in effects.items()})
+
+
+def _factors(job: Job, plain: Sequences, source: int, until: int) -> tuple[Factors, dict[str, Any]]:
     config, generator = job.config, torch.Generator().manual_seed(job.seed)
     pushed = Pushed(job.model, plain, source, config.positions, config.batch_size)
 

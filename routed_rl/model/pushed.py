@@ -19,7 +19,7 @@ from routed_rl.model.stream import reading, resuming
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Attention that has forward-mode derivatives; afterwards the model has its own again."""
-    before = model.config._attn_implementation or "eager"
+    before = getattr(model.config, "_attn_implementation", None) or "eager"
     model.set_attn_implementation("eager")
     try:
         yield

@@ -1,7 +1,8 @@
 """How often a model does what its environments flag: what axes without names can be chosen by."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +19,7 @@ def flagged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environm
     settings = dataclasses.replace(config.evaluation, samples=config.subspace.screen_samples)
     found = scored(model, tokenizer, list(environments), settings, seed=config.seed, max_new_tokens=max_new_tokens)
     known = [[score for score in scores if score is not None] for scores in found.values()]
-    flags = [[max(score.flags.values(), default=0.0) for score in scores] for scores in known
+    flags = [[float(any(cast(Mapping[str, bool], score.flags).values())) for score in scores] for scores in known
              if any(score.flags for score in scores)]
     if not flags:
         raise SubspaceError("subspace.choose=environments: no environment flags anything (Score.flags); set "
