@@ -29,12 +29,12 @@ Prepare = Callable[[Job], Callable[[], Subspace]]
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What there is to choose from."""
+    """Directions without names, and the changes that pushes along them make."""
 
     directions_FD: Tensor
     """Unit vectors at the output of layer `source`."""
     effects_LFD: Tensor
-    """What a push of `radius` along each does to the stream of that and each later layer."""
+    """Changes of the stream at that layer and each later one when it is pushed by `radius` along each direction."""
     source: int
     radius: float
 
@@ -46,11 +46,11 @@ class Chosen:
     factors: list[int]
     signs: list[float]
     scores: list[float]
-    """Of every factor; its sign is the factor's."""
+    """The score of every factor; the sign of the score is the sign of the factor."""
     grounds: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """For the provenance."""
+        """The fields of the provenance."""
         return {"chosen": self.factors, "signs": self.signs, "scores": self.scores, **self.grounds}
 
 

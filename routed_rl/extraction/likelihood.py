@@ -14,7 +14,7 @@ from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
 
 Change = Callable[[Tensor], Tensor]
-"""What is done to the output of a layer (R, T, D)."""
+"""Function from the output of a layer (R, T, D) to the changed output."""
 
 
 class Likelihood:

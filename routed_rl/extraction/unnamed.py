@@ -1,4 +1,4 @@
-"""What the methods share that find axes by themselves (dct, dpo, bipo): prompts, scales, and figures of what was found."""
+"""The common part of the methods that find axes by themselves (dct, dpo, bipo): the contrast prompts, scales, and quality."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

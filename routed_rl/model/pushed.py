@@ -1,4 +1,5 @@
-"""What later layers make of a push: the stream behind a layer as a differentiable function of a vector added to its output.
+"""The response of later layers to a push: the stream behind a layer, as a differentiable function of a vector that is added to
+the layer's output.
 
 The model's own forward runs the layers, so that every family is served; `torch.func.vjp` and `jvp` go through it where attention
 is `eager`. Not covered: pushes at some tokens only.

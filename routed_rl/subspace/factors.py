@@ -15,9 +15,9 @@ from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal
 
 Response = Callable[[Tensor], Tensor]
-"""Pushes (F, D) -> what each does, (F, B, D), each row by itself; differentiable."""
+"""Pushes (F, D) -> the change that each makes, (F, B, D), each row by itself; differentiable."""
 Split = Callable[[Tensor], Sequence[Tensor]]
-"""Cuts pushes into what is run together."""
+"""Cuts pushes into the parts that are run together."""
 Told = Callable[[int, int], None]
 """(done, in all) -> None, after each iteration."""
 RANGE, DRAWS, HALVINGS = (2.0**-7, 2.0**5), 30, 12
