@@ -90,10 +90,12 @@ def _written(value: Any) -> str:
 
 @cache
 def _meanings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, in one line."""
+    """The string below each field of a dataclass, in one line; a field that the class inherits has that of its own class."""
     tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
-    found: dict[str, str] = {}
+    found = dict[str, str]()
+    for base in filter(dataclasses.is_dataclass, cls.__bases__):
+        found |= _meanings(base)
     for field, below in zip(body, body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr) \
                 and isinstance(below.value, ast.Constant):
