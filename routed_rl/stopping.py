@@ -1,6 +1,7 @@
-"""SIGTERM and SIGUSR1 to a run: it ends its step, writes a checkpoint and exits. Outside of steps it exits at once. So does it
-after a second signal, and a process that does not listen ends at the first, as usual."""
+"""SIGTERM, SIGUSR1 and Ctrl-C to a run: it ends its step, writes a checkpoint and exits. Outside of steps it exits at once. So
+does it after a second signal, and a process that does not listen ends at the first, as usual."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from types import FrameType
 from routed_rl.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+WAIT = b"\nends this step and writes a checkpoint; Ctrl-C once more ends at once, without one\n"
 PARENT = "ROUTED_RL_PARENT"
 """Environment variable with the id of the process that started a worker. The worker must end when that process ends."""
 
@@ -25,7 +27,7 @@ class Stop:
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block. It must be called in the main thread."""
         self.asked = None
-        before = {each: signal.signal(each, self._handle) for each in SIGNALS}
+        before = {each: signal.signal(each, self._handle) for each in (*SIGNALS, signal.SIGINT)}
         try:
             yield
         finally:
@@ -44,7 +46,11 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._stepping and self.asked is None:
             self.asked = number
+            if number == signal.SIGINT:
+                os.write(2, WAIT)
             return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Stopped(f"stopped by {signal.Signals(number).name}", number)
 
 

@@ -171,7 +171,8 @@ def told_to_stop(config, number):
     return None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+                                    pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_resume_goes_on_bit_for_bit(parts, tmp_path, number):
     whole = on_ranks(pipeline.train, own_config(parts, tmp_path / "whole", trainer={"max_steps": 4}), [], world=1)[0]
     config = own_config(parts, tmp_path / "run", trainer={"max_steps": 4})
@@ -181,6 +182,17 @@ def test_a_signal_saves_the_step_and_resume_goes_on_bit_for_bit(parts, tmp_path,
     assert RunFolder(tmp_path / "run").steps() == [2, 3]
     on_ranks(pipeline.resume, str(tmp_path / "run"), [], no_compose, world=1)
     assert_same(tmp_path / "run", whole)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_so_does_one_outside_of_steps(capfd):
+    with STOP.listening():
+        with STOP.stepping():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert STOP.asked == signal.SIGINT and "Ctrl-C once more ends at once" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def start(parts: Path, out: Path) -> subprocess.Popen:

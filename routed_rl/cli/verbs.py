@@ -17,6 +17,9 @@ def option(*names: str, **declared: Any) -> Option:
     return names, declared
 
 
+MATTER = ("the settings that matter most: model.path=FOLDER_OR_HUB_NAME, env=MIX or env.NAME.path=FILE.py:Class, "
+          "subspace=METHOD with subspace.prompts=FILE.jsonl, routing=none|observe|route|erase, trainer.max_steps=N; "
+          "`routed-rl settings WORD` explains them all")
 CONFIG = option("--config", metavar="FILE.yaml", help="settings in a file of yours; those on the command line come after them")
 
 
@@ -30,7 +33,7 @@ STEP = option("--step", type=int, metavar="N", help="the checkpoint of this step
 ENV = option("--env", action="append", metavar="NAME[,NAME]", help="only these environments; may be repeated")
 JSON = option("--json", metavar="FILE", help="write the numbers there")
 KEEP = option("--keep", action="extend", nargs="+", metavar="ENV=SHARE",
-              help="with this share of an environment's part, 0 to 1 or auto; of several")
+              help="keep this share of an environment's part: 0 to 1, or auto; several may follow")
 MERGE = option("--merge", action="store_true", help="where a LoRA was trained: merge it into its base model")
 DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and write nothing")
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
@@ -57,24 +60,24 @@ VERBS: dict[str, Verb] = {
         overrides(), CONFIG, option("--check", action="store_true", help="also measure whether the subspace is good"))),
     "evaluate": Verb("score a run's models, or one model, on environments", (
         option("target", metavar="RUN_OR_MODEL", help="a run folder, or a model as in model.path"), overrides(), CONFIG, ENV,
-        JSON, option("--engine", choices=("transformers", "vllm"), help="what generates; default: what the run used"), STEP,
+        JSON, option("--engine", choices=("transformers", "vllm"), help="what generates; default: the run's engine"), STEP,
         option("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only"), KEEP)),
     "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP, KEEP,
         option("--force", action="store_true", help="keep parts that move the stream towards the positive persona, too"), MERGE)),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", (
         RUN, option("--quarantine", metavar="DIR", help="where the PEFT adapter goes"),
-        option("--env", metavar="NAME", help="of the adapter, only the part this environment caused"),
+        option("--env", metavar="NAME", help="with --quarantine: only the part that this environment caused"),
         option("--policy", metavar="DIR", help="where the policy goes, as one plain model or one LoRA"), STEP,
-        option("--kept", metavar="DIR", help="of the adapter, only what a folder of `discard --keep` lacks"), MERGE)),
+        option("--kept", metavar="DIR", help="with --quarantine: only what a folder of `discard --keep` lacks"), MERGE)),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", (
         overrides(), CONFIG, option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
-        option("--out", required=True, metavar="DIR", help="one that already holds part of the runs is gone on with"), JOBS,
-        option("--labs", metavar="NAME[,NAME]", help="on each of these persona labs, built where they are not, with one table; "
-                                                     "all, or shipped,gpt2,.."),
+        option("--out", required=True, metavar="DIR", help="where the runs go; again, it goes on where it stopped"), JOBS,
+        option("--labs", metavar="NAME[,NAME]", help="compare on each of these persona labs, which are built first if need be, "
+                                                     "with one table: all, or shipped,gpt2,..."),
         option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
-        option("--detector", metavar="KEY=VALUE[,..]", help="of baseline.detector, for all arms: recall=.5; kind=probe"))),
+        option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector, for all arms: recall=.5, or kind=probe"))),
     "sweep": Verb("many runs with other settings, and which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), CONFIG, DRY_RUN)),
@@ -84,26 +87,26 @@ VERBS: dict[str, Verb] = {
         option("--blocks", type=int, default=8, metavar="N", help="groups of neighbouring layers, at most; default: 8"),
         ENV, STEP, JSON)),
     "filter": Verb("a run's completions that are fit to train on, and what was left out and why", (
-        RUN, option("--out", required=True, metavar="FILE", help="JSON lines; what is left out goes to FILE's .left_out.jsonl"),
+        RUN, option("--out", required=True, metavar="FILE", help="JSON lines; those left out go beside it, to .left_out.jsonl"),
         option("--detector", metavar="NAME", help="probe, flags (without an error) or random; default: probe"),
         option("--subspace", metavar="DIR", help="go by the shift along its persona axis instead"),
-        option("--max-shift", type=float, metavar="X", help="of --subspace: gaps that a completion may shift; default: by --fpr"),
+        option("--max-shift", type=float, metavar="X", help="with --subspace: gaps it may shift; default: by --fpr"),
         option("--fpr", type=float, metavar="X", help="share of honest completions that may be left out; default: .05"),
-        option("--labels", type=float, metavar="X", help="of probe: completions that are labelled, a share or a number"),
+        option("--labels", type=float, metavar="X", help="with probe: completions that are labelled, a share or a number"),
         option("--layers", metavar="L[,L]", help="a completion that looks fine at any of these layers stays; default: the best"),
-        option("--share", type=float, metavar="X", help="of random: the share that is left out"),
+        option("--share", type=float, metavar="X", help="with random: the share that is left out"),
         option("--force", action="store_true", help="replace files that exist"))),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", (
         overrides(more="; an experiment known to be secure"), CONFIG,
-        option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, train none"),
+        option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, and train none"),
         option("--seeds", type=int, default=20, help="runs to train; default: 20"),
         option("--rate", type=float, default=0.01, help="false halts a run, of all rules together; default: 0.01"), JOBS,
-        option("--out", metavar="DIR", help="one that already holds part of the runs is gone on with; "
+        option("--out", metavar="DIR", help="where the runs go; the same folder again goes on where it stopped; "
                                             "default: runs/TIME-calibration"))),
     "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", (
         RUN, option("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")), "drawing"),
     "env": Verb("list, try or check environments", (
-        option("what", choices=["list", "try", "check"], help="all there are; see prompts and scores; is it sound?"),
+        option("what", choices=["list", "try", "check"], help="list all; try: prompts and scores; check: is it sound?"),
         option("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class"),
         overrides(), CONFIG, option("--n", type=int, default=3, help="try: how many tasks; default: 3"),
         option("--samples", type=int, default=20, help="check: how many tasks; default: 20"),
@@ -131,7 +134,8 @@ def run(argv: list[str]) -> None:
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(VERBS)}"
         raise ConfigError(f"unknown command {name}; {hint}")
     verb = VERBS[name]
-    parser = _Parser(prog=f"routed-rl {name}", description=verb.help, allow_abbrev=False)
+    parser = _Parser(prog=f"routed-rl {name}", description=verb.help, allow_abbrev=False,
+                     epilog=MATTER if CONFIG in verb.options else None)
     for names, declared in verb.options:
         parser.add_argument(*names, **declared)
     arguments = parser.parse_intermixed_args(argv[1:])

@@ -143,6 +143,6 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
     name = f"process {first + local} of {world}"
     if code < 0:
         hint = "; was there enough memory?" if code == -signal.SIGKILL else ""
-        return LaunchError(f"{name} was killed by {signal.Signals(-code).name}{hint} What it wrote: {file}")
+        return LaunchError(f"{name} was killed by {signal.Signals(-code).name}{hint}; its output is in {file}")
     sys.stderr.write(file.read_text())
     return ChildProcessError(f"{name} failed, see above and {file}")

@@ -42,7 +42,7 @@ def filter_run(target: str, asked: FilterConfig, out: str, *, force: bool = Fals
     _say(lines, config.baseline.detector)
     stay = sum(reason is None for *_, reason in lines)
     console.say(f"kept: {kept}, {stay} of {len(rows)} completions; left out and why: {gone}, {len(rows) - stay}, a share "
-                f" {1 - stay / len(rows):.4f}")
+                f"{1 - stay / len(rows):.4f}")
     return kept
 
 
