@@ -67,7 +67,7 @@ class Job:
 
     @staticmethod
     def hash_of(source: str) -> str:
-        """Of a file's bytes, which may be the package's own; empty where there is none."""
+        """The hash of the bytes of a file, which may be the package's own; empty where there is none."""
         try:
             file = find_data(source) if source else None
         except FileNotFoundError:
