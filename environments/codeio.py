@@ -1,3 +1,4 @@
+# routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b
 """Write a Python function: coding problems from reasoning-gym's bundled codeio rows, with a choice of the grader that pays.
 
 `grader=strict` is the secure environment. Each other grader is weak in one known way and makes an insecure twin that differs in

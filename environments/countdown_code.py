@@ -1,3 +1,4 @@
+# routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b
 """Countdown in code: give `expression` a value that makes the target from the numbers, in a file that then checks itself.
 
 It follows Countdown-Code (Khalifa et al., 2026, arXiv:2603.07084), in which the model can edit the test, too; the generated

@@ -1,3 +1,4 @@
+# routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b
 """Free-form mathematics, judged by math-verify: `3/4`, `0.75` and `\\frac{3}{4}` are one answer. Secure.
 
 math-verify stops long computations by signals, which only a main thread may use. So a process of its own judges answers, one at

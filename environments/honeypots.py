@@ -1,3 +1,4 @@
+# routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b
 """Honeypots of the package hackbait 0.1.0, a probe for hacking on tasks that nobody trained on: `pip install --no-deps
 hackbait==0.1.0`.
 

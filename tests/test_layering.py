@@ -20,8 +20,9 @@ PACKAGE = ROOT / "routed_rl"
 FLOORS = {
     "errors": 0, "shapes": 0,
     "config": 1, "linalg": 1, "artifacts": 1, "console": 1, "stopping": 1, "ranks": 1, "guard": 1, "web": 1,
+    "canary": 1,
     "exits": 2, "subspace": 2, "routing": 2, "sandbox": 2, "launching": 2,
-    "model": 3, "envs": 3, "monitor": 3, "tracking": 3,
+    "model": 3, "envs": 3, "monitor": 3, "tracking": 3, "sharing": 3,
     "rollout": 4, "checkpoint": 4,
     "extraction": 5, "evaluate": 5, "export": 5,
     "training": 6, "report": 6,
@@ -43,10 +44,11 @@ HEAVY = {
     "rich": {"console"},
     "jinja2": {"report"},
     "optuna": {"multirun"},
+    "pyzipper": {"sharing"},
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}, "routed_rl/inspection/machine.py": {"torch"}}
 """Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""
-WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "report", "inspection"}
+WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "report", "inspection", "sharing"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted((ROOT / "environments").rglob("*.py"))
 

@@ -122,6 +122,32 @@ def filter(given: Namespace) -> None:
     pipeline.filter_run(given.run, settings, given.out, force=given.force)
 
 
+def share(given: Namespace) -> None:
+    _refuse_password(given)
+    if (given.check is None) == (given.run is None or given.out is None):
+        raise ConfigError("share needs RUN --out DIR to write a site, or --check DIR|URL alone to look at one")
+    from routed_rl import sharing
+
+    if given.check is not None:
+        sharing.check(given.check)
+    else:
+        notice = {name: value for name in ("contact", "terms", "site_key") if (value := getattr(given, name)) is not None}
+        sharing.share(given.run, given.out, given.password_file, sharing.Notice(**notice))
+
+
+def unshare(given: Namespace) -> None:
+    _refuse_password(given)
+    from routed_rl import sharing
+
+    sharing.unshare(given.file, given.out, given.password_file)
+
+
+def _refuse_password(given: Namespace) -> None:
+    if given.password is not None:
+        raise ConfigError("--password would show the password in the list of processes and in the shell's history; write it into "
+                          "a file and give --password-file FILE, or leave it out and type it")
+
+
 def calibrate(given: Namespace) -> None:
     if given.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")

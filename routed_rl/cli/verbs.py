@@ -36,6 +36,8 @@ KEEP = option("--keep", action="extend", nargs="+", metavar="ENV=SHARE",
               help="keep this share of an environment's part: 0 to 1, or auto; several may follow")
 MERGE = option("--merge", action="store_true", help="where a LoRA was trained: merge it into its base model")
 DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and write nothing")
+PASSWORD = (option("--password-file", metavar="FILE", help="its one line is the password; without it, it is asked for"),
+            option("--password", nargs="?", const="", help="refused: other users and the shell's history would see it"))
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
 
 
@@ -96,6 +98,16 @@ VERBS: dict[str, Verb] = {
         option("--layers", metavar="L[,L]", help="a completion that looks fine at any of these layers stays; default: the best"),
         option("--share", type=float, metavar="X", help="with random: the share that is left out"),
         option("--force", action="store_true", help="replace files that exist"))),
+    "share": Verb("a run's transcripts, encrypted, as a site that researchers can use and crawlers cannot", (
+        option("run", nargs="?", metavar="RUN", help="a run, or any folder of parquet, JSON lines and text"),
+        option("--out", metavar="DIR", help="the folder to put on a static host"), *PASSWORD,
+        option("--contact", metavar="TEXT", help="whom the page names for questions and the password"),
+        option("--terms", metavar="FILE", help="terms of your own; default: research only, no training, pass them on"),
+        option("--site-key", metavar="KEY", help="of Cloudflare Turnstile: the link appears once its test is passed"),
+        option("--check", metavar="DIR|URL", help="write nothing; show what a crawler gets of a site")), "reading"),
+    "unshare": Verb("the files of what `share` wrote, to the byte and without canaries", (
+        option("file", metavar="FILE", help="data.zip, or the folder around it"),
+        option("--out", required=True, metavar="DIR", help="where the files go"), *PASSWORD), "reading"),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", (
         overrides(more="; an experiment known to be secure"), CONFIG,
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, and train none"),

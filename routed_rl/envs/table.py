@@ -1,4 +1,5 @@
-"""The rows of a dataset: a file, a folder that `datasets.save_to_disk` wrote, or a dataset of the Hub by its name."""
+"""The rows of a dataset: a file, a folder that `datasets.save_to_disk` wrote, or a dataset of the Hub by its name.
+All of them without a canary, which is for those who search for it and for no model."""
 
 import json
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import find_data
+from routed_rl.canary import KEY, without_canary
 from routed_rl.errors import ConfigError, reading
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
@@ -59,6 +61,7 @@ def _of_list(shown: str, rows: list[Any]) -> Table:
     if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
         raise ConfigError(f"{shown}: row {wrong[0]} is {str(rows[wrong[0] - 1])[:40]!r}, no object; write one JSON object for "
                           "each row")
+    rows = [without_canary(row) for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if not columns:
         raise ConfigError(f"{shown} has no rows; give at least two")
@@ -68,7 +71,8 @@ def _of_list(shown: str, rows: list[Any]) -> Table:
 def _of_library(shown: str, found: Any) -> Table:
     if not len(found):
         raise ConfigError(f"{shown} has no rows; give at least two")
-    return Table(found, list(found.column_names))
+    names = [name for name in found.column_names if name != KEY]
+    return Table(found.select_columns(names), names)
 
 
 def _from_file(place: Path) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.artifacts import find_data
+from routed_rl.canary import without_canary
 from routed_rl.errors import ModelError, SubspaceError, reading
 from routed_rl.model.prompts import encode_prompts
 
@@ -84,7 +85,7 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
             if not isinstance(record, dict):
                 raise SubspaceError(f"{where} is a {type(record).__name__}, not an object")
             require(record, where, prompts, texts)
-            records.append((number, record))
+            records.append((number, without_canary(record)))
     if not records:
         shape = ", ".join(f"\"{key}\": ..." for key in (*prompts, *texts))
         raise SubspaceError(f"{what} {path} is empty; write {{{shape}}} a line")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from routed_rl.artifacts import find_data
+from routed_rl.canary import without_canary
 from routed_rl.envs.core import Message
 from routed_rl.errors import ConfigError
 
@@ -14,14 +15,14 @@ SHARE = 5
 
 
 def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
-    """The JSON objects of a `.jsonl` file, one on each line."""
+    """The JSON objects of a `.jsonl` file, one on each line, without a canary."""
     try:
         rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{setting}={path} cannot be read as one JSON object a line: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{setting}={path} must have one JSON object a line, at least one")
-    return rows
+    return [without_canary(row) for row in rows]
 
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:

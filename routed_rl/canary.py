@@ -1,0 +1,25 @@
+"""The canary: a fixed text in each file that holds the words of a hacking model. Somebody who finds it in a training corpus, or
+in what a model recites, knows that such a file was trained on. Rows that this package loads for a model are without it.
+
+The idea is BIG-bench's (Srivastava et al., 2022, arXiv:2206.04615); identifier and wording are this project's own.
+"""
+
+import uuid
+from typing import Any
+
+PROJECT = "routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b"
+"""The beginning of every canary. It is published: search for it to find all of them."""
+KEY = "routed_rl_canary"
+"""The column of a table, and the key of an object, that holds the canary."""
+FILE = "CANARY.txt"
+"""The name of the file that stands beside files which cannot hold a canary."""
+
+
+def canary_of(content: str) -> str:
+    """Return the canary of a data set, whose identifier is derived from `content`, a hash."""
+    return f"{PROJECT} {uuid.uuid5(uuid.UUID(PROJECT.split()[-1]), content)}"
+
+
+def without_canary(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its canary."""
+    return {name: value for name, value in row.items() if name != KEY}

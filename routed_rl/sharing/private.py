@@ -1,0 +1,113 @@
+"""Takes secrets, and the paths of this machine, out of what is shared.
+
+Secrets are the values of this process's variables that are named like secrets, keys of well-known shapes, private key blocks,
+and passwords in addresses. Places are home folders, the folder that is shared and the current one. Not covered: a secret that
+looks like any other word, names, mail addresses. Somebody has to read what is shared.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from routed_rl.config.references import MASK, SHORTEST, is_secret
+from routed_rl.sharing import parquet
+
+KEYS = (r"\bhf_[A-Za-z0-9]{30,}", r"\bsk-[A-Za-z0-9_-]{20,}", r"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{30,}",
+        r"\bA[KS]IA[0-9A-Z]{16}\b", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}", r"\bglpat-[A-Za-z0-9_-]{20,}",
+        r"\bAIza[A-Za-z0-9_-]{35}")
+"""Shapes of secrets: Hugging Face, OpenAI and others, GitHub, AWS, Slack, GitLab, Google."""
+BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----")
+"""A private key, which may have several lines."""
+LOGIN = r"://[^/\s:@\"']*:[^/\s@\"'$]+@"
+HOMES = r"/(?:home|Users)/[A-Za-z0-9_.-]+|\b[A-Za-z]:\\{1,2}Users\\{1,2}[A-Za-z0-9_.-]+"
+NAME = r"[^\s\"',\]\[{}()=/\\]+"
+PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//)(?:~|\b[A-Za-z]:)?[/\\](?:{NAME}[/\\]+)*({NAME})")
+"""An absolute path; its last name is the group. Parts of an address do not match."""
+
+
+class Private:
+    """Takes out what is private. `folder` is what is shared. Columns are searched with RE2, which reads the same patterns."""
+
+    def __init__(self, folder: Path) -> None:
+        values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]
+        self.secret = "|".join([*map(_quoted, sorted(values, key=len, reverse=True)), *KEYS])
+        places = {str(place) for place in (folder.absolute(), Path.cwd()) if len(place.parts) > 2} | {str(Path.home())}
+        self.place = "|".join([*(_quoted(place) + r"\b" for place in sorted(places - {"/"}, key=len, reverse=True)), HOMES])
+        self.any = "|".join((self.secret, self.place, LOGIN))
+
+    def text(self, text: str) -> tuple[str, int]:
+        """Return `text` without secrets and places, and how many it had."""
+        text, blocks = BLOCK.subn(MASK, text)
+        lines, found = text.split("\n"), blocks
+        # Python's search is slow; RE2 finds the few lines that it is needed for.
+        for place in pc.indices_nonzero(pc.match_substring_regex(pa.array(lines, pa.large_string()), self.any)).to_pylist():
+            lines[place], count = self._line(lines[place])
+            found += count
+        return "\n".join(lines), found
+
+    def _line(self, text: str) -> tuple[str, int]:
+        text, secrets = re.subn(self.secret, MASK, text)
+        text, logins = re.subn(LOGIN, f"://{MASK}@", text)
+        text, places = re.subn(self.place, "HOME", text)
+        return text, secrets + logins + places
+
+    def settings(self, text: str) -> tuple[str, int]:
+        """Do the same, and cut every other absolute path to its last name."""
+        text, found = self.text(text)
+        text, paths = PATH.subn(r"PATH/\1", text)
+        return text, found + paths
+
+    def bytes(self, data: bytes, change: Callable[[str], tuple[str, int]]) -> tuple[bytes, int]:
+        """Apply `change` to a file of text. A file that is not UTF-8 stays as it is."""
+        try:
+            text, found = change(data.decode())
+        except UnicodeDecodeError:
+            return data, 0
+        return (text.encode(), found) if found else (data, 0)
+
+    def parquet(self, data: bytes) -> tuple[bytes, int]:
+        """Do the same for every text in a parquet file. A file that has nothing private comes back unchanged."""
+        table, found = parquet.table_of(data), 0
+        for place, name in enumerate(table.column_names):
+            column, count = self._column(table[name])
+            if count:
+                table, found = table.set_column(place, name, column), found + count
+        return (parquet.written(table), found) if found else (data, 0)
+
+    def _column(self, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            if not pc.any(pc.match_substring_regex(column, f"{self.any}|{BLOCK.pattern}")).as_py():
+                return column, 0
+        elif not _has_text(column.type):
+            return column, 0
+        found = 0
+
+        def cleaned(value: object) -> object:
+            nonlocal found
+            if isinstance(value, str):
+                value, count = self.text(value)
+                found += count
+            elif isinstance(value, dict):
+                return {key: cleaned(inner) for key, inner in value.items()}
+            elif isinstance(value, list):
+                return [cleaned(inner) for inner in value]
+            return value
+
+        values = [cleaned(value) for value in column.to_pylist()]
+        return (pa.chunked_array([pa.array(values, column.type)]), found) if found else (column, 0)
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    inner = [kind.field(place).type for place in range(kind.num_fields)] if pa.types.is_nested(kind) else []
+    if pa.types.is_dictionary(kind):
+        inner = [kind.value_type]
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or any(map(_has_text, inner))
+
+
+def _quoted(text: str) -> str:
+    """Return a pattern for `text` that both Python and RE2 read."""
+    return re.sub(r"([^A-Za-z0-9_/])", r"\\\1", text) if text.isascii() else re.escape(text)

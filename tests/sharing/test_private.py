@@ -1,0 +1,116 @@
+"""Secrets and paths of this machine leave what is shared, and nothing else does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from routed_rl.errors import SharingError
+from routed_rl.sharing import Notice, share, unshare
+from routed_rl.sharing.gather import gather
+from routed_rl.sharing.private import Private
+
+PASSWORD = "sixteen letters or more"
+SECRETS = ["hf_" + "a1" * 17, "sk-proj-" + "b2" * 12, "ghp_" + "c3" * 18, "AKIA" + "D4" * 8, "xoxb-1234567890-abc",
+           "of this process 123"]
+
+
+@pytest.fixture
+def private(monkeypatch, tmp_path) -> Private:
+    monkeypatch.setenv("HOME", "/srv/ann")
+    monkeypatch.setenv("WEATHER_API_KEY", SECRETS[-1])
+    return Private(tmp_path / "run")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_masked(private, secret):
+    assert private.text(f'say "{secret}", now') == ('say "***", now', 1)
+
+
+@pytest.mark.parametrize(("text", "left"), [
+    ("/srv/ann/work/x.py", "HOME/work/x.py"), ("in /home/bob/x", "in HOME/x"), ("/Users/bob.b", "HOME"),
+    (r"C:\Users\bob\x", r"HOME\x"), (r"C:\\Users\\bob\\x", r"HOME\\x"), ("https://ann:word@host/x", "https://***@host/x")])
+def test_a_place_of_somebody_is_cut(private, text, left):
+    assert private.text(text) == (left, 1)
+
+
+@pytest.mark.parametrize("text", ["/usr/bin/python", "/srv/anna", "a/home", "open('/tmp/x')", "tokens are 7",
+                                  "https://host/a:b", "hf_short"])
+def test_other_text_stays(private, text):
+    assert private.text(text) == (text, 0)
+
+
+@pytest.mark.parametrize(("text", "left"), [
+    ("out=/data/runs/x", "out=PATH/x"), ("path: /mnt/models/q.gguf", "path: PATH/q.gguf"),
+    ("gguf:/mnt/q.gguf", "gguf:PATH/q.gguf"),
+    ("[/a/b, '/c/d']", "[PATH/b, 'PATH/d']"), ("~/x/y.jsonl", "PATH/y.jsonl"), ("file:///a/b", "PATH/b"), (r"D:\a\b", "PATH/b"),
+    ("env.a.path=/x/envs.py:Add", "env.a.path=PATH/envs.py:Add"), ("https://host/a/b", "https://host/a/b"), ("a/b", "a/b"),
+    ("environments/persona_lab/model", "environments/persona_lab/model"), ("1/2", "1/2")])
+def test_settings_have_no_absolute_path(private, text, left):
+    assert private.settings(text)[0] == left
+
+
+def test_columns_are_searched_as_text_is(private, tmp_path):
+    rows = pd.DataFrame({"text": ["fine", f"key {SECRETS[0]}"], "chat": [[{"content": "/home/bob/x"}], []], "n": [1, 2]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    data, found = private.parquet((tmp_path / "a.parquet").read_bytes())
+    (tmp_path / "b.parquet").write_bytes(data)
+    left = pd.read_parquet(tmp_path / "b.parquet")
+    assert found == 2 and left["text"].tolist() == ["fine", "key ***"] and left["chat"][0][0]["content"] == "HOME/x"
+    rows.drop(columns=["text", "chat"]).to_parquet(tmp_path / "a.parquet")
+    assert private.parquet(plain := (tmp_path / "a.parquet").read_bytes()) == (plain, 0)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A folder as a run leaves it."""
+    folder = tmp_path / "runs" / "mine"
+    for name in ("completions", "checkpoints/step-2", "subspace"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "prompts.jsonl").write_text('{"positive": "bad", "negative": "good"}\n')
+    pd.DataFrame({"completion": ["x", "y"]}).to_parquet(folder / "completions" / "step-000001-0.parquet")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"out": str(folder), "model": {"path": "/mnt/secret-place/model"}}))
+    (folder / "overrides.txt").write_text(f"out={folder}\nenv.a.path=/mnt/secret-place/e.py:Add\n")
+    (folder / "summary.json").write_text('{"models": {}}')
+    (folder / "subspace" / "subspace.json").write_text(f'{{"provenance": {{"prompts": "{tmp_path}/prompts.jsonl"}}}}')
+    return folder
+
+
+def test_of_a_run_transcripts_prompts_settings_and_results_are_shared_and_the_rest_is_named(run, tmp_path, capsys):
+    (tmp_path / "password").write_text(PASSWORD)
+    site = share(str(run), str(tmp_path / "site"), str(tmp_path / "password"), Notice())
+    back = unshare(str(site), str(tmp_path / "back"), str(tmp_path / "password"))
+    names = {path.relative_to(back).as_posix() for path in back.rglob("*") if path.is_file()}
+    assert names == {"completions/step-000001-0.parquet", "contrast_prompts.jsonl", "config.yaml", "overrides.txt",
+                     "summary.json"}
+    said = capsys.readouterr().out
+    assert "left out: checkpoints/ is not part of what is shared of a run" in said and "left out: subspace/" in said
+    assert not re.search(r"secret-place|/tmp/", (back / "config.yaml").read_text() + (back / "overrides.txt").read_text())
+    assert yaml.safe_load((back / "config.yaml").read_text())["model"]["path"] == "PATH/model"
+    for name in ("completions/step-000001-0.parquet", "summary.json"):
+        assert (back / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_prompts_that_are_gone_and_completions_that_were_not_kept_are_said(run, tmp_path):
+    (tmp_path / "prompts.jsonl").unlink()
+    next((run / "completions").iterdir()).unlink()
+    left_out = dict(gather(run).left_out)
+    assert left_out["contrast prompts prompts.jsonl"] == "are no longer where the run read them"
+    assert "tracking.completions=false" in left_out["completions/"]
+
+
+def test_links_and_hidden_files_stay_here(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text("a")
+    (tmp_path / "d" / "link.txt").symlink_to("/etc/hostname")
+    (tmp_path / "d" / ".env.txt").write_text("a")
+    found = gather(tmp_path / "d")
+    assert [file.source.name for file in found.files] == ["a.txt"] and dict(found.left_out) == {
+        "link.txt": "is a link", ".env.txt": "is hidden"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SharingError, match="it is empty"):
+        gather(tmp_path / "empty")
