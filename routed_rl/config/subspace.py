@@ -65,7 +65,8 @@ class SubspaceConfig(AxesConfig):
     """Maps a `model.path` to the file of contrast prompts that is used where `prompts` is not set."""
     path: str | None = None
     """For method=file: folder of an extracted subspace, safetensors file of vectors, PEFT adapter, or control vector (GGUF).
-    For method=random: folder of the subspace whose ranks, scales and units the random one has; null for the mean difference's."""
+    For method=random: the same, of the subspace whose ranks, axes, scales and units the random one has; null for the mean
+    difference's."""
     hook: str = "resid_post"
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None

@@ -83,16 +83,20 @@ def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
 
 
 def from_random(job: Job) -> Callable[[], Subspace]:
-    """The random control of the subspace in `subspace.path`: its axes, scales and units, and its bases turned by one random
+    """The random control of whatever `subspace.path` names: its axes, scales and units, and its bases turned by one random
     rotation of the stream."""
-    real = Subspace.load(job.config.path or "")
-    real.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
-    spreads = [real.strengths(layer) * real.units[layer] for layer in range(job.layers)]
-    unmeasured = dict.fromkeys(("stability", "captured", "captured_random", "captured_ratio", "captured_place"))
-    quality = real.quality | {"layers": [row | unmeasured for row in real.quality["layers"]]}  # figures of the axes stay
-    details = {"of": job.config.path, "real": asdict(real.provenance), "seed": job.seed}
-    return lambda: replace(real, directions=rotated(real.directions, job.seed), spreads=spreads,
-                           provenance=job.provenance("", details), quality=quality)
+    make = from_file(job)
+
+    def turned() -> Subspace:
+        real = make()
+        spreads = [real.strengths(layer) * real.units[layer] for layer in range(job.layers)]
+        unmeasured = dict.fromkeys(("stability", "captured", "captured_random", "captured_ratio", "captured_place"))
+        quality = real.quality | {"layers": [row | unmeasured for row in real.quality["layers"]]}  # figures of the axes stay
+        details = {"of": job.config.path, "real": asdict(real.provenance), "seed": job.seed}
+        return replace(real, directions=rotated(real.directions, job.seed), spreads=spreads,
+                       provenance=job.provenance("", details), quality=quality)
+
+    return turned
 
 
 def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 
 from routed_rl.config import SubspaceCheckConfig
@@ -135,6 +136,9 @@ def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_
         assert ours.shape == theirs.shape and orthonormality_error(ours) < 1e-5
         torch.testing.assert_close(drawn.strengths(layer), real.strengths(layer))
         assert principal_cosines(ours, theirs).square().mean() < 0.5
+    save_file({"evil.0": torch.ones(WIDTH), "evil.1": torch.ones(WIDTH)}, tmp_path / "vectors.safetensors")
+    of_file = found(job(method="random", path=str(tmp_path / "vectors.safetensors")))
+    assert of_file.axis_names == ["evil"] and (of_file.directions[0].mT @ of_file.axes[0]).abs() < 0.7
     assert drawn.provenance.method == "random" and drawn.provenance.details["of"] == str(tmp_path / "real")
 
 
