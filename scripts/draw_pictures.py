@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
-COLOURS = ("text", "faint", "box", "edge", "model", "quarantine")
-THEMES = {"light": dict(zip(COLOURS, ("#1f2328", "#59636e", "#f6f8fa", "#d1d9e0", "#0969da", "#bc4c00"), strict=True)),
-          "dark": dict(zip(COLOURS, ("#f0f6fc", "#9198a1", "#151b23", "#3d444d", "#4493f8", "#f0883e"), strict=True))}
+THEMES: dict[str, dict[str, str]] = {
+    "light": {"text": "#1f2328", "faint": "#59636e", "box": "#f6f8fa", "edge": "#d1d9e0", "model": "#0969da",
+              "quarantine": "#bc4c00"},
+    "dark": {"text": "#f0f6fc", "faint": "#9198a1", "box": "#151b23", "edge": "#3d444d", "model": "#4493f8",
+             "quarantine": "#f0883e"}}
 STYLE: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "routed_rl", "font.size": 10, "figure.facecolor": "none",
                          "axes.facecolor": "none", "savefig.transparent": True}
 PANELS = {"code: games the check": ("code", "hack"), "sums: solved": ("sums", "solve"),
