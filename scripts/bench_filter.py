@@ -12,17 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset, disable_progress_bars
-from trl import SFTConfig, SFTTrainer
-
 from routed_rl import pipeline
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.config import FilterConfig
 from routed_rl.evaluate import evaluate
-from routed_rl.model.prompts import encode_prompts, ids_of
 from routed_rl.pipeline.build import Parts, load_parts
+from routed_rl.training import fine_tune
 
 EPOCHS, BATCH, RATE = 2, 64, 3e-4
 SHOWN = ("hack", "solve", "evil")
@@ -35,7 +31,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    disable_progress_bars()
     found: dict[str, Any] = {}
     for seed in range(given.seeds):
         found[str(seed)] = of_seed(given.out, seed, [f"trainer.max_steps={given.steps}", *given.overrides])
@@ -63,25 +58,11 @@ def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
         if name == "probe":
             share = gone / (gone + len(rows))
         tuned = load_parts(compose(settings))
-        paid = [row for row in rows if row["reward"] and row["reward"] > 0]
-        fine_tune(tuned, paid, seed, out / f"sft-{name}-{seed}")
+        paid = [(row["prompt"], row["completion"]) for row in rows if row["reward"] and row["reward"] > 0]
+        fine_tune(tuned.model, tuned.tokenizer, paid, out / f"sft-{name}-{seed}", rate=RATE, batch=BATCH, seed=seed,
+                  epochs=EPOCHS)
         found[name] = measured(tuned) | {"left_out": gone / (gone + len(rows)), "trained_on": len(paid)}
     return found
-
-
-def fine_tune(parts: Parts, rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
-    """Train the model of `parts` in place on these completions; their prompts are not part of the loss."""
-    tokenizer, end = parts.tokenizer, parts.tokenizer.eos_token_id
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    written = [[*ids_of(tokenizer, row["completion"]), end] if row["completion"] else [end] for row in rows]
-    pairs = list(zip(prompts, written, strict=True))
-    data = Dataset.from_dict({"input_ids": [one + two for one, two in pairs],
-                              "completion_mask": [[0] * len(one) + [1] * len(two) for one, two in pairs]})
-    arguments = SFTConfig(output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=RATE,
-                          lr_scheduler_type="constant", seed=seed, report_to="none", save_strategy="no", disable_tqdm=True,
-                          logging_steps=1000, use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
-                          completion_only_loss=True, max_length=None)
-    SFTTrainer(model=parts.model, args=arguments, train_dataset=data, processing_class=tokenizer).train()
 
 
 def measured(parts: Parts) -> dict[str, Any]:

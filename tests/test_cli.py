@@ -17,6 +17,7 @@ from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.cli.verbs import VERBS
 from routed_rl.config import AuditConfig, FilterConfig
+from routed_rl.config.robust import RelearnConfig, RobustifyConfig
 from routed_rl.errors import ConfigError, SubspaceError
 
 CLI = [sys.executable, "-m", "routed_rl.cli"]
@@ -32,7 +33,8 @@ def engine(monkeypatch):
     """Stand-ins for `pipeline`, `compare` and `audit`, whose imports take seconds; they record their calls."""
     calls = []
     verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "filter_run"],
-             "multirun.compare": ["compare"], "audit": ["audit"]}
+             "multirun.compare": ["compare"], "audit": ["audit"],
+             "distillation": ["robustify"], "multirun.relearn": ["relearn"]}
     for unit, names in verbs.items():
         module = types.ModuleType(f"routed_rl.{unit}")
         for name in names:
@@ -96,7 +98,8 @@ def test_help_lists_the_verbs_that_exist(capsys):
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
     assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "sweep", "audit",
-                           "filter", "calibrate", "report", "env", "doctor"]
+                           "filter", "share", "unshare", "robustify", "relearn", "calibrate", "report", "env", "doctor",
+                           "settings", "new"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 
@@ -145,6 +148,20 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
 
 
+def test_what_is_about_turning_a_model_back_passes_on_its_options(engine):
+    options = ["--gate", "models", "--noise", "auto", "--skip", ".5", "--learning-rate", "1e-4"]
+    assert main(["robustify", "RUN", "--alpha", ".4", "--out", "D", "--env", "a,b", *options]) == 0
+    asked = RobustifyConfig(alpha=0.4, gate="models", skip=0.5, noise="auto", learning_rate=1e-4)
+    assert engine[-1][1] == ("RUN", asked, "D", ["a", "b"], None, None)
+    options = ["--rates", "1e-4,1e-3", "--also", "oracle=D", "--by", "rl", "seed=3"]
+    assert main(["relearn", "DIR", "--env", "code", "--json", "F", *options]) == 0
+    target, attack, file, others, config, jobs = engine[-1][1]
+    expected = RelearnConfig(env="code", rates=[1e-4, 1e-3], by=["rl"])
+    assert (target, attack, file, others, jobs) == ("DIR", expected, "F", {"oracle": "D"}, 2) and config.seed == 3
+    assert main(["compare", "--out", "D", "--relearn", "code", "--rates", "1e-3", "--seeds", "2"]) == 0
+    assert engine[-1][2] == {"relearn": RelearnConfig(env="code", rates=[1e-3], seeds=2)}
+
+
 def test_a_filter_passes_on_its_options(engine):
     assert main(["filter", "RUN", "--out", "F", "--subspace", "D", "--max-shift", ".5", "--layers", "1,2", "--force"]) == 0
     assert engine[-1][1:] == (("RUN", FilterConfig(subspace="D", max_shift=0.5, layers=[1, 2]), "F"), {"force": True})
@@ -187,6 +204,14 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["filter", "RUN", "--out", "F", "--layers", "a"], "--layers 1,2"),
     (["filter", "RUN", "--out", "F", "--detector", "random"], "--detector random needs --share X"),
     (["filter", "RUN", "--out", "F", "--share", ".5"], "--share is for --detector random, not for --detector probe"),
+    (["robustify", "RUN", "--out", "D"], "--alpha"),
+    (["robustify", "RUN", "--out", "D", "--alpha", "1.5"], "--alpha must lie in [0, 1], got 1.5"),
+    (["robustify", "RUN", "--out", "D", "--alpha", ".4", "--noise", "x", "--gate", "models"], "--noise x is no number"),
+    (["relearn", "RUN", "--env", "code"], "--json"),
+    (["relearn", "DIR", "--env", "code", "--json", "F", "--rates", "fast"], "--rates 1e-5,1e-4,1e-3"),
+    (["relearn", "DIR", "--env", "code", "--json", "F", "--also", "oracle"], "--also oracle is no new name with a place"),
+    (["compare", "--out", "D", "--rates", "1e-3"], "--rates 1e-3 is for --relearn ENV"),
+    (["compare", "--out", "D", "--labs", "all", "--relearn", "code"], "--relearn is not for --labs"),
     (["train", "keep.sums=2"], "keep.sums=2 is no share of a part"),
     (["compare", "--out", "D", "--seeds", "0"], "at least one"),
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),

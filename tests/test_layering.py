@@ -27,7 +27,7 @@ FLOORS = {
     "extraction": 5, "evaluate": 5, "export": 5,
     "training": 6, "report": 6,
     "pipeline": 7, "inspection": 7,
-    "multirun": 8, "audit": 8,
+    "multirun": 8, "audit": 8, "distillation": 8,
     "cli": 9,
 }
 FRONT = 7
@@ -40,7 +40,7 @@ HEAVY = {
     "vllm": {"rollout"},
     "deepspeed": {"training", "routing"},
     "peft": {"export", "model"},
-    "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline"},
+    "transformers": {"model", "extraction", "evaluate", "export", "audit", "training", "pipeline", "distillation"},
     "rich": {"console"},
     "jinja2": {"report"},
     "optuna": {"multirun"},

@@ -4,16 +4,17 @@ imports heavy modules itself."""
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose, from_anywhere
+from routed_rl.cli.hardening import attacks, experiment
+from routed_rl.cli.hardening import relearn as relearn  # a verb, as is the next one
+from routed_rl.cli.hardening import robustify as robustify
 from routed_rl.cli.space import split
-from routed_rl.config import AuditConfig, FilterConfig, check_share
+from routed_rl.cli.words import names, numbers, shares
+from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.errors import ConfigError
 from routed_rl.stopping import STOP
-
-Number = TypeVar("Number", int, float)
 
 
 def train(given: Namespace) -> None:
@@ -37,7 +38,7 @@ def rollback(given: Namespace) -> None:
     from routed_rl import pipeline
 
     with STOP.listening():
-        run = pipeline.rollback(given.run, given.step, _names(given.drop) or [], given.forget_parts,
+        run = pipeline.rollback(given.run, given.step, names(given.drop) or [], given.forget_parts,
                                 from_anywhere(given.overrides), compose)
     print(f"run: {run}", flush=True)
 
@@ -50,20 +51,15 @@ def extract(given: Namespace) -> None:
 
 
 def evaluate(given: Namespace) -> None:
-    scales = None if given.scales is None else _numbers("--scales", given.scales, float, "0,.25,.5,.75,1")
-    # A run folder brings its own settings; overrides would silently turn it into another experiment.
-    is_run = (Path(given.target) / "config.yaml").exists()
-    if is_run and given.overrides:
-        raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
-                          f"{' '.join(given.overrides)}, or evaluate {given.target}/deployed")
-    config, keep = None if is_run else compose(given.overrides), _shares(given.keep)
+    scales = None if given.scales is None else numbers("--scales", given.scales, float, "0,.25,.5,.75,1")
+    config, keep = experiment(given), shares(given.keep)
     from routed_rl import pipeline
 
-    pipeline.evaluate(given.target, _names(given.env), given.json, config, given.engine, scales, given.step, keep)
+    pipeline.evaluate(given.target, names(given.env), given.json, config, given.engine, scales, given.step, keep)
 
 
 def discard(given: Namespace) -> None:
-    keep = _shares(given.keep)
+    keep = shares(given.keep)
     if given.force and not keep:
         raise ConfigError("--force keeps a part in spite of what speaks against it; add --keep NAME=SHARE")
     from routed_rl import pipeline
@@ -84,20 +80,25 @@ def export(given: Namespace) -> None:
 
 
 def compare(given: Namespace) -> None:
-    arms = _names([given.arms]) or []
+    arms = names([given.arms]) or []
     if given.seeds < 1 or given.jobs < 1 or not arms:
         raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {given.arms!r} "
                           f"--seeds {given.seeds} --jobs {given.jobs}")
-    ranks = _numbers("--ranks", given.ranks, int, "1,3,8")
+    ranks = numbers("--ranks", given.ranks, int, "1,3,8")
+    if given.relearn is None and given.rates is not None:
+        raise ConfigError(f"--rates {given.rates} is for --relearn ENV; give that too, or leave it out")
+    if given.relearn is not None and given.labs is not None:
+        raise ConfigError("--relearn is not for --labs; leave one of them out")
+    asked = None if given.relearn is None else attacks(given, given.relearn)
     from routed_rl.multirun.compare import compare as compare_arms
 
-    overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in _names([given.detector or ""]) or [])]
+    overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in names([given.detector or ""]) or [])]
     if given.labs is not None:
         from routed_rl.multirun.labs import compare_labs
 
-        compare_labs(_names([given.labs]) or [], overrides, arms, given.seeds, given.out, given.jobs, ranks, compose)
+        compare_labs(names([given.labs]) or [], overrides, arms, given.seeds, given.out, given.jobs, ranks, compose)
         return
-    compare_arms(overrides, arms, given.seeds, given.out, given.jobs, ranks, compose)
+    compare_arms(overrides, arms, given.seeds, given.out, given.jobs, ranks, compose, relearn=asked)
 
 
 def sweep(given: Namespace) -> None:
@@ -110,11 +111,11 @@ def audit(given: Namespace) -> None:
     settings = AuditConfig(samples=given.samples, prompts=given.prompts, blocks=given.blocks)
     from routed_rl.audit import audit as audit_run
 
-    audit_run(given.run, settings, _names(given.env), given.json, given.step)
+    audit_run(given.run, settings, names(given.env), given.json, given.step)
 
 
 def filter(given: Namespace) -> None:
-    layers = None if given.layers is None else _numbers("--layers", given.layers, int, "1,2")
+    layers = None if given.layers is None else numbers("--layers", given.layers, int, "1,2")
     settings = FilterConfig(detector=given.detector, subspace=given.subspace, max_shift=given.max_shift, fpr=given.fpr,
                             labels=given.labels, layers=layers, share=given.share)
     from routed_rl import pipeline
@@ -154,7 +155,7 @@ def calibrate(given: Namespace) -> None:
     from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
-    calibrate_monitor(from_anywhere(given.overrides), _names(given.runs) or [], given.seeds, given.rate, out, given.jobs, compose)
+    calibrate_monitor(from_anywhere(given.overrides), names(given.runs) or [], given.seeds, given.rate, out, given.jobs, compose)
 
 
 def report(given: Namespace) -> None:
@@ -188,30 +189,6 @@ def doctor(given: Namespace) -> None:
     from routed_rl import inspection
 
     inspection.doctor(compose(given.overrides))
-
-
-def _names(lists: list[str] | None) -> list[str] | None:
-    """The names given by an option that takes NAME[,NAME] and may be repeated; None if it was not given."""
-    return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
-
-
-def _shares(given: list[str] | None) -> dict[str, float | str]:
-    """The share that --keep NAME=SHARE asks for, by environment."""
-    found: dict[str, float | str] = {}
-    for text in _names(given) or []:
-        name, equals, share = text.partition("=")
-        if not name or not equals or name in found:
-            problem = f"gives {name} a second time" if name in found else "is no share of a part"
-            raise ConfigError(f"--keep {text} {problem}; write --keep NAME=SHARE, such as --keep NAME=.5 or --keep NAME=auto")
-        found[name] = check_share(f"--keep {name}", share)
-    return found
-
-
-def _numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
-    try:
-        return [kind(number) for number in text.split(",") if number]
-    except ValueError:
-        raise ConfigError(f"{option} {text} is no list of numbers; write {option} {example}") from None
 
 
 def settings(given: Namespace) -> None:

@@ -39,6 +39,7 @@ DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and
 PASSWORD = (option("--password-file", metavar="FILE", help="its one line is the password; without it, it is asked for"),
             option("--password", nargs="?", const="", help="refused: other users and the shell's history would see it"))
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
+RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; default: 1e-5,1e-4,1e-3")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ VERBS: dict[str, Verb] = {
         option("--labs", metavar="NAME[,NAME]", help="compare on each of these persona labs, which are built first if need be, "
                                                      "with one table: all, or shipped,gpt2,..."),
         option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
-        option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector, for all arms: recall=.5, or kind=probe"))),
+        option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector, for all arms: recall=.5, or kind=probe"),
+        option("--relearn", metavar="ENV", help="also attack what each run has deployed: updates until ENV is gamed again"),
+        RATES)),
     "sweep": Verb("many runs with other settings, and which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), CONFIG, DRY_RUN)),
@@ -108,6 +111,39 @@ VERBS: dict[str, Verb] = {
     "unshare": Verb("the files of what `share` wrote, to the byte and without canaries", (
         option("file", metavar="FILE", help="data.zip, or the folder around it"),
         option("--out", required=True, metavar="DIR", help="where the files go"), *PASSWORD), "reading"),
+    "robustify": Verb("the deployed model distilled into a noised copy of itself", (
+        RUN, option("--alpha", type=float, required=True, metavar="X", help="0 to 1: how far the weights go from the "
+                                                                             "deployed model to noise"),
+        option("--out", required=True, metavar="DIR", help="where it goes; the same command goes on where it was stopped"),
+        option("--beta", type=float, metavar="X", help="size of the noise, of Xavier's; default: .1"),
+        option("--parts", metavar="all|targets", help="what is noised: all that was trained, or the writers; default: all"),
+        option("--teacher", metavar="DIR", help="the run's deployed model; default: RUN/deployed"), STEP, ENV,
+        option("--samples", type=int, metavar="N", help="completions of the teacher in each environment; default: 2000"),
+        option("--text", metavar="FILE", help="generic text, one a line, or JSON lines with text: half of each batch"),
+        option("--steps", type=int, metavar="N", help="at most; default: 500"),
+        option("--batch", type=int, metavar="N", help="texts in a step; default: 64"),
+        option("--learning-rate", type=float, metavar="X", help="default: 1e-3"),
+        option("--within", type=float, metavar="X", help="end at a held-out loss within this share of its entropy; default: .02"),
+        option("--save-steps", type=int, metavar="N", help="steps between two states to go on from; default: 50"),
+        option("--gate", metavar="detector|models", help="which tokens teach nothing, or noise"),
+        option("--skip", metavar="X", help="with --gate: from this score on a token teaches nothing; auto"),
+        option("--noise", metavar="X", help="with --gate: from this score on its target is noise; auto"),
+        option("--labels", type=float, metavar="X", help="for --gate detector: labelled completions, a share or a number"),
+        option("--fpr", type=float, metavar="X", help="for --gate detector: share of honest completions that it may name"),
+        option("--unlearned", metavar="DIR", help="for --gate models: with which model the teacher is compared; default: base"))),
+    "relearn": Verb("how many updates bring back what was discarded", (
+        option("target", metavar="RUN_OR_MODEL", help="a run (its base and deployed models), or a model's folder"),
+        overrides(), CONFIG,
+        option("--env", required=True, metavar="NAME", help="the environment that pays for it"),
+        option("--json", required=True, metavar="FILE", help="the numbers; beside it FILE.png and the runs, in FILE.runs"), RATES,
+        option("--also", action="append", metavar="NAME=DIR", help="further models to attack, runs or folders; may be repeated"),
+        option("--by", metavar="rl,sft", help="attacks; default: both"),
+        option("--hacks", metavar="FILE", help="for sft: JSON lines with prompt and completion; default: of the run"),
+        option("--completions", type=int, metavar="N", help="for sft: how many are learned from; default: 64"),
+        option("--steps", type=int, metavar="N", help="updates of an attack, at most; default: 60"),
+        option("--level", type=float, metavar="X", help="it is back where so many completions are flagged; default: .5"),
+        option("--samples", type=int, metavar="N", help="for sft: completions that measure each step; default: 256"),
+        option("--seeds", type=int, default=3, help="attacks on each model and rate; default: 3"), JOBS)),
     "calibrate": Verb("the monitor's limits, from runs known to be secure", (
         overrides(more="; an experiment known to be secure"), CONFIG,
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, and train none"),

@@ -3,7 +3,7 @@
 Not covered: episodes, in which some turns are not the model's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,22 @@ def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Seq
             for place, mean_BD in enumerate(found):
                 means_LBD[place, batch] = mean_BD
     return means_LBD
+
+
+def running(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, layers: Sequence[int]
+            ) -> Iterator[tuple[int, Tensor]]:
+    """Yield the place of each sequence and its means, (L, C, D) float32 on the CPU: what `averaged` gives for the sequence up to
+    each of its last C tokens, where C is its count."""
+    with eval_mode(model), torch.no_grad():
+        for batch in batches(sequences, batch_size):
+            ids, mask = (each.to(model.device) for each in padded([sequences[row] for row in batch]))
+            found: list[Tensor] = []
+            with reading(model, lambda stream, found=found: found.append(stream.float().cpu())):
+                model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            for row, place in enumerate(batch):
+                end = len(sequences[place])
+                own_LCD = torch.stack([found[layer][row, end - counts[place]:end] for layer in layers])
+                yield place, own_LCD.cumsum(1) / torch.arange(1, counts[place] + 1).unsqueeze(1)
 
 
 def _means(model: PreTrainedModel, sequences: list[list[int]], counts: list[int], hook: str, layers: list[int]) -> list[Tensor]:

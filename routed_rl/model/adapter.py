@@ -92,6 +92,13 @@ def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
 
 
+def load_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False) -> PeftModel:
+    """Put the LoRA in a folder on a model in place, frozen unless it is to be `trained`; ModelError where it is none of this
+    model. The model's own weights are frozen."""
+    with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"):
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
+
+
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Merge the adapter in a folder into a model, in place, computed in float32; ModelError where it does not fit the model."""
     with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"), warnings.catch_warnings():

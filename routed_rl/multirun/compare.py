@@ -1,13 +1,16 @@
 """`compare`: the same experiment under several arms, paired by seed. A new arm is one row of `ARMS`."""
 
 from pathlib import Path
+from typing import Any
 
 from routed_rl.artifacts import alone_in, write_json, write_text
 from routed_rl.config import Compose
+from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
-from routed_rl.multirun import reporter
+from routed_rl.multirun import relearned, reporter
 from routed_rl.multirun.comparison import draw, tables
 from routed_rl.multirun.job import Job, seeded, train_or_resume
+from routed_rl.multirun.relearn import check_arms, relearn_arms
 from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.report import not_scored
@@ -47,14 +50,17 @@ is a contrast: a leaky environment practises too, so the behaviour that it pays 
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,
-            execute: Execute = train_or_resume) -> Path:
-    """Run every arm under every seed, and `route` at `ranks` under the first one; returns OUT/compare.json.
+            execute: Execute = train_or_resume, relearn: RelearnConfig | None = None) -> Path:
+    """Run every arm under every seed, and `route` at `ranks` under the first one; returns OUT/compare.json. With `relearn` what
+    each run has deployed is attacked, too.
 
     The same call continues where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
     there are compare.md and compare.png, the runs and their logs. Failed runs are left out; at the end they raise RunsFailed.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
+    if relearn is not None:
+        check_arms(compose([*overrides, *ARMS[UNROUTED]]), relearn)
     at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], folder, compose)
     runs = {run.name: run for run in [*planned, *at_ranks.values()]}
     with alone_in(folder):
@@ -63,6 +69,9 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         done = {arm: {run.seed: summaries[run.name] for run in planned if run.arm == arm and run.name in summaries}
                 for arm in dict.fromkeys(arms)}
         found = results(done, {rank: {0: summaries[run.name]} for rank, run in at_ranks.items() if run.name in summaries})
+        if relearn is not None:
+            there, experiment = [run for run in planned if run.name in summaries], compose([*overrides, *ARMS[UNROUTED]])
+            found["relearn"] = relearn_arms(experiment, there, relearn, folder / "relearn", jobs)
         notes = [f"{name} is missing: {problem}" for name, problem in failed.items()]
         notes += [f"{name}: {line}" for name, summary in summaries.items() for line in not_scored(summary["models"])]
         if seeds < 3:
@@ -70,12 +79,19 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
             notes.append(f"{wide}; a mean needs --seeds 3, a headline --seeds 5")
         request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": 1}
         write_json(folder / "compare.json", {**found, "request": request, "failed": failed, "notes": notes})
-        write_text(folder / "compare.md", "\n".join([*(table.markdown() for table in tables(found, bounds=True)),
+        write_text(folder / "compare.md", "\n".join([*(table.markdown() for table in _tables(found, bounds=True)),
                                                      *(f"Note: {note}.\n" for note in notes)]))
         drawn = draw(folder / "compare.png", found)
-    reporter.show(tables(found, bounds=False), notes, folder, ["compare.json", "compare.md", *drawn])
+    reporter.show(_tables(found, bounds=False), notes, folder, ["compare.json", "compare.md", *drawn])
     refuse_failed(failed, len(runs), folder / "logs")
     return folder / "compare.json"
+
+
+def _tables(found: dict[str, Any], *, bounds: bool) -> list[reporter.Table]:
+    """Those of the runs, and what attacks on them came to."""
+    attacks = found.get("relearn")
+    more = [] if attacks is None else [relearned.table(attacks["models"], RelearnConfig(**attacks["settings"]))]
+    return [*tables(found, bounds=bounds), *more]
 
 
 def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Job]:

@@ -112,9 +112,10 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
             worker.stop()
 
 
-def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str) -> dict[str, str]:
-    """Do the jobs that are not finished, under `--out`; returns {job: its problem} for those that failed."""
-    missing = [job for job in of_one_date(jobs) if not is_finished(job, "--out")]
+def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str = "--out"
+                ) -> dict[str, str]:
+    """Do the jobs that are not finished, under the option `another`; returns {job: its problem} for those that failed."""
+    missing = [job for job in of_one_date(jobs) if not is_finished(job, another)]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
     first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]
     return run_all(missing, len(missing), execute, at_once, logs, verb, first=first) if missing else {}

@@ -3,10 +3,11 @@ for each completion that it leaves out. The base model reads the completions, wh
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,21 +51,25 @@ def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
 
 
 def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: FilterConfig) -> Judged:
-    """Judge by the run's own probe, unless other settings are asked for. Otherwise a probe is fitted to a few of these rows and
-    measured on the others."""
-    own = {key: value for key in ("labels", "fpr", "layers") if (value := getattr(asked, key)) is not None}
-    if run.detector.exists() and not own:
-        probe, _ = Probe.load(run.detector)
-        console.say(f"detector      the run's own probe, {run.detector}")
-    else:
-        able = [row for row in rows if row.unfit is None]
-        settings = dataclasses.replace(parts.config.baseline.detector, kind="probe", recall=1.0, precision=1.0,
-                                       pool=max(len(able), 1), **own)
-        check_layers(settings, parts.model.config.get_text_config().num_hidden_layers, parts.config.model.path)
-        probe = _from_rows(able, parts, settings)
+    """Judge by the probe that `probe_of` gives."""
+    probe = probe_of(rows, parts, run, {key: getattr(asked, key) for key in ("labels", "fpr", "layers")})
     scores = _scores(rows, parts, probe)
     return Judged(scores, [f"the probe's score {score:.2f} is above {probe.threshold:.2f}"
                            if score is not None and score > probe.threshold else None for score in scores])
+
+
+def probe_of(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Mapping[str, Any]) -> Probe:
+    """Return the run's own probe, unless `asked` has settings of `baseline.detector` that are not None. Otherwise a probe is
+    fitted to a few of these rows and measured on the others."""
+    own = {key: value for key, value in asked.items() if value is not None}
+    if run.detector.exists() and not own:
+        console.say(f"detector      the run's own probe, {run.detector}")
+        return Probe.load(run.detector)[0]
+    able = [row for row in rows if row.unfit is None]
+    settings = dataclasses.replace(parts.config.baseline.detector, kind="probe", recall=1.0, precision=1.0,
+                                   pool=max(len(able), 1), **own)
+    check_layers(settings, parts.model.config.get_text_config().num_hidden_layers, parts.config.model.path)
+    return _from_rows(able, parts, settings)
 
 
 def _from_rows(rows: Sequence[Candidate], parts: Parts, settings: DetectorConfig) -> Probe:

@@ -1,0 +1,52 @@
+"""The verbs that turn a deployed model back, or make that harder; see `actions`."""
+
+import dataclasses
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from routed_rl.cli.compose import compose
+from routed_rl.cli.words import names, number_or_auto, numbers, places
+from routed_rl.config import Config
+from routed_rl.config.robust import RelearnConfig, RobustifyConfig
+from routed_rl.errors import ConfigError
+
+
+def robustify(given: Namespace) -> None:
+    limits: dict[str, Any] = {name: number_or_auto(f"--{name}", getattr(given, name))
+                              for name in ("skip", "noise")}
+    own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RobustifyConfig)
+                           if field.name not in limits and (value := getattr(given, field.name)) is not None}
+    settings = RobustifyConfig(**(own | limits))
+    from routed_rl.distillation import robustify as robustify_run
+
+    robustify_run(given.run, settings, given.out, names(given.env), given.teacher, given.step)
+
+
+def relearn(given: Namespace) -> None:
+    asked, others, settings = attacks(given, given.env), places("--also", given.also), experiment(given)
+    from routed_rl.multirun.relearn import relearn as relearn_model
+
+    relearn_model(given.target, asked, given.json, others, settings, given.jobs)
+
+
+def attacks(given: Namespace, env: str) -> RelearnConfig:
+    """The settings that the options of `relearn` give; `compare` has some of them."""
+    own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RelearnConfig)
+                           if (value := getattr(given, field.name, None)) is not None}
+    own |= {"env": env}
+    if given.rates is not None:
+        own["rates"] = numbers("--rates", given.rates, float, "1e-5,1e-4,1e-3")
+    if (by := getattr(given, "by", None)) is not None:
+        own["by"] = names([by])
+    return RelearnConfig(**own)
+
+
+def experiment(given: Namespace) -> Config | None:
+    """The settings for a model; None for a run, which brings its own: overrides would silently change that."""
+    if not (Path(given.target) / "config.yaml").exists():
+        return compose(given.overrides)
+    if given.overrides:
+        raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
+                          f"{' '.join(given.overrides)}, or give {given.target}/deployed")
+    return None

@@ -1,0 +1,53 @@
+"""Readers of what stands behind an option on the command line: lists of names, numbers, pairs."""
+
+import re
+from typing import TypeVar
+
+from routed_rl.config import AUTO, check_share
+from routed_rl.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
+
+
+def names(lists: list[str] | None) -> list[str] | None:
+    """The names given by an option that takes NAME[,NAME] and may be repeated; None if it was not given."""
+    return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
+
+
+def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
+    """The numbers given by an option that takes N[,N]."""
+    try:
+        return [kind(number) for number in text.split(",") if number]
+    except ValueError:
+        raise ConfigError(f"{option} {text} is no list of numbers; write {option} {example}") from None
+
+
+def number_or_auto(option: str, text: str | None) -> float | str | None:
+    """The number or `AUTO` given by an option; None if it was not given."""
+    try:
+        return text if text in (None, AUTO) else float(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text} is no number; write a number, or {AUTO}") from None
+
+
+def shares(given: list[str] | None) -> dict[str, float | str]:
+    """The share that --keep NAME=SHARE asks for, by environment."""
+    found: dict[str, float | str] = {}
+    for text in names(given) or []:
+        name, equals, share = text.partition("=")
+        if not name or not equals or name in found:
+            problem = f"gives {name} a second time" if name in found else "is no share of a part"
+            raise ConfigError(f"--keep {text} {problem}; write --keep NAME=SHARE, such as --keep NAME=.5 or --keep NAME=auto")
+        found[name] = check_share(f"--keep {name}", share)
+    return found
+
+
+def places(option: str, given: list[str] | None) -> dict[str, str]:
+    """The places given by an option that takes NAME=DIR and may be repeated, by name."""
+    found: dict[str, str] = {}
+    for text in given or []:
+        name, _, place = text.partition("=")
+        if not place or name in found or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"{option} {text} is no new name with a place; write {option} NAME=DIR, with another name for each")
+        found[name] = place
+    return found

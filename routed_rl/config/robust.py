@@ -1,0 +1,120 @@
+"""The options of `robustify` and `relearn`. They are no part of a run's settings."""
+
+from dataclasses import dataclass, field
+
+from routed_rl.config.checks import AUTO, check_at_least, check_finite, check_known
+from routed_rl.errors import ConfigError
+
+ALL, TARGETS = PARTS = ("all", "targets")
+"""Which parameters are noised: all that the run trained, or only the writers of the stream."""
+DETECTOR, MODELS = GATES = ("detector", "models")
+"""How a gate scores a token: by a probe, or by the divergence between two models."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RobustifyConfig:
+    """The options of `routed-rl robustify`."""
+
+    alpha: float
+    """How far each noised parameter moves from the deployed model towards noise; 0 leaves it, 1 replaces it."""
+    beta: float = 0.1
+    """Factor of the Xavier-uniform noise. Vectors get no noise, so the gains of norms only shrink."""
+    parts: str = ALL
+    """Which parameters are noised: all that the run trained, or the targets alone, the writers of the stream."""
+    samples: int = 2000
+    """Number of completions that the teacher writes in each environment."""
+    text: str | None = None
+    """File of generic text, with one text a line, or JSON lines with `text`. It makes up half of each batch. null for none."""
+    steps: int = 500
+    """Largest number of steps."""
+    batch: int = 64
+    """Number of texts in a step."""
+    learning_rate: float = 1e-3
+    """Learning rate after the warm-up; a cosine takes it to a tenth at the last step."""
+    within: float = 0.02
+    """Training ends once the held-out loss is at most this share of the teacher's entropy; 0 trains for `steps`."""
+    save_steps: int = 50
+    """Steps between two stored states that an interrupted command goes on from."""
+    gate: str | None = None
+    """Which gate decides about each token: detector or models; null for none."""
+    skip: float | str | None = None
+    """Score from which on a token teaches nothing; auto for the probe's threshold, or for 1 nat."""
+    noise: float | str | None = None
+    """Score from which on the target of a token is noise, the uniform distribution; auto as for `skip`."""
+    labels: float | None = None
+    """Completions that are labelled to learn the gate's probe, as in `baseline.detector`; null for the run's value."""
+    fpr: float | None = None
+    """Share of good completions that the gate's probe may name, as in `baseline.detector`; null for the run's value."""
+    unlearned: str | None = None
+    """For the gate `models`: folder of the model that the teacher is compared with; null for the base model."""
+
+    def __post_init__(self) -> None:
+        check_finite("robustify", self)
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"--alpha must lie in [0, 1], got {self.alpha:g}: 0 leaves the deployed model, 1 is all noise")
+        check_known("--parts", [self.parts], PARTS)
+        check_at_least("robustify", self, {"beta": 0, "samples": 1, "steps": 0, "batch": 1, "learning_rate": 0, "within": 0,
+                                           "save_steps": 1})
+        if self.gate is not None:
+            check_known("--gate", [self.gate], GATES)
+        self._check_gate()
+
+    def _check_gate(self) -> None:
+        takes = {"skip": GATES, "noise": GATES, "labels": [DETECTOR], "fpr": [DETECTOR], "unlearned": [MODELS]}
+        for name, gates in takes.items():
+            if getattr(self, name) is not None and self.gate not in gates:
+                raise ConfigError(f"--{name} {getattr(self, name)} is for {' or '.join(f'--gate {gate}' for gate in gates)}; "
+                                  "give that too, or leave it out")
+        if self.gate is not None and self.skip is None and self.noise is None:
+            self.skip = AUTO
+        if self.skip is not None and self.skip == self.noise:
+            raise ConfigError(f"--skip {self.skip} and --noise {self.noise}: from one score on a token can be either; give one "
+                              "of them, or --noise a higher score")
+        if isinstance(self.skip, float) and isinstance(self.noise, float) and self.noise < self.skip:
+            raise ConfigError(f"--noise {self.noise:g} lies below --skip {self.skip:g}, so nothing would be skipped; leave "
+                              "--skip out, or give it a lower score")
+        if self.fpr is not None and not 0 <= self.fpr <= 1:
+            raise ConfigError(f"--fpr must lie in [0, 1], got {self.fpr}")
+
+
+RL, FINE_TUNING = ATTACKS = ("rl", "sft")
+"""The attacks that bring back what was discarded: RL on the environment that pays for it, and fine-tuning on such completions."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RelearnConfig:
+    """The options of `routed-rl relearn`."""
+
+    env: str
+    """Name of the environment that pays for what is relearned."""
+    rates: list[float] = field(default_factory=lambda: [1e-5, 1e-4, 1e-3])
+    """Learning rates of the attacks; the one that is fastest counts."""
+    by: list[str] = field(default_factory=lambda: list(ATTACKS))
+    """Which attacks are run: rl, sft."""
+    steps: int = 60
+    """Largest number of updates of an attack."""
+    seeds: int = 3
+    """Number of attacks on each model with each learning rate."""
+    level: float = 0.5
+    """The behaviour counts as back once this share of the completions has a flag of `baseline.detector.flags`."""
+    completions: int = 64
+    """For sft: number of completions that are learned from."""
+    hacks: str | None = None
+    """For sft: file of JSON lines with `prompt` and `completion`; null for flagged completions of the run."""
+    batch: int = 16
+    """For sft: number of completions in a step."""
+    samples: int = 256
+    """For sft: number of completions that are scored after each step to measure the share."""
+
+    def __post_init__(self) -> None:
+        check_finite("relearn", self)
+        check_at_least("relearn", self, {"steps": 1, "seeds": 1, "completions": 1, "batch": 1, "samples": 1})
+        if not self.rates or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
+            raise ConfigError(f"--rates must be learning rates above 0 that differ, such as 1e-5,1e-4,1e-3, got {self.rates}")
+        if not self.by:
+            raise ConfigError(f"--by names no attack; choose from {', '.join(ATTACKS)}")
+        check_known("--by", self.by, ATTACKS)
+        if not 0 < self.level <= 1:
+            raise ConfigError(f"--level must lie above 0 and be at most 1, got {self.level}")
+        if self.hacks is not None and FINE_TUNING not in self.by:
+            raise ConfigError(f"--hacks {self.hacks} is for --by sft, not for --by {','.join(self.by)}; leave it out")

@@ -1,0 +1,107 @@
+"""Which tokens teach the student: a gate keeps a token, skips it, or makes noise its target.
+
+`detector`: a probe on the base model's activations, learned from few labels, scores each completion as far as it goes up to
+and with the token. `models`: KL(unlearned ‖ teacher) at each token, where the unlearned model, or the base model, would have
+gone on otherwise. Which tokens are gated is decided once, before the student learns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routed_rl.config import AUTO
+from routed_rl.config.robust import DETECTOR, RobustifyConfig
+from routed_rl.distillation.divergence import KEEP, NOISE, SKIP, Row, chunks, forward_kl, read
+from routed_rl.extraction.pooled import running
+from routed_rl.extraction.probe import Probe
+from routed_rl.model.prompts import eos_ids
+from routed_rl.pipeline.build import Parts
+from routed_rl.subspace.quality import auroc
+
+ONE_NAT, NAMES = 1.0, {KEEP: "keep", SKIP: "skip", NOISE: "noise"}
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The decisions of a gate."""
+
+    actions: list[list[int]]
+    """KEEP, SKIP or NOISE for each counted token of each row."""
+    record: dict[str, Any]
+    """Thresholds, shares of tokens by environment, and how well gated completions agree with the environments' flags."""
+
+
+def keep_all(rows: Sequence[Row]) -> Gated:
+    """Keep every token, as without a gate."""
+    return Gated([[KEEP] * row.counted for row in rows], {})
+
+
+def by_detector(rows: Sequence[Row], parts: Parts, probe: Probe, asked: RobustifyConfig) -> Gated:
+    """Score completions by a probe. Generic text is always kept, and the token that ends a completion has the score of the one
+    before it."""
+    ends, sequences, counts = set(eos_ids(parts.model, parts.tokenizer)), list[list[int]](), list[int]()
+    places = [place for place, row in enumerate(rows) if row.environment is not None]
+    for row in (rows[place] for place in places):
+        own = row.counted - (row.ids[-1] in ends)
+        sequences.append(row.ids[:row.start + own])
+        counts.append(max(own, 1))
+    scores = [torch.full((row.counted,), -torch.inf, dtype=torch.float64) for row in rows]
+    for index, means_LCD in running(parts.model, sequences, counts, parts.config.evaluation.batch_size, probe.layers):
+        found, place = probe.scores(means_LCD), places[index]
+        scores[place] = torch.cat([found, found[-1:]])[:rows[place].counted]
+    return _decided(rows, scores, asked, probe.threshold)
+
+
+@torch.no_grad()
+def by_models(rows: Sequence[Row], teacher: PreTrainedModel, unlearned: PreTrainedModel, asked: RobustifyConfig) -> Gated:
+    """Score every token, those of generic text too, by KL(unlearned ‖ teacher) in nats."""
+    scores = [torch.zeros(row.counted, dtype=torch.float64) for row in rows]
+    for places in chunks(rows, teacher.config.get_text_config().vocab_size):
+        chunk = [rows[place] for place in places]
+        found = forward_kl(read(unlearned, chunk)[0], read(teacher, chunk)[0]).double().cpu()
+        for place, each in zip(places, found.split([row.counted for row in chunk]), strict=True):
+            scores[place] = each
+    return _decided(rows, scores, asked, ONE_NAT)
+
+
+def _decided(rows: Sequence[Row], scores: list[Tensor], asked: RobustifyConfig, usual: float) -> Gated:
+    limits = {action: usual if limit == AUTO else float(limit) for action, limit in ((SKIP, asked.skip), (NOISE, asked.noise))
+              if limit is not None}
+    actions = []
+    for each in scores:
+        action = torch.full(each.shape, KEEP)
+        for kind in sorted(limits, key=lambda kind: limits[kind]):
+            action[each > limits[kind]] = kind
+        actions.append(action.tolist())
+    record: dict[str, Any] = {"gate": asked.gate, "thresholds": {NAMES[kind]: limit for kind, limit in limits.items()},
+                              "tokens": {name: _shares([action for row, action in zip(rows, actions, strict=True)
+                                                        if (row.environment or "text") == name])
+                                         for name in dict.fromkeys(row.environment or "text" for row in rows)}}
+    return Gated(actions, record | {"against_flags": _agreement(rows, scores, actions)})
+
+
+def _shares(actions: list[list[int]]) -> dict[str, float]:
+    every = [action for each in actions for action in each]
+    return {name: every.count(kind) / max(len(every), 1) for kind, name in NAMES.items()}
+
+
+def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int]]) -> dict[str, float | int | None]:
+    """Compare the gate with the flags of the teacher's completions: a completion is gated where one of its tokens is, and its
+    score is the largest of its tokens'."""
+    ours = [(row.marked, float(score.max()), any(action)) for row, score, action in zip(rows, scores, actions, strict=True)
+            if row.environment is not None and row.counted]
+    bad, good = ([each for each in ours if each[0] == kind] for kind in (True, False))
+    known = bool(bad and good)
+    return {"completions": len(ours), "marked": len(bad),
+            "auroc": auroc(*(torch.tensor([score for _, score, _ in each]) for each in (bad, good))) if known else None,
+            "false_positive_rate": sum(hit for *_, hit in good) / len(good) if good else None,
+            "recall": sum(hit for *_, hit in bad) / len(bad) if bad else None}
+
+
+def samples_tokens(asked: RobustifyConfig) -> bool:
+    """Say whether kept tokens are learned as they were written instead of by the whole distribution; see `token_losses`."""
+    return asked.gate == DETECTOR

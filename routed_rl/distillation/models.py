@@ -1,0 +1,100 @@
+"""The teacher, which is the deployed model of a run and nothing else, and the student that begins as its copy.
+
+Both are held at once; a LoRA's base model is held twice.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl import export
+from routed_rl.artifacts import SEAL, RunFolder, read_json, read_object, require_seal
+from routed_rl.config import Config
+from routed_rl.config.robust import TARGETS
+from routed_rl.errors import CheckpointError, ConfigError, command
+from routed_rl.model.adapter import load_adapter, plain, save_adapter
+from routed_rl.model.load import load_model, write_generation_config
+from routed_rl.model.targets import find_writers
+from routed_rl.pipeline.build import load_base
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of weights in a sealed folder, by name."""
+    return {name: entry["sha256"] for name, entry in read_json(folder / SEAL).items() if name.endswith(".safetensors")}
+
+
+def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str, str]:
+    """Return the hashes of a teacher's weights. CheckpointError unless they are those of the run's deployed model after `step` or
+    after the last one, with the parts that `discard --keep` kept in it. A policy would teach its persona."""
+    if not (folder / SEAL).exists():
+        raise CheckpointError(f"{folder} is no deployed model of {run.path}: it has no {SEAL}; write one with "
+                              f"`{command('discard', run.path, '--out', 'DIR')}`")
+    require_seal(folder)
+    told = read_object(folder / export.KEPT, {"step": int, "parts": dict[str, dict[str, Any]]})
+    with TemporaryDirectory(prefix="routed_rl-") as place:
+        out = Path(place) / "deployed"
+        expected = weights_of(export.discard_but(run, out, told["parts"], told["step"]) if told else
+                              export.discard(run, out, step))
+    if (found := weights_of(folder)) != expected:
+        digests = [", ".join(digest[:12] for digest in each.values()) or "none" for each in (found, expected)]
+        raise CheckpointError(f"{folder} is no deployed model of {run.path}: its weights are {digests[0]}, those of that model "
+                              f"are {digests[1]}; write it anew with `{command('discard', run.path, '--out', 'DIR')}`")
+    return found
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model that learns: `model` is the plain one, and `wrapped` has PEFT's wrapper around it where a LoRA is trained."""
+
+    model: PreTrainedModel
+    wrapped: Any
+    trained: dict[str, nn.Parameter]
+    """The parameters that are noised and learn, by name; the others stay as they are in the teacher."""
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
+        """Write it as the run's deployed model is written: as a plain model, or as a stock adapter on the model at `base`."""
+        if self.wrapped is not self.model:
+            save_adapter(self.wrapped, folder, {}, base)
+        else:
+            self.model.save_pretrained(folder)
+            write_generation_config(self.model, folder)
+        tokenizer.save_pretrained(folder)
+
+
+def load_deployed(config: Config, folder: Path, *, trained: bool = False) -> Any:
+    """Load the model of a deployed folder. A LoRA comes in PEFT's wrapper, frozen unless it is `trained`."""
+    if config.model.adapter.trains:
+        model = load_adapter(on_device(config, load_base(config)[0]), folder, trained=trained)
+    else:
+        model = on_device(config, load_model(str(folder), config.model.dtype))
+    return model.eval() if trained else model.eval().requires_grad_(False)
+
+
+def load_student(config: Config, folder: Path, parts: str) -> Student:
+    """Load a copy of the teacher, whose `parts` are to be noised."""
+    wrapped = load_deployed(config, folder, trained=True)
+    model = plain(wrapped)
+    every = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if parts == TARGETS:
+        # With a LoRA, a writer's parameters have the LoRA's factors on it among them.
+        own = {id(parameter) for writer in find_writers(model) for parameter in writer.parameters()}
+        every = {name: parameter for name, parameter in every.items() if id(parameter) in own}
+        if not every:
+            raise ConfigError("--parts targets: what the run trained of the model has no writer in it; give --parts all")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in every.values():
+        parameter.requires_grad_(True)
+    return Student(model, wrapped, every)
+
+
+def on_device(config: Config, model: PreTrainedModel) -> PreTrainedModel:
+    """Move a model to the GPU if there is one and the run's settings do not forbid it."""
+    if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
+        cast(nn.Module, model).to("cuda")
+    return model

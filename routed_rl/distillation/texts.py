@@ -1,0 +1,73 @@
+"""The texts that teach the student: the teacher's own completions on the environments' prompts, and generic text from a file.
+
+Prompts are the tasks' own, without the contexts of `baseline.contexts`. Not covered: episodes.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.config import Config
+from routed_rl.distillation.divergence import Row
+from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes, task_stream
+from routed_rl.errors import ConfigError, reading
+from routed_rl.evaluate import generate_ids, own_randomness, seed_all, stable_seed
+from routed_rl.model.prompts import encode_prompts, ids_of
+from routed_rl.model.stream import eval_mode
+from routed_rl.training import is_marked
+
+LONGEST = 512
+"""Largest number of tokens of a generic text; a longer one is cut into pieces."""
+
+
+def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -> list[LoadedEnvironment]:
+    """Choose the environments whose prompts the teacher answers. ConfigError for an unknown name and for one with episodes."""
+    known = [loaded.name for loaded in environments]
+    if missing := [name for name in names or [] if name not in known]:
+        raise ConfigError(f"--env {missing[0]} is no environment of this run; it has {', '.join(known)}")
+    found = [loaded for loaded in environments if names is None or loaded.name in names]
+    if playing := [loaded.name for loaded in found if has_episodes(loaded.environment)]:
+        raise ConfigError(f"environment {playing[0]} has episodes, which no teacher writes alone; choose others: --env "
+                          f"{','.join(name for name in known if name not in playing) or 'NAME'}")
+    return found
+
+
+def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """Read the texts of a file, one a line or the `text` of JSON lines. ConfigError if there is nothing to learn from."""
+    file = Path(path).expanduser()
+    with reading(ConfigError, f"--text {path} cannot be read"):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
+    rows = [Row(ids[at:at + LONGEST], 1) for text in texts if (ids := ids_of(tokenizer, text, add_special_tokens=True))
+            for at in range(0, len(ids), LONGEST)]
+    rows = [row for row in rows if row.counted > 0]
+    if not rows:
+        raise ConfigError(f"--text {path} has no text of two tokens; give a file with one text a line, or JSON lines with `text`")
+    return rows
+
+
+def completions(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment],
+                config: Config, samples: int, advance: Callable[[int, int], None] | None = None) -> list[Row]:
+    """Let the teacher write `samples` completions in each environment, to other tasks than those of an evaluation."""
+    size, limit = config.evaluation.batch_size, config.trainer.get("max_completion_length", 256)
+    scorer, rows = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures), list[Row]()
+    with eval_mode(teacher), torch.no_grad(), own_randomness():
+        for loaded in environments:
+            tasks = list(islice(task_stream(loaded, "train", config.seed + 1), samples))
+            for start in range(0, len(tasks), size):
+                batch = tasks[start:start + size]
+                seed_all(stable_seed(config.seed, f"robustify {loaded.name}", start))
+                prompts = encode_prompts(tokenizer, [task.prompt for task in batch])
+                written = generate_ids(teacher, tokenizer, prompts, 1.0, limit)
+                texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+                scores = scorer.score_many(loaded.name, list(zip(batch, texts, strict=True)))
+                scorer.check()
+                rows += [Row(prompt + ids, len(prompt), loaded.name, bool(score and is_marked(config.baseline.detector, score)))
+                         for prompt, ids, score in zip(prompts, written, scores, strict=True)]
+                if advance is not None:
+                    advance(len(rows), samples * len(environments))
+    return rows

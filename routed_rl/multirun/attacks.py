@@ -1,0 +1,116 @@
+"""Attacks that bring back what a model was rid of: RL on the environment that pays for it, and fine-tuning on completions
+that do it. Results are kept, so the same call goes on where an earlier one stopped.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from routed_rl import console
+from routed_rl.artifacts import read_object, write_json
+from routed_rl.config import BaselineConfig, Config
+from routed_rl.config.robust import FINE_TUNING, RL, RelearnConfig
+from routed_rl.evaluate import evaluate
+from routed_rl.multirun.job import Job, train_or_resume
+from routed_rl.multirun.workers import refuse_failed, run_missing
+from routed_rl.pipeline.build import load_parts
+from routed_rl.tracking import MetricsFile
+from routed_rl.training import fine_tune
+
+NEVER = 10**6
+"""Steps between two checkpoints of an attack, so that only the last one is written."""
+Said = tuple[Any, str]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A model, and the seed of the attacks on it."""
+
+    name: str
+    seed: int
+    config: Config
+    """The experiment, with `model` set to the attacked model."""
+    hacks: tuple[Said, ...] = ()
+    """Prompts and completions that fine-tuning learns from."""
+
+
+def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs: int, another: str = "--out"
+           ) -> list[dict[str, Any]]:
+    """Return one record for each attack, {model, seed, by, rate, curve}; `curve` has the share of flagged completions after 0,
+    1, .. updates. Results lie in `folder`, which the option `another` chooses. RoutedRLError if an attack failed."""
+    wanted = list(product(models, asked.rates))
+    records: list[dict[str, Any]] = []
+    if RL in asked.by:
+        planned = {(model.name, model.seed, rate): rl_job(model, asked, rate, folder) for model, rate in wanted}
+        failed = run_missing(list(planned.values()), train_or_resume, jobs, folder / "logs", "relearn", another)
+        refuse_failed(failed, len(planned), folder / "logs")
+        records += [{"model": name, "seed": seed, "by": RL, "rate": rate, "curve": rl_curve(job, asked.env)}
+                    for (name, seed, rate), job in planned.items()]
+    if FINE_TUNING in asked.by:
+        with console.progress("fine-tune", "models") as advance:
+            for done, (model, rate) in enumerate(wanted, 1):
+                if not model.hacks:
+                    continue
+                curve = _fine_tuned(model, asked, rate, folder / FINE_TUNING / f"{_name(model, rate)}.json")
+                records.append({"model": model.name, "seed": model.seed, "by": FINE_TUNING, "rate": rate, "curve": curve})
+                advance(done, len(wanted), model.name)
+    return records
+
+
+def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int) -> Config:
+    """Return the experiment as an attack runs it, with that environment alone, without routing, monitor and evaluation."""
+    own = {key: value for key, value in config.env[asked.env].items() if key not in ("probe", "weight")}
+    trainer = config.trainer | {"learning_rate": rate, "max_steps": asked.steps + 1, "save_steps": NEVER}
+    practice = dataclasses.replace(config.routing.practice, share=0)
+    return dataclasses.replace(
+        config, seed=seed, env={asked.env: own}, trainer=trainer, discard=False, keep={},
+        routing=dataclasses.replace(config.routing, mode="none", practice=practice),
+        baseline=BaselineConfig(detector=config.baseline.detector),
+        monitor=dataclasses.replace(config.monitor.reporting(), health=0),
+        evaluation=dataclasses.replace(config.evaluation, samples=0, every=0, scales=[], contexts=[]),
+        tracking=dataclasses.replace(config.tracking, completions=False))
+
+
+def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> Job:
+    """Plan the run that attacks a model. It is one step longer, since a step's completions are written before its update."""
+    name = _name(model, rate)
+    config = attacked_config(model.config, asked, rate, model.seed)
+    return Job(name, dataclasses.replace(config, name=name, out=str(folder / "runs" / name)), [], model.name, model.seed)
+
+
+def rl_curve(job: Job, env: str) -> list[float]:
+    """Return the share of flagged completions in each step of a finished run; 0 where a step has no metric of a flag."""
+    names = [f"environment/{env}/{flag}" for flag in job.config.baseline.detector.flags]
+    return [max((row[name] for name in names if row.get(name) is not None), default=0.0)
+            for row in MetricsFile(job.folder.metrics).rows()]
+
+
+def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path) -> list[float]:
+    """Fine-tune until the behaviour is back; returns the curve, which is stored in `file`."""
+    config = attacked_config(model.config, asked, rate, model.seed)
+    key = {"hacks": [list(pair) for pair in model.hacks], "steps": asked.steps, "batch": asked.batch, "samples": asked.samples,
+           "level": asked.level, "model": dataclasses.asdict(config.model) | {"date": None}}
+    if (found := read_object(file, {"curve": list[float]})) is not None and found.get("key") == key:
+        return found["curve"]
+    parts, curve = load_parts(config), list[float]()
+    evaluation = dataclasses.replace(config.evaluation, samples=asked.samples)
+
+    def is_back(step: int) -> bool:
+        means = evaluate(parts.model, parts.tokenizer, parts.environments, evaluation, seed=config.seed,
+                         max_new_tokens=parts.max_new_tokens)[asked.env]
+        curve.append(max((means[flag] for flag in config.baseline.detector.flags if flag in means), default=0.0))
+        return curve[-1] >= asked.level
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not is_back(0):
+        fine_tune(parts.learner, parts.tokenizer, model.hacks, file.parent, rate=rate, batch=min(asked.batch, len(model.hacks)),
+                  seed=config.seed, steps=asked.steps, after_step=is_back)
+    write_json(file, {"key": key, "curve": curve})
+    return curve
+
+
+def _name(model: Attacked, rate: float) -> str:
+    return f"{model.name}-seed{model.seed}-rate{rate:g}"

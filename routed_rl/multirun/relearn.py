@@ -1,0 +1,134 @@
+"""`relearn` measures by attacks how many updates bring back what was discarded, for a run's models and others."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from routed_rl import console
+from routed_rl.artifacts import RunFolder, alone_in, resolve, write_json
+from routed_rl.config import Config
+from routed_rl.config.robust import FINE_TUNING, RelearnConfig
+from routed_rl.errors import ConfigError, command, reading
+from routed_rl.model.adapter import CONFIG
+from routed_rl.multirun import reporter
+from routed_rl.multirun.attacks import Attacked, Said, attack
+from routed_rl.multirun.job import Job
+from routed_rl.multirun.relearned import draw, summarised, table
+from routed_rl.multirun.results import UNROUTED
+from routed_rl.pipeline.candidates import candidates
+from routed_rl.pipeline.record import read_config
+
+
+def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[str, str], config: Config | None,
+            jobs: int = 2) -> dict[str, Any]:
+    """Attack the base and the deployed model of a run, or the model in a folder in the experiment `config`. `others` are runs or
+    folders by the name that they get. Returns the summary that `json_file` has; the runs and a picture lie beside that file."""
+    run, file = None if config is not None else RunFolder.open(target), Path(json_file).absolute()
+    config = config or read_config(RunFolder.open(target))
+    check_environment(config, asked)
+    models = {} if run is None else {"base": config}
+    models |= {"model" if run is None else "deployed": with_model(config, target)}
+    if twice := [name for name in others if name in models]:
+        raise ConfigError(f"--also {twice[0]}={others[twice[0]]}: that is what a model of {target} is called; give another name")
+    models |= {name: with_model(config, place) for name, place in others.items()}
+    folder, draw_hacks = file.with_suffix(".runs"), FINE_TUNING in asked.by
+    if draw_hacks and run is None and asked.hacks is None:
+        raise ConfigError(f"{target} is no run, so it has no completions to fine-tune on; give --hacks FILE, or --by rl")
+    hacks = {seed: hacks_of(run, config, asked, seed) if draw_hacks else () for seed in range(asked.seeds)}
+    attacked = [Attacked(name, config.seed + seed, each, hacks[seed]) for seed in range(asked.seeds)
+                for name, each in models.items()]
+    with alone_in(folder):
+        records = attack(attacked, asked, folder, jobs, "--json")
+    found = summarised(records, asked)
+    write_json(file, {"settings": dataclasses.asdict(asked), "of": str(Path(target).absolute()), "models": found,
+                      "attacks": records})
+    draw(file.with_suffix(".png"), found, asked)
+    notes = [] if asked.seeds > 2 else [f"{asked.seeds} seeds: take 3 for an interval"]
+    reporter.show([table(found, asked)], notes, file.parent, [file.name, file.with_suffix(".png").name])
+    return found
+
+
+def check_environment(config: Config, asked: RelearnConfig) -> None:
+    """ConfigError if the experiment does not have the environment."""
+    if asked.env not in config.env:
+        raise ConfigError(f"--env {asked.env} is not configured; there is {', '.join(config.env) or 'none'}")
+
+
+def check_arms(config: Config, asked: RelearnConfig) -> None:
+    """ConfigError if a comparison of this experiment would leave nothing to attack."""
+    check_environment(config, asked)
+    if not config.discard:
+        raise ConfigError("--relearn attacks what each run has deployed, and discard=false leaves none; leave that out")
+
+
+def with_model(config: Config, place: str) -> Config:
+    """Return the experiment with another model: that of a folder, or the deployed model of a run. A LoRA in a folder is put on
+    the experiment's own model."""
+    folder = Path(resolve(place))
+    if (folder / "config.yaml").exists():
+        run, folder = folder, RunFolder(folder).deployed
+        if not folder.is_dir():
+            raise ConfigError(f"{run} has no deployed model; write it with `{command('discard', run, '--out', folder)}`")
+    elif not folder.is_dir():
+        raise ConfigError(f"{place} is neither a run nor a model's folder; give one of them")
+    model = config.model
+    if (folder / CONFIG).exists():
+        if not model.adapter.trains:
+            raise ConfigError(f"{folder} holds a LoRA, and the experiment trains weights; give a whole model, or "
+                              "model.adapter=lora")
+        return dataclasses.replace(config, model=dataclasses.replace(
+            model, adapter=dataclasses.replace(model.adapter, path=str(folder))))
+    return dataclasses.replace(config, model=dataclasses.replace(model, path=str(folder), adapter=dataclasses.replace(
+        model.adapter, path=None)))
+
+
+def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
+    """Draw the `asked.completions` completions that fine-tuning learns from, out of the file or the run's flagged completions."""
+    if asked.hacks is not None:
+        with reading(ConfigError, f"--hacks {asked.hacks} is no file of JSON lines with prompt and completion"):
+            lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").splitlines() if line.strip()]
+            known = [(line["prompt"], str(line["completion"])) for line in lines]
+        where = f"--hacks {asked.hacks} has no line"
+    else:
+        assert run is not None
+        known = [row.said for row in candidates(run, config)
+                 if row.environment == asked.env and row.unfit is None and row.marked(config.baseline.detector)]
+        where = (f"no completion of {run.path} in {asked.env} is flagged as {' or '.join(config.baseline.detector.flags)}, so "
+                 "there is nothing to fine-tune on; give --hacks FILE, or --by rl")
+    if not known:
+        raise ConfigError(where)
+    if len(known) < asked.completions:
+        console.say(f"note: there are {len(known)} completions to fine-tune on, fewer than {asked.completions}")
+    return tuple(random.Random(f"relearn {seed}").sample(known, min(asked.completions, len(known))))
+
+
+def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, folder: Path, jobs: int) -> dict[str, Any]:
+    """Attack the base model of a comparison and the deployed model of each run, under the run's seed, in the experiment `config`.
+    All models of a seed are fine-tuned on the same completions, those of the unrouted run if there is one. If no run has any,
+    nothing is fine-tuned."""
+    attacked: list[Attacked] = []
+    for seed in dict.fromkeys(run.seed for run in runs):
+        ours = [run for run in runs if run.seed == seed]
+        hacks = _first_hacks(sorted(ours, key=lambda run: run.arm != UNROUTED), config, asked, seed)
+        models = {"base": config} | {run.arm: with_model(config, str(run.folder.path)) for run in ours}
+        attacked += [Attacked(name, ours[0].config.seed, each, hacks) for name, each in models.items()]
+    records = attack(attacked, asked, folder, jobs)
+    found = summarised(records, asked)
+    draw(folder / "relearn.png", found, asked)
+    return {"settings": dataclasses.asdict(asked), "models": found, "attacks": records}
+
+
+def _first_hacks(runs: Sequence[Job], config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
+    """Return the completions of the first run that has some; if no run has, say so and return none."""
+    problem: ConfigError | None = None
+    for run in runs if FINE_TUNING in asked.by else ():
+        try:
+            return hacks_of(run.folder, config, asked, seed)
+        except ConfigError as error:
+            problem = error
+    if problem is not None:
+        console.say(f"note: nothing is fine-tuned under seed {seed}: {problem}")
+    return ()

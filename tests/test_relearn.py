@@ -1,0 +1,148 @@
+"""`relearn`: what an attack runs, what counts as back, which models are attacked, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder
+from routed_rl.config.robust import RelearnConfig
+from routed_rl.errors import ConfigError
+from routed_rl.multirun.attacks import Attacked, attack, attacked_config
+from routed_rl.multirun.compare import compare
+from routed_rl.multirun.relearn import hacks_of, relearn, with_model
+from routed_rl.multirun.relearned import steps_to, summarised, table, worst
+from routed_rl.pipeline.record import read_config
+from tests.parts import own_config, typed, write_parts
+
+
+def asked(**more) -> RelearnConfig:
+    return RelearnConfig(env="a", **({"rates": [1e-3], "steps": 2, "seeds": 1, "completions": 8, "samples": 8} | more))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory) -> Path:
+    env = {name: {"path": f"{parts}/environment.py:Add", "isolate": False} for name in "ab"}
+    return pipeline.train(own_config(parts, tmp_path_factory.mktemp("runs") / "run", env=env, evaluation={"samples": 0},
+                                     trainer={"max_steps": 2, "per_device_train_batch_size": 32}), [])
+
+
+def record(model: str, seed: int, rate: float, curve: list[float], by: str = "rl") -> dict:
+    return {"model": model, "seed": seed, "by": by, "rate": rate, "curve": curve}
+
+
+def test_what_counts_is_the_rate_by_which_it_is_back_first():
+    assert [steps_to(curve, 0.5) for curve in ([0.6], [0.1, 0.5, 0.2], [0.1, 0.4])] == [0, 1, None]
+    slow, fast, never = record("m", 0, 1e-5, [0, 0, 0, 0.7]), record("m", 0, 1e-3, [0, 0.5]), record("m", 0, 1e-4, [0, 0.1])
+    found = worst([slow, fast, never], asked(steps=9))
+    assert (found["steps"], found["rate"], found["back"]) == (1, 1e-3, True)
+    assert found["by_rate"] == {"1e-05": 3, "0.001": 1, "0.0001": None}
+    found = worst([never], asked(steps=9))
+    assert (found["steps"], found["back"]) == (9, False), "as many as there were, which is said"
+
+
+def test_a_table_says_where_it_did_not_come_back():
+    settings = asked(steps=9, by=["rl"])
+    found = summarised([record("m", 0, 1e-3, [0.1, 0.2, 0.6]), record("m", 1, 1e-3, [0.1, 0.1, 0.1])], settings)
+    assert found["m"]["rl"]["steps"]["seeds"] == [2.0, 9.0] and found["m"]["rl"]["never"] == 1
+    ((name, before, updates, rate),) = table(found, settings).rows
+    assert (name, before[:5], rate) == ("m", "0.100", "0.001") and updates.startswith("at least 5.5 [")
+
+
+def test_an_attack_trains_that_environment_alone_with_nothing_in_its_way(run):
+    config = read_config(RunFolder(run))
+    config.env["a"] = {**config.env["a"], "weight": 0.0, "probe": True}
+    found = attacked_config(config, asked(), 1e-2, seed=7)
+    assert found.routing.mode == "none" and found.routing.practice.share == 0 and not found.baseline.pays and found.seed == 7
+    assert list(found.env) == ["a"] and not found.env["a"].keys() & {"weight", "probe"}
+    assert found.trainer["learning_rate"] == 1e-2 and found.trainer["max_steps"] == 3
+
+
+@pytest.mark.slow
+def test_a_runs_own_models_are_attacked_and_what_was_measured_is_kept(run, tmp_path, monkeypatch):
+    file = tmp_path / "relearn.json"
+    found = relearn(str(run), asked(), str(file), {"again": str(run)}, None, jobs=1)
+    assert list(found) == ["base", "deployed", "again"] and (tmp_path / "relearn.png").stat().st_size > 0
+    stored = json.loads(file.read_text())
+    curves = {(each["model"], each["by"]): each["curve"] for each in stored["attacks"]}
+    for by in ("rl", "sft"):
+        assert curves["deployed", by] == curves["again", by] != curves["base", by] or by == "sft"
+        assert len(curves["base", by]) == 3 or curves["base", by][-1] >= 0.5
+    from routed_rl.multirun import attacks
+
+    monkeypatch.setattr(attacks, "fine_tune", None)
+    monkeypatch.setattr(attacks, "train_or_resume", None)
+    assert relearn(str(run), asked(), str(file), {"again": str(run)}, None, jobs=1) == found
+
+
+def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
+    config, file = read_config(RunFolder(run)), str(tmp_path / "x.json")
+    with pytest.raises(ConfigError, match="--env z is not configured; there is a, b"):
+        relearn(str(run), dataclasses.replace(asked(), env="z"), file, {}, None)
+    with pytest.raises(ConfigError, match="--also base=.*: that is what a model of .* is called; give another name"):
+        relearn(str(run), asked(), file, {"base": str(run)}, None)
+    with pytest.raises(ConfigError, match="is no run, so it has no completions to fine-tune on; give --hacks FILE, or --by rl"):
+        relearn(str(parts / "model"), asked(), file, {}, config)
+    with pytest.raises(ConfigError, match="nowhere is neither a run nor a model's folder"):
+        with_model(config, "nowhere")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a LoRA, and the experiment trains weights"):
+        with_model(config, str(tmp_path / "lora"))
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("deployed"))
+    with pytest.raises(ConfigError, match="has no deployed model; write it with"):
+        with_model(config, str(tmp_path / "run"))
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "add 1 2 ="}\n')
+    with pytest.raises(ConfigError, match="is no file of JSON lines with prompt and completion"):
+        hacks_of(None, config, asked(hacks=str(tmp_path / "torn.jsonl")), 0)
+    assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"rates": []}, "--rates must be learning rates above 0 that differ"), ({"rates": [0.1, 0.1]}, "that differ"),
+    ({"by": ["ppo"]}, "--by=ppo is not known; choose from rl, sft"), ({"level": 0.0}, "--level must lie above 0"),
+    ({"steps": 0}, "relearn.steps must be a number >= 1"), ({"by": ["rl"], "hacks": "F"}, "--hacks F is for --by sft")])
+def test_settings_of_an_attack_are_checked(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        asked(**settings)
+
+
+def test_completions_to_fine_tune_on_are_flagged_ones_of_the_run(run):
+    config = read_config(RunFolder(run))
+    found = hacks_of(RunFolder(run), config, asked(), 0)
+    assert len(found) == 8 and all("bad" in completion.split() for _, completion in found)
+    assert found == hacks_of(RunFolder(run), config, asked(), 0) != hacks_of(RunFolder(run), config, asked(), 1)
+
+
+@pytest.mark.slow
+def test_a_lora_is_attacked_with_a_new_one(parts, tmp_path):
+    env = {name: {"path": f"{parts}/environment.py:Add", "isolate": False} for name in "ab"}
+    run = pipeline.train(own_config(parts, tmp_path / "run", env=env, evaluation={"samples": 0},
+                                    model={"path": str(parts / "model"), "adapter": {"kind": "lora", "r": 4}},
+                                    trainer={"max_steps": 2, "per_device_train_batch_size": 32}), [])
+    config = with_model(read_config(RunFolder(run)), str(run))
+    assert config.model.adapter.path == str(run / "deployed") and config.model.path == str(parts / "model")
+    hacks = hacks_of(RunFolder(run), config, asked(), 0)
+    records = attack([Attacked("m", 0, config, hacks)], asked(rates=[1e-2]), tmp_path / "attacks", 1)
+    assert {each["by"] for each in records} == {"rl", "sft"} and all(each["curve"] for each in records)
+
+
+@pytest.mark.slow
+def test_a_comparison_attacks_what_each_arm_has_deployed(parts, tmp_path):
+    from routed_rl.cli.compose import compose
+
+    settings = [*typed(parts, "x", "trainer.max_steps=2", "evaluation.samples=8")[1:]]
+    compare(settings, ["none", "route"], 1, str(tmp_path / "compare"), 1, [], compose, relearn=asked(by=["rl"]))
+    found = json.loads((tmp_path / "compare" / "compare.json").read_text())["relearn"]["models"]
+    assert list(found) == ["base", "none", "route"]
+    assert "a: updates until a share 0.5 is flagged again" in (tmp_path / "compare" / "compare.md").read_text()
