@@ -36,9 +36,9 @@ class AxesConfig:
     without those the negative contrast prompts."""
     plain: int = 16
     """For method=dct: largest number of ordinary prompts that are used, spread over their file."""
-    choose: str = "answers"
-    """For method=dct: how the factors that become axes are chosen. answers: by how a push changes the likelihood of answers;
-    environments: by how it changes what the environments flag; target: by what their span holds of `target`."""
+    choose: str = "target"
+    """For method=dct: how the factors that become axes are chosen. target: by what their span holds of `target`; environments: by
+    how a push changes what the environments flag; answers: by how it changes the likelihood of answers."""
     target: str = "mean_difference"
     """For method=dct with choose=target: mean_difference, or the folder of another subspace, whose first axis is the target."""
     screen_samples: int = 64

@@ -61,6 +61,10 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
     """The factors whose span holds most of the target's first axis, one after another; a score is a mean cosine over layers."""
     target, path = job.config.target, Path(job.config.target)
     if target == "mean_difference":
+        if job.pairs is None and job.config.prompts_for(job.model_path) is None:
+            raise SubspaceError("subspace.target=mean_difference needs contrast prompts, and none are known for "
+                                f"{job.model_path}; set subspace.prompts=FILE.jsonl, subspace.target=FOLDER, or "
+                                "subspace.choose=environments")
         make = prepare(replace(job, progress=None).changed(method=target, rank=1, degrade=DegradeConfig()))
         grounds: dict[str, Any] = {"target": target}
     else:

@@ -153,6 +153,7 @@ def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_
     ({"method": "dct", "source": 1}, "subspace.source=1 must lie before subspace.until=2, and .* has layers 0 to 1"),
     ({"method": "dct", "until": 5}, "subspace.until=5"),
     ({"method": "dct", "choose": "target", "target": "nowhere"}, "no subspace can be read from nowhere"),
+    ({"method": "dct", "prompts": None}, "target=mean_difference needs contrast prompts, .* or subspace.choose=environments"),
     ({"method": "dct", "plain_prompts": "questions"}, 'line 1: "prompt"|has no "prompt"'),
     ({"method": "dct", "radius": None, "nonlinearity": 1e6}, "the radius does not calibrate"),
     ({"method": "random", "path": "nowhere"}, "no subspace can be read from nowhere")])
