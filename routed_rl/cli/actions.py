@@ -125,7 +125,8 @@ def filter(given: Namespace) -> None:
 
 def share(given: Namespace) -> None:
     _refuse_password(given)
-    if (given.check is None) == (given.run is None or given.out is None):
+    wanted = [given.check] if given.check is not None else [given.run, given.out]
+    if None in wanted or (given.check is not None and (given.run or given.out)):
         raise ConfigError("share needs RUN --out DIR to write a site, or --check DIR|URL alone to look at one")
     from routed_rl import sharing
 

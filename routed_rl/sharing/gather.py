@@ -100,7 +100,7 @@ def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
     with reading(SharingError, f"{source.path} cannot be read"):
         data = source.path.read_bytes()
     if suffix != ".parquet":
-        return *private.bytes(KINDS[suffix].unmark(data), private.settings if source.settings else private.text), False
+        return *private.file(KINDS[suffix].unmark(data), private.settings if source.settings else private.text), False
     try:
         clean, count = private.parquet(parquet.unmark(data))
         anew = not count and not parquet.marks_exactly(clean)

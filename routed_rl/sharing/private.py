@@ -44,7 +44,7 @@ class Private:
         text, blocks = BLOCK.subn(MASK, text)
         lines, found = text.split("\n"), blocks
         # Python's search is slow; RE2 finds the few lines that it is needed for.
-        for place in pc.indices_nonzero(pc.match_substring_regex(pa.array(lines, pa.large_string()), self.any)).to_pylist():
+        for place in _matching(pa.array(lines, pa.large_string()), self.any):
             lines[place], count = self._line(lines[place])
             found += count
         return "\n".join(lines), found
@@ -61,7 +61,7 @@ class Private:
         text, paths = PATH.subn(r"PATH/\1", text)
         return text, found + paths
 
-    def bytes(self, data: bytes, change: Callable[[str], tuple[str, int]]) -> tuple[bytes, int]:
+    def file(self, data: bytes, change: Callable[[str], tuple[str, int]]) -> tuple[bytes, int]:
         """Apply `change` to a file of text. A file that is not UTF-8 stays as it is."""
         try:
             text, found = change(data.decode())
@@ -80,7 +80,7 @@ class Private:
 
     def _column(self, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            if not pc.any(pc.match_substring_regex(column, f"{self.any}|{BLOCK.pattern}")).as_py():
+            if not _matching(column, f"{self.any}|{BLOCK.pattern}"):
                 return column, 0
         elif not _has_text(column.type):
             return column, 0
@@ -99,6 +99,12 @@ class Private:
 
         values = [cleaned(value) for value in column.to_pylist()]
         return (pa.chunked_array([pa.array(values, column.type)]), found) if found else (column, 0)
+
+
+def _matching(column: pa.Array | pa.ChunkedArray, pattern: str) -> list[int]:
+    """Find the places of the texts in which RE2 finds the pattern."""
+    found = pc.match_substring_regex(column, pattern)  # pyright: ignore[reportAttributeAccessIssue]
+    return [place for place, hit in enumerate(found.to_pylist()) if hit]
 
 
 def _has_text(kind: pa.DataType) -> bool:

@@ -66,6 +66,7 @@ OUT = ("--out", "{tmp}/out", "--password-file", "{there}/password")
     (("share", "{there}/data", *OUT, "--site-key", "<script>"), "is no Turnstile key"),
     (("share", "{there}/data", *OUT, "--terms", "{there}/nothing"), "cannot be read"),
     (("share", "{there}/data"), "share needs RUN --out DIR to write a site, or --check DIR|URL alone"),
+    (("share", "{there}/data", "--check", "{there}/site"), "alone to look at one"),
     (("share", "{there}/data", *OUT, "--check", "{there}/site"), "alone to look at one"),
     (("share", "--check", "{there}/data/rows.jsonl"), "is neither a folder nor an address"),
     (("share", "--check", "http://127.0.0.1:9/"), "does not answer"),
