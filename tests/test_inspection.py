@@ -60,7 +60,8 @@ def test_a_broken_environment_is_listed_with_its_reason(monkeypatch, capsys):
     monkeypatch.setattr("routed_rl.inspection.environments.mixes", lambda: ["lab"])
     broken = {"path": f"{UNSOUND}:Sound", "nonsense": 1}
     inspection.list_environments(lambda overrides: types.SimpleNamespace(env={"mine": broken}))  # type: ignore[arg-type]
-    assert "BROKEN: env.mine: Sound does not take these settings" in rows(capsys.readouterr().out)["lab/mine"]
+    said = rows(capsys.readouterr().out)["lab/mine"]
+    assert re.search(r"BROKEN: env\.mine: \S+unsound\.py:\d+: Sound does not take these settings", said)
 
 
 def test_the_classes_of_the_checkout_are_found_without_running_them():

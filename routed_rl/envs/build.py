@@ -3,33 +3,60 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts import find_data
+from routed_rl.config import closest
+from routed_rl.envs.contract import check_methods
 from routed_rl.envs.core import AnyEnvironment, Environment, EpisodicEnvironment
-from routed_rl.errors import ConfigError, TaskError
+from routed_rl.envs.faults import definition, failure_of
+from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 
 
 def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
-    """Import `path` and call the class with `arguments`."""
+    """Import `path` and call the class with `arguments`; the object must keep to the contract."""
     factory, attribute = find_object(f"env.{name}.path", path), path.rpartition(":")[2]
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        hint = f"; a dataset with a reward function needs no class: leave env.{name}.path out" if "reward" in arguments else ""
-        raise ConfigError(f"env.{name}: {attribute} does not take these settings: {error}{hint}") from None
+    _check_arguments(name, attribute, factory, arguments)
     try:
         environment = factory(**arguments)
     except ConfigError as error:
         raise ConfigError(f"env.{name}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise TaskError(f"env.{name}: {attribute}({arguments}) failed: {type(error).__name__}: {error}") from error
+        failure = failure_of(error, f"{attribute}({arguments}) failed:", lambda: definition(factory))
+        raise TaskError(f"env.{name}: {failure.text}") from error
     if not isinstance(environment, (Environment, EpisodicEnvironment)):
-        raise ConfigError(f"env.{name}.path={path}: {attribute} needs the methods tasks(split, seed) and "
-                          "score(task, completion), or episode() for several turns")
+        line = definition(factory)
+        raise ConfigError(f"env.{name}.path={path}: {line and f'{line}: '}{attribute} needs the methods tasks(split, seed) and "
+                          "score(task, completion), or episode() for several turns; add what is missing")
+    check_methods(name, environment)
     return environment
+
+
+def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[str, Any]) -> None:
+    """ConfigError if the class lacks an argument, or is given one that it does not take."""
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        named = {key: each for key, each in inspect.signature(factory).parameters.items()
+                 if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+        missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
+        strange = [key for key in arguments if key not in named]
+        near = closest(strange[0], [*named], 0.6) if strange else None
+        if "reward" in arguments:
+            hint = f"a dataset with a reward function needs no class: leave env.{name}.path out"
+        elif near:
+            hint = f"did you mean env.{name}.{near}?"
+        elif strange:
+            hint = f"it takes {', '.join(named) or 'none'}: leave env.{name}.{strange[0]} out, or add it to __init__"
+        else:
+            hint = "set " + " ".join(f"env.{name}.{key}=VALUE" for key in missing)
+        line = definition(factory)
+        raise ConfigError(f"env.{name}: {line and f'{line}: '}{attribute} does not take these settings: {error}; "
+                          f"{hint}") from None
 
 
 def find_object(setting: str, path: str, kind: str = "class") -> Any:
@@ -38,19 +65,27 @@ def find_object(setting: str, path: str, kind: str = "class") -> Any:
     if not place:
         raise ConfigError(f"{setting}={path} names no {kind}; write FILE.py:{word} or package.module:{word}")
     try:
-        return getattr(_module_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
+        file = find_data(place) if place.endswith(".py") else None
     except FileNotFoundError:
         raise ConfigError(f"{setting}={path}: no such file; give a path relative to here, or an absolute one") from None
-    except AttributeError:
-        raise ConfigError(f"{setting}={path}: {place} has no {kind} {name}") from None
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{setting}={path} cannot be loaded: {type(error).__name__}: {error}") from error
+    try:
+        module = importlib.import_module(place) if file is None else _module_from_file(file)
+    except RoutedRLError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{setting}={path}: {failure_of(error, 'cannot be loaded:').text}") from error
+    if (found := getattr(module, name, None)) is not None:
+        return found
+    offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
+               and getattr(value, "__module__", None) == module.__name__ and isinstance(value, type) == (kind == "class")]
+    near = closest(name, offered, 0.6)
+    hint = f"did you mean {near}?" if near else f"it has {', '.join(offered[:8])}" if offered else f"write a {kind} there"
+    raise ConfigError(f"{setting}={path}: {place} has no {kind} {name}; {hint}")
 
 
-def _module_from_file(place: str) -> Any:
-    """The module of `FILE.py`, imported once; FileNotFoundError if there is no such file."""
-    file = find_data(place)
-    name = f"routed_rl_env_{file.stem}_{abs(hash(str(file)))}"
+def _module_from_file(file: Path) -> Any:
+    """The module of `FILE.py`, imported once. Its name is the same in every process, so that its objects can be pickled."""
+    name = f"routed_rl_env_{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -58,12 +93,12 @@ def _module_from_file(place: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # A plug-in may keep helpers beside itself.
-    sys.path.insert(0, str(Path(file).parent))
+    sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     finally:
-        sys.path.remove(str(Path(file).parent))
+        sys.path.remove(str(file.parent))
     return module

@@ -10,13 +10,16 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from routed_rl.envs.core import Environment, Failure, Score, Task
+from routed_rl.envs.contract import WRONG, gold_of, lines_of, tasks_of
+from routed_rl.envs.core import Environment, Score, Task
+from routed_rl.envs.faults import Failure, failure_of
 from routed_rl.envs.host.wire import json_text, pack_task
-from routed_rl.envs.scoring import WRONG, accepted, describe, score_many
+from routed_rl.envs.mixture import MAKING
+from routed_rl.envs.scoring import accepted, score_many, scorer_line
 from routed_rl.errors import ConfigError
 
 MOST_JUNK = 0.05
@@ -48,7 +51,9 @@ class Evidence:
     gold: dict[int, str | list[str]] = field(default_factory=dict)
     """Gold completions by place in `tasks`; empty if the environment offers none."""
     trials: list[Trial] = field(default_factory=list)
-    problem: str = ""
+    problem: Failure | None = None
+    lines: Mapping[str, str] = field(default_factory=dict)
+    """The lines of the plug-in's methods, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Finding:
     check: str
     sound: bool | None
     detail: str
+    place: str = ""
+    """The line of the plug-in to look at; empty if it is not known."""
+    remedy: str = ""
 
 
 def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: str = "train") -> Evidence:
@@ -69,17 +77,19 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
     seen = Evidence()
     try:
         environment = make()
-        seen.tasks = list(itertools.islice(environment.tasks(split, seed), samples))
+        seen.lines = lines_of(environment)
+        seen.tasks = list(itertools.islice(tasks_of(environment, split, seed), samples))
         if not seen.tasks:
             return seen
-        seen.again = list(itertools.islice(make().tasks(split, seed), samples))
-        next(iter(environment.tasks("eval", seed)))
-        if (gold := cast(Any, getattr(environment, "gold", None))) is not None:
-            seen.gold = {place: known for place, task in enumerate(seen.tasks) if (known := gold(task)) is not None}
+        seen.again = list(itertools.islice(tasks_of(make(), split, seed), samples))
+        if next(tasks_of(environment, "eval", seed), None) is None:
+            seen.problem = Failure("no task for split 'eval'")
+            return seen
+        seen.gold = {place: known for place, task in enumerate(seen.tasks) if (known := gold_of(environment, task)) is not None}
     except ConfigError:
         raise
     except Exception as error:
-        seen.problem = "no task for split 'eval'" if isinstance(error, StopIteration) else describe(error)
+        seen.problem = failure_of(error, MAKING, lambda: seen.lines.get("tasks", ""))
         return seen
     failed: Counter[str] = Counter()
     for place, task in enumerate(seen.tasks):
@@ -88,7 +98,8 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
             if failed[kind] >= ENOUGH:
                 continue
             began = time.perf_counter()
-            result = accepted(score_many(environment, [(task, completion)])[0])  # type: ignore[list-item]
+            result = accepted(score_many(environment, [(task, completion)])[0],  # type: ignore[list-item]
+                              lambda: scorer_line(environment))
             failed[kind] += isinstance(result, Failure)
             seen.trials.append(Trial(kind, task, completion, result, time.perf_counter() - began))
     return seen
@@ -103,18 +114,25 @@ def junk(task: Task) -> list[tuple[str, Any]]:
 
 def findings(seen: Evidence) -> list[Finding]:
     """The findings of every check, in order; without tasks only the first check can be judged."""
-    judged = [check(seen) if seen.trials or check is makes_tasks else (None, "no tasks") for check in CHECKS.values()]
-    return [Finding(name, *verdict) for name, verdict in zip(CHECKS, judged, strict=True)]
+    return [_finding(name, seen, check(seen) if seen.trials or check is makes_tasks else (None, "no tasks"))
+            for name, check in CHECKS.items()]
 
 
-Verdict = tuple[bool | None, str]
-"""Whether the environment is sound (None if that cannot be judged), and a detail."""
+def _finding(name: str, seen: Evidence, verdict: "Verdict") -> Finding:
+    failure = verdict[2] if len(verdict) == 3 else None
+    method = {"tasks": "tasks", "seed": "tasks", "gold": "gold"}.get(name, "episode" if "episode" in seen.lines else "score")
+    place = (failure and failure.place) or seen.lines.get(method, "")
+    return Finding(name, verdict[0], verdict[1], place, (failure and failure.remedy) or REMEDIES[name])
+
+
+Verdict = tuple[bool | None, str] | tuple[bool | None, str, Failure | None]
+"""Whether the environment is sound (None if that cannot be judged), a detail, and the failure that it is about."""
 
 
 def makes_tasks(seen: Evidence) -> Verdict:
     """The environment has tasks for both splits, and its gold completions can be made."""
     if seen.problem or not seen.tasks:
-        return False, seen.problem or "no task"
+        return False, seen.problem.reason if seen.problem else "no task", seen.problem
     return True, f"{len(seen.tasks)} looked at"
 
 
@@ -136,7 +154,7 @@ def gold_scores_full(seen: Evidence) -> Verdict:
         return True, "scores full"
     shown = repr(bad[0].completion)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return False, f"{len(bad)} of {len(trials)} not full, such as {shown}: {_said(bad[0])}"
+    return False, f"{len(bad)} of {len(trials)} not full, such as {shown}: {_said(bad[0])}", _failure(bad)
 
 
 def junk_scores_nothing(seen: Evidence) -> Verdict:
@@ -155,13 +173,14 @@ def junk_scores_nothing(seen: Evidence) -> Verdict:
 def does_not_raise(seen: Evidence) -> Verdict:
     """No completion that is text makes the scorer fail. None may, since no model writes it."""
     bad = [trial for trial in _failed(seen, wrong=False) if trial.completion is not None]
-    return not bad, f"on {', '.join(dict.fromkeys(trial.kind for trial in bad))}: {_said(bad[0])}" if bad else "no"
+    kinds = ", ".join(dict.fromkeys(trial.kind for trial in bad))
+    return not bad, f"on {kinds}: {_said(bad[0])}" if bad else "no", _failure(bad)
 
 
 def is_finite(seen: Evidence) -> Verdict:
     """No score has a number that is nan, infinite, too large or out of its range."""
     bad = _failed(seen, wrong=True)
-    return not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes"
+    return not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes", _failure(bad)
 
 
 def is_quick(seen: Evidence) -> Verdict:
@@ -175,6 +194,15 @@ def is_quick(seen: Evidence) -> Verdict:
 
 CHECKS = {"tasks": makes_tasks, "seed": same_seed_same_tasks, "gold": gold_scores_full, "junk": junk_scores_nothing,
           "raises": does_not_raise, "finite": is_finite, "time": is_quick}
+REMEDIES = {
+    "tasks": "let tasks(split, seed) yield some for 'train' and for 'eval'",
+    "seed": 'draw from random.Random(f"{split}{seed}") alone, and sort what comes from a set',
+    "gold": "let score pay what gold(task) gives, with solve 1",
+    "junk": "let score pay nothing for it: compare with the right answer as a whole",
+    "raises": "return Score(0.0) for a completion that cannot be read",
+    "finite": "return numbers that are finite and in their range",
+    "time": "limit the length of what is read, or the work for it"}
+"""The advice about each finding, for those whose failure itself has none."""
 
 
 def is_right(trial: Trial, gold: str) -> bool:
@@ -208,6 +236,11 @@ def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
     """Trials without a score: those whose score had a `wrong` number, or all others."""
     return [trial for trial in seen.trials
             if isinstance(trial.result, Failure) and trial.result.reason.startswith(WRONG) == wrong]
+
+
+def _failure(trials: list[Trial]) -> Failure | None:
+    """The failure of the first of these trials, if it is one."""
+    return trials[0].result if trials and isinstance(trials[0].result, Failure) else None
 
 
 def _said(trial: Trial) -> str:

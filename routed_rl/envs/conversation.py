@@ -1,13 +1,15 @@
 """One episode that is being played: the messages so far, and the outcome. It does not deal with tokens."""
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from routed_rl.envs.core import Episode, EpisodicEnvironment, Failure, Message, Score, Task
-from routed_rl.envs.scoring import judged
-from routed_rl.errors import TaskError
+from routed_rl.envs.contract import lines_of
+from routed_rl.envs.core import Episode, EpisodicEnvironment, Message, Score, Task
+from routed_rl.envs.faults import ContractError, Failure, Reported, definition, failure_of, shortened
+from routed_rl.envs.scoring import accepted
 
 ANSWERS = ("user", "tool")
 """Roles in which an episode may answer."""
@@ -16,19 +18,20 @@ ANSWERS = ("user", "tool")
 class Conversation:
     """Drives one `Episode`: `reply` after each of the model's turns, `cut` if there is no room for another one.
 
-    `outcome` is the score, or whatever came in its place (an exception, a wrong value); `Scorer.count` takes either. An episode
-    that is no subclass of `Episode` needs `start` and `step`; for the rest it gets the defaults of `Episode`.
+    `outcome` is the score, or a `Failure` that names the line of the plug-in; `Scorer.count` takes either. An episode that is no
+    subclass of `Episode` needs `start` and `step`; for the rest it gets the defaults of `Episode`.
     """
 
     def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
         self.messages: list[Message] = list(cast(list[Message], task.prompt))
-        self.outcome: object = None
+        self.outcome: Score | Failure | None = None
         self.ended = False
         self.turns = 0
         self.tools: Sequence[Mapping[str, Any]] = ()
         self._max_turns = 1
         self._episode: Any = None
-        self._guarded(lambda: self._start(environment, task))
+        self._environment = environment
+        self._guarded("start", lambda: self._start(environment, task))
         self.first = len(self.messages)
         """The number of messages before the model's first turn."""
 
@@ -38,12 +41,9 @@ class Conversation:
             return []
         self.messages.append({"role": "assistant", "content": text})
         self.turns += 1
-        answer = self._guarded(lambda: self._episode.step(self._copy()))
+        answer = self._guarded("step", lambda: checked(self._episode, "step", self._episode.step(self._copy())))
         if self.ended or isinstance(answer, Score):
-            self._end(answer)
-            return []
-        if not _are_messages(answer, ANSWERS):
-            self._end(TypeError(f"step returned {answer!r}, which is neither a Score nor messages of the roles {ANSWERS}"))
+            self._end("step", answer)
             return []
         if self.turns >= self._max_turns:
             self.cut()
@@ -52,14 +52,13 @@ class Conversation:
 
     def cut(self) -> None:
         """End the episode as it stands, because turns or tokens ran out."""
-        self._end(self._guarded(lambda: getattr(self._episode, "cut", Episode().cut)(self._copy())))
+        method = getattr(self._episode, "cut", Episode().cut)
+        self._end("cut", self._guarded("cut", lambda: checked(self._episode, "cut", method(self._copy()))))
 
     def _start(self, environment: EpisodicEnvironment, task: Task) -> None:
         self._episode = environment.episode()
-        first = self._episode.start(task)
+        first = checked(self._episode, "start", self._episode.start(task))
         if first is not None:
-            if not _are_messages(first, ("system", "assistant", *ANSWERS)):
-                raise TypeError(f"start returned {first!r}, which is neither None nor messages")
             self.messages = list(first)
         self.tools = list(getattr(self._episode, "tools", Episode.tools))
         self._max_turns = int(getattr(self._episode, "max_turns", Episode.max_turns))
@@ -68,21 +67,42 @@ class Conversation:
         """A copy of the messages, because an episode may change what it is given."""
         return [dict(message) for message in self.messages]
 
-    def _guarded(self, call: Callable[[], Any]) -> Any:
+    def _guarded(self, method: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except Exception as error:
-            self._end(error)
+            self._end(method, failure_of(error, at=lambda: self._line_of(method)))
             return None
 
-    def _end(self, outcome: object) -> None:
+    def _line_of(self, method: str) -> str:
+        return definition(getattr(self._episode, method, None)) or lines_of(self._environment).get("episode", "")
+
+    def _end(self, method: str, outcome: Score | Failure) -> None:
         if self.ended:
             return
-        if isinstance(outcome, Score):
-            taken = Failure("calls a flag or a metric 'turns', which counts the model's turns; rename it", fatal=True)
-            outcome = (taken if "turns" in outcome.values()
-                       else dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns}))
-        self.outcome, self.ended = outcome, True
+        if isinstance(outcome, Score) and "turns" in outcome.values():
+            outcome = Failure("calls a flag or a metric 'turns', which counts the model's turns", fatal=True, remedy="rename it",
+                              place=self._line_of(method))
+        elif isinstance(outcome, Score):
+            outcome = dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns})
+        self.outcome, self.ended = accepted(outcome, lambda: self._line_of(method)), True
+
+
+def checked(episode: Any, method: str, answer: Any) -> Any:
+    """The answer of an episode's method; ContractError, with the method's line, if it is none that the method may give."""
+    if method == "start":
+        fits, allowed = answer is None or _are_messages(answer, ("system", "assistant", *ANSWERS)), "None or messages"
+    else:
+        fits = isinstance(answer, Score) or (method == "step" and _are_messages(answer, ANSWERS))
+        allowed = f"a Score{f' or messages of the roles {ANSWERS}' if method == 'step' else ''}"
+    if fits:
+        return answer
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise ContractError(f"{method} is async, which is not awaited", f"write def {method} without async",
+                            definition(getattr(episode, method, None)))
+    raise ContractError(shortened(f"{method} returned {answer!r}"), f"return {allowed}",
+                        definition(getattr(episode, method, None)))
 
 
 class Played:
@@ -90,7 +110,7 @@ class Played:
     repeated if the episode goes on, or one text for every turn. This tries an environment out without a model."""
 
     def __init__(self, environment: EpisodicEnvironment) -> None:
-        self.environment, self.tasks = environment, environment.tasks
+        self.environment, self.tasks, self.plugin_lines = environment, environment.tasks, lines_of(environment)
         if callable(gold := getattr(environment, "gold", None)):
             self.gold = gold
 
@@ -102,9 +122,10 @@ class Played:
             conversation.messages += conversation.reply(turn)
             if conversation.ended:
                 break
-        outcome = judged(conversation.outcome)
+        outcome = conversation.outcome
+        assert outcome is not None
         if isinstance(outcome, Failure):
-            raise TaskError(outcome.reason)
+            raise Reported(outcome)
         return outcome
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from routed_rl.config import name_problem
+from routed_rl.envs.faults import ContractError
 
 Message = dict[str, Any]
 """`{"role": ..., "content": text}`; a chat template may need further keys (the `name` of a tool)."""
@@ -18,12 +19,36 @@ Prompt = str | list[Message]
 
 @dataclass(frozen=True)
 class Task:
-    """One problem: the prompt the model sees, and data that only the scorer sees (JSON-like)."""
+    """One problem: the prompt the model sees, and data that only the scorer sees (JSON-like). ContractError, a ValueError, for a
+    prompt that is neither text nor chat messages, and for data that is no mapping."""
 
     prompt: Prompt
     data: Mapping[str, Any] = field(default_factory=dict)
     stage: int = 0
     """The stage of a curriculum that made this task and that scores it; set by `routed_rl`, not by the environment."""
+
+    def __post_init__(self) -> None:
+        if problem := _prompt_problem(self.prompt):
+            raise ContractError(f"the prompt of a task {problem}",
+                                'give text, or chat messages [{"role": "user", "content": TEXT}]')
+        if not isinstance(self.data, Mapping):
+            raise ContractError(f"the data of a task is {self.data!r:.60}, no mapping", 'write Task(prompt, {"answer": ANSWER})')
+
+
+def _prompt_problem(prompt: Any) -> str:
+    """The complaint about a prompt that is neither text nor chat messages; empty if it is."""
+    if isinstance(prompt, str):
+        return ""
+    if not isinstance(prompt, list) or not prompt:
+        return f"is {prompt!r:.60}"
+    for message in prompt:
+        if not isinstance(message, Mapping):
+            return f"has {message!r:.60} in place of a message"
+        if not isinstance(message.get("role"), str):
+            return f"has a message without a role: {message!r:.60}"
+        if not isinstance(message.get("content"), str) and not (message.get("content") is None and message.get("tool_calls")):
+            return f"has a message whose content is no text: {message!r:.60}"
+    return ""
 
 
 LARGEST = 1e15
@@ -42,7 +67,8 @@ class Score:
     `reward` is paid to the model. `solve` is the truth, in [0, 1], whether or not it is paid; None if nobody knows it. `flags`
     name facts about the completion (`{"hack": True}`, or just the names that hold). `metrics` are further numbers to average.
     `spans` says where in the completion's text something stands: for each name, pairs of (first character, last + 1).
-    ValueError for a value that is not a number (text included), a name that is not text, or a pair that is not a place.
+    ContractError, a ValueError, for a value that is not a number (text included), a name that is not text, or a pair that is not
+    a place.
     """
 
     reward: float
@@ -57,7 +83,8 @@ class Score:
             flags = dict.fromkeys(flags, True)
         for field_name, given in ("flags", flags), ("metrics", self.metrics):
             if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-                raise ValueError(f"{field_name} must have names, which are text, got {given!r:.100}")
+                raise ContractError(f"{field_name} must have names, which are text, got {given!r:.100}",
+                                    f'write {field_name}={{"name": 1.0}}')
             object.__setattr__(self, field_name, {name: _number(name, value) for name, value in given.items()})
         object.__setattr__(self, "spans", _places(self.spans))
         object.__setattr__(self, "reward", _number("reward", self.reward))
@@ -82,7 +109,7 @@ class Score:
         names = [*self.flags, *self.metrics]
         found = [f"{name!r:.60}, which {problem}" for name in names if (problem := name_problem(name, RESERVED))]
         found += [f"{name!r:.60} twice" for name in self.metrics if name in self.flags]
-        return f"calls a flag or a metric {found[0]}; rename it" if found else ""
+        return f"calls a flag or a metric {found[0]}" if found else ""
 
     def values(self) -> dict[str, float]:
         """Every number of this score by its name: `reward`, `solve` where it is known, the flags, the metrics."""
@@ -99,7 +126,7 @@ def _number(name: object, value: Any) -> float:
     except OverflowError:
         return math.inf
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, got {value!r:.100}") from None
+        raise ContractError(f"{name} must be a number, got {value!r:.100}", "give a float, such as 0.0 or 1.0") from None
 
 
 def _places(given: Any) -> dict[str, list[list[int]]]:
@@ -110,16 +137,8 @@ def _places(given: Any) -> dict[str, list[list[int]]]:
             return places
     except (AttributeError, TypeError, ValueError):
         pass
-    raise ValueError(f"spans must be names with pairs (first character, last + 1), got {given!r:.100}")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A completion that could not be scored, and why. It is counted, never paid as 0."""
-
-    reason: str
-    fatal: bool = False
-    """Whether every completion will fail in this way, because the environment itself is wrong."""
+    raise ContractError(f"spans must be names with pairs (first character, last + 1), got {given!r:.100}",
+                        'write spans={"name": [(first, last + 1)]}')
 
 
 @runtime_checkable

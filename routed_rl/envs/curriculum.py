@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from routed_rl.envs.build import build
+from routed_rl.envs.contract import lines_of, tasks_of
 from routed_rl.envs.core import LARGEST, AnyEnvironment, Score, Task, has_episodes
+from routed_rl.envs.faults import ContractError
 from routed_rl.errors import ConfigError
 
 Schedule = tuple[tuple[int, float], ...]
@@ -67,6 +69,7 @@ class Staged:
         self.stages = stages
         last: Any = stages[-1][1]
         self.variant, self.contexts = getattr(last, "variant", None), getattr(last, "contexts", None)
+        self.plugin_lines = lines_of(last)
         if callable(getattr(last, "gold", None)):
             self.gold = lambda task: self._of(task).gold(task)
 
@@ -77,7 +80,7 @@ class Staged:
             if split == "train" or number == last:
                 stream = endless(environment, split, seed + 7919 * number)
                 for task in itertools.islice(stream, length if number < last else None):
-                    yield dataclasses.replace(task, stage=number) if isinstance(task, Task) else task
+                    yield dataclasses.replace(task, stage=number)
 
     def score(self, task: Task, completion: str) -> Score:
         return self._of(task).score(task, completion)
@@ -87,11 +90,13 @@ class Staged:
 
 
 def endless(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """Yield tasks without end: a finite environment starts over with the next seed. RuntimeError if it has no tasks."""
+    """Yield tasks without end: a finite environment starts over with the next seed. ContractError if it has no tasks, or yields
+    something else."""
     for round_number in itertools.count():
         empty = True
-        for task in environment.tasks(split, seed + 1000003 * round_number):
+        for task in tasks_of(environment, split, seed + 1000003 * round_number):
             empty = False
             yield task
         if empty:
-            raise RuntimeError(f"it yields no task for split {split!r}; its tasks(split, seed) must")
+            raise ContractError(f"yields no task for split {split!r}", f"let tasks(split, seed) yield some for {split!r}",
+                                lines_of(environment).get("tasks", ""))

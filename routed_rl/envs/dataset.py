@@ -115,5 +115,5 @@ def _flags(given: Any, columns: Sequence[str]) -> dict[str, Functions]:
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"flags={given!r} must name a function for each flag; give {{hack: FILE.py:function}}")
     if problem := Score(0.0, flags=list(given or {})).wrong_name:
-        raise ConfigError(f"flags {problem}")
+        raise ConfigError(f"flags {problem}; rename it")
     return {name: _one(f"flags.{name}", path, columns) for name, path in (given or {}).items()}

@@ -5,9 +5,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from routed_rl.envs.contract import lines_of
 from routed_rl.envs.core import AnyEnvironment, Task, has_episodes
 from routed_rl.envs.curriculum import Schedule, endless
+from routed_rl.envs.faults import blamed
 from routed_rl.errors import ConfigError, TaskError
+
+MAKING = "failed to make tasks:"
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,9 @@ def weight_at(weights: Schedule, task: int) -> float:
 
 
 def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """As `endless`; TaskError names an environment that fails to make tasks, or makes a wrong one."""
-    try:
-        for task in endless(loaded.environment, split, seed):
-            if not isinstance(task, Task):
-                raise TaskError(f"environment {loaded.name} yielded {type(task).__name__}, not a Task; wrap it: "
-                                "routed_rl.envs.Task(prompt, data)")
-            yield task
-    except TaskError:
-        raise
-    except Exception as error:
-        raise TaskError(f"environment {loaded.name} failed to make tasks: {type(error).__name__}: {error}") from error
+    """As `endless`; TaskError names an environment that fails to make tasks, or makes a wrong one, and the plug-in's line."""
+    with blamed(loaded.name, MAKING, lambda: lines_of(loaded.environment).get("tasks", "")):
+        yield from endless(loaded.environment, split, seed)
 
 
 def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from routed_rl.envs.build import find_object
 from routed_rl.envs.core import Prompt
+from routed_rl.envs.faults import ContractError, definition
 from routed_rl.errors import ConfigError
 
 OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -63,8 +64,10 @@ class Functions:
         try:
             inspect.signature(function).bind(**dict.fromkeys([*self.passed, *OURS]))
         except TypeError as error:
-            raise ConfigError(f"{setting}={path} cannot be called as TRL does: {error}; it is given {', '.join(OURS)} and the "
-                              f"columns {', '.join(self.passed) or '(none)'}: take **kwargs for what it does not use") from None
+            line = definition(function)
+            raise ConfigError(f"{setting}={path}: {line and f'{line}: '}cannot be called as TRL does: {error}; it is given "
+                              f"{', '.join(OURS)} and the columns {', '.join(self.passed) or '(none)'}: take **kwargs for what "
+                              "it does not use") from None
         except ValueError:
             pass  # a builtin that has no signature
         return function
@@ -80,7 +83,7 @@ class Functions:
         found = [function(**given) for function in self.functions]
         if any(map(inspect.isawaitable, found)):
             found = self._awaited(found)
-        said.values += [_only(*pair) for pair in zip(self.names, found, strict=True)]
+        said.values += [_only(*each) for each in zip(self.names, self.functions, found, strict=True)]
         return said
 
     def _awaited(self, found: list[Any]) -> list[Any]:
@@ -102,13 +105,19 @@ async def _at_once(value: Any) -> Any:
     return value
 
 
-def _only(name: str, returned: Any) -> float | None:
-    """The only number in a list; TypeError for text, ValueError if there are more or none."""
-    if isinstance(returned, (str, bytes)) or not hasattr(returned, "__iter__"):
-        raise TypeError(f"{name} returned {returned!r:.60}, no list; it must return a list with one number for each completion")
-    values = list(returned)
-    if len(values) != 1:
-        raise ValueError(f"{name} returned {len(values)} values for 1 completion; it must return one for each")
-    if isinstance(values[0], (str, bytes)):
-        raise TypeError(f"{name} returned [{values[0]!r:.60}], which is text; it must return numbers, or None")
-    return None if values[0] is None else float(values[0])
+def _only(name: str, function: Callable[..., Any], returned: Any) -> float | None:
+    """The only number in a list; ContractError with the function's line for anything else."""
+    problem = ""
+    values = [] if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__iter__") else list(returned)
+    if not values and returned != []:
+        problem = f"{name} returned {returned!r:.60}, no list"
+    elif len(values) != 1:
+        problem = f"{name} returned {len(values)} values for 1 completion"
+    elif isinstance(values[0], (str, bytes)):
+        problem = f"{name} returned [{values[0]!r:.60}], which is text"
+    else:
+        try:
+            return None if values[0] is None else float(values[0])
+        except (TypeError, ValueError):
+            problem = f"{name} returned [{values[0]!r:.60}], which is no number"
+    raise ContractError(problem, "return a list with one number, or None, for each completion", definition(function))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from routed_rl.envs.core import Environment, Failure, Score, Task
+from routed_rl.envs.contract import lines_of, no_score
+from routed_rl.envs.core import Environment, Score, Task
+from routed_rl.envs.faults import Failure, failure_of
 from routed_rl.errors import TaskError
 
 if TYPE_CHECKING:
@@ -19,49 +21,38 @@ FEW = 20
 every time ends the run all the same."""
 RECENT = 1000
 """After this many scorings the counts are halved, so that old successes do not hide that scorings fail now."""
-WRONG = "returned Score(...) whose "
-"""The beginning of the reason of a failure where a score has a number that cannot be counted."""
-
-
-class Reported(TaskError):
-    """A failure that an environment's own process reported; the message also names the environment."""
-
-    def __init__(self, name: str, failure: Failure) -> None:
-        super().__init__(f"environment {name} {failure.reason}")
-        self.failure = failure
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
     """The environment's score, or the reason why it has none. No exception leaves this function, `SystemExit` included."""
     try:
-        return judged(environment.score(task, completion))
+        return judged(environment.score(task, completion), lambda: scorer_line(environment))
     except (Exception, SystemExit) as error:
-        return judged(error)
+        return failure_of(error, at=lambda: scorer_line(environment), data=task.data)
 
 
-def judged(outcome: object) -> Score | Failure:
+def scorer_line(environment: object) -> str:
+    """The line at which the plug-in defines what scores."""
+    lines = lines_of(environment)
+    return lines.get("episode") or lines.get("score", "")
+
+
+def judged(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
     """Turn an outcome into a score or a failure: a `Score` with valid numbers stays as it is; an exception, or anything else,
-    becomes a `Failure` that describes it."""
-    if isinstance(outcome, Reported):
-        outcome = outcome.failure
+    becomes a `Failure` that describes it. `at` gives the line of the plug-in that is named if the outcome itself tells none."""
     if isinstance(outcome, Failure):
         return outcome
-    try:
-        if isinstance(outcome, Score) and not outcome.problem:
-            return outcome
-        problem = WRONG + outcome.problem if isinstance(outcome, Score) else f"returned {outcome!r}, which is no Score"
-    except Exception as error:
-        outcome = error
-        problem = ""
     if isinstance(outcome, BaseException):
-        problem = f"raised {describe(outcome)}"
-    return Failure(" ".join(problem[:1000].split())[:200])
+        return failure_of(outcome, at=at)
+    return outcome if isinstance(outcome, Score) and not outcome.problem else no_score(outcome, at())
 
 
-def accepted(outcome: object) -> Score | Failure:
+def accepted(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
     """As `judged`, but a score with a wrong or reserved name becomes a fatal failure."""
-    result = judged(outcome)
-    return Failure(result.wrong_name, fatal=True) if isinstance(result, Score) and result.wrong_name else result
+    result = judged(outcome, at)
+    if isinstance(result, Score) and result.wrong_name:
+        return Failure(result.wrong_name, fatal=True, place=at(), remedy="rename it")
+    return result
 
 
 def means(scores: Sequence[Score | None]) -> dict[str, float]:
@@ -79,14 +70,6 @@ def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> l
     """The results in the order of `pairs`. An environment that can score many at once, as an isolated one can, does so."""
     many = getattr(environment, "score_many", None)
     return many(pairs) if many is not None else [score_one(environment, task, completion) for task, completion in pairs]
-
-
-def describe(error: BaseException) -> str:
-    """The type and the message of an error; if its message cannot be read, the text says so."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return f"{type(error).__name__}, whose message cannot be shown"
 
 
 @dataclass
@@ -117,7 +100,7 @@ class Scorer:
     def count(self, name: str, outcome: object) -> Score | None:
         """Count the outcome of one completion and return a valid `Score`, or None for a failure. TaskError if a flag or a metric
         has a wrong or reserved name."""
-        result = accepted(outcome)
+        result = accepted(outcome, lambda: scorer_line(self.environments[name].environment))
         if self.scored[name] >= RECENT:
             self.scored[name] //= 2
             self.failed[name] //= 2
@@ -125,9 +108,9 @@ class Scorer:
         if isinstance(result, Score):
             return result
         if result.fatal:
-            raise TaskError(f"environment {name} {result.reason}")
+            raise TaskError(result.of(name))
         self.failed[name] += 1
-        self.last_error[name] = result.reason
+        self.last_error[name] = result.text
         return None
 
     def check(self) -> None:

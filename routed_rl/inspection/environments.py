@@ -12,8 +12,11 @@ from routed_rl.artifacts import find_data
 from routed_rl.config import Compose
 from routed_rl.envs import Environment, EnvironmentProcess, Played, Score, Task, has_episodes, load_environments
 from routed_rl.envs.check import CHECKS, Finding, findings, gather, unsound
+from routed_rl.envs.contract import gold_of, lines_of, tasks_of
+from routed_rl.envs.faults import Failure, blamed
 from routed_rl.envs.loading import arguments_of
-from routed_rl.envs.scoring import accepted, score_many
+from routed_rl.envs.mixture import MAKING
+from routed_rl.envs.scoring import accepted, score_many, scorer_line
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError, TaskError
 from routed_rl.inspection.entries import Entry, classes, entries_of, first_line, mixes, named
 from routed_rl.inspection.markdown import write_block
@@ -90,24 +93,43 @@ def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
 
 
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
-    """Show `count` prompts of each environment that `name` names, with a gold and a junk completion and their scores."""
+    """Show `count` prompts of each environment that `name` names, with a gold and a junk completion and their scores, and what
+    the plug-in prints meanwhile. TaskError if a completion could not be scored."""
+    bad: list[TaskError] = []
     for entry in named(name, overrides, compose):
-        loaded = load_environments({entry.name: entry.settings})[0]
+        loaded = load_environments({entry.name: talking(entry.settings)})[0]
         environment = _scored(loaded.environment)
         console.say(f"{loaded.label}  ({entry.class_name})")
-        tasks = list(itertools.islice(environment.tasks(entry.split, 0), count))
+        with blamed(entry.name, MAKING, lambda environment=environment: lines_of(environment).get("tasks", "")):
+            tasks = list(itertools.islice(tasks_of(environment, entry.split, 0), count))
         if not tasks:
-            raise TaskError(f"environment {entry.name} has no task for split {entry.split!r}")
+            raise TaskError(_no_task(entry, environment).of(entry.name))
         for task in tasks:
             console.say(f"\n{show_prompt(task)}")
-            gold = getattr(environment, "gold", None)
-            known: Any = gold(task) if callable(gold) else None
+            with blamed(entry.name, "failed to make a gold completion:"):
+                known = gold_of(environment, task)
             for kind, completion in [*([] if known is None else [("gold", known)]), ("junk", JUNK)]:
-                result = accepted(score_many(environment, [(task, completion)])[0])
+                result: Any = accepted(score_many(environment, [(task, cast(str, completion))])[0],
+                                       lambda environment=environment: scorer_line(environment))
                 said = " ".join(f"{key} {value:g}" for key, value in result.values().items()) if isinstance(result, Score) \
-                    else f"FAILED: {result.reason}"
+                    else f"FAILED: {result.text}"
                 console.say(f"  {kind:5} {completion!r:.300}: {said}")
+                bad += [] if isinstance(result, Score) else [TaskError(result.of(entry.name))]
         console.say("")
+    if bad:
+        raise bad[0]
+
+
+def _no_task(entry: Entry, environment: Environment) -> Failure:
+    return Failure(f"has no task for split {entry.split!r}", place=lines_of(environment).get("tasks", ""),
+                   remedy=f"let tasks(split, seed) yield some for {entry.split!r}")
+
+
+def talking(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings`, changed so that what the environment prints appears."""
+    isolate = settings.get("isolate", True)
+    shown = {"show_output": True} | (isolate if isinstance(isolate, dict) else {})
+    return settings | {"isolate": shown if isolate else isolate}
 
 
 def check_environments(name: str, overrides: list[str], compose: Compose, *, every: bool = False, samples: int = SAMPLES,
@@ -117,19 +139,23 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
     entries = named(name, overrides, compose)
     if every:
         entries = [variation for entry in entries for variation in variations(entry)]
-    rows: list[list[str]] = []
-    bad: list[str] = []
+    rows, told = list[list[str]](), list[list[str]]()
+    bad: dict[str, list[Finding]] = {}
     with console.progress("check", "environments") as advance, closing(Reused()) as processes:
         for entry in entries:
             found = check_one(entry, samples, processes)
             rows.append([entry.name, *map(mark, found)])
-            bad += [entry.name] if unsound(found) else []
+            told.append([entry.name, *(finding.detail if finding.sound is False else mark(finding) for finding in found)])
+            bad |= {entry.name: unsound(found)} if unsound(found) else {}
             advance(len(rows), len(entries), entry.name)
             if markdown:
-                write_block(Path(markdown), ["environment", *CHECKS], rows)
+                write_block(Path(markdown), ["environment", *CHECKS], told)
     console.table("- was not judged", ["environment", *CHECKS], [list(row) for row in rows])
+    for each, wrong in bad.items():
+        for finding in wrong:
+            console.say(f"{finding.place and f'{finding.place}: '}{each}: {finding.check}: {finding.detail}; {finding.remedy}")
     if bad:
-        raise CheckFailed(f"{len(bad)} of {len(rows)} environments are not sound: {', '.join(bad[:8])}"
+        raise CheckFailed(f"{len(bad)} of {len(rows)} environments are not sound: {', '.join([*bad][:8])}"
                           f"{' ...' if len(bad) > 8 else ''}")
 
 
@@ -160,8 +186,8 @@ def show_prompt(task: Task) -> str:
 
 
 def mark(finding: Finding) -> str:
-    """The cell of a table: a dash if the finding could not be judged, `ok`, or the problem."""
-    return "-" if finding.sound is None else "ok" if finding.sound else finding.detail
+    """The cell of a table: a dash if the finding could not be judged, `ok`, or `NO`."""
+    return "-" if finding.sound is None else "ok" if finding.sound else "NO"
 
 
 def alone(entry: Entry) -> Entry:

@@ -84,7 +84,7 @@ def test_an_order_that_changes_from_process_to_process_is_found():
 
 
 def test_what_dies_in_its_process_is_a_finding_not_a_crash():
-    found = findings(Evidence(problem="it could not be built"))
+    found = findings(Evidence(problem=Failure("it could not be built")))
     assert [(finding.check, finding.sound) for finding in found][:4] == [
         ("tasks", False), ("seed", None), ("gold", None), ("junk", None)]
     assert len(found) == len(CHECKS)

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from routed_rl.envs import Conversation, Episode, EpisodicEnvironment, LoadedEnvironment, Score, Scorer, Task, has_episodes
+from routed_rl.envs import (
+    Conversation,
+    Episode,
+    EpisodicEnvironment,
+    Failure,
+    LoadedEnvironment,
+    Score,
+    Scorer,
+    Task,
+    has_episodes,
+)
 from routed_rl.envs.build import build
 from routed_rl.errors import ConfigError
 
@@ -110,7 +120,7 @@ def test_errors_outside_step_are_failures_too(where):
     else:
         conversation, _ = talk(start=(lambda task: boom()) if where == "start" else (lambda task: ["hello"]))
     assert conversation.messages == TASK.prompt  # there is still something to put before the model
-    assert conversation.reply("one") == [] and isinstance(conversation.outcome, Exception)
+    assert conversation.reply("one") == [] and isinstance(conversation.outcome, Failure)
 
 
 @pytest.mark.parametrize(("body", "fits"), [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl.envs import EnvironmentProcess, LoadedEnvironment, load_environments, mixture, trained
+from routed_rl.envs import ContractError, EnvironmentProcess, LoadedEnvironment, load_environments, mixture, trained
 from routed_rl.envs.curriculum import Staged, build_staged, check_stages, parse_weight
 from routed_rl.errors import ConfigError, TaskError
 from tests.envs.plugins import Plain
@@ -101,7 +101,7 @@ def test_a_finite_stage_starts_over_with_another_seed():
     tasks = list(itertools.islice(staged.tasks("train", 0), 8))
     assert [task.stage for task in tasks] == [0] * 5 + [1] * 3
     assert len({task.prompt for task in tasks[:4]}) == 4
-    with pytest.raises(RuntimeError, match="yields no task"):
+    with pytest.raises(ContractError, match="yields no task"):
         next(Staged([(None, Plain(limit=0))]).tasks("train", 0))
 
 

@@ -115,7 +115,7 @@ def test_the_limit_of_time_is_for_one_turn_also_where_many_are_played_again(ther
 
 
 @pytest.mark.parametrize(("turn", "message"), [
-    ("raise", "RuntimeError: the world broke"), ("object", "must be a Score or messages"), ("nan", "not finite"),
+    ("raise", "RuntimeError: the world broke"), ("object", "return a Score or messages"), ("nan", "not finite"),
     ("hang", "took longer than 2 s")])
 def test_what_goes_wrong_in_a_turn_is_a_failure_and_no_reward(there, turn, message):
     assert message in failure(play(there, tasks(there, 1)[0], ["1", turn]))

@@ -142,7 +142,7 @@ def test_what_goes_wrong_in_a_scorer_fails_that_completion_alone(fresh, completi
 
 
 def test_a_score_that_failed_alone_is_raised(plain):
-    with pytest.raises(TaskError, match="environment mine raised ValueError: bad value"):
+    with pytest.raises(TaskError, match=r"environment mine: \S+plugins\.py:\d+: raised ValueError: bad value"):
         plain.score(Task("?"), "raise value")
 
 
@@ -233,7 +233,7 @@ def test_a_process_that_dies_over_its_tasks_is_given_up_after_the_second_time(fr
 def test_tasks_that_cannot_be_made_are_an_error_after_those_that_could(fresh, how, reason):
     stream = fresh("BadTasks", how=how).tasks("train", 0)
     assert next(stream).prompt == "first"
-    with pytest.raises(TaskError, match=f"environment mine {reason}"):
+    with pytest.raises(TaskError, match=rf"environment mine: \S+plugins\.py:\d+: {reason}"):
         next(stream)
 
 

@@ -51,7 +51,8 @@ class Child:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(guarded([python or sys.executable, "-P", "-m", "routed_rl.envs.host.worker"]),
-                                            stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                            stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
+                                            stderr=None if isolation.show_output else subprocess.PIPE,
                                             env=variables, bufsize=0, start_new_session=True)
         self._number, self._said = 0, b""
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -111,7 +112,9 @@ class Child:
 
     def _listen(self) -> None:
         """Collect the output, in a thread of its own, until every process that could print has ended."""
-        with self.process.stderr as pipe:  # type: ignore[union-attr]
+        if self.process.stderr is None:  # what is printed appears, and is not kept
+            return
+        with self.process.stderr as pipe:
             while data := pipe.read(1 << 16):
                 self._said = (self._said + data)[-LAST_WORDS:]
 

@@ -8,7 +8,9 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from routed_rl.envs.conversation import checked
 from routed_rl.envs.core import Episode, Message, Score, Task
+from routed_rl.envs.faults import ContractError, definition
 from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_score, unpack_task
 from routed_rl.envs.scoring import judged
 
@@ -54,16 +56,18 @@ class OpenEpisodes:
         task = unpack_task(request["task"], sealed=False)
         if method == "start":
             episode = environment.episode()
-            said = {"answer": episode.start(task), "tools": [dict(tool) for tool in getattr(episode, "tools", Episode.tools)],
+            said = {"answer": checked(episode, "start", episode.start(task)),
+                    "tools": [dict(tool) for tool in getattr(episode, "tools", Episode.tools)],
                     "max_turns": int(getattr(episode, "max_turns", Episode.max_turns))}
         else:
             episode = self.open.pop(number, None) or self._played_again(environment.episode(), task, messages)
             said = _turn(episode, method, messages)
             if isinstance(said, Score):
-                return pack_score(judged(said))
+                return pack_score(judged(said, lambda: definition(getattr(episode, method, None))))
             said = {"answer": said}
         if not is_plain(said):
-            raise TypeError(f"an episode's answer must be a Score or messages of plain text, got {said['answer']!r:.200}")
+            raise ContractError(f"{method} gave what JSON cannot hold: {said['answer']!r:.100}", "give messages of plain text",
+                                definition(getattr(episode, method, None)))
         self.open[number] = episode
         if len(self.open) > MOST_OPEN:
             del self.open[next(iter(self.open))]
@@ -84,4 +88,4 @@ class OpenEpisodes:
 
 def _turn(episode: Any, method: str, messages: list[Message]) -> Any:
     call = getattr(episode, method, None) or getattr(Episode(), method)
-    return call([dict(message) for message in messages])
+    return checked(episode, method, call([dict(message) for message in messages]))

@@ -23,6 +23,8 @@ class Isolation:
     python: str | None = None
     """Another interpreter (3.11 or newer), for libraries that clash. It can import `routed_rl`, which need not be installed
     there."""
+    show_output: bool = False
+    """Whether what the environment prints appears on stderr."""
 
     @classmethod
     def parse(cls, name: str, value: Any) -> "Isolation | None":
@@ -40,6 +42,8 @@ class Isolation:
         check_finite(f"env.{name}.isolate.timeout_s", chosen.timeout_s)
         if not isinstance(chosen.timeout_s, (int, float)) or isinstance(chosen.timeout_s, bool) or not chosen.timeout_s > 0:
             raise ConfigError(f"env.{name}.isolate.timeout_s must be a number > 0, got {chosen.timeout_s}")
+        if not isinstance(chosen.show_output, bool):
+            raise ConfigError(f"env.{name}.isolate.show_output must be true or false, got {chosen.show_output}")
         if chosen.python is not None and shutil.which(str(chosen.python)) is None:
             raise ConfigError(f"env.{name}.isolate.python={chosen.python} is no program; give the path of a Python interpreter")
         return chosen

@@ -1,7 +1,8 @@
 """`EnvironmentProcess`: an environment in a process of its own, so that crashes, alarms and clashing libraries stay there.
 
 It keeps accidents out of the trainer, but it is no jail: the process has the user's rights. Code that a model wrote belongs in
-`routed_rl.sandbox`. The output of an environment is not shown; its last line is part of the message if the process dies.
+`routed_rl.sandbox`. The output of an environment is shown only with `show_output`; else its last line is part of the message if
+the process dies.
 """
 
 import itertools
@@ -9,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from routed_rl.envs.core import Episode, Failure, Score, Task
+from routed_rl.envs.contract import is_gold
+from routed_rl.envs.core import Episode, Score, Task
+from routed_rl.envs.faults import ContractError, Failure, Reported
 from routed_rl.envs.host.episodes import IsolatedEpisode
 from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.processes import Processes
 from routed_rl.envs.host.wire import WireError, pack_task, unpack_score, unpack_task
-from routed_rl.envs.scoring import Reported
 from routed_rl.errors import TaskError
 
 TASKS_S = 300.0
@@ -45,6 +47,11 @@ class EnvironmentProcess(Processes):
         return self._description["contexts"] if self._description else {}
 
     @property
+    def plugin_lines(self) -> dict[str, str]:
+        """The lines of the plug-in's methods; empty until a process is ready."""
+        return self._description["lines"] if self._description else {}
+
+    @property
     def episode(self) -> Any:
         """A function that makes a new episode; None if the environment has no episodes, or this is not known yet."""
         return self._new_episode if self._description and self._description["episodes"] else None
@@ -62,14 +69,14 @@ class EnvironmentProcess(Processes):
                 return
             try:
                 yield unpack_task(reply.get("task"), sealed=True)
-            except WireError as error:
+            except (ContractError, WireError) as error:
                 raise TaskError(f"environment {self.name} sent a task that cannot be read: {error}") from None
 
     def score(self, task: Task, completion: str) -> Score:
         """Score one completion; TaskError if that fails."""
         result = self.score_many([(task, completion)])[0]
         if isinstance(result, Failure):
-            raise Reported(self.name, result)
+            raise Reported(result, self.name)
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
@@ -104,9 +111,8 @@ class EnvironmentProcess(Processes):
         if not self.description["gold"]:
             return None
         gold: Any = self._ask({"ask": "gold", "task": pack_task(task)}, "make a gold completion").get("gold")
-        turns = gold if isinstance(gold, list) else [gold]
-        if gold is not None and not (turns and all(isinstance(turn, str) for turn in turns)):
-            raise TaskError(f"environment {self.name}: gold(task) is neither text nor a list of texts")
+        if not is_gold(gold):
+            raise TaskError(f"environment {self.name} sent a gold completion that is no text")
         return gold
 
     def _ask(self, request: dict[str, Any], doing: str, timeout_s: float = TASKS_S) -> dict[str, Any]:
@@ -114,5 +120,5 @@ class EnvironmentProcess(Processes):
         with self._lock:
             reply = self.exchange(request | {"doing": doing}, timeout_s)
         if isinstance(reply, Failure):
-            raise Reported(self.name, reply)
+            raise Reported(reply, self.name)
         return reply

@@ -10,9 +10,10 @@ import weakref
 from typing import Any
 
 from routed_rl import errors
-from routed_rl.envs.core import Failure
+from routed_rl.envs.faults import Failure
 from routed_rl.envs.host.child import Child
 from routed_rl.envs.host.isolation import Isolation
+from routed_rl.envs.host.wire import unpack_failure
 from routed_rl.errors import TaskError
 
 START_S = 300.0
@@ -107,7 +108,7 @@ class Processes:
             child.send(request)
             reply = child.receive(timeout_s)
             if isinstance(reply, dict):
-                return Failure(str(reply["error"])) if "error" in reply else reply
+                return unpack_failure(reply) if "error" in reply else reply
             reason = self.bury(slot, f"while it had to {request['doing']}")
             killed = child.process.returncode == -signal.SIGKILL
             if child.hung or deaths > (INNOCENT if killed else 1):

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from routed_rl.envs.core import Failure, Score, Task
+from routed_rl.envs.core import Score, Task
+from routed_rl.envs.faults import ContractError, Failure
 
 LARGEST = 64 << 20
 """The most bytes that one message may have."""
@@ -68,10 +69,15 @@ def unpack_task(message: Any, *, sealed: bool) -> Task:
 
 
 def pack_score(result: Score | Failure) -> dict[str, Any]:
-    """{score: its fields}, or {error: why it failed}."""
+    """{score: its fields}, or {error: why it failed, place, remedy}."""
     if isinstance(result, Failure):
-        return {"error": result.reason}
+        return {"error": result.reason, "place": result.place, "remedy": result.remedy}
     return {"score": [result.reward, result.solve, result.flags, result.metrics, result.spans]}
+
+
+def unpack_failure(message: Mapping[str, Any]) -> Failure:
+    reason, place, remedy = (str(message.get(key) or "")[:500] for key in ("error", "place", "remedy"))
+    return Failure(reason, place=place, remedy=remedy)
 
 
 def unpack_score(message: Any) -> Score:
@@ -92,7 +98,11 @@ def _pack_data(data: Mapping[str, Any]) -> list[Any]:
             return [data]
     except (ValueError, RecursionError):
         pass
-    return [base64.b64encode(pickle.dumps(data)).decode("ascii")]
+    try:
+        return [base64.b64encode(pickle.dumps(data)).decode("ascii")]
+    except Exception as error:
+        raise ContractError(f"the data of a task cannot be pickled: {type(error).__name__}: {error}",
+                            "give data that JSON can hold, or set env.NAME.isolate=false") from error
 
 
 def is_plain(value: Any) -> bool:

@@ -5,6 +5,7 @@ The environment itself gets another stdin, which is empty, and whatever it print
 """
 
 import faulthandler
+import io
 import itertools
 import json
 import os
@@ -13,11 +14,13 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
+from routed_rl.envs.contract import gold_of, lines_of, tasks_of
 from routed_rl.envs.core import Task, has_episodes
 from routed_rl.envs.curriculum import build_staged
+from routed_rl.envs.faults import failure_of
 from routed_rl.envs.host.episodes import OpenEpisodes
 from routed_rl.envs.host.wire import frame, pack_score, pack_task, unpack_task
-from routed_rl.envs.scoring import describe, judged, score_one
+from routed_rl.envs.scoring import score_one
 from routed_rl.errors import RoutedRLError
 
 MOST_STREAMS = 64
@@ -28,6 +31,8 @@ def main() -> None:
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(0), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is printed before a crash, or while a person looks on, is seen
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles an interrupt
     faulthandler.enable()
     Worker(inbox, outbox).run()
@@ -47,8 +52,15 @@ class Worker:
             try:
                 answer = frame([number, answers[request["ask"]](request)])
             except (Exception, SystemExit) as error:
-                answer = frame([number, {"error": f"failed to {request['doing']}: {describe(error)}"[:500]}])
+                answer = frame([number, self.failed(request, error)])
             self.outbox.write(answer)
+
+    def failed(self, request: dict[str, Any], error: BaseException) -> dict[str, Any]:
+        return pack_score(failure_of(error, f"failed to {request['doing']}:", lambda: self.line_of(request["ask"])))
+
+    def line_of(self, asked: str) -> str:
+        """The line of the method that a request is for."""
+        return lines_of(self.environment).get({"task": "tasks"}.get(asked, asked), "")
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         """Build the environment and describe it; if it cannot be built, answer with the kind of error and its message."""
@@ -66,12 +78,11 @@ class Worker:
         reader, place = request["reader"], request["place"]
         stream, position = self.streams.pop(reader, (None, -1))
         if stream is None or position != place:
-            stream = itertools.islice(self.environment.tasks(request["split"], request["seed"]), place, None)
+            stream = itertools.islice(tasks_of(self.environment, request["split"], request["seed"]), place, None)
         task = next(stream, stream)
         if task is stream:
             return {"end": True}
-        if not isinstance(task, Task):
-            return {"error": f"yielded {type(task).__name__}, not a Task; wrap it: routed_rl.envs.Task(prompt, data)"}
+        assert isinstance(task, Task)
         self.streams[reader] = stream, place + 1
         if len(self.streams) > MOST_STREAMS:
             del self.streams[next(iter(self.streams))]
@@ -81,13 +92,13 @@ class Worker:
         return pack_score(score_one(self.environment, unpack_task(request["task"], sealed=False), request["completion"]))
 
     def gold(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"gold": self.environment.gold(unpack_task(request["task"], sealed=False))}
+        return {"gold": gold_of(self.environment, unpack_task(request["task"], sealed=False))}
 
     def play(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             return self.episodes.answer(self.environment, request)
         except (Exception, SystemExit) as error:
-            return pack_score(judged(error))
+            return pack_score(failure_of(error, at=lambda: self.line_of("episode")))
 
 
 def describe_environment(environment: Any) -> dict[str, Any]:
@@ -95,7 +106,8 @@ def describe_environment(environment: Any) -> dict[str, Any]:
     variant, every = getattr(environment, "variant", None), getattr(environment, "all_settings", None)
     return {"pid": os.getpid(), "variant": None if variant is None else str(variant), "episodes": has_episodes(environment),
             "contexts": {key: str(text) for key, text in dict(getattr(environment, "contexts", None) or {}).items()},
-            "gold": callable(getattr(environment, "gold", None)), "all_settings": list(every()) if every is not None else []}
+            "gold": callable(getattr(environment, "gold", None)), "lines": dict(lines_of(environment)),
+            "all_settings": list(every()) if every is not None else []}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Does a plug-in keep to the contract? Its methods are checked once when it is built, what they return each time.
+
+Every complaint names the line in the plug-in and says what to write instead.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from routed_rl.envs.core import AnyEnvironment, Score, Task, has_episodes
+from routed_rl.envs.faults import ContractError, Failure, definition, failure_of, shortened
+from routed_rl.errors import ConfigError
+
+WRITTEN = {"tasks": "tasks(self, split, seed)", "score": "score(self, task, completion)", "episode": "episode(self)",
+           "gold": "gold(self, task)"}
+"""How the methods that are called are to be written."""
+YIELD = "write yield Task(prompt, data) for each task"
+WRONG = "returned Score(...) whose "
+"""The beginning of the reason of a failure where a score has a number that cannot be counted."""
+
+
+def check_methods(name: str, environment: Any) -> None:
+    """ConfigError if a method is missing, is async, or cannot be called with the arguments that it will be given."""
+    for method, written in WRITTEN.items():
+        function = getattr(environment, method, None)
+        if (method in ("episode", "gold") and not callable(function)) or (method == "score" and has_episodes(environment)):
+            continue
+        place = definition(function) or definition(type(environment))
+        where = f"env.{name}: {place and f'{place}: '}"
+        if not callable(function):
+            raise ConfigError(f"{where}{method} is {type(function).__name__}, no method; write def {written}")
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(f"{where}{method} is async, which is not awaited; write def {written} without async")
+        try:
+            inspect.signature(function).bind(*written[:-1].split(", ")[1:])
+        except TypeError as error:
+            raise ConfigError(f"{where}{method}{inspect.signature(function)} does not take what it is given: {error}; write def "
+                              f"{written}") from None
+        except ValueError:
+            pass  # a builtin that has no signature
+
+
+def lines_of(environment: Any) -> Mapping[str, str]:
+    """For each method of `WRITTEN` the line of its definition, as far as the plug-in has them."""
+    known = getattr(environment, "plugin_lines", None)
+    if isinstance(known, Mapping):
+        return known
+    return {method: line for method in WRITTEN if (line := definition(getattr(environment, method, None)))}
+
+
+def tasks_of(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
+    """Yield the environment's tasks; ContractError for whatever is none."""
+    found: Any = environment.tasks(split, seed)
+    if not isinstance(found, Iterable) or isinstance(found, (str, Mapping)):
+        _close(found)
+        raise ContractError(f"tasks returned {_kind(found)} in place of tasks", YIELD, lines_of(environment).get("tasks", ""))
+    for task in found:
+        if not isinstance(task, Task):
+            raise ContractError(f"yielded {_kind(task)}, not a Task", YIELD, lines_of(environment).get("tasks", ""))
+        yield task
+
+
+def gold_of(environment: Any, task: Task) -> str | list[str] | None:
+    """The environment's solution of a task: text, a list of turns, or None if it offers none. ContractError else."""
+    method = getattr(environment, "gold", None)
+    found: Any = method(task) if callable(method) else None
+    if not is_gold(found):
+        _close(found)
+        raise ContractError(f"gold returned {_kind(found)}", "return text, for episodes a list of texts, or None",
+                            lines_of(environment).get("gold", ""))
+    return found
+
+
+def is_gold(value: object) -> bool:
+    """Whether `value` is None, text, or a list of texts."""
+    turns = value if isinstance(value, list) else [value]
+    return value is None or (len(turns) > 0 and all(isinstance(turn, str) for turn in turns))
+
+
+def no_score(returned: Any, place: str) -> Failure:
+    """The failure of a completion for which something was returned that is no Score, or one with a wrong number."""
+    if isinstance(returned, Score):
+        remedy = "return numbers that are finite and in their range"
+        return Failure(shortened(WRONG + returned.problem), place=place, remedy=remedy)
+    if inspect.isawaitable(returned):
+        _close(returned)
+        remedy = "nothing is awaited: write a function without async"
+    elif isinstance(returned, (bool, int, float)):
+        remedy = f"write return Score({returned!r})"
+    elif returned is None:
+        remedy = "end each way through it with return Score(reward)"
+    else:
+        remedy = "write return Score(reward)"
+    try:
+        return Failure(shortened(f"returned {returned!r}, which is no Score"), place=place, remedy=remedy)
+    except Exception as error:
+        return failure_of(error, at=lambda: place)
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, and a glimpse of it."""
+    return "None" if value is None else f"{type(value).__name__} {value!r:.40}" if isinstance(value, (
+        str, int, float, list, tuple, dict)) else type(value).__name__
+
+
+def _close(value: Any) -> None:
+    """End a coroutine, or Python complains that it was never awaited."""
+    if inspect.iscoroutine(value):
+        value.close()

@@ -1,0 +1,165 @@
+"""Describes what went wrong in a plug-in: the line of its code, what happened, and the likely remedy, as one line of text.
+
+A line belongs to a plug-in if its file is neither in this package nor in Python's library. Lines of installed packages are named
+only where no other line is. Code that a plug-in makes itself (`exec`) has no file and is passed over.
+"""
+
+import inspect
+import os
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routed_rl.errors import RoutedRLError, TaskError
+
+LONGEST = 200
+"""Characters of a reason that are kept."""
+OURS = str(Path(__file__).parents[1]) + os.sep
+PYTHON = sysconfig.get_path("stdlib") + os.sep
+INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+ANY_TEXT = "a completion may be any text, empty too: return Score(0.0) for one that cannot be read"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A completion that could not be scored, or a task that could not be made, and why. It is counted, never paid as 0."""
+
+    reason: str
+    fatal: bool = False
+    """Whether every completion will fail in this way, because the environment itself is wrong."""
+    place: str = ""
+    """`FILE:LINE` in the plug-in; empty if it is not known, or if no plug-in has part in it."""
+    remedy: str = ""
+
+    @property
+    def text(self) -> str:
+        """`FILE:LINE: reason; remedy`, as far as they are known."""
+        return f"{self.place and f'{self.place}: '}{self.reason}{self.remedy and f'; {self.remedy}'}"
+
+    def of(self, name: str) -> str:
+        """The text, after the name of the environment."""
+        return f"environment {name}{':' if self.place else ''} {self.text}"
+
+
+class ContractError(ValueError):
+    """A plug-in gave something that the contract does not allow. The message says what it was, `remedy` what to write instead."""
+
+    def __init__(self, problem: str, remedy: str, place: str = "") -> None:
+        super().__init__(problem)
+        self.remedy, self.place = remedy, place
+
+
+class Reported(TaskError):
+    """A failure that has been described already, such as one that an environment's own process reported."""
+
+    def __init__(self, failure: Failure, name: str | None = None) -> None:
+        """The message also names the environment, if its `name` is given."""
+        super().__init__(failure.of(name) if name else failure.text)
+        self.failure = failure
+
+
+def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str] = str, data: Mapping[str, Any] | None = None
+               ) -> Failure:
+    """Describe an exception. `doing` begins the reason, `at` gives the place if no line of a plug-in was run, and `data` is that
+    of the task at hand."""
+    if isinstance(error, Reported):
+        return error.failure
+    place = (error.place if isinstance(error, ContractError) else "") or place_of(error) or at()
+    reason = str(error) if isinstance(error, ContractError) else f"{doing} {describe(error)}"
+    helps = place or isinstance(error, (ContractError, ImportError))
+    return Failure(shortened(reason), place=place, remedy=_remedy(error, data) if helps else "")
+
+
+@contextmanager
+def blamed(name: str, doing: str = "raised", at: Callable[[], str] = str) -> Iterator[None]:
+    """Within, what a plug-in raises comes as a TaskError that names the environment, the line and the remedy."""
+    try:
+        yield
+    except RoutedRLError as error:
+        if isinstance(error, Reported) and not str(error).startswith(f"environment {name}"):
+            raise Reported(error.failure, name) from error
+        raise
+    except Exception as error:
+        raise Reported(failure_of(error, doing, at), name) from error
+
+
+def shortened(reason: str) -> str:
+    """`reason` in one line of at most `LONGEST` characters."""
+    return " ".join(reason[:1000].split())[:LONGEST]
+
+
+def describe(error: BaseException) -> str:
+    """The type and the message of an error; if its message cannot be read, the text says so."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, whose message cannot be shown"
+
+
+def place_of(error: BaseException) -> str:
+    """`FILE:LINE` of the innermost line of a plug-in that raised `error` or called what did; empty if there is none."""
+    if isinstance(error, SyntaxError) and error.filename and _foreign(error.filename):
+        return _shown(error.filename, error.lineno or 1)
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    foreign = [(file, line) for file, line in lines if _foreign(file)]
+    own = [(file, line) for file, line in foreign if not any(part in file for part in INSTALLED)]
+    return _shown(*(own or foreign)[-1]) if foreign else ""
+
+
+def definition(function: Any) -> str:
+    """`FILE:LINE` of the definition of a plug-in's function or class; empty for one of this package or without source."""
+    if isinstance(function, type):
+        function = function.__dict__.get("__init__", function)
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        function = getattr(function, "func", None) or type(function).__call__
+    try:
+        function = inspect.unwrap(function)
+        code = getattr(getattr(function, "__func__", function), "__code__", None)
+        file, line = (code.co_filename, code.co_firstlineno) if code else (
+            inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1])
+    except (OSError, TypeError, ValueError):
+        return ""
+    return _shown(file, line) if _foreign(file) else ""
+
+
+def _foreign(file: str) -> bool:
+    installed = any(part in file for part in INSTALLED)
+    return not file.startswith((OURS, "<")) and (installed or not file.startswith(PYTHON))
+
+
+def _shown(file: str, line: int) -> str:
+    """Relative to the current folder where the file is inside of it."""
+    try:
+        file = str(Path(file).relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        pass
+    return f"{file}:{line}"
+
+
+def _remedy(error: BaseException, data: Mapping[str, Any] | None) -> str:
+    """The likely remedy for an exception in a plug-in."""
+    match error:
+        case ContractError():
+            return error.remedy
+        case ModuleNotFoundError(name=str(module)):
+            return f"pip install what has {module}, or put {module.partition('.')[0]}.py beside the plug-in"
+        case SyntaxError():
+            return "correct the code there"
+        case SystemExit():
+            return 'leave exit() out; what a script does goes under if __name__ == "__main__":'
+        case NameError(name=str(name)):
+            return f"define or import {name}"
+        case KeyError(args=(str(key),)) if data and key not in data:
+            return f"the task's data has {', '.join(map(str, [*data][:8]))}"
+        case AttributeError(obj=None):
+            return "a function such as re.search gives None where it finds nothing: test for that first"
+        case UnicodeError():
+            return 'a completion may hold any characters: encode it with errors="replace"'
+        case RecursionError() | MemoryError():
+            return "limit what one completion can make it do"
+        case _:
+            return "correct the code there" if data is None else f"correct the code there; {ANY_TEXT}"
