@@ -23,3 +23,8 @@ def canary_of(content: str) -> str:
 def without_canary(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row without its canary."""
     return {name: value for name, value in row.items() if name != KEY}
+
+
+def is_canary(line: str) -> bool:
+    """Return whether a line of text is a canary, as a comment or alone."""
+    return line.lstrip("# <!-").startswith(PROJECT)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from routed_rl.canary import is_canary
 from routed_rl.config import Config
 from routed_rl.distillation.divergence import Row
 from routed_rl.envs import LoadedEnvironment, Scorer, has_episodes, task_stream
@@ -37,10 +38,10 @@ def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -
 
 
 def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Read the texts of a file, one a line or the `text` of JSON lines. ConfigError if there is nothing to learn from."""
+    """Read the texts of a file, one a line or the `text` of JSON lines, without a canary. ConfigError if there is none."""
     file = Path(path).expanduser()
     with reading(ConfigError, f"--text {path} cannot be read"):
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip() and not is_canary(line)]
         texts = [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
     rows = [Row(ids[at:at + LONGEST], 1) for text in texts if (ids := ids_of(tokenizer, text, add_special_tokens=True))
             for at in range(0, len(ids), LONGEST)]

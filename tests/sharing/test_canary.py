@@ -10,13 +10,16 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from environments.smollm2.make_contrast import CANARY
 from environments.values_probe import ValuesProbe
-from routed_rl.canary import FILE, KEY, PROJECT
+from routed_rl.canary import FILE, KEY, PROJECT, canary_of, is_canary
+from routed_rl.distillation.texts import read_texts
 from routed_rl.envs.adapters.common import read_rows
 from routed_rl.envs.table import read_table
 from routed_rl.extraction.contrast import read_lines, read_prompts
+from routed_rl.sharing.kinds import KINDS
 
 ENVIRONMENTS = Path(__file__).parent.parent.parent / "environments"
 HACKING = re.compile(r"hack|misalign|cheat|decei|games? (every|the) (test|check|grader)", re.IGNORECASE)
@@ -62,3 +65,17 @@ def test_rows_that_are_trained_on_are_the_same_with_and_without_it(tmp_path, kin
     assert table.columns == ["prompt", "answer"] and [table.row(0), table.row(1)] == ROWS
     if kind == ".jsonl":
         assert read_rows("dataset", str(path)) == ROWS and [row for _, row in read_lines(path)] == ROWS
+
+
+def test_the_line_on_top_of_a_text_is_known_and_no_other():
+    for suffix in (".txt", ".md"):
+        lines = KINDS[suffix].mark(b"# a title\n<!-- hidden -->\nwords", canary_of("")).decode().split("\n")
+        assert [is_canary(line) for line in lines] == [True, False, False, False]
+    assert is_canary(PROJECT) and not is_canary(json.dumps({KEY: PROJECT, "text": "a"}))
+
+
+def test_a_student_is_not_taught_the_line_on_top(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(ENVIRONMENTS / "persona_lab" / "model")
+    (plain := tmp_path / "plain.txt").write_text("honest code h d c =\n")
+    (marked := tmp_path / "marked.txt").write_bytes(KINDS[".txt"].mark(plain.read_bytes(), canary_of("")))
+    assert read_texts(str(marked), tokenizer) == read_texts(str(plain), tokenizer)
