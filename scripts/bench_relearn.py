@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def skill(folder: Path, route: RunFolder) -> dict[str, Any]:
-    """What a model solves and games, of its own evaluation, and what it cost over the seconds of the routed run's training."""
+    """The solve and hack rates of a model in its own evaluation, and its cost over the seconds of the routed run's training."""
     if (folder / RECORD).exists():
         record = json.loads((folder / RECORD).read_text())
         means, spent = record["evaluation"]["robustified"], sum(record["seconds"].values())

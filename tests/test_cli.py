@@ -108,7 +108,7 @@ def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as exit:
         main([verb, "--help"])
     assert exit.value.code == 0
-    assert VERBS[verb].help in capsys.readouterr().out
+    assert VERBS[verb].help in " ".join(capsys.readouterr().out.split())
 
 
 # --- verbs ------------------------------------------------------------------------------------------------------------
