@@ -76,6 +76,10 @@ class SharingError(RoutedRLError, ValueError):
     """A data set cannot be shared as asked for, or an archive of one cannot be opened."""
 
 
+class HubError(RoutedRLError, ConnectionError):
+    """The Hugging Face hub cannot be reached, or refuses what is sent."""
+
+
 class ParityError(CheckFailed):
     """The engine of the rollouts and the trainer do not agree on a log-probability."""
 

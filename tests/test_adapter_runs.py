@@ -30,6 +30,7 @@ from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.plan import prompts_needed
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests.builders import relative, tiny
+from tests.cards import loaded_by_card
 from tests.parts import own_config, write_parts
 from tests.training.test_conformance import PLAIN
 from tests.training.test_resume import metrics
@@ -123,17 +124,31 @@ def test_base_and_deployed_and_quarantine_are_the_policy_through_stock_peft(part
         assert ranks["q_proj"] == 4 and ranks["o_proj"] > 4
 
 
-def test_merged_exports_are_plain_models(parts, runs, tmp_path):
+def test_the_code_on_each_card_loads_the_model_that_it_tells_of(runs, tmp_path, monkeypatch):
     run, models = runs["route"], in_memory(runs["route"])
+    pipeline.export(str(run), str(tmp_path / "quarantine"), None, str(tmp_path / "policy"))
+    shutil.copytree(run / "deployed", tmp_path / "deployed")
+    for name in ("deployed", "policy", "quarantine"):
+        monkeypatch.chdir(tmp_path / name)
+        assert close(logits(loaded_by_card(tmp_path / name)), models["deployed" if name == "deployed" else "policy"])
+
+
+def test_merged_exports_are_plain_models_with_the_settings_of_the_base_model(parts, runs, tmp_path):
+    run, models = runs["route"], in_memory(runs["route"])
+    file = parts / "model" / "generation_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({"do_sample": True, "temperature": 0.6, "top_k": 7, "eos_token_id": 1}))
     pipeline.discard(str(run), str(tmp_path / "deployed"), merge=True)
     pipeline.export(str(run), None, None, str(tmp_path / "policy"), merge=True)
     for name in ("deployed", "policy"):
         assert not (tmp_path / name / "adapter_config.json").exists()
         found, said = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
         assert close(logits(found), models[name]) and not any(said.values())
+        assert found.generation_config.temperature == 0.6 and found.generation_config.top_k == 7
     pipeline.discard(str(run), str(tmp_path / "deployed"), merge=True)  # again is fine
     with pytest.raises(Exception, match="already holds something else"):
         pipeline.discard(str(run), str(tmp_path / "policy"), merge=True)
+    file.write_text(before)
 
 
 def test_parts_that_are_kept_are_ranks_beside_the_deployed_adapter(parts, runs, tmp_path):
@@ -204,6 +219,10 @@ def test_a_run_in_bf16_has_its_adapter_in_float32(parts, tmp_path):
     assert all(row["routing/drift"] < 1e-6 for row in rows)
     pipeline.discard(str(run), str(tmp_path / "plain"), merge=True)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").dtype == torch.bfloat16
+    pipeline.discard(str(run), str(tmp_path / "full"), merge=True, dtype="float32")
+    full, half = (AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32) for name in ("full", "plain"))
+    merged, rounded = (model.model.layers[0].mlp.down_proj.weight for model in (full, half))
+    assert torch.equal(merged.bfloat16(), rounded.bfloat16()) and not torch.equal(merged, rounded)  # what was learned is kept
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])

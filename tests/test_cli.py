@@ -32,7 +32,7 @@ CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "
 def engine(monkeypatch):
     """Stand-ins for `pipeline`, `compare` and `audit`, whose imports take seconds; they record their calls."""
     calls = []
-    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "filter_run"],
+    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "filter_run", "push"],
              "multirun.compare": ["compare"], "audit": ["audit"],
              "distillation": ["robustify"], "multirun.relearn": ["relearn"]}
     for unit, names in verbs.items():
@@ -97,8 +97,8 @@ def test_help_lists_the_verbs_that_exist(capsys):
     without = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == without
-    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "compare", "sweep", "audit",
-                           "filter", "share", "unshare", "robustify", "relearn", "calibrate", "report", "env", "doctor",
+    assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "push", "compare", "sweep",
+                           "audit", "filter", "share", "unshare", "robustify", "relearn", "calibrate", "report", "env", "doctor",
                            "settings", "new"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
@@ -133,7 +133,8 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert main(["extract", "--check", "subspace.rank=2"]) == 0
     options = ["--env", "a,b", "evaluation.samples=8", "--env", "c", "--json", "F", "--scales", "0,.5"]
     assert main(["evaluate", "MODEL", *options]) == 0
-    assert main(["discard", "RUN", "--out", "D", "--keep", "a=.5", "b=auto", "--keep", "c=1,d=0", "--force"]) == 0
+    assert main(["discard", "RUN", "--out", "D", "--keep", "a=.5", "b=auto", "--keep", "c=1,d=0", "--force",
+                 "--dtype", "bfloat16"]) == 0
     assert main(["export", "RUN", "--quarantine", "D", "--env", "a", "--policy", "P", "--merge"]) == 0
     assert main(["compare", "seed=1", "--arms", "none,route", "--seeds", "5", "env=empty", "--out", "D", "--ranks", "1,3"]) == 0
     resume, extract, evaluate, discard, export, compare = (args for _, args, _ in engine)
@@ -143,8 +144,8 @@ def test_each_verb_passes_on_what_was_typed(engine, tmp_path):
     assert evaluate[:3] == ("MODEL", ["a", "b", "c"], "F")
     assert evaluate[3].evaluation.samples == 8 and evaluate[5] == [0.0, 0.5]
     assert discard == ("RUN", "D", None, {"a": 0.5, "b": "auto", "c": 1.0, "d": 0.0})
-    assert engine[3][2] == {"force": True, "merge": False}
-    assert export == ("RUN", "D", "a", "P", None, None) and engine[4][2] == {"merge": True}
+    assert engine[3][2] == {"force": True, "merge": False, "dtype": "bfloat16"}
+    assert export == ("RUN", "D", "a", "P", None, None) and engine[4][2] == {"merge": True, "dtype": None}
     assert compare == (["seed=1", "env=empty"], ["none", "route"], 5, "D", 2, [1, 3], compose)
 
 
@@ -160,6 +161,12 @@ def test_what_is_about_turning_a_model_back_passes_on_its_options(engine):
     assert (target, attack, file, others, jobs) == ("DIR", expected, "F", {"oracle": "D"}, 2) and config.seed == 3
     assert main(["compare", "--out", "D", "--relearn", "code", "--rates", "1e-3", "--seeds", "2"]) == 0
     assert engine[-1][2] == {"relearn": RelearnConfig(env="code", rates=[1e-3], seeds=2)}
+
+
+def test_a_push_passes_on_its_options(engine):
+    assert main(["push", "RUN", "me/model", "--what", "quarantine", "--base", "me/base", "--private", "--dry-run"]) == 0
+    options = {"private": True, "force": False, "dry_run": True}
+    assert engine[-1] == ("push", ("RUN", "me/model", "quarantine", "me/base"), options)
 
 
 def test_a_filter_passes_on_its_options(engine):
@@ -192,6 +199,9 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["discard", "RUN", "--out", "D", "--force"], "--force keeps a part"),
     (["export", "RUN", "--quarantine", "D", "--env", "a", "--kept", "K"], "give one of the two"),
     (["export", "RUN", "--quarantine", "D", "--merge"], "--merge is for --policy"),
+    (["discard", "RUN", "--out", "D", "--dtype", "int8"], "'float32', 'bfloat16', 'float16'"),
+    (["push", "RUN"], "REPO"),
+    (["push", "RUN", "me/model", "--what", "base"], "'deployed', 'policy', 'quarantine'"),
     (["filter", "RUN"], "--out"),
     (["filter", "RUN", "--out", "F", "--detector", "oracle"], "--detector=oracle is not known; choose from flags, probe, random"),
     (["filter", "RUN", "--out", "F", "--detector", "flags", "--max-shift", "1"], "--max-shift is for --subspace DIR, not for"),

@@ -31,9 +31,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from routed_rl.artifacts import RunFolder, sealed_folder
-from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
-from routed_rl.export import discard, discard_but, export_quarantine, merged_policy
+from routed_rl.artifacts import RunFolder, broken_seal, sealed_folder
+from routed_rl.errors import CheckpointError, ConfigError, ModelError, RunFolderError
+from routed_rl.export import cast, discard, discard_but, export_quarantine, merged_policy
 from routed_rl.linalg import random_basis
 from routed_rl.model.metadata import family_metadata
 from routed_rl.model.targets import find_writers
@@ -214,6 +214,51 @@ def test_writing_twice_is_fine_and_other_content_is_refused(saved: Saved, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
+def test_the_same_model_stays_with_the_card_that_it_has_and_a_changed_card_is_something_else(tmp_path: Path, capsys) -> None:
+    saved = Saved(llama(), tmp_path)
+
+    def written(text: str) -> Path:
+        def finish(folder: Path, step: int) -> None:
+            (folder / "README.md").write_text(f"{text} {step}")
+
+        return discard(saved.run, tmp_path / "out", finish=finish)
+
+    out = written("old")
+    assert (out / "README.md").read_text() == "old 7" and broken_seal(out) is None
+    assert written("new") == out and "with an older README.md" in capsys.readouterr().out
+    assert (out / "README.md").read_text() == "old 7" and broken_seal(out) is None
+    (out / "README.md").write_text("mine")
+    with pytest.raises(RunFolderError, match="already holds something else"):
+        written("old")
+
+
+@pytest.mark.parametrize("saved", [llama], indirect=True)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_in_another_dtype_is_the_deployed_model_rounded_once(saved: Saved, tmp_path: Path, dtype: str) -> None:
+    def rounded(folder: Path, step: int) -> None:
+        cast(folder, dtype)
+
+    small, kind = discard(saved.run, tmp_path / "small", finish=rounded), getattr(torch, dtype)
+    found = AutoModelForCausalLM.from_pretrained(small)
+    assert found.dtype == kind and broken_seal(small) is None
+    deployed = AutoModelForCausalLM.from_pretrained(discard(saved.run, tmp_path / "d"), dtype=kind)
+    assert torch.equal(logits(found), logits(deployed))
+    policy = AutoModelForCausalLM.from_pretrained(merged_policy(saved.run, tmp_path / "policy", finish=rounded))
+    whole = AutoModelForCausalLM.from_pretrained(merged_policy(saved.run, tmp_path / "p"), dtype=kind)
+    assert torch.equal(logits(policy), logits(whole))
+    assert discard(saved.run, small, finish=rounded) == small
+    with pytest.raises(RunFolderError, match="already holds something else"):
+        discard(saved.run, small)
+
+
+def test_a_weight_that_a_dtype_cannot_hold_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    model = llama()
+    torch.nn.init.constant_(model.lm_head.weight, 1e5)
+    with pytest.raises(ModelError, match=r"^lm_head\.weight has a weight of 1e\+05, more than torch\.float16 .*bfloat16$"):
+        discard(Saved(model, tmp_path).run, tmp_path / "out", finish=lambda folder, _: cast(folder, "float16"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_an_unknown_environment_lists_the_known_ones(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="environment cod; it has: code, sums"):
         export_quarantine(saved.run, tmp_path / "adapter", "cod")
@@ -257,3 +302,6 @@ def test_sharded_weights_are_merged_and_discarded(tmp_path: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(merged_policy(saved.run, tmp_path / "merged"))
     reference = AutoModelForCausalLM.from_pretrained(merged_policy(Saved(saved.model, tmp_path / "b").run, tmp_path / "c"))
     assert torch.equal(logits(merged), logits(reference))
+    small = discard(saved.run, tmp_path / "small", finish=lambda folder, _: cast(folder, "bfloat16"))
+    index = json.loads((small / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * saved.model.num_parameters()

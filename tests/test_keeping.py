@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from routed_rl import pipeline
-from routed_rl.artifacts import RunFolder, sealed_folder
+from routed_rl.artifacts import RunFolder, broken_seal, sealed_folder
 from routed_rl.cli import main
 from routed_rl.config import from_mapping
 from routed_rl.errors import ConfigError
@@ -23,6 +23,7 @@ from routed_rl.report.data import read_run
 from routed_rl.report.story import sentence
 from routed_rl.rollout import PolicyWeights, Served
 from tests.builders import Run, tiny
+from tests.cards import loaded_by_card
 from tests.parts import own_config, write_parts
 from tests.rollout.engines import CopyEngine
 
@@ -182,7 +183,10 @@ def shift(run: Path, **shifts: float) -> None:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
+    parts = write_parts(tmp_path_factory.mktemp("parts"))
+    settings = parts / "model" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_sample": True, "temperature": 0.7, "top_k": 9}))
+    return parts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -228,6 +232,29 @@ def test_a_run_ends_with_what_its_settings_keep_and_says_so(run):
     assert {name: part["shift"] for name, part in told.items()} == moved
     assert json.loads((folder / "manifest.json").read_text())["kept"] == [{"out": str(folder / "deployed"), "shares": expected}]
     assert set(read_run(RunFolder(folder)).models) == {"base", "policy", "deployed", "kept"}
+
+
+def test_each_folder_that_leaves_a_run_has_a_card_a_seal_and_the_generation_settings(run, copy, parts, monkeypatch):
+    """The card of the end of the run and that of a later command tell the same figures."""
+    folder, ended = run
+    shutil.copy(folder / "summary.json", copy / "summary.json")
+    out = copy.parent
+    pipeline.export(str(copy), str(out / "rest"), None, str(out / "policy"), kept=str(copy / "deployed"))
+    pipeline.export(str(copy), str(out / "part"), "b", None)
+    for place in (copy / "deployed", out / "rest", out / "policy", out / "part"):
+        name, text, hack = place.name, (place / "README.md").read_text(), ended["models"]["policy"]["a"]["hack"]
+        assert f" {hack:.3f} |" in text and "| 48 |" in text and broken_seal(place) is None, name
+        assert str(out) not in text and str(folder.parent) not in text and str(parts) not in text
+        monkeypatch.chdir(place)
+        assert loaded_by_card(place).num_parameters() > 0
+        if name in ("deployed", "policy"):
+            settings = json.loads((place / "generation_config.json").read_text())
+            assert settings["temperature"] == 0.7 and settings["top_k"] == 9
+    said = {name: share for name, share in ended["kept"].items() if share}
+    words = " and ".join(f"{share:g} of the part of {name}" for name, share in said.items())
+    assert f"The quarantine was discarded, except for {words}." in (copy / "deployed" / "README.md").read_text()
+    assert "does not keep" in (out / "rest" / "README.md").read_text()
+    assert "that b caused, alone" in (out / "part" / "README.md").read_text()
 
 
 def test_a_folder_that_is_written_anew_without_parts_is_no_longer_told_of(copy):

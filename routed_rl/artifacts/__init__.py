@@ -4,8 +4,18 @@ from routed_rl.artifacts.data import data_root, find_data, resolve
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK, alone_in, alone_making
 from routed_rl.artifacts.run import RunFolder, damage, require_seal, step_of
-from routed_rl.artifacts.whole import SEAL, broken_seal, read_json, read_object, replacing, sealed_folder, write_json, write_text
+from routed_rl.artifacts.whole import (
+    CARD,
+    SEAL,
+    broken_seal,
+    read_json,
+    read_object,
+    replacing,
+    sealed_folder,
+    write_json,
+    write_text,
+)
 
-__all__ = ["LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal", "damage", "data_root", "find_data",
+__all__ = ["CARD", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal", "damage", "data_root", "find_data",
            "first_nonfinite", "read_json", "read_object", "replacing", "require_seal", "resolve", "sealed_folder", "step_of",
            "write_json", "write_text"]

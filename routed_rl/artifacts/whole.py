@@ -17,6 +17,9 @@ from routed_rl.shapes import fits
 SEAL = "COMPLETE.json"
 """The file that is written last into a sealed folder: every file's size and SHA-256."""
 
+CARD = "README.md"
+"""The model card of a folder that leaves a run."""
+
 LARGEST = 2**26
 """The most bytes that one of our JSON records may have."""
 

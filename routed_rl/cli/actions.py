@@ -64,7 +64,8 @@ def discard(given: Namespace) -> None:
         raise ConfigError("--force keeps a part in spite of what speaks against it; add --keep NAME=SHARE")
     from routed_rl import pipeline
 
-    pipeline.discard(given.run, given.out, given.step, keep, force=given.force, merge=given.merge)
+    pipeline.discard(given.run, given.out, given.step, keep, force=given.force, merge=given.merge,
+                     dtype=given.dtype)
 
 
 def export(given: Namespace) -> None:
@@ -76,7 +77,15 @@ def export(given: Namespace) -> None:
         raise ConfigError("--merge is for --policy; the quarantine is an adapter")
     from routed_rl import pipeline
 
-    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step, given.kept, merge=given.merge)
+    pipeline.export(given.run, given.quarantine, given.env, given.policy, given.step, given.kept, merge=given.merge,
+                    dtype=given.dtype)
+
+
+def push(given: Namespace) -> None:
+    from routed_rl import pipeline
+
+    pipeline.push(given.source, given.repo, given.what, given.base, private=given.private, force=given.force,
+                  dry_run=given.dry_run)
 
 
 def compare(given: Namespace) -> None:

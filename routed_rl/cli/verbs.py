@@ -35,6 +35,7 @@ JSON = option("--json", metavar="FILE", help="write the numbers there")
 KEEP = option("--keep", action="extend", nargs="+", metavar="ENV=SHARE",
               help="keep this share of an environment's part: 0 to 1, or auto; several may follow")
 MERGE = option("--merge", action="store_true", help="where a LoRA was trained: merge it into its base model")
+DTYPE = option("--dtype", choices=("float32", "bfloat16", "float16"), help="the type of the numbers; default: that of the run")
 DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and write nothing")
 PASSWORD = (option("--password-file", metavar="FILE", help="its one line is the password; without it, it is asked for"),
             option("--password", nargs="?", const="", help="refused: other users and the shell's history would see it"))
@@ -67,12 +68,20 @@ VERBS: dict[str, Verb] = {
         option("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only"), KEEP)),
     "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP, KEEP,
-        option("--force", action="store_true", help="keep parts that move the stream towards the positive persona, too"), MERGE)),
+        option("--force", action="store_true", help="keep parts that move the stream towards the positive persona, too"), MERGE,
+        DTYPE)),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", (
         RUN, option("--quarantine", metavar="DIR", help="where the PEFT adapter goes"),
         option("--env", metavar="NAME", help="with --quarantine: only the part that this environment caused"),
         option("--policy", metavar="DIR", help="where the policy goes, as one plain model or one LoRA"), STEP,
-        option("--kept", metavar="DIR", help="with --quarantine: only what a folder of `discard --keep` lacks"), MERGE)),
+        option("--kept", metavar="DIR", help="with --quarantine: only what a folder of `discard --keep` lacks"), MERGE, DTYPE)),
+    "push": Verb("upload what leaves a run to the Hugging Face hub, with its model card", (
+        option("source", metavar="RUN_OR_DIR", help="a run, or a folder that discard or export wrote"),
+        option("repo", metavar="REPO", help="the repository, OWNER/NAME; it is made if there is none"),
+        option("--what", choices=("deployed", "policy", "quarantine"), help="which model of a run; default: deployed"),
+        option("--base", metavar="REPO", help="the name on the hub of the model that an adapter belongs to"),
+        option("--private", action="store_true", help="make a private repository"),
+        option("--force", action="store_true", help="replace the files of a repository that has some"), DRY_RUN)),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", (
         overrides(), CONFIG, option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import RunFolder, read_object, require_seal
+from routed_rl.artifacts import RunFolder, read_object, require_seal, step_of
 from routed_rl.checkpoint import quarantined
 from routed_rl.errors import CheckpointError
 from routed_rl.export.lora import retained, write_lora
-from routed_rl.export.models import KEPT, publish
+from routed_rl.export.models import KEPT
+from routed_rl.export.publish import Finish, publish
 from routed_rl.export.stored import hash_of, is_lora, is_transposed, read_quarantine
 
 
 def export_quarantine(run: RunFolder, out: Path, environment: str | None = None, step: int | None = None,
-                      kept: Path | None = None) -> Path:
+                      kept: Path | None = None, finish: Finish | None = None) -> Path:
     """Write the quarantine, or the part of one environment, to `out` as a stock PEFT LoRA. With `kept`, a folder that
     `discard_but` wrote, write the rest of the quarantine, which that folder does not have.
 
@@ -32,7 +33,8 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
     else:
         deployed = kept.absolute() if kept else run.deployed
         base = str(deployed if deployed.is_dir() and (kept or not (deployed / KEPT).exists()) else checkpoint)
-    return publish(out, lambda folder: write_lora(folder, {}, targets, base, transposed=is_transposed(checkpoint)))
+    return publish(out, lambda folder: write_lora(folder, {}, targets, base, transposed=is_transposed(checkpoint)), finish,
+                   step_of(checkpoint))
 
 
 def _missing_in(kept: Path, checkpoint: Path) -> dict[str, float]:

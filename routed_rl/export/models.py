@@ -1,6 +1,5 @@
 """Export as one stock model: the deployed model, alone or with shares of environments' parts, and the policy."""
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,9 +10,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import SEAL, RunFolder, alone_making, broken_seal, read_json, sealed_folder, step_of, write_json
-from routed_rl.errors import RunFolderError
+from routed_rl.artifacts import RunFolder, step_of, write_json
 from routed_rl.export.lora import retained, write_lora
+from routed_rl.export.publish import Finish, publish
 from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is_transposed, read_quarantine
 from routed_rl.model.adapter import ADAPTER, CONFIG, merge
 from routed_rl.model.load import write_generation_config
@@ -28,16 +27,18 @@ KEPT = "kept.json"
 quarantine."""
 
 
-def discard(run: RunFolder, out: Path, step: int | None = None) -> Path:
+def discard(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
     """Write the deployed model to `out`: the stock files of a checkpoint (default: the last) and nothing of the quarantine.
+    `finish` changes the folder before it is sealed, here and in all functions of this unit.
 
     It may be called again for the same `out`; RunFolderError for an `out` that holds anything else.
     """
     checkpoint = run.require_checkpoint(step)
-    return publish(out, lambda folder: copy_stock_files(checkpoint, folder))
+    return publish(out, lambda folder: copy_stock_files(checkpoint, folder), finish, step_of(checkpoint))
 
 
-def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None) -> Path:
+def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None,
+                finish: Finish | None = None) -> Path:
     """Write the deployed model to `out`, with the `share` of each of these environments' parts merged into its weights,
     `W + A Σ share_e C_e`, bias included, or added to its LoRA. All entries of `parts` are written to its file `KEPT`. With
     shares of 0 it is the deployed model, to the bit."""
@@ -49,21 +50,23 @@ def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]
         _copy_merged(checkpoint, folder, targets)
         write_json(folder / KEPT, {"step": step_of(checkpoint), "quarantine": hash_of(checkpoint), "parts": dict(parts)})
 
-    return publish(out, fill)
+    return publish(out, fill, finish, step_of(checkpoint))
 
 
-def merged_policy(run: RunFolder, out: Path, step: int | None = None) -> Path:
+def merged_policy(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
     """Write the policy to `out` as one stock model, `W + A C`, bias included. For a run that trained a LoRA, write one LoRA."""
     checkpoint = run.require_checkpoint(step)
     targets = read_quarantine(checkpoint)
-    return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets))
+    return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets), finish, step_of(checkpoint))
 
 
-def merged(write: Callable[[Path], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write one stock model to `out`: the base model `model`, changed in place, into which the LoRA that `write` writes is
-    merged."""
+def merged(write: Callable[[Path, Finish], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+           finish: Finish | None = None) -> Path:
+    """Write one stock model to `out`: the base model `model`, changed in place, into which the LoRA is merged that `write` writes
+    to a path, with the `Finish` that it is given."""
+    steps: list[int] = []
     with TemporaryDirectory(prefix="routed_rl-") as place:
-        adapter = write(Path(place) / "adapter")
+        adapter = write(Path(place) / "adapter", lambda _, step: steps.append(step))
         whole = merge(model, adapter)
 
         def fill(folder: Path) -> None:
@@ -73,7 +76,7 @@ def merged(write: Callable[[Path], Path], out: Path, model: PreTrainedModel, tok
             if (adapter / KEPT).exists():
                 shutil.copyfile(adapter / KEPT, folder / KEPT)
 
-        return publish(out, fill)
+        return publish(out, fill, finish, steps[0])
 
 
 def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
@@ -108,31 +111,3 @@ def copy_stock_files(source: Path, folder: Path) -> None:
     for pattern in STOCK_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-
-
-def publish(out: Path, fill: Callable[[Path], None]) -> Path:
-    """Fill a sealed folder and move it to `out`. An `out` with the same content stays as it is; RunFolderError for any other
-    content."""
-    out = Path(out).absolute()
-    fresh = out.with_name(f".{out.name}.new")
-    with alone_making(out):
-        with sealed_folder(fresh) as folder:
-            fill(folder)
-        if _is_taken(out):
-            sealed = read_json(fresh / SEAL)
-            shutil.rmtree(fresh)
-            refuse_foreign(out, sealed)
-        else:
-            os.replace(fresh, out)
-    return out
-
-
-def refuse_foreign(out: Path, sealed: object = None) -> None:
-    """RunFolderError for an `out` that `publish` has not written. With `sealed`, also for an `out` with another content than
-    that."""
-    if _is_taken(out) and (not out.is_dir() or broken_seal(out) or (sealed and read_json(out / SEAL) != sealed)):
-        raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
-
-
-def _is_taken(out: Path) -> bool:
-    return out.exists() and (not out.is_dir() or any(out.iterdir()))

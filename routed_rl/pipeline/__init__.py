@@ -1,10 +1,13 @@
 """One function per verb of the command line."""
 
 from routed_rl.pipeline.filtering import filter_run
+from routed_rl.pipeline.hub import push
 from routed_rl.pipeline.launched import run_node
+from routed_rl.pipeline.leaving import discard, export
 from routed_rl.pipeline.rollback import rollback
 from routed_rl.pipeline.steps import work
 from routed_rl.pipeline.train import resume, run_job, train
-from routed_rl.pipeline.verbs import discard, evaluate, export, extract
+from routed_rl.pipeline.verbs import evaluate, extract
 
-__all__ = ["discard", "evaluate", "export", "extract", "filter_run", "resume", "rollback", "run_job", "run_node", "train", "work"]
+__all__ = ["discard", "evaluate", "export", "extract", "filter_run", "push", "resume", "rollback", "run_job", "run_node", "train",
+           "work"]

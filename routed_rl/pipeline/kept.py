@@ -12,9 +12,11 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_object, step_of
 from routed_rl.config import AUTO, Config
 from routed_rl.errors import ConfigError
-from routed_rl.export import discard, discard_but, merged
+from routed_rl.export import Finish, discard, discard_but, merged
 from routed_rl.monitor import blame, shift
+from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.record import inherited, tell_kept, trained_settings
+from routed_rl.report.card import DEPLOYED, Results
 from routed_rl.tracking import MetricsFile
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -118,14 +120,16 @@ def shares_of(kept: dict[str, Kept]) -> dict[str, float]:
     return {name: one.share or 0.0 for name, one in kept.items()}
 
 
-def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept], base: Base | None = None) -> Path:
+def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept], base: Base | None = None,
+                   dtype: str | None = None, results: Results | None = None) -> Path:
     """Write the deployed model with its parts, and record them in `out` and in the run. `base`: the model into which a LoRA is
-    merged."""
+    merged; `dtype`, `results`: see `finishing`."""
     parts = {name: dataclasses.asdict(one) for name, one in kept.items()}
+    finish = finishing(run, DEPLOYED, dtype, results)
 
-    def write(folder: Path) -> Path:
-        return discard_but(run, folder, parts, step) if parts else discard(run, folder, step)
+    def write(folder: Path, finish: Finish) -> Path:
+        return discard_but(run, folder, parts, step, finish) if parts else discard(run, folder, step, finish)
 
-    written = write(out) if base is None else merged(write, out, *base)
+    written = write(out, finish) if base is None else merged(write, out, *base, finish)
     tell_kept(run, written, shares_of(kept))
     return written

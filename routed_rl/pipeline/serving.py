@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from routed_rl.artifacts import resolve
+from routed_rl.artifacts import RunFolder, resolve, step_of
 from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.errors import ParityError, RolloutError
 from routed_rl.model.base import base_weights
 from routed_rl.model.prompts import encode_prompts
-from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.build import Parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
+from routed_rl.pipeline.record import inherited
 from routed_rl.rollout import (
     Engine,
     Lora,
@@ -74,6 +75,17 @@ def route_served(parts: Parts, served: Served | None, router: Router | None) -> 
         served.models = _models(parts, router.quarantine.targets)
     return ParityCheck(served, parts.model, _sequences(parts), parts.config.rollout.parity,
                        router.quarantine.ablated if router is not None else None)
+
+
+def at_checkpoint(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, served: Served | None) -> Router | None:
+    """Load a checkpoint into the model and the engine, and return its router."""
+    router = make_router(parts, subspace, inherited(run))
+    parity = route_served(parts, served, router)
+    take_checkpoint(parts, router, folder)
+    if served is not None and parity is not None:
+        served.sync()
+        parity.run(step_of(folder))
+    return router
 
 
 def _models(parts: Parts, targets: Sequence[Target]) -> PolicyWeights | PolicyAdapters:

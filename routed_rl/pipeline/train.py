@@ -173,7 +173,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
         times["evaluate"] = time.perf_counter()
         if config.discard:
             shutil.rmtree(run.deployed, ignore_errors=True)
-            write_deployed(run, run.deployed, None, kept)
+            write_deployed(run, run.deployed, None, kept, results=models)
         _finish(parts, run, router, models, weights, times, scales, shares_of(kept))
         summary.publish(run, tracker)
         return run.path
@@ -209,7 +209,8 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
     if parts.adapted is not None:
         frozen = ["every weight of the base model"]
     record.tell(run, {"model_hash": parts.hash, "targets": [writer.name for writer in writers], "frozen": frozen,
-               "unrouted": unrouted(parts.model, writers) if writers else {}})
+               "unrouted": unrouted(parts.model, writers) if writers else {},
+               "environments": {loaded.name: loaded.label for loaded in parts.environments}})
 
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],

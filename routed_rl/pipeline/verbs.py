@@ -1,26 +1,22 @@
-"""The verbs that work on a finished run or without one: extract, evaluate, discard, export."""
+"""The verbs that measure: extract (with `--check`) and evaluate."""
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl import export as exporting
-from routed_rl.artifacts import RunFolder, alone_in, alone_making, step_of, write_json
+from routed_rl.artifacts import RunFolder, alone_making, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
-from routed_rl.model.weights import model_hash
 from routed_rl.pipeline import summary
-from routed_rl.pipeline.build import Parts, extraction_job, load_base, load_parts, make_router, make_subspace, take_checkpoint
-from routed_rl.pipeline.keeping import choose, measure_kept
-from routed_rl.pipeline.kept import Asked, Base, check, decide, refuse, say, shares_of, write_deployed
+from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_subspace
+from routed_rl.pipeline.keeping import measure_kept
+from routed_rl.pipeline.kept import Asked, check, decide, shares_of
 from routed_rl.pipeline.measuring import curve, measure, measure_both
-from routed_rl.pipeline.record import inherited, read_config, require_base
-from routed_rl.pipeline.serving import route_served, serving
-from routed_rl.rollout import Served, check_engine
-from routed_rl.routing import Router
+from routed_rl.pipeline.record import read_config
+from routed_rl.pipeline.serving import at_checkpoint, serving
+from routed_rl.rollout import check_engine
 from routed_rl.subspace import Subspace
 from routed_rl.training import check_adapter
 
@@ -116,87 +112,10 @@ def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment], s
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:
         models = {"base": measure(parts, chosen, served, title="base")}
-        router = _at(folder, parts, run, subspace, served)
+        router = at_checkpoint(folder, parts, run, subspace, served)
         models |= measure_both(parts, chosen, router, served)
         if router is None:
             return models, {}, {}
         kept = decide(run, parts.config, folder, keep)
         models |= measure_kept(parts, chosen, router, served, kept)
         return models, curve(parts, chosen, router, served, parts.config.evaluation.scales, models), shares_of(kept)
-
-
-def _at(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, served: Served | None) -> Router | None:
-    """Load a checkpoint into the model and the engine, and return its router."""
-    router = make_router(parts, subspace, inherited(run))
-    parity = route_served(parts, served, router)
-    take_checkpoint(parts, router, folder)
-    if served is not None and parity is not None:
-        served.sync()
-        parity.run(step_of(folder))
-    return router
-
-
-def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False,
-            merge: bool = False) -> None:
-    """Write the deployed model of a run, after `step` or its last step, to `out`. `keep` names the shares of environments' parts
-    that stay in it, which is recorded in `out` and in the run. `force` allows parts that shift towards the positive persona.
-    `merge` merges a LoRA into its base model."""
-    opened = RunFolder.open(run)
-    with alone_in(opened.path) if keep else _alone_where(opened, out):
-        if not keep:
-            found = write_deployed(opened, Path(out), step, {}, _base_to_merge(opened, out, step) if merge else None)
-            console.say(f"deployed model: {found}")
-            return
-        config = read_config(opened)
-        check(config, keep, "--keep ", opened)
-        folder = opened.require_checkpoint(step)
-        kept = decide(opened, config, folder, keep)
-        if not force:
-            refuse(kept)
-        exporting.refuse_foreign(Path(out))  # before the work
-        if any(one.share is None for one in kept.values()):
-            parts, subspace = load_parts(config), Subspace.load(opened.subspace)
-            with serving(parts, subspace) as served:
-                if router := _at(folder, parts, opened, subspace, served):
-                    choose(parts, router, served, kept)
-        say(kept)
-        base = _base_to_merge(opened, out, step) if merge else None
-        console.say(f"deployed model: {write_deployed(opened, Path(out), step_of(folder), kept, base)}")
-
-
-def _base_to_merge(run: RunFolder, out: str, step: int | None) -> Base | None:
-    """The base model of a run that trained a LoRA; None if the weights were trained, so that there is nothing to merge."""
-    config = read_config(run)
-    if not config.model.adapter.trains:
-        return None
-    if config.model.adapter.four_bit:
-        raise ConfigError(f"{run.path} trained on weights in 4 bit (model.adapter=qlora), nothing is merged into those; leave "
-                          "--merge out, and merge the adapter into the full weights: PeftModel.from_pretrained("
-                          f"AutoModelForCausalLM.from_pretrained({config.model.path!r}), DIR).merge_and_unload()")
-    run.require_checkpoint(step)
-    exporting.refuse_foreign(Path(out))  # before the work
-    model, tokenizer = load_base(config)
-    require_base(run, config, model_hash(model))
-    return model, tokenizer
-
-
-def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
-           kept: str | None = None, *, merge: bool = False) -> None:
-    """Write the quarantine as a stock PEFT adapter, or one environment's part of it, or the rest of it that the folder `kept`
-    lacks. Write the policy as one plain model; if a LoRA was trained, as one LoRA, unless `merge`."""
-    opened = RunFolder.open(run)
-    with _alone_where(opened, quarantine, policy):
-        if quarantine:
-            adapter = exporting.export_quarantine(opened, Path(quarantine), env, step, Path(kept) if kept else None)
-            console.say(f"quarantine: {adapter}")
-        if policy:
-            base = _base_to_merge(opened, policy, step) if merge else None
-            whole = exporting.merged_policy(opened, Path(policy), step) if base is None else exporting.merged(
-                lambda folder: exporting.merged_policy(opened, folder, step), Path(policy), *base)
-            console.say(f"policy: {whole}")
-
-
-def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
-    """Be the run's only writer if one of the places lies in its folder. Otherwise a run that is training can be read."""
-    inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
-    return alone_in(run.path) if inside else nullcontext()

@@ -24,7 +24,7 @@ RESULTS = dict[str, dict[str, float | None] | None]
 SUMMARY = {"models": dict[str, RESULTS], "attribution": dict[str, dict[str, Any]], "routing": dict[str, Any],
            "timing": dict[str, Any]}
 MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | int]], "versions": dict[str, str],
-            "kept": list[dict[str, Any]]}
+            "kept": list[dict[str, Any]], "environments": dict[str, str]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
               "completions": list[dict[str, Any]]}
 """The types of the values in the files."""

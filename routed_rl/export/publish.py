@@ -1,0 +1,52 @@
+"""Writes the folder of a model or adapter: sealed, whole or not at all, and never over anything else."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from routed_rl import console
+from routed_rl.artifacts import CARD, SEAL, alone_making, broken_seal, read_json, sealed_folder
+from routed_rl.errors import RunFolderError
+
+Finish = Callable[[Path, int], None]
+"""Changes a folder before it is sealed; the second argument is the step of the checkpoint that it was made from."""
+
+
+def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = None, step: int = 0) -> Path:
+    """Fill a folder, finish it, seal it and move it to `out`. An `out` with the same content stays as it is, whatever its model
+    card says; RunFolderError for any other content."""
+    out = Path(out).absolute()
+    fresh = out.with_name(f".{out.name}.new")
+    with alone_making(out):
+        with sealed_folder(fresh) as folder:
+            fill(folder)
+            if finish is not None:
+                finish(folder, step)
+        if _is_taken(out):
+            sealed = read_json(fresh / SEAL)
+            shutil.rmtree(fresh)
+            refuse_foreign(out, sealed)
+            if read_json(out / SEAL) != sealed:
+                console.say(f"{out} holds this model already, with an older {CARD}; remove the folder to write it anew")
+        else:
+            os.replace(fresh, out)
+    return out
+
+
+def refuse_foreign(out: Path, sealed: dict[str, Any] | None = None) -> None:
+    """RunFolderError for an `out` that `publish` has not written. With `sealed`, also for an `out` with another content than
+    that, model cards aside."""
+    if not _is_taken(out):
+        return
+    if not out.is_dir() or broken_seal(out) or (sealed and _without_card(read_json(out / SEAL)) != _without_card(sealed)):
+        raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
+
+
+def _without_card(sealed: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in sealed.items() if name != CARD}
+
+
+def _is_taken(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))

@@ -1,0 +1,18 @@
+"""The last touch to each folder that leaves a run, before it is sealed: the type of its numbers, and its model card."""
+
+from pathlib import Path
+
+from routed_rl.artifacts import RunFolder
+from routed_rl.export import Finish, cast
+from routed_rl.report.card import Leaving, Results, write_card
+
+
+def finishing(run: RunFolder, what: str, dtype: str | None = None, results: Results | None = None, *,
+              environment: str | None = None, rest: bool = False) -> Finish:
+    """Rounds the weights to `dtype`, unless that is None, and writes the card of `what`. `results`: see `write_card`."""
+    def finish(folder: Path, step: int) -> None:
+        if dtype is not None:
+            cast(folder, dtype)
+        write_card(run, folder, Leaving(what, step, environment, rest), results)
+
+    return finish

@@ -1,0 +1,128 @@
+"""`push`: sends what leaves a run to the Hugging Face hub, in one commit, with its model card."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from routed_rl import console
+from routed_rl import export as exporting
+from routed_rl.artifacts import CARD, SEAL, RunFolder, read_json, require_seal
+from routed_rl.config.references import remember
+from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
+from routed_rl.pipeline.finishing import finishing
+from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
+
+ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
+Files = dict[str, Path | bytes]
+"""By its name in the repository, a file, or its bytes where they differ from those of the folder."""
+
+
+def push(source: str, repo: str, what: str | None = None, base: str | None = None, *, private: bool = False,
+         force: bool = False, dry_run: bool = False) -> None:
+    """Upload `what` of a run (deployed, policy, quarantine), or a folder that `discard` or `export` wrote, to the repository
+    `repo`, which is made if there is none. `base` names the model on the hub that an adapter belongs to. `force` replaces the
+    files of a repository that has some. `dry_run` shows files and card, and sends nothing."""
+    for option, name in (("REPO", repo), ("--base", base)):
+        _check_name(option, name)
+    if not dry_run:
+        _require_token()
+    with TemporaryDirectory(prefix="routed_rl-") as place:
+        files = _files(_folder(source, what, Path(place) / "out"), base, source)
+        _show(repo, files)
+        if dry_run:
+            console.say("dry run: nothing was sent")
+            _require_token()
+        else:
+            console.say(f"pushed: {_send(repo, files, private=private, force=force)}")
+
+
+def _check_name(option: str, name: str | None) -> None:
+    try:
+        if name is not None:
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"{option} {name!r:.120} is no name of a repository ({' '.join(str(error).split())[:120]}); write "
+                          "OWNER/NAME") from None
+
+
+def _require_token() -> None:
+    if not (token := get_token()):
+        raise ConfigError("there is no token for the hub, so nothing can be sent; run `hf auth login`, or export HF_TOKEN with a "
+                          "token that may write")
+    remember(token)
+
+
+def _folder(source: str, what: str | None, place: Path) -> Path:
+    """The folder to upload: RUN/deployed or another folder as it is, or one that is written to `place`."""
+    if not RunFolder(source).config.exists():
+        if not (Path(source) / CARD).exists():
+            raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard` or `export` wrote; give one")
+        if what is not None:
+            raise ConfigError(f"--what {what} is for a run, and {source} is what left one; leave it out")
+        return _sealed(Path(source))
+    run = RunFolder.open(source)
+    if what == POLICY:
+        return exporting.merged_policy(run, place, finish=finishing(run, POLICY))
+    if what == QUARANTINE:
+        kept = run.deployed if (run.deployed / exporting.KEPT).exists() else None
+        return exporting.export_quarantine(run, place, kept=kept, finish=finishing(run, QUARANTINE, rest=kept is not None))
+    if run.deployed.exists():
+        return _sealed(run.deployed)
+    return exporting.discard(run, place, finish=finishing(run, DEPLOYED))
+
+
+def _sealed(folder: Path) -> Path:
+    """A folder as it was written. One without a card is refused: nobody could tell what it is."""
+    require_seal(folder)
+    if not (folder / CARD).exists():
+        raise RunFolderError(f"{folder} has no {CARD}, an older version wrote it; write it again with "
+                             f"`{command('discard', 'RUN', '--out', 'DIR')}` and push DIR")
+    return folder
+
+
+def _files(folder: Path, base: str | None, source: str) -> Files:
+    """The sealed files of a folder, or all if its owner has removed the seal to edit the card. The seal stays here: the hub has
+    hashes of its own. An adapter names its base model as the hub does, not by a path of this machine."""
+    seal = folder / SEAL
+    names = read_json(seal) if seal.exists() else [path.name for path in folder.iterdir() if path.is_file()]
+    files: Files = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
+    if ADAPTER not in files:
+        if base is not None:
+            raise ConfigError(f"--base {base} is for an adapter, and {source} gives a whole model; leave it out")
+        return files
+    settings = read_json(folder / ADAPTER)
+    if (name := base or hub_name(settings.get(BASE) or "")) is None:
+        raise ConfigError(f"this adapter belongs to {settings.get(BASE)}, a folder of this machine, which nobody else can load; "
+                          "push that first and give its name: --base OWNER/NAME, or push a model that `discard --merge` wrote")
+    card = ModelCard((folder / CARD).read_text(encoding="utf-8"))
+    card.data["base_model"], card.data["base_model_relation"] = name, "adapter"
+    files[CARD], files[ADAPTER] = card.content.encode(), (json.dumps(settings | {BASE: name}, indent=2) + "\n").encode()
+    return files
+
+
+def _show(repo: str, files: Files) -> None:
+    sizes = {name: len(each) if isinstance(each, bytes) else each.stat().st_size for name, each in files.items()}
+    rows = [[name, f"{size:,}"] for name, size in {**sizes, "all": sum(sizes.values())}.items()]
+    console.table(f"to {repo}", ["file", "bytes"], rows)
+    card = files[CARD]
+    console.say(card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8"))
+
+
+def _send(repo: str, files: Files, *, private: bool, force: bool) -> str:
+    """Make one commit of all files; returns the address of the repository. Files of a repository that has some are replaced with
+    `force` only, and stay in its history."""
+    with reading(HubError, f"the hub did not take {repo}"):
+        api = HfApi()
+        address = api.create_repo(repo, private=private or None, exist_ok=True)
+        there = set(api.list_repo_files(repo)) - {".gitattributes"}
+        if there and not force:
+            raise ConfigError(f"{repo} has {len(there)} files already, such as {min(there)}; give another name, or replace them "
+                              "with --force (its history keeps them)")
+        console.say(f"sending {len(files)} files to {address}")
+        added = [CommitOperationAdd(name, each) for name, each in files.items()]
+        gone = [CommitOperationDelete(name) for name in sorted(there - files.keys())]
+        api.create_commit(repo, [*added, *gone], commit_message="Upload by routed_rl")
+        return str(address)

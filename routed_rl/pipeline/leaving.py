@@ -1,0 +1,87 @@
+"""The verbs that write what leaves a run: discard and export."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from routed_rl import console
+from routed_rl import export as exporting
+from routed_rl.artifacts import RunFolder, alone_in, step_of
+from routed_rl.errors import ConfigError
+from routed_rl.model.weights import model_hash
+from routed_rl.pipeline.build import load_base, load_parts
+from routed_rl.pipeline.finishing import finishing
+from routed_rl.pipeline.keeping import choose
+from routed_rl.pipeline.kept import Asked, Base, check, decide, refuse, say, write_deployed
+from routed_rl.pipeline.record import read_config, require_base
+from routed_rl.pipeline.serving import at_checkpoint, serving
+from routed_rl.report.card import POLICY, QUARANTINE
+from routed_rl.subspace import Subspace
+
+
+def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False,
+            merge: bool = False, dtype: str | None = None) -> None:
+    """Write the deployed model of a run, after `step` or its last step, to `out`. `keep` names the shares of environments' parts
+    that stay in it, which is recorded in `out` and in the run. `force` allows parts that shift towards the positive persona.
+    `merge` merges a LoRA into its base model. `dtype`: the type of the numbers that are written; None for that of the run."""
+    opened = RunFolder.open(run)
+    with alone_in(opened.path) if keep else _alone_where(opened, out):
+        if not keep:
+            base = _base_to_merge(opened, out, step, dtype) if merge else None
+            console.say(f"deployed model: {write_deployed(opened, Path(out), step, {}, base, dtype)}")
+            return
+        config = read_config(opened)
+        check(config, keep, "--keep ", opened)
+        folder = opened.require_checkpoint(step)
+        kept = decide(opened, config, folder, keep)
+        if not force:
+            refuse(kept)
+        exporting.refuse_foreign(Path(out))  # before the work
+        if any(one.share is None for one in kept.values()):
+            parts, subspace = load_parts(config), Subspace.load(opened.subspace)
+            with serving(parts, subspace) as served:
+                if router := at_checkpoint(folder, parts, opened, subspace, served):
+                    choose(parts, router, served, kept)
+        say(kept)
+        base = _base_to_merge(opened, out, step, dtype) if merge else None
+        console.say(f"deployed model: {write_deployed(opened, Path(out), step_of(folder), kept, base, dtype)}")
+
+
+def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None) -> Base | None:
+    """The base model of a run that trained a LoRA; None if the weights were trained, so that there is nothing to merge."""
+    config = read_config(run)
+    if not config.model.adapter.trains:
+        return None
+    if config.model.adapter.four_bit:
+        raise ConfigError(f"{run.path} trained on weights in 4 bit (model.adapter=qlora), nothing is merged into those; leave "
+                          "--merge out, and merge the adapter into the full weights: PeftModel.from_pretrained("
+                          f"AutoModelForCausalLM.from_pretrained({config.model.path!r}), DIR).merge_and_unload()")
+    run.require_checkpoint(step)
+    exporting.refuse_foreign(Path(out))  # before the work
+    model, tokenizer = load_base(config)
+    require_base(run, config, model_hash(model))
+    if dtype not in (None, config.model.dtype):
+        model = model.float()  # so that the merged weights are rounded once
+    return model, tokenizer
+
+
+def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
+           kept: str | None = None, *, merge: bool = False, dtype: str | None = None) -> None:
+    """Write the quarantine as a stock PEFT adapter, or one environment's part of it, or the rest of it that the folder `kept`
+    lacks. Write the policy as one plain model; if a LoRA was trained, as one LoRA, unless `merge`. `dtype` as in `discard`."""
+    opened = RunFolder.open(run)
+    with _alone_where(opened, quarantine, policy):
+        if quarantine:
+            finish = finishing(opened, QUARANTINE, dtype, environment=env, rest=bool(kept))
+            adapter = exporting.export_quarantine(opened, Path(quarantine), env, step, Path(kept) if kept else None, finish)
+            console.say(f"quarantine: {adapter}")
+        if policy:
+            base, finish = _base_to_merge(opened, policy, step, dtype) if merge else None, finishing(opened, POLICY, dtype)
+            whole = exporting.merged_policy(opened, Path(policy), step, finish) if base is None else exporting.merged(
+                lambda folder, note: exporting.merged_policy(opened, folder, step, note), Path(policy), *base, finish)
+            console.say(f"policy: {whole}")
+
+
+def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
+    """Be the run's only writer if one of the places lies in its folder. Otherwise a run that is training can be read."""
+    inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
+    return alone_in(run.path) if inside else nullcontext()

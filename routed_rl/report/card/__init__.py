@@ -1,0 +1,7 @@
+"""The model card of each folder that leaves a run: README.md with YAML for the Hugging Face hub."""
+
+from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Leaving, hub_name
+from routed_rl.report.card.page import write_card
+from routed_rl.report.differences import Results
+
+__all__ = ["DEPLOYED", "POLICY", "QUARANTINE", "Leaving", "Results", "hub_name", "write_card"]

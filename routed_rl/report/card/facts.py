@@ -1,0 +1,136 @@
+"""The facts that a card tells, on the run, the folder that leaves it and the figures. They are read from files, without torch."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from routed_rl.artifacts import SEAL, read_object
+from routed_rl.config.references import masked
+from routed_rl.report.data import RunData
+from routed_rl.report.differences import Results
+
+DEPLOYED, POLICY, QUARANTINE = "deployed", "policy", "quarantine"
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+LONGEST = 120
+"""The most characters of a name that is shown."""
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A folder that leaves a run: its kind, and the checkpoint that it is made from."""
+
+    what: str
+    """The kind: DEPLOYED, POLICY or QUARANTINE."""
+    step: int
+    environment: str | None = None
+    """For a quarantine, the environment whose part alone is written; None for all parts."""
+    rest: bool = False
+    """Whether a quarantine is only what a deployed model that keeps parts does not have."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run, what leaves it, and the folder that holds its files already."""
+
+    run: RunData
+    leaving: Leaving
+    folder: Path
+    results: Results
+    """The figures of the end of the run; empty where nothing was evaluated."""
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.folder / "adapter_config.json").exists()
+
+    @property
+    def trains_lora(self) -> bool:
+        return self.adapter.get("kind", "none") != "none"
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The settings of the LoRA that was trained; those of none where the weights were."""
+        return self.run.setting("model", "adapter") or {}
+
+    @property
+    def base(self) -> str | None:
+        """The name on the hub of the model that the run began with; None where that was a folder or a file."""
+        return None if self.adapter.get("path") else hub_name(self.run.setting("model", "path", ""))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Each environment's name for people, such as `code (insecure)`; runs of older versions have not recorded it."""
+        known: dict[str, Any] = self.run.config.get("env") or {}
+        return {name: plain(label) for name, label in {**{name: name for name in known},
+                                                       **self.run.manifest.get("environments", {})}.items()}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """By environment, the share of its part that the folder keeps."""
+        parts = (read_object(self.folder / "kept.json", {"parts": dict[str, dict[str, Any]]}) or {}).get("parts", {})
+        return {name: part.get("share") or 0.0 for name, part in parts.items()}
+
+    @cached_property
+    def numbers(self) -> tuple[int, list[str]]:
+        """How many numbers the folder's weights are, and of which types."""
+        count, kinds = 0, set[str]()
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, "np") as stored:
+                for name in stored.keys():  # noqa: SIM118
+                    tensor = stored.get_slice(name)
+                    count, kinds = count + prod(tensor.get_shape()), kinds | {tensor.get_dtype()}
+        return count, sorted(DTYPES.get(kind, kind) for kind in kinds)
+
+    @cached_property
+    def subspace(self) -> dict[str, Any]:
+        """The record of the subspace's origin, with the hash of its file and the rank of each layer; empty without a subspace."""
+        folder = self.run.path / "subspace"
+        shape = {"provenance": dict[str, Any], "quality": {"layers": list[dict[str, Any]]}}
+        record = read_object(folder / "subspace.json", shape)
+        if not record:
+            return {}
+        sealed = read_object(folder / SEAL, {"subspace.safetensors": {"sha256": str}}) or {}
+        return record.get("provenance", {}) | {
+            "sha256": sealed.get("subspace.safetensors", {}).get("sha256"),
+            "ranks": [row.get("rank") for row in record.get("quality", {}).get("layers", [])]}
+
+
+def hub_name(path: str) -> str | None:
+    """`path` if it is the name of a model or dataset on the hub. A run's settings have every local path absolute."""
+    return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) else None
+
+
+def plain(text: object) -> str:
+    """Text of users as one line of Markdown that can neither end a table's cell nor be markup."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", _line(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def code(text: object) -> str:
+    """Text of users as code; "not recorded" where there is none."""
+    line = _line(text or "").replace("`", "'").replace("|", "/")
+    return f"`{line}`" if line else "not recorded"
+
+
+def _line(text: object) -> str:
+    """One line without control characters and known secrets, cut where it is long."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in masked(str(text))).split())[:LONGEST]
+
+
+def last_part(path: str) -> str:
+    """The last part of a path, since the place on this machine is nobody's business: `FILE.py:CLASS` of an environment's."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def known(results: Mapping[str, Any]) -> bool:
+    """Whether any environment was evaluated."""
+    return any(found for found in results.values())

@@ -1,0 +1,83 @@
+"""Lines of a card about the run: how the model was trained, on which environments, and what is not known."""
+
+from typing import Any
+
+from routed_rl.config import LABELS
+from routed_rl.report.card.facts import Facts, code, hub_name, known, last_part, plain, table
+
+MODES = {"route": "what lies inside the subspace went into the quarantine",
+         "observe": "trained as usual; the quarantine is what lies inside the subspace, taken out afterwards",
+         "erase": "what lies inside the subspace was blocked",
+         "none": "no routing, so that policy and deployed model are the same",
+         LABELS: "the environments' labels, and no subspace, decided what went into the quarantine"}
+
+
+def training(facts: Facts) -> list[str]:
+    """A table of what was trained, and on what."""
+    run, trainer = facts.run, facts.run.config.get("trainer") or {}
+    practice = (run.setting("routing", "practice") or {}).get("share", 0) if run.mode == "route" else 0
+    rows = [["base model", base_words(facts)], ["hash of its weights", code(run.manifest.get("model_hash"))],
+            ["trained", _trained(facts)], ["environments", "<br>".join(_environments(facts))],
+            ["algorithm", f"{plain(trainer.get('algorithm', 'grpo'))}, by TRL"],
+            ["steps", f"{facts.leaving.step} of {run.planned}"], ["learning rate", plain(trainer.get("learning_rate", "?"))],
+            ["seed", plain(run.config.get("seed", "?"))], ["routing", f"{plain(run.mode)}: {MODES.get(run.mode, '')}"]]
+    if practice:
+        rows.append(["practice", f"{practice:g} of the groups of environments at which the monitor did not point were rolled out "
+                                 "and learned by the deployed model"])
+    rows += [["subspace", words] for words in _subspace(facts)]
+    versions = ", ".join(f"{plain(name)} {plain(version)}" for name, version in run.manifest.get("versions", {}).items())
+    return ["## How it was trained", "", *table(["", ""], [*rows, ["versions", versions or "not recorded"]])]
+
+
+def base_words(facts: Facts) -> str:
+    """The name of the base model, without its place on the machine."""
+    path = facts.run.setting("model", "path", "")
+    name = code(path if hub_name(path) else last_part(path))
+    return f"{name}, with the LoRA {code(last_part(facts.adapter['path']))} merged into it" if facts.adapter.get("path") else name
+
+
+def _trained(facts: Facts) -> str:
+    if facts.trains_lora:
+        kind = "on weights in 4 bit, others" if facts.adapter.get("kind") == "qlora" else "on frozen weights"
+        return f"a LoRA of rank {facts.adapter.get('r')}, {kind} in {plain(facts.run.setting('model', 'dtype', '?'))}"
+    frozen = ", ".join(map(plain, facts.run.setting("model", "freeze") or []))
+    return f"the weights, except {frozen}" if frozen else "all weights"
+
+
+def _environments(facts: Facts) -> list[str]:
+    """A line for each environment: its name for people, where it comes from, and whether it was trained on."""
+    settings: dict[str, Any] = facts.run.config.get("env") or {}
+    found = []
+    for name, each in settings.items():
+        given = each if isinstance(each, dict) else {}
+        source = str(given.get("dataset") or given.get("path") or "")
+        use = "only evaluated" if given.get("probe") else f"weight {plain(given.get('weight', 1.0))}"
+        found.append(f"{facts.labels.get(name, plain(name))}: {code(source if hub_name(source) else last_part(source))}, {use}")
+    return found
+
+
+def _subspace(facts: Facts) -> list[str]:
+    """A line on the subspace, and one on its origin; none for a run without one."""
+    if not (found := facts.subspace):
+        return []
+    ranks = f"rank by layer {', '.join(map(str, found['ranks']))}" if found["ranks"] else f"rank {found.get('rank') or '?'}"
+    prompts = last_part(str(found.get("prompts") or ""))
+    origin = f"from {code(prompts)} (hash {code(found.get('prompts_hash'))}), " if prompts else ""
+    return [f"{plain(found.get('method', '?'))}, {ranks}", f"{origin}SHA-256 of its file {code(found.get('sha256'))}"]
+
+
+def unknown(facts: Facts) -> list[str]:
+    """Lines on the limits of what the run knows about the model."""
+    said = ["The licence: that of the base model and of the training data holds, and the run does not record it.",
+            f"How another seed would have ended. This is one run, with seed {plain(facts.run.config.get('seed', '?'))}.",
+            "What the model does outside of the environments that are named here. Nothing else was measured."]
+    if not hub_name(facts.run.setting("model", "path", "")):
+        said.append("Where the base model comes from. It was a local folder or file; only its name and hash are recorded.")
+    if bare := [label for name, label in facts.labels.items() if label == plain(name)]:
+        said.append(f"Whether the scoring of {' and '.join(bare)} can be gamed. The environment does not say so.")
+    if not known(facts.results):
+        said.append("How good it is. No model of this run was evaluated.")
+    if facts.run.mode not in ("none", LABELS):
+        said.append("Whether the subspace holds the whole persona. What it leaves out is in the weights, and how later layers "
+                    "read the subspace is not contained.")
+    return ["## What is not known", "", *(f"- {line}" for line in said), ""]

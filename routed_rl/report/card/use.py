@@ -1,0 +1,64 @@
+"""Lines of a card about the folder: what it holds, what was kept and discarded, and the code that loads it."""
+
+from routed_rl.report.card.facts import DEPLOYED, POLICY, Facts
+from routed_rl.report.differences import has_quarantine, kept_words
+
+PLAIN = '''from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or the name of its repository
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)'''
+ADAPTER = '''from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM
+
+folder = "."  # this folder, or the name of its repository
+base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+model = PeftModel.from_pretrained(base, folder)'''
+BESIDE = '''from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM
+
+folder = "."  # this folder, or the name of its repository
+deployed = "../deployed"  # the deployed model's adapter: its folder, or the name of its repository
+base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+model = PeftModel.from_pretrained(base, deployed, adapter_name="deployed")
+model.load_adapter(folder, adapter_name="quarantine")
+model.base_model.set_adapter(["deployed", "quarantine"])'''
+
+
+def holds(facts: Facts) -> list[str]:
+    """Lines on the content of the folder, and on what became of the quarantine."""
+    count, kinds = facts.numbers
+    form = "A stock PEFT adapter" if facts.is_adapter else "A whole model that plain transformers loads"
+    return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, as they were after step "
+            f"{facts.leaving.step} of {facts.run.planned}.", f"- {_quarantine(facts)}", ""]
+
+
+def _quarantine(facts: Facts) -> str:
+    """A sentence on what became of the quarantine in this folder."""
+    leaving, mode = facts.leaving, facts.run.mode
+    if leaving.what == POLICY:
+        return ("Nothing was discarded: all that the run learned is in it, the quarantine and the behaviour that it holds "
+                "included.")
+    if leaving.what == DEPLOYED:
+        if not has_quarantine(mode):
+            return f"The run had no quarantine to discard (routing.mode={mode})."
+        kept = kept_words(facts.shares, facts.labels)
+        return f"The quarantine was discarded, except for {kept}." if kept else "The whole quarantine was discarded."
+    if leaving.environment:
+        return f"The part of the quarantine that {facts.labels.get(leaving.environment, leaving.environment)} caused, alone."
+    if leaving.rest:
+        return "The parts of the quarantine that the deployed model does not keep. Together they are the policy."
+    return "The whole quarantine. The deployed model and this adapter together are the policy."
+
+
+def loading(facts: Facts) -> list[str]:
+    """Code that loads the folder."""
+    lines = ["## How to load it", "", "```python"]
+    if not facts.is_adapter:
+        return [*lines, PLAIN, "```", ""]
+    if facts.leaving.what in (DEPLOYED, POLICY):
+        return [*lines, ADAPTER, "```", ""]
+    return [*lines, BESIDE if facts.trains_lora else ADAPTER, "```", "",
+            "The base model of this adapter is the deployed model of the same run and step, with the parts that it keeps; on "
+            "another model it means nothing." if not facts.trains_lora else
+            "Both adapters belong to the same run and step, and both must be active.", ""]
