@@ -97,6 +97,11 @@ def no_score(returned: Any, place: str) -> Failure:
         return failure_of(error, at=lambda: place)
 
 
+def breaks_contract(failure: Failure) -> bool:
+    """Whether no Score was returned, or one with a wrong name; an exception or a number out of range may be of one completion."""
+    return failure.fatal or (failure.reason.startswith("returned ") and not failure.reason.startswith(WRONG))
+
+
 def _kind(value: Any) -> str:
     """The type of a value, and a glimpse of it."""
     return "None" if value is None else f"{type(value).__name__} {value!r:.40}" if isinstance(value, (

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from routed_rl.config import Config
 from routed_rl.envs import Conversation, Scorer, check_prompts, has_episodes, load_environments, task_stream
 from routed_rl.envs.build import find_object
-from routed_rl.errors import ConfigError, RoutedRLError
+from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 from routed_rl.exits import guarded
 from routed_rl.inspection import check_environments, try_environments
+from routed_rl.training import check_first_scores
 from tests.envs.mistakes import MISTAKES, UNPICKLED, Mistake
 
 PATH = "mine.py:Mine"
@@ -63,6 +65,19 @@ def test_a_mistake_is_told_with_its_line_and_its_remedy_in_training(name, writte
     written(MISTAKES[name])
     with pytest.raises(RoutedRLError) as caught:
         trained(isolate=False)
+    assert fits(MISTAKES[name], str(caught.value))
+
+
+@pytest.mark.parametrize(("name", "refused"), [
+    ("returns a float", True), ("wrong name of a flag", True), ("reward is nan", False), ("cannot read the completion", False)])
+def test_a_score_that_is_none_is_told_before_training_and_a_failure_is_left_to_be_counted(name, refused, written):
+    written(MISTAKES[name])
+    loaded = load_environments({"Mine": {"path": PATH, "isolate": False}})
+    if not refused:
+        check_first_scores(Config(), loaded)
+        return
+    with pytest.raises(TaskError) as caught:
+        check_first_scores(Config(), loaded)
     assert fits(MISTAKES[name], str(caught.value))
 
 
