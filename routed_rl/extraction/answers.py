@@ -38,19 +38,37 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
 def preference_pairs(job: Job) -> tuple[list[Answers], str]:
     """The pairs that axes are trained on or chosen by, and their file: `subspace.pairs`, else the lines of the answers file that
     the causal check does not use, so that it stays held out. SubspaceError where these are too few."""
-    answers, keep = job.config.answers_for(job.model_path), job.config.check.answers
-    path = job.config.pairs or answers
     needs = f"subspace.method={job.config.method}" + " with subspace.choose=answers" * (job.config.method == "dct")
+    path, first = _pairs_file(job)
     if path is None:
         raise SubspaceError(f"{needs} needs preference pairs, and none are known for {job.model_path}; set "
                             "subspace.pairs=FILE.jsonl, {\"prompt\": ..., \"positive\": ..., \"negative\": ...} a line")
-    shared = answers is not None and data_file(path) == data_file(answers)
-    found = _from_file(job, path, "pairs" if job.config.pairs else "answers", slice(keep if shared else 0, None))
+    found = _from_file(job, path, "pairs" if job.config.pairs else "answers", slice(first, None))
     if len(found) < FEWEST:
-        held = f" behind the {keep} that the causal check uses" if shared else ""
+        held = f" behind the {first} that the causal check uses" if first else ""
         raise SubspaceError(f"{needs} needs {FEWEST} preference pairs or more, {path} has {len(found)}{held}; add lines"
-                            + ", or lower subspace.check.answers" * shared)
+                            + ", or lower subspace.check.answers" * bool(first))
     return found, path
+
+
+def pairs_prompts(job: Job) -> tuple[list[tuple[int, ...]], str]:
+    """The ids of the prompts of `preference_pairs`, or of all lines where these are too few, and the file; ([], "") where there
+    is no file."""
+    path, first = _pairs_file(job)
+    if path is None:
+        return [], ""
+    what, setting = ("pairs file", "subspace.pairs") if job.config.pairs else ("answers file", "subspace.answers")
+    prompts = [prompt_ids(job.tokenizer, record["prompt"], job.model, f"{what} {path}, line {line}")
+               for line, record in read_lines(path, what, setting, prompts=("prompt",))]
+    return prompts[first:] if len(prompts) - first >= FEWEST else prompts, path
+
+
+def _pairs_file(job: Job) -> tuple[str | None, int]:
+    """The file of preference pairs, and how many of its first lines the causal check uses."""
+    answers = job.config.answers_for(job.model_path)
+    path = job.config.pairs or answers
+    shared = path is not None and answers is not None and data_file(path) == data_file(answers)
+    return path, job.config.check.answers if shared else 0
 
 
 def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]:

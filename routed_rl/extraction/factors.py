@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.answers import preference_pairs
+from routed_rl.extraction.answers import pairs_prompts
 from routed_rl.extraction.choose import CHOOSERS, Factors, Prepare
 from routed_rl.extraction.contrast import prompt_ids, read_lines, read_prompts
 from routed_rl.extraction.job import Job
@@ -98,9 +98,8 @@ def _plain_prompts(job: Job) -> tuple[Sequences, str]:
         file, what = config.plain_prompts, "plain prompts file"
         lines = read_lines(file, what, "subspace.plain_prompts", prompts=("prompt",))
         every = [prompt_ids(job.tokenizer, record["prompt"], job.model, f"{what} {file}, line {line}") for line, record in lines]
-    elif config.pairs or config.answers_for(job.model_path):
-        pairs, file = preference_pairs(job)
-        every = [pair.prompt for pair in pairs]
+    elif (of_pairs := pairs_prompts(job))[0]:
+        every, file = of_pairs
     elif contrast is not None or job.pairs is not None:
         given, file = (list(job.pairs), "") if job.pairs is not None else (read_prompts(contrast or ""), contrast or "")
         every = [prompt_ids(job.tokenizer, pair.negative, job.model, f"contrast prompts, line {pair.line}") for pair in given]

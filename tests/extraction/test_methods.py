@@ -43,7 +43,7 @@ def run(folder, config, seed: int = 0, **options) -> Subspace:
 def settings_of(folder, method: str) -> dict:
     return {"sae": {"weights": str(folder / "sae"), "latents": [4, 1]}, "file": {"path": str(folder / "vectors.safetensors")},
             "union": {"parts": [str(folder / "axis"), "mean_difference"]}, "dpo": {"pairs": str(folder / "pairs.jsonl")},
-            "dct": {"factors": 6, "keep": 3, "choose": "environments"},
+            "dct": {"factors": 6, "keep": 3},
             "bipo": {"pairs": str(folder / "pairs.jsonl")}}.get(method, {})
 
 

@@ -127,6 +127,12 @@ def test_what_the_causal_check_asks_is_held_out_of_training_and_choice(job, tiny
 
 
 @pytest.mark.slow
+def test_factors_are_found_on_the_prompts_of_few_answers_too_since_they_do_not_see_the_answers(job, tiny):
+    few = found(job(method="dct", pairs=None, answers=str(tiny / "answers.jsonl")))
+    assert few.provenance.details["plain"] == 4 and few.provenance.prompts == str(tiny / "answers.jsonl")
+
+
+@pytest.mark.slow
 def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_directions(job, tmp_path):
     real = found(job(method="dct", form="linear"))
     real.save(tmp_path / "real")
