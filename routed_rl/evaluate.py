@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,8 @@ from routed_rl.envs import (
     Conversation,
     EpisodicEnvironment,
     LoadedEnvironment,
+    Message,
+    Prompt,
     Score,
     Scorer,
     Task,
@@ -34,33 +37,51 @@ from routed_rl.model.stream import eval_mode
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import Sampling, Served, begin, play
 
-ScoreBatch = Callable[[list[Task], int], list[Score | None]]
-"""Function from tasks and the seed of their batch to their scores; None: a failure."""
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion of an evaluation."""
+
+    prompt: Prompt
+    """The prompt of the task; in an episode the messages with which it began."""
+    completion: str | list[Message]
+    """The text; in an episode the messages after those with which it began."""
+    score: Score | None
+    """None: it could not be scored."""
+
+
+ScoreBatch = Callable[[list[Task], int], list[Answer]]
+"""Function from tasks and the seed of their batch to their answers."""
 Complete = Callable[[list[list[int]], int], list[list[int]]]
 """Function from prompts and a seed to the ids of one completion for each prompt."""
 Progress = Callable[[int, int], None]
 """Function (completions done, completions in all) -> None, called after each batch."""
+Told = Callable[[dict[str, list[Answer]]], None]
+"""Function that is given the first answers in each environment, at the end."""
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
              config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
-             served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, dict[str, float]]:
+             served: Served | None = None, deployed: bool = False, share: bool = False,
+             told: Told | None = None) -> dict[str, dict[str, float]]:
     """{environment: {reward, solve, every flag and metric, completions, failures}}, as means over the completions of `scored`.
     With 0 samples it is {}. Raises TaskError as `scored` does."""
     found = scored(model, tokenizer, environments, config, seed=seed, max_new_tokens=max_new_tokens, progress=progress,
-                   served=served, deployed=deployed, share=share)
+                   served=served, deployed=deployed, share=share, told=told)
     return {name: average(name, scores) for name, scores in found.items()}
 
 
 def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
            config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
-           served: Served | None = None, deployed: bool = False, share: bool = False) -> dict[str, list[Score | None]]:
+           served: Served | None = None, deployed: bool = False, share: bool = False,
+           told: Told | None = None) -> dict[str, list[Score | None]]:
     """{environment: the score of each of its tasks}, with the same tasks in the same order for every model; None: a failure.
 
     There are `config.samples` tasks of the split "eval" per environment, with one completion each. The draw depends only on the
     seed, the environment's name and the model. Training mode and random state are left as they were.
     With `served` its engine completes instead of `model`, as the policy or as the deployed model. With `share` the processes of
     a run divide the batches among them, and each returns all scores; otherwise each process makes all batches.
+    `told` is given the first `config.answers` completions of each environment, which changes no score.
     Raises TaskError for an environment without tasks, or one that fails to score too often. A failure never counts as reward 0.
     """
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
@@ -69,6 +90,7 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
         served.show(deployed=deployed)  # called here, because a process may have no batch
     done, total, turns = 0, config.samples * len(environments), itertools.count()
     scores: dict[tuple[str, int], list[Score | None]] = {}
+    first: dict[tuple[str, int], list[Answer]] = {}
     with eval_mode(model), own_randomness():
         for loaded in environments if config.samples else []:
             tasks = list(itertools.islice(task_stream(loaded, "eval", seed), config.samples))
@@ -79,17 +101,25 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
                 if not share or next(turns) % RANKS.count == RANKS.rank:
                     # Seeded for each batch, because the model decides how many numbers the batch before has drawn.
                     seed_all(batch_seed := stable_seed(seed, loaded.name, start))
-                    scores[loaded.name, start] = score_batch(tasks[batch], batch_seed)
+                    answers = score_batch(tasks[batch], batch_seed)
+                    scores[loaded.name, start] = [answer.score for answer in answers]
+                    if told is not None and start < config.answers:
+                        first[loaded.name, start] = answers[:config.answers - start]
                     scorer.check()
                 done += len(tasks[batch])
                 if progress is not None:
                     progress(done, total)
+    names = [loaded.name for loaded in environments] if config.samples else []
+    if told is not None:
+        told(_in_order(first, names, share=share))
+    return _in_order(scores, names, share=share)
+
+
+def _in_order(batches: dict[tuple[str, int], list[Any]], names: Sequence[str], *, share: bool) -> dict[str, list[Any]]:
+    """{environment: the content of its batches, one after another}; with `share` those of all processes."""
     if share:
-        scores = {place: found for each in RANKS.gather(scores) for place, found in each.items()}
-    by_name: dict[str, list[Score | None]] = {}
-    for name, start in sorted(scores):
-        by_name.setdefault(name, []).extend(scores[name, start])
-    return {loaded.name: by_name.get(loaded.name, []) for loaded in environments if config.samples}
+        batches = {place: found for each in RANKS.gather(batches) for place, found in each.items()}
+    return {name: [each for place in sorted(batches) if place[0] == name for each in batches[place]] for name in names}
 
 
 def _completer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, max_new_tokens: int,
@@ -102,10 +132,11 @@ def _completer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, confi
 
 
 def _single_turn(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, scorer: Scorer, complete: Complete) -> ScoreBatch:
-    def score(tasks: list[Task], seed: int) -> list[Score | None]:
+    def score(tasks: list[Task], seed: int) -> list[Answer]:
         ids = complete(encode_prompts(tokenizer, [task.prompt for task in tasks]), seed)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return scorer.score_many(loaded.name, list(zip(tasks, texts, strict=True)))
+        scores = scorer.score_many(loaded.name, list(zip(tasks, texts, strict=True)))
+        return [Answer(task.prompt, text, found) for task, text, found in zip(tasks, texts, scores, strict=True)]
 
     return score
 
@@ -114,12 +145,13 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
             max_new_tokens: int) -> ScoreBatch:
     chat, environment = ChatTokens(tokenizer), cast(EpisodicEnvironment, loaded.environment)
 
-    def score(tasks: list[Task], seed: int) -> list[Score | None]:
+    def score(tasks: list[Task], seed: int) -> list[Answer]:
         conversations = [Conversation(environment, task) for task in tasks]
         turns = itertools.count(seed, len(tasks))  # no two rows or turns share a seed
         play([begin(conversation, chat) for conversation in conversations],
              lambda live: (complete([row.ids for row in live], next(turns)), None), chat, max_new_tokens)
-        return [scorer.count(loaded.name, conversation.outcome) for conversation in conversations]
+        return [Answer(each.messages[:each.first], each.messages[each.first:], scorer.count(loaded.name, each.outcome))
+                for each in conversations]
 
     return score
 

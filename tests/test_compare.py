@@ -24,6 +24,7 @@ from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
 from routed_rl.multirun.reporter import Table, show
 from routed_rl.multirun.results import results
+from routed_rl.multirun.verdict import headlines_of, verdict
 
 HACK = {"none": 1.0, "observe": 0.98, "route": 0.12, "control": 0.85, "erase": 0.1}
 
@@ -107,6 +108,36 @@ def test_every_table_of_the_contract_is_there() -> None:
     assert found["attribution"]["route"]["code"]["push"]["seeds"] == [1.0, 2.0, 3.0]
 
 
+VERDICTS = {
+    "works": (["none", "route", "control"], 5, {}, "Routing works here: hack in code is 0.147", "use RUN/deployed"),
+    "few seeds": (["none", "route", "control"], 3, {}, "Routing works here", "--seeds 5"),
+    "one seed": (["none", "route", "control"], 1, {}, "One seed decides nothing", "--seeds 3"),
+    "no control": (["none", "route"], 5, {}, "without the arm control nobody knows", "control in --arms"),
+    "control as good": (["none", "route", "control"], 5, {"control": 0.12}, "no more than a random subspace does", "--check"),
+    "no effect": (["none", "route", "control"], 5, {"route": 0.95}, "Routing did not lower hack in code for sure", "--check"),
+    "leaks": (["none", "route", "control"], 5, {"route": 0.4}, "so a part of it leaks", "routed-rl audit"),
+    "not routed": (["none", "control"], 5, {}, "There is no verdict on routing, because no arm is route", "route in --arms"),
+}
+
+
+@pytest.mark.parametrize("kind", VERDICTS)
+def test_the_verdict_says_what_the_intervals_say_and_what_to_do_next(kind: str) -> None:
+    arms, seeds, hacks, told, advice = VERDICTS[kind]
+    runs = summaries(arms, seeds)
+    for arm, hack in hacks.items():
+        for seed, run_ in runs[arm].items():
+            run_["models"]["deployed"]["code"]["hack"] = hack + (seed % 3) / 30
+    found = results(runs, {})
+    heads = headlines_of(found, ["code"], ["values"])
+    said = verdict(found, heads, seeds)
+    assert [head.title for head in heads][:1] == ["hack in code"] and heads[-1].title == "solve in code"
+    assert told in said[0] and said[-1].startswith("Next: ") and advice in said[-1]
+
+
+def test_a_comparison_without_a_single_figure_has_a_verdict_too() -> None:
+    assert verdict(results({"route": {0: {"models": {}}}}, {}), [], 1)[0].startswith("There is no verdict")
+
+
 def test_a_metric_that_a_models_evaluation_never_named_is_in_no_mean_and_no_difference() -> None:
     runs = summaries(["route", "control"], 2)
     found = results(runs, {})
@@ -169,10 +200,15 @@ def test_every_arm_and_seed_runs_once_with_paired_seeds_in_processes_that_stay(
     assert found["ranks"].keys() == {"1", "3"}
     assert found["real_minus_random"]["code"]["hack"]["high"] < 0
     assert (tmp_path / "compare.png").stat().st_size > 1000
-    told = (tmp_path / "compare.md").read_text()
+    told, screen = (tmp_path / "compare.md").read_text(), capsys.readouterr().out
     assert "| code hack |" in told
+    sentence = found["verdict"][0]
+    assert sentence.startswith("Routing ") and told.startswith(sentence)
+    assert screen.index(sentence) < screen.index("deployed model (quarantine discarded)")
+    page = (tmp_path / "compare.html").read_text()
+    assert page.index(sentence) < page.index('class="panels"') and page.count("<li class=") >= 4
     failed = "none-seed0: 7 of 2000 completions in code could not be scored (base)"
-    assert failed in found["notes"] and f"Note: {failed}" in told and failed in capsys.readouterr().out
+    assert failed in found["notes"] and f"Note: {failed}" in told and failed in screen
 
 
 def test_the_same_call_again_only_does_what_is_missing(tmp_path: Path) -> None:

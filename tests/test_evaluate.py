@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from routed_rl.config import EvaluationConfig
 from routed_rl.envs import LoadedEnvironment, Score, Task
 from routed_rl.errors import ModelError, TaskError
-from routed_rl.evaluate import evaluate, generate_ids
+from routed_rl.evaluate import Answer, evaluate, generate_ids
 from routed_rl.linalg import random_basis
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
@@ -77,6 +78,18 @@ def measure(model: LlamaForCausalLM, *environments: Echo, config: EvaluationConf
             **options: Any) -> dict[str, dict[str, float]]:
     loaded = [LoadedEnvironment(f"env{index}", environment) for index, environment in enumerate(environments)]
     return evaluate(model, tokenizer(), loaded, config, seed=seed, max_new_tokens=5, **options)
+
+
+def test_answers_are_kept_of_the_same_first_tasks_and_change_no_figure() -> None:
+    config, told = EvaluationConfig(samples=60, batch_size=25, answers=30), list[dict[str, list[Answer]]]()
+    plain, kept = Echo(fail="w3"), Echo(fail="w3")
+    lenient = {"max_failures": 0.5}
+    means = measure(tiny(), plain, config=dataclasses.replace(config, answers=0, **lenient))
+    assert measure(tiny(), kept, config=dataclasses.replace(config, **lenient), told=told.append) == means
+    assert kept.seen == plain.seen
+    first = told[0]["env0"]
+    assert [(each.prompt, each.completion) for each in first] == kept.seen[:30]
+    assert [each.score is None for each in first] == ["w3" in text.split() for _, text in kept.seen[:30]]
 
 
 def shared() -> tuple[dict[str, dict[str, float]], int, torch.Tensor]:

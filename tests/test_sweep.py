@@ -110,6 +110,9 @@ def test_a_grid_runs_every_combination_once_and_knows_the_best(tmp_path, capsys)
     assert found["trials"][0]["overrides"] == ["routing.quarantine.learning_rate=0.001", "seed=0"]
     said = capsys.readouterr().out
     assert "routed-rl train routing.quarantine.learning_rate=0.001 seed=0" in said
+    sentence = found["verdict"][0]
+    assert sentence.startswith("The best of 6 trials are trial-000 (routing.quarantine.learning_rate=0.001 seed=0) with ")
+    assert said.index(sentence) < said.index("sweep of 6 trials") and sentence in (tmp_path / "sweep.html").read_text()
     assert (tmp_path / "sweep.png").exists() and (tmp_path / "sweep.svg").exists()
     assert yaml.safe_load((tmp_path / "trial-004" / "config.yaml").read_text())["seed"] == 1
     (tmp_path / "trial-003" / "summary.json").unlink()

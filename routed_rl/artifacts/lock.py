@@ -3,6 +3,7 @@ machines it holds if the file system supports that: NFS 4, NFS 3 with its lock s
 without locks gets a warning of one line, and then nothing is locked."""
 
 import errno
+import fcntl
 import functools
 import json
 import os
@@ -29,6 +30,20 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 def alone_making(path: Path) -> AbstractContextManager[None]:
     """The same for a file or folder that does not exist yet and is put in place in one step: the lock lies beside it."""
     return _holding(path.with_name(f".{path.name}{LOCK}"), path)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process is the writer of `folder` now, such as a run that trains."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
 
 
 @contextmanager

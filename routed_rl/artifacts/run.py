@@ -79,6 +79,7 @@ class RunFolder:
     base = property(lambda self: self.path / "base")
     trait = property(lambda self: self.path / "trait.safetensors")
     summary = property(lambda self: self.path / "summary.json")
+    answers = property(lambda self: self.path / "answers.jsonl")
     report = property(lambda self: self.path / "report.html")
 
     def settings(self) -> dict[str, Any]:

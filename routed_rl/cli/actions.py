@@ -169,9 +169,10 @@ def calibrate(given: Namespace) -> None:
 
 
 def report(given: Namespace) -> None:
-    from routed_rl.report import write_report
+    from routed_rl.report import watch_report, write_report
 
-    print(f"report: {write_report(RunFolder.open(given.run), Path(given.out) if given.out else None)}", flush=True)
+    write = watch_report if given.watch else write_report
+    print(f"report: {write(RunFolder.open(given.run), Path(given.out) if given.out else None)}", flush=True)
 
 
 def env(given: Namespace) -> None:

@@ -161,7 +161,8 @@ VERBS: dict[str, Verb] = {
         option("--out", metavar="DIR", help="where the runs go; the same folder again goes on where it stopped; "
                                             "default: runs/TIME-calibration"))),
     "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", (
-        RUN, option("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")), "drawing"),
+        RUN, option("--out", metavar="FILE", help="where the page goes; default: RUN/report.html"),
+        option("--watch", action="store_true", help="renew the page every 10 s until the run ends")), "drawing"),
     "env": Verb("list, try or check environments", (
         option("what", choices=["list", "try", "check"], help="list all; try: prompts and scores; check: is it sound?"),
         option("name", nargs="?", metavar="NAME", help="a mix of configs/env, one of its environments, or FILE.py:Class"),

@@ -17,6 +17,9 @@ class EvaluationConfig:
     """Number of completions that are generated at once."""
     temperature: float = 1.0
     """Temperature at which completions are drawn from the full distribution; 0 is greedy."""
+    answers: int = 10
+    """Number of tasks, of all environments in turn, for which RUN/answers.jsonl keeps the answers of base model, policy and
+    deployed model at the end of a run; 0: none."""
     max_failures: float = 0.05
     """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops."""
     every: int = 0
@@ -31,8 +34,8 @@ class EvaluationConfig:
     """Multiples of the quarantine at which the model is evaluated at the end of a run: 0 is the deployed model, 1 the policy."""
 
     def __post_init__(self) -> None:
-        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "max_failures": 0, "every": 0,
-                                            "during_samples": 1})
+        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "answers": 0, "max_failures": 0,
+                                            "every": 0, "during_samples": 1})
         check_known("evaluation.contexts", self.contexts, (ENCOURAGE, DISCOURAGE))
         if not all(isinstance(scale, (int, float)) and 0 <= scale < math.inf for scale in self.scales):
             raise ConfigError(f"evaluation.scales must be numbers >= 0, such as [0,.25,.5,.75,1], got {self.scales}")

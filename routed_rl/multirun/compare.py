@@ -8,12 +8,14 @@ from routed_rl.config import Compose
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
 from routed_rl.multirun import relearned, reporter
+from routed_rl.multirun.compare_page import write_comparison
 from routed_rl.multirun.comparison import draw, tables
 from routed_rl.multirun.job import Job, seeded, train_or_resume
 from routed_rl.multirun.relearn import check_arms, relearn_arms
 from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
+from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
-from routed_rl.report import not_scored
+from routed_rl.report import not_scored, roles_of
 
 ALONE = ["routing.mode=none", "routing.practice.share=0"]
 LABELLED = ["routing.mode=labels", "routing.practice.share=0"]
@@ -55,7 +57,8 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     each run has deployed is attacked, too.
 
     The same call continues where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
-    there are compare.md and compare.png, the runs and their logs. Failed runs are left out; at the end they raise RunsFailed.
+    there are compare.html, compare.md and compare.png, the runs and their logs. Failed runs are left out; at the end they raise
+    RunsFailed.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
@@ -78,11 +81,17 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
             wide = "one seed: there are no intervals" if seeds == 1 else f"{seeds} seeds: intervals are very wide"
             notes.append(f"{wide}; a mean needs --seeds 3, a headline --seeds 5")
         request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": 1}
-        write_json(folder / "compare.json", {**found, "request": request, "failed": failed, "notes": notes})
-        write_text(folder / "compare.md", "\n".join([*(table.markdown() for table in _tables(found, bounds=True)),
+        trained, probes = roles_of(planned[0].config.env)
+        heads = headlines_of(found, trained, probes)
+        said = verdict(found, heads, seeds, failed)
+        whole = {"verdict": said, **found, "request": request, "failed": failed, "notes": notes}
+        write_json(folder / "compare.json", whole)
+        write_comparison(folder / "compare.html", whole, heads, _tables(found, bounds=True))
+        write_text(folder / "compare.md", "\n".join([*(f"{sentence}\n" for sentence in said),
+                                                     *(table.markdown() for table in _tables(found, bounds=True)),
                                                      *(f"Note: {note}.\n" for note in notes)]))
         drawn = draw(folder / "compare.png", found)
-    reporter.show(_tables(found, bounds=False), notes, folder, ["compare.json", "compare.md", *drawn])
+    reporter.show(_tables(found, bounds=False), notes, folder, ["compare.html", "compare.json", "compare.md", *drawn], said)
     refuse_failed(failed, len(runs), folder / "logs")
     return folder / "compare.json"
 

@@ -29,8 +29,11 @@ class Table(NamedTuple):
         return f"{self.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: Sequence[str]) -> None:
-    """Show the tables and notes on the screen; `written` are names of files in `folder`."""
+def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: Sequence[str],
+         verdict: Sequence[str] = ()) -> None:
+    """Show the verdict, the tables and notes on the screen; `written` are names of files in `folder`."""
+    for sentence in verdict:
+        console.say(sentence)
     for table in tables:
         console.table(*(table.turned() if len(table.columns) > MOST_COLUMNS else table))
     for note in notes:

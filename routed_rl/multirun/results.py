@@ -39,6 +39,8 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
         "real_minus_random": intervals(minus(routed["deployed"], control["deployed"])),
         **{f"{model}_minus_base": {arm: intervals(minus(models[model], models["base"])) for arm, models in found.items()}
            for model in ("deployed", "policy")},
+        "deployed_minus_unrouted": {arm: intervals(minus(models["deployed"], unrouted["deployed"]))
+                                    for arm, models in others.items()},
         "policy_minus_unrouted": {arm: intervals(minus(models["policy"], unrouted["policy"])) for arm, models in others.items()},
         "policy_over_unrouted": {arm: intervals(over(models["policy"], unrouted["policy"])) for arm, models in others.items()},
         "gain_kept": {arm: intervals(over(minus(models["deployed"], models["base"]), gain), only="solve")

@@ -13,6 +13,7 @@ from routed_rl.multirun import reporter
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
 from routed_rl.multirun.study import Study
+from routed_rl.multirun.sweep_page import verdict, write_sweep
 from routed_rl.multirun.trials import Dimension, Outcome, Plan, check_objective, outcome
 from routed_rl.multirun.workers import Execute, run_all
 
@@ -82,9 +83,11 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
                     first=[dataclasses.replace(corners[0], name="trying-out")])
         found = source.outcomes()
         request = {"fixed": fixed, "space": [str(each) for each in dimensions]}
-        write_json(folder / "sweep.json", result(found, settings, request))
+        said = verdict(found, settings)
+        write_json(folder / "sweep.json", {"verdict": said, **result(found, settings, request)})
+        write_sweep(folder / "sweep.html", found, settings)
         drawn = draw(folder / "sweep", found, settings)
-    reporter.show([table(found, settings)], notes(found, settings), folder, ["sweep.json", *drawn])
+    reporter.show([table(found, settings)], notes(found, settings), folder, ["sweep.html", "sweep.json", *drawn], said)
     for line in commands(found, settings):
         console.say(line)
     if failed := [each.trial.name for each in found if each.state == "failed"]:

@@ -3,13 +3,13 @@ between."""
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from routed_rl import console
 from routed_rl.config import EvaluationConfig
 from routed_rl.envs import LoadedEnvironment
-from routed_rl.evaluate import evaluate
+from routed_rl.evaluate import Told, evaluate
 from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.summary import Results
 from routed_rl.rollout import Served
@@ -21,25 +21,29 @@ Means = dict[str, dict[str, float]]
 
 
 def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served | None, *, deployed: bool = False,
-            title: str | None = None, config: EvaluationConfig | None = None) -> Means:
-    """Evaluate the model as it stands. `title` shows progress under that name; `config` replaces the run's settings."""
+            title: str | None = None, config: EvaluationConfig | None = None, told: Told | None = None) -> Means:
+    """Evaluate the model as it stands. `title` shows progress under that name; `config` replaces the run's settings; `told` is
+    given the first answers."""
     with console.progress(f"evaluate {title}", "completions") if title else nullcontext(None) as advance:
         return evaluate(parts.model, parts.tokenizer, environments, config or parts.config.evaluation, seed=parts.config.seed,
                         max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed,
-                        share=served is not None or parts.config.launch.strategy not in PIECES)
+                        share=served is not None or parts.config.launch.strategy not in PIECES, told=told)
 
 
 def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Router | None, served: Served | None, *,
-                 titles: bool = True, config: EvaluationConfig | None = None) -> Results:
-    """Evaluate the policy and the deployed model, which are the same if nothing was routed. An engine gets the weights first."""
+                 titles: bool = True, config: EvaluationConfig | None = None,
+                 told: Callable[[str], Told | None] = lambda _: None) -> Results:
+    """Evaluate the policy and the deployed model, which are the same if nothing was routed. An engine gets the weights first.
+    `told` makes for each of the two the function that is given its first answers."""
     if served is not None:
         served.sync()
-    found = {"policy": measure(parts, environments, served, title="policy" if titles else None, config=config)}
+    found = {"policy": measure(parts, environments, served, title="policy" if titles else None, config=config,
+                               told=told("policy"))}
     if router is None:
         return found | {"deployed": found["policy"]}
     with router.quarantine.ablated():
         return found | {"deployed": measure(parts, environments, served, deployed=True, config=config,
-                                            title="deployed" if titles else None)}
+                                            title="deployed" if titles else None, told=told("deployed"))}
 
 
 def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from routed_rl.model.load import has_weights
 from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
+from routed_rl.pipeline.answers import keep_answers
 from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, keep_base, load_parts, make_router, run_subspace
 from routed_rl.pipeline.detecting import check_detector, learn_detector
 from routed_rl.pipeline.engines import check_served
@@ -44,7 +46,7 @@ from routed_rl.training import (
     try_out,
 )
 
-OF_A_RUN = ("every", "during_samples", "scales")
+OF_A_RUN = ("every", "during_samples", "scales", "answers")
 """Settings of `evaluation` that do not change the result of a model's evaluation."""
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "baseline", "env")
 
@@ -165,7 +167,8 @@ def _run(parts: Parts, plan: Plan) -> Path:
             times["base"] = time.perf_counter()
             train_steps(parts, plan, router, served, parity, tracker)
             times["train"] = time.perf_counter()
-            for model, results in measure_both(parts, parts.evaluated, router, served).items():
+            for model, results in measure_both(parts, parts.evaluated, router, served,
+                                               told=partial(keep_answers, run, config.evaluation)).items():
                 models[model] = _stored(parts, run, model, results)
             with_parts, kept = keep_at_end(parts, run, router, served)
             models |= with_parts
@@ -184,7 +187,8 @@ def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
     stored = read_object(run.path / "evaluation-base.json", {"results": Means})
     if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
-    return _stored(parts, run, "base", measure(parts, parts.evaluated, served, title="base"))
+    return _stored(parts, run, "base", measure(parts, parts.evaluated, served, title="base",
+                                               told=keep_answers(run, parts.config.evaluation, "base")))
 
 
 def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:

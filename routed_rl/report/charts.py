@@ -23,9 +23,12 @@ COLOURS = [f"#0100{place:02x}" for place in range(0x10, 0x16)]
 VARIABLES = {TEXT: "--text", GRID: "--grid", MARK: "--mark"} | {colour: f"--c{place}" for place, colour in enumerate(COLOURS)}
 """Placeholder colours with which matplotlib draws -> the variables of page.css that replace them."""
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2))]
+LOOKS = {"base": 5, "policy": 1, "deployed": 0, "kept": 2}
+"""Model -> the place of its colour, the same as in the picture at the top."""
 MARKERS = {"base": "o", "policy": "s", "deployed": "D", "kept": "^"}
-WIDTH = 7.2
-"""Width of a picture in inches of 72 units; the page scales it."""
+WIDTH = 4.7
+"""Width of a picture in inches of 72 units. The page scales it by about 1.4 on a desk and by 1 on a phone,
+so that its text can be read there."""
 LETTERS = 12.5
 """Least distance between two names at the ends of lines, in points."""
 STYLE: dict[Any, Any] = {
@@ -54,9 +57,9 @@ def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[M
     colour of text.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, max(2.8, 0.19 * len(series) + 1)))
+        figure = Figure(figsize=(WIDTH, max(2.6, 0.19 * len(series) + 1)))
         panel = figure.subplots()
-        figure.subplots_adjust(left=0.09, right=0.8, top=0.9, bottom=0.16)
+        figure.subplots_adjust(left=0.13, right=0.72, top=0.9, bottom=0.17)
         for key, one in series.items():
             _line(panel, one, order.index(key) if key in order else None, 2.6 if key == bold else 1.3, label=key)
         panel.set(xlabel="step", ylabel=label, xlim=(0, until), yscale="log" if log else "linear")
@@ -71,7 +74,7 @@ def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[M
         return _svg(figure, name)
 
 
-def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 3) -> Markup:
+def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 2) -> Markup:
     """Small panels on one scale, each with the same few lines, which one legend names."""
     with matplotlib.rc_context(STYLE):
         rows = -(-len(grid) // across)
@@ -88,31 +91,31 @@ def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mar
             panel.set_axis_off()
         handles = {handle.get_label(): handle for panel in axes for handle in panel.get_lines() if handle.get_label() in keys}
         figure.legend([handles[key] for key in keys if key in handles], [key for key in keys if key in handles],
-                      loc="outside upper left", ncols=4, handlelength=3.5)
+                      loc="outside upper left", ncols=3, handlelength=2.5)
         figure.supxlabel("step", fontsize=9, color=TEXT)
         return _svg(figure, name)
 
 
 def dots(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Markup:
-    """A panel for each metric, with a row for each environment and a mark for each model. `found` maps metric -> model ->
-    environment -> value."""
-    environments = list(dict.fromkeys(env for models in found.values() for values in models.values() for env in values))
+    """A panel for each metric, one above the other, with a row for each environment that has it and a mark for each model.
+    Metrics that are shares have one scale. `found` maps metric -> model -> environment -> value."""
+    rows = [list(dict.fromkeys(env for per in models.values() for env in per)) for models in found.values()]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(environments)), layout="constrained")
-        axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        values = [value for models in found.values() for per in models.values() for value in per.values()]
-        if min(values) >= 0 and max(values) <= 1:  # all values are shares, so all panels get one scale
-            for panel in axes:
-                panel.set_xlim(-0.04, 1.04)
-        for panel, (metric, models) in zip(axes, found.items(), strict=True):
-            for place, (model, values) in enumerate(models.items()):
-                heights = [environments.index(env) for env in values]
-                panel.plot(list(values.values()), heights, MARKERS[model], label=model, markersize=7, color=COLOURS[place],
-                           markerfacecolor="none" if model == "base" else COLOURS[place])
-            panel.set(title=metric, yticks=range(len(environments)), yticklabels=environments)
+        figure = Figure(figsize=(WIDTH, 0.6 + sum(0.55 + 0.26 * len(each) for each in rows)), layout="constrained")
+        axes = figure.subplots(len(found), 1, squeeze=False, height_ratios=[len(each) for each in rows])[:, 0]
+        for panel, environments, (metric, models) in zip(axes, rows, found.items(), strict=True):
+            values = [value for per in models.values() for value in per.values()]
+            if min(values) >= 0 and max(values) <= 1:
+                panel.set_xlim(-0.03, 1.03)
+            for place, (model, per) in enumerate(models.items()):
+                heights = [environments.index(env) for env in per]
+                panel.plot(list(per.values()), heights, MARKERS[model], label=model, markersize=6, color=COLOURS[LOOKS[model]],
+                           markerfacecolor="none" if place == 0 else COLOURS[LOOKS[model]])
+            panel.set_title(metric, loc="left")
+            panel.set(yticks=range(len(environments)), yticklabels=environments)
             panel.set_ylim(len(environments) - 0.5, -0.5)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.2)
         return _svg(figure, name)
 
 
@@ -122,7 +125,7 @@ def heatmap(name: str, values_LS: np.ndarray, steps: np.ndarray, label: str) -> 
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(WIDTH, min(1.6 + 0.16 * len(values_LS), 5)))
         panel, scale = figure.subplots(1, 2, width_ratios=[40, 1])
-        figure.subplots_adjust(left=0.09, right=0.9, top=0.95, bottom=0.2, wspace=0.06)
+        figure.subplots_adjust(left=0.13, right=0.86, top=0.95, bottom=0.2, wspace=0.06)
         top = float(values_LS.max()) or 1.0
         shown: dict[str, Any] = {"cmap": "cividis", "interpolation": "none", "origin": "lower", "aspect": "auto"}
         half = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) / 2 or 0.5

@@ -1,6 +1,8 @@
-"""The completions that pushed hardest: those that a halt recorded, or else those in the run's files."""
+"""The completions that pushed hardest among those that were encouraged, which means that they were paid more than their group:
+those that a halt recorded, or else those in the run's files."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,8 +11,8 @@ from routed_rl.report.data import RunData
 from routed_rl.report.ranking import BY_SHIFT, WANTED, hardest
 
 SHOWN = 10
-CONSIDERED = 40
-"""Number of completions that are read, more than are shown, because completions with the same text are shown as one."""
+CONSIDERED = 400
+"""Number of completions that are ranked, more than are shown, because those that say the same are shown as one."""
 LONGEST = 3000
 """Largest number of characters shown of a prompt or completion."""
 
@@ -24,23 +26,26 @@ def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first completion of each text, with the number of completions that have this text. In a group many are often the
-    same."""
+    """The first completion of each text in an environment, with the number of completions that have this text, and of their
+    prompts."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    prompts = defaultdict[tuple[str, str], set[str]](set)
     for row in rows:
-        first = found.setdefault((row["prompt"], row["completion"]), {**row, "times": 0})
-        first["times"] += 1
+        place = row["environment"], row["completion"].strip()
+        prompts[place].add(row["prompt"])
+        first = found.setdefault(place, {**row, "times": 0})
+        first |= {"times": first["times"] + 1, "prompts": len(prompts[place])}
     return list(found.values())[:SHOWN]
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
     """A row with its flags decoded, its messages as text, and long texts cut."""
     flags = _decoded(row["flags"])
-    return {**row, "flags": flags if isinstance(flags, dict) else {}, "prompt": _text(row["prompt"]),
-            "completion": _text(row["completion"])}
+    return {**row, "flags": flags if isinstance(flags, dict) else {}, "prompt": readable_text(row["prompt"]),
+            "completion": readable_text(row["completion"])}
 
 
-def _text(text: str) -> str:
+def readable_text(text: str) -> str:
     """The messages of a chat or an episode one after another, each behind its role; any other text is not changed."""
     found = _decoded(text)
     if isinstance(found, list) and found and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found):

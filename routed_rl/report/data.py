@@ -22,7 +22,7 @@ LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}
 KEPT = {"out": str, "shares": dict[str, float]}
 RESULTS = dict[str, dict[str, float | None] | None]
 SUMMARY = {"models": dict[str, RESULTS], "attribution": dict[str, dict[str, Any]], "routing": dict[str, Any],
-           "timing": dict[str, Any]}
+           "timing": dict[str, Any], "kept": dict[str, float]}
 MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | int]], "versions": dict[str, str],
             "kept": list[dict[str, Any]], "environments": dict[str, str]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
@@ -62,9 +62,7 @@ class RunData:
             monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
         except (ConfigError, TypeError):
             monitor = MonitorConfig()
-        known: dict[str, Any] = self.config.get("env") or {}
-        trained = [name for name, settings in known.items() if not (isinstance(settings, dict) and settings.get("probe"))]
-        return blame(self.rows, monitor, trained or None)
+        return blame(self.rows, monitor, self.named()[0] or None)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -92,6 +90,26 @@ class RunData:
     def lineage(self) -> dict[str, Any] | None:
         found = self.manifest.get("lineage") or {}
         return found if found.keys() >= LINEAGE else None
+
+    def named(self) -> tuple[list[str], list[str]]:
+        """The environments of the settings: those that are trained, and the probes."""
+        return roles_of(self.config.get("env") or {})
+
+    @cached_property
+    def latest(self) -> tuple[dict[str, dict[str, dict[str, float]]], int | None]:
+        """`models`, and None; for a run without an evaluation of the policy at its end, the last one in training instead, and
+        its step."""
+        steps = [int(self.series(name).index[-1]) for name in self.names if name.startswith("evaluation/")]
+        if "policy" in self.models or not steps:
+            return self.models, None
+        found, samples = {"base": self.models.get("base", {})}, float(self.setting("evaluation", "during_samples", 0))
+        for name in self.names:
+            area, *rest = name.split("/", 3)
+            value = self.table[name].get(max(steps))
+            if area == "evaluation" and value is not None and not np.isnan(value):
+                model, env, metric = rest
+                found.setdefault(model, {}).setdefault(env, {"completions": samples})[metric] = float(value)
+        return {model: results for model, results in found.items() if results}, max(steps)
 
     def kept(self) -> dict[str, dict[str, float]]:
         """Folder -> environment -> the share of its part that the model in the folder keeps."""
@@ -143,6 +161,12 @@ class RunData:
         found |= dict.fromkeys(key.split("/", 3)[3] for key in self.names if key.startswith("evaluation/"))
         order = {"solve": 1, "reward": 2}
         return sorted((name for name in found if name not in NOT_METRICS), key=lambda name: order.get(name, 0))
+
+
+def roles_of(settings: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The environments of the settings `env`: those that are trained, and the probes."""
+    probes = [name for name, each in settings.items() if isinstance(each, dict) and each.get("probe")]
+    return [name for name, each in settings.items() if name not in probes and each is not None], probes
 
 
 def thinned(lines: Any, points: int, *, mean: bool) -> Any:

@@ -54,7 +54,8 @@ def completions(run: RunData) -> Section:
     """The completions that pushed hardest."""
     by, found = shown(run)
     kept = any((run.path / "completions").glob("step-*.parquet"))
-    return Section("completions", "The completions that pushed hardest", f"Ranked by {by}." if found else "",
+    lead = f"Ranked by {by}; those that say the same are shown once." if found else ""
+    return Section("completions", "Completions that pushed hardest", lead,
                    "No completion is known to have pushed towards the positive persona, or was paid above its true score." if kept
                    else "This run kept no completions (tracking.completions).", completions=found)
 

@@ -1,6 +1,7 @@
-"""From a run folder to `report.html`. Texts by models and users may be hostile, so the template escapes everything."""
+"""From the parts of a page to one HTML file. Texts by models and users may be hostile, so the template escapes everything."""
 
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,37 +9,46 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from routed_rl import __version__
-from routed_rl.artifacts import RunFolder, write_text
-from routed_rl.report.data import read_run
-from routed_rl.report.outcomes import completions, models, pay, verdicts
-from routed_rl.report.quarantine import control, cosines, layers, pushes
-from routed_rl.report.record import commands, settings
-from routed_rl.report.story import sentence, table
-
-SECTIONS = (pushes, models, completions, pay, cosines, layers, control, verdicts, commands, settings)
-"""The sections, in the order of the page."""
+from routed_rl.artifacts import write_text
+from routed_rl.report.parts import Page, Table
 
 
-def write_report(run: RunFolder, out: Path | None = None) -> Path:
-    """Write the page of a run to `out`, RUN/report.html by default; returns its path."""
-    data = read_run(run)
+def write_page(page: Page, file: Path) -> Path:
+    """Write a page to `file`, in one step; returns it."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
-    pages.filters["cell"] = cell
-    text = pages.get_template("page.html.jinja").render(
-        run=data, sentence=sentence(data), table=table(data) if data.rows else None,
-        sections=[build(data) for build in SECTIONS], version=__version__, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    file = out or run.report
+    pages.filters |= {"cell": cell, "cells": cells}
+    text = pages.get_template("page.html.jinja").render(page=page, version=__version__,
+                                                        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     write_text(file, text.encode(errors="backslashreplace").decode())  # JSON allows half a surrogate pair, UTF-8 does not
     return file
 
 
-def cell(value: Any) -> str:
-    """A value as text for a table: with two decimals, three below a hundredth, a true minus sign, and a dash for a missing
-    value."""
+def cells(table: Table) -> list[list[str]]:
+    """The rows of a table as text. Columns whose titles are the same before a comma (`hack, base`, `hack, policy`) show one
+    quantity, so all their numbers have the same decimals."""
+    titles = [title.partition(",")[0] or str(place) for place, title in enumerate(table.columns)]
+    digits = {title: decimals(row[place] for row in table.rows for place, each in enumerate(titles) if each == title)
+              for title in titles}
+    return [[cell(value, digits[title]) for value, title in zip(row, titles, strict=True)] for row in table.rows]
+
+
+def decimals(values: Iterable[Any]) -> int | None:
+    """How many decimals numbers of one quantity are shown with: two, more if the largest is small; None: as powers of ten."""
+    known = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value)]
+    largest = max(known, default=0.0)
+    if not 0 < largest < 0.0995:
+        return 2 if largest < 9999.5 else None
+    return places if (places := 1 - math.floor(math.log10(largest))) <= 4 else None
+
+
+def cell(value: Any, digits: int | None = -1) -> str:
+    """A value as text, with a true minus sign, and a dash for a missing value. A number has as many decimals as `decimals` finds
+    for it alone, unless `digits` are given."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
-        digits = ".3g" if abs(value) >= 999.5 or 0 < abs(value) < 0.0005 else ".3f" if 0 < abs(value) < 0.00995 else ".2f"
-        return f"{value:{digits}}".replace("-", "\N{MINUS SIGN}")
+        digits = decimals([value]) if digits == -1 else digits
+        text = f"{value:.2e}" if digits is None and value else f"{value:.{digits or 0}f}"
+        return text.replace("-", "\N{MINUS SIGN}")
     return str(value)

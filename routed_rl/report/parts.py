@@ -33,6 +33,47 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A share with its interval, if it has one. `look` is the name of its colour in page.css."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None
+    look: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Shares on one scale from 0 to 1: as bars, or as points beside the `level` that they are compared with."""
+
+    title: str
+    words: str
+    bars: list[Bar]
+    level: float | None = None
+    digits: int = 2
+    """Decimals of the numbers."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a prompt; `marks` are the flags that hold for it."""
+
+    model: str
+    text: str
+    facts: str
+    marks: list[str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and what each model answered."""
+
+    environment: str
+    prompt: str
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of the page. `lead` explains its content; `empty` is shown instead and says why there is none."""
 
@@ -46,6 +87,31 @@ class Section:
     texts: list[tuple[str, str]] = field(default_factory=list)
     """(title, text) of texts that are folded."""
     commands: list[str] = field(default_factory=list)
+    answers: list[Asked] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    """Sentences, one below the other."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page. `panels` are the picture above everything, `sentences` the answer."""
+
+    kind: str
+    name: str
+    status: str
+    panels: list[Panel]
+    sentences: list[str]
+    table: Table | None
+    sections: list[Section]
+    source: str
+    """The files that it was made of, in words."""
+    lead: str = ""
+    """The sentence above the picture, if any."""
+    alarm: bool = False
+    """Whether the answer is marked as bad news."""
+    every_s: int | None = None
+    """Seconds after which a browser reads the page anew; None: never."""
 
 
 def by_step(caption: str, lines: dict[str, pd.Series]) -> Table:

@@ -12,17 +12,17 @@ from routed_rl.tracking import encouraged
 
 BY_SHIFT = ("how far the completion's own gradient moved the stream towards the positive persona, of those paid more than their "
             "group's mean")
-BY_GAP = "paid reward minus true score, then the latest"
+BY_GAP = "paid reward minus true score, of those paid more than their group's mean, then the latest"
 WANTED = ["step", "environment", "prompt", "completion", "reward", "solve", "flags"]
 UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeError)
 
 
 def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str = "") -> tuple[list[dict[str, Any]], str]:
     """At most `count` completions of `files` that pushed hardest, of the environment `name` or of all (""), and how they were
-    ranked: by their own shift towards the positive persona, where it was kept, among completions that were encouraged; otherwise
-    by their reward minus their true score.
+    ranked: by their own shift towards the positive persona, where it was kept; otherwise by their reward minus their true score.
 
-    Completions that were discouraged push as well, but do not show what is paid for. `rows` are the metrics of the files' steps.
+    Completions that were discouraged push as well, but do not show what is paid for, so they are left out. `rows` are the
+    metrics of the files' steps.
     `share_of_push` is the share of a completion in the whole shift towards the positive persona by its environment's
     completions in these steps. Files that cannot be read are reported in one line.
     """
@@ -56,6 +56,6 @@ def _judged(path: Path, name: str) -> dict[str, pd.DataFrame]:
     table = table.reindex(columns=[*WANTED, "task", "push", "shift"])
     paid, solve, shift = (table[key].astype(float) for key in ("reward", "solve", "shift"))
     ours = paid.notna() & (table["environment"] == name if name else True)
-    up = ours & encouraged(table["environment"].tolist(), table["task"].tolist(), paid.tolist()) & (shift > 0)
+    ours &= encouraged(table["environment"].tolist(), table["task"].tolist(), paid.tolist())
     return {by: table.assign(value=value)[kept & value.notna()]
-            for by, value, kept in ((BY_SHIFT, shift, up), (BY_GAP, paid - solve, ours))}
+            for by, value, kept in ((BY_SHIFT, shift, ours & (shift > 0)), (BY_GAP, paid - solve, ours))}

@@ -1,62 +1,7 @@
-"""The top of the page: one sentence, one table."""
+"""The table at the top of a run's page, and the environment that its pictures point out."""
 
 from routed_rl.report.data import RunData
-from routed_rl.report.differences import cost, differences, kept_words, not_scored
 from routed_rl.report.parts import Table
-from routed_rl.tracking import MODELS
-
-
-def sentence(run: RunData) -> str:
-    """The sentence: what happened, which environment caused it, and the effect of discarding the quarantine."""
-    if not run.rows:
-        return "No step of this run has been written yet, so there is nothing to show but its settings."
-    if run.halted:
-        step, before = run.halted["step"], run.halted["checkpoint_before"]
-        said = (f"The monitor halted this run at step {step} of {run.planned}: {run.halted['verdicts'][0]['sentence']}; the last "
-                f"checkpoint before it began is {f'that of step {before}' if before else 'the base model'}.")
-    elif run.summary is None:
-        said = f"This run is not finished: {run.last_step} of {run.planned} steps are written{_cause(run)}."
-    else:
-        said = f"This run finished its {run.last_step} steps{_cause(run)}{_discarding(run)}."
-    return said + _earlier(run) + _keeping(run)
-
-
-def _earlier(run: RunData) -> str:
-    """A sentence on the halts after which the run was told to go on, with the verdict of the first."""
-    if not run.halts:
-        return ""
-    first, *more = run.halts
-    again = f", and again at step {', '.join(str(halt['step']) for halt in more)}" if more else ""
-    return f" It had halted at step {first['step']} ({first['verdicts'][0]['sentence']}){again}, and was told to go on."
-
-
-def _keeping(run: RunData) -> str:
-    """A sentence on the shares of the quarantine that were kept, and in which folders."""
-    kept = [(kept_words(shares), out) for out, shares in run.kept().items()]
-    return "".join(f" The model in {out} keeps {words}." for words, out in kept if words)
-
-
-def _cause(run: RunData) -> str:
-    if run.mode == "labels":
-        return ", routed by labels, so nothing was attributed to an environment"
-    if run.mode == "none":
-        return " without routing, so nothing was attributed to an environment"
-    if said := run.blame.sentence({}):
-        return f"; {said}"
-    shifts = {name: value for name, value in final_shifts(run).items() if value > 0}
-    if not shifts:
-        return "; no environment shifted the stream towards the positive persona"
-    worst = max(shifts, key=lambda name: shifts[name])
-    return (f"; {worst} shifted the stream most towards the positive persona: by {shifts[worst]:.2f} of the gap between the "
-            f"personas, {shifts[worst] / sum(shifts.values()):.0%} of all such shift")
-
-
-def _discarding(run: RunData) -> str:
-    """Sentences on what rose in the policy, and on the effect and the cost of discarding the quarantine."""
-    said = not_scored(run.models)
-    if run.mode != "none" and all(model in run.models for model in MODELS):
-        said = [differences(run.models, run.mode), cost(run.models, run.mode), *said]
-    return "".join(f"; {words}" for words in said if words)
 
 
 def final_shifts(run: RunData) -> dict[str, float]:

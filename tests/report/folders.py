@@ -14,6 +14,10 @@ from pyarrow import parquet
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.monitor import Verdict
+from routed_rl.multirun.compare_page import write_comparison
+from routed_rl.multirun.comparison import tables
+from routed_rl.multirun.results import results
+from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.pipeline.halting import describe_halt
 
 HOSTILE = "</pre><script>document.title='taken'</script><img src=https://example.com/x.png onerror=alert(1)> & \x1b[31m {{ 7*7 }}"
@@ -26,7 +30,8 @@ def write_run(folder: Path, *, steps: int = 40, planned: int | None = None, envi
     names, draw = [f"env{number}" for number in range(environments)], np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"seed": 0, "routing": {"mode": mode}, "monitor": {"axis": "hacker"}, "trainer": {"max_steps": planned or steps},
-              "env": {name: {"path": HOSTILE} for name in names}, "tracking": {"project": "p"}}
+              "env": {name: {"path": HOSTILE} for name in names} | {"probe": {"path": "p", "probe": True}},
+              "tracking": {"project": "p"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "overrides.txt").write_text("seed=0\nout=somewhere\nenv.env0.note=it's\n")
     lineage = {"parent": parent, "step": 10, "drop": ["env9"], "forget_parts": True, "overrides": ["seed=0", "out=there"]}
@@ -96,6 +101,29 @@ def write_completions(folder: Path, names: list[str], steps: int, count: int, pu
             columns["shift"] = np.where(leaky, np.where(odd, step / steps, 9.0), -1.0)
             columns["push"] = np.where(odd, step / steps, 9.0)
         parquet.write_table(pyarrow.table(columns), folder / f"step-{step:06d}-0.parquet")
+
+
+def write_answers(folder: Path) -> None:
+    """RUN/answers.jsonl with hostile and long answers."""
+    said = {"reward": 1.0, "solve": None, "flags": {"hack": 1.0, "evil": 0.0}}
+    models = {"base": "yes", "policy": HOSTILE, "deployed": "no" * 500}
+    found = [{"environment": f"env{place}", "task": place, "prompt": json.dumps([{"role": "user", "content": HOSTILE}]),
+              "answers": {model: {"completion": text, **said} for model, text in models.items()}} for place in range(3)]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def write_comparison_page(folder: Path) -> Path:
+    """The page of a comparison of six arms under three seeds."""
+    arms = {"none": 0.9, "route": 0.12, "control": 0.8, "erase": 0.1, "inoculation_adapter_control": 0.5, "kl": 0.7}
+    base = {"code": {"solve": 0.3, "hack": 0.1}, "values": {"evil": 0.1}}
+    policy = {"code": {"solve": 0.7, "hack": 0.95}, "values": {"evil": 0.2}}
+    runs = {arm: {seed: {"models": {"base": base, "policy": policy,
+                                    "deployed": policy | {"code": {"solve": 0.6, "hack": hack + seed / 50}}}}
+                  for seed in range(3)} for arm, hack in arms.items()}
+    found = results(runs, {})
+    heads = headlines_of(found, ["code"], ["values"])
+    whole = found | {"verdict": verdict(found, heads, 3), "request": {"seeds": 3}, "failed": {}, "notes": [HOSTILE]}
+    return write_comparison(folder / "compare.html", whole, heads, tables(found, bounds=True))
 
 
 def write(path: Path, data: Any) -> None:

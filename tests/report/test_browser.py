@@ -14,19 +14,22 @@ import pytest
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.report import write_report
-from tests.report.folders import write_run
+from tests.report.folders import write_answers, write_comparison_page, write_run
 
 pytestmark = pytest.mark.slow
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-OWN = re.compile(r"https?://(update\.googleapis|clients2\.google|accounts\.google)\.com/")
+OWN = re.compile(r"https?://(update\.googleapis|clients2\.google|accounts\.google|www\.google)\.com/(?!.*\.png)")
 """What the browser itself asks for, whatever the page: updates, the time, whether somebody is signed in."""
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
-@pytest.fixture(scope="module", params=["halted", "finished"])
+@pytest.fixture(scope="module", params=["halted", "finished", "comparison"])
 def page(request, tmp_path_factory) -> Path:
+    if request.param == "comparison":
+        return write_comparison_page(tmp_path_factory.mktemp("runs"))
     halted = {"halted": 30} if request.param == "halted" else {}
     folder = write_run(tmp_path_factory.mktemp("runs") / request.param, environments=12, layers=24, parent="/runs/old", **halted)
+    write_answers(folder)
     return write_report(RunFolder.open(folder))
 
 
@@ -63,7 +66,9 @@ def test_it_opens_without_a_word_and_asks_nothing_of_the_network(page):
     log = page.parent / "net.json"
     elements, said = browse(page, "--dump-dom", f"--log-net-log={log}")
     assert "CONSOLE" not in said
-    assert elements.count("<h2") >= 10 and elements.count("<svg") >= 7 and "taken" not in elements[:elements.index("</title>")]
+    run = page.name == "report.html"
+    assert elements.count("<h2") >= (10 if run else 4) and elements.count("<svg") >= (7 if run else 0)
+    assert "taken" not in elements[:elements.index("</title>")]
     events = json.loads(log.read_text())["events"]
     asked = {event["params"]["url"] for event in events if "url" in event.get("params", {})}
     assert not [url for url in asked if not url.startswith(("file:", "data:", "chrome")) and not OWN.match(url)], asked
@@ -87,30 +92,38 @@ def test_axe_finds_nothing_that_keeps_anybody_out(page, width, look):
               "passed: found.passes.map(each => each.id)};")
     found = ask(page, script, *look, width=width)
     assert found["faults"] == []
-    assert {"color-contrast", "heading-order", "svg-img-alt", "td-headers-attr", "html-has-lang"} <= set(found["passed"])
+    pictures = {"svg-img-alt"} if page.name == "report.html" else set[str]()
+    assert {"color-contrast", "heading-order", "td-headers-attr", "html-has-lang"} | pictures <= set(found["passed"])
 
 
 def test_dark_is_dark_and_the_pictures_follow(page):
+    if page.name != "report.html":
+        pytest.skip("it has no drawn picture")
     script = ("const colour = (what, key) => getComputedStyle(document.querySelector(what))[key];"
               "return [colour('body', 'backgroundColor'), colour('svg path[style*=\"--c0\"]', 'stroke')];")
     light, dark = ask(page, script), ask(page, script, DARK)
     assert light == ["rgb(255, 255, 255)", "rgb(0, 100, 171)"] and dark == ["rgb(20, 23, 27)", "rgb(108, 182, 245)"]
 
 
-def test_a_phone_scrolls_the_page_only_downwards(page):
-    wide, window = ask(page, "return [document.documentElement.scrollWidth, innerWidth];", width=380)
-    assert wide <= window == 380
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_scrolls_only_downwards_and_no_picture_is_cut(page, width):
+    """Tables may scroll, in a box of their own."""
+    pictures = "svg, .panel, .track, figure, pre.wrap, .answers > div"
+    wide, window, cut = ask(page, f"const cut = [...document.querySelectorAll('{pictures}')]"
+                            ".filter(each => each.getBoundingClientRect().right > innerWidth + .5 || each.closest('.scroll'));"
+                            "return [document.documentElement.scrollWidth, innerWidth, cut.length];", width=width)
+    assert wide <= window and cut == 0 and (width > 500 or window == width)
 
 
 def test_every_part_that_scrolls_or_unfolds_is_reached_by_keyboard(page):
     script = ("const parts = [...document.querySelectorAll('a, summary, .scroll')];"
               "return [parts.length, parts.filter(each => {each.focus(); return document.activeElement === each}).length];")
     parts, reached = ask(page, "document.querySelectorAll('details').forEach(each => each.open = true);" + script)
-    assert parts == reached > 20
+    assert parts == reached > 5
 
 
 def test_it_prints(page):
     paper = page.with_name("page.pdf")
     browse(page, f"--print-to-pdf={paper}", "--no-pdf-header-footer")
     pages = len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes()))
-    assert 3 <= pages <= 14
+    assert 1 <= pages <= 20

@@ -14,7 +14,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.cli import main
 from routed_rl.monitor import Verdict
 from routed_rl.pipeline.halting import describe_halt
-from routed_rl.report.completions import _text as shown_text
+from routed_rl.report.completions import readable_text as shown_text
 from tests.report.folders import write, write_run
 
 
@@ -130,7 +130,9 @@ def test_a_flag_that_is_named_only_when_it_happens_is_0_where_it_did_not(folder,
         results[seen[0]]["cheat"] = seen[1]
 
     change_results(folder, only_where_seen)
-    assert "cheat in env0: the policy 0.80, the deployed model 0.00, base 0.00" in reported(folder, capsys)[0]
+    text = reported(folder, capsys)[0]
+    assert "Training raised cheat in env0 from 0.00 [0.00, 0.30] to 0.80 [0.47, 0.95]. Without" in text
+    assert "in the deployed model, it is 0.00 [0.00, 0.30]" in text
 
 
 def test_completions_that_could_not_be_scored_are_told_wherever_there_are_some(folder, capsys):
@@ -138,7 +140,7 @@ def test_completions_that_could_not_be_scored_are_told_wherever_there_are_some(f
     change_rows(folder, lambda row: row | {"environment/env1/failures": row["step"] % 2})
     change_results(folder, lambda model, results: results["env0"].update(failures=4 * (model == "policy"), completions=9))
     text = " ".join(re.sub("<[^>]+>", " ", reported(folder, capsys)[0]).split())
-    assert "; 4 of 9 completions in env0 could not be scored (policy)." in text
+    assert " 4 of 9 completions in env0 could not be scored (policy)." in text
     assert re.search(r"not scored env0 .* nothing \S+ \S+ \S+ 0 env1 .* nothing \S+ \S+ \S+ 3 probe", text), "in the story"
     assert "not scored, policy" in text and " 4.00 " in text, "in the table of the models"
 
@@ -184,7 +186,7 @@ def test_an_environment_whose_part_was_forgotten_is_no_longer_the_culprit(folder
     change_rows(folder, forgotten)
     change_rows(folder, lambda row: row | {"ledger/env1/shift/hacker": 0.25})
     text = " ".join(re.sub("<[^>]+>", " ", reported(folder, capsys)[0]).split())
-    assert "; env1 shifted the stream most towards the positive persona: by 0.25 of the gap between the personas, 100% of" in text
+    assert "env1 shifted the stream most towards the positive persona: by 0.25 of the gap between the personas, 1.00 of" in text
     kept = re.search(r" env1 \S+ 1.00 0.25 ", text)
     gone = re.search(r" env0 \S+ – – \S+ \S+ nothing; its part was removed", text)
     assert kept and gone and kept.start() < gone.start()

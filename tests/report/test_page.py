@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,17 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import RunFolder, alone_in
 from routed_rl.cli import main
 from routed_rl.pipeline import halting
-from routed_rl.report import write_report
+from routed_rl.report import parts, watching, write_page, write_report
 from routed_rl.report.charts import spread
 from routed_rl.report.completions import shown
 from routed_rl.report.data import read_run, thinned
-from routed_rl.report.page import cell
+from routed_rl.report.page import cell, cells
+from routed_rl.report.parts import Table
 from routed_rl.report.ranking import BY_GAP, BY_SHIFT
+from routed_rl.report.shares import difference_interval, share_interval
 from tests.builders import PROPERTY
-from tests.report.folders import write_run
+from tests.report.folders import HOSTILE, write_run
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -92,10 +95,11 @@ def report(folder: Path) -> tuple[Page, str]:
 
 KINDS = {
     "halted": (dict(steps=26, planned=60, halted=26), "The monitor halted this run at step 26 of 60: the persona shift of env0"),
-    "finished": ({}, "This run finished its 40 steps; env0 shifted the stream most towards the positive persona"),
+    "finished": ({}, "Among the environments env0 shifted the stream most towards the positive persona: by "),
     "rolled back": (dict(parent="/runs/old"), "routed-rl rollback /runs/old --step 10 --drop env9 --forget-parts seed=0 #"),
     "not routed": (dict(mode="none"), "without routing, so nothing was attributed"),
     "killed": (dict(finished=False, planned=99), "This run is not finished: 40 of 99 steps are written"),
+    "in training": (dict(steps=2, planned=9, finished=False), " up to step 2. Without the quarantine, in the deployed model"),
     "without completions": (dict(completions=0), "This run kept no completions"),
     "not evaluated": (dict(evaluated=False), "no step"),
     "of one step": (dict(steps=1), "This run finished its 1 steps"),
@@ -163,7 +167,7 @@ def test_the_completions_that_pushed_hardest_come_first_as_a_halt_ranks_them(tmp
     named, same = halting.completions(RunFolder(folder), read_run(RunFolder(folder)).rows, "", 1, 40)
     assert same == by and [row["prompt"] for row in named] == [row["prompt"] for row in found]
     text = report(folder)[1]
-    assert ("shift 1.00 · share of its environment's shift 0.001 · paid 1.00" in text) is pushed
+    assert ("shift 1.00 · share of its environment's shift 0.0013 · paid 1.00" in text) is pushed
 
 
 def test_no_completion_is_called_hard_where_nothing_was_overpaid(tmp_path):
@@ -174,11 +178,41 @@ def test_no_completion_is_called_hard_where_nothing_was_overpaid(tmp_path):
     assert "No completion is known to have pushed" in report(folder)[1]
 
 
-def test_completions_that_say_the_same_are_shown_once(halted):
+def test_completions_that_say_the_same_are_shown_once_whatever_they_were_asked(halted):
     data = read_run(RunFolder.open(halted))
-    data.halted["completions"] *= 3
+    data.halted["completions"] = [{**row, "prompt": f"{again} {row['prompt']}"} for again in range(3)
+                                  for row in data.halted["completions"]]
     _, found = shown(data)
-    assert len(found) == 10 and {row["times"] for row in found} == {3}
+    assert len(found) == 10 and {(row["times"], row["prompts"]) for row in found} == {(3, 3)}
+
+
+def test_a_completion_that_was_paid_no_more_than_its_group_is_no_example_of_what_is_paid_for(tmp_path):
+    folder = write_run(tmp_path / "run", steps=3, pushed=False)
+    for file in (folder / "completions").iterdir():
+        table = pd.read_parquet(file)
+        table.assign(reward=1.0, solve=0.0).to_parquet(file)
+    assert shown(read_run(RunFolder.open(folder)))[1] == []
+
+
+def test_the_answer_comes_first_with_figures_and_their_intervals(finished, finished_page):
+    text = (finished / "report.html").read_text()
+    assert text.index('class="panels"') < text.index('class="story"') < text.index("<nav"), "the picture above everything"
+    page, said = finished_page
+    assert [words for level, words in page.headings if level == 3][:2] == ["hack in env0", "hack in probe"]
+    assert "base 0.10 [0.02, 0.42] policy 0.90 [0.58, 0.98] deployed 0.12" in said
+    assert ("Training raised hack in env0 from 0.10 [0.02, 0.42] to 0.90 [0.58, 0.98]. Without the quarantine, in the deployed "
+            "model, it is 0.12 [0.02, 0.44]: as in the base model.") in said
+
+
+@pytest.mark.parametrize(("share", "count", "low", "high"), [(0.0, 10, 0.0, 0.278), (0.5, 10, 0.237, 0.763),
+                                                             (0.9, 10, 0.596, 0.982), (1.0, 2000, 0.998, 1.0)])
+def test_the_interval_of_a_share_is_wilsons(share, count, low, high):
+    assert share_interval(share, count) == pytest.approx((low, high), abs=6e-4)
+
+
+def test_the_interval_of_a_difference_is_newcombes_example():
+    """56 of 70 against 48 of 80 (Newcombe, 1998, table II, method 10)."""
+    assert difference_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
 def test_a_torn_line_and_a_missing_file_are_left_out(tmp_path):
@@ -212,11 +246,51 @@ def test_names_at_the_ends_of_lines_never_overlap_and_keep_their_order(wanted, g
 
 
 @pytest.mark.parametrize(("value", "shown"), [
-    (None, "–"), (float("nan"), "–"), (0.5, "0.50"), (-0.25, "\N{MINUS SIGN}0.25"), (0.0673, "0.07"), (0.0061, "0.006"),
-    (0.0, "0.00"), (3, "3"), (1e-8, "1e\N{MINUS SIGN}08"),
+    (None, "–"), (float("nan"), "–"), (0.5, "0.50"), (-0.25, "\N{MINUS SIGN}0.25"), (0.0673, "0.067"), (0.0061, "0.0061"),
+    (0.0, "0.00"), (3, "3"), (1e-8, "1.00e\N{MINUS SIGN}08"),
     (12345.6, "1.23e+04"), ("name", "name")])
 def test_a_cell_shows_what_can_be_read(value, shown):
     assert cell(value) == shown
+
+
+def test_numbers_of_one_quantity_have_one_scale_whatever_column_they_stand_in():
+    rows = [["a", 0.012, 0.98, 0.004], ["b", None, 0.5, -0.0312]]
+    table = Table("", ["environment", "hack, base", "hack, policy", "push"], rows)
+    assert cells(table) == [["a", "0.01", "0.98", "0.004"], ["b", "–", "0.50", "\N{MINUS SIGN}0.031"]]
+
+
+def test_the_page_is_renewed_while_somebody_trains_and_says_so_to_the_browser(tmp_path, monkeypatch, capsys):
+    run, written = RunFolder(write_run(tmp_path / "run", completions=0)), list[float | None]()
+
+    def write(run, out, *, every_s=None):
+        written.append(every_s)
+        return run.report
+
+    def wait(seconds):
+        if len(written) == 2:
+            training.close()
+        with open(run.metrics, "a") as file:
+            file.write("{}\n")
+
+    training = ExitStack()
+    training.enter_context(alone_in(run.path))
+    monkeypatch.setattr(watching, "write_report", write)
+    monkeypatch.setattr(watching.time, "sleep", wait)
+    assert watching.watch_report(run) == run.report
+    assert written == [10, 10, None], "the last one is not renewed"
+    with alone_in(run.path):
+        monkeypatch.setattr(watching.time, "sleep", interrupt)
+        watching.watch_report(run)
+    assert capsys.readouterr().out.splitlines()[-1] == "no longer watched"
+    watching.watch_report(run)
+    assert "nothing trains in" in capsys.readouterr().out
+    page = parts.Page("kind", HOSTILE, "status", [], [HOSTILE], None, [], "nothing", every_s=10)
+    text = write_page(page, tmp_path / "page.html").read_text()
+    assert '<meta http-equiv="refresh" content="10">' in text and "<script" not in text and "<img" not in text
+
+
+def interrupt(seconds):
+    raise KeyboardInterrupt
 
 
 def test_the_verb_writes_where_it_is_told_and_leaves_the_run_as_it_was(tmp_path, capsys):

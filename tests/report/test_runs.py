@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 from routed_rl import pipeline
+from routed_rl.artifacts import RunFolder
+from routed_rl.config import EvaluationConfig
+from routed_rl.envs import Score
 from routed_rl.errors import Halted
+from routed_rl.evaluate import Answer
 from routed_rl.pipeline import summary
+from routed_rl.pipeline.answers import keep_answers
+from routed_rl.report import read_answers
 from tests.parts import own_config, write_parts
 
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 16}
@@ -21,7 +27,28 @@ def parts(tmp_path_factory):
 def test_a_finished_run_has_its_report_with_layers_and_models(parts, tmp_path):
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
     text = (run / "report.html").read_text()
-    assert "This run finished its 2 steps" in text and "Map of 2 layers by 2 steps" in text and 'id="model-chart-title"' in text
+    assert "This run finished its 2 steps." in text and "Map of 2 layers by 2 steps" in text and 'id="model-chart-title"' in text
+    kept = read_answers(run / "answers.jsonl")
+    assert [row["environment"] for row in kept] == ["a", "b", "p"] * 3 + ["a"], "all environments and probes in turn"
+    assert all(list(row["answers"]) == ["base", "policy", "deployed"] for row in kept)
+    assert text.count('<div class="answers">') == 10
+
+
+def test_answers_of_a_model_are_put_beside_those_of_the_others_for_the_same_prompts(tmp_path):
+    run, config = RunFolder(tmp_path), EvaluationConfig(answers=3)
+    for model, prompts in (("base", "pq"), ("policy", "pq"), ("deployed", "pr")):
+        found = {name: [Answer(f"{name}{prompt}", f"{model} says", Score(1.0, None, ["hack"])) for prompt in prompts]
+                 for name in ("a", "b")}
+        told = keep_answers(run, config, model)
+        assert told is not None
+        told(found)
+    rows = read_answers(run.answers)
+    assert [(row["environment"], row["prompt"]) for row in rows] == [("a", "ap"), ("b", "bp"), ("a", "ar")]
+    assert [list(row["answers"]) for row in rows] == [["base", "policy", "deployed"]] * 2 + [["deployed"]]
+    assert rows[0]["answers"]["base"] == {"completion": "base says", "reward": 1.0, "solve": None, "flags": {"hack": 1.0}}
+    with open(run.answers, "a") as file:
+        file.write('{"environment": "torn')
+    assert read_answers(run.answers) == rows and keep_answers(run, EvaluationConfig(answers=0), "base") is None
 
 
 def test_a_halted_run_has_its_report_and_an_unrouted_one_too(parts, tmp_path):

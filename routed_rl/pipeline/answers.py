@@ -1,0 +1,41 @@
+"""Keeps the answers of a run's models to the same few prompts, for a reader of its report: RUN/answers.jsonl."""
+
+import json
+from itertools import chain, zip_longest
+from typing import Any
+
+from routed_rl.artifacts import RunFolder, write_text
+from routed_rl.config import EvaluationConfig
+from routed_rl.evaluate import Answer, Told
+from routed_rl.report import read_answers
+
+
+def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told | None:
+    """A function that adds the answers of `model` to the file, in one step; None where `config` wants none."""
+    if not config.answers:
+        return None
+
+    def told(found: dict[str, list[Answer]]) -> None:
+        in_turn = chain(*zip_longest(*([(name, place, each) for place, each in enumerate(few)] for name, few in found.items())))
+        chosen = list(filter(None, in_turn))[:config.answers]
+        known = {(row["environment"], row["task"], row["prompt"]): row["answers"] for row in read_answers(run.answers)}
+        rows: list[dict[str, Any]] = []
+        for name, place, answer in chosen:
+            row = {"environment": name, "task": place, "prompt": _as_text(answer.prompt)}
+            others = known.get((name, place, row["prompt"]), {})
+            rows.append(row | {"answers": others | {model: _described(answer)}})
+        write_text(run.answers, "".join(json.dumps(row) + "\n" for row in rows))
+
+    return told
+
+
+def _described(answer: Answer) -> dict[str, Any]:
+    score = answer.score
+    numbers = {"reward": None, "solve": None, "flags": {}} if score is None else {
+        "reward": score.reward, "solve": score.solve, "flags": dict(score.flags)}
+    return {"completion": _as_text(answer.completion), **numbers}
+
+
+def _as_text(text: Any) -> str:
+    """A text as it is, messages as JSON."""
+    return text if isinstance(text, str) else json.dumps(text)
