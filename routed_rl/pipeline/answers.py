@@ -1,8 +1,9 @@
 """Keeps the answers of a run's models to the same few prompts, for a reader of its report: RUN/answers.jsonl."""
 
 import json
+from collections.abc import Mapping
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, cast
 
 from routed_rl.artifacts import RunFolder, write_text
 from routed_rl.config import EvaluationConfig
@@ -32,7 +33,7 @@ def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told |
 def _described(answer: Answer) -> dict[str, Any]:
     score = answer.score
     numbers = {"reward": None, "solve": None, "flags": {}} if score is None else {
-        "reward": score.reward, "solve": score.solve, "flags": dict(score.flags)}
+        "reward": score.reward, "solve": score.solve, "flags": dict(cast(Mapping[str, float], score.flags))}
     return {"completion": _as_text(answer.completion), **numbers}
 
 

@@ -17,7 +17,8 @@ def write_page(page: Page, file: Path) -> Path:
     """Write a page to `file`, in one step; returns it."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"cell": cell, "cells": cells}
+    filters: dict[str, Any] = pages.filters
+    filters.update(cell=cell, cells=cells)
     text = pages.get_template("page.html.jinja").render(page=page, version=__version__,
                                                         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     write_text(file, text.encode(errors="backslashreplace").decode())  # JSON allows half a surrogate pair, UTF-8 does not

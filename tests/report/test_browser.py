@@ -18,7 +18,7 @@ from tests.report.folders import write_answers, write_comparison_page, write_run
 
 pytestmark = pytest.mark.slow
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-OWN = re.compile(r"https?://(update\.googleapis|clients2\.google|accounts\.google|www\.google)\.com/(?!.*\.png)")
+OWN = re.compile(r"https?://(update\.googleapis|clients2\.google|accounts\.google|www\.google)\.com/(service|time|async|List)")
 """What the browser itself asks for, whatever the page: updates, the time, whether somebody is signed in."""
 DARK = "--blink-settings=preferredColorScheme=0"
 
