@@ -231,7 +231,7 @@ def test_a_halt_names_those_that_pushed_hardest_towards_the_positive_persona(tmp
     metrics = [{"step": step, "completions/a/own_shift_up": 0.35 * step} for step in (1, 2, 3)]
     found, by = halting.completions(run, metrics, "a", 2, 3)
     if not known:
-        assert by == BY_GAP and len(found) == 8 and "shift" not in found[0]
+        assert by == BY_GAP and len(found) == 6 and "shift" not in found[0], "nor what was paid less than its group"
         return
     assert by == BY_SHIFT
     assert [(each["step"], each["completion"]) for each in found[:3]] == [(3, "c2"), (2, "c2"), (3, "c3")]
