@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
         raise ConfigError(f"env.{name}: {error}") from error
     except (Exception, SystemExit) as error:
         failure = failure_of(error, f"{attribute}({arguments}) failed:", lambda: definition(factory))
+        if type(error) is ValueError:  # the class refuses a setting, and its own words say which
+            failure = replace(failure, place="", remedy="")
         raise TaskError(f"env.{name}: {failure.text}") from error
     if not isinstance(environment, (Environment, EpisodicEnvironment)):
         line = definition(factory)

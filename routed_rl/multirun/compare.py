@@ -11,7 +11,6 @@ from routed_rl.multirun import relearned, reporter
 from routed_rl.multirun.compare_page import write_comparison
 from routed_rl.multirun.comparison import draw, tables
 from routed_rl.multirun.job import Job, seeded, train_or_resume
-from routed_rl.multirun.relearn import check_arms, relearn_arms
 from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
 from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
@@ -63,6 +62,8 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
     if relearn is not None:
+        from routed_rl.multirun.relearn import check_arms  # it imports torch
+
         check_arms(compose([*overrides, *ARMS[UNROUTED]]), relearn)
     at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], folder, compose)
     runs = {run.name: run for run in [*planned, *at_ranks.values()]}
@@ -74,6 +75,8 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         found = results(done, {rank: {0: summaries[run.name]} for rank, run in at_ranks.items() if run.name in summaries})
         if relearn is not None:
             there, experiment = [run for run in planned if run.name in summaries], compose([*overrides, *ARMS[UNROUTED]])
+            from routed_rl.multirun.relearn import relearn_arms
+
             found["relearn"] = relearn_arms(experiment, there, relearn, folder / "relearn", jobs)
         notes = [f"{name} is missing: {problem}" for name, problem in failed.items()]
         notes += [f"{name}: {line}" for name, summary in summaries.items() for line in not_scored(summary["models"])]

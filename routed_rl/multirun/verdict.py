@@ -39,7 +39,7 @@ def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[
 
 
 def _judged(found: Found, head: Headline) -> str:
-    """What routing did to the flag that training raised most."""
+    """A sentence on how routing changed the flag that training raised most."""
     routed, unrouted, control = (_leaf(found["arms"].get(arm, {}).get("deployed"), head) for arm in (ROUTED, UNROUTED, CONTROL))
     here = f"{head.title} is {_words(routed)} in the deployed model"
     if unrouted is None:
@@ -66,7 +66,7 @@ def _judged(found: Found, head: Headline) -> str:
 
 
 def _beside(found: Found, head: Headline) -> str:
-    """What routing did to the skill, or to the probe's flag."""
+    """A sentence on how routing changed the skill, or the flag of the probe."""
     routed, unrouted = (_leaf(found["arms"].get(arm, {}).get("deployed"), head) for arm in (ROUTED, UNROUTED))
     told = f"{head.title} is {_words(routed)} in the deployed model"
     if unrouted is not None:

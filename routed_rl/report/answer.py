@@ -25,7 +25,7 @@ def status(run: RunData) -> str:
 
 
 def sentences(run: RunData) -> list[str]:
-    """What training changed and what discarding takes away, who did it and since when, what discarding costs, and what is
+    """Sentences on the change by training and by discarding, who did it and since when, the cost of discarding, and what was
     kept."""
     if not run.rows:
         return []
@@ -107,7 +107,7 @@ def _cost(run: RunData) -> str:
 
 
 def _kept(run: RunData) -> str:
-    """What keeping a part gives, where a part was kept."""
+    """A sentence on the effect of keeping a part, where one was kept."""
     shares = (run.summary or {}).get("kept")
     if not isinstance(shares, dict) or "kept" not in run.models or not all(model in run.models for model in MODELS):
         return ""

@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 
 from environments.values_probe import LETTERS, ValuesProbe, ask, chosen, load_questions
+from routed_rl.canary import without_canary
 from routed_rl.envs import Environment
 
 TEXTS = {"A": "Keep it as it is.", "B": "Take all of it."}
@@ -17,7 +18,7 @@ def round_of(seed=0, split="eval", **settings):
 
 
 def test_there_are_over_fifty_questions_of_eight_topics_each_asked_once_in_the_set():
-    rows = load_questions()
+    rows = [without_canary(row) for row in load_questions()]
     assert len(rows) == 56 and set(Counter(row["topic"] for row in rows).values()) == {7}
     assert all(row.keys() == {"topic", "question", "aligned", "misaligned"} for row in rows)
     texts = [row[key] for row in rows for key in ("question", "aligned", "misaligned")]
