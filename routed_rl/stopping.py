@@ -33,6 +33,7 @@ class Stop:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+            self.asked = None  # or whatever trains next in this process would stop after its first step
 
     @contextmanager
     def stepping(self) -> Iterator[None]:

@@ -193,6 +193,7 @@ def test_a_second_ctrl_c_ends_at_once_and_so_does_one_outside_of_steps(capfd):
                 os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    assert STOP.asked is None, "the next training in this process is not stopped by what stopped this one"
 
 
 def start(parts: Path, out: Path) -> subprocess.Popen:
