@@ -19,8 +19,8 @@ from routed_rl.errors import ConfigError
 from routed_rl.multirun.trials import check_objective
 from routed_rl.pipeline import keeping
 from routed_rl.pipeline.kept import Kept, check, decide, refuse, write_deployed
+from routed_rl.report.answer import sentences
 from routed_rl.report.data import read_run
-from routed_rl.report.story import sentence
 from routed_rl.rollout import PolicyWeights, Served
 from tests.builders import Run, tiny
 from tests.cards import loaded_by_card
@@ -289,7 +289,7 @@ def test_the_story_says_what_was_kept_where(copy):
     manifest["kept"] = [{"out": "/x", "shares": {"a": 0.0, "b": 0.5}}, {"out": "/y", "shares": {"a": 0.0}},
                         {"shares": {"b": 1.0}}]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert sentence(read_run(RunFolder(copy))).endswith(". The model in /x keeps 0.5 of the part of b.")
+    assert "The model in /x keeps 0.5 of the part of b." in " ".join(sentences(read_run(RunFolder(copy))))
 
 
 def test_a_leaky_part_is_kept_by_force_alone(copy, capsys):
