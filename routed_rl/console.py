@@ -1,7 +1,7 @@
 """Output for a person: lines, tables, and a progress bar with rate and time left (lines where there is no terminal)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -48,6 +48,12 @@ def progress(what: str, unit: str) -> Iterator[Advance]:
         yield advance
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown. Cells are escaped already."""
+    head, *lines = ["| " + " | ".join(row) + " |" for row in [columns, *rows]]
+    return [head, "|" + "---|" * len(columns), *lines]
+
+
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print a table. Numbers are right-aligned with two decimals; None is shown as a dash."""
     grid = Table(title=title, title_justify="left")
@@ -56,5 +62,6 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         grid.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         grid.add_row(*("-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
-    # A pipe has no width: a table that is read there is never clipped.
-    console.print(grid, width=None if console.is_terminal else WIDTH_OF_A_PIPE, soft_wrap=False, crop=False)
+    # A pipe has no width: neither a table nor its title is clipped or broken there.
+    pipe = not console.is_terminal
+    console.print(grid, width=WIDTH_OF_A_PIPE if pipe else None, soft_wrap=pipe, crop=False)

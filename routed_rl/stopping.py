@@ -26,7 +26,6 @@ class Stop:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block. It must be called in the main thread."""
-        self.asked = None
         before = {each: signal.signal(each, self._handle) for each in (*SIGNALS, signal.SIGINT)}
         try:
             yield

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, MonitorConfig, from_mapping, section, unknown
-from routed_rl.config.checks import LONGEST_NAME
+from routed_rl.config.checks import LONGEST_NAME, declared_type
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
 
@@ -61,14 +61,14 @@ def _from_anywhere(text: str) -> str:
         return text
     value: Any = override.value()
     found = mapped(value, _absolute, name)
-    return text if found == value else f"{key}={found if isinstance(found, str) else _written(found)}"
+    return text if found == value else f"{key}={found if isinstance(found, str) else hydra_text(found)}"
 
 
-def _written(value: Any) -> str:
+def hydra_text(value: Any) -> str:
     """A value in the syntax that Hydra reads."""
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
-    return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else json.dumps(value)
+        return f"{{{', '.join(f'{key}: {hydra_text(inner)}' for key, inner in value.items())}}}"
+    return f"[{', '.join(map(hydra_text, value))}]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
 
 
 def _absolute(name: str, path: Any) -> Any:
@@ -161,8 +161,7 @@ def _names(cls: type, prefix: str = "") -> dict[str, str]:
     """Every setting's dotted name and its declared type, sections included."""
     names: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        declared = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
-        names[f"{prefix}{field.name}"] = declared.replace(" | None", " or null")
+        names[f"{prefix}{field.name}"] = declared_type(field)
         if (inner := section(field)) is not None:
             names |= _names(inner, f"{prefix}{field.name}.")
     return names

@@ -4,7 +4,6 @@ The file composes like `experiment=`: `defaults` chooses groups, everything else
 are relative to its folder.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import chdir
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from routed_rl.cli.compose import from_anywhere
+from routed_rl.cli.compose import from_anywhere, hydra_text
 from routed_rl.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
@@ -56,14 +55,9 @@ def _settings(found: dict[Any, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict) and value:
             yield from _settings(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}={_written(value)}"
+            yield f"{prefix}{key}={value if _is_bare(value) else hydra_text(value)}"
 
 
-def _written(value: Any) -> str:
-    """A value in the syntax of Hydra's grammar."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_written, value))}]"
-    bare = isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS
-    return value if bare else json.dumps(value, ensure_ascii=False)
+def _is_bare(value: Any) -> bool:
+    """Whether it stands without quotes, as the name of a group's choice must."""
+    return isinstance(value, str) and PLAIN.fullmatch(value) is not None and value.lower() not in WORDS

@@ -17,6 +17,12 @@ def section(setting: dataclasses.Field[Any]) -> type | None:
     return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
 
 
+def declared_type(setting: dataclasses.Field[Any]) -> str:
+    """The type of a setting, for people."""
+    written = setting.type.__name__ if isinstance(setting.type, type) else str(setting.type)
+    return written.replace("typing.", "").replace(" | None", " or null")
+
+
 def unknown(key: str, known: list[str]) -> str:
     """The message for an unknown setting. It names the closest known setting, or else all of them."""
     near = closest(key, known, 0.6)

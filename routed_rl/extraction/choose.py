@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
@@ -20,6 +20,7 @@ from routed_rl.errors import SubspaceError
 from routed_rl.extraction.answers import preference_pairs
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.likelihood import Likelihood, pushed
+from routed_rl.model.stream import changing_output
 from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Subspace
 from routed_rl.subspace.factors import most_captured
@@ -129,10 +130,7 @@ CHOOSERS: dict[str, Callable[[Job, Prepare], Choose]] = {
 @contextmanager
 def pushing(model: PreTrainedModel, layer: int, push_D: Tensor) -> Iterator[None]:
     """Add a vector to a layer's output at every token, of prompts and of what is written."""
-    def add(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        return (output[0] + push_D.to(output[0]), *output[1:]) if isinstance(output, tuple) else output + push_D.to(output)
-
-    handle = decoder_layers(model)[layer].register_forward_hook(add)
+    handle = changing_output(decoder_layers(model)[layer], lambda stream: stream + push_D.to(stream))
     try:
         yield
     finally:

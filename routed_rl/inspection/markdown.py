@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from routed_rl import console
 from routed_rl.artifacts import write_text
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -10,8 +11,8 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 def write_block(file: Path, titles: list[str], rows: list[list[str]]) -> None:
     """Replace the text between the comments of `file`, or append it at the end."""
-    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in [titles, *rows]]
-    block = "\n".join([BEGIN, lines[0], "|" + "---|" * len(titles), *lines[1:], END])
+    table = console.markdown_table([*map(_cell, titles)], [[*map(_cell, row)] for row in rows])
+    block = "\n".join([BEGIN, *table, END])
     text = file.read_text() if file.exists() else ""
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     write_text(file, pattern.sub(lambda _: block, text) if pattern.search(text) else f"{text}\n{block}\n".lstrip("\n"))

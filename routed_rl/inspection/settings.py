@@ -13,6 +13,7 @@ from typing import Any
 
 from routed_rl import console
 from routed_rl.config import Config, closest, section
+from routed_rl.config.checks import declared_type
 from routed_rl.errors import ConfigError
 
 
@@ -42,9 +43,7 @@ def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
                 own = each.name.rpartition(".")[2]
                 yield dataclasses.replace(each, default=_written(changed[own])) if own in changed else each
         else:
-            declared = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-            declared = re.sub(r"(typing\.)?Any", "any", declared).replace(" | None", " or null")
-            yield Setting(name, declared, _default(field), meanings.get(field.name, ""))
+            yield Setting(name, declared_type(field).replace("Any", "any"), _default(field), meanings.get(field.name, ""))
 
 
 def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:

@@ -29,6 +29,14 @@ def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
     return module.register_forward_hook(hook)
 
 
+def changing_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Let the stream (B, T, D) that a layer returns be `change` of it, until the handle is removed."""
+    def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return module.register_forward_hook(hook)
+
+
 def _before_mlp(model: PreTrainedModel) -> str:
     if (name := family(model).before_mlp) is None:
         raise ModelError(f"subspace.hook=resid_mid: no module of a layer of a {model.config.model_type} model reads the stream "

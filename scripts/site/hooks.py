@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import routed_rl  # noqa: E402
 from routed_rl.cli.verbs import VERBS, Option  # noqa: E402
+from routed_rl.console import markdown_table  # noqa: E402
 from routed_rl.inspection.settings import all_settings, sections  # noqa: E402
 from routed_rl.tracking.metrics import METRICS  # noqa: E402
 
@@ -46,13 +48,11 @@ def settings() -> str:
     """The page of settings, with a table for each section."""
     lines = ["# Settings", "", "Every setting is `KEY=VALUE` on a command line. `trainer.FIELD` sets any field of TRL's "
              "`GRPOConfig`, and `env.NAME.KEY` an environment ([your own environment](../own_environment.md)).", ""]
-    section, about = None, sections()
-    for each in all_settings():
-        if each.section != section:
-            section = each.section
-            lines += ["", f"## {section or 'The run'}", "", about.get(section, ""), "",
-                      "| setting | default | type | meaning |", "|---|---|---|---|"]
-        lines.append(f"| `{each.name}` | `{each.default or ' '}` | {_cell(each.type)} | {_cell(each.meaning)} |")
+    about = sections()
+    for section, ours in groupby(all_settings(), lambda each: each.section):
+        rows = [[f"`{each.name}`", f"`{each.default or ' '}`", _cell(each.type), _cell(each.meaning)] for each in ours]
+        lines += ["", f"## {section or 'The run'}", "", about.get(section, ""), "",
+                  *markdown_table(["setting", "default", "type", "meaning"], rows)]
     return "\n".join(lines)
 
 
@@ -61,15 +61,15 @@ def commands() -> str:
     lines = ["# Commands", "", "Options and settings may stand in any order. Exit codes: 0 done, 1 a bug, 2 your input, 3 halted "
              "by the monitor, 4 a check failed, 143 or 138 stopped by a signal."]
     for name, verb in VERBS.items():
-        lines += ["", f"## {name}", "", f"{_sentence(verb.help)}", "", "| argument | meaning |", "|---|---|"]
-        lines += [f"| `{_signature(option)}` | {_cell(_sentence(option[1].get('help', '')))} |" for option in verb.options]
+        rows = [[f"`{_signature(option)}`", _cell(_sentence(option[1].get("help", "")))] for option in verb.options]
+        lines += ["", f"## {name}", "", f"{_sentence(verb.help)}", "", *markdown_table(["argument", "meaning"], rows)]
     return "\n".join(lines)
 
 
 def metrics() -> str:
-    rows = [f"| `{name}` | {_cell(_sentence(meaning))} |" for name, meaning in METRICS.items()]
-    return "\n".join(["# Metrics", "", "One line of `metrics.jsonl` holds them for each step.", "", "| metric | meaning |",
-                      "|---|---|", *rows])
+    rows = [[f"`{name}`", _cell(_sentence(meaning))] for name, meaning in METRICS.items()]
+    return "\n".join(["# Metrics", "", "One line of `metrics.jsonl` holds them for each step.", "",
+                      *markdown_table(["metric", "meaning"], rows)])
 
 
 def python() -> str:

@@ -126,11 +126,6 @@ def last_part(path: str) -> str:
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
 def known(results: Mapping[str, Any]) -> bool:
     """Whether any environment was evaluated."""
     return any(found for found in results.values())

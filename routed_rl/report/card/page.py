@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from routed_rl import console
 from routed_rl.artifacts import CARD, RunFolder
-from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Facts, Leaving, hub_name, known, plain, table
+from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Facts, Leaving, hub_name, known, plain
 from routed_rl.report.card.training import base_words, training, unknown
 from routed_rl.report.card.use import holds, loading
 from routed_rl.report.data import read_run
@@ -85,7 +86,7 @@ def _figures(facts: Facts) -> list[str]:
     heat = plain(facts.run.setting("evaluation", "temperature", 1.0))
     return ["## Figures", "",
             f"Means over completions at temperature {heat}, each of a task of its own that was not trained on.{note}", "",
-            *table(["environment", "metric", *models, "completions"], rows)]
+            *console.markdown_table(["environment", "metric", *models, "completions"], rows), ""]
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from routed_rl import console
 from routed_rl.config import LABELS
-from routed_rl.report.card.facts import Facts, code, hub_name, known, last_part, plain, table
+from routed_rl.report.card.facts import Facts, code, hub_name, known, last_part, plain
 
 MODES = {"route": "what lies inside the subspace went into the quarantine",
          "observe": "trained as usual; the quarantine is what lies inside the subspace, taken out afterwards",
@@ -26,7 +27,8 @@ def training(facts: Facts) -> list[str]:
                                  "and learned by the deployed model"])
     rows += [["subspace", words] for words in _subspace(facts)]
     versions = ", ".join(f"{plain(name)} {plain(version)}" for name, version in run.manifest.get("versions", {}).items())
-    return ["## How it was trained", "", *table(["", ""], [*rows, ["versions", versions or "not recorded"]])]
+    rows.append(["versions", versions or "not recorded"])
+    return ["## How it was trained", "", *console.markdown_table(["", ""], rows), ""]
 
 
 def base_words(facts: Facts) -> str:

@@ -1,14 +1,15 @@
 """Temporary changes of the stream while a model trains: the subspace is projected out (concept ablation), or the stream is pushed
 along the persona axis, so that the weights need not learn it (preventative steering)."""
 
-from typing import Any
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from routed_rl.config import BaselineConfig
 from routed_rl.errors import ConfigError
+from routed_rl.model.stream import changing_output
 from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Subspace
 
@@ -28,7 +29,7 @@ class StreamEdit:
 
     def on(self) -> None:
         if not self._handles:
-            self._handles = [module.register_forward_hook(self._hook(layer)) for layer, module in enumerate(self.layers)]
+            self._handles = [changing_output(module, partial(self.change, layer)) for layer, module in enumerate(self.layers)]
 
     def off(self) -> None:
         for handle in self._handles:
@@ -47,11 +48,3 @@ class StreamEdit:
         if self.pushes:
             stream_BTD = stream_BTD + self.pushes[layer].to(stream_BTD)
         return stream_BTD
-
-    def _hook(self, layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (self.change(layer, output[0]), *output[1:])
-            return self.change(layer, output)
-
-        return hook
