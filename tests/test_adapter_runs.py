@@ -18,9 +18,13 @@ from transformers import AutoModelForCausalLM
 from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.audit import audit
+from routed_rl.audit.change import Change, read_change
+from routed_rl.audit.groups import by_kind, putting_back
 from routed_rl.config import AuditConfig, Config
-from routed_rl.envs import Scorer
+from routed_rl.envs import Scorer, load_environments
 from routed_rl.errors import CheckpointError, ConfigError, ModelError, RolloutError
+from routed_rl.evaluate import evaluate
+from routed_rl.model.load import load_tokenizer
 from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
 from routed_rl.subspace import Subspace
@@ -367,6 +371,60 @@ def test_what_vllm_cannot_serve_of_a_lora_is_said_before_it_is_started(parts, tm
     assert "\n" not in str(refusal.value)
 
 
-def test_what_a_finished_run_cannot_have_is_said(runs):
-    with pytest.raises(ConfigError, match="trained a LoRA .* cannot be audited"):
-        audit(str(runs["route"]), AuditConfig(), None, None)
+def audited(run: Path) -> tuple[Parts, Change, dict[str, list[str]]]:
+    """A run's parts, its change, and the change's groups by kind."""
+    loaded = load_parts(pipeline.record.read_config(RunFolder(run)))
+    change = read_change(loaded, RunFolder(run).require_checkpoint())
+    return loaded, change, by_kind(loaded.model, loaded.writers, change.names)
+
+
+@pytest.mark.slow
+def test_an_audits_groups_are_the_products_of_the_lora_and_put_back_together_they_are_the_base_model(parts, runs, tmp_path):
+    (loaded, change, groups), models = audited(runs["route"]), in_memory(runs["route"])
+    assert sorted(groups) == ["MLP readers", "MLP writers", "attention readers", "attention writers"]
+    assert {len(groups[name]) for name in ("MLP writers", "attention writers")} == {2} and len(groups["attention readers"]) == 6
+    with putting_back(loaded.model, frozenset(change.names), change.base, change.deployed):
+        assert logits(loaded.model).equal(models["base"])
+    with putting_back(loaded.model, frozenset(), change.base, change.deployed):
+        assert close(logits(loaded.model), models["deployed"])
+    shutil.copytree(runs["route"] / "deployed", tmp_path / "some")
+    stored = load_file(tmp_path / "some/adapter_model.safetensors")
+    for name in [name for name in stored if name.endswith("o_proj.lora_B.weight")]:
+        up, down = stored[name], stored[name.replace("lora_B", "lora_A")]
+        own = name.removeprefix("base_model.model.").replace("lora_B", "lora_B.default")
+        assert change.energies[own] == pytest.approx((2 * up @ down).square().sum().item(), rel=1e-5)  # alpha 8 at rank 4
+        assert change.sizes[own] == up.numel() + down.numel()
+        stored[name] = torch.zeros_like(up)
+    save_file(stored, tmp_path / "some/adapter_model.safetensors")
+    with putting_back(loaded.model, frozenset(groups["attention writers"]), change.base, change.deployed):
+        some = logits(loaded.model)
+    assert close(some, read_by_peft(parts, tmp_path / "some")) and relative(some, models["deployed"]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["route", "observe", "none"])
+def test_an_audit_of_a_lora_measures_base_deployed_model_and_policy_and_what_each_group_carries(parts, runs, mode):
+    run, settings = RunFolder(runs[mode]), AuditConfig(samples=32, prompts=8, blocks=2)
+    found, config = audit(str(run.path), settings, None, None), pipeline.record.read_config(run)
+    config.evaluation.samples = settings.samples
+
+    def evaluated(model: Any) -> dict[str, float]:
+        tokenizer = load_tokenizer(config.model.path)
+        results = evaluate(model, tokenizer, load_environments(config.env), config.evaluation, seed=config.seed, max_new_tokens=5)
+        return {f"{env}.{name}": value for env, values in results.items() for name, value in values.items()
+                if name not in ("completions", "failures")}
+
+    models = {name: {key: value for key, value in measures.items() if key != "shift"}
+              for name, measures in found["models"].items()}
+    assert models["base"] == evaluated(base_of(parts))
+    deployed = PeftModel.from_pretrained(base_of(parts), str(run.path / "deployed"))
+    assert models["deployed"] == evaluated(deployed.get_base_model()) != models["base"]
+    if mode != "none":
+        assert found["models"]["policy"]["shift"] != found["models"]["deployed"]["shift"] != found["models"]["base"]["shift"] == 0
+    for groups in found["groups"].values():
+        assert sum(group["energy"] for group in groups.values()) == pytest.approx(1)
+        for name, value in found["models"]["deployed"].items():
+            carried = sum(group["measures"][name]["carried"] for group in groups.values())
+            assert carried == pytest.approx(value - found["models"]["base"][name], abs=1e-9)
+    assert list(found["groups"]["layer"]) == ["layer 0", "layer 1"]
+

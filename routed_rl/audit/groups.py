@@ -13,7 +13,7 @@ OUTSIDE = "outside the layers"
 Groups = dict[str, list[str]]
 """Group -> parameters. Every parameter that changed is in exactly one group."""
 State = dict[str, Tensor]
-"""Values by parameter; tied parameters are in it once."""
+"""Values by parameter, of all parameters or of those of a LoRA; tied parameters are in it once."""
 
 
 def changed(base: State, deployed: State) -> list[str]:
@@ -78,6 +78,7 @@ def putting_back(model: PreTrainedModel, parameters: frozenset[str], base: State
 
 @torch.no_grad()
 def load(model: PreTrainedModel, state: State) -> None:
-    """Give every parameter of the model its value in `state`."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(state[name])
+    """Give the parameters that `state` has their values in it."""
+    parameters = dict(model.named_parameters())
+    for name, value in state.items():
+        parameters[name].copy_(value)

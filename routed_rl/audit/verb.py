@@ -1,7 +1,8 @@
 """`audit`: how much of the shift and the hack each group of the retained change carries, and where it moved the stream.
 
-It reads the run folder and the base model that the folder names. Numbers have the error of a sample: all models see the same
-tasks and random numbers, but a rate near .5 over 200 samples still has a standard error of .035.
+It reads the run folder and the base model that the folder names. Where the run trained a LoRA, a group holds the LoRAs of its
+modules. Numbers have the error of a sample: all models see the same tasks and random numbers, but a rate near .5 over 200
+samples still has a standard error of .035.
 """
 
 import dataclasses
@@ -10,12 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from routed_rl import checkpoint, console
 from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.audit.change import Change, read_change
 from routed_rl.audit.contributions import Measured, contributions, models_to_measure
-from routed_rl.audit.groups import Groups, State, by_kind, by_layer, changed, load, putting_back
+from routed_rl.audit.groups import Groups, by_kind, by_layer, load, putting_back
 from routed_rl.audit.probe import Coordinates, coordinates, shift_between
 from routed_rl.config import LABELS, AuditConfig
 from routed_rl.envs import LoadedEnvironment, task_stream
@@ -39,26 +39,22 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
     of the file that `--json` names. `step`: use this checkpoint instead of the last."""
     run = RunFolder.open(target)
     config, folder = read_config(run), run.require_checkpoint(step)
-    if config.model.adapter.trains:
-        raise ConfigError(f"{target} trained a LoRA (model.adapter={config.model.adapter.kind}), which cannot be audited group "
-                          "by group yet; `routed-rl evaluate` compares base, policy and deployed model")
     if config.routing.mode == LABELS:
         raise ConfigError(f"{target} was routed by labels, so there is no split at a subspace to audit; `routed-rl evaluate` "
                           "compares base, policy and deployed model")
     parts = load_parts(config)
     require_base(run, config, parts.hash)
     meter = _Meter(parts, settings, _chosen(parts, envs), Subspace.load(run.subspace) if run.subspace.exists() else None)
-    base, deployed = _weights(parts.model), checkpoint.read_weights(parts.model, folder)
-    names = changed(base, deployed)
-    if not names:
+    change = read_change(parts, folder)
+    if not (names := change.names):
         raise CheckpointError(f"the deployed model of {target} is its base model ({folder.name}), so there is nothing to audit")
     partitions = {"kind": by_kind(parts.model, parts.writers, names),
                   "layer": by_layer(parts.model, names, settings.blocks)}
     sets = dict.fromkeys(one for groups in partitions.values() for one in models_to_measure(groups))
-    measured, policy = _measure(meter, list(sets), base, deployed, lambda: _load_policy(parts, meter.subspace, base, folder))
+    measured, policy = _measure(meter, list(sets), change, lambda: _load_policy(parts, meter.subspace, change, folder))
     found = {"settings": dataclasses.asdict(settings) | {"seed": config.seed, "checkpoint": folder.name},
              "models": {"base": measured[frozenset(names)], "policy": policy, "deployed": measured[frozenset()]},
-             "groups": {name: _described(groups, measured, base, deployed) for name, groups in partitions.items()},
+             "groups": {name: _described(groups, measured, change) for name, groups in partitions.items()},
              "probes": meter.probes}
     _show(found, meter.subspace)
     if json_file:
@@ -108,15 +104,15 @@ class _Meter:
         return measures | {SHIFT: float(shift.normalised[:, 0] @ weights / weights.sum())}
 
 
-def _measure(meter: _Meter, sets: list[frozenset[str]], base: State, deployed: State,
-             load_policy: Callable[[], None]) -> tuple[Measured, Measures]:
+def _measure(meter: _Meter, sets: list[frozenset[str]], change: Change, load_policy: Callable[[], None]
+             ) -> tuple[Measured, Measures]:
     """Measure every model in between, the base model first. The policy comes last, because its quarantine stays in the model."""
     whole = max(sets, key=len)
     names = {whole: "base", frozenset(): "deployed"}
     measured: Measured = {}
     with console.progress("audit", "models") as advance:
         for one in sorted(sets, key=lambda one: one != whole):
-            with putting_back(meter.parts.model, one, base, deployed):
+            with putting_back(meter.parts.model, one, change.base, change.deployed):
                 measured[one] = meter(names.get(one))
             advance(len(measured), len(sets) + 1)
         load_policy()
@@ -125,26 +121,19 @@ def _measure(meter: _Meter, sets: list[frozenset[str]], base: State, deployed: S
     return measured, policy
 
 
-def _load_policy(parts: Parts, subspace: Subspace | None, base: State, folder: Path) -> None:
-    deployed = _weights(parts.model)
-    load(parts.model, base)  # the router's reference must be that of the base model
+def _load_policy(parts: Parts, subspace: Subspace | None, change: Change, folder: Path) -> None:
+    load(parts.model, change.base)  # the router's reference must be that of the base model
     router = make_router(parts, subspace)
-    load(parts.model, deployed)
+    load(parts.model, change.deployed)
     if router is not None:
         checkpoint.load_quarantine(folder, router)
 
 
-def _weights(model: torch.nn.Module) -> State:
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
-
-
-def _described(groups: Groups, measured: Measured, base: State,
-               deployed: State) -> dict[str, Any]:
+def _described(groups: Groups, measured: Measured, change: Change) -> dict[str, Any]:
     """For each group the number of its parameters, its share of the change's energy, and how much of each measure it carries."""
-    energy = {group: sum((deployed[name] - base[name]).square().sum().item() for name in names)
-              for group, names in groups.items()}
+    energy = {group: sum(change.energies[name] for name in names) for group, names in groups.items()}
     found = contributions(groups, measured)
-    return {group: {"parameters": sum(deployed[name].numel() for name in names), "energy": energy[group] / sum(energy.values()),
+    return {group: {"parameters": sum(change.sizes[name] for name in names), "energy": energy[group] / sum(energy.values()),
                     "measures": {name: dataclasses.asdict(part) for name, part in found[group].items()}}
             for group, names in groups.items()}
 

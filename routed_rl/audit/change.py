@@ -1,0 +1,61 @@
+"""The retained change of a run: its changed weights, or the product of each LoRA that it trained. Not covered: the quarantine.
+
+A LoRA changes the weight of a module by `s B A`, so its change is put back by a B of 0, and its energy is `‖s B A‖²`. No
+weight of the frozen model is copied for that.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from routed_rl import checkpoint
+from routed_rl.audit.groups import State, changed
+from routed_rl.export.lora import retained
+from routed_rl.model.adapter import stored_names
+from routed_rl.pipeline.build import Parts
+from routed_rl.routing.adapted import NAME, product_square
+
+UP, DOWN = f".lora_B.{NAME}.weight", f".lora_A.{NAME}.weight"
+"""Endings of the parameters of a LoRA."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """The change that training made to the deployed model."""
+
+    base: State
+    """The values without the change: the base model's, or a LoRA whose product is 0."""
+    deployed: State
+    """The values of the deployed model, for the same parameters as `base`."""
+    sizes: dict[str, int]
+    """Trained numbers by changed parameter. Those of a LoRA's two factors count for the up factor."""
+    energies: dict[str, float]
+    """‖ΔW‖² by changed parameter; that of a LoRA's product stands for its up factor."""
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that carry the change, in the model's order."""
+        return list(self.energies)
+
+
+def read_change(parts: Parts, folder: Path) -> Change:
+    """The retained change of a checkpoint. It reads the base model's weights in `parts`, and changes nothing."""
+    return _of_adapter(parts, folder) if stored_names(parts.model) else _of_weights(parts, folder)
+
+
+def _of_weights(parts: Parts, folder: Path) -> Change:
+    deployed = checkpoint.read_weights(parts.model, folder)
+    base = {name: parameter.detach().to("cpu", copy=True) for name, parameter in parts.model.named_parameters()}
+    names = changed(base, deployed)
+    return Change(base, deployed, {name: deployed[name].numel() for name in names},
+                  {name: (deployed[name] - base[name]).square().sum().item() for name in names})
+
+
+def _of_adapter(parts: Parts, folder: Path) -> Change:
+    deployed = checkpoint.read_weights(parts.model, folder)
+    base = {name: value.new_zeros(value.shape) if name.endswith(UP) else value for name, value in deployed.items()}
+    products, _ = retained(folder)
+    names = changed(base, deployed)
+    modules = {name: name.removesuffix(UP) for name in names}
+    return Change(base, deployed, {name: deployed[name].numel() + deployed[f"{module}{DOWN}"].numel()
+                                   for name, module in modules.items()},
+                  {name: product_square(*products[module]).item() for name, module in modules.items()})
