@@ -27,6 +27,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.load import load_tokenizer
 from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
+from routed_rl.report import write_report
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training import build_trainer, make_plan
@@ -182,7 +183,7 @@ def test_rows_are_declared_metrics_and_the_adapter_stays_outside(runs):
     manifest = json.loads((runs["route"] / "manifest.json").read_text())
     assert manifest["frozen"] == ["every weight of the base model"] and len(manifest["targets"]) == 4
     assert all("reader" in reason and ".lora_" in name for name, reason in manifest["unrouted"].items())
-    assert (runs["route"] / "report.html").exists() and len(manifest["unrouted"]) == 2 * 2 * 5
+    assert write_report(RunFolder(runs["route"])).exists() and len(manifest["unrouted"]) == 2 * 2 * 5
 
 
 def same(run: Path, other: Path) -> None:

@@ -127,7 +127,7 @@ def test_older_records_are_read_and_shown_without_their_secrets(tmp_path):
 def test_no_file_of_a_finished_run_holds_a_secret_and_it_goes_on_with_the_reference(more, parts, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert main(["train", *secretive(parts, out, *more)]) == 0
+    assert main(["train", *secretive(parts, out, "tracking.report=true", *more)]) == 0
     assert (out / "report.html").exists() and holders(tmp_path) == []
     assert yaml.safe_load((out / "config.yaml").read_text())["env"]["a"]["token"] == REFERENCE
     assert main(["resume", str(out), "trainer.max_steps=3"]) == 0

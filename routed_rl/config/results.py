@@ -112,6 +112,9 @@ class TrackingConfig:
     """Name of the project in wandb. Tracking with wandb itself is turned on by trainer.report_to=wandb."""
     completions: bool = True
     """Whether every completion is kept with its scores in RUN/completions/*.parquet."""
+    report: bool = True
+    """Whether RUN/report.html is written when the run ends or halts, which takes a few seconds; `routed-rl report RUN` writes it
+    at any time."""
     table_rows: int = 32
     """Number of completions of each step that go into wandb's table, to which they are added at every checkpoint."""
     upload_checkpoints: bool = False

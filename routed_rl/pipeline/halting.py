@@ -22,7 +22,7 @@ def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Track
     record = describe_halt(run, verdicts, config.monitor.axis, config.monitor, trained_settings(config))
     write_json(run.halted, record)
     tracker.halted(record)
-    publish(run, tracker)
+    publish(run, tracker, config)
     columns = ("environment", "push", "push_since", "shift", "shift_since")
     rules = {verdict.environment: verdict.rule for verdict in reversed(verdicts)}
     console.table("push: growth of the quarantine; shift: towards the positive persona; since: from step "

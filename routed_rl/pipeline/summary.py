@@ -125,8 +125,11 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     return [f"{command(*words)}    # {comment}" for words, comment in ways]
 
 
-def publish(run: RunFolder, tracker: Tracker) -> None:
-    """Write the report. It is made of files that stay, so a failure costs nothing else and is shown in one line."""
+def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
+    """Write the report, if the settings want one. It is made of files that stay, so a failure costs nothing else and is shown
+    in one line."""
+    if not config.tracking.report:
+        return
     try:
         page = write_report(run)
     except Exception as error:

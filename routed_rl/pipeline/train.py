@@ -178,7 +178,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
             shutil.rmtree(run.deployed, ignore_errors=True)
             write_deployed(run, run.deployed, None, kept, results=models)
         _finish(parts, run, router, models, weights, times, scales, shares_of(kept))
-        summary.publish(run, tracker)
+        summary.publish(run, tracker, config)
         return run.path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from routed_rl import pipeline
+from routed_rl import cli, pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import EvaluationConfig
 from routed_rl.envs import Score
@@ -15,7 +15,7 @@ from routed_rl.pipeline.answers import keep_answers
 from routed_rl.report import read_answers
 from tests.parts import own_config, write_parts
 
-QUICK = {"max_steps": 2, "per_device_train_batch_size": 16}
+QUICK = {"trainer": {"max_steps": 2, "per_device_train_batch_size": 16}, "tracking": {"report": True}}
 ALWAYS = {"share": {"limit": 0.0, "action": "halt"}, "warmup": 0}
 
 
@@ -25,7 +25,7 @@ def parts(tmp_path_factory):
 
 
 def test_a_finished_run_has_its_report_with_layers_and_models(parts, tmp_path):
-    run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
+    run = pipeline.train(own_config(parts, tmp_path / "run", **QUICK), [])
     text = (run / "report.html").read_text()
     assert "This run finished its 2 steps." in text and "Map of 2 layers by 2 steps" in text and 'id="model-chart-title"' in text
     kept = read_answers(run / "answers.jsonl")
@@ -51,12 +51,19 @@ def test_answers_of_a_model_are_put_beside_those_of_the_others_for_the_same_prom
     assert read_answers(run.answers) == rows and keep_answers(run, EvaluationConfig(answers=0), "base") is None
 
 
-def test_a_halted_run_has_its_report_and_an_unrouted_one_too(parts, tmp_path):
+@pytest.mark.slow
+def test_a_halted_run_has_its_report(parts, tmp_path):
     with pytest.raises(Halted):
-        pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK, monitor=ALWAYS), [])
+        pipeline.train(own_config(parts, tmp_path / "run", **QUICK, monitor=ALWAYS), [])
     text = (tmp_path / "run" / "report.html").read_text()
     assert "The monitor halted this run at step 1 of 2" in text and "--step 0" in text
-    run = pipeline.train(own_config(parts, tmp_path / "none", trainer=QUICK, routing={"mode": "none"}), [])
+
+
+def test_a_run_that_shall_leave_no_report_leaves_none_and_the_verb_writes_that_of_an_unrouted_one_too(parts, tmp_path):
+    without = QUICK | {"tracking": {"report": False}}
+    run = pipeline.train(own_config(parts, tmp_path / "none", **without, routing={"mode": "none"}), [])
+    assert not (run / "report.html").exists() and (run / "summary.json").exists()
+    assert cli.main(["report", str(run)]) == 0
     assert "without routing, so nothing was attributed" in (run / "report.html").read_text()
 
 
@@ -65,7 +72,7 @@ def test_a_report_that_fails_is_one_line_and_the_run_is_whole(parts, tmp_path, m
         raise ValueError("no ink")
 
     monkeypatch.setattr(summary, "write_report", fails)
-    run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
+    run = pipeline.train(own_config(parts, tmp_path / "run", **QUICK), [])
     said = [line for line in capsys.readouterr().out.splitlines() if "no ink" in line]
     assert said == [f"the report was not written (ValueError: no ink); try again: routed-rl report {run}"]
     assert (run / "summary.json").exists() and (run / "deployed").exists()

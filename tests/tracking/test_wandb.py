@@ -39,7 +39,8 @@ def parts(tmp_path_factory):
 
 
 def settings(parts, out, report_to="wandb", **changes):
-    return own_config(parts, out, trainer={"max_steps": 4, "per_device_train_batch_size": 16, "report_to": report_to}, **changes)
+    return own_config(parts, out, trainer={"max_steps": 4, "per_device_train_batch_size": 16, "report_to": report_to},
+                      tracking={"report": report_to == "wandb"}, **changes)
 
 
 @pytest.fixture(scope="module")
