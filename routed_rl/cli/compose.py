@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, MonitorConfig, from_mapping, section, unknown
+from routed_rl.config.adapter import FASTER
 from routed_rl.config.checks import LONGEST_NAME, declared_type
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
@@ -40,8 +41,19 @@ def compose(overrides: list[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
     config = _typed(composed)
+    if config.model.adapter.trains and not any(text.lstrip("+").startswith(f"trainer.{RATE}=") for text in texts):
+        _raise_rate(config.trainer)
     refuse_secrets(dataclasses.asdict(config))
     return config
+
+
+RATE = "learning_rate"
+
+
+def _raise_rate(trainer: dict[str, Any]) -> None:
+    """Give a LoRA its own rate where the user typed none: the files of configs/ have rates of full weights."""
+    if RATE in trainer:
+        trainer[RATE] = float(f"{FASTER * trainer[RATE]:.12g}")
 
 
 PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"

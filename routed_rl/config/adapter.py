@@ -6,6 +6,9 @@ from typing import Any
 from routed_rl.config.checks import check_finite, check_known
 from routed_rl.errors import ConfigError
 
+FASTER = 5.0
+"""How many times the learning rate of full weights a LoRA's rate is, if the user sets none: docs/decisions.md 94."""
+
 
 @dataclass(kw_only=True, slots=True)
 class AdapterConfig:

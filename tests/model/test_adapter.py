@@ -4,12 +4,17 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
+from routed_rl.artifacts import data_root
 from routed_rl.cli.compose import compose
+from routed_rl.cli.settings_file import overrides_of
+from routed_rl.cli.space import split
 from routed_rl.config import AdapterConfig
 from routed_rl.errors import ConfigError
 from routed_rl.model.adapter import attach, factors, is_adapted, put_on
 from routed_rl.model.lora import check_lora
 from routed_rl.model.targets import decoder_layers, find_writers
+from routed_rl.multirun.compare import plan_runs
+from routed_rl.multirun.trials import Plan
 from tests.families import FAMILIES, tiny
 
 
@@ -138,9 +143,43 @@ def test_settings_that_cannot_be_are_refused_before_a_model_is_loaded(overrides,
         compose(overrides)
 
 
-def test_the_group_sets_a_rate_of_its_own_and_single_settings_follow_it():
+def test_the_group_and_single_settings_are_composed_together():
     config = compose(["model.adapter.r=32", "model.adapter=lora", "model.dtype=bfloat16"])
     assert (config.model.adapter.kind, config.model.adapter.r, config.model.dtype) == ("lora", 32, "bfloat16")
-    assert config.trainer["learning_rate"] == 5 * compose([]).trainer["learning_rate"]
-    assert compose(["model.adapter=lora", "trainer.learning_rate=1e-4"]).trainer["learning_rate"] == 1e-4
-    assert compose([]).model.adapter.kind == "none" and not compose([]).model.adapter.trains
+    assert not compose([]).model.adapter.trains
+
+
+EXPERIMENTS = sorted(path.stem for path in (data_root() / "configs/experiment").glob("*.yaml"))
+
+
+def rate(overrides: list[str]) -> float:
+    return compose(overrides).trainer["learning_rate"]
+
+
+def test_a_lora_has_its_own_rate_unless_the_user_sets_one():
+    lora = ["experiment=smollm2", "model.adapter=lora"]
+    assert rate(lora) == 5e-5 and rate(["model.adapter.kind=lora"]) == 5e-4
+    assert rate([*lora, "trainer.learning_rate=1e-4"]) == 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_lora_learns_at_five_times_the_rate_of_the_experiments_weights_however_it_is_chosen(tmp_path, experiment):
+    (tmp_path / "mine.yaml").write_text("defaults: [model/adapter: lora]")
+    chosen = [f"experiment={experiment}"]
+    for lora in (["model.adapter=lora"], ["model.adapter.kind=lora"], overrides_of(str(tmp_path / "mine.yaml"))):
+        assert rate([*chosen, *lora]) == rate([*lora, *chosen]) == pytest.approx(5 * rate(chosen), rel=1e-12)
+    assert rate(["model.adapter=lora"]) == 5e-4
+    planned = plan_runs([*chosen, "model.adapter=lora"], ["none", "route"], 1, tmp_path, compose)
+    assert {run.config.trainer["learning_rate"] for run in planned} == {rate([*chosen, "model.adapter=lora"])}
+    fixed, (dimension,) = split([*chosen, "model.adapter=none,lora"])
+    trials = [Plan(fixed, tmp_path, compose).trial(0, {dimension.key: value}).config for value in dimension.values]
+    assert trials[1].trainer["learning_rate"] / trials[0].trainer["learning_rate"] == pytest.approx(5)
+
+
+@pytest.mark.slow
+def test_a_rate_that_the_user_sets_is_the_loras_wherever_it_is_set(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: [model/adapter: lora]\ntrainer: {learning_rate: 3e-5}")
+    assert rate(["experiment=smollm2", *overrides_of(str(tmp_path / "mine.yaml"))]) == 3e-5
+    for typed in ("trainer.learning_rate=1e-4", "++trainer.learning_rate=1e-4"):
+        assert rate(["experiment=smollm2", "model.adapter=qlora", typed]) == 1e-4
