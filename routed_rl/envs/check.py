@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.envs.contract import WRONG, gold_of, lines_of, tasks_of
+from routed_rl.envs.contract import gold_of, lines_of, tasks_of
 from routed_rl.envs.core import Environment, Score, Task
 from routed_rl.envs.faults import Failure, failure_of
 from routed_rl.envs.host.wire import json_text, pack_task
@@ -235,7 +235,7 @@ def _share(trial: Trial, gold: Trial | None) -> float:
 def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
     """Trials without a score: those whose score had a `wrong` number, or all others."""
     return [trial for trial in seen.trials
-            if isinstance(trial.result, Failure) and trial.result.reason.startswith(WRONG) == wrong]
+            if isinstance(trial.result, Failure) and (trial.result.kind == "wrong number") == wrong]
 
 
 def _failure(trials: list[Trial]) -> Failure | None:

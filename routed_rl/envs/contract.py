@@ -3,6 +3,7 @@
 Every complaint names the line in the plug-in and says what to write instead.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,8 +16,6 @@ WRITTEN = {"tasks": "tasks(self, split, seed)", "score": "score(self, task, comp
            "gold": "gold(self, task)"}
 """How the methods that are called are to be written."""
 YIELD = "write yield Task(prompt, data) for each task"
-WRONG = "returned Score(...) whose "
-"""The beginning of the reason of a failure where a score has a number that cannot be counted."""
 
 
 def check_methods(name: str, environment: Any) -> None:
@@ -80,8 +79,8 @@ def is_gold(value: object) -> bool:
 def no_score(returned: Any, place: str) -> Failure:
     """The failure of a completion for which something was returned that is no Score, or one with a wrong number."""
     if isinstance(returned, Score):
-        remedy = "return numbers that are finite and in their range"
-        return Failure(shortened(WRONG + returned.problem), place=place, remedy=remedy)
+        return Failure(shortened(f"returned Score(...) whose {returned.problem}"), place=place, kind="wrong number",
+                       remedy="return numbers that are finite and in their range")
     if inspect.isawaitable(returned):
         _close(returned)
         remedy = "nothing is awaited: write a function without async"
@@ -92,14 +91,9 @@ def no_score(returned: Any, place: str) -> Failure:
     else:
         remedy = "write return Score(reward)"
     try:
-        return Failure(shortened(f"returned {returned!r}, which is no Score"), place=place, remedy=remedy)
-    except Exception as error:
-        return failure_of(error, at=lambda: place)
-
-
-def breaks_contract(failure: Failure) -> bool:
-    """Whether no Score was returned, or one with a wrong name; an exception or a number out of range may be of one completion."""
-    return failure.fatal or (failure.reason.startswith("returned ") and not failure.reason.startswith(WRONG))
+        return Failure(shortened(f"returned {returned!r}, which is no Score"), place=place, remedy=remedy, kind="no score")
+    except Exception as error:  # of the value's own repr
+        return dataclasses.replace(failure_of(error, at=lambda: place), kind="no score")
 
 
 def _kind(value: Any) -> str:

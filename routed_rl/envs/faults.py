@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from routed_rl.errors import RoutedRLError, TaskError
 
@@ -22,6 +22,11 @@ OURS = str(Path(__file__).parents[1]) + os.sep
 PYTHON = sysconfig.get_path("stdlib") + os.sep
 INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 ANY_TEXT = "a completion may be any text, empty too: return Score(0.0) for one that cannot be read"
+
+
+Kind = Literal["error", "no score", "wrong number"]
+"""error: scoring raised, or gave no answer; no score: something was returned that is no `Score`; wrong number: a `Score` was
+returned with a number that cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,13 @@ class Failure:
     place: str = ""
     """`FILE:LINE` in the plug-in; empty if it is not known, or if no plug-in has part in it."""
     remedy: str = ""
+    kind: Kind = "error"
+
+    @property
+    def breaks_contract(self) -> bool:
+        """Whether the plug-in itself is wrong: it returned no `Score`, or one with a wrong name. An exception, or a number that
+        cannot be counted, may be of one completion."""
+        return self.fatal or self.kind == "no score"
 
     @property
     def text(self) -> str:

@@ -1,46 +1,18 @@
 """Changes a generation's advantages in arms that compute them otherwise than TRL, and says which of its rows are flagged."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.config import Config
-from routed_rl.envs import Failure, LoadedEnvironment, Score, has_episodes, score_many, task_stream
-from routed_rl.envs.contract import breaks_contract, gold_of
-from routed_rl.envs.scoring import accepted, scorer_line
-from routed_rl.errors import TaskError
 from routed_rl.model.adapter import plain
 from routed_rl.routing import Router
 from routed_rl.routing.labels import LabelRouter
-from routed_rl.training.baselines import Projection, check_flags, imitation
+from routed_rl.training.baselines import Projection, imitation
 from routed_rl.training.labels import balanced, flags_of
-from routed_rl.training.spans import ANSWER, check_targets, spans_in, targeted
+from routed_rl.training.spans import ANSWER, spans_in, targeted
 from routed_rl.training.tasks import RewardFunction
-
-
-def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
-    """Score one completion of each environment: its gold, or an empty one. TaskError where the result is no `Score` or has a
-    wrong name, and ConfigError where scores lack what an arm needs. An exception is left to the training, which counts it."""
-    scores: list[Score | None] = []
-    for loaded in environments:
-        if not has_episodes(loaded.environment):
-            environment: Any = loaded.environment
-            task = next(task_stream(loaded, "train", config.seed))
-            text: Any = ""
-            with suppress(Exception):  # training needs no gold completions; `env check` tells what is wrong with them
-                text = gold_of(environment, task)
-            found = accepted(score_many(environment, [(task, text if isinstance(text, str) else "")])[0],
-                             lambda environment=environment: scorer_line(environment))
-            if isinstance(found, Failure) and breaks_contract(found):
-                raise TaskError(found.of(loaded.name))
-            scores.append(found if isinstance(found, Score) else None)
-    if config.asks_detector:
-        check_flags(config.baseline.detector, scores)
-    if config.baseline.target_rewards:
-        check_targets(scores)
 
 
 class Advantages:

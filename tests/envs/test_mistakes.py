@@ -7,13 +7,15 @@ import re
 import types
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from routed_rl.config import Config
 from routed_rl.envs import Conversation, Scorer, check_prompts, has_episodes, load_environments, task_stream
 from routed_rl.envs.build import find_object
+from routed_rl.envs.faults import Failure, Kind
+from routed_rl.envs.host.wire import pack_score, unpack_failure
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 from routed_rl.exits import guarded
 from routed_rl.inspection import check_environments, try_environments
@@ -79,6 +81,13 @@ def test_a_score_that_is_none_is_told_before_training_and_a_failure_is_left_to_b
     with pytest.raises(TaskError) as caught:
         check_first_scores(Config(), loaded)
     assert fits(MISTAKES[name], str(caught.value))
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_kind_of_a_failure_and_not_its_words_says_who_is_wrong_also_from_another_process(kind):
+    failure = Failure("returned None, which is no Score", kind=kind)
+    assert unpack_failure(pack_score(failure)) == failure and failure.breaks_contract == (kind == "no score")
+    assert unpack_failure({"error": "returned None", "kind": ["no score"]}).kind == "error"
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -9,10 +9,10 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from routed_rl.envs.core import Score, Task
-from routed_rl.envs.faults import ContractError, Failure
+from routed_rl.envs.faults import ContractError, Failure, Kind
 
 LARGEST = 64 << 20
 """The most bytes that one message may have."""
@@ -69,15 +69,16 @@ def unpack_task(message: Any, *, sealed: bool) -> Task:
 
 
 def pack_score(result: Score | Failure) -> dict[str, Any]:
-    """{score: its fields}, or {error: why it failed, place, remedy}."""
+    """{score: its fields}, or {error: why it failed, place, remedy, kind}."""
     if isinstance(result, Failure):
-        return {"error": result.reason, "place": result.place, "remedy": result.remedy}
+        return {"error": result.reason, "place": result.place, "remedy": result.remedy, "kind": result.kind}
     return {"score": [result.reward, result.solve, result.flags, result.metrics, result.spans]}
 
 
 def unpack_failure(message: Mapping[str, Any]) -> Failure:
     reason, place, remedy = (str(message.get(key) or "")[:500] for key in ("error", "place", "remedy"))
-    return Failure(reason, place=place, remedy=remedy)
+    kind = next((known for known in get_args(Kind) if known == message.get("kind")), "error")
+    return Failure(reason, place=place, remedy=remedy, kind=kind)
 
 
 def unpack_score(message: Any) -> Score:

@@ -1,0 +1,36 @@
+"""Finds a plug-in that returns no score, or not the scores that an arm needs, before anything is written and anything slow
+begins. Not covered: episodes, which only a model can play."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from routed_rl.config import Config
+from routed_rl.envs import Failure, LoadedEnvironment, Score, has_episodes, score_many, task_stream
+from routed_rl.envs.contract import gold_of
+from routed_rl.envs.scoring import accepted, scorer_line
+from routed_rl.errors import TaskError
+from routed_rl.training.baselines import check_flags
+from routed_rl.training.spans import check_targets
+
+
+def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
+    """Score one completion of each environment: its gold, or an empty one. TaskError where the result is no `Score` or has a
+    wrong name, and ConfigError where scores lack what an arm needs. An exception is left to the training, which counts it."""
+    scores: list[Score | None] = []
+    for loaded in environments:
+        if not has_episodes(loaded.environment):
+            environment: Any = loaded.environment
+            task = next(task_stream(loaded, "train", config.seed))
+            text: Any = ""
+            with suppress(Exception):  # training needs no gold completions; `env check` tells what is wrong with them
+                text = gold_of(environment, task)
+            found = accepted(score_many(environment, [(task, text if isinstance(text, str) else "")])[0],
+                             lambda environment=environment: scorer_line(environment))
+            if isinstance(found, Failure) and found.breaks_contract:
+                raise TaskError(found.of(loaded.name))
+            scores.append(found if isinstance(found, Score) else None)
+    if config.asks_detector:
+        check_flags(config.baseline.detector, scores)
+    if config.baseline.target_rewards:
+        check_targets(scores)
