@@ -46,7 +46,7 @@ def chat_config(parts: Path, out: Path | str, env: dict[str, dict[str, Any]], **
     trainer = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 16, "num_generations": 8,
                "max_completion_length": 60, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "bf16": False,
                "logging_steps": 1, "report_to": "none", "gradient_checkpointing": False} | changes.pop("trainer", {})
-    env = {name: {**settings, "path": f"{ENVIRONMENTS}:{settings['path']}"} for name, settings in env.items()}
+    env = {name: {"isolate": False, **settings, "path": f"{ENVIRONMENTS}:{settings['path']}"} for name, settings in env.items()}
     mapping = {"model": {"path": str(parts / "model")}, "subspace": {"prompts": f"{parts}/prompts.jsonl", "rank": 2}, "env": env,
-               "trainer": trainer, "evaluation": {"samples": 12}, "out": str(out)}
+               "trainer": trainer, "evaluation": {"samples": 12}, "tracking": {"report": False}, "out": str(out)}
     return from_mapping(mapping | changes)

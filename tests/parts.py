@@ -57,14 +57,14 @@ def write_parts(folder: Path, *, heads: int = 4, hidden: int = 32, seed: int = 0
 
 
 def own_config(parts: Path, out: Path | str, **changes: Any) -> Config:
-    """Two trained environments and a probe on the parts, without a report; `changes` replace keys of the top level, `trainer` and
-    `tracking` keys merge."""
-    path = f"{parts}/environment.py:Add"
+    """Two trained environments and a probe on the parts, in the trainer's process and without a report, which would take most of
+    the time; `changes` replace keys of the top level, `trainer` and `tracking` keys merge."""
+    add = {"path": f"{parts}/environment.py:Add", "isolate": False}
     trainer = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 32, "num_generations": 8,
                "max_completion_length": 5, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "bf16": False,
                "logging_steps": 1, "report_to": "none", "gradient_checkpointing": False} | changes.pop("trainer", {})
     mapping = {"model": {"path": str(parts / "model")}, "subspace": {"prompts": f"{parts}/prompts.jsonl", "rank": 2},
-               "env": {"a": {"path": path}, "b": {"path": path, "weight": 1}, "p": {"path": path, "probe": True}},
+               "env": {"a": {**add}, "b": {**add, "weight": 1}, "p": {**add, "probe": True}},
                "trainer": trainer, "evaluation": {"samples": 16}, "tracking": {"report": False} | changes.pop("tracking", {}),
                "out": str(out)}
     return from_mapping(mapping | changes)
@@ -74,7 +74,8 @@ def typed(parts: Path | str, out: Path | str, *overrides: str) -> list[str]:
     """About the same as a command line would say it."""
     path = f"{parts}/environment.py:Add"
     return [f"out={out}", f"model.path={parts}/model", "env=empty", f"env.a.path={path}", f"env.b.path={path}", "env.b.weight=1",
-            f"env.p.path={path}", "env.p.probe=true", f"subspace.prompts={parts}/prompts.jsonl", "subspace.rank=2",
+            f"env.p.path={path}", "env.p.probe=true", *(f"env.{name}.isolate=false" for name in "abp"),
+            f"subspace.prompts={parts}/prompts.jsonl", "subspace.rank=2",
             "trainer.max_steps=6", "trainer.save_steps=2", "trainer.per_device_train_batch_size=32",
             "trainer.max_completion_length=5", "trainer.learning_rate=1e-3", "evaluation.samples=16", "tracking.report=false",
             *overrides]

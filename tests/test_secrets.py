@@ -43,7 +43,8 @@ def exported(monkeypatch):
 def secretive(parts, out, *more: str) -> list[str]:
     return typed(parts, out, f"env.a.path={parts}/environment.py:Keeper", f"env.a.token={REFERENCE}",
                  f"env.a.deep.api_key={REFERENCE}", f"trainer.hub_token={REFERENCE}", "trainer.max_steps=2",
-                 "trainer.per_device_train_batch_size=16", "evaluation.samples=4", "trainer.save_steps=1", *more)
+                 "trainer.per_device_train_batch_size=16", "evaluation.samples=4", "trainer.save_steps=1",
+                 *(f"env.{name}.isolate=true" for name in "abp"), *more)
 
 
 def holders(folder) -> list[str]:

@@ -132,7 +132,7 @@ def test_a_run_that_began_while_another_was_loading_is_not_written_over(tmp_path
         return found
 
     monkeypatch.setitem(pipeline.train.__globals__, "prepared", slow)
-    overrides = typed(parts, out, *(f"env.{name}.isolate=false" for name in "abp"))
+    overrides = typed(parts, out)
     with pytest.raises(RunFolderError, match="already holds a run"):
         pipeline.train(compose(overrides), overrides)
     assert [path.name for path in out.iterdir()] == ["config.yaml"]

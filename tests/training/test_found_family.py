@@ -31,10 +31,7 @@ def parts(tmp_path_factory) -> Path:
 
 
 def configured(parts: Path, out: Path, **changes):
-    config = own_config(parts, out, trainer={"max_steps": 2, "save_steps": 1, "router_aux_loss_coef": 0}, **changes)
-    for settings in config.env.values():
-        settings |= {"isolate": False}
-    return config
+    return own_config(parts, out, trainer={"max_steps": 2, "save_steps": 1, "router_aux_loss_coef": 0}, **changes)
 
 
 @torch.no_grad()

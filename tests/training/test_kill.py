@@ -31,8 +31,6 @@ def config(parts: Path, out: Path, adapter: str, *, halts: bool):
     gap = RuleConfig(limit=4.0, action="halt" if halts else "report")
     model = {"path": str(parts / "model"), "adapter": {"kind": adapter, "r": 4}}
     wanted = own_config(parts, out, model=model, trainer={"max_steps": STEPS, "save_steps": 3, "save_total_limit": 4})
-    for settings in wanted.env.values():
-        settings["isolate"] = False
     wanted.monitor = MonitorConfig(warmup=0, gap=gap)
     return wanted
 
