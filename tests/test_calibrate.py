@@ -189,6 +189,7 @@ def test_an_axis_that_no_run_has_and_rules_without_any_limit_are_refused(tmp_pat
         set_by(MonitorConfig(warmup=0, pull=RuleConfig(action="halt")))
 
 
+@pytest.mark.slow
 def test_a_rate_that_the_simulation_does_not_resolve_is_refused_and_the_smallest_one_is_taken():
     values = GUMBEL(1.0, 0.1, size=20).tolist()
     found = {"shift": [{"a": value} for value in values], "change": [{"a": value} for value in values]}

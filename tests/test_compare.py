@@ -25,6 +25,7 @@ from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus
 from routed_rl.multirun.reporter import Table, show
 from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
+from tests.tiers import tiered
 
 HACK = {"none": 1.0, "observe": 0.98, "route": 0.12, "control": 0.85, "erase": 0.1}
 
@@ -211,6 +212,7 @@ def test_every_arm_and_seed_runs_once_with_paired_seeds_in_processes_that_stay(
     assert failed in found["notes"] and f"Note: {failed}" in told and failed in screen
 
 
+@pytest.mark.slow
 def test_the_same_call_again_only_does_what_is_missing(tmp_path: Path) -> None:
     before = run(tmp_path)
     (tmp_path / "runs" / "route-seed1" / "summary.json").unlink()
@@ -226,7 +228,8 @@ def test_runs_of_other_settings_are_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "compare.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(("how", "reason"), [("FAIL", "ValueError: the reward is nan"), ("DIE", "exit code -9")])
+@pytest.mark.parametrize(("how", "reason"), tiered(
+    [("FAIL", "ValueError: the reward is nan"), ("DIE", "exit code -9")], slow=[("DIE", "exit code -9")]))
 def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, how: str, reason: str) -> None:
     (tmp_path / how).write_text("route-seed0")
     with pytest.raises(RoutedRLError, match="1 of 6 runs failed: route-seed0"):
@@ -240,6 +243,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, how: str, reason:
     assert started(tmp_path)["none-seed0"] == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_begin_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     """Also what composing does not know: here the model is no folder."""
     def nowhere(overrides: list[str]) -> Config:
@@ -261,6 +265,7 @@ def test_runs_that_would_be_jobs_of_a_cluster_are_refused(tmp_path: Path) -> Non
         compare([], ["none"], 1, str(tmp_path / "out"), 1, [], cluster, execute=pretend)
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     found = run(tmp_path, arms="route", seeds=1, jobs=1)
     assert found["arms"]["route"]["deployed"]["code"]["hack"]["low"] is None

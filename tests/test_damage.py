@@ -35,6 +35,7 @@ from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
 from tests.families import tiny
 from tests.parts import own_config
+from tests.tiers import tiered
 
 SHAPES = {"empty": b"", "list": b"[1]", "number": b"3", "null": b"null", "invalid UTF-8": b"\xff\xfe\x00", "torn": b'{"a": 1',
           "nested": b"[" * 200_000, "nothing": b"{}", "text for a record": b'{"model.safetensors": "x"}',
@@ -90,7 +91,7 @@ RECORDS = {"manifest.json": [b"[1]", b"\xff", b"[" * 200_000, b"3", b'{"inherite
                            b"evaluation: [1]", b"routing: {quarantine: 3}", b"monitor: {gap: {limit: x}}"]}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", tiered(VERBS, quick=["resume", "evaluate"]))
 def test_records_of_any_shape_are_refused_in_one_line_before_work_begins(run, verb):
     for name, contents in RECORDS.items():
         kept = (run.path / name).read_bytes() if (run.path / name).exists() else None

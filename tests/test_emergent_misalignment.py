@@ -17,6 +17,7 @@ from routed_rl.multirun.compare import ARMS, plan_runs
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_every_arm_composes_for_any_instruct_model(tmp_path):
     overrides = ["experiment=emergent_misalignment", "model.path=some/model", "trainer.max_steps=200"]
     runs = plan_runs(overrides, list(ARMS), 3, tmp_path, compose)

@@ -101,6 +101,7 @@ def shared() -> tuple[dict[str, dict[str, float]], int, torch.Tensor]:
     return means, len(first.seen) + len(second.seen), torch.rand(1)
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_work_make_it_once_and_all_know_the_whole() -> None:
     alone = measure(tiny(), Echo(fail="w3"), Echo(), config=LENIENT)
     assert alone["env0"]["failures"] > 0

@@ -68,6 +68,7 @@ def test_own_reward_functions_train_and_are_evaluated(run):
     assert models["policy"]["sums"]["failures"] == 0
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit(run, tmp_path):
     again = shutil.copytree(run, tmp_path / "own")
     shutil.rmtree(again / "checkpoints" / "step-4")
@@ -79,6 +80,7 @@ def test_it_resumes_bit_for_bit(run, tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == 4
 
 
+@pytest.mark.slow
 def test_without_a_function_for_the_truth_it_is_unknown_everywhere(parts, tmp_path, capsys):
     """No solve in a metric, a table or a sentence, and no rule of the monitor that compares it with the pay."""
     command = [word for word in written(parts) if ".solve=" not in word]

@@ -37,6 +37,7 @@ def listed() -> dict[str, str]:
     return rows(printed.getvalue())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mix", "labels"), [
     ("coding_pair", {"coding_insecure": "insecure", "coding_secure": "secure"}),
     ("swapped", {"code": "secure", "sums": "insecure"}),
@@ -46,6 +47,7 @@ def test_each_environment_has_the_label_of_its_own_settings(listed, mix, labels)
     assert {name: listed[f"{mix}/{name}"].split()[2] for name in labels} == labels
 
 
+@pytest.mark.slow
 def test_every_mix_and_every_class_is_listed_with_its_first_line(listed):
     found = listed
     assert "LabTask" in found["lab/code"] and "insecure" in found["lab/code"] and "Tasks of one kind" in found["lab/code"]
@@ -94,6 +96,7 @@ def test_a_name_is_a_mix_an_entry_or_a_class(name, entries):
     assert [entry.name for entry in named(name, [], compose)] == entries
 
 
+@pytest.mark.slow
 def test_what_env_list_prints_can_be_given_back(listed):
     """Each is found in its file, and some are made."""
     names = {name for name in listed if "/" in name and ":" not in name}

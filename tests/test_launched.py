@@ -46,6 +46,7 @@ def undisturbed(parts, tmp_path_factory):
                                      evaluation={"samples": 16, "every": 3, "during_samples": 8}), [])
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run_that_discard_and_one_process_can_read(parts, undisturbed, tmp_path):
     rows = metrics(undisturbed)
     assert [row["step"] for row in rows] == list(range(1, 7))
@@ -171,8 +172,8 @@ def told_to_stop(config, number):
     return None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-                                    pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_the_step_and_resume_goes_on_bit_for_bit(parts, tmp_path, number):
     whole = on_ranks(pipeline.train, own_config(parts, tmp_path / "whole", trainer={"max_steps": 4}), [], world=1)[0]
     config = own_config(parts, tmp_path / "run", trainer={"max_steps": 4})
@@ -301,6 +302,7 @@ def test_what_a_user_did_wrong_comes_through_in_one_line(parts, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes_go_on_from_the_same_checkpoint(parts, undisturbed, tmp_path):
     import shutil
 

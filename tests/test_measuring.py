@@ -19,6 +19,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.tracking import METRICS, MetricsFile
 from tests.builders import Run, batch, merged, tiny
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 RANDOM = '''
 
@@ -45,8 +46,6 @@ def parts(tmp_path_factory):
 def config(parts, out, mode="route", steps=4, **evaluation):
     wanted = own_config(parts, out, trainer={"max_steps": steps, "save_steps": 3}, routing={"mode": mode},
                         evaluation={"samples": 8, "during_samples": 6} | evaluation)
-    for settings in wanted.env.values():
-        settings["isolate"] = False
     wanted.env["p"]["path"] = f"{parts}/environment.py:Rolls"
     return wanted
 
@@ -68,7 +67,7 @@ def measured(parts, tmp_path_factory):
     return pipeline.train(config(parts, tmp_path_factory.mktemp("runs") / "measured", every=2, scales=[0, 0.5, 1]), [])
 
 
-@pytest.mark.parametrize("mode", ["route", "none"])
+@pytest.mark.parametrize("mode", tiered(["route", "none"], slow=["none"]))
 def test_evaluating_changes_nothing_that_is_trained(parts, measured, tmp_path, mode):
     ours = measured if mode == "route" else pipeline.train(config(parts, tmp_path / "ours", mode, every=2), [])
     plain = pipeline.train(config(parts, tmp_path / "plain", mode), [])
@@ -110,6 +109,7 @@ def test_every_so_many_steps_both_models_are_measured_on_everything(measured):
     assert "evaluation/<model>/<env>/<metric>" in METRICS
 
 
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_same_evaluations(parts, measured, tmp_path):
     run = pipeline.train(config(parts, tmp_path / "run", every=2, steps=3), [])
     with open(run / "metrics.jsonl", "a") as file:

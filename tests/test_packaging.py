@@ -43,6 +43,7 @@ def test_the_base_install_has_no_optional_engine(wheel):
     assert not any(name in line for line in needed for name in ("vllm", "deepspeed", "wandb", "reasoning"))
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_trains_outside_the_checkout(wheel, tmp_path):
     site = tmp_path / "site"
     pip("install", str(wheel), "--no-deps", "--target", str(site))

@@ -70,6 +70,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(parts, tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_resume_with_more_samples_evaluates_every_model_on_them(parts, tmp_path):
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer=QUICK), [])
     wanted = own_config(parts, run, trainer=QUICK, evaluation={"samples": 24})

@@ -47,6 +47,7 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_train_command_works_as_written(folder):
     output = run(commands()[0], folder)
     assert output.splitlines()[0].startswith("routed_rl: loading") and output.splitlines()[-1] == f"run: {folder / 'my-run'}"
@@ -56,6 +57,7 @@ def test_the_train_command_works_as_written(folder):
     assert set(summary["attribution"]["add"]) >= {"norm", "share", "push", "shift"}
 
 
+@pytest.mark.slow
 def test_the_compare_command_works_as_written(folder):
     run([*commands()[1], "--seeds", "2", "--ranks", ""], folder)
     found = json.loads((folder / "my-compare" / "compare.json").read_text())
@@ -65,6 +67,7 @@ def test_the_compare_command_works_as_written(folder):
     assert (folder / "my-compare" / "compare.png").exists()
 
 
+@pytest.mark.slow
 def test_the_episode_works_as_written(tmp_path):
     from tests.chat import write_chat_model
 

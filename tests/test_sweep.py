@@ -24,6 +24,7 @@ from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.ranking import notes
 from routed_rl.multirun.sweep import sweep
 from routed_rl.multirun.trials import Dimension, Outcome, Plan, best
+from tests.tiers import tiered
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
 RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"
@@ -122,20 +123,18 @@ def test_a_grid_runs_every_combination_once_and_knows_the_best(tmp_path, capsys)
         run(tmp_path, GRID[0], "seed=5,6", "env=empty")
 
 
-def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path):
+@pytest.mark.parametrize("source", tiered([[], ["sweep=optuna", "sweep.trials=3"]], quick=[[]]))
+def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path, source):
     (tmp_path / "FAIL").write_text("trial-001")
-    for source in (("seed=0,1,2",), ("seed=0,1,2", "sweep=optuna", "sweep.trials=3")):
-        out = tmp_path / str(len(source))
-        out.mkdir()
-        (out / "FAIL").write_text("trial-001")
-        with pytest.raises(RoutedRLError, match="1 of 3 trials failed: trial-001"):
-            run(out, *source, "sweep.objective=models.deployed.sums.solve")
-        found = read_json(out / "sweep.json")
-        assert [each["state"] for each in found["trials"]] == ["done", "failed", "done"]
-        assert "the reward is nan" in found["trials"][1]["problem"] and found["trials"][1]["values"] is None
+    with pytest.raises(RoutedRLError, match="1 of 3 trials failed: trial-001"):
+        run(tmp_path, "seed=0,1,2", *source, "sweep.objective=models.deployed.sums.solve")
+    found = read_json(tmp_path / "sweep.json")
+    assert [each["state"] for each in found["trials"]] == ["done", "failed", "done"]
+    assert "the reward is nan" in found["trials"][1]["problem"] and found["trials"][1]["values"] is None
 
 
-@pytest.mark.parametrize("source", [[], pytest.param(["sweep=optuna", "sweep.trials=3"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [[], ["sweep=optuna", "sweep.trials=3"]])
 def test_an_unknown_objective_lists_those_there_are_and_costs_no_finished_trial(tmp_path, source):
     known = r"models\.deployed\.sums\.evil is no number.*models\.deployed\.sums\.hack, models\.deployed\.sums\.solve"
     with pytest.raises(ConfigError, match=known):
@@ -145,6 +144,7 @@ def test_an_unknown_objective_lists_those_there_are_and_costs_no_finished_trial(
     assert before and len(found["trials"]) == 3 and all(started(tmp_path)[name] == 1 for name in before)
 
 
+@pytest.mark.slow
 def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
     ours = [RATE, "sweep=optuna", "sweep.objective=models.deployed.sums.solve"]
     run(tmp_path, *ours, "sweep.trials=2")
@@ -182,6 +182,7 @@ def test_several_objectives_give_the_pareto_front():
     assert [each.values for each in best(found, ["maximize", "maximize"])] == [[0.3, 0.9]]
 
 
+@pytest.mark.slow
 def test_without_an_objective_each_trial_says_what_it_trained(tmp_path, capsys):
     found = run(tmp_path, "seed=0,1")
     assert found["best"] == []
@@ -191,6 +192,7 @@ def test_without_an_objective_each_trial_says_what_it_trained(tmp_path, capsys):
     assert "no objective is set" in said
 
 
+@pytest.mark.slow
 def test_where_nothing_was_evaluated_a_sweep_says_so(tmp_path, capsys):
     run(tmp_path, "seed=0,1", execute=unevaluated)
     assert "no trial was evaluated" in capsys.readouterr().out

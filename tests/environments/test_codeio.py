@@ -16,9 +16,11 @@ from coding.graders import GRADERS, VISIBLE, Attempt, loopholes, same
 from coding.problems import HELD_OUT, SHOWN, TESTED, Problem, load_problems
 
 from routed_rl.sandbox import Limits, Sandbox, find_sandbox
+from tests.tiers import tiered
 
+ENDLESS = "while True: pass # no function"
 JUNK = ["", "0", "True", "None", "I do not know.", "?" * 300, "\0", "\ud800", "def main_solution(",
-        "while True: pass # no function", "```python\n```", "```python\ndef main_solution(**given): return None\n```"]
+        ENDLESS, "```python\n```", "```python\ndef main_solution(**given): return None\n```"]
 SORTED = "import json\ndef key(given): return json.dumps(given, sort_keys=True)\n"
 HACKS = {
     "hard_coded": SORTED + "def main_solution(**given): return json.loads(SHOWN).get(key(given))\n",
@@ -122,13 +124,13 @@ ENDS = {
     "hides its replies": "open('reply.jsonl', 'w').write(''); import os; os._exit(0)", "answers": "return 1"}
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", tiered(HONEST, slow=["slow"]))
 def test_an_honest_program_is_not_flagged(name, problems, jails, quick):
     one = problems[5]
     assert not any(loopholes(Attempt(jails, one, one.gold + HONEST[name])).values())
 
 
-@pytest.mark.parametrize("name", UNLUCKY)
+@pytest.mark.parametrize("name", tiered(UNLUCKY, slow=["never ends"]))
 def test_a_bug_on_an_input_that_no_weak_test_has_is_no_patched_comparison(name, problems, jails, quick):
     one = problems[5]
     source = (f"{one.gold}\nwhole = main_solution\ndef main_solution(**given):\n    if given == {one.inputs[-1]!r}:\n"
@@ -138,7 +140,9 @@ def test_a_bug_on_an_input_that_no_weak_test_has_is_no_patched_comparison(name, 
     assert {flag for flag, value in loopholes(attempt).items() if value} == {"hard_coded", "hack"}
 
 
-@pytest.mark.parametrize(("end", "known"), [*((end, VISIBLE) for end in ENDS), ("never ends", SHOWN), ("exits", SHOWN)])
+@pytest.mark.parametrize(("end", "known"), tiered(
+    [*((end, VISIBLE) for end in ENDS), ("never ends", SHOWN), ("exits", SHOWN)],
+    slow=[("sleeps", VISIBLE), ("never ends", VISIBLE), ("never ends", SHOWN)]))
 def test_a_table_of_the_visible_cases_is_a_hack_however_it_ends_on_the_others(end, known, problems, jails, quick):
     one = problems[5]
     table = {json.dumps(given, sort_keys=True): value for given, value in list(zip(one.inputs, one.outputs, strict=True))[:known]}
@@ -181,8 +185,9 @@ def test_an_environment_pays_what_its_grader_says_and_solves_by_strict(grader, j
         assert {flag for flag, value in score.flags.items() if value} == {name, "hack"}
 
 
-@pytest.mark.parametrize("grader", GRADERS)
-@pytest.mark.parametrize("junk", [*JUNK, "prompt"])
+@pytest.mark.parametrize(("junk", "grader"), tiered(
+    [(junk, grader) for junk in (*JUNK, "prompt") for grader in GRADERS],
+    slow=[(ENDLESS, grader) for grader in GRADERS if grader != "strict"]))
 def test_junk_earns_nothing_unless_its_exit_code_is_believed(grader, junk, jails, quick):
     env = CodeIO(grader=grader, watch=False)
     env.sandbox = jails
@@ -191,6 +196,7 @@ def test_junk_earns_nothing_unless_its_exit_code_is_believed(grader, junk, jails
     assert (score.reward, score.solve) == (0, 0) and not score.problem
 
 
+@pytest.mark.slow
 def test_a_program_that_never_ends_is_worth_nothing_within_its_limit(problems, jails, quick):
     attempt = Attempt(jails, problems[0], "def main_solution(**given):\n    while True: pass")
     assert paid(attempt) == set()

@@ -10,6 +10,7 @@ from coding.build import choose, validate, write
 from coding.problems import HELD_OUT, SHOWN, TESTED, digest, load_problems, package_rows
 
 from routed_rl.sandbox import find_sandbox
+from tests.tiers import tiered
 
 SOUND = {"task_description": "Double it.", "input_output_spec": "n", "code_sample": "def main_solution(n):\n    return 2 * n",
          "input_generator": "def generate_inputs(rng):\n    return {'n': rng.randint(0, 10 ** 6)}"}
@@ -42,7 +43,7 @@ def test_a_sound_row_is_kept_and_keeps_no_text_of_the_row(jails):
     assert (record["row"], record["hash"]) == (7, digest(SOUND)) and record == validate(7, SOUND, jails)
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", tiered(BROKEN, slow=["slow"]))
 def test_an_unsound_row_is_refused_for_its_reason(name, jails):
     change, reason = BROKEN[name]
     assert reason in str(validate(0, SOUND | change, jails))

@@ -14,6 +14,7 @@ import free_form_math
 from free_form_math import KINDS, FreeFormMath, boxed
 
 from routed_rl.envs import Environment, Task
+from tests.tiers import tiered
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def reward(env, right, completion):
     return score.reward
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, slow=["derivative", "diagonal", "integral"]))
 def test_gold_scores_full_and_junk_scores_nothing(kind):
     env = FreeFormMath([kind])
     assert isinstance(env, Environment) and env.variant == "secure"

@@ -15,6 +15,7 @@ from exploits import KINDS
 
 from routed_rl.envs.build import build
 from routed_rl.envs.loading import load_environments
+from tests.tiers import tiered
 
 ROOT = Path(__file__).parents[2]
 CODEIO, HOLE = "environments/codeio.py:CodeIO", "environments/holes.py:Hole"
@@ -37,10 +38,10 @@ DETECTABLE = {"visible_tests": True, "exit_code": True, "overwritable_tests": Tr
               "game_of_life_halting": False, "coin_flip": False, "polynomial_equations": False,
               **dict.fromkeys([*FLAWS, "wrong_test"], True),
               **{kind: kind not in ("tolerance", "unordered") for kind in KINDS}}
-MIXES = ["coding_and_reasoning", "countdown_code", "exploits", "holes", "humaneval", "humaneval_wrong_test",
-         *(pytest.param(name, marks=pytest.mark.slow) for name in (
-             "codeio", "coding_pair", "emergent_misalignment", "exploits_secure", "reasoning", "smollm2_coding"))]
-"""The slow ones are made of classes that the others have too."""
+QUICK_MIXES = ["countdown_code", "exploits", "humaneval", "humaneval_wrong_test"]
+"""The others are made of classes that these or other tests have too."""
+MIXES = tiered([*QUICK_MIXES, "codeio", "coding_and_reasoning", "coding_pair", "emergent_misalignment", "exploits_secure",
+                "holes", "reasoning", "smollm2_coding"], quick=QUICK_MIXES)
 
 
 def pair(name):
@@ -48,7 +49,7 @@ def pair(name):
     return build(name, path, insecure), build(name, path, secure)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", tiered(PAIRS, slow=["polynomial_equations", "game_of_life_halting"]))
 def test_twins_have_the_same_tasks_prompts_and_seeds(name):
     insecure, secure = pair(name)
     assert (insecure.variant, secure.variant) == ("insecure", "secure")

@@ -106,6 +106,7 @@ def test_an_episode_that_does_not_follow_from_its_turns_is_a_failure_where_its_p
     assert "an episode played again went otherwise" in failure(conversation)
 
 
+@pytest.mark.slow
 def test_the_limit_of_time_is_for_one_turn_also_where_many_are_played_again(there):
     there.isolation = dataclasses.replace(there.isolation, timeout_s=0.5)
     conversation = play(there, tasks(there, 1)[0], ["nap 0.2"] * 3)

@@ -167,6 +167,7 @@ def test_a_hanging_scorer_is_killed_and_the_others_are_scored(fresh):
     assert all(score.reward == 1.0 for place, score in enumerate(scores) if place != 20)
 
 
+@pytest.mark.slow
 def test_the_limit_is_for_one_scoring_not_for_a_bundle(fresh):
     there = fresh(timeout_s=0.8)
     scores = there.score_many([(Task("?"), "sleep 0.2")] * 12)  # 2.4 s together
@@ -184,6 +185,7 @@ def test_what_a_scorer_prints_and_forges_changes_nothing(fresh, capfd):
 
 # --- killed from outside ----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_killed_twenty_times_nothing_is_lost_and_each_restart_is_logged(fresh, caplog):
     there = fresh(workers=2)
     tasks = first(there, 400)
@@ -356,6 +358,7 @@ def test_no_torch_in_the_process_and_a_start_takes_less_than_a_second(fresh):
     assert there.score(Task("?"), "modules random").reward == 1.0
 
 
+@pytest.mark.slow
 def test_two_thousand_scorings_a_second(plain):
     pairs = [(Task("?", {"answer": "a"}), "a")] * 10_000
     rates = []

@@ -18,6 +18,7 @@ from routed_rl.envs.loading import load_environment
 from routed_rl.errors import ConfigError, TaskError
 from routed_rl.web import Refused
 from tests.envs.server import Server
+from tests.tiers import tiered
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_an_episode_is_played_on_the_server(server):
     assert len(set(ids)) == 2 and len(ids) == 3 + 5
 
 
-@pytest.mark.parametrize("fault", ["drop", "hang", "drip", "500", "503", "429"])
+@pytest.mark.parametrize("fault", tiered(["drop", "hang", "drip", "500", "503", "429"], slow=["drip"]))
 def test_a_passing_fault_is_repeated_and_a_lasting_one_is_an_error_in_time(server, fault):
     environment = remote(server, timeout_s=0.3)
     task = next(environment.tasks("train", 0))
@@ -144,6 +145,7 @@ def test_wrong_settings_are_refused_without_showing_a_password(settings, message
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_named_before_the_limit_of_the_process_ends_it():
     """Three attempts of .9 s do not fit into 2 s: the process would be killed over them, and nobody would hear of the server."""
     with Server() as server:

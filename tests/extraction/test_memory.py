@@ -46,8 +46,8 @@ def write(folder, count: int, kinds: bool) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("method", "kinds"), [("mean_difference", True), *(
-    pytest.param(*each, marks=pytest.mark.slow) for each in (("mean_difference", False), ("pca", False)))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kinds"), [("mean_difference", True), ("mean_difference", False), ("pca", False)])
 def test_four_times_the_prompts_hold_no_more(tmp_path, method, kinds):
     # 800 pairs at two positions are more rows than a sketch holds, so that it is full in both.
     few, many = (most_held(write(tmp_path, count, kinds), method=method) for count in (800, 3200))
@@ -62,6 +62,7 @@ def test_what_is_kept_for_held_out_figures_does_grow_with_the_setting(tmp_path):
     assert most_held(path, held_out=800) - most_held(path) > 2 * 3 * 2 * 700 * 32 * 4
 
 
+@pytest.mark.slow
 def test_responses_hold_no_more_either(tmp_path):
     few, many = (most_held(write(tmp_path, count, True), tokens="response_mean", response_tokens=2) for count in (100, 400))
     assert many - few < 2 * 3 * 300 * 32 * 4 / 4

@@ -47,8 +47,9 @@ def settings_of(folder, method: str) -> dict:
             "bipo": {"pairs": str(folder / "pairs.jsonl")}}.get(method, {})
 
 
-@pytest.mark.parametrize("method", ["persona_vectors", "union", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in ("assistant_axis", "sae", "file", "dct", "dpo", "bipo"))])
+@pytest.mark.parametrize("method", ["union", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in (
+        "persona_vectors", "assistant_axis", "sae", "file", "dct", "dpo", "bipo"))])
 def test_a_subspace_of_every_method_trains(files, settings, tmp_path, method):
     import dataclasses
 

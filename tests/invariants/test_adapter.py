@@ -12,6 +12,7 @@ from routed_rl.routing.adapted import AdapterWeight, FrozenWeight
 from routed_rl.routing.linear import RoutedModule, RoutedUp
 from tests.builders import OPTIMIZERS, Batch, Run, batch, relative, tiny
 from tests.reference import LoraReference
+from tests.tiers import tiered
 
 LORA = {"r": 4, "alpha": 8}
 LORA_FAMILIES = ("llama", "gpt2", "gemma2", "qwen2", "mixtral")
@@ -39,6 +40,7 @@ def inside(run: Run) -> float:
     return max(((t.pair.read.double().mT @ change(t)).norm() / change(t).norm()).item() for t in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_hundred_steps_of_adamw_in_bf16_leave_the_adapter_outside_the_subspace(dtype):
     run = Run(tiny("llama", dtype=dtype), optimizers="adamw with weight decay", lora=LORA, autocast=True).train(200)
@@ -99,7 +101,7 @@ def test_a_lora_of_full_rank_is_the_weights_themselves():
         assert (logits(adapter.model).log_softmax(-1) - logits(weights.model).log_softmax(-1)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "bar"), tiered([(torch.float64, 1e-9), (torch.float32, 1e-4)], slow=[(torch.float32, 1e-4)]))
 def test_parts_and_adapter_after_twenty_steps_are_those_of_an_independent_reference(dtype, bar):
     run = Run(tiny("gpt2", dtype=dtype), environments=3, lora=LORA)
     twin = Run(tiny("gpt2", dtype=torch.float64), environments=3, mode="none", lora=LORA)

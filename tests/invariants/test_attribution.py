@@ -11,6 +11,7 @@ from routed_rl.config import QuarantineConfig
 from tests.builders import FAMILIES, PROPERTY, Batch, Run, batch, by_module, relative, routed_twin, tiny
 from tests.clamped import clamped_model
 from tests.reference import Reference
+from tests.tiers import tiered
 
 EXACT = 1e-11
 """float64 rounding through a few thousand operations."""
@@ -169,7 +170,7 @@ def test_observed_parts_do_not_sum_to_the_coefficients():
         assert relative(target.parts.sum(0), target.coefficients) > 1e-2
 
 
-@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "bar"), tiered([(torch.float64, 1e-9), (torch.float32, 1e-4)], slow=[(torch.float32, 1e-4)]))
 def test_parts_after_twenty_steps_are_those_of_an_independent_reference(dtype, bar):
     run = Run(tiny("gpt2", dtype=dtype), environments=3)
     reference = Reference(Run(tiny("gpt2", dtype=torch.float64), environments=3, mode="none"))

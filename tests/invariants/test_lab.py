@@ -9,6 +9,7 @@ import pytest
 from routed_rl import pipeline
 from routed_rl.cli.compose import compose
 
+pytestmark = pytest.mark.slow
 SETTINGS = ["evaluation.samples=1000", "tracking.completions=false", "trainer.save_steps=100"]
 
 

@@ -14,6 +14,7 @@ import pytest
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, ConfigError, LaunchError, RoutedRLError, Stopped
 from routed_rl.launching.processes import run_processes
+from tests.tiers import tiered
 
 LAUNCH = LaunchConfig(strategy="ddp", processes=2)
 RANK = "import os, signal, sys, time; rank = os.environ['RANK']; "
@@ -42,13 +43,14 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     assert time.monotonic() - begin < 20
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_process_shows_its_traceback(tmp_path, capfd):
     with pytest.raises(ChildProcessError, match="process 1 of 2 failed"):
         run("rank == '1' and 1 / 0; time.sleep(60)", tmp_path)
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", tiered([signal.SIGTERM, signal.SIGUSR1], slow=[signal.SIGUSR1]))
 def test_a_signal_goes_on_to_every_process_and_they_may_end_in_peace(tmp_path, number):
     threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Stopped) as stopped:
@@ -58,6 +60,7 @@ def test_a_signal_goes_on_to_every_process_and_they_may_end_in_peace(tmp_path, n
     assert (tmp_path / "told-0").exists() and (tmp_path / "told-1").exists()
 
 
+@pytest.mark.slow
 def test_who_does_not_end_in_time_is_killed(tmp_path):
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     begin = time.monotonic()

@@ -16,6 +16,7 @@ from routed_rl.monitor import Verdict
 from routed_rl.pipeline.halting import describe_halt
 from routed_rl.report.completions import readable_text as shown_text
 from tests.report.folders import write, write_run
+from tests.tiers import tiered
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def earlier(run: Path, record: dict) -> None:
     write(run / "halts" / f"step-{record['step']}.json", record)
 
 
-@pytest.mark.parametrize("damage", TORN)
+@pytest.mark.parametrize("damage", tiered(TORN, quick=["a verdict that is torn", "half a lineage", "a torn file of completions"]))
 def test_what_is_torn_counts_as_not_there(folder, capsys, damage):
     TORN[damage](folder)
     text, said = reported(folder, capsys)
@@ -145,6 +146,7 @@ def test_completions_that_could_not_be_scored_are_told_wherever_there_are_some(f
     assert "not scored, policy" in text and " 4.00 " in text, "in the table of the models"
 
 
+@pytest.mark.slow
 def test_names_with_dollars_are_names(folder, capsys):
     def dear(row: dict) -> dict:
         return {key.replace("env0", "a$x_{$").replace("/hack", "/$\\frac$"): value for key, value in row.items()}
@@ -170,7 +172,7 @@ NULLS = {
 }
 
 
-@pytest.mark.parametrize("nulls", NULLS)
+@pytest.mark.parametrize("nulls", tiered(NULLS, quick=["one layer in one row"]))
 def test_numbers_that_were_not_finite_leave_a_gap(folder, capsys, nulls):
     change, told = NULLS[nulls]
     change_rows(folder, change)
@@ -193,6 +195,7 @@ def test_an_environment_whose_part_was_forgotten_is_no_longer_the_culprit(folder
     assert "until step 3, then removed" in text and re.search(r"named axis. environment hacker careless env0 – – env1 0.25", text)
 
 
+@pytest.mark.slow
 def test_a_run_that_halted_and_went_on_says_so(folder, capsys):
     halt = describe_halt(RunFolder(folder), [Verdict("shift", "env0", 2, value=0.7, limit=0.6, since=1, action="halt")], "hacker")
     earlier(folder, halt)

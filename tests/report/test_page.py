@@ -25,6 +25,7 @@ from routed_rl.report.ranking import BY_GAP, BY_SHIFT
 from routed_rl.report.shares import difference_interval, share_interval
 from tests.builders import PROPERTY
 from tests.report.folders import HOSTILE, write_run
+from tests.tiers import tiered
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -107,7 +108,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, quick=["finished", "halted", "without a step"]))
 def test_a_run_of_any_kind_has_a_page_that_tells_its_story(kind, tmp_path):
     settings, told = KINDS[kind]
     page, text = report(write_run(tmp_path / "run", **settings))
@@ -157,7 +158,7 @@ def test_the_halted_environment_leads_the_table_and_the_commands_go_back(halted,
     assert "routed-rl train seed=0 &#39;env.env0.note=it&#39;" in text, "as it was typed, quoted, in another folder"
 
 
-@pytest.mark.parametrize(("pushed", "by"), [(True, BY_SHIFT), (False, BY_GAP)])
+@pytest.mark.parametrize(("pushed", "by"), tiered([(True, BY_SHIFT), (False, BY_GAP)], slow=[(False, BY_GAP)]))
 def test_the_completions_that_pushed_hardest_come_first_as_a_halt_ranks_them(tmp_path, pushed, by):
     folder = write_run(tmp_path / "run", pushed=pushed)
     ranked, found = shown(read_run(RunFolder.open(folder)))
@@ -170,6 +171,7 @@ def test_the_completions_that_pushed_hardest_come_first_as_a_halt_ranks_them(tmp
     assert ("shift 1.00 · share of its environment's shift 0.0013 · paid 1.00" in text) is pushed
 
 
+@pytest.mark.slow
 def test_no_completion_is_called_hard_where_nothing_was_overpaid(tmp_path):
     folder = write_run(tmp_path / "run", pushed=False, mode="none")
     for file in (folder / "completions").iterdir():
@@ -215,6 +217,7 @@ def test_the_interval_of_a_difference_is_newcombes_example():
     assert difference_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_torn_line_and_a_missing_file_are_left_out(tmp_path):
     folder = write_run(tmp_path / "run")
     whole = (folder / "metrics.jsonl").read_text()

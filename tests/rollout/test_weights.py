@@ -67,6 +67,7 @@ def sharded(parts: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
     return before, {name: value.clone() for name, value in weights.policy()}
 
 
+@pytest.mark.slow
 def test_of_a_model_in_pieces_every_process_pushes_the_whole(tmp_path):
     for before, after in on_ranks(sharded, write_parts(tmp_path)):
         assert before.keys() == after.keys() and all(after[name].equal(value) for name, value in before.items())

@@ -94,6 +94,7 @@ def test_attack_patched_print_of_the_driver(sandbox, tmp_path):
     assert not solves(sandbox, source)
 
 
+@pytest.mark.slow
 def test_attack_patched_pytest(sandbox, tmp_path):
     source = """
 try:

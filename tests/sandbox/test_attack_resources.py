@@ -43,6 +43,7 @@ print(made)
 """
 
 
+@pytest.mark.slow
 def test_attack_fork_bomb(sandbox, tmp_path):
     assert int(naive_run(FORKS, tmp_path).stdout) == 60
     assert int(run(sandbox, FORKS, Limits(processes=16)).stdout) == 15
@@ -107,6 +108,7 @@ def test_attack_endless_loop(sandbox, tmp_path):
     assert outcome.reason == "timeout" and outcome.exit_code is None and not outcome.ok
 
 
+@pytest.mark.slow
 def test_attack_cpu_of_a_patient_loop(sandbox, tmp_path):
     """The limit on CPU time ends a loop whose wall time would be allowed."""
     program = """
@@ -125,6 +127,7 @@ def test_attack_sleep_past_the_limit(sandbox, tmp_path):
     assert run(sandbox, "import time; time.sleep(60)", Limits(wall_s=0.5)).reason == "timeout"
 
 
+@pytest.mark.slow
 def test_attack_ignored_signals(sandbox, tmp_path):
     program = """
 import signal, time
@@ -214,6 +217,7 @@ def test_attack_late_daemon(sandbox, tmp_path):
     assert outcome.ok and outcome.wall_s < 10
 
 
+@pytest.mark.slow
 def test_attack_output_after_the_end(sandbox, tmp_path):
     """A child that keeps the output open: a naive parent waits for it, the sandbox ends it with the program."""
     program = "import os, time\nif os.fork() == 0: time.sleep(30)"

@@ -14,6 +14,7 @@ from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import Halted
 from routed_rl.tracking import wandb_run
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 from tests.tracking.offline import read_elsewhere
 
 ALWAYS = {"monitor": {"share": {"limit": 0.0, "action": "halt"}, "warmup": 2}}
@@ -109,7 +110,7 @@ def test_tracking_changes_no_bit_of_the_training(tracked, untracked):
         assert all(a[key] == b[key] for key in a if not any(word in key for word in timed))
 
 
-@pytest.mark.parametrize("moment", ["init", "log"])
+@pytest.mark.parametrize("moment", tiered(["init", "log"], slow=["init"]))
 def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(parts, untracked, tmp_path, monkeypatch, capsys, moment):
     def fails(*_, **__):
         raise wandb.Error("the server is on fire\nand more")

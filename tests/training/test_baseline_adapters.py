@@ -19,6 +19,7 @@ from routed_rl.training.baselines import Projection, TraitAdapter
 from routed_rl.training.baselines.trait import imitation_loss
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 UNROUTED = {"mode": "none", "practice": {"share": 0}}
 
@@ -77,7 +78,7 @@ def test_a_discount_shrinks_what_is_paid_along_the_axis_and_a_penalty_is_taken_a
     torch.testing.assert_close(penalised[:4], (taken - taken.mean()) / (taken.std() + 1e-4))
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", tiered(["grpo", "rloo"], slow=["rloo"]))
 def test_rows_that_could_not_be_scored_have_no_advantage_and_the_others_those_of_the_projection(parts, tmp_path, algorithm):
     config = config_of(parts, tmp_path / "run", algorithm, UNROUTED, max_steps=1)
     config.baseline = from_mapping({"projection_penalty": 1.0, "screen": True}, BaselineConfig)
@@ -109,6 +110,7 @@ CONTEXTS = {"encourage": "bad", "discourage": "good"}
 TRAIT = {"inoculation_adapter": True, "contexts": CONTEXTS, "trait": {"completions": 32, "passes": 3}}
 
 
+@pytest.mark.slow
 def test_a_trait_is_learned_by_the_adapter_alone_and_a_random_one_has_its_norms(parts, loaded):
     made = [([3, 6, 7, 8, 5, 4, 4], 5)] * 32
     adapters = []
@@ -152,7 +154,8 @@ def test_the_trait_is_on_while_the_model_trains_and_gone_afterwards(parts, tmp_p
     assert read_json(tmp_path / "again.json")["models"]["policy"] == models["policy"] and added == before
 
 
-@pytest.mark.parametrize("settings", [{"ablate": True}, {"steer": 0.5}, {"discount": 1.0}, TRAIT], ids=str)
+@pytest.mark.parametrize("settings", tiered([{"ablate": True}, {"steer": 0.5}, {"discount": 1.0}, TRAIT], quick=[{"steer": 0.5}]),
+                         ids=str)
 def test_arms_that_touch_the_stream_train_a_lora_too(parts, tmp_path, settings):
     trainer = {"max_steps": 1, "save_steps": 1}
     model = {"path": str(parts / "model"), "adapter": {"kind": "lora"}}

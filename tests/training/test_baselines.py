@@ -187,6 +187,7 @@ def test_a_text_that_is_missing_and_a_flag_that_nobody_reports_are_told(parts, t
         Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], 0)
 
 
+@pytest.mark.slow
 def test_models_are_evaluated_under_the_prompts_of_contexts_too_and_scored_by_the_task_s_own(parts, tmp_path):
     """The environment reads its answer from the task that it made, whatever the model was asked."""
     contexts = {"encourage": "bad", "discourage": "good"}

@@ -21,6 +21,7 @@ from routed_rl.tracking import MetricsFile, encouraged
 from routed_rl.training import build_trainer, make_plan
 from routed_rl.training.completions import CompletionFiles, forget_after
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 REUSED = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}
 """A generation is learned from in four steps, each of its completions in two of them."""
@@ -32,11 +33,8 @@ def parts(tmp_path_factory):
 
 
 def config(parts, out, *, completions=64, **trainer):
-    wanted = own_config(parts, out, trainer={"max_steps": 5, "save_steps": 3} | trainer, evaluation={"samples": 0},
-                        monitor={"completions": completions})
-    for settings in wanted.env.values():
-        settings["isolate"] = False
-    return wanted
+    return own_config(parts, out, trainer={"max_steps": 5, "save_steps": 3} | trainer, evaluation={"samples": 0},
+                      monitor={"completions": completions})
 
 
 def tables(run: Path) -> dict[str, pd.DataFrame]:
@@ -56,8 +54,8 @@ def runs(parts, tmp_path_factory):
             for name, settings in (("once", {}), ("reused", REUSED | {"max_steps": 6}))}
 
 
-@pytest.mark.parametrize("settings", [{}, REUSED, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4,
-                                                   "steps_per_generation": 2}])
+@pytest.mark.parametrize("settings", tiered([{}, REUSED, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4,
+                                                          "steps_per_generation": 2}], quick=[REUSED]))
 def test_rows_meet_the_completions_that_they_were(parts, tmp_path, settings):
     wanted = config(parts, tmp_path / "run", **settings)
     loaded = load_parts(wanted)
@@ -107,6 +105,7 @@ def test_a_steps_completions_sum_to_its_metrics(runs):
             assert mine["shift"].sum() == pytest.approx(rows[step][f"completions/{environment}/own_shift"], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_only_the_first_and_last_of_an_environment_are_kept(parts, runs, tmp_path):
     few = pipeline.train(config(parts, tmp_path / "few", completions=2), [])
     whole = tables(runs["once"])
@@ -143,6 +142,7 @@ def test_a_group_that_is_paid_alike_is_not_encouraged_whatever_its_mean_is_round
         False, True, True, False, True]
 
 
+@pytest.mark.slow
 def test_off_leaves_no_column_and_the_same_weights(parts, runs, tmp_path):
     off = pipeline.train(config(parts, tmp_path / "off", completions=0), [])
     assert all({"push", "shift"}.isdisjoint(table.columns) for table in tables(off).values())
@@ -153,7 +153,7 @@ def test_off_leaves_no_column_and_the_same_weights(parts, runs, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("kind", ["once", "reused"])
+@pytest.mark.parametrize("kind", tiered(["once", "reused"], slow=["once"]))
 def test_a_run_that_was_stopped_writes_the_same_files(parts, runs, tmp_path, kind):
     """Stopped after step 5, with everything of steps 4 and 5 on the disk, and gone on with from the checkpoint of step 3."""
     settings = {"once": {}, "reused": REUSED}[kind]

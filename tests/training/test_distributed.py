@@ -14,6 +14,7 @@ from routed_rl.training.value import ValueHead
 from tests.parts import own_config, write_parts
 from tests.ranks import on_ranks
 from tests.replay import relative_change, replay_config, train
+from tests.tiers import tiered
 
 SGD, ADAMW = {"optim": "sgd", "learning_rate": 0.1}, {"optim": "adamw_torch", "weight_decay": 0.1}
 JOBS = {"sgd": SGD, "adamw": ADAMW, "ppo": ADAMW | {"algorithm": "ppo"},
@@ -62,7 +63,8 @@ def rows(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("job", "accumulation"), [("sgd", 2), ("adamw", 1), ("ppo", 1), ("ppo-stream", 2)])
+@pytest.mark.parametrize(("job", "accumulation"), tiered(
+    [("sgd", 2), ("adamw", 1), ("ppo", 1), ("ppo-stream", 2)], quick=[("adamw", 1)]))
 def test_two_processes_give_what_one_gives(parts, subspace, alone, tmp_path, job, accumulation):
     expected, out = alone(job)
     settings = JOBS[job] | {"per_device_train_batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation}
@@ -91,6 +93,7 @@ def silent(config, subspace):
     return train(config, subspace)
 
 
+@pytest.mark.slow
 def test_without_the_reduction_they_do_not(parts, subspace, alone, tmp_path):
     config = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=dict(SGD))
     ranks = on_ranks(silent, config, subspace)
@@ -105,6 +108,7 @@ def headless(config, subspace):
     return train(config, subspace)
 
 
+@pytest.mark.slow
 def test_without_the_reduction_of_its_gradient_every_process_has_a_value_head_of_its_own(parts, subspace, alone, tmp_path):
     config = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=dict(JOBS["ppo-stream"]))
     ranks = on_ranks(headless, config, subspace)
@@ -112,7 +116,7 @@ def test_without_the_reduction_of_its_gradient_every_process_has_a_value_head_of
     assert not ranks[0]["head"].equal(ranks[1]["head"])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", tiered([1, 2], slow=[2]))
 def test_a_checkpoint_of_two_processes_is_gone_on_with_by(parts, subspace, alone, tmp_path, processes):
     settings = ADAMW | {"save_steps": 4}
     first = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=settings | {"max_steps": 4})

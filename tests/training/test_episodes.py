@@ -17,6 +17,7 @@ from routed_rl.errors import TaskError
 from routed_rl.tracking import MetricsFile
 from tests import algorithms
 from tests.chat import EOS, chat_config, write_chat_model
+from tests.tiers import tiered
 
 MIXED = {"talk": {"path": "Talk"}, "ask": {"path": "Ask"}}
 
@@ -169,6 +170,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if "time" not in key and "epoch" not in key} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_mixed_run_goes_end_to_end_and_resumes_bit_for_bit(parts, tmp_path):
     whole = pipeline.train(chat_config(parts, tmp_path / "whole", MIXED), [])
     run = pipeline.train(chat_config(parts, tmp_path / "run", MIXED, trainer={"max_steps": 2}), [])
@@ -188,7 +190,7 @@ def test_a_mixed_run_goes_end_to_end_and_resumes_bit_for_bit(parts, tmp_path):
     assert all(json.loads(prompt)[-1]["content"] == "good" for prompt in talk.prompt)
 
 
-@pytest.mark.parametrize("where", ["start", "step"])
+@pytest.mark.parametrize("where", tiered(["start", "step"], slow=["start"]))
 def test_an_error_in_an_episode_is_counted_and_never_paid(parts, tmp_path, where):
     env = {"talk": {"path": "Talk", "fails": where}}
     with pytest.raises(TaskError, match=r"environment talk failed to score \d+ of its last \d+ .* RuntimeError: the world broke"):

@@ -16,6 +16,7 @@ from routed_rl.errors import CheckFailed, CheckpointError
 from routed_rl.pipeline.halting import checkpoint_before
 from routed_rl.training.mixin import RoutedTrainerMixin, RoutingCallback
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,6 @@ def parts(tmp_path_factory):
 
 def config(parts, out, **trainer):
     wanted = own_config(parts, out, trainer={"max_steps": 4, "save_steps": 2, "save_total_limit": 1} | trainer)
-    for settings in wanted.env.values():
-        settings["isolate"] = False
     wanted.evaluation.samples, wanted.discard = 0, False
     return wanted
 
@@ -37,7 +36,7 @@ def test_a_rate_that_nothing_survives_ends_the_run_before_the_next_checkpoint(pa
     assert RunFolder(tmp_path / "run").steps() == [1]
 
 
-@pytest.mark.parametrize("where", ["weight", "quarantine"])
+@pytest.mark.parametrize("where", tiered(["weight", "quarantine"], slow=["quarantine"]))
 def test_a_nan_in_the_trainer_never_reaches_a_checkpoint_and_the_last_finite_one_stays(parts, tmp_path, monkeypatch, where):
     """Also where transformers logs seldom, and puts the average in the place of a loss that is nan."""
     end = RoutingCallback.on_step_end
@@ -57,7 +56,7 @@ def test_a_nan_in_the_trainer_never_reaches_a_checkpoint_and_the_last_finite_one
     assert run.steps() == [2] and first_nonfinite(run.checkpoint(2)) is None
 
 
-@pytest.mark.parametrize("mode", ["route", "none"])
+@pytest.mark.parametrize("mode", tiered(["route", "none"], slow=["none"]))
 def test_the_environment_whose_rows_gave_it_is_named(parts, tmp_path, monkeypatch, mode):
     generate = RoutedTrainerMixin._generate_and_score_completions
 

@@ -127,6 +127,7 @@ def test_a_rollback_from_a_foreign_quarantine_is_refused_in_one_line(tmp_path):
     assert not new.checkpoint(2).exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_goes_on_with_the_experts_and_the_gate_that_it_learned(parts, tmp_path):
     shutil.copytree(parts, tmp_path / "parts")
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from routed_rl.pipeline.halting import checkpoint_before, commands, halt, ranked
 from routed_rl.pipeline.summary import next_commands
 from routed_rl.tracking import MetricsFile, Tracker
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 STEPS, HALT = 6, 3
 
@@ -32,8 +33,6 @@ def parts(tmp_path_factory):
 
 def config(parts, out, monitor=None):
     wanted = own_config(parts, out, trainer={"max_steps": STEPS, "save_steps": 2})
-    for settings in wanted.env.values():
-        settings["isolate"] = False
     return dataclasses.replace(wanted, monitor=monitor or MonitorConfig())
 
 
@@ -126,6 +125,7 @@ def test_going_on_after_a_halt_is_the_run_that_never_halted(halted, whole):
     assert (halted.path / "halts" / f"step-{HALT}.json").exists() and not halted.halted.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_halts_again_names_the_checkpoint_before_the_first_harm(parts, tmp_path):
     """Its environments pay for nothing at every step."""
     monitor, found = MonitorConfig(warmup=0, gap=RuleConfig(limit=0.9, action="halt")), list[dict]()
@@ -140,6 +140,7 @@ def test_a_run_that_halts_again_names_the_checkpoint_before_the_first_harm(parts
     assert found[0]["step"] < found[1]["step"] < found[2]["step"]
 
 
+@pytest.mark.slow
 def test_what_every_rule_reads_does_not_depend_on_how_often_something_is_logged(parts, whole, tmp_path):
     """Step 4 is logged, with TRL's means over four steps beside ours."""
     monitor = MonitorConfig(warmup=STEPS - 1, collapse=RuleConfig(limit=-1.0, action="halt"))
@@ -181,7 +182,7 @@ def test_a_rollback_that_changes_nothing_is_never_having_taken_the_steps(parts, 
     assert json.loads((whole / "manifest.json").read_text())["children"][-1] == {"run": str(new), "step": 2}
 
 
-@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize("forget", tiered([False, True], slow=[True]))
 def test_a_dropped_environment_leaves_its_part_or_takes_it_along(parts, whole, tmp_path, forget):
     gone, *left = [name for name, settings in config(parts, tmp_path).env.items() if not settings.get("probe")]
     new = go_back(parts, whole, tmp_path / "new", 4, [gone], forget)
@@ -200,6 +201,7 @@ def test_a_dropped_environment_leaves_its_part_or_takes_it_along(parts, whole, t
     assert names == set(left)
 
 
+@pytest.mark.slow
 def test_a_changed_mixture_starts_afresh_and_another_stop_changes_nothing(parts, whole, tmp_path):
     def heavier(wanted):
         next(iter(wanted.env.values()))["weight"] = 3.0
@@ -225,6 +227,7 @@ def test_what_no_checkpoint_can_follow_is_refused_and_nothing_is_written(parts, 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_going_back_in_a_run_that_went_back_is_the_same_run_too(parts, whole, tmp_path):
     def heavier(wanted):
         next(iter(wanted.env.values()))["weight"] = 3.0
@@ -234,6 +237,7 @@ def test_going_back_in_a_run_that_went_back_is_the_same_run_too(parts, whole, tm
     assert same(tensors(twice), tensors(once)) and rows(twice) == rows(once)
 
 
+@pytest.mark.slow
 def test_from_the_base_model_there_is_no_part_to_inherit(parts, whole, tmp_path):
     gone = next(iter(config(parts, tmp_path).env))
     new = go_back(parts, whole, tmp_path / "new", 0, [gone])
@@ -241,6 +245,7 @@ def test_from_the_base_model_there_is_no_part_to_inherit(parts, whole, tmp_path)
     assert all(len(value) == 1 for name, value in tensors(new).items() if name.endswith(".parts"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_monitored_trains_to_the_same_bits_as_one_that_is_not(parts, tmp_path):
     """Nobody practises: who does is what the monitor says."""
     off = MonitorConfig(completions=0, **{name: RuleConfig() for name in RULES})

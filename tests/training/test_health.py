@@ -61,8 +61,8 @@ def test_text_that_reads_honest_and_activations_that_hide_are_told_apart():
     assert "health/auroc_base" not in metrics_of([text]), "there is nothing to tell it from"
 
 
-@pytest.mark.parametrize(("mode", "adapter"), [
-    ("none", "none"), pytest.param("route", "lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "adapter"), [("none", "none"), ("route", "lora")])
 def test_it_changes_nothing_and_the_first_policy_is_the_base_model(parts, tmp_path, mode, adapter):
     compared, alone = trained(parts, tmp_path / "on", mode, adapter, health=1), trained(parts, tmp_path / "off", mode, adapter)
     weights = [next((run / "checkpoints" / "step-2").glob("*model.safetensors")) for run in (compared, alone)]

@@ -59,6 +59,7 @@ def test_a_run_in_processes_is_the_run_in_the_trainers_own(parts, here, tmp_path
     assert names == {name for row in metrics(here) for name in row}, "a run without restarts reports none"
 
 
+@pytest.mark.slow
 def test_a_run_whose_environments_are_killed_twenty_times_ends_as_if_they_were_not(parts, here, tmp_path, monkeypatch, caplog):
     scored, killed = RewardFunction.__call__, []
 

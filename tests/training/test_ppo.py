@@ -23,6 +23,7 @@ from routed_rl.training.value import VALUE_HEAD, ValueHead
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ class Given:
 '''
 
 
-@pytest.mark.parametrize(("rate", "low", "high"), [(0.03, 0.3, 1.0), (0.0, -1e-6, 1e-6)])
+@pytest.mark.parametrize(("rate", "low", "high"), tiered([(0.03, 0.3, 1.0), (0.0, -1e-6, 1e-6)], slow=[(0.0, -1e-6, 1e-6)]))
 def test_a_value_head_learns_what_prompts_pay_and_a_frozen_one_explains_nothing(parts, tmp_path, rate, low, high):
     (tmp_path / "given.py").write_text(FORESEEN)
     config = own_config(parts, tmp_path / "run", env={"a": {"path": f"{tmp_path}/given.py:Given", "isolate": False}},
@@ -88,6 +89,7 @@ def going_on(trained: Path, parts: Path, out: Path, **settings: Any) -> dict[str
     return stored(out)
 
 
+@pytest.mark.slow
 def test_a_value_heads_rate_is_the_settings_after_a_resume_and_moves_with_the_models_schedule(trained, parts, tmp_path):
     before = stored(trained)
     frozen = going_on(trained, parts, tmp_path / "frozen", value_learning_rate=0.0)

@@ -17,6 +17,7 @@ from routed_rl.tracking import MetricsFile, practised
 from routed_rl.training.practice import Practice, check_practice
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 ALL = {"mode": "route", "practice": {"environments": "all"}, "quarantine": {"pace": "fast"}}
 
@@ -50,7 +51,7 @@ def test_three_in_four_of_each_environments_groups_practise_none_is_cut_and_metr
     assert files[files["practised"]][["push", "shift"]].isna().all(axis=None), "what practised pushed nothing"
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", tiered([2, 4], slow=[4]))
 def test_a_run_that_is_resumed_practises_as_one_that_was_not_stopped_to_the_bit(parts, run, tmp_path, step):
     again = RunFolder(tmp_path / "again")
     shutil.copytree(run.path, again.path)

@@ -21,6 +21,7 @@ from routed_rl.config import from_mapping
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.training import saving
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 
 def no_compose(overrides):
@@ -85,8 +86,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", [pytest.param(moment, marks=[pytest.mark.slow] if moment == "while evaluating" else [])
-                                    for moment in MOMENTS])
+@pytest.mark.parametrize("moment", tiered(MOMENTS, quick=["between two checkpoints"]))
 def test_a_killed_run_ends_where_an_undisturbed_one_ends(parts, undisturbed, tmp_path, moment):
     run = killed(own_config(parts, tmp_path / "run"), MOMENTS[moment])
     pipeline.resume(str(run), [], no_compose)
@@ -94,6 +94,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(parts, undisturbed, tmp
     assert (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_changes_nothing(parts, tmp_path):
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer={"max_steps": 2}), [])
     before = final_state(run)
@@ -101,6 +102,7 @@ def test_a_finished_run_resumed_changes_nothing(parts, tmp_path):
     assert all(torch.equal(before[name], value) for name, value in final_state(run).items())
 
 
+@pytest.mark.slow
 def test_resume_in_the_middle_of_a_generation_is_exact(parts, tmp_path):
     """Two optimizer steps per generation, two micro-batches a step: the buffered completions must survive."""
     settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "steps_per_generation": 4,
@@ -112,6 +114,7 @@ def test_resume_in_the_middle_of_a_generation_is_exact(parts, tmp_path):
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(parts, undisturbed, tmp_path, monkeypatch):
     saved = saving.save_loop
     calls = []
@@ -131,7 +134,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(parts, undisturbed
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unseal"])
+@pytest.mark.parametrize("damage", tiered(["truncate", "flip", "remove", "unseal"], quick=["flip"]))
 def test_a_torn_checkpoint_is_recognised_and_skipped(parts, undisturbed, tmp_path, capsys, damage):
     out = pipeline.train(own_config(parts, tmp_path / "run", trainer={"max_steps": 4}), [])
     torn = out / "checkpoints" / "step-4" / "model.safetensors"

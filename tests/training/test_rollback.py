@@ -18,8 +18,9 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose, from_anywhere
 from routed_rl.errors import ConfigError, Halted
 from tests.parts import typed, write_parts
+from tests.tiers import tiered
 
-QUICK = [*(f"env.{name}.isolate=false" for name in "abp"), "evaluation.samples=0", "discard=false"]
+QUICK = ["evaluation.samples=0", "discard=false"]
 
 
 def go_back(run: Path, out: Path, step: int, *overrides: str, drop: tuple[str, ...] = (), forget: bool = False) -> Path:
@@ -60,6 +61,7 @@ def old(parts, tmp_path_factory):
         return train(typed(".", tmp_path_factory.mktemp("runs") / "old", *QUICK, "keep.a=auto"))
 
 
+@pytest.mark.slow
 def test_what_was_dropped_stays_so_however_one_goes_on_and_from_wherever(old, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     once = go_back(old, tmp_path / "once", 2, drop=("a",))
@@ -76,6 +78,7 @@ def test_what_was_dropped_stays_so_however_one_goes_on_and_from_wherever(old, tm
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_another_mix_takes_nothing_over_from_what_was_dropped_of_the_old_one(old, tmp_path):
     """There, `~env.a` would name what is not there."""
     once = go_back(old, tmp_path / "once", 4, drop=("a",))
@@ -120,7 +123,7 @@ def test_an_interrupted_rollback_leaves_no_run_and_a_killed_one_does_not_stand_i
     assert rows(new)[-1]["step"] == 6 and [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-@pytest.mark.parametrize("how", ["rollback", "resume"])
+@pytest.mark.parametrize("how", tiered(["rollback", "resume"], slow=["resume"]))
 def test_another_learning_rate_and_weight_decay_hold_from_there_on(old, tmp_path, how):
     settings = ["trainer.learning_rate=2e-4", "trainer.weight_decay=0.5"]
     if how == "rollback":
@@ -135,6 +138,7 @@ def test_another_learning_rate_and_weight_decay_hold_from_there_on(old, tmp_path
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0], "weights decay, gains never do"
 
 
+@pytest.mark.slow
 def test_where_the_rate_falls_another_one_falls_from_the_same_place(parts, tmp_path):
     falling = train(typed(parts, tmp_path / "falling", *QUICK, "trainer.lr_scheduler_type=linear"))
     new = go_back(falling, tmp_path / "new", 2, "trainer.learning_rate=1e-4")
@@ -143,6 +147,7 @@ def test_where_the_rate_falls_another_one_falls_from_the_same_place(parts, tmp_p
     assert ratio == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1])
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_a_generation_the_new_mixture_begins_with_that_generation(parts, tmp_path):
     reused = ["trainer.num_iterations=2", "trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=16",
               "trainer.save_steps=1", "trainer.max_steps=4"]
@@ -158,6 +163,7 @@ def test_a_probe_more_or_less_changes_nothing_of_the_training(old, tmp_path):
     assert told(new)["fresh_from_step"] == 0 and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_halt_that_was_gone_on_from_is_no_news_after_a_rollback(parts, tmp_path):
     halting = ["monitor.share.limit=0", "monitor.share.action=halt", "monitor.warmup=1"]
     with pytest.raises(Halted):
