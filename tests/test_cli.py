@@ -99,7 +99,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
     assert capsys.readouterr().out == without
     assert list(VERBS) == ["train", "resume", "rollback", "extract", "evaluate", "discard", "export", "push", "compare", "sweep",
                            "audit", "filter", "share", "unshare", "robustify", "relearn", "calibrate", "report", "env", "doctor",
-                           "settings", "new"]
+                           "settings", "new", "completion"]
     assert all(f"  {verb} " in without for verb in VERBS)
 
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from routed_rl.cli.compose import compose
-from routed_rl.multirun.compare import ARMS, plan_runs
+from routed_rl.multirun.arms import ARMS
+from routed_rl.multirun.compare import plan_runs
 
 ROOT = Path(__file__).parent.parent
 

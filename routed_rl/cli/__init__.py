@@ -10,6 +10,9 @@ from routed_rl import __version__
 from routed_rl.cli.verbs import run, usage
 from routed_rl.exits import guarded
 
+COMPLETE = "--complete"
+"""The first argument with which a shell asks what may stand in the place of the last one."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code. Without arguments, print the help."""
@@ -19,5 +22,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if argv[0] == "--version":
         print(f"routed-rl {__version__}")
+        return 0
+    if argv[0] == COMPLETE:
+        from routed_rl.cli.completion import candidates
+
+        for each in candidates(argv[1:]):
+            print(each)
         return 0
     return guarded(lambda: run(argv), argv)

@@ -212,3 +212,7 @@ def new(given: Namespace) -> None:
     from routed_rl import inspection
 
     inspection.write_new(given.what, given.name)
+
+
+def completion(given: Namespace) -> None:
+    print((Path(__file__).parent / "shells" / f"{given.shell}.txt").read_text(encoding="utf-8"), end="", flush=True)

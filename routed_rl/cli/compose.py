@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from routed_rl.artifacts import data_root, resolve
-from routed_rl.config import Config, MonitorConfig, from_mapping, section, unknown
+from routed_rl.config import Config, MonitorConfig, from_mapping, unknown
 from routed_rl.config.adapter import FASTER
-from routed_rl.config.checks import LONGEST_NAME, declared_type
+from routed_rl.config.checks import LONGEST_NAME, declared_types
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
 
@@ -145,14 +145,14 @@ def _check_choice(override: Override, group: Path, name: str) -> None:
     for choice in value if isinstance(value, list) else [value]:
         if choice not in choices:
             close = difflib.get_close_matches(str(choice), choices, n=1)
-            single = f"; a single setting is written {name}.NAME=VALUE" if name in _names(Config) else ""
+            single = f"; a single setting is written {name}.NAME=VALUE" if name in declared_types(Config) else ""
             guess = f"did you mean {name}={close[0]}? " if close else ""
             raise ConfigError(f"{override.input_line} is not known; {guess}choices: {', '.join(choices)}{single}")
 
 
 def _check_name(key: str) -> None:
     """Refuse a setting that does not exist; the first guess is the same word in another section."""
-    known = _names(Config)
+    known = declared_types(Config)
     if key in known or key.startswith(FREE):
         return
     same = [name for name in [*known, *COMMON] if name.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -170,16 +170,6 @@ COMMON = tuple(f"trainer.{name}" for name in (
 """Settings of TRL that are often used, listed only to suggest the nearest one; the trainer checks all of its settings."""
 
 
-def _names(cls: type, prefix: str = "") -> dict[str, str]:
-    """Every setting's dotted name and its declared type, sections included."""
-    names: dict[str, str] = {}
-    for field in dataclasses.fields(cls):
-        names[f"{prefix}{field.name}"] = declared_type(field)
-        if (inner := section(field)) is not None:
-            names |= _names(inner, f"{prefix}{field.name}.")
-    return names
-
-
 def _typed(composed: DictConfig) -> Config:
     """`composed` as a `Config`: every value has the type that its field declares, and paths are absolute from here."""
     plain: Any = None
@@ -193,7 +183,7 @@ def _typed(composed: DictConfig) -> Config:
         raise ConfigError(_one_line(error)) from error
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "")
-        declared = _names(Config).get(key)
+        declared = declared_types(Config).get(key)
         if declared is None or not isinstance(error, ValidationError):
             raise ConfigError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from error
         raise ConfigError(f"{key} must be {declared}, got {OmegaConf.select(composed, key)!r}") from error

@@ -45,7 +45,7 @@ RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; 
 
 @dataclass(frozen=True)
 class Verb:
-    """`says` is shown before anything else; the function of the same name in `actions` does the work."""
+    """`says` is shown before anything else, unless it is empty; the function of the same name in `actions` does the work."""
 
     help: str
     options: tuple[Option, ...]
@@ -176,6 +176,8 @@ VERBS: dict[str, Verb] = {
     "new": Verb("a commented file to begin with, which runs as it is", (
         option("what", choices=["env", "experiment"], help="an environment, or the settings of an experiment"),
         option("name", metavar="NAME", help="the file is NAME.py or NAME.yaml, in this folder")), "writing"),
+    "completion": Verb("a script with which a shell completes commands, options, settings and names at a press of Tab", (
+        option("shell", choices=["bash", "zsh", "fish"], help="your shell; the script's first line says where it goes"),), ""),
 }
 
 
@@ -197,7 +199,8 @@ def run(argv: list[str]) -> None:
     for names, declared in verb.options:
         parser.add_argument(*names, **declared)
     arguments = parser.parse_intermixed_args(argv[1:])
-    print(f"routed_rl: {verb.says}", flush=True)
+    if verb.says:
+        print(f"routed_rl: {verb.says}", flush=True)
     if getattr(arguments, "config", None):
         from routed_rl.cli.settings_file import overrides_of
 
@@ -218,4 +221,5 @@ RL fine-tuning that keeps a change of persona in a quarantine that can be discar
 {rows}
 
 Overrides are {SETTINGS}.
-`routed-rl COMMAND --help` tells more; `routed-rl train` alone runs the default experiment."""
+`routed-rl COMMAND --help` tells more; `routed-rl train` alone runs the default experiment.
+`eval "$(routed-rl completion bash)"` lets Tab complete commands, options, settings and names; zsh and fish can do so, too."""

@@ -23,6 +23,16 @@ def declared_type(setting: dataclasses.Field[Any]) -> str:
     return written.replace("typing.", "").replace(" | None", " or null")
 
 
+def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
+    """The declared type of every setting below a section, for people, by its dotted name; sections are settings, too."""
+    found: dict[str, str] = {}
+    for each in dataclasses.fields(cls):
+        found[f"{prefix}{each.name}"] = declared_type(each)
+        if (inner := section(each)) is not None:
+            found |= declared_types(inner, f"{prefix}{each.name}.")
+    return found
+
+
 def unknown(key: str, known: list[str]) -> str:
     """The message for an unknown setting. It names the closest known setting, or else all of them."""
     near = closest(key, known, 0.6)

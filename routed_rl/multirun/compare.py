@@ -1,4 +1,4 @@
-"""`compare`: the same experiment under several arms, paired by seed. A new arm is one row of `ARMS`."""
+"""`compare`: the same experiment under several arms, paired by seed."""
 
 from pathlib import Path
 from typing import Any
@@ -8,46 +8,14 @@ from routed_rl.config import Compose
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
 from routed_rl.multirun import relearned, reporter
+from routed_rl.multirun.arms import ARMS, ROUTED, UNROUTED
 from routed_rl.multirun.compare_page import write_comparison
 from routed_rl.multirun.comparison import draw, tables
 from routed_rl.multirun.job import Job, seeded, train_or_resume
-from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED, results
+from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.report import not_scored, roles_of
-
-ALONE = ["routing.mode=none", "routing.practice.share=0"]
-LABELLED = ["routing.mode=labels", "routing.practice.share=0"]
-ARMS: dict[str, list[str]] = {
-    UNROUTED: ALONE,
-    "observe": ["routing.mode=observe", "routing.practice.share=0"],
-    ROUTED: ["routing.mode=route"],
-    CONTROL: ["routing.mode=route", "subspace.method=random"],
-    "practice_all": ["routing.mode=route", "routing.practice.environments=all"],
-    "erase": ["routing.mode=erase", "routing.practice.share=0"],
-    "labels": LABELLED,
-    "labels_unrouted": [*LABELLED, "routing.labels.route=false"],
-    "labels_random": [*LABELLED, "baseline.detector.shuffle=true"],
-    "oracle_filter": [*ALONE, "baseline=oracle_filter", "baseline.detector.kind=flags", "baseline.detector.recall=1",
-                      "baseline.detector.precision=1",
-                      "baseline.detector.shuffle=false"],
-    "screen": [*ALONE, "baseline=screen"],
-    "penalty": [*ALONE, "baseline=penalty"],
-    "inoculation": [*ALONE, "baseline=inoculation"],
-    "recontextualise": [*ALONE, "baseline=recontextualise"],
-    "kl": [*ALONE, "trainer.beta=0.05"],
-    "caft": [*ALONE, "baseline=caft"],
-    "caft_control": [*ALONE, "baseline=caft", "subspace.method=random"],
-    "steer": [*ALONE, "baseline=steer"],
-    "discount": [*ALONE, "baseline=discount"],
-    "projection_penalty": [*ALONE, "baseline.projection_penalty=1"],
-    "target_rewards": [*ALONE, "baseline.target_rewards=true"],
-    "interleave": [*ALONE, "baseline.interleave=0.2"],
-    "inoculation_adapter": [*ALONE, "baseline.inoculation_adapter=true"],
-    "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
-}
-"""Arm -> the settings that make it, which come after the user's. The frozen parameters are the same in every arm. `practice_all`
-is a contrast: a leaky environment practises too, so the behaviour that it pays for reaches the deployed model."""
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,

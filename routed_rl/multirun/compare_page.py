@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from routed_rl.multirun.arms import ROUTED, UNROUTED
 from routed_rl.multirun.reporter import Table as Numbers
-from routed_rl.multirun.results import ROUTED, UNROUTED
 from routed_rl.report import Bar, Headline, Page, Panel, Section, Table, write_page
 from routed_rl.tracking import NOT_METRICS
 

@@ -12,11 +12,11 @@ from routed_rl import console
 from routed_rl.artifacts import data_root, write_text
 from routed_rl.config import Compose
 from routed_rl.errors import ConfigError, RunsFailed
+from routed_rl.multirun.arms import UNROUTED
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.comparison import cell
 from routed_rl.multirun.intervals import interval
 from routed_rl.multirun.reporter import Table
-from routed_rl.multirun.results import UNROUTED
 
 DRAWN = re.compile(r"drawn-\d+")
 USE = "environments/*/use.py"

@@ -14,10 +14,10 @@ from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError, command, reading
 from routed_rl.model.adapter import CONFIG
 from routed_rl.multirun import reporter
+from routed_rl.multirun.arms import UNROUTED
 from routed_rl.multirun.attacks import Attacked, Said, attack
 from routed_rl.multirun.job import Job
 from routed_rl.multirun.relearned import draw, summarised, table
-from routed_rl.multirun.results import UNROUTED
 from routed_rl.pipeline.candidates import candidates
 from routed_rl.pipeline.record import read_config
 

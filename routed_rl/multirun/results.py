@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from routed_rl.multirun.arms import CONTROL, ROUTED, UNROUTED
 from routed_rl.multirun.intervals import Cells, fold, intervals, minus, over
 from routed_rl.tracking import MODELS, NOT_METRICS
-
-UNROUTED, ROUTED, CONTROL = "none", "route", "control"
-"""The arms with which others are compared."""
 
 Runs = Mapping[int, dict[str, Any]]
 """Seed -> summary."""

@@ -4,8 +4,8 @@ next."""
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from routed_rl.multirun.arms import CONTROL, ROUTED, UNROUTED
 from routed_rl.multirun.comparison import cell
-from routed_rl.multirun.results import CONTROL, ROUTED, UNROUTED
 from routed_rl.report import Headline, headlines
 
 Found = dict[str, Any]
