@@ -37,6 +37,7 @@ from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests.builders import relative, tiny
 from tests.cards import loaded_by_card
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 from tests.training.test_conformance import PLAIN
 from tests.training.test_resume import metrics
 
@@ -57,11 +58,20 @@ def lora_config(parts: Path, out: Path | str, mode: str = "route", dtype: str = 
     return own_config(parts, out, model=model, routing=routing, trainer=LEARNING | (trainer or {}), **changes)
 
 
+class Runs(dict[str, Path]):
+    """By mode a finished run, which is trained when a test first asks for it."""
+
+    def __init__(self, parts: Path, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
+
+    def __missing__(self, mode: str) -> Path:
+        self[mode] = pipeline.train(lora_config(self.parts, self.folder / mode, mode), [])
+        return self[mode]
+
+
 @pytest.fixture(scope="module")
-def runs(parts, tmp_path_factory) -> dict[str, Path]:
-    """A finished run of each mode."""
-    folder = tmp_path_factory.mktemp("runs")
-    return {mode: pipeline.train(lora_config(parts, folder / mode, mode), []) for mode in ("route", "observe", "erase", "none")}
+def runs(parts, tmp_path_factory) -> Runs:
+    return Runs(parts, tmp_path_factory.mktemp("runs"))
 
 
 @torch.no_grad()
@@ -101,32 +111,29 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return relative(found, expected) < 1e-5
 
 
-def test_every_checkpoint_is_a_stock_adapter_of_the_deployed_model(parts, runs):
-    for mode, run in runs.items():
-        for step in (2, 4):
-            folder, models = run / "checkpoints" / f"step-{step}", in_memory(run, step)
-            assert close(read_by_peft(parts, folder), models.get("deployed", models["policy"])), (mode, step)
-            assert not list(folder.glob("model*.safetensors")) and not (folder / "config.json").exists()
-            assert relative(models["policy"], models["base"]) > 1e-3
-    model = base_of(parts)
-    assert sum(path.stat().st_size for path in (runs["route"] / "deployed").iterdir()) < 2 * model.num_parameters()
-    policy, deployed = (in_memory(runs["observe"])[name] for name in ("policy", "deployed"))
-    assert relative(policy, deployed) > 1e-5  # what it observes is in the policy alone
+@pytest.mark.parametrize("mode", tiered(["route", "observe", "erase", "none"], quick=["route"]))
+def test_every_checkpoint_is_a_stock_adapter_of_the_deployed_model(parts, runs, mode):
+    for step in (2, 4):
+        folder, models = runs[mode] / "checkpoints" / f"step-{step}", in_memory(runs[mode], step)
+        assert close(read_by_peft(parts, folder), models.get("deployed", models["policy"])), step
+        assert not list(folder.glob("model*.safetensors")) and not (folder / "config.json").exists()
+        assert relative(models["policy"], models["base"]) > 1e-3
+    assert sum(path.stat().st_size for path in (runs[mode] / "deployed").iterdir()) < 2 * base_of(parts).num_parameters()
 
 
-def test_base_and_deployed_and_quarantine_are_the_policy_through_stock_peft(parts, runs, tmp_path):
-    for mode in ("route", "observe"):
-        run, models, out = runs[mode], in_memory(runs[mode]), tmp_path / mode
-        pipeline.discard(str(run), str(out / "deployed"))
-        pipeline.export(str(run), str(out / "quarantine"), None, str(out / "policy"))
-        assert close(read_by_peft(parts, out / "deployed"), models["deployed"])
-        assert close(read_by_peft(parts, out / "deployed", out / "quarantine"), models["policy"])
-        assert close(read_by_peft(parts, out / "policy"), models["policy"])
-        assert relative(models["policy"], models["deployed"]) > 1e-5
-        settings = json.loads((out / "policy" / "adapter_config.json").read_text())
-        assert settings["base_model_name_or_path"] == str(parts / "model")
-        ranks = {name.rpartition(".")[2]: rank for name, rank in settings["rank_pattern"].items()}
-        assert ranks["q_proj"] == 4 and ranks["o_proj"] > 4
+@pytest.mark.parametrize("mode", tiered(["route", "observe"], slow=["observe"]))
+def test_base_and_deployed_and_quarantine_are_the_policy_through_stock_peft(parts, runs, tmp_path, mode):
+    run, models = runs[mode], in_memory(runs[mode])
+    pipeline.discard(str(run), str(tmp_path / "deployed"))
+    pipeline.export(str(run), str(tmp_path / "quarantine"), None, str(tmp_path / "policy"))
+    assert close(read_by_peft(parts, tmp_path / "deployed"), models["deployed"])
+    assert close(read_by_peft(parts, tmp_path / "deployed", tmp_path / "quarantine"), models["policy"])
+    assert close(read_by_peft(parts, tmp_path / "policy"), models["policy"])
+    assert relative(models["policy"], models["deployed"]) > 1e-5  # what a run observes is in the policy alone
+    settings = json.loads((tmp_path / "policy" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(parts / "model")
+    ranks = {name.rpartition(".")[2]: rank for name, rank in settings["rank_pattern"].items()}
+    assert ranks["q_proj"] == 4 and ranks["o_proj"] > 4
 
 
 def test_the_code_on_each_card_loads_the_model_that_it_tells_of(runs, tmp_path, monkeypatch):
@@ -173,17 +180,17 @@ def test_parts_that_are_kept_are_ranks_beside_the_deployed_adapter(parts, runs, 
     assert json.loads((tmp_path / "merged" / "kept.json").read_text())["parts"]["a"]["share"] == 0.5
 
 
-def test_rows_are_declared_metrics_and_the_adapter_stays_outside(runs):
-    for mode in ("route", "observe", "erase"):
-        rows = [row for row in MetricsFile(runs[mode] / "metrics.jsonl").rows() if "quarantine/norm" in row]
-        assert [row["step"] for row in rows] == [1, 2, 3, 4]
-        for row in rows:
-            assert row["routing/drift"] < 1e-6 and 0 < row["routing/routed_fraction"] < 1
-            assert {key.split("/")[0] for key in row} - {"step", "time"} <= {key.split("/")[0] for key in METRICS}
-    manifest = json.loads((runs["route"] / "manifest.json").read_text())
+@pytest.mark.parametrize("mode", tiered(["route", "observe", "erase"], quick=["route"]))
+def test_rows_are_declared_metrics_and_the_adapter_stays_outside(runs, mode):
+    rows = [row for row in MetricsFile(runs[mode] / "metrics.jsonl").rows() if "quarantine/norm" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["routing/drift"] < 1e-6 and 0 < row["routing/routed_fraction"] < 1
+        assert {key.split("/")[0] for key in row} - {"step", "time"} <= {key.split("/")[0] for key in METRICS}
+    manifest = json.loads((runs[mode] / "manifest.json").read_text())
     assert manifest["frozen"] == ["every weight of the base model"] and len(manifest["targets"]) == 4
     assert all("reader" in reason and ".lora_" in name for name, reason in manifest["unrouted"].items())
-    assert write_report(RunFolder(runs["route"])).exists() and len(manifest["unrouted"]) == 2 * 2 * 5
+    assert write_report(RunFolder(runs[mode])).exists() and len(manifest["unrouted"]) == 2 * 2 * 5
 
 
 def same(run: Path, other: Path) -> None:
@@ -198,7 +205,8 @@ def same(run: Path, other: Path) -> None:
     assert metrics(run) == metrics(other)
 
 
-@pytest.mark.parametrize("mode", ["route", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("observe", "none"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["route", "observe", "none"])
 def test_resume_is_not_stopping_and_rollback_is_not_having_gone_on(parts, runs, tmp_path, mode):
     run = pipeline.train(lora_config(parts, tmp_path / "run", mode, trainer={"max_steps": 2}), [])
     pipeline.resume(str(run), ["trainer.max_steps=4"], lambda _: lora_config(parts, run, mode))
@@ -215,6 +223,7 @@ def test_resume_is_not_stopping_and_rollback_is_not_having_gone_on(parts, runs, 
         assert json.loads((fewer / "manifest.json").read_text())["inherited"] == ["b"]
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_has_its_adapter_in_float32(parts, tmp_path):
     config = lora_config(parts, tmp_path / "run", dtype="bfloat16", trainer={"bf16": True, "use_cpu": True})
     run = pipeline.train(config, [])
@@ -230,8 +239,7 @@ def test_a_run_in_bf16_has_its_adapter_in_float32(parts, tmp_path):
     assert torch.equal(merged.bfloat16(), rounded.bfloat16()) and not torch.equal(merged, rounded)  # what was learned is kept
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(("name", "beta"), tiered([(name, beta) for name in PLAIN for beta in (0.0, 0.3)], quick=[("grpo", 0.3)]))
 def test_mode_none_is_trl_with_a_peft_config_bit_for_bit(parts, tmp_path, name, beta):
     trainer = {"algorithm": name, "max_steps": 3, "save_steps": 9, "beta": beta, "num_iterations": 2}
     config = lora_config(parts, tmp_path / "ours", "none", trainer=trainer)
@@ -270,6 +278,7 @@ def test_the_kl_is_to_the_base_model_without_the_quarantine(parts, runs, tmp_pat
     assert logits(loaded.model).equal(policy) and relative(policy, base) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_an_adapter_that_is_merged_first(parts, runs, tmp_path):
     """Its base model is the first run's deployed model, as a folder that the new adapters are put on."""
     start, expected = runs["route"] / "deployed", in_memory(runs["route"])["deployed"]
@@ -316,7 +325,7 @@ def reshaped(file: Path) -> None:
                                               (Path.unlink, "No such file"), (lambda file: file.write_bytes(b"3"), "")])
 def test_an_adapter_that_is_not_what_a_run_writes_is_named_with_the_way_out(parts, runs, tmp_path, change, said):
     run = tmp_path / "run"
-    shutil.copytree(runs["erase"], run)
+    shutil.copytree(runs["route"], run)
     config = lora_config(parts, run, "erase", trainer={"max_steps": 5})
     folder = resealed(run, change)
     with pytest.raises(CheckpointError, match="adapter_model.safetensors is not what this run writes .*--step N") as refusal:

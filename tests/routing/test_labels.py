@@ -181,6 +181,7 @@ def run_of(parts: Path, out: Path, **changes) -> RunFolder:
     return RunFolder(pipeline.train(own_config(parts, out, **changes), []))
 
 
+@pytest.mark.slow
 def test_a_run_by_labels_ends_discarded_and_a_resumed_one_ends_alike(parts, tmp_path):
     run = run_of(parts, tmp_path / "run")
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]

@@ -30,6 +30,7 @@ from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
 from tests.clamped import clamped_model
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 PLAIN = {"grpo": GRPOTrainer, "rloo": RLOOTrainer, "ppo": PPOTrainer}
 each = pytest.mark.parametrize("name", TRAINERS)
@@ -88,8 +89,8 @@ def test_no_head_is_pushed_to_an_engine(parts, tmp_path, name):
     assert pushed <= set(load_file(parts / "model" / "model.safetensors")) | {"lm_head.weight"}
 
 
-@each
-@pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+@pytest.mark.parametrize(("name", "beta"), tiered(
+    [(name, beta) for name in TRAINERS for beta in (0.0, 0.3)], quick=[("grpo", 0.3)]))
 def test_mode_none_is_the_plain_class_bit_for_bit(parts, tmp_path, name, beta):
     """With `beta` TRL loads its reference by itself, so a reference of ours that is another model shows."""
     config = config_of(parts, tmp_path, name, {"mode": "none"}, max_steps=3, save_steps=9, beta=beta, num_iterations=2)
@@ -111,7 +112,8 @@ def test_mode_none_is_the_plain_class_bit_for_bit(parts, tmp_path, name, beta):
         assert ours.value_head.weight.grad is None and ours.value_head.weight.any()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name != "ppo" else []) for name in TRAINERS])
+@pytest.mark.slow
+@each
 def test_going_on_in_the_middle_of_inner_epochs_is_not_stopping(parts, tmp_path, name):
     whole = pipeline.train(config_of(parts, tmp_path / "whole", name, **INNER, max_steps=4), [])
     run = pipeline.train(config_of(parts, tmp_path / "run", name, **INNER, max_steps=3), [])
@@ -154,6 +156,7 @@ def test_a_ledger_is_the_gradient_of_the_clamped_loss_masked_to_its_environment(
             assert relative(ledgers[target.name][e], leaves[target.name].grad) < 1e-4  # float32, sums in another order
 
 
+@pytest.mark.slow
 def test_the_values_loss_reaches_the_ledger_only_where_it_trains_the_stream(parts, tmp_path):
     found = []
     for settings in ({}, {"value_detach": False}, {"value_detach": False, "value_coefficient": 0.0}):

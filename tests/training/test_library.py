@@ -56,7 +56,8 @@ def test_mode_none_is_trl_bit_for_bit(parts, tmp_path):
     assert logged[0].items() >= {key: value for key, value in logged[1].items() if key != "step_time"}.items()
 
 
-@pytest.mark.parametrize("adapter", [{}, pytest.param({"kind": "lora", "r": 4, "alpha": 8}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [{}, {"kind": "lora", "r": 4, "alpha": 8}])
 def test_a_dataset_trains_as_the_same_tasks_do_by_the_command_to_the_bit(parts, tmp_path, adapter):
     routing = {"mode": "route", "practice": {"environments": "all"}, "quarantine": {"pace": "fast"}}
     config = config_of(parts, tmp_path / "run", "grpo", routing, adapter, max_steps=3)

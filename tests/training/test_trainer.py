@@ -20,6 +20,7 @@ from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.plan import prompts_needed
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests.parts import own_config, write_parts
+from tests.tiers import tiered
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_mode_none_is_trls_trajectory_bit_for_bit_and_route_is_not(parts, tmp_pa
     assert not all(torch.equal(other[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_every_step_is_one_line_of_metrics_however_seldom_trl_logs(parts, tmp_path):
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer={"logging_steps": 4}), [])
     rows = MetricsFile(run / "metrics.jsonl").rows()
@@ -114,7 +116,7 @@ def test_labels_stay_with_their_rows_through_trls_shuffle(parts, tmp_path):
     assert seen and all(set(ids) == {0, 1} for ids in seen)
 
 
-@pytest.mark.parametrize("returns", ["raises", "nan"])
+@pytest.mark.parametrize("returns", tiered(["raises", "nan"], slow=["raises"]))
 def test_a_failing_environment_is_counted_and_fatal_past_its_share(parts, tmp_path, returns):
     path = f"{parts}/environment.py:Add"
     env = {"a": {"path": path, "fails": 0.5, "returns": returns}}
@@ -140,12 +142,14 @@ def test_trainer_settings_that_cannot_work_are_refused_in_one_line(parts, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bf16_autocast_trains_with_float32_weights(parts, tmp_path):
     run = pipeline.train(own_config(parts, tmp_path / "run", trainer={"max_steps": 2, "bf16": True, "use_cpu": True}), [])
     rows = MetricsFile(run / "metrics.jsonl").rows()
     assert rows[-1]["quarantine/norm"] > 0 and rows[-1]["routing/drift"] < 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_run(parts, tmp_path):
     whole = routed(own_config(parts, tmp_path / "a", trainer=SETTINGS), tmp_path / "a")
     again = routed(own_config(parts, tmp_path / "b", trainer=SETTINGS | {"gradient_checkpointing": True}), tmp_path / "b")

@@ -147,7 +147,7 @@ RLOO: dict[str, dict[str, Any]] = {
 }
 KINDS = {"grpo": (GRPOConfig, RoutedGRPOTrainer, GRPOTrainer, SHARED | GRPO),
          "rloo": (RLOOConfig, RoutedRLOOTrainer, RLOOTrainer, SHARED | RLOO)}
-QUICK = (("grpo", "peft_config"), ("grpo", "reward model"), ("rloo", "peft_config with a reference"))
+QUICK = (("grpo", "reward model"), ("rloo", "peft_config with a reference"))
 CASES = [pytest.param(kind, name, marks=[] if (kind, name) in QUICK else pytest.mark.slow, id=f"{kind}, {name}")
          for kind, (_, _, _, cases) in KINDS.items() for name in cases]
 
