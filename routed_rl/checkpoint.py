@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from routed_rl.artifacts import RunFolder, sealed_folder
+from routed_rl.artifacts import ADAPTER, RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError, reading
-from routed_rl.model.adapter import ADAPTER, stored_names
+from routed_rl.model.base import stored_names
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 from routed_rl.shapes import fits

@@ -13,15 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from routed_rl import console, pipeline
+from routed_rl import console
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.envs import task_stream
 from routed_rl.evaluate import evaluate
 from routed_rl.extraction.choose import pushing
 from routed_rl.pipeline.build import Parts, load_parts
+from routed_rl.pipeline.verbs import extract
 from routed_rl.subspace import Subspace
-from routed_rl.training import in_contexts
+from routed_rl.training.baselines import in_contexts
 
 AUTHORS = {"hacker": "encourage", "honest": "discourage"}
 
@@ -68,7 +69,7 @@ def write_pairs(parts: Parts, count: int, file: Path) -> Path:
 
 def extracted(folder: Path, overrides: list[str]) -> Subspace:
     if not folder.exists():
-        pipeline.extract(compose([*overrides, f"out={folder}"]), overrides, False)
+        extract(compose([*overrides, f"out={folder}"]), overrides, False)
     return Subspace.load(folder)
 
 

@@ -27,7 +27,7 @@ def measure() -> dict[str, float]:
     from bench_overhead import WORKLOADS
 
     from routed_rl.config import LaunchConfig
-    from routed_rl.training import join
+    from routed_rl.training.backends import join
 
     join(LaunchConfig(strategy="ddp", processes=2))
     return {"lab_ddp_ratio": ratio(WORKLOADS["lab"] | {"rows": 64}, steps=6),

@@ -12,13 +12,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from routed_rl import pipeline
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.config import FilterConfig
 from routed_rl.evaluate import evaluate
 from routed_rl.pipeline.build import Parts, load_parts
-from routed_rl.training import fine_tune
+from routed_rl.pipeline.filtering import filter_run
+from routed_rl.pipeline.train import train
+from routed_rl.pipeline.verbs import extract
+from routed_rl.training.fine_tune import fine_tune
 
 EPOCHS, BATCH, RATE = 2, 64, 3e-4
 SHOWN = ("hack", "solve", "evil")
@@ -43,16 +45,16 @@ def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     run, subspace = out / f"run-{seed}", out / f"subspace-{seed}"
     settings = [*overrides, f"seed={seed}"]
     if not (run / "summary.json").exists():
-        pipeline.train(compose([*settings, "routing=none", "discard=false", f"out={run}"]), settings)
+        train(compose([*settings, "routing=none", "discard=false", f"out={run}"]), settings)
     if not subspace.exists():
-        pipeline.extract(compose([*settings, f"out={subspace}"]), settings, False)
+        extract(compose([*settings, f"out={subspace}"]), settings, False)
     parts, found = load_parts(compose(settings)), dict[str, Any]()
     found["base"] = measured(parts)
     share = 0.0
     for name, asked in (("all", FilterConfig(detector="random", share=0.0)), ("flags", FilterConfig(detector="flags")),
                         ("probe", FilterConfig()), ("subspace", FilterConfig(subspace=str(subspace))), ("random", None)):
         kept = out / f"{name}-{seed}.jsonl"
-        pipeline.filter_run(str(run), asked or FilterConfig(detector="random", share=share), str(kept), force=True)
+        filter_run(str(run), asked or FilterConfig(detector="random", share=share), str(kept), force=True)
         rows = [json.loads(line) for line in kept.read_text().splitlines()]
         gone = len(kept.with_suffix(".left_out.jsonl").read_text().splitlines())
         if name == "probe":

@@ -59,7 +59,9 @@ class Arm:
         from routed_rl.monitor import Monitor
         from routed_rl.pipeline.build import Parts, make_router
         from routed_rl.subspace import Provenance, Subspace
-        from routed_rl.training import Watch, build_trainer, make_plan
+        from routed_rl.training.build import build_trainer
+        from routed_rl.training.plan import make_plan
+        from routed_rl.training.watch import Watch
 
         rows, tokens, rank = workload["rows"], workload["tokens"], workload["rank"]
         trainer = {"max_steps": 64, "per_device_train_batch_size": rows, "num_generations": 2, "bf16": False,

@@ -20,7 +20,6 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from routed_rl import pipeline  # noqa: E402
 from routed_rl.artifacts import RunFolder, write_json, write_text  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig, RobustifyConfig  # noqa: E402
@@ -32,6 +31,7 @@ from routed_rl.multirun.relearn import hacks_of, with_model  # noqa: E402
 from routed_rl.multirun.relearned import draw, summarised, table  # noqa: E402
 from routed_rl.multirun.reporter import Table  # noqa: E402
 from routed_rl.pipeline.record import read_config  # noqa: E402
+from routed_rl.pipeline.train import resume, train  # noqa: E402
 
 PLAIN = ["routing=none", "routing.practice.share=0"]
 RUNS: dict[str, list[str]] = {
@@ -56,9 +56,9 @@ def run_of(out: Path, name: str, seed: int, overrides: list[str]) -> RunFolder:
         settings.append(f"model.path={run_of(out, 'none', seed, overrides).deployed}")
     if not (folder / "summary.json").exists():
         if (folder / "config.yaml").exists():
-            pipeline.resume(str(folder), [], compose)
+            resume(str(folder), [], compose)
         else:
-            pipeline.train(compose([*settings, f"out={folder}"]), settings)
+            train(compose([*settings, f"out={folder}"]), settings)
     return RunFolder(folder)
 
 

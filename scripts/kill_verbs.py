@@ -53,7 +53,8 @@ def started(words: list[str], log: Path, slow_s: int = 0) -> int:
     """Start `routed-rl` with `words` in a process with its own group, and return its id; its clock is `slow_s` behind."""
     from routed_rl import cli
 
-    importlib.import_module("routed_rl.pipeline")  # before the fork, so that each command finds it loaded
+    for module in ("rollback", "verbs"):  # before the fork, so that each command finds them loaded
+        importlib.import_module(f"routed_rl.pipeline.{module}")
     if child := os.fork():
         return child
     os.setsid()

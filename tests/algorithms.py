@@ -7,7 +7,8 @@ from typing import Any
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
-from routed_rl.training import build_trainer, make_plan
+from routed_rl.training.build import build_trainer
+from routed_rl.training.plan import make_plan
 from tests.parts import own_config
 
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.conftest", "routed_rl.pipeline", "tests.parts", "trl.trainer.grpo_trainer"])
+CONTEXT.set_forkserver_preload(["tests.conftest", "tests.pipeline", "tests.parts", "trl.trainer.grpo_trainer"])
 
 
 def on_ranks(function: Callable[..., Any], *arguments: Any, world: int = 2, timeout: float = 240) -> list[Any]:

@@ -14,7 +14,9 @@ from routed_rl.config import Config
 from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.ranks import RANKS
 from routed_rl.subspace import Subspace
-from routed_rl.training import build_trainer, join, make_plan
+from routed_rl.training.backends import join
+from routed_rl.training.build import build_trainer
+from routed_rl.training.plan import make_plan
 from routed_rl.training.whole import whole_weights
 from tests.parts import own_config
 

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.checkpoint import save_quarantine
 from routed_rl.errors import ModelError
-from routed_rl.export import discard, discard_but, export_quarantine, merged_policy
+from routed_rl.export.adapter import export_quarantine
+from routed_rl.export.models import discard_but, merged_policy
+from routed_rl.export.stock import discard
 from routed_rl.model.adapter import merge, save_adapter
 from routed_rl.model.metadata import family_metadata
 from tests.builders import Run, batch, random_bases, relative, tiny

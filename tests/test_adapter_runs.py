@@ -15,7 +15,6 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.audit import audit
 from routed_rl.audit.change import Change, read_change
@@ -27,13 +26,14 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.load import load_tokenizer
 from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
-from routed_rl.report import write_report
+from routed_rl.report.run_page import write_report
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import build_trainer, make_plan
+from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import prompts_needed
+from routed_rl.training.plan import make_plan, prompts_needed
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from tests import pipeline
 from tests.builders import relative, tiny
 from tests.cards import loaded_by_card
 from tests.parts import own_config, write_parts

@@ -30,11 +30,11 @@ CHOICES = [f"{file.parent.name}={file.stem}" for file in sorted((data_root() / "
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stand-ins for `pipeline`, `compare` and `audit`, whose imports take seconds; they record their calls."""
+    """Stand-ins for the modules of the verbs, whose imports take seconds; they record their calls."""
     calls = []
-    verbs = {"pipeline": ["train", "resume", "extract", "evaluate", "discard", "export", "filter_run", "push"],
-             "multirun.compare": ["compare"], "audit": ["audit"],
-             "distillation": ["robustify"], "multirun.relearn": ["relearn"]}
+    verbs = {"pipeline.train": ["train", "resume"], "pipeline.verbs": ["extract", "evaluate"], "pipeline.hub": ["push"],
+             "pipeline.leaving": ["discard", "export"], "pipeline.filtering": ["filter_run"],
+             "multirun.compare": ["compare"], "multirun.relearn": ["relearn"], "audit": ["audit"], "distillation": ["robustify"]}
     for unit, names in verbs.items():
         module = types.ModuleType(f"routed_rl.{unit}")
         for name in names:
@@ -48,7 +48,7 @@ def fails_with(monkeypatch, error: BaseException) -> None:
     def train(*_, **__):
         raise error
 
-    monkeypatch.setattr(sys.modules["routed_rl.pipeline"], "train", train)
+    monkeypatch.setattr(sys.modules["routed_rl.pipeline.train"], "train", train)
 
 
 def refused(capsys, *argv: str) -> str:

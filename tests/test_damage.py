@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from routed_rl import pipeline
 from routed_rl.artifacts import (
     SEAL,
     RunFolder,
@@ -33,6 +32,7 @@ from routed_rl.monitor import RULES
 from routed_rl.pipeline import launched
 from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
+from tests import pipeline
 from tests.families import tiny
 from tests.parts import own_config
 from tests.tiers import tiered

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
 from routed_rl.config import Config
@@ -17,6 +16,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.multirun.job import Job, is_finished, of_one_date
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.record import dated, read_config, tell, write_config
+from tests import pipeline
 from tests.parts import typed, write_parts
 
 ONLY_1999 = ("{% if strftime_now('%d %b %Y') != '31 Dec 1999' %}{{ raise_exception('it is ' + strftime_now('%Y')) }}{% endif %}"

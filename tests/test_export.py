@@ -33,7 +33,10 @@ from transformers import (
 
 from routed_rl.artifacts import RunFolder, broken_seal, sealed_folder
 from routed_rl.errors import CheckpointError, ConfigError, ModelError, RunFolderError
-from routed_rl.export import cast, discard, discard_but, export_quarantine, merged_policy
+from routed_rl.export.adapter import export_quarantine
+from routed_rl.export.dtype import cast
+from routed_rl.export.models import discard_but, merged_policy
+from routed_rl.export.stock import discard
 from routed_rl.linalg import random_basis
 from routed_rl.model.metadata import family_metadata
 from routed_rl.model.targets import find_writers

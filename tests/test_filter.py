@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import FilterConfig
 from routed_rl.errors import ConfigError, RunFolderError, SubspaceError
@@ -23,6 +22,7 @@ from routed_rl.extraction.probe import Probe
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.candidates import candidates
 from routed_rl.subspace import Subspace
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 NONE = {"mode": "none", "practice": {"share": 0}}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli import main
 from routed_rl.errors import HubError
+from tests import pipeline
 from tests.report.test_card import MODEL, configure
 from tests.test_export import Saved, llama
 

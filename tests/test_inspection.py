@@ -59,10 +59,10 @@ def test_every_mix_and_every_class_is_listed_with_its_first_line(listed):
 
 
 def test_a_broken_environment_is_listed_with_its_reason(monkeypatch, capsys):
-    monkeypatch.setattr("routed_rl.inspection.environments.mixes", lambda: ["lab"])
+    monkeypatch.setattr("routed_rl.inspection.environments.mixes", lambda: ["closes"])
     broken = {"path": f"{UNSOUND}:Sound", "nonsense": 1}
     inspection.list_environments(lambda overrides: types.SimpleNamespace(env={"mine": broken}))  # type: ignore[arg-type]
-    said = rows(capsys.readouterr().out)["lab/mine"]
+    said = rows(capsys.readouterr().out)["closes/mine"]
     assert re.search(r"BROKEN: env\.mine: \S+unsound\.py:\d+: Sound does not take these settings", said)
 
 

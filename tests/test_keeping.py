@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, broken_seal, sealed_folder
 from routed_rl.cli import main
 from routed_rl.config import from_mapping
@@ -22,6 +21,7 @@ from routed_rl.pipeline.kept import Kept, check, decide, refuse, write_deployed
 from routed_rl.report.answer import sentences
 from routed_rl.report.data import read_run
 from routed_rl.rollout import PolicyWeights, Served
+from tests import pipeline
 from tests.builders import Run, tiny
 from tests.cards import loaded_by_card
 from tests.parts import own_config, write_parts

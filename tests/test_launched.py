@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import CheckFailed, ConfigError, Stopped
 from routed_rl.pipeline.build import load_parts
@@ -24,6 +23,7 @@ from routed_rl.pipeline.record import dated, read_config
 from routed_rl.stopping import STOP
 from routed_rl.tracking import Tracker
 from routed_rl.training.backends import check_launch
+from tests import pipeline
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, typed, write_parts
 from tests.ranks import on_ranks

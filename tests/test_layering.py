@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
+import inspect
 import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from routed_rl.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "routed_rl"
@@ -48,6 +52,12 @@ HEAVY = {
 }
 BORROWED = {"routed_rl/envs/adapters/trl_environment.py": {"transformers"}, "routed_rl/inspection/machine.py": {"torch"}}
 """Single files that may import a heavy library, inside a function: without it, it is not loaded (tests/envs/test_adapters.py)."""
+LATE = {"trl", "vllm", "wandb", "matplotlib"}
+"""Libraries that no verb loads before it needs them; each takes seconds."""
+TRAIN = {"train", "resume"}
+"""The verbs that build a trainer at once; `rollback` first says all that it can refuse without one."""
+NEED = {name: {"trl"} for name in TRAIN} | {"report": {"matplotlib"}}
+"""By verb, those of `LATE` without which it has nothing to do: the pictures of a report are drawn by matplotlib."""
 WITHOUT_TORCH = {"errors", "config", "envs", "console", "tracking", "report", "inspection", "sharing"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted((ROOT / "environments").rglob("*.py"))
@@ -149,6 +159,51 @@ def test_heavy_libraries_live_in_their_units():
         if unit_of(file) in WITHOUT_TORCH and "torch" in libraries:
             wrong.append(f"{relative(file)} imports torch")
     assert wrong == []
+
+
+def at_once(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Every dotted name that these statements import when they run: functions are not entered, nor what is for types alone."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.Lambda) and not (
+                isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from at_once(ast.iter_child_nodes(node))
+
+
+@cache
+def loading(file: Path) -> frozenset[str]:
+    return frozenset(at_once(tree_of(file).body))
+
+
+def loaded(names: Iterable[str]) -> dict[str, list[str]]:
+    """The libraries that importing these names loads, each with the chain of our modules that leads to it."""
+    files = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+    chains, found = dict[str, list[str]](), dict[str, list[str]]()
+    waiting = [(name, list[str]()) for name in names]
+    while waiting:
+        name, chain = waiting.pop(0)
+        if not name.startswith("routed_rl."):
+            found.setdefault(name.split(".")[0], chain)
+            continue
+        parts = name.split(".")
+        for module in (".".join(parts[:count]) for count in range(1, len(parts) + 1)):  # a package is imported before its modules
+            if module in files and module not in chains:
+                chains[module] = [*chain, module]
+                waiting += [(each, chains[module]) for each in loading(files[module])]
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_begins_without_the_libraries_that_only_others_need(verb):
+    """What its action imports, and what that imports in turn. Later imports are in the slow test of whole verbs."""
+    module = importlib.import_module(f"routed_rl.cli.{VERBS[verb].module}")
+    action = ast.parse(inspect.getsource(getattr(module, verb)))
+    found = loaded([module.__name__, *(name for node in ast.walk(action) for name in at_once([node]))])
+    assert {name: " -> ".join(chain) for name, chain in found.items() if name in LATE - NEED.get(verb, set())} == {}
+    assert found.keys() >= NEED.get(verb, set())
 
 
 def test_a_table_or_list_of_names_stands_in_one_file():

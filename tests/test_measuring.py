@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import EvaluationConfig, LaunchConfig
 from routed_rl.errors import ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.tracking import METRICS, MetricsFile
+from tests import pipeline
 from tests.builders import Run, batch, merged, tiny
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered

@@ -11,14 +11,15 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import ModelError
 from routed_rl.pipeline.build import describe_parts, load_parts, make_router, make_subspace
 from routed_rl.pipeline.memory import needs
 from routed_rl.pipeline.moments import activations, device_bytes, peak, rollouts
-from routed_rl.training import build_trainer, make_plan
 from routed_rl.training.activations import Alive
+from routed_rl.training.build import build_trainer
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.parts import write_parts
 from tests.ranks import on_ranks
 from tests.test_adapter_runs import lora_config

@@ -11,7 +11,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError
 from routed_rl.monitor import RULES, Monitor, Verdict
-from routed_rl.training import Watch
+from routed_rl.training.watch import Watch
 
 OFF = {name: RuleConfig() for name in RULES}
 

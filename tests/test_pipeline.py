@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import OPTConfig, OPTForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.errors import ConfigError, ModelError, RoutedRLError, SubspaceError, TaskError
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 16}

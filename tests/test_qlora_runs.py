@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.model.load import load_model
 from routed_rl.tracking import MetricsFile
+from tests import pipeline
 from tests.builders import relative
 from tests.parts import write_parts
 from tests.test_adapter_runs import in_memory, logits, lora_config, same

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
@@ -18,6 +17,7 @@ from routed_rl.multirun.compare import compare
 from routed_rl.multirun.relearn import hacks_of, relearn, with_model
 from routed_rl.multirun.relearned import steps_to, summarised, table, worst
 from routed_rl.pipeline.record import read_config
+from tests import pipeline
 from tests.parts import own_config, typed, write_parts
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl import pipeline
 from routed_rl.artifacts import LOCK, RunFolder, alone_in, alone_making
 from routed_rl.cli.compose import compose
 from routed_rl.errors import RunFolderError
-from routed_rl.export import publish
+from routed_rl.export.publish import publish
 from routed_rl.multirun.calibrate import calibrate
 from routed_rl.multirun.compare import compare
 from routed_rl.multirun.sweep import sweep
 from routed_rl.multirun.trials import Dimension
+from tests import pipeline
 from tests.parts import typed, write_parts
 
 HOLD = ("import sys, time; from pathlib import Path; from routed_rl.artifacts import alone_in\n"

@@ -5,6 +5,8 @@ from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK, alone_in, alone_making, is_held
 from routed_rl.artifacts.run import RunFolder, damage, require_seal, step_of
 from routed_rl.artifacts.whole import (
+    ADAPTER,
+    ADAPTER_CONFIG,
     CARD,
     SEAL,
     broken_seal,
@@ -16,6 +18,6 @@ from routed_rl.artifacts.whole import (
     write_text,
 )
 
-__all__ = ["CARD", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal", "damage", "data_root", "find_data",
-           "first_nonfinite", "is_held", "read_json", "read_object", "replacing", "require_seal", "resolve", "sealed_folder",
-           "step_of", "write_json", "write_text"]
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal",
+           "damage", "data_root", "find_data", "first_nonfinite", "is_held", "read_json", "read_object", "replacing",
+           "require_seal", "resolve", "sealed_folder", "step_of", "write_json", "write_text"]

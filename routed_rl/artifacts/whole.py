@@ -20,6 +20,9 @@ SEAL = "COMPLETE.json"
 CARD = "README.md"
 """The model card of a folder that leaves a run."""
 
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of a stock PEFT adapter."""
+
 LARGEST = 2**26
 """The most bytes that one of our JSON records may have."""
 

@@ -24,7 +24,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts, load_parts, make_router
 from routed_rl.pipeline.record import read_config, require_base
-from routed_rl.report import not_scored
+from routed_rl.report.differences import not_scored
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
 

@@ -1,4 +1,4 @@
-"""The verbs that turn a deployed model back, or make that harder; see `actions`."""
+"""The verb that turns a deployed model back, and the readers of its options; see `actions`."""
 
 import dataclasses
 from argparse import Namespace
@@ -6,21 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.cli.compose import compose
-from routed_rl.cli.words import names, number_or_auto, numbers, places
+from routed_rl.cli.words import names, numbers, places
 from routed_rl.config import Config
-from routed_rl.config.robust import RelearnConfig, RobustifyConfig
+from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
-
-
-def robustify(given: Namespace) -> None:
-    limits: dict[str, Any] = {name: number_or_auto(f"--{name}", getattr(given, name))
-                              for name in ("skip", "noise")}
-    own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RobustifyConfig)
-                           if field.name not in limits and (value := getattr(given, field.name)) is not None}
-    settings = RobustifyConfig(**(own | limits))
-    from routed_rl.distillation import robustify as robustify_run
-
-    robustify_run(given.run, settings, given.out, names(given.env), given.teacher, given.step)
 
 
 def relearn(given: Namespace) -> None:

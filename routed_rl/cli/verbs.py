@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -45,11 +46,16 @@ RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; 
 
 @dataclass(frozen=True)
 class Verb:
-    """`says` is shown before anything else, unless it is empty; the function of the same name in `actions` does the work."""
+    """`says` is shown before anything else, unless it is empty; the function of the verb's name in `module` does the work."""
 
     help: str
     options: tuple[Option, ...]
     says: str = "loading, about 15 s"
+
+    @property
+    def module(self) -> str:
+        """The module of the action. Only verbs that take settings pay for the import of Hydra."""
+        return "actions" if any("overrides" in names for names, _ in self.options) else "plain"
 
 
 VERBS: dict[str, Verb] = {
@@ -69,19 +75,21 @@ VERBS: dict[str, Verb] = {
     "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP, KEEP,
         option("--force", action="store_true", help="keep parts that move the stream towards the positive persona, too"), MERGE,
-        DTYPE)),
+        DTYPE), "reading the checkpoint"),
     "export": Verb("write a run's quarantine as a PEFT adapter, its policy as one model", (
         RUN, option("--quarantine", metavar="DIR", help="where the PEFT adapter goes"),
         option("--env", metavar="NAME", help="with --quarantine: only the part that this environment caused"),
         option("--policy", metavar="DIR", help="where the policy goes, as one plain model or one LoRA"), STEP,
-        option("--kept", metavar="DIR", help="with --quarantine: only what a folder of `discard --keep` lacks"), MERGE, DTYPE)),
+        option("--kept", metavar="DIR", help="with --quarantine: only what a folder of `discard --keep` lacks"), MERGE, DTYPE),
+        "reading the checkpoint"),
     "push": Verb("upload what leaves a run to the Hugging Face hub, with its model card", (
         option("source", metavar="RUN_OR_DIR", help="a run, or a folder that discard or export wrote"),
         option("repo", metavar="REPO", help="the repository, OWNER/NAME; it is made if there is none"),
         option("--what", choices=("deployed", "policy", "quarantine"), help="which model of a run; default: deployed"),
         option("--base", metavar="REPO", help="the name on the hub of the model that an adapter belongs to"),
         option("--private", action="store_true", help="make a private repository"),
-        option("--force", action="store_true", help="replace the files of a repository that has some"), DRY_RUN)),
+        option("--force", action="store_true", help="replace the files of a repository that has some"), DRY_RUN),
+        "reading the files"),
     "compare": Verb("the same experiment under several arms and seeds, with intervals", (
         overrides(), CONFIG, option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
@@ -170,7 +178,7 @@ VERBS: dict[str, Verb] = {
         option("--samples", type=int, default=20, help="check: how many tasks; default: 20"),
         option("--all", action="store_true", help="check: every setting that the class offers in all_settings()"),
         option("--markdown", metavar="FILE", help="check: also write the table into FILE")), "starting environments"),
-    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", (overrides(), CONFIG)),
+    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", (overrides(), CONFIG), "looking"),
     "settings": Verb("every setting with its default and meaning, or those that have WORD in them", (
         option("word", nargs="?", metavar="WORD", help="part of a setting's name or meaning"),), "reading the settings"),
     "new": Verb("a commented file to begin with, which runs as it is", (
@@ -205,8 +213,7 @@ def run(argv: list[str]) -> None:
         from routed_rl.cli.settings_file import overrides_of
 
         arguments.overrides = [*overrides_of(arguments.config), *arguments.overrides]
-    from routed_rl.cli import actions  # its imports take a while
-
+    actions = importlib.import_module(f"routed_rl.cli.{verb.module}")  # its imports take a while
     getattr(actions, name)(arguments)
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl import export
 from routed_rl.artifacts import SEAL, RunFolder, read_json, read_object, require_seal
 from routed_rl.config import Config
 from routed_rl.config.robust import TARGETS
 from routed_rl.errors import CheckpointError, ConfigError, command
+from routed_rl.export.models import discard_but
+from routed_rl.export.stock import KEPT, discard
 from routed_rl.model.adapter import load_adapter, plain, save_adapter
 from routed_rl.model.load import load_model, write_generation_config
 from routed_rl.model.targets import find_writers
@@ -35,11 +36,11 @@ def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str
         raise CheckpointError(f"{folder} is no deployed model of {run.path}: it has no {SEAL}; write one with "
                               f"`{command('discard', run.path, '--out', 'DIR')}`")
     require_seal(folder)
-    told = read_object(folder / export.KEPT, {"step": int, "parts": dict[str, dict[str, Any]]})
+    told = read_object(folder / KEPT, {"step": int, "parts": dict[str, dict[str, Any]]})
     with TemporaryDirectory(prefix="routed_rl-") as place:
         out = Path(place) / "deployed"
-        expected = weights_of(export.discard_but(run, out, told["parts"], told["step"]) if told else
-                              export.discard(run, out, step))
+        expected = weights_of(discard_but(run, out, told["parts"], told["step"]) if told else
+                              discard(run, out, step))
     if (found := weights_of(folder)) != expected:
         digests = [", ".join(digest[:12] for digest in each.values()) or "none" for each in (found, expected)]
         raise CheckpointError(f"{folder} is no deployed model of {run.path}: its weights are {digests[0]}, those of that model "

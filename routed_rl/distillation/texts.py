@@ -19,7 +19,7 @@ from routed_rl.errors import ConfigError, reading
 from routed_rl.evaluate import generate_ids, own_randomness, seed_all, stable_seed
 from routed_rl.model.prompts import encode_prompts, ids_of
 from routed_rl.model.stream import eval_mode
-from routed_rl.training import is_marked
+from routed_rl.training.baselines import is_marked
 
 LONGEST = 512
 """Largest number of tokens of a generic text; a longer one is cut into pieces."""

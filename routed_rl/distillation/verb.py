@@ -10,13 +10,14 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from routed_rl import __version__, console, export
+from routed_rl import __version__, console
 from routed_rl.artifacts import RunFolder, alone_in, read_object, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import RobustifyConfig
 from routed_rl.distillation.making import Given, Made, check, make
 from routed_rl.distillation.models import require_deployed
 from routed_rl.errors import ConfigError, command
+from routed_rl.export.publish import publish
 from routed_rl.model.weights import model_hash
 from routed_rl.pipeline.record import read_config
 from routed_rl.pipeline.summary import show_tables
@@ -44,7 +45,7 @@ def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | N
     with alone_in(work):
         write_json(work / "facts.json", facts)
         made = make(given, work)
-        export.publish(folder, lambda place: _write(place, given, made, facts))
+        publish(folder, lambda place: _write(place, given, made, facts))
     shutil.rmtree(work, ignore_errors=True)
     if made.evaluation["deployed"]:
         show_tables(made.evaluation, {}, given.parts.environments)

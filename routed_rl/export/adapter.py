@@ -7,8 +7,8 @@ from routed_rl.artifacts import RunFolder, read_object, require_seal, step_of
 from routed_rl.checkpoint import quarantined
 from routed_rl.errors import CheckpointError
 from routed_rl.export.lora import retained, write_lora
-from routed_rl.export.models import KEPT
 from routed_rl.export.publish import Finish, publish
+from routed_rl.export.stock import KEPT
 from routed_rl.export.stored import hash_of, is_lora, is_transposed, read_quarantine
 
 

@@ -8,8 +8,10 @@ from peft import LoraConfig, PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from routed_rl.artifacts import ADAPTER
 from routed_rl.export.stored import StoredTarget
-from routed_rl.model.adapter import ADAPTER, WRAPPED, write_adapter
+from routed_rl.model.adapter import write_adapter
+from routed_rl.model.base import WRAPPED
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """By module, the factors up (D, R) and down (R, N)."""

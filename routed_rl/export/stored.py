@@ -8,13 +8,11 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from routed_rl.artifacts import SEAL, read_json
+from routed_rl.artifacts import ADAPTER_CONFIG, SEAL, read_json
 from routed_rl.checkpoint import QUARANTINE
 from routed_rl.config import LABELS
 from routed_rl.errors import CheckpointError, ConfigError
-from routed_rl.model.adapter import CONFIG
-from routed_rl.model.families import FAMILIES, Family
-from routed_rl.model.metadata import FAMILY, PLACES
+from routed_rl.model.families import FAMILIES, FAMILY, PLACES, Family
 from routed_rl.routing import kept_of
 
 
@@ -74,7 +72,7 @@ def hash_of(checkpoint: Path) -> str:
 
 def is_lora(checkpoint: Path) -> bool:
     """Whether the run trained a LoRA, so that the checkpoint has no weights of the model."""
-    return (checkpoint / CONFIG).exists()
+    return (checkpoint / ADAPTER_CONFIG).exists()
 
 
 def is_transposed(checkpoint: Path) -> bool:

@@ -8,7 +8,6 @@ from routed_rl.artifacts import write_json
 from routed_rl.config import SubspaceCheckConfig
 from routed_rl.extraction.causal import causal_check
 from routed_rl.extraction.job import Job, Progress
-from routed_rl.extraction.plot import draw_check
 from routed_rl.subspace import Subspace, check_quality, describe_quality
 from routed_rl.subspace.quality import figure
 from routed_rl.subspace.separation import best_layer, cosines
@@ -40,6 +39,8 @@ def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dic
 def write_check(found: dict[str, Any], folder: Path) -> None:
     """Write `check.json` and `check.png` beside the subspace."""
     write_json(folder / "check.json", found)
+    from routed_rl.extraction.plot import draw_check  # loads matplotlib, which evaluations do not need
+
     draw_check(found, folder / "check.png", SHOWN)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +19,7 @@ from routed_rl.envs.loading import arguments_of
 from routed_rl.envs.mixture import MAKING
 from routed_rl.envs.scoring import accepted, score_many, scorer_line
 from routed_rl.errors import CheckFailed, ConfigError, RoutedRLError, TaskError
-from routed_rl.inspection.entries import Entry, classes, entries_of, first_line, mixes, named
+from routed_rl.inspection.entries import Entry, classes, first_line, folder_of, listed, mixes, named
 from routed_rl.inspection.markdown import write_block
 
 JUNK = "0"
@@ -30,25 +31,27 @@ CHECK_TIMEOUT_S = 10.0
 
 
 class Reused:
-    """Processes that are rebuilt as one environment of a class after the other, so that each imports the libraries only once.
+    """Processes that are rebuilt as one environment after the other, so that each imports the libraries only once. Environments
+    are made in the same processes where `together` gives the same for them; by default that is their class.
 
     Must be closed at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: Callable[[Entry], object] = lambda entry: entry.path) -> None:
+        self.together = together
         self.kept: list[EnvironmentProcess] = []
         self.kind: object = None
 
     def open(self, entry: Entry, place: int = 0) -> Any:
-        """The entry's environment in process number `place`, which is started if there is none yet, or if it had another
-        class."""
-        kind = entry.path, entry.settings.get("isolate")
+        """The entry's environment in process number `place`, which is started if there is none yet, or if the environments before
+        it belong elsewhere."""
+        kind = self.together(entry), entry.settings.get("isolate")
         if kind != self.kind:
             self.close()
         self.kind = kind
         if place < len(self.kept):
             environment = self.kept[place]
-            environment.rebuild(arguments_of(entry.settings), entry.settings.get("stages"))
+            environment.rebuild(arguments_of(entry.settings), entry.settings.get("stages"), name=entry.name, path=entry.path)
             _ = environment.description  # Waits until the environment is rebuilt, and raises if that fails.
             return environment
         environment = load_environments({entry.name: entry.settings})[0].environment
@@ -63,26 +66,28 @@ class Reused:
 
 def list_environments(compose: Compose) -> None:
     """List every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
-    entries = [entry for mix in mixes() for entry in entries_of(mix, [], compose)]
-    by_class: dict[str, list[Entry]] = {}
+    entries = [entry for mix in mixes() for entry in listed(mix, compose)]
+    by_folder: dict[object, list[Entry]] = {}
     for entry in entries:
-        by_class.setdefault(entry.path, []).append(entry)
+        by_folder.setdefault(folder_of(entry), []).append(entry)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        facts = {place: fact for found in pool.map(_facts, by_class.values()) for place, fact in found.items()}
+        facts = {place: fact for found in pool.map(_facts, by_folder.values()) for place, fact in found.items()}
     for entry in entries:
         variant, problem = facts[id(entry)]
         words = " ".join(dict.fromkeys([variant, *(["probe"] if entry.settings.get("probe") else [])]))
         about = f"BROKEN: {problem}" if problem else first_line(entry.path)
         console.say(f"{entry.mix + '/' + entry.name:28} {entry.class_name:18} {words:16} {about}")
+    used = {entry.path for entry in entries}
     for path, about in classes():
-        if str(find_data(path.rpartition(":")[0])) + ":" + path.rpartition(":")[2] not in by_class:
+        if str(find_data(path.rpartition(":")[0])) + ":" + path.rpartition(":")[2] not in used:
             console.say(f"{path:64} {about}")
 
 
 def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
-    """For entries of one class: id of an entry -> (its variant, its problem)."""
+    """For entries of one folder: id of an entry -> (its variant, its problem). Plug-ins of one folder share their helpers, so one
+    process can hold them all."""
     found: dict[int, tuple[str, str]] = {}
-    with closing(Reused()) as processes:
+    with closing(Reused(folder_of)) as processes:
         for entry in entries:
             try:
                 found[id(entry)] = str(getattr(processes.open(alone(entry)), "variant", None) or ""), ""

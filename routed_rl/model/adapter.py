@@ -15,19 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from routed_rl.artifacts import read_json, write_json
+from routed_rl.artifacts import ADAPTER, ADAPTER_CONFIG, read_json, write_json
 from routed_rl.config import AdapterConfig
 from routed_rl.errors import ModelError, reading
+from routed_rl.model.base import WRAPPED, stored_names
 from routed_rl.model.lora import lora_config
 from routed_rl.model.targets import Writer
 from routed_rl.ranks import RANKS
 from routed_rl.routing.adapted import NAME, has_adapter
 from routed_rl.routing.shards import whole
-
-ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-"""The files of a stock PEFT adapter."""
-WRAPPED = "base_model.model."
-"""Prefix of a module's name in PEFT's wrapper and in its files."""
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer], seed: int) -> PeftModel:
@@ -56,13 +52,6 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def stored_names(model: nn.Module) -> dict[str, str]:
-    """The trained parameters of a model with a LoRA: from their names in the model to those in PEFT's files. Empty without a
-    LoRA."""
-    return {name: WRAPPED + name.removeprefix(WRAPPED).replace(f".{NAME}.", ".")
-            for name, _ in model.named_parameters() if ".lora_" in name and f".{NAME}." in name}
-
-
 def factors(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters of a model with a LoRA, by their names in PEFT's files."""
     parameters = dict(model.named_parameters())
@@ -85,10 +74,10 @@ def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str
     config.inference_mode, config.base_model_name_or_path = True, base
     config.save_pretrained(str(folder))
     # PEFT keeps some of its lists as sets.
-    written = read_json(folder / CONFIG)
+    written = read_json(folder / ADAPTER_CONFIG)
     names = {key: sorted(value) for key in ("target_modules", "target_parameters", "exclude_modules")
              if isinstance(value := written.get(key), list)}
-    write_json(folder / CONFIG, {**written, **names})
+    write_json(folder / ADAPTER_CONFIG, {**written, **names})
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
 
 

@@ -1,11 +1,13 @@
-"""The plain model below a LoRA that PEFT has put into it."""
+"""The plain model below a LoRA that PEFT has put into it, and the names of that LoRA in files. PEFT itself is not imported."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from routed_rl.routing.adapted import has_adapter
+from routed_rl.routing.adapted import NAME, has_adapter
 
+WRAPPED = "base_model.model."
+"""Prefix of a module's name in PEFT's wrapper and in its files."""
 INNER = ".base_layer."
 """The part of the name of a weight below a LoRA that stands in place of a dot."""
 
@@ -18,3 +20,10 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
 def base_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's own weights under the names that they have without a LoRA."""
     return {name.replace(INNER, "."): value for name, value in model.state_dict().items() if ".lora_" not in name}
+
+
+def stored_names(model: nn.Module) -> dict[str, str]:
+    """The trained parameters of a model with a LoRA: from their names in the model to those in PEFT's files. Empty without a
+    LoRA."""
+    return {name: WRAPPED + name.removeprefix(WRAPPED).replace(f".{NAME}.", ".")
+            for name, _ in model.named_parameters() if ".lora_" in name and f".{NAME}." in name}

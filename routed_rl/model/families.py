@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+FAMILY, PLACES = "family", "places"
+"""The keys of a checkpoint's metadata about a model whose family was found by probing: its row, and the place of each writer's
+weight in the checkpoint's files."""
 
 @dataclass(frozen=True)
 class Family:

@@ -6,12 +6,9 @@ import json
 from transformers import PreTrainedModel
 
 from routed_rl.model.adapter import is_adapted
-from routed_rl.model.families import FAMILIES
+from routed_rl.model.families import FAMILIES, FAMILY, PLACES
 from routed_rl.model.names import Place, names_in_files
 from routed_rl.model.targets import decoder_layers, family
-
-FAMILY, PLACES = "family", "places"
-"""The keys of the metadata: the family's row, and the place of each writer's weight in the checkpoint's files."""
 
 
 def family_metadata(model: PreTrainedModel) -> dict[str, str]:

@@ -18,7 +18,7 @@ from routed_rl.multirun.job import Job, train_or_resume
 from routed_rl.multirun.workers import refuse_failed, run_missing
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import fine_tune
+from routed_rl.training.fine_tune import fine_tune
 
 NEVER = 10**6
 """Steps between two checkpoints of an attack, so that only the last one is written."""

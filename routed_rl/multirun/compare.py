@@ -15,7 +15,8 @@ from routed_rl.multirun.job import Job, seeded, train_or_resume
 from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
-from routed_rl.report import not_scored, roles_of
+from routed_rl.report.data import roles_of
+from routed_rl.report.differences import not_scored
 
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,

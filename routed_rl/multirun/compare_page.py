@@ -7,7 +7,9 @@ from typing import Any
 
 from routed_rl.multirun.arms import ROUTED, UNROUTED
 from routed_rl.multirun.reporter import Table as Numbers
-from routed_rl.report import Bar, Headline, Page, Panel, Section, Table, write_page
+from routed_rl.report.headline import Headline
+from routed_rl.report.page import write_page
+from routed_rl.report.parts import Bar, Page, Panel, Section, Table
 from routed_rl.tracking import NOT_METRICS
 
 LOOKS = {ROUTED: "deployed", UNROUTED: "policy"}

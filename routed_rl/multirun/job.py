@@ -50,22 +50,22 @@ def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, comp
 
 def train_or_resume(config: Config, overrides: list[str]) -> None:
     """Train one run, from the start or from where it was stopped."""
-    from routed_rl import pipeline
+    from routed_rl.pipeline.train import resume, train
 
     assert config.out is not None
     if RunFolder(config.out).config.exists():
-        pipeline.resume(config.out, [], lambda _: config)  # nothing is composed, because a resumed run keeps its settings
+        resume(config.out, [], lambda _: config)  # nothing is composed, because a resumed run keeps its settings
     else:
         # A process killed while it made the folder leaves one that holds no run.
         shutil.rmtree(config.out, ignore_errors=True)
-        pipeline.train(config, overrides)
+        train(config, overrides)
 
 
 def try_out(config: Config, overrides: list[str]) -> None:
     """Check all that can be known before a run begins: model, environments, prompts, the trainer's settings. Writes nothing."""
-    from routed_rl import pipeline
+    from routed_rl.pipeline.train import train
 
-    pipeline.train(dataclasses.replace(config, out=None), overrides, dry_run=True)
+    train(dataclasses.replace(config, out=None), overrides, dry_run=True)
 
 
 def of_one_date(jobs: Sequence[Job]) -> list[Job]:

@@ -11,7 +11,7 @@ from routed_rl.multirun.job import Job
 from routed_rl.multirun.reporter import Table, panels
 from routed_rl.multirun.results import known_metrics
 from routed_rl.multirun.trials import Dimension, Outcome, best
-from routed_rl.report import not_scored
+from routed_rl.report.differences import not_scored
 
 
 def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> list[str]:

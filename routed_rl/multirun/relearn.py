@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_in, resolve, write_json
+from routed_rl.artifacts import ADAPTER_CONFIG, RunFolder, alone_in, resolve, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError, command, reading
-from routed_rl.model.adapter import CONFIG
 from routed_rl.multirun import reporter
 from routed_rl.multirun.arms import UNROUTED
 from routed_rl.multirun.attacks import Attacked, Said, attack
@@ -75,7 +74,7 @@ def with_model(config: Config, place: str) -> Config:
     elif not folder.is_dir():
         raise ConfigError(f"{place} is neither a run nor a model's folder; give one of them")
     model = config.model
-    if (folder / CONFIG).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         if not model.adapter.trains:
             raise ConfigError(f"{folder} holds a LoRA, and the experiment trains weights; give a whole model, or "
                               "model.adapter=lora")

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from routed_rl import console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_COLUMNS = 8
 """A wider table is shown with its rows as columns: many arms stand below each other."""
@@ -41,7 +42,9 @@ def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: S
     console.say(f"written: {folder}/{', '.join(written)}")
 
 
-def panels(count: int, width: float) -> tuple[Figure, list[Any]]:
+def panels(count: int, width: float) -> "tuple[Figure, list[Any]]":
     """A figure of `count` panels side by side, each `width` inches wide."""
+    from matplotlib.figure import Figure  # loads slowly, and the runs come first
+
     figure = Figure(figsize=(1.2 + width * count, 3.5), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])

@@ -63,7 +63,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     ours = [text for text in fixed if text.lstrip("+~").split("=")[0].split(".")[0] not in ("sweep", "out")]
     plan = Plan(ours, folder, compose)
     corners = _corners(plan, dimensions)
-    from routed_rl.training import check_trainer  # here, so that a sweep without dimensions is refused at once
+    from routed_rl.training.checks import check_trainer  # here, so that a sweep without dimensions is refused at once
 
     for trial in corners:
         check_trainer(trial.config.trainer)

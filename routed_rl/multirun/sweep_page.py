@@ -6,7 +6,8 @@ from statistics import median
 from routed_rl.config import SweepConfig
 from routed_rl.multirun.ranking import commands, notes, table
 from routed_rl.multirun.trials import Outcome, best
-from routed_rl.report import Bar, Page, Panel, Section, Table, write_page
+from routed_rl.report.page import write_page
+from routed_rl.report.parts import Bar, Page, Panel, Section, Table
 
 MOST = 12
 """Largest number of trials in a picture."""

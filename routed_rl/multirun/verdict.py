@@ -6,7 +6,7 @@ from typing import Any
 
 from routed_rl.multirun.arms import CONTROL, ROUTED, UNROUTED
 from routed_rl.multirun.comparison import cell
-from routed_rl.report import Headline, headlines
+from routed_rl.report.headline import Headline, headlines
 
 Found = dict[str, Any]
 """The content of compare.json."""

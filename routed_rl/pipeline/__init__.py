@@ -1,13 +1,4 @@
-"""One function per verb of the command line."""
+"""The verbs that make, measure and hand out runs, one function for each, and the steps that they share.
 
-from routed_rl.pipeline.filtering import filter_run
-from routed_rl.pipeline.hub import push
-from routed_rl.pipeline.launched import run_node
-from routed_rl.pipeline.leaving import discard, export
-from routed_rl.pipeline.rollback import rollback
-from routed_rl.pipeline.steps import work
-from routed_rl.pipeline.train import resume, run_job, train
-from routed_rl.pipeline.verbs import evaluate, extract
-
-__all__ = ["discard", "evaluate", "export", "extract", "filter_run", "push", "resume", "rollback", "run_job", "run_node", "train",
-           "work"]
+Names are imported from the modules that define them: a verb that only copies files must not wait for a trainer to load.
+"""

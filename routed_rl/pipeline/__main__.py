@@ -6,7 +6,9 @@ import sys
 
 from routed_rl.exits import guarded
 from routed_rl.guard import die_with
-from routed_rl.pipeline import run_job, run_node, work
+from routed_rl.pipeline.launched import run_node
+from routed_rl.pipeline.steps import work
+from routed_rl.pipeline.train import run_job
 from routed_rl.stopping import PARENT, STOP
 
 ROLES = {"process": work, "node": run_node, "job": run_job}

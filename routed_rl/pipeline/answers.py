@@ -8,7 +8,7 @@ from typing import Any, cast
 from routed_rl.artifacts import RunFolder, write_text
 from routed_rl.config import EvaluationConfig
 from routed_rl.evaluate import Answer, Told
-from routed_rl.report import read_answers
+from routed_rl.report.answers import read_answers
 
 
 def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told | None:

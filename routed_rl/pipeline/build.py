@@ -25,7 +25,9 @@ from routed_rl.model.weights import model_hash
 from routed_rl.pipeline.screening import flagged
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
-from routed_rl.training import bases_of, check_axis, check_routable, in_contexts, route_by_labels, route_model
+from routed_rl.training.baselines import in_contexts
+from routed_rl.training.labels import route_by_labels
+from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 
 
 @dataclass(frozen=True)

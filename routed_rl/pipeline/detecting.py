@@ -21,7 +21,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.stream import eval_mode
 from routed_rl.model.targets import decoder_layers
 from routed_rl.pipeline.build import Parts
-from routed_rl.training import check_flags, is_marked
+from routed_rl.training.baselines import check_flags, is_marked
 
 LEARNED = ("flags", "labels", "pool", "fpr", "layers")
 """Settings that a probe depends on."""

@@ -7,7 +7,7 @@ from routed_rl.model.base import adapted_modules
 from routed_rl.pipeline.build import Parts
 from routed_rl.rollout import LORA_RANKS, Lora, lora_for
 from routed_rl.subspace import Subspace
-from routed_rl.training import bases_of
+from routed_rl.training.route import bases_of
 
 
 def check_served(parts: Parts) -> None:

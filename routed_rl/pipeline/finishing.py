@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.export import Finish, cast
+from routed_rl.export.publish import Finish
 from routed_rl.report.card import Leaving, Results, write_card
 
 
@@ -12,6 +12,8 @@ def finishing(run: RunFolder, what: str, dtype: str | None = None, results: Resu
     """Rounds the weights to `dtype`, unless that is None, and writes the card of `what`. `results`: see `write_card`."""
     def finish(folder: Path, step: int) -> None:
         if dtype is not None:
+            from routed_rl.export.dtype import cast  # loads torch
+
             cast(folder, dtype)
         write_card(run, folder, Leaving(what, step, environment, rest), results)
 

@@ -11,7 +11,7 @@ from routed_rl.errors import Halted, command
 from routed_rl.monitor import Verdict, blame, shift
 from routed_rl.pipeline.record import fresh_from_step, trained_settings
 from routed_rl.pipeline.summary import publish
-from routed_rl.report import hardest
+from routed_rl.report.ranking import hardest
 from routed_rl.tracking import MetricsFile, Tracker, practised
 
 COMPLETIONS = 10

@@ -8,14 +8,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from routed_rl import console
-from routed_rl import export as exporting
-from routed_rl.artifacts import CARD, SEAL, RunFolder, read_json, require_seal
+from routed_rl.artifacts import ADAPTER_CONFIG, CARD, SEAL, RunFolder, read_json, require_seal
 from routed_rl.config.references import remember
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
+from routed_rl.export.stock import KEPT, discard
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
 
-ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
+BASE = "base_model_name_or_path"
 Files = dict[str, Path | bytes]
 """By its name in the repository, a file, or its bytes where they differ from those of the folder."""
 
@@ -65,13 +65,17 @@ def _folder(source: str, what: str | None, place: Path) -> Path:
         return _sealed(Path(source))
     run = RunFolder.open(source)
     if what == POLICY:
-        return exporting.merged_policy(run, place, finish=finishing(run, POLICY))
+        from routed_rl.export.models import merged_policy
+
+        return merged_policy(run, place, finish=finishing(run, POLICY))
     if what == QUARANTINE:
-        kept = run.deployed if (run.deployed / exporting.KEPT).exists() else None
-        return exporting.export_quarantine(run, place, kept=kept, finish=finishing(run, QUARANTINE, rest=kept is not None))
+        from routed_rl.export.adapter import export_quarantine
+
+        kept = run.deployed if (run.deployed / KEPT).exists() else None
+        return export_quarantine(run, place, kept=kept, finish=finishing(run, QUARANTINE, rest=kept is not None))
     if run.deployed.exists():
         return _sealed(run.deployed)
-    return exporting.discard(run, place, finish=finishing(run, DEPLOYED))
+    return discard(run, place, finish=finishing(run, DEPLOYED))
 
 
 def _sealed(folder: Path) -> Path:
@@ -89,17 +93,17 @@ def _files(folder: Path, base: str | None, source: str) -> Files:
     seal = folder / SEAL
     names = read_json(seal) if seal.exists() else [path.name for path in folder.iterdir() if path.is_file()]
     files: Files = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
-    if ADAPTER not in files:
+    if ADAPTER_CONFIG not in files:
         if base is not None:
             raise ConfigError(f"--base {base} is for an adapter, and {source} gives a whole model; leave it out")
         return files
-    settings = read_json(folder / ADAPTER)
+    settings = read_json(folder / ADAPTER_CONFIG)
     if (name := base or hub_name(settings.get(BASE) or "")) is None:
         raise ConfigError(f"this adapter belongs to {settings.get(BASE)}, a folder of this machine, which nobody else can load; "
                           "push that first and give its name: --base OWNER/NAME, or push a model that `discard --merge` wrote")
     card = ModelCard((folder / CARD).read_text(encoding="utf-8"))
     card.data["base_model"], card.data["base_model_relation"] = name, "adapter"
-    files[CARD], files[ADAPTER] = card.content.encode(), (json.dumps(settings | {BASE: name}, indent=2) + "\n").encode()
+    files[CARD], files[ADAPTER_CONFIG] = card.content.encode(), (json.dumps(settings | {BASE: name}, indent=2) + "\n").encode()
     return files
 
 

@@ -23,7 +23,8 @@ from routed_rl.pipeline.build import Parts, check_subspace
 from routed_rl.pipeline.candidates import Candidate, read_once, require_flags
 from routed_rl.pipeline.detecting import base_completions, check_layers, detector_sentence
 from routed_rl.subspace import Subspace
-from routed_rl.training import check_axis, is_marked
+from routed_rl.training.baselines import is_marked
+from routed_rl.training.route import check_axis
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,22 @@ shares that are best together. Each share is chosen with the parts of fixed shar
 """
 
 import dataclasses
+from pathlib import Path
 from statistics import fmean, stdev
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder
+from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.evaluate import average, scored
-from routed_rl.pipeline.build import Parts
+from routed_rl.pipeline.build import Parts, load_parts
 from routed_rl.pipeline.kept import Kept, decide, say, shares_of
 from routed_rl.pipeline.measuring import measure
+from routed_rl.pipeline.serving import at_checkpoint, serving
 from routed_rl.pipeline.summary import Results
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
+from routed_rl.subspace import Subspace
 
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 SAMPLES = 256
@@ -39,6 +43,14 @@ def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, 
             rows = [[share, f"{mean:.3f}", "kept" if float(share) == one.share else ""] for share, mean in one.paid.items()]
             console.table(f"{loaded.label}: what {len(paid[0.0])} tasks pay on average, by the share of its part that is kept",
                           ["share", "paid", ""], rows)
+
+
+def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, Kept]) -> None:
+    """Load the model of a run as it was at a checkpoint, and choose the shares that are still open."""
+    parts, subspace = load_parts(config), Subspace.load(run.subspace)
+    with serving(parts, subspace) as served:
+        if router := at_checkpoint(checkpoint, parts, run, subspace, served):
+            choose(parts, router, served, kept)
 
 
 def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None,

@@ -2,24 +2,27 @@
 `keeping` chooses the share that `auto` stands for."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_object, step_of
 from routed_rl.config import AUTO, Config
 from routed_rl.errors import ConfigError
-from routed_rl.export import Finish, discard, discard_but, merged
+from routed_rl.export.publish import Finish
+from routed_rl.export.stock import discard
 from routed_rl.monitor import blame, shift
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.record import inherited, tell_kept, trained_settings
 from routed_rl.report.card import DEPLOYED, Results
 from routed_rl.tracking import MetricsFile
 
-Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Base = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 Asked = dict[str, float | str]
 """For each environment, a share of its part, or `AUTO`."""
 PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
@@ -128,8 +131,21 @@ def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, 
     finish = finishing(run, DEPLOYED, dtype, results)
 
     def write(folder: Path, finish: Finish) -> Path:
-        return discard_but(run, folder, parts, step, finish) if parts else discard(run, folder, step, finish)
+        if not parts:
+            return discard(run, folder, step, finish)
+        from routed_rl.export.models import discard_but
 
-    written = write(out, finish) if base is None else merged(write, out, *base, finish)
-    tell_kept(run, written, shares_of(kept))
-    return written
+        return discard_but(run, folder, parts, step, finish)
+
+    place = written(write, out, base, finish)
+    tell_kept(run, place, shares_of(kept))
+    return place
+
+
+def written(write: Callable[[Path, Finish], Path], out: Path, base: Base | None, finish: Finish) -> Path:
+    """Have `write` write a model or a LoRA to `out`; with `base`, write that model with the LoRA merged into it instead."""
+    if base is None:
+        return write(out, finish)
+    from routed_rl.export.merging import merged
+
+    return merged(write, out, *base, finish)

@@ -1,21 +1,17 @@
-"""The verbs that write what leaves a run: discard and export."""
+"""The verbs that write what leaves a run: discard and export. Both read files only, except where a share is to be chosen or a
+LoRA merged: then the model is loaded, and with it the libraries that take seconds to load."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl import export as exporting
 from routed_rl.artifacts import RunFolder, alone_in, step_of
 from routed_rl.errors import ConfigError
-from routed_rl.model.weights import model_hash
-from routed_rl.pipeline.build import load_base, load_parts
+from routed_rl.export.publish import refuse_foreign
 from routed_rl.pipeline.finishing import finishing
-from routed_rl.pipeline.keeping import choose
-from routed_rl.pipeline.kept import Asked, Base, check, decide, refuse, say, write_deployed
+from routed_rl.pipeline.kept import Asked, Base, check, decide, refuse, say, write_deployed, written
 from routed_rl.pipeline.record import read_config, require_base
-from routed_rl.pipeline.serving import at_checkpoint, serving
 from routed_rl.report.card import POLICY, QUARANTINE
-from routed_rl.subspace import Subspace
 
 
 def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False,
@@ -35,12 +31,11 @@ def discard(run: str, out: str, step: int | None = None, keep: Asked | None = No
         kept = decide(opened, config, folder, keep)
         if not force:
             refuse(kept)
-        exporting.refuse_foreign(Path(out))  # before the work
+        refuse_foreign(Path(out))  # before the work
         if any(one.share is None for one in kept.values()):
-            parts, subspace = load_parts(config), Subspace.load(opened.subspace)
-            with serving(parts, subspace) as served:
-                if router := at_checkpoint(folder, parts, opened, subspace, served):
-                    choose(parts, router, served, kept)
+            from routed_rl.pipeline.keeping import choose_at
+
+            choose_at(folder, opened, config, kept)
         say(kept)
         base = _base_to_merge(opened, out, step, dtype) if merge else None
         console.say(f"deployed model: {write_deployed(opened, Path(out), step_of(folder), kept, base, dtype)}")
@@ -56,7 +51,10 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None
                           "--merge out, and merge the adapter into the full weights: PeftModel.from_pretrained("
                           f"AutoModelForCausalLM.from_pretrained({config.model.path!r}), DIR).merge_and_unload()")
     run.require_checkpoint(step)
-    exporting.refuse_foreign(Path(out))  # before the work
+    refuse_foreign(Path(out))  # before the work
+    from routed_rl.model.weights import model_hash
+    from routed_rl.pipeline.build import load_base
+
     model, tokenizer = load_base(config)
     require_base(run, config, model_hash(model))
     if dtype not in (None, config.model.dtype):
@@ -71,13 +69,16 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
     opened = RunFolder.open(run)
     with _alone_where(opened, quarantine, policy):
         if quarantine:
+            from routed_rl.export.adapter import export_quarantine
+
             finish = finishing(opened, QUARANTINE, dtype, environment=env, rest=bool(kept))
-            adapter = exporting.export_quarantine(opened, Path(quarantine), env, step, Path(kept) if kept else None, finish)
+            adapter = export_quarantine(opened, Path(quarantine), env, step, Path(kept) if kept else None, finish)
             console.say(f"quarantine: {adapter}")
         if policy:
+            from routed_rl.export.models import merged_policy
+
             base, finish = _base_to_merge(opened, policy, step, dtype) if merge else None, finishing(opened, POLICY, dtype)
-            whole = exporting.merged_policy(opened, Path(policy), step, finish) if base is None else exporting.merged(
-                lambda folder, note: exporting.merged_policy(opened, folder, step, note), Path(policy), *base, finish)
+            whole = written(lambda folder, note: merged_policy(opened, folder, step, note), Path(policy), base, finish)
             console.say(f"policy: {whole}")
 
 

@@ -14,7 +14,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.summary import Results
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
-from routed_rl.training import PIECES
+from routed_rl.training.backends import PIECES
 
 Means = dict[str, dict[str, float]]
 """environment -> metric -> mean."""

@@ -11,7 +11,8 @@ from routed_rl.model.fourbit import scales
 from routed_rl.model.targets import Writer
 from routed_rl.pipeline.build import Parts
 from routed_rl.routing import shape_of
-from routed_rl.training import default, linear_modules
+from routed_rl.training.checks import default
+from routed_rl.training.labels import linear_modules
 
 FLOAT = 4
 """Bytes of a float32; only weights that are frozen may take fewer."""

@@ -10,7 +10,8 @@ from routed_rl.model.targets import FOUND, find_writers, freeze
 from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.memory import Need, amount, needs, readable
 from routed_rl.routing import shape_of
-from routed_rl.training import TrainerArguments, update_bytes
+from routed_rl.training.activations import update_bytes
+from routed_rl.training.trainers import TrainerArguments
 
 ASSUMED = 80e9
 """The memory in bytes of the GPU that is assumed for the plan of a model without weights."""

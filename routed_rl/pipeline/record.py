@@ -12,10 +12,8 @@ import yaml
 from routed_rl import __version__
 from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
-from routed_rl.config.checks import first_difference
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
-from routed_rl.training import fixed
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -120,11 +118,3 @@ def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:
     if known or shares:
         others = [each for each in known if each.get("out") != str(out)]
         tell(run, {"kept": [*others, *([{"out": str(out), "shares": shares}] if shares else [])]})
-
-
-def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb: str) -> None:
-    """ConfigError for the first difference in the trainer's fixed settings or in the given sections of the config."""
-    old, new = dataclasses.asdict(was), dataclasses.asdict(wanted)
-    found = [first_difference(fixed(was), fixed(wanted)), *(first_difference(old[name], new[name], name) for name in sections)]
-    if difference := next(filter(None, found), None):
-        raise ConfigError(f"{verb} cannot change {difference}; start a new run with it")

@@ -14,7 +14,6 @@ from routed_rl.checkpoint import QUARANTINE, going_on_from, move_quarantine, qua
 from routed_rl.config import Compose, Config
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline import record
-from routed_rl.pipeline.train import go_on, prepared
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
@@ -35,7 +34,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             typed = [text for text in typed if not text.startswith("~env.")]
         typed += overrides
         wanted = record.dated(compose(typed), was.model.date)
-        config = changed(was, wanted, drop)
+        config = without(wanted, drop)
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
         new = record.new_folder(config)
         making.enter_context(alone_making(new.path))
@@ -43,6 +42,10 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             old.require_checkpoint(step)
         if step > (last := config.trainer.get("max_steps", step)):
             raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
+        from routed_rl.pipeline.changes import refuse_changes  # TRL takes seconds to load: first all that is refused without it
+        from routed_rl.pipeline.train import go_on, prepared
+
+        refuse_changes(alike(was, wanted), wanted, FIXED, "rollback")
         config.out = str(new.path)
         parts, plan = prepared(config, new, before=old)
         fresh, routed = record.trained_settings(was) != record.trained_settings(config), step > 0 and was.routing.mode != "none"
@@ -64,15 +67,17 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
     return go_on(parts, plan)
 
 
-def changed(was: Config, wanted: Config, drop: list[str]) -> Config:
-    """The new run's config. ConfigError for a change that no checkpoint can follow, or a dropped environment that does not
-    exist."""
-    practice = wanted.routing.practice  # a checkpoint does not depend on it
-    alike = dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=practice))
-    record.refuse_changes(alike, wanted, FIXED, "rollback")
+def alike(was: Config, wanted: Config) -> Config:
+    """The old run's config with the new one's practice, on which a checkpoint does not depend."""
+    return dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=wanted.routing.practice))
+
+
+def without(wanted: Config, drop: list[str]) -> Config:
+    """The config without the dropped environments. ConfigError for one that it does not have."""
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     kept, keep = ({name: each for name, each in settings.items() if name not in drop} for settings in (wanted.env, wanted.keep))
+    practice = wanted.routing.practice
     if not isinstance(practice.environments, str):
         practice = dataclasses.replace(practice, environments=[name for name in practice.environments if name not in drop])
     routing = dataclasses.replace(wanted.routing, practice=practice)

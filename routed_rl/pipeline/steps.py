@@ -24,7 +24,11 @@ from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile, Tracker
-from routed_rl.training import Plan, Watch, build_trainer, forget_after, join, make_plan
+from routed_rl.training.backends import join
+from routed_rl.training.build import build_trainer
+from routed_rl.training.completions import forget_after
+from routed_rl.training.plan import Plan, make_plan
+from routed_rl.training.watch import Watch
 
 
 def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served | None, parity: ParityCheck | None,

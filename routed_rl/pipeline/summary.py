@@ -11,7 +11,7 @@ from routed_rl.config import LABELS, Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import command
 from routed_rl.monitor import Blame
-from routed_rl.report import cost, differences, has_quarantine, keeping, not_scored, write_report
+from routed_rl.report.differences import cost, differences, has_quarantine, keeping, not_scored
 from routed_rl.routing import Router
 from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker, counted
 
@@ -130,6 +130,8 @@ def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
     in one line."""
     if not config.tracking.report:
         return
+    from routed_rl.report.run_page import write_report  # loads matplotlib, which the tables do not need
+
     try:
         page = write_report(run)
     except Exception as error:

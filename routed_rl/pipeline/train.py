@@ -22,6 +22,7 @@ from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.answers import keep_answers
 from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, keep_base, load_parts, make_router, run_subspace
+from routed_rl.pipeline.changes import refuse_changes
 from routed_rl.pipeline.detecting import check_detector, learn_detector
 from routed_rl.pipeline.engines import check_served
 from routed_rl.pipeline.keeping import keep_at_end
@@ -34,17 +35,13 @@ from routed_rl.rollout import Served
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, practised, tracked
-from routed_rl.training import (
-    PIECES,
-    Plan,
-    PromptContexts,
-    check_axis,
-    check_first_scores,
-    check_practice,
-    make_plan,
-    prompts_needed,
-    try_out,
-)
+from routed_rl.training.backends import PIECES
+from routed_rl.training.baselines import PromptContexts
+from routed_rl.training.first_scores import check_first_scores
+from routed_rl.training.plan import Plan, make_plan, prompts_needed
+from routed_rl.training.practice import check_practice
+from routed_rl.training.route import check_axis
+from routed_rl.training.trials import try_out
 
 OF_A_RUN = ("every", "during_samples", "scales", "answers")
 """Settings of `evaluation` that do not change the result of a model's evaluation."""
@@ -82,7 +79,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
         if overrides:
             wanted = record.dated(compose([*record.read_overrides(run), *overrides]), config.model.date)
             wanted.out = config.out
-            record.refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
+            refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
             config = wanted
         parts, plan = prepared(config, run)
         if overrides:

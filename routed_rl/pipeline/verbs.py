@@ -18,7 +18,6 @@ from routed_rl.pipeline.record import read_config
 from routed_rl.pipeline.serving import at_checkpoint, serving
 from routed_rl.rollout import check_engine
 from routed_rl.subspace import Subspace
-from routed_rl.training import check_adapter
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
@@ -86,7 +85,10 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         config.rollout = dataclasses.replace(config.rollout, engine=engine, urls=[], launch=False)
     elif engine is not None and config.rollout.engine == "transformers":
         config.rollout = dataclasses.replace(config.rollout, engine="vllm_colocate")
-    check_adapter(config)
+    if config.model.adapter.four_bit:
+        from routed_rl.training.plan import check_adapter  # loads TRL
+
+        check_adapter(config)
     check_engine(config.rollout)
     parts = load_parts(config)
     chosen = parts.with_contexts([loaded for loaded in parts.environments if envs is None or loaded.name in envs])

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.audit import audit, verb
 from routed_rl.audit.probe import coordinates, shift_between
@@ -22,12 +21,13 @@ from routed_rl.config import AuditConfig, Config
 from routed_rl.envs import load_environments
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.evaluate import evaluate
-from routed_rl.export import merged_policy
+from routed_rl.export.models import merged_policy
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.record import read_config
 from routed_rl.subspace import Subspace
+from tests import pipeline
 
 SHORT = ["trainer.max_steps=4", "trainer.per_device_train_batch_size=64", "trainer.learning_rate=1e-3", "evaluation.samples=0",
          "tracking.completions=false"]

@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.artifacts.whole import sha256
 from routed_rl.cli import main
@@ -19,7 +18,8 @@ from routed_rl.config.robust import RobustifyConfig
 from routed_rl.distillation import robustify
 from routed_rl.distillation.loop import Distillation
 from routed_rl.errors import CheckpointError, ConfigError
-from routed_rl.export import merged_policy
+from routed_rl.export.models import merged_policy
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 SMALL = {"samples": 12, "steps": 6, "batch": 8, "within": 0, "save_steps": 2}

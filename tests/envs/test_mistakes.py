@@ -19,7 +19,7 @@ from routed_rl.envs.host.wire import pack_score, unpack_failure
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 from routed_rl.exits import guarded
 from routed_rl.inspection import check_environments, try_environments
-from routed_rl.training import check_first_scores
+from routed_rl.training.first_scores import check_first_scores
 from tests.envs.mistakes import MISTAKES, UNPICKLED, Mistake
 
 PATH = "mine.py:Mine"

@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 
-from routed_rl import pipeline
 from routed_rl.config import SubspaceCheckConfig
 from routed_rl.errors import CheckFailed
 from routed_rl.extraction.answers import reference_answers
@@ -16,6 +15,7 @@ from routed_rl.extraction.job import Job
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Provenance, Subspace
+from tests import pipeline
 from tests.chat import chat_config
 
 WIDTH, LAYERS = 32, 2

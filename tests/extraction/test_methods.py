@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from routed_rl import pipeline
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, prepare
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
+from tests import pipeline
 from tests.chat import chat_config
 
 WIDTH, LAYERS = 32, 2

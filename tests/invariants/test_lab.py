@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from routed_rl import pipeline
 from routed_rl.cli.compose import compose
+from tests import pipeline
 
 pytestmark = pytest.mark.slow
 SETTINGS = ["evaluation.samples=1000", "tracking.completions=false", "trainer.save_steps=100"]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.report import write_report
+from routed_rl.report.run_page import write_report
 from tests.report.folders import write_run
 
 

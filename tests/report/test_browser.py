@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.report import write_report
+from routed_rl.report.run_page import write_report
 from tests.report.folders import write_answers, write_comparison_page, write_run
 
 pytestmark = pytest.mark.slow

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from routed_rl.artifacts import RunFolder, alone_in
 from routed_rl.cli import main
 from routed_rl.pipeline import halting
-from routed_rl.report import parts, watching, write_page, write_report
+from routed_rl.report import parts, watching
 from routed_rl.report.charts import spread
 from routed_rl.report.completions import shown
 from routed_rl.report.data import read_run, thinned
-from routed_rl.report.page import cell, cells
+from routed_rl.report.page import cell, cells, write_page
 from routed_rl.report.parts import Table
 from routed_rl.report.ranking import BY_GAP, BY_SHIFT
+from routed_rl.report.run_page import write_report
 from routed_rl.report.shares import difference_interval, share_interval
 from tests.builders import PROPERTY
 from tests.report.folders import HOSTILE, write_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from routed_rl import cli, pipeline
+from routed_rl import cli
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import EvaluationConfig
 from routed_rl.envs import Score
@@ -12,7 +12,8 @@ from routed_rl.errors import Halted
 from routed_rl.evaluate import Answer
 from routed_rl.pipeline import summary
 from routed_rl.pipeline.answers import keep_answers
-from routed_rl.report import read_answers
+from routed_rl.report.answers import read_answers
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 QUICK = {"trainer": {"max_steps": 2, "per_device_train_batch_size": 16}, "tracking": {"report": True}}

@@ -69,10 +69,10 @@ def test_the_lab_trains_with_practice_is_evaluated_and_goes_on(mode, tmp_path):
 
 
 def test_a_server_without_room_for_the_adapters_is_refused_with_its_options(tmp_path):
-    from routed_rl import pipeline
     from routed_rl.config import RolloutConfig
     from routed_rl.rollout import Lora
     from routed_rl.rollout.launch import LaunchedServer
+    from tests import pipeline
 
     parts = write_parts(tmp_path / "parts", heads=1)
     server = LaunchedServer(RolloutConfig(engine="vllm_server", launch=True), parts / "model", Lora(8, ["down_proj", "o_proj"]))

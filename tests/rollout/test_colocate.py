@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from routed_rl import pipeline
 from routed_rl.errors import ParityError
 from routed_rl.rollout import Sampling
+from tests import pipeline
 from tests.chat import chat_config, write_chat_model
 from tests.rollout.live import MODELS, VOCABULARY, Setup, command, metrics
 

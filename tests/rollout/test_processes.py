@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from routed_rl import pipeline
 from routed_rl.config import RolloutConfig
 from routed_rl.rollout import Lora
 from routed_rl.rollout.launch import LaunchedServer
+from tests import pipeline
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, write_parts
 from tests.rollout.live import TWO, asked, command, metrics

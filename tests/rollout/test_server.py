@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl import pipeline
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import ParityError, RolloutError
 from routed_rl.rollout import Lora, Sampling
 from routed_rl.rollout.launch import LaunchedServer
+from tests import pipeline
 from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, write_parts
 from tests.rollout.live import ROOT, TWO, Setup, asked, command, metrics, servers_of

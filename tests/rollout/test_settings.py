@@ -15,8 +15,9 @@ from routed_rl.rollout import check_engine, lora_for
 from routed_rl.rollout.heads import find_padding
 from routed_rl.rollout.launch import own_gpu
 from routed_rl.rollout.settings import check_settings
-from routed_rl.training import TRAINERS, check_trainer
+from routed_rl.training.checks import check_trainer
 from routed_rl.training.plan import training_arguments
+from routed_rl.training.trainers import TRAINERS
 
 
 @pytest.mark.parametrize(("settings", "hint"), [

@@ -7,18 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import AdapterConfig, RoutingConfig, from_mapping
 from routed_rl.envs import Score
 from routed_rl.errors import CheckpointError, ConfigError, ModelError, RolloutError
-from routed_rl.export import merged_policy
+from routed_rl.export.models import merged_policy
 from routed_rl.model.adapter import attach
 from routed_rl.model.targets import find_writers
 from routed_rl.routing.labels.gate import spread
-from routed_rl.training import route_by_labels
-from routed_rl.training.labels import balanced, flags_of
+from routed_rl.training.labels import balanced, flags_of, route_by_labels
 from routed_rl.training.spans import tokens_in
+from tests import pipeline
 from tests.builders import relative
 from tests.families import FAMILIES, VOCAB, tiny
 from tests.parts import own_config, write_parts

@@ -6,9 +6,9 @@ import importlib.util
 
 import pytest
 
-from routed_rl import pipeline
 from routed_rl.errors import ConfigError
 from routed_rl.tracking import split_report_to
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 

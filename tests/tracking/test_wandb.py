@@ -9,10 +9,10 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import Halted
 from routed_rl.tracking import wandb_run
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
 from tests.tracking.offline import read_elsewhere

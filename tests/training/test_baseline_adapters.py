@@ -8,15 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, from_mapping
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.build import load_parts, make_subspace
 from routed_rl.routing.labels import LabelAdapter
-from routed_rl.training import build_trainer, linear_modules, make_plan
 from routed_rl.training.baselines import Projection, TraitAdapter
 from routed_rl.training.baselines.trait import imitation_loss
+from routed_rl.training.build import build_trainer
+from routed_rl.training.labels import linear_modules
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered

@@ -5,16 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
 from routed_rl.envs import Score
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import load_parts
-from routed_rl.training import make_plan
 from routed_rl.training.baselines import Payment, StreamEdit
 from routed_rl.training.baselines.detector import FlagDetector
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import tiny
 from tests.parts import own_config, write_parts

@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.pipeline import halting
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.report.ranking import BY_GAP, BY_SHIFT, hardest
 from routed_rl.routing import StepRows
 from routed_rl.tracking import MetricsFile, encouraged
-from routed_rl.training import build_trainer, make_plan
+from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import CompletionFiles, forget_after
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
 

@@ -13,19 +13,19 @@ from safetensors.torch import load_file
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.envs import Scorer
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.rollout.weights import PolicyWeights
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import TRAINERS, make_plan
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import prompts_needed
+from routed_rl.training.plan import make_plan, prompts_needed
 from routed_rl.training.ppo import PPOTrainer
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from routed_rl.training.trainers import TRAINERS
 from routed_rl.training.value import VALUE_HEAD
+from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
 from tests.clamped import clamped_model

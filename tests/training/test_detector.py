@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
@@ -18,9 +17,10 @@ from routed_rl.extraction.probe import Probe, fit, measured, threshold_at
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.detecting import base_completions, learned
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import make_plan
 from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.parts import own_config, typed, write_parts
 
 BAD, FINE = Score(1.0, 0.0, flags={"hack": True}), Score(1.0, 1.0, flags={"hack": False})

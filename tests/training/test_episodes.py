@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import TaskError
 from routed_rl.tracking import MetricsFile
-from tests import algorithms
+from tests import algorithms, pipeline
 from tests.chat import EOS, chat_config, write_chat_model
 from tests.tiers import tiered
 

@@ -11,10 +11,12 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.build import load_parts
-from routed_rl.pipeline.record import refuse_changes
-from routed_rl.training import TRAINERS, make_plan, try_out
+from routed_rl.pipeline.changes import refuse_changes
 from routed_rl.training.checks import RULES, check_trainer, keeps
 from routed_rl.training.fields import ELSEWHERE, FIXED, FREE, GONE, NEEDS, STAYS, VALUES
+from routed_rl.training.plan import make_plan
+from routed_rl.training.trainers import TRAINERS
+from routed_rl.training.trials import try_out
 from tests.parts import own_config, write_parts
 
 FIELDS = {field.name: row.arguments for row in TRAINERS.values() for field in dataclasses.fields(row.arguments)}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from routed_rl import export, pipeline
 from routed_rl.artifacts import RunFolder, first_nonfinite, sealed_folder
 from routed_rl.checkpoint import writing
 from routed_rl.errors import CheckFailed, CheckpointError
+from routed_rl.export.stock import discard
 from routed_rl.pipeline.halting import checkpoint_before
 from routed_rl.training.mixin import RoutedTrainerMixin, RoutingCallback
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
 
@@ -93,11 +94,11 @@ def test_one_that_an_older_version_wrote_is_never_a_place_to_go_on_from(older, t
     assert newest == older.checkpoint(2) and len(skipped) == 1
     assert skipped[0].startswith("skipped checkpoint step-4: ") and skipped[0].endswith(" in model.safetensors is not finite")
     assert checkpoint_before(older, 9) == 2
-    export.discard(older, tmp_path / "deployed")
+    discard(older, tmp_path / "deployed")
     assert "skipped checkpoint step-4" in (said := capsys.readouterr().out) and "this is of step-2" in said
     assert first_nonfinite(tmp_path / "deployed") is None
     with pytest.raises(CheckpointError, match=r"--step 4: .* no whole checkpoint there \(.* is not finite\); it has 2"):
-        export.discard(older, tmp_path / "other", 4)
+        discard(older, tmp_path / "other", 4)
 
 
 def test_a_damaged_later_checkpoint_never_costs_the_one_that_is_written(older):

@@ -16,13 +16,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.errors import CheckpointError
 from routed_rl.pipeline.build import load_parts, make_router, run_subspace
 from routed_rl.pipeline.halting import halted_steps
 from routed_rl.pipeline.rollback import copy_checkpoint
-from routed_rl.training import build_trainer, forget_after, make_plan
+from routed_rl.training.build import build_trainer
+from routed_rl.training.completions import forget_after
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.parts import WORDS, own_config, write_parts
 from tests.training.test_resume import assert_same
 

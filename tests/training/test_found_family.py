@@ -9,10 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GraniteMoeConfig, GraniteMoeForCausalLM
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import ModelError
-from routed_rl.export import discard, export_quarantine, merged_policy
+from routed_rl.export.adapter import export_quarantine
+from routed_rl.export.models import merged_policy
+from routed_rl.export.stock import discard
+from tests import pipeline
 from tests.parts import WORDS, own_config, write_parts
 
 IDS = torch.arange(2, 9).unsqueeze(0)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, MonitorConfig, RuleConfig
 from routed_rl.errors import CheckpointError, ConfigError, Halted
@@ -20,6 +19,7 @@ from routed_rl.monitor import RULES, Verdict
 from routed_rl.pipeline.halting import checkpoint_before, commands, halt, ranked
 from routed_rl.pipeline.summary import next_commands
 from routed_rl.tracking import MetricsFile, Tracker
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, from_mapping
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.build import load_parts, make_subspace
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import make_plan
 from routed_rl.training.base import BaseModel
 from routed_rl.training.health import Health, Row, metrics_of
+from routed_rl.training.plan import make_plan
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.training.test_detector import BAD, FINE
 

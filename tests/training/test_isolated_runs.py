@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.training.tasks import RewardFunction
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 STEPS = 20

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.errors import Halted
 from routed_rl.monitor import Monitor
+from tests import pipeline
 from tests.parts import own_config, write_parts
 
 STEPS, KILLS = 160, 50

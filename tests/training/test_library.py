@@ -21,7 +21,7 @@ from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
 from routed_rl.artifacts import RunFolder
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import make_plan
+from routed_rl.training.plan import make_plan
 from tests.algorithms import config_of, make_trainer
 from tests.library import PLAIN, arguments, load, right, rows, short, subspace_of, trainer
 from tests.parts import write_parts

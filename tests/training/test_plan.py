@@ -15,10 +15,11 @@ from routed_rl.cli import main
 from routed_rl.errors import RolloutError
 from routed_rl.model.targets import find_writers
 from routed_rl.rollout import check_engine
-from routed_rl.training import build_trainer, check_trainer, make_plan, try_out
 from routed_rl.training.backends import check_launch
-from routed_rl.training.checks import check_needs
-from routed_rl.training.plan import training_arguments
+from routed_rl.training.build import build_trainer
+from routed_rl.training.checks import check_needs, check_trainer
+from routed_rl.training.plan import make_plan, training_arguments
+from routed_rl.training.trials import try_out
 from tests.parts import typed, write_parts
 
 CHECKS = (check_engine, check_launch, check_trainer, check_needs, training_arguments, make_plan, try_out, find_writers)

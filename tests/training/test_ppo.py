@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import Trainer
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
-from routed_rl.training import make_plan
+from routed_rl.training.plan import make_plan
 from routed_rl.training.trials import check_optimizer
 from routed_rl.training.value import VALUE_HEAD, ValueHead
+from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
 from tests.parts import own_config, write_parts

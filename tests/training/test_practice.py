@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import from_mapping
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.plan import practice_sentence
 from routed_rl.tracking import MetricsFile, practised
 from routed_rl.training.practice import Practice, check_practice
+from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered

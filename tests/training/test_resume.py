@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder, broken_seal
 from routed_rl.config import from_mapping
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.training import saving
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
 
@@ -60,7 +60,7 @@ def metrics(run: Path) -> list[dict]:
 def killed(config, when) -> Path:
     """Start a run in a process of its own and kill -9 it as soon as `when(run folder)` holds."""
     out = Path(config.out)
-    code = ("import sys; from routed_rl import pipeline; from tests.parts import own_config; from pathlib import Path;"
+    code = ("import sys; from tests import pipeline; from tests.parts import own_config; from pathlib import Path;"
             "pipeline.train(own_config(Path(sys.argv[1]), sys.argv[2]), [])")
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen([sys.executable, "-c", code, str(Path(config.model.path).parent), str(out)], env=environment,

@@ -13,10 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose, from_anywhere
 from routed_rl.errors import ConfigError, Halted
+from tests import pipeline
 from tests.parts import typed, write_parts
 from tests.tiers import tiered
 

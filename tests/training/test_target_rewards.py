@@ -10,7 +10,7 @@ from routed_rl.cli.compose import compose
 from routed_rl.config import BaselineConfig, from_mapping
 from routed_rl.envs import Score, load_environments
 from routed_rl.errors import ConfigError
-from routed_rl.training import make_plan
+from routed_rl.training.plan import make_plan
 from routed_rl.training.spans import targeted
 from tests.algorithms import config_of, make_trainer
 from tests.parts import ENVIRONMENT, own_config, write_parts

@@ -9,16 +9,16 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from routed_rl import pipeline
 from routed_rl.artifacts import RunFolder
 from routed_rl.envs import Scorer
 from routed_rl.errors import ConfigError, TaskError
 from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.tracking import METRICS, MetricsFile
-from routed_rl.training import build_trainer, make_plan
+from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import prompts_needed
+from routed_rl.training.plan import make_plan, prompts_needed
 from routed_rl.training.tasks import RewardFunction, TaskTable
+from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
 

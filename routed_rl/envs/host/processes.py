@@ -65,13 +65,17 @@ class Processes:
             assert self._description is not None
             return self._description
 
-    def rebuild(self, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None) -> None:
-        """Build the environment again with other settings, in the same process, so that imports are not repeated."""
+    def rebuild(self, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None, *, name: str | None = None,
+                path: str | None = None) -> None:
+        """Build the environment again with other settings, in the same process, so that imports are not repeated; with `name` and
+        `path`, build another environment."""
         with self._lock:
             same_token = self._setup["arguments"].get("token_env") == arguments.get("token_env")
             first, self._children[0] = self._children[0], None
             self.close()
-            self._setup, self._description = self._setup | {"arguments": arguments, "stages": stages}, None
+            self.name, path = name or self.name, path or self._setup["path"]
+            self._setup |= {"name": self.name, "path": path, "arguments": arguments, "stages": stages}
+            self._description = None
             if first is not None and first.facts and same_token:
                 self._children[0], first.facts = first, None
                 first.send(self._setup)

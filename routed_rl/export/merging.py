@@ -1,0 +1,32 @@
+"""Export of what a LoRA run leaves as one stock model, the base model with the LoRA merged into it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from routed_rl.export.publish import Finish, publish
+from routed_rl.export.stock import KEPT
+from routed_rl.model.adapter import merge
+from routed_rl.model.load import write_generation_config
+
+
+def merged(write: Callable[[Path, Finish], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+           finish: Finish | None = None) -> Path:
+    """Write one stock model to `out`: the base model `model`, changed in place, into which the LoRA is merged that `write` writes
+    to a path, with the `Finish` that it is given."""
+    steps: list[int] = []
+    with TemporaryDirectory(prefix="routed_rl-") as place:
+        adapter = write(Path(place) / "adapter", lambda _, step: steps.append(step))
+        whole = merge(model, adapter)
+
+        def fill(folder: Path) -> None:
+            whole.save_pretrained(folder)
+            write_generation_config(whole, folder)
+            tokenizer.save_pretrained(folder)
+            if (adapter / KEPT).exists():
+                shutil.copyfile(adapter / KEPT, folder / KEPT)
+
+        return publish(out, fill, finish, steps[0])

@@ -1,0 +1,33 @@
+"""The deployed model of a run as it is: a copy of a checkpoint's stock files. It needs no torch."""
+
+import shutil
+from pathlib import Path
+
+from routed_rl.artifacts import ADAPTER, ADAPTER_CONFIG, RunFolder, step_of
+from routed_rl.export.publish import Finish, publish
+
+STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+               "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+               "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+               "chat_template.jinja", "chat_template.json", ADAPTER, ADAPTER_CONFIG)
+"""The files of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
+KEPT = "kept.json"
+"""The file in the folder of a deployed model that keeps shares of parts. It records which shares, why, and of which
+quarantine."""
+
+
+def discard(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
+    """Write the deployed model to `out`: the stock files of a checkpoint (default: the last) and nothing of the quarantine.
+    `finish` changes the folder before it is sealed, here and in all functions of this unit.
+
+    It may be called again for the same `out`; RunFolderError for an `out` that holds anything else.
+    """
+    checkpoint = run.require_checkpoint(step)
+    return publish(out, lambda folder: copy_stock_files(checkpoint, folder), finish, step_of(checkpoint))
+
+
+def copy_stock_files(source: Path, folder: Path) -> None:
+    """Copy the files of a stock model folder, and no others."""
+    for pattern in STOCK_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
