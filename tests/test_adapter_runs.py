@@ -241,7 +241,7 @@ def test_a_run_in_bf16_has_its_adapter_in_float32(parts, tmp_path):
 
 @pytest.mark.parametrize(("name", "beta"), tiered([(name, beta) for name in PLAIN for beta in (0.0, 0.3)], quick=[("grpo", 0.3)]))
 def test_mode_none_is_trl_with_a_peft_config_bit_for_bit(parts, tmp_path, name, beta):
-    trainer = {"algorithm": name, "max_steps": 3, "save_steps": 9, "beta": beta, "num_iterations": 2}
+    trainer = {"algorithm": name, "max_steps": 3, "save_steps": 9, "beta": beta, "num_iterations": 2, "lean": False}
     config = lora_config(parts, tmp_path / "ours", "none", trainer=trainer)
     loaded = load_parts(config)
     make_router(loaded, None)

@@ -63,8 +63,9 @@ class Config:
     """The mixture of environments. It maps the name of each environment to its settings: `path` (or `dataset` and `reward`),
     `weight`, `probe`, and the keyword arguments of its class."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Settings of TRL's trainer: any field of its `GRPOConfig` (or `RLOOConfig`), and `algorithm`, which is grpo, rloo or ppo. A
-    field that is not set has TRL's default."""
+    """Settings of TRL's trainer: any field of its `GRPOConfig` (or `RLOOConfig`), `algorithm`, which is grpo, rloo or ppo, and
+    `lean`, which is true by default: an update leaves out rows of advantage 0, padding and the logits of prompts, which do not
+    change its gradient; with false TRL computes everything itself. A field that is not set has TRL's default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How base model, policy and deployed model are evaluated."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

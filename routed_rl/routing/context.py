@@ -25,6 +25,8 @@ class Record:
     """Number of the completion in each row, (B,) int64; None: rows are not told apart."""
     sample_S: Tensor | None = None
     """Flat indices of a sample of real tokens, (S,) int64."""
+    sample_tokens: int = 0
+    """The largest number of tokens in such a sample."""
     ablated: bool = False
     """Whether forwards leave the quarantine out."""
     whole: bool = False
@@ -96,5 +98,5 @@ class RoutingContext:
         starts = torch.arange(0, real.shape[0], stride, device=real.device)
         # A plain stride would meet the same positions in every row, and the outliers at first tokens far too often.
         jitter = (0.5 + GOLDEN * torch.arange(starts.shape[0], device=real.device, dtype=torch.float64)) % 1 * stride
-        self.change(sample_S=real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))],
+        self.change(sample_S=real[(starts + jitter.long()).clamp(max=max(real.shape[0] - 1, 0))], sample_tokens=sample_tokens,
                     environment_ids_B=environment_ids_B, completions_B=completions_B, practising_B=practising_B)

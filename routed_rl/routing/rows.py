@@ -32,6 +32,13 @@ class StepRows:
     """Persona shift along the named axis by the row's gradient, in units of the axis' scale; positive is towards the
     positive persona. In `erase` it is the shift by the step that was refused."""
 
+    def with_none(self, completions_U: Tensor, environments_U: Tensor) -> "StepRows":
+        """The same with completions that have no gradient, whose push and shift are 0 where those of others are known."""
+        none = torch.zeros(len(completions_U), dtype=self.push_R.dtype)
+        push, shift = (torch.cat([values, none + 0 * values[:1].sum()]) for values in (self.push_R, self.shift_R))
+        return StepRows(torch.cat([self.completions_R, completions_U.cpu()]),
+                        torch.cat([self.environments_R, environments_U.cpu()]), push, shift)
+
     def sums(self, environment: int) -> dict[str, float]:
         """Sums over one environment's rows; 0 without rows, and sums that are nan are left out. `own_shift_up` is the sum of the
         positive shifts, `own_push_square` and `own_shift_square` are the sums of squares."""

@@ -57,7 +57,7 @@ class Tape:
         sample = x.reshape(-1, self.width)[record.sample_S]
         if self.has_bias:
             sample = torch.cat([sample, sample.new_ones(len(sample), 1)], 1)
-        self._keep(sample if scale_S is None else sample * scale_S.unsqueeze(1))
+        self._keep(sample if scale_S is None else sample * scale_S.unsqueeze(1), record.sample_tokens)
         if record.control_draws and self.control_bases is not None and self.control_sketch is not None:
             self._add_sketched(ids, torch.bmm(record.routed(g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
 
@@ -68,7 +68,7 @@ class Tape:
         self.fired, x, ids = True, x.to(p.dtype), record.environment_ids_B[rows]
         for e in ids.unique().tolist():
             self.ledger[e] += p[ids == e].mT @ x[ids == e]
-        self._keep(x[sampled])
+        self._keep(x[sampled], record.sample_tokens)
         self._hits, self._seen = self._hits + int(sampled.sum()), self._seen + len(record.sample_S)
         if self.along is not None and record.completions_B is not None:
             along = p.new_zeros(len(record.completions_B), 2).index_add_(0, rows, self.along.of_tokens(p, x))
@@ -85,10 +85,10 @@ class Tape:
         mine = slice(None) if record.practising_B is None else ~record.practising_B
         self.rows.append((completions[mine], ids[mine], along_B2[mine]))
 
-    def _keep(self, sample_SN: Tensor) -> None:
-        """Keep the sample, thinned so that at most two micro-batches' worth of inputs stays, taken evenly from all micro-batches
-        of the step."""
-        self._largest = max(self._largest, len(sample_SN))
+    def _keep(self, sample_SN: Tensor, wanted: int) -> None:
+        """Keep the sample of a pass, of at most `wanted` tokens, thinned so that at most twice as many stay, taken evenly from
+        all passes of the step."""
+        self._largest = max(self._largest, wanted, len(sample_SN))
         # Cloned, because a slice would keep the memory of its whole micro-batch.
         self.inputs.append(sample_SN[:: self._thinning].clone() if self._thinning > 1 else sample_SN)
         if sum(map(len, self.inputs)) > 2 * self._largest:

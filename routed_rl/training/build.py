@@ -17,7 +17,7 @@ from routed_rl.subspace import Subspace
 from routed_rl.training.advantages import Advantages
 from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector, Projection, PromptContexts, StreamEdit, TraitAdapter
-from routed_rl.training.checks import algorithm_name
+from routed_rl.training.checks import LEAN, algorithm_name
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.health import Health
 from routed_rl.training.labels import linear_modules
@@ -58,7 +58,7 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
         router=router, run=run, practice=practice, reward=reward, contexts=contexts, edit=edit, advantages=advantages,
-        health=health, strategy=config.launch.strategy, **given)
+        health=health, strategy=config.launch.strategy, lean=config.trainer.get(LEAN, True), **given)
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:

@@ -29,6 +29,10 @@ RULES: dict[str, Callable[[Any], bool]] = {
 }
 """The rules that rows of `VALUES` name; a row that is not here lists the allowed words."""
 LARGEST = 2**31
+LEAN = "lean"
+"""The setting of `trainer:` that leaves out of an update whatever does not change its gradient."""
+OWN = {"algorithm", LEAN}
+"""The settings of `trainer:` that are no fields of TRL's arguments."""
 
 
 def algorithm_name(trainer: dict[str, Any]) -> str:
@@ -44,10 +48,10 @@ def algorithm(trainer: dict[str, Any]) -> Algorithm:
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """The config's `trainer:` without the algorithm: fields of the algorithm's arguments, with references resolved. A secret
+    """The config's `trainer:` without our own settings: fields of the algorithm's arguments, with references resolved. A secret
     stays a reference, because checkpoints hold the arguments, and pushing, the only use of a secret, is refused."""
     return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
-            for key, value in trainer.items() if key != "algorithm"}
+            for key, value in trainer.items() if key not in OWN}
 
 
 def fields(trainer: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
@@ -65,6 +69,8 @@ def check_trainer(trainer: dict[str, Any]) -> None:
     """Refuse an unknown key with the closest known one, a value that is not possible, and with the reason a field that must keep
     its default."""
     hints = typing.get_type_hints(algorithm(trainer).arguments)
+    if not isinstance(trainer.get(LEAN, True), bool):
+        raise ConfigError(f"trainer.{LEAN} must be true or false, got {trainer[LEAN]}")
     for key, value in settings(trainer).items():
         if key == "peft_config" or key.startswith("lora"):
             raise ConfigError(f"trainer.{key} is not set here: a LoRA is model.adapter=lora, with model.adapter.r=16 and so on")
@@ -139,7 +145,7 @@ def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
                 f"{algorithm_name(trainer)}; leave it out, or set trainer={having[0]}")
     if key in GONE:
         return f"trainer.{key} is no setting of TRL {importlib.metadata.version('trl')}: {GONE[key]}"
-    near = closest(key, [*known, "algorithm"])
+    near = closest(key, [*known, *OWN])
     return f"unknown setting trainer.{key}; " + (f"did you mean trainer.{near}?" if near else
                                                  f"it is no field of TRL {importlib.metadata.version('trl')}'s "
                                                  f"{algorithm(trainer).arguments.__name__}")

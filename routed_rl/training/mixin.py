@@ -17,6 +17,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
+from routed_rl.routing.labels import LabelRouter, positions_of
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.advantages import Advantages
@@ -26,6 +27,7 @@ from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.given import use_base_model, use_engine, use_reference
 from routed_rl.training.health import Health
+from routed_rl.training.lean import SAMPLED, LeanMixin, Pass, unread_rows
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
@@ -36,8 +38,9 @@ ALIKE = "frac_reward_zero_std"
 """TRL's name for the share of groups in which all completions are paid alike."""
 
 
-class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
-    """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is, bit for bit."""
+class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin):
+    """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is: to rounding, and bit
+    for bit with `lean=False`."""
 
     prints = False
     """Whether transformers prints the logs when its progress bar is off."""
@@ -48,15 +51,17 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
                  contexts: PromptContexts | None = None, edit: StreamEdit | TraitAdapter | None = None,
                  advantages: Advantages | None = None, health: Health | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
-                 listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", **kwargs: Any) -> None:
+                 listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", lean: bool = True,
+                 **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model of the KL term, needed if `args.beta` is not 0 and the weights are trained.
         `served`: the source of the rollouts, which `parity` compares with the trainer. `practice` chooses the groups that
         practise, and needs a router. `contexts`: the prompts under which completions are generated and learned. `edit`: the
         change of the stream from a step's first rollout to its last backward pass. `advantages` computes them otherwise than TRL.
         `health` compares the policy with the base model. `evaluator`: (step) -> metrics of an evaluation that is due after it.
         `listener` is called with each row of the metrics. `strategy`: `launch.strategy`.
+        `lean`: `trainer.lean`, see `LeanMixin`.
         """
-        self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
+        self.strategy, self.shared, self.evaluator, self.lean = strategy, strategy in SHARED, evaluator, lean
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
         self.contexts, self.edit, self.advantages, self.health = contexts, edit, advantages, health
         self.metrics_file = MetricsFile(run.metrics, listener)
@@ -67,6 +72,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
         self.rollout_metrics: dict[str, float] = {}
         """Metrics of this step's rollouts, added by whatever made them."""
+        self._unread: list[tuple[Tensor, Tensor]] = []
+        """For each micro-batch of this step, the numbers and the environments of completions that taught nothing."""
         self.stopped = 0
         """The number of the signal that ended the training early; 0 if there was none."""
         check_alike(reward.names)
@@ -127,13 +134,27 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
         return encode_prompts(self.processing_class, prompts), None, {}  # pyright: ignore[reportAttributeAccessIssue]
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        if self.router is not None and torch.is_grad_enabled():
-            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            labels = {"flagged": inputs["flagged"]} if "flagged" in inputs else {}
-            self.router.set_batch(inputs["environment_ids"], mask, inputs.get("completion_index"), inputs.get("practising"),
-                                  **labels)
+        if "flagged" in inputs and isinstance(self.router, LabelRouter):
+            self.router.see(inputs["flagged"])
         loss = super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        if torch.is_grad_enabled() and "completion_index" in inputs:
+            self._unread.append(unread_rows(inputs))
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
+
+    def name_rows(self, inputs: dict[str, Tensor], some: Pass | None) -> None:
+        """Tell the router which rows the next forward pass has."""
+        if self.router is None:
+            return
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        flagged = positions_of(inputs["flagged"], mask) if "flagged" in inputs else None
+        named = [inputs["environment_ids"], inputs.get("completion_index"), inputs.get("practising")]
+        if some is not None:
+            named = [None if each is None else each[some.rows_R] for each in named]
+            mask = some.mask_RT if inputs.get(SAMPLED, True) else torch.zeros_like(some.mask_RT)
+            flagged = None if flagged is None else flagged[some.rows_R].gather(1, some.columns_RT)
+        ids, numbers, practising = named
+        assert ids is not None
+        self.router.set_batch(ids, mask, numbers, practising, **({} if flagged is None else {"flagged_BT": flagged}))
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,7 +183,9 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, SavingMixin):
             self.finite.quarantine(step + 1, row)
             self.step_metrics |= row
             if rows is not None:
-                self.reward.completions.learned(rows)
+                self.reward.completions.learned(rows.with_none(*map(torch.cat, zip(*self._unread, strict=True)))
+                                                if self._unread else rows)
+        self._unread = []
         self.step_metrics["time/step_s"] = time.perf_counter() - self._step_started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

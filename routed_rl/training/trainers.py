@@ -24,6 +24,8 @@ class AssembledRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
 class AssembledPPOTrainer(RoutedTrainerMixin, PPOTrainer):
     """PPO whose change of the weights is split at a subspace."""
 
+    reads_states = True  # the value head
+
     def _calculate_rewards(self, *args: object, **kwargs: object) -> torch.Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)
         # A row that could not be scored is paid its group's mean, which is no advantage in GRPO; here it would be one.

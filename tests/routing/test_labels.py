@@ -14,6 +14,7 @@ from routed_rl.errors import CheckpointError, ConfigError, ModelError, RolloutEr
 from routed_rl.export.models import merged_policy
 from routed_rl.model.adapter import attach
 from routed_rl.model.targets import find_writers
+from routed_rl.routing.labels import positions_of
 from routed_rl.routing.labels.gate import spread
 from routed_rl.training.labels import balanced, flags_of, route_by_labels
 from routed_rl.training.spans import tokens_in
@@ -44,6 +45,10 @@ def labelled(family: str, *, lora: bool = False, **labels):
     return model.train(), router, trained
 
 
+def positions(flagged, rows):
+    return None if flagged is None else positions_of(flagged, torch.ones(rows, TOKENS))
+
+
 def gradients(model, router, trained, rows, flagged, by: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Of the sum over these rows of a loss that is another for each row; `by` weighs the loss of each token."""
     torch.manual_seed(5)
@@ -51,7 +56,8 @@ def gradients(model, router, trained, rows, flagged, by: torch.Tensor | None = N
     weights = weights if by is None else weights * by.unsqueeze(2)
     for parameter in trained.values():
         parameter.grad = None
-    router.set_batch(torch.zeros(len(rows), dtype=torch.long), torch.ones(len(rows), TOKENS), flagged=flagged)
+    mask = torch.ones(len(rows), TOKENS)
+    router.set_batch(torch.zeros(len(rows), dtype=torch.long), mask, flagged_BT=positions(flagged, len(rows)))
     logits = model(input_ids=ids[rows], use_cache=False, logits_to_keep=COMPLETION + 1).logits[:, :-1]
     (logits.log_softmax(2) * weights[rows]).sum().backward()
     return {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
@@ -81,7 +87,7 @@ def test_labels_change_no_output_and_a_batch_without_them_no_gradient(family):
     ids = torch.randint(2, VOCAB, (ROWS, TOKENS))
     outputs = []
     for flagged in (None, FLAGGED):
-        router.set_batch(torch.zeros(ROWS, dtype=torch.long), torch.ones(ROWS, TOKENS), flagged=flagged)
+        router.set_batch(torch.zeros(ROWS, dtype=torch.long), torch.ones(ROWS, TOKENS), flagged_BT=positions(flagged, ROWS))
         outputs.append(model(input_ids=ids, use_cache=False).logits)
     assert outputs[0].equal(outputs[1])
     with router.quarantine.ablated():

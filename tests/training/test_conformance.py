@@ -93,7 +93,8 @@ def test_no_head_is_pushed_to_an_engine(parts, tmp_path, name):
     [(name, beta) for name in TRAINERS for beta in (0.0, 0.3)], quick=[("grpo", 0.3)]))
 def test_mode_none_is_the_plain_class_bit_for_bit(parts, tmp_path, name, beta):
     """With `beta` TRL loads its reference by itself, so a reference of ours that is another model shows."""
-    config = config_of(parts, tmp_path, name, {"mode": "none"}, max_steps=3, save_steps=9, beta=beta, num_iterations=2)
+    config = config_of(parts, tmp_path, name, {"mode": "none"}, max_steps=3, save_steps=9, beta=beta, num_iterations=2,
+                       lean=False)
     ours = make_trainer(config, tmp_path / "ours", "none")
     ours.train()
     loaded = load_parts(config)

@@ -43,7 +43,7 @@ def test_the_package_names_its_api_and_imports_nothing_heavy_for_it():
 def test_mode_none_is_trl_bit_for_bit(parts, tmp_path):
     settings: dict[str, Any] = {"beta": 0.3, "num_iterations": 2, "reward_weights": [1.0, 0.5], "scale_rewards": "none"}
     ours = trainer(parts, tmp_path, functions=[right, short], args=arguments(tmp_path / "ours", **settings), routing=PLAIN,
-                   subspace=None)
+                   subspace=None, lean=False)
     ours.train()
     model, tokenizer = load(parts)
     plain = GRPOTrainer(model, [right, short], arguments(tmp_path / "plain", **settings), rows(), processing_class=tokenizer)

@@ -54,7 +54,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_mode_none_is_trl_with_the_same_peft_config_bit_for_bit(parts, tmp_path, kind, ours, theirs):
     found, lora = [], LoraConfig(**LORA, init_lora_weights="gaussian")
     before = copy.deepcopy(lora)
-    for cls, own in ((ours, {"routing": PLAIN}), (theirs, {})):
+    for cls, own in ((ours, {"routing": PLAIN, "lean": False}), (theirs, {})):
         model, tokenizer = load(parts)
         args = arguments(tmp_path / cls.__name__, kind, beta=0.3, num_iterations=2, learning_rate=1e-2)
         found.append(cls(model, right, args, rows(), processing_class=tokenizer, peft_config=lora, **own))

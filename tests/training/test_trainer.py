@@ -54,7 +54,7 @@ def plain_trl(config, run) -> dict[str, torch.Tensor]:
     return loaded.model.state_dict()
 
 
-SETTINGS = {"max_steps": 4, "save_steps": 100, "weight_decay": 0.1}
+SETTINGS = {"max_steps": 4, "save_steps": 100, "weight_decay": 0.1, "lean": False}
 
 
 def test_mode_none_is_trls_trajectory_bit_for_bit_and_route_is_not(parts, tmp_path):

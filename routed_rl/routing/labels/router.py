@@ -74,14 +74,16 @@ class LabelRouter(Router):
     def begin_step(self, step: int) -> None:
         """There is nothing to prepare."""
 
+    def see(self, flagged: Tensor) -> None:
+        """Count the flags of a micro-batch for the metrics: (B,) of rows, or (B, C) of tokens."""
+        self._flagged = [self._flagged[0] + int(flagged.sum()), self._flagged[1] + flagged.numel()]
+
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None,
-                  practising_B: Tensor | None = None, flagged: Tensor | None = None) -> None:
-        """Name the rows of the next loss. `flagged`: (B,) bool of rows, or (B, C) of the completion's C tokens, which are the
-        last of `mask_BT`."""
-        if flagged is not None:
-            self._flagged = [self._flagged[0] + int(flagged.sum()), self._flagged[1] + flagged.numel()]
-            flagged = positions_of(flagged, mask_BT) if flagged.any() and self.config.labels.route else None
-        self.context.change(environment_ids_B=environment_ids_B, flagged_BT=flagged)
+                  practising_B: Tensor | None = None, flagged_BT: Tensor | None = None) -> None:
+        """Name the rows of the next loss, and its flagged positions by `positions_of`."""
+        if flagged_BT is not None and not (flagged_BT.any() and self.config.labels.route):
+            flagged_BT = None
+        self.context.change(environment_ids_B=environment_ids_B, flagged_BT=flagged_BT)
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:

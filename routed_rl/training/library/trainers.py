@@ -36,7 +36,7 @@ class LibraryMixin(LibrarySeams):
                  eval_dataset: Any = None, processing_class: Any = None, *, subspace: Subspace | None = None,
                  routing: RoutingConfig | None = None, monitor: MonitorConfig | None = DEFAULT_MONITOR,
                  environment_column: str | None = None, bases: SubspaceConfig | None = None, freeze: list[str] | None = None,
-                 **trl: Any) -> None:
+                 lean: bool = True, **trl: Any) -> None:
         """`model` is routed in place. Arguments that are not named here go to TRL: callbacks, optimizers, peft_config (a
         `LoraConfig`) ...
 
@@ -44,6 +44,7 @@ class LibraryMixin(LibrarySeams):
         practice. `monitor`: None for no monitor; then `auto` lets no environment practise. `environment_column`: the column that
         names the environment; without it all rows are of one, `data`. `bases`: layout, drop_below and shared_rank of the writers'
         bases. `freeze`: parameters that are not trained, as in `ModelConfig`, whose default is used if the model is routed.
+        `lean`: leave out of an update what does not change its gradient; with False TRL computes everything itself.
         """
         routing = routing or RoutingConfig()
         arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
@@ -68,7 +69,8 @@ class LibraryMixin(LibrarySeams):
         watch = Watch(Monitor(monitor), run, decides=decides) if monitor is not None else None
         super().__init__(learner, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
                          practice=make_practice(routing, rows, watch) if router is not None else None,
-                         train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **trl)
+                         train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
+                         lean=lean, **trl)
 
     @property
     def quarantine(self) -> Quarantine | None:

@@ -1,0 +1,8 @@
+"""Leaves out of an update whatever does not change its gradient: rows of advantage 0, padding, and the logits of prompts. It
+works in every mode; with `trainer.lean=false` TRL computes everything itself."""
+
+from routed_rl.training.lean.forward import Pass
+from routed_rl.training.lean.mixin import LeanMixin
+from routed_rl.training.lean.rows import SAMPLED, unread_rows
+
+__all__ = ["SAMPLED", "LeanMixin", "Pass", "unread_rows"]

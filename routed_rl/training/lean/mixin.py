@@ -1,0 +1,128 @@
+"""The mixin by which a trainer leaves out of its update whatever does not change the gradient. Its place is below the routed
+trainer's mixin. It replaces the forward passes of TRL's loss and nothing of the loss itself.
+
+Shape letters: B rows of a micro-batch, C columns of its completions, R rows of a pass, T positions of a pass.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.ranks import RANKS
+from routed_rl.training.lean.forward import Pass, find_positions, make_pass, run_pass
+from routed_rl.training.lean.passes import PASS_COST, split_by_length
+from routed_rl.training.lean.planning import PlanningMixin
+from routed_rl.training.lean.rows import chosen_rows, lengths
+
+
+class LeanMixin(PlanningMixin):
+    """Runs the rows that teach something, in passes of similar length, and scores the completions' tokens only."""
+
+    _inputs: dict[str, Any] | None = None
+    """The micro-batch whose loss is computed now."""
+    _positions: bool | None = None
+    """Whether the model is told the positions; None: not known yet."""
+
+    def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
+        """Called before each forward pass with gradients; None: all rows of the micro-batch run as TRL made them."""
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._inputs = inputs
+        try:
+            loss = super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            self._inputs = None
+        if torch.is_grad_enabled() and not loss.requires_grad:  # no row ran
+            self._forget_entropy()
+            loss = loss + torch.zeros((), device=loss.device, requires_grad=True)
+        return loss
+
+    def _forget_entropy(self) -> None:
+        """Take back the entropy that TRL logged for a micro-batch of which no row ran."""
+        metrics = self._metrics["train"]  # pyright: ignore[reportAttributeAccessIssue]
+        metrics["entropy"].pop()
+        if not metrics["entropy"]:
+            del metrics["entropy"]
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,
+                                           batch_size: int | None = None, compute_entropy: bool = False,
+                                           compute_aux_loss: bool = False, **others: Any) -> tuple[Tensor | None, ...]:
+        inner = super()._get_per_token_logps_and_entropies  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = self._inputs if torch.is_grad_enabled() else None
+        lean = self.lean and not compute_aux_loss and all(value is None for value in others.values())
+        if lean and self._positions is None and inputs is not None:
+            self._positions = not self.reads_states and find_positions(model, input_ids, attention_mask, logits_to_keep, inner)
+            if self._positions is None:
+                warnings.warn("trainer.lean is off: this model's log-probabilities depend on the padding of a row", stacklevel=2)
+                self.lean = False
+        if not lean or not self.lean or self._positions is None:
+            if inputs is not None:
+                self.name_rows(inputs, None)
+            return inner(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, compute_entropy=compute_entropy,
+                         compute_aux_loss=compute_aux_loss, **others)
+        if inputs is not None:
+            return (*self._learned(model, inputs, input_ids, attention_mask, logits_to_keep), None)
+        return (*self._read(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy), None)
+
+    def _learned(self, model: nn.Module, inputs: dict[str, Any], input_ids: Tensor, attention_mask: Tensor, tokens: int
+                 ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of a micro-batch, (B, C) each. A row that does not run has the log-probabilities that
+        it was sampled with, and the mean entropy of the others unless the loss reads it."""
+        logps_BC, entropies_BC = _sampled(inputs), torch.zeros(inputs["completion_ids"].shape, device=input_ids.device)
+        everyone = torch.arange(len(input_ids), device=input_ids.device)
+        rows = everyone if self.reads_states or self._every_row_teaches() else chosen_rows(inputs)
+        whole, found = self.reads_states, list[tuple[Pass, Tensor, Tensor]]()
+        for chosen in [] if not len(rows) else self._passes(rows, lengths(inputs)[rows]):
+            some = make_pass(chosen, input_ids, attention_mask, tokens, whole=whole)
+            self.name_rows(inputs, some)
+            found.append((some, *self._run(model, some)))
+        if found:
+            rows_N, columns_N = (torch.cat([some.places[axis] for some, *_ in found]) for axis in (0, 1))
+            logps_BC = logps_BC.index_put((rows_N, columns_N), torch.cat([logps for _, logps, _ in found]))
+            entropies_BC = entropies_BC.index_put((rows_N, columns_N), torch.cat([entropies for *_, entropies in found]))
+        others = everyone[~torch.isin(everyone, rows)]
+        if len(others) and self._reads_entropy():
+            with torch.no_grad():
+                some = make_pass(others, input_ids, attention_mask, tokens)
+                entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
+        elif len(others) and found:
+            entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
+        return logps_BC, entropies_BC
+
+    def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
+        """The rows of each forward pass. Several passes before one backward are for one process without recomputed activations:
+        a recomputed pass would meet the record of a later one, and processes must run equally many."""
+        trainer: Any = self
+        if RANKS.count > 1 or self.reads_states or trainer.args.gradient_checkpointing:
+            return [rows]
+        cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])
+        return [rows[torch.tensor(places, device=rows.device)] for places in split_by_length(lengths_R.tolist(), cost)]
+
+    @torch.no_grad()
+    def _read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, batch_size: int | None,
+              entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """As TRL: log-probabilities, and entropies if they are asked for, of all rows in their order, `batch_size` at a time."""
+        found = [torch.zeros(len(input_ids), tokens, device=input_ids.device) for _ in range(2)]
+        for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
+            some = make_pass(rows, input_ids, attention_mask, tokens)
+            for each, values in zip(found, self._run(model, some), strict=True):
+                if values is not None:
+                    each[some.places] = values
+        return found[0], found[1] if entropy else None
+
+    def _run(self, model: nn.Module, some: Pass) -> tuple[Tensor, Tensor]:
+        with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
+            return run_pass(model, some, positions=bool(self._positions))
+
+
+def _sampled(inputs: dict[str, Any]) -> Tensor:
+    """The log-probabilities with which the completions were sampled, (B, C), if TRL computed them, else 0. With them a row's
+    ratio is 1, so that nothing in the loss overflows before it is multiplied by an advantage of 0."""
+    if (old := inputs.get("old_per_token_logps")) is not None:
+        return old
+    mask = inputs["completion_mask"].float()
+    if (sums := inputs.get("old_logps")) is not None:  # RLOO's, one for each completion
+        return sums.unsqueeze(1) * mask / mask.sum(1, keepdim=True).clamp(min=1)
+    return torch.zeros_like(mask)

@@ -1,0 +1,79 @@
+"""Which rows of a generation have a gradient, and in which micro-batches they are learned.
+
+A micro-batch is a dict as TRL makes it: tensors with one entry per row, tensors without a dimension, lists, or None.
+Shape letters: B rows, P tokens of the longest prompt, C tokens of the longest completion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS, SAMPLED = "lean_rows", "lean_sampled"
+"""The keys of a micro-batch for the places of the rows that run, (R,) int64, and for whether they belong to samples."""
+
+
+def teaches(batch: dict[str, Any]) -> Tensor:
+    """The rows, (B,) bool, whose policy gradient may differ from 0: those with a nonzero advantage and a token to learn. A
+    number that is not finite counts as nonzero, so that the checks of the loss still see it."""
+    advantages, mask = batch["advantages"], batch["completion_mask"]
+    nonzero = advantages != 0
+    return (nonzero if nonzero.dim() == 1 else (nonzero & mask.bool()).any(1)) & mask.any(1)
+
+
+def lengths(batch: dict[str, Any]) -> Tensor:
+    """Tokens of each row without padding, (B,) int64."""
+    return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+
+
+def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows in as many micro-batches of the same size: first the rows that teach nothing, then the others by length. A
+    loss whose denominators do not depend on the grouping has the same sum over these micro-batches."""
+    size = len(batches[0]["completion_ids"])
+    together = {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
+    taught, tokens = teaches(together), lengths(together)
+    order = torch.argsort(taught.long() * (int(tokens.max()) + 1) + taught * tokens, stable=True)
+    return [{key: _taken(value, some) for key, value in together.items()} for some in order.split(size)]
+
+
+def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
+    """Write into each micro-batch of one optimizer step which of its rows run. The last micro-batch always runs a row, so that
+    every parameter has a gradient, if only 0, and every writer is read. `running`: at least so many of the last micro-batches
+    run a row, because another process does. A row that runs and teaches nothing belongs to no sample, so that samples do not
+    depend on the number of processes."""
+    for place, batch in enumerate(batches):
+        rows = teaches(batch).nonzero().squeeze(1)
+        batch[SAMPLED] = bool(len(rows))
+        if not len(rows) and len(batches) - place <= max(running, 1):
+            rows = lengths(batch).argmin().unsqueeze(0)
+        batch[ROWS] = rows
+
+
+def chosen_rows(batch: dict[str, Any]) -> Tensor:
+    """The rows of a micro-batch that run, (R,) int64; in one that `choose` has not seen, at least one runs."""
+    if ROWS not in batch:
+        choose([batch], running=1)
+    return batch[ROWS]
+
+
+def unread_rows(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The numbers and the environments, (U,) each, of the policy's completions in a micro-batch that did not run."""
+    left = torch.ones(len(batch["completion_ids"]), dtype=torch.bool, device=batch["completion_ids"].device)
+    left[batch.get(ROWS, slice(None))] = False
+    if batch.get("practising") is not None:
+        left &= ~batch["practising"]
+    return batch["completion_index"][left], batch["environment_ids"][left]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor) and first.dim():
+        return torch.cat(list(values))
+    return [each for value in values for each in value] if isinstance(first, list) else first
+
+
+def _taken(value: Any, places: Tensor) -> Any:
+    if isinstance(value, Tensor) and value.dim():
+        return value[places]
+    return [value[place] for place in places.tolist()] if isinstance(value, list) else value
