@@ -65,9 +65,11 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
              served: Served | None = None, deployed: bool = False, share: bool = False,
              told: Told | None = None) -> dict[str, dict[str, float]]:
     """{environment: {reward, solve, every flag and metric, completions, failures}}, as means over the completions of `scored`.
-    With 0 samples it is {}. Raises TaskError as `scored` does."""
+    With 0 samples it is {}. The environments then know the flags of their scores. Raises TaskError as `scored` does."""
     found = scored(model, tokenizer, environments, config, seed=seed, max_new_tokens=max_new_tokens, progress=progress,
                    served=served, deployed=deployed, share=share, told=told)
+    for loaded in environments:
+        loaded.flags.update(flag for score in found.get(loaded.name, []) if score is not None for flag in score.flags)
     return {name: average(name, scores) for name, scores in found.items()}
 
 

@@ -188,6 +188,13 @@ def test_flags_average_over_all_scores_and_metrics_over_those_that_have_them() -
                                    "completions": 60, "failures": 0})
 
 
+def test_an_evaluated_environment_knows_its_flags_and_a_metric_is_none() -> None:
+    loaded = LoadedEnvironment("env0", Echo())
+    settings = EvaluationConfig(samples=60, batch_size=25)
+    found = evaluate(tiny(), tokenizer(), [loaded], settings, seed=0, max_new_tokens=4)["env0"]
+    assert loaded.flags == {"hack"} and {"hack", "length"} <= found.keys()
+
+
 @pytest.mark.parametrize("nan", [False, True])
 def test_a_failure_is_counted_and_is_never_reward_0(nan: bool) -> None:
     environment = Echo(fail="w3", nan=nan)

@@ -12,8 +12,11 @@ import pytest
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, EvaluationConfig, RoutingConfig
 from routed_rl.pipeline.summary import next_commands, sentence
+from routed_rl.report.differences import differences
+from routed_rl.report.headline import headlines
 
-ENVIRONMENTS: Any = [SimpleNamespace(name=name, label=f"{name} (leaky)") for name in "ab"]
+ENVIRONMENTS: Any = [SimpleNamespace(name=name, label=f"{name} (leaky)", flags={"hack", "cheat", "saw_x", "saw_y"})
+                     for name in "ab"]
 MODELS = ("base", "policy", "deployed")
 
 
@@ -30,6 +33,19 @@ def test_a_flag_that_is_named_only_when_it_is_seen_counts_as_0_where_it_was_not(
 
 def test_without_a_flag_there_is_nothing_to_name():
     assert "no environment reports a flag" in sentence(dict.fromkeys(MODELS, results()), {}, ENVIRONMENTS)
+
+
+def test_a_metric_that_is_no_flag_is_not_told_as_one():
+    models = {"base": results(a={"hack": 0.1, "length": 0.0}), "policy": results(a={"hack": 0.3, "length": 0.9}),
+              "deployed": results(a={"hack": 0.1, "length": 0.5})}
+    assert sentence(models, {}, ENVIRONMENTS).startswith("hack in a (leaky): the policy 0.30")
+    flags = {"a": ["hack"], "b": []}
+    assert headlines(models["base"], models["policy"], ["a"], [], flags)[0].metric == "hack"
+    assert differences(models, "route", flags={"a": [], "b": []}).startswith("no environment reports a flag")
+    # A run of an older version did not record which are flags; only a share can be one.
+    assert headlines(models["base"], models["policy"], ["a"], [])[0].metric == "length"
+    models["policy"]["a"]["length"] = 9.0
+    assert differences(models, "route").startswith("hack in a: ")
 
 
 def test_a_flag_that_no_model_raised_is_not_told_as_a_change():

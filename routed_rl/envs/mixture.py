@@ -3,7 +3,7 @@ possible, the same for the same seed."""
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from routed_rl.envs.contract import lines_of
 from routed_rl.envs.core import AnyEnvironment, Task, has_episodes
@@ -24,6 +24,8 @@ class LoadedEnvironment:
     """Its share of the tasks, relative to the other trained environments, as a schedule over the tasks of the run."""
     probe: bool = False
     """Whether it is only evaluated, never trained on."""
+    flags: set[str] = field(default_factory=set[str], compare=False)
+    """The flags that its scores in evaluations have had so far; other numbers of a score are metrics."""
 
     @property
     def label(self) -> str:

@@ -31,6 +31,7 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
     others = {arm: models for arm, models in found.items() if arm != UNROUTED and arms.get(UNROUTED)}
     gain = minus(unrouted["policy"], unrouted["base"])
     return {
+        "flags": known_flags([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()]),
         "arms": {arm: means(models) for arm, models in found.items()},
         **{key: {arm: each for arm, runs in arms.items() if runs and (each := fold([run.get(key) for run in runs.values()]))}
            for key in ("routing", "attribution", "timing")},
@@ -56,6 +57,14 @@ def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
             for env, means in table.items():
                 known.setdefault(env, {}).update(dict.fromkeys(name for name in means if name not in NOT_METRICS))
     return {env: list(names) for env, names in known.items()}
+
+
+def known_flags(summaries: list[dict[str, Any]]) -> dict[str, list[str]] | None:
+    """{environment: flags} that any run records; None if a run does not record them, because an older version made it."""
+    if not all("flags" in summary for summary in summaries):
+        return None
+    names = dict.fromkeys(env for summary in summaries for env in summary["flags"])
+    return {env: sorted({flag for summary in summaries for flag in summary["flags"].get(env, [])}) for env in names}
 
 
 def _values(runs: Runs, model: str, env: str, metric: str) -> dict[int, float]:

@@ -23,7 +23,7 @@ def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]
         return []
     before, after = ({env: {metric: value["mean"] for metric, value in row.items()} for env, row in shown[model].items()}
                      for model in ("base", "policy"))
-    return headlines(before, after, trained or [name for name in after if name not in probes], probes)
+    return headlines(before, after, trained or [name for name in after if name not in probes], probes, found.get("flags"))
 
 
 def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[str] = ()) -> list[str]:

@@ -87,7 +87,9 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
     """One sentence: what training raised, which environments pulled the stream (without evidence in the run: which shifted it),
     what discarding the quarantine costs, and what keeping shares of it changes."""
     labels = {loaded.name: loaded.label for loaded in environments}
-    said, pushed = [differences(models, mode, labels)], {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
+    flags = {loaded.name: loaded.flags for loaded in environments}
+    said = [differences(models, mode, labels, flags)]
+    pushed = {name: max(entry["shift"], 0.0) for name, entry in blame.items()}
     if who is not None and who.evidence:
         said.append(who.sentence(labels))
     elif (total := sum(pushed.values())) > 0:
@@ -95,7 +97,7 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
         said.append(f"{labels.get(cause, cause)} caused {pushed[cause] / total:.0%} of the shift towards the positive persona")
     elif mode not in ("none", LABELS):
         said.append("no environment shifted the stream towards the positive persona")
-    said += [cost(models, mode, labels), keeping(models, kept or {}, labels), *not_scored(models, labels)]
+    said += [cost(models, mode, labels), keeping(models, kept or {}, labels, flags), *not_scored(models, labels)]
     return "; ".join(filter(None, said))
 
 

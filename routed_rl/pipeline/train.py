@@ -190,8 +190,14 @@ def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
 
 def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
     """Write a model's evaluation into the folder, for a resume and for the report."""
-    write_json(run.path / f"evaluation-{model}.json", {"settings": _evaluation_settings(parts), "results": results})
+    write_json(run.path / f"evaluation-{model}.json", {"settings": _evaluation_settings(parts), "results": results,
+                                                         "flags": _flags(parts)})
     return results
+
+
+def _flags(parts: Parts) -> dict[str, list[str]]:
+    """The flags of each environment's scores in the evaluations so far."""
+    return {loaded.name: sorted(loaded.flags) for loaded in parts.evaluated}
 
 
 def _evaluation_settings(parts: Parts) -> dict[str, Any]:
@@ -222,7 +228,7 @@ def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary
     rows = MetricsFile(run.metrics).rows()
     who = who_did_it(rows, parts.config.monitor, record.trained_settings(parts.config))
     found = {"models": models, "attribution": blame, "who": who.record(), "practice": practised(rows), "routing": routing,
-             "timing": timing}
+             "timing": timing, "flags": _flags(parts)}
     write_json(run.summary, found | ({"scales": scales} if scales else {}) | ({"kept": kept} if kept else {}))
     if any(models["base"].values()):
         summary.show_tables(models, scales, parts.evaluated)

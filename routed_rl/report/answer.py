@@ -43,7 +43,7 @@ def _changed(run: RunData) -> str:
     figures = [figure_of(run, model, headline) for model in MODELS] if headline else []
     base, policy, deployed = figures or (None, None, None)
     if headline is None or base is None or policy is None or deployed is None or policy.value - base.value < SMALLEST:
-        said = differences(models, run.mode)
+        said = differences(models, run.mode, flags=run.flags)
         return f"{said[0].upper()}{said[1:]}." if said.startswith(("training", "no ")) else f"The largest change is {said}."
     so_far = "" if step is None else f" up to step {step}"
     said = f"Training raised {headline.title} from {base} to {policy}{so_far}."
@@ -111,7 +111,7 @@ def _kept(run: RunData) -> str:
     shares = (run.summary or {}).get("kept")
     if not isinstance(shares, dict) or "kept" not in run.models or not all(model in run.models for model in MODELS):
         return ""
-    said = keeping(run.models, shares)
+    said = keeping(run.models, shares, flags=run.flags)
     return f"After the discard {said}." if said else ""
 
 

@@ -21,8 +21,9 @@ LINEAGE = {"parent", "step", "drop", "forget_parts", "overrides"}
 """Keys that a verdict, a halt and a lineage must have for the report to show them."""
 KEPT = {"out": str, "shares": dict[str, float]}
 RESULTS = dict[str, dict[str, float | None] | None]
+FLAGS = dict[str, list[str]]
 SUMMARY = {"models": dict[str, RESULTS], "attribution": dict[str, dict[str, Any]], "routing": dict[str, Any],
-           "timing": dict[str, Any], "kept": dict[str, float]}
+           "timing": dict[str, Any], "kept": dict[str, float], "flags": FLAGS}
 MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | int]], "versions": dict[str, str],
             "kept": list[dict[str, Any]], "environments": dict[str, str]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
@@ -47,6 +48,8 @@ class RunData:
     models: dict[str, dict[str, dict[str, float]]]
     """Model -> environment -> metric -> mean, for the models whose evaluation is complete."""
     checkpoints: list[int]
+    flags: dict[str, list[str]] | None = None
+    """Environment -> the flags of its scores in the evaluations; None where that was not recorded."""
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         return (self.config.get(section) or {}).get(key, default)
@@ -183,8 +186,9 @@ def thinned(lines: Any, points: int, *, mean: bool) -> Any:
 def read_run(run: RunFolder) -> RunData:
     """Read a run folder. Files that are torn count as missing. RunFolderError for a folder without settings, which is no run."""
     summary, manifest = read_object(run.summary, SUMMARY), read_object(run.manifest, MANIFEST) or {}
-    models = {model: (read_object(run.path / f"evaluation-{model}.json", {"results": RESULTS}) or {}).get("results")
-              for model in MODELS}
+    evaluated = {model: read_object(run.path / f"evaluation-{model}.json", {"results": RESULTS, "flags": FLAGS}) or {}
+                 for model in MODELS}
+    models = {model: found.get("results") for model, found in evaluated.items()}
     if not models["policy"] and summary:
         models = summary.get("models", {})
     models = models | {"kept": summary.get("models", {}).get("kept") if summary else None}
@@ -195,7 +199,8 @@ def read_run(run: RunFolder) -> RunData:
         rows=MetricsFile(run.metrics).rows(),
         verdicts=[row for row in MetricsFile(run.verdicts).rows() if row.keys() >= VERDICT], halted=_halt(run.halted),
         halts=sorted((found for path in halts if (found := _halt(path))), key=lambda halt: halt["step"]), summary=summary,
-        models={model: found for model in (*MODELS, "kept") if (found := _means(models.get(model)))}, checkpoints=run.steps())
+        models={model: found for model in (*MODELS, "kept") if (found := _means(models.get(model)))}, checkpoints=run.steps(),
+        flags=evaluated["policy"].get("flags") or (summary or {}).get("flags"))
 
 
 def _halt(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from routed_rl.tracking import MODELS, NOT_METRICS
+from routed_rl.report.headline import Flags, is_flag
+from routed_rl.tracking import MODELS
 
 SMALLEST = 0.005
 """Least difference that is reported, because two decimals are shown; a smaller one is reported as none."""
@@ -11,16 +12,17 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Model -> environment -> metric -> mean."""
 
 
-def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
+def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
     """A sentence on the flag that rose most from the base model to the policy, with its value in the deployed model. `labels`:
     names of environments for people."""
     names = labels or {}
-    if not (risen := _risen(results)):
+    if not (risen := _risen(results, flags)):
         known = any("solve" in means for found in results.values() for means in found.values())
         return f"no environment reports a flag, so only reward{' and solve' if known else ''} can be compared"
     env, flag, means = risen
     if means["policy"] - means["base"] < SMALLEST:
-        return f"training raised no flag ({', '.join(dict.fromkeys(flag for _, flag, _ in _flags(results)))}) in any environment"
+        known = ", ".join(dict.fromkeys(flag for _, flag, _ in _flags(results, flags)))
+        return f"training raised no flag ({known}) in any environment"
     said = f"{flag} in {names.get(env, env)}: "
     if not has_quarantine(mode):
         return f"{said}the trained model {means['policy']:.2f}, base {means['base']:.2f}"
@@ -50,7 +52,7 @@ def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = N
     return " and ".join(f"{share:g} of the part of {(labels or {}).get(env, env)}" for env, share in shares.items() if share)
 
 
-def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
+def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
     """A sentence on the kept shares of environments' parts and their effect on the deployed model: on the environments' `solve`
     (`reward` where that is not known) and on the flag that rose most in training; "" where no share was asked for."""
     if not shares:
@@ -60,7 +62,7 @@ def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, 
         return f"nothing is kept of the part of {' or '.join(names.get(env, env) for env in shares)}"
     told = [(env, "solve" if "solve" in results["deployed"][env] else "reward") for env, share in shares.items()
             if share and env in _everywhere(results)]
-    told += [(risen[0], risen[1])] if (risen := _risen(results)) else []
+    told += [(risen[0], risen[1])] if (risen := _risen(results, flags)) else []
     return f"{words} is kept: " + ", ".join(
         f"{metric} in {names.get(env, env)} {results['kept'][env].get(metric, 0.0):.2f} with it, "
         f"{results['deployed'][env].get(metric, 0.0):.2f} without" for env, metric in told)
@@ -83,14 +85,15 @@ def _everywhere(results: Results) -> list[str]:
     return [env for env in found[0] if all(env in each for each in found)]
 
 
-def _risen(results: Results) -> tuple[str, str, dict[str, float]] | None:
+def _risen(results: Results, flags: Flags) -> tuple[str, str, dict[str, float]] | None:
     """The flag that rose most from the base model to the policy; None without flags."""
-    return max(_flags(results), key=lambda each: each[2]["policy"] - each[2]["base"], default=None)
+    return max(_flags(results, flags), key=lambda each: each[2]["policy"] - each[2]["base"], default=None)
 
 
-def _flags(results: Results) -> list[tuple[str, str, dict[str, float]]]:
+def _flags(results: Results, flags: Flags) -> list[tuple[str, str, dict[str, float]]]:
     """(environment, flag, mean by model) for every flag. An environment may report a flag only when it occurs, so a model that
     was evaluated without it has 0."""
     named = dict.fromkeys((env, flag) for env in _everywhere(results) for model in MODELS for flag in results[model][env]
-                          if flag not in ("reward", "solve", *NOT_METRICS))
-    return [(env, flag, {model: results[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in named]
+                          if is_flag(env, flag, flags))
+    found = [(env, flag, {model: results[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in named]
+    return [each for each in found if all(0 <= value <= 1 for value in each[2].values())]

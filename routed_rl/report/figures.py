@@ -40,7 +40,9 @@ def headlines_of(run: RunData) -> list[Headline]:
     """The headlines of a run whose base model and policy were evaluated."""
     models = run.latest[0]
     trained, probes = run.named()
-    return headlines(models["base"], models["policy"], trained, probes) if {"base", "policy"} <= models.keys() else []
+    if not {"base", "policy"} <= models.keys():
+        return []
+    return headlines(models["base"], models["policy"], trained, probes, run.flags)
 
 
 def figure_of(run: RunData, model: str, headline: Headline) -> Figure | None:

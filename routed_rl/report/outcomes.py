@@ -7,6 +7,7 @@ import pandas as pd
 from routed_rl.report.charts import dots
 from routed_rl.report.completions import shown
 from routed_rl.report.data import RunData
+from routed_rl.report.headline import is_flag
 from routed_rl.report.over_time import panel_chart
 from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
@@ -41,7 +42,8 @@ def pay(run: RunData) -> Section:
     section = Section("pay", "What was paid, and what was true", "Where what is paid stays above what is true, the environment "
                       "pays for something else.", "No step is written yet.")
     kinds = dict.fromkeys(name.split("/")[2] for name in run.names if name.startswith("environment/"))
-    flags = [kind for kind in kinds if kind not in ("reward", "solve", "failures", "restarts")][:FLAGS]
+    flags = [kind for kind in kinds if kind not in ("failures", "restarts")
+             and any(is_flag(env, kind, run.flags) for env in run.environments())][:FLAGS]
     names = {"reward": "paid", "solve": "true", **{flag: flag for flag in flags}}
     grid = {env: {word: series for kind, word in names.items() if len(series := run.series(f"environment/{env}/{kind}"))}
             for env in run.environments()}

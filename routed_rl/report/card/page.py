@@ -63,8 +63,8 @@ def _verdict(facts: Facts) -> list[str]:
     else:
         said.append(f"Who filled the quarantine: {run.blame.sentence(labels) or 'the run has not measured that'}.")
     if all(facts.results.get(model) for model in MODELS):
-        kept = keeping(facts.results, facts.shares, labels) if "kept" in facts.results else ""
-        lines = (differences(facts.results, run.mode, labels), cost(facts.results, run.mode, labels), kept)
+        kept = keeping(facts.results, facts.shares, labels, run.flags) if "kept" in facts.results else ""
+        lines = (differences(facts.results, run.mode, labels, run.flags), cost(facts.results, run.mode, labels), kept)
         said += [f"{_capital(line)}." for line in (*lines, *not_scored(facts.results, labels)) if line]
     return ["## Verdict", "", *(f"- {line}" for line in said), ""]
 
