@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from routed_rl.config import RoutingConfig
 from routed_rl.errors import SubspaceError
+from routed_rl.ranks import RANKS
 from routed_rl.routing.context import RoutingContext
 from routed_rl.routing.labels.gate import LabelSite, unlabel_module
 from routed_rl.routing.quarantine import Quarantine
@@ -87,6 +88,7 @@ class LabelRouter(Router):
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+        self._average()
         for factor in self.factors.values():
             if factor.grad is not None:
                 factor.grad *= clip
@@ -96,13 +98,25 @@ class LabelRouter(Router):
         self.adam.zero_grad()
         self.context.change(flagged_BT=None)
         before, self._norm = self._norm, self.quarantine.norm()
-        found, among = self._flagged
+        found, among = map(sum, zip(*RANKS.gather(self._flagged), strict=True))
         self._flagged = [0, 0]
         return {"quarantine/norm": self._norm, "quarantine/growth": self._norm - before,
                 "labels/flagged": found / among if among else 0.0}, None
 
+    def _average(self) -> None:
+        """Give each factor the mean of its gradients in all processes, as the weights have it: the factors are no parameters of
+        the model, so no backend reduces them."""
+        if RANKS.count == 1:
+            return
+        for factor in self.factors.values():  # a process may have none
+            factor.grad = torch.zeros_like(factor) if factor.grad is None else factor.grad
+        gradients = [factor.grad for factor in self.factors.values() if factor.grad is not None]
+        RANKS.sum_(gradients)
+        for gradient in gradients:
+            gradient.div_(RANKS.count)
+
     def measure_start(self) -> None:
-        """There is nothing to measure, and weights in pieces were refused before."""
+        """There is nothing to measure."""
 
     def state_dict(self) -> dict[str, Tensor]:
         moments = {f"{name}.{key}": self.adam.state[factor][key] for name, factor in self.factors.items()

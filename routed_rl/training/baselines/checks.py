@@ -61,6 +61,6 @@ def _check_labels(config: Config) -> None:
     if config.rollout.engine != "transformers":
         raise ConfigError(f"routing.mode=labels has a quarantine that rollout={config.rollout.engine} does not serve; set "
                           "rollout=transformers")
-    if config.launch.strategy != "none":
-        raise ConfigError(f"routing.mode=labels trains in one process, and launch.strategy={config.launch.strategy} in several; "
-                          "set launch=local")
+    if config.launch.strategy.startswith("zero"):
+        raise ConfigError(f"routing.mode=labels was not tried with launch.strategy={config.launch.strategy}, which takes the "
+                          "gradients out of the model; set launch=ddp or launch=fsdp2")
