@@ -2,11 +2,13 @@
 
 from transformers.pytorch_utils import Conv1D
 
+from routed_rl.config import LABELS
 from routed_rl.errors import RolloutError
 from routed_rl.model.base import adapted_modules
 from routed_rl.pipeline.build import Parts
-from routed_rl.rollout import LORA_RANKS, Lora, lora_for
+from routed_rl.rollout import BELOW, LORA_RANKS, Lora, lora_for
 from routed_rl.subspace import Subspace
+from routed_rl.training.labels import linear_modules
 from routed_rl.training.route import bases_of
 
 
@@ -15,7 +17,8 @@ def check_served(parts: Parts) -> None:
     engine, path = parts.config.rollout.engine, parts.config.model.path
     if engine == "transformers":
         return
-    if parts.config.routing.by_subspace and any(writer.expert is not None for writer in parts.writers):
+    routes = parts.config.routing.mode != "none"
+    if routes and any(writer.expert is not None for writer in parts.writers):
         raise RolloutError(f"rollout.engine={engine} cannot serve {path}: the quarantine of a mixture of experts is not pushed "
                            "to vLLM; set rollout=transformers")
     for name, module in adapted_modules(parts.model).items():
@@ -29,22 +32,38 @@ def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
     has no adapter for such writers; if a LoRA is trained these are the policy's and the deployed model's."""
     ranks = _quarantine_ranks(parts, subspace)
     if parts.adapted is None:
-        if subspace is None or any(writer.module.bias is not None for writer in parts.writers):
+        if not ranks or not _takes_adapter(parts):
             return None
         return lora_for(max(ranks.values()), list(ranks))
     rank = parts.config.model.adapter.r
     modules = dict.fromkeys(adapted_modules(parts.model), rank)
     largest = max(modules.get(name, 0) + ranks.get(name, 0) for name in modules | ranks)
-    if (lora := lora_for(largest, list(modules | ranks), 1 if subspace is None else 2)) is None:
+    if (lora := lora_for(largest, list(modules | ranks), 2 if ranks else 1)) is None:
         raise RolloutError(f"rollout.engine={parts.config.rollout.engine}: the policy's adapter would have the rank {largest}, "
-                           f"of the LoRA and the subspace together, and vLLM has none over {LORA_RANKS[-1]}; lower "
-                           f"model.adapter.r={rank} or subspace.rank, or set rollout=transformers")
+                           f"of the LoRA and the quarantine together, and vLLM has none over {LORA_RANKS[-1]}; lower "
+                           f"model.adapter.r={rank} or {_rank_setting(parts)}, or set rollout=transformers")
     return lora
 
 
+def _takes_adapter(parts: Parts) -> bool:
+    """Whether vLLM can take the quarantine away from trained weights by an adapter: not from the bias of a writer, which only a
+    quarantine at a subspace has, nor from a Conv1D."""
+    if parts.config.routing.mode == LABELS:
+        return not any(isinstance(module, Conv1D) for _, module in linear_modules(parts.model))
+    return all(writer.module.bias is None for writer in parts.writers)
+
+
+def _rank_setting(parts: Parts) -> str:
+    return "routing.labels.rank" if parts.config.routing.mode == LABELS else "subspace.rank"
+
+
 def _quarantine_ranks(parts: Parts, subspace: Subspace | None) -> dict[str, int]:
-    """The quarantine's rank for each writer; empty without a subspace."""
-    if subspace is None:
+    """The quarantine's rank for each module that has a part of it; empty if nothing is routed."""
+    if parts.config.routing.mode == LABELS:
+        linear = {id(module) for _, module in linear_modules(parts.model)}
+        return {name.removesuffix(BELOW): parts.config.routing.labels.rank
+                for name, module in parts.model.named_modules() if id(module) in linear}
+    if subspace is None or not parts.config.routing.by_subspace:
         return {}
     bases = bases_of(subspace, parts.config.subspace)
     return {writer.name: bases[writer.layer].shape[1] for writer in parts.writers}

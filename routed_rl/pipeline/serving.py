@@ -22,14 +22,16 @@ from routed_rl.rollout import (
     Engine,
     Lora,
     ParityCheck,
+    Part,
     PolicyAdapters,
     PolicyWeights,
     Served,
     fixed_sequences,
     join_servers,
     open_engine,
+    parts_of,
 )
-from routed_rl.routing import Router, Target
+from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 
 
@@ -72,7 +74,7 @@ def route_served(parts: Parts, served: Served | None, router: Router | None) -> 
     if served is None:
         return None
     if router is not None:
-        served.models = _models(parts, router.quarantine.targets)
+        served.models = _models(parts, parts_of(router.quarantine))
     return ParityCheck(served, parts.model, _sequences(parts), parts.config.rollout.parity,
                        router.quarantine.ablated if router is not None else None)
 
@@ -88,8 +90,8 @@ def at_checkpoint(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace
     return router
 
 
-def _models(parts: Parts, targets: Sequence[Target]) -> PolicyWeights | PolicyAdapters:
-    return (PolicyWeights if parts.adapted is None else PolicyAdapters)(parts.model, targets)
+def _models(parts: Parts, quarantine: Sequence[Part]) -> PolicyWeights | PolicyAdapters:
+    return (PolicyWeights if parts.adapted is None else PolicyAdapters)(parts.model, quarantine)
 
 
 def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:

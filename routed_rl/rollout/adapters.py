@@ -8,28 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routed_rl.rollout.weights import DEPLOYED, POLICY, keys, plain_targets
+from routed_rl.rollout.parts import Part, named
+from routed_rl.rollout.weights import DEPLOYED, POLICY, keys
 from routed_rl.routing import Target
 from routed_rl.routing.adapted import NAME, has_adapter
 from routed_rl.routing.shards import whole
 
 
 class PolicyAdapters:
-    """The LoRA of a model and the quarantine of its writers; `targets` is empty in mode `none`."""
+    """The LoRA of a model and its quarantine, whose `parts` are empty in mode `none`."""
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
-        self.model, self.targets = model, plain_targets(targets)
+    def __init__(self, model: nn.Module, parts: Sequence[Part | Target]) -> None:
+        self.model, self.parts = model, named(parts)
 
     def policy(self) -> None:
         """Returns None: the engine keeps the base model's weights."""
 
     def adapter(self, *, deployed: bool) -> str:
-        return DEPLOYED if deployed and self.targets else POLICY
+        return DEPLOYED if deployed and self.parts else POLICY
 
     @torch.no_grad()
     def tensors(self, adapter: str) -> dict[str, Tensor]:
         """`lora_A` (R + K, N) and `lora_B` (D, R + K) of each module: the retained part of the LoRA, with its scaling in
-        `lora_B`, then for the policy the quarantine's factors C and A. Ranks differ by module: vLLM pads with zeros."""
+        `lora_B`, then for the policy the quarantine's factors. Ranks differ by module: vLLM pads with zeros."""
         tensors: dict[str, Tensor] = {}
         for name, pieces in self._pieces(deployed=adapter == DEPLOYED):
             down, up = keys(name)
@@ -41,12 +42,12 @@ class PolicyAdapters:
         """For each module, the pairs of factors (D, R) and (R, N) whose products add up to its change. This holds in `observe`
         too, where C is what the LoRA has learned inside the subspace."""
         for name, module in self.model.named_modules():
-            pieces, target = [], self.targets.get(name)
+            pieces, part = [], self.parts.get(name)
             if has_adapter(module):
                 up_DR, down_RN = factors(module)
-                pieces.append((up_DR if target is None else target.pair.outside(up_DR), down_RN))
-            if target is not None and target.rank and not deployed:
-                pieces.append((target.pair.write, target.weight_part()))
+                pieces.append((up_DR if part is None else part.retained(up_DR), down_RN))
+            if part is not None and not deployed and (quarantine := part.factors())[1].numel():
+                pieces.append(quarantine)
             if pieces:
                 yield name, pieces
 

@@ -54,7 +54,7 @@ class Served:
 
     def _replace_writers(self, *, deployed: bool) -> None:
         assert isinstance(self.models, PolicyWeights), "a LoRA is served by adapters alone"
-        if self.models.targets and deployed != self._writers_are_deployed:
+        if self.models.parts and deployed != self._writers_are_deployed:
             self.engine.load(self._padded(self.models.writers(deployed=deployed)))
             self._writers_are_deployed = deployed
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from routed_rl.errors import RolloutError
+from routed_rl.rollout.parts import Part, named
 from routed_rl.routing import Target
 from routed_rl.routing.shards import whole
 
@@ -36,63 +36,56 @@ class Models(Protocol):
         ...
 
 
-def plain_targets(targets: Sequence[Target]) -> dict[str, Target]:
-    """The targets by name; an expert of a mixture is refused."""
-    if mixed := [target.name for target in targets if target.expert is not None]:
-        raise RolloutError(f"{mixed[0]} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
-                           "rollout=transformers")
-    return {target.name: target for target in targets}
-
-
 def keys(module: str) -> tuple[str, str]:
     """PEFT's names for the factors of a LoRA on this module: `lora_A`, `lora_B`."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
 class PolicyWeights:
-    """The weights of a model whose writers are routed; `targets` is empty in mode `none`. The deployed model is the policy with
-    an adapter of minus the quarantine, so that changing between them replaces no weight."""
+    """The weights of a model with a quarantine, whose `parts` are empty in mode `none`. The deployed model is the policy with an
+    adapter of minus the quarantine, so that changing between them replaces no weight."""
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
-        self.model, self.targets = model, plain_targets(targets)
+    def __init__(self, model: nn.Module, parts: Sequence[Part | Target]) -> None:
+        self.model, self.parts = model, named(parts)
 
     def policy(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that may differ from the base model: `W + A C` of targets, and all that is trained. Frozen tensors are
-        left out. A tied weight comes under each of its names, because a packed copy of an unembedding does not follow its
-        embedding."""
+        """Every tensor that may differ from the base model: weights with their part added, and all that is trained. Frozen
+        tensors are left out. A tied weight comes under each of its names, because a packed copy of an unembedding does not
+        follow its embedding."""
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             module = name.rpartition(".")[0]
-            if module in self.targets:
+            if module in self.parts:
                 yield name, self._with_quarantine(name, whole(parameter))
             elif parameter.requires_grad:
                 yield name, whole(parameter)
 
     def writers(self, *, deployed: bool) -> Iterator[tuple[str, Tensor]]:
-        """The targets' own parameters alone, of the deployed model or of the policy."""
+        """The parameters of modules with a part alone, of the deployed model or of the policy."""
         for name, parameter in self.model.named_parameters():
-            if name.rpartition(".")[0] in self.targets:
+            if name.rpartition(".")[0] in self.parts:
                 yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))
 
     def adapter(self, *, deployed: bool) -> str | None:
-        return DEPLOYED if deployed and self.targets else None
+        return DEPLOYED if deployed and self.parts else None
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """Minus the quarantine: `lora_A` is C (K, N), `lora_B` is -A (D, K)."""
+        """Minus the quarantine: `lora_A` is the factor (K, N), `lora_B` minus the factor (D, K)."""
         tensors: dict[str, Tensor] = {}
-        for target in self.targets.values():
-            assert adapter == DEPLOYED and not target.has_bias
-            down, up = keys(target.name)
-            tensors[down], tensors[up] = target.coefficients, -target.pair.write
+        for part in self.parts.values():
+            assert adapter == DEPLOYED and part.bias(torch.float32) is None
+            up_DK, down_KN = part.factors()
+            down, up = keys(part.name)
+            tensors[down], tensors[up] = down_KN, -up_DK
         return tensors
 
     @torch.no_grad()
     def _with_quarantine(self, name: str, value: Tensor) -> Tensor:
         # Out of place: merging and unmerging would change weights that training never touched.
         module, _, what = name.rpartition(".")
-        target = self.targets[module]
+        part = self.parts[module]
         if what == "bias":
-            bias = target.bias_part(value.dtype)
-            assert bias is not None
-            return value + target.pair.write.to(value.dtype) @ bias
-        added = target.pair.write @ target.weight_part()
-        return value + (added.mT if target.weight.transposed else added).to(value.dtype)
+            bias = part.bias(value.dtype)
+            return value if bias is None else value + bias
+        up_DK, down_KN = part.factors()
+        added = up_DK @ down_KN
+        return value + (added.mT if part.transposed else added).to(value.dtype)

@@ -36,7 +36,8 @@ def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Seque
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} labels {name}".encode()))
             adapter = adapter_of(module, settings.rank, generator)
         modules[name] = module
-        label_module(module, LabelSite(name, gates, adapter, cuts=adapter is not None or ".lora_" in f".{name}"))
+        cuts = adapter is not None or ".lora_" in f".{name}"
+        label_module(module, LabelSite(name, gates, adapter, cuts, transposed=isinstance(module, Conv1D)))
     return LabelRouter(LabelQuarantine(modules, list(names), context), routing)
 
 

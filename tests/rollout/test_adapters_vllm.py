@@ -68,6 +68,18 @@ def test_the_lab_trains_with_practice_is_evaluated_and_goes_on(mode, tmp_path):
     assert all(row["train/sampling/sampling_logp_difference/max"] < 1e-3 for row in rows)  # of both models' completions
 
 
+@pytest.mark.parametrize("adapter", [[], ["model.adapter=lora"]], ids=["weights", "lora"])
+@MODES
+def test_the_lab_routes_by_labels_and_both_models_are_the_trainers(mode, adapter, tmp_path):
+    run = tmp_path / "run"
+    done = command("train", "routing=labels", *adapter, *mode, "trainer.max_steps=3", "evaluation.samples=64",
+                   "rollout.parity.every=1", f"out={run}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = metrics(run)
+    assert len(rows) == 3 and rows[-1]["quarantine/norm"] > 0
+    assert all(max(row["parity/policy"], row["parity/deployed"]) < 1e-3 for row in rows)
+
+
 def test_a_server_without_room_for_the_adapters_is_refused_with_its_options(tmp_path):
     from routed_rl.config import RolloutConfig
     from routed_rl.rollout import Lora

@@ -24,6 +24,10 @@ class LabelAdapter:
         """The factors, by the names that they have in files."""
         return {"down": self.down_RN, "up": self.up_DR}
 
+    def product(self, scale: float) -> tuple[Tensor, Tensor]:
+        """The factors (D, R) and (R, N) of what the adapter adds to the weight of its module at this `scale`."""
+        return scale * SCALING * self.up_DR.detach(), self.down_RN.detach()
+
     def add(self, output: Tensor, x: Tensor, scale: float, weights: Tensor | None, *, learns: bool = True) -> Tensor:
         """`output + scale B A x`. The gradient of the factors is multiplied by `weights`, whose shape broadcasts to that of
         `output`; None: by 1."""

@@ -57,6 +57,8 @@ class LabelSite:
     adapter: LabelAdapter | None = None
     cuts: bool = False
     """Whether, with method=activations, flagged rows hand no cotangent down through the module."""
+    transposed: bool = False
+    """Whether the module stores its weight as (N, D), as GPT-2's Conv1D does."""
 
 
 class LabelledModule(nn.Module):

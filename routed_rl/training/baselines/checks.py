@@ -58,9 +58,6 @@ def _check_labels(config: Config) -> None:
     if config.baseline.pays:
         raise ConfigError("routing.mode=labels routes what the detector names, and baseline.screen, baseline.penalty or "
                           "baseline.imitate pays otherwise for it; set one of them")
-    if config.rollout.engine != "transformers":
-        raise ConfigError(f"routing.mode=labels has a quarantine that rollout={config.rollout.engine} does not serve; set "
-                          "rollout=transformers")
     if config.launch.strategy.startswith("zero"):
         raise ConfigError(f"routing.mode=labels was not tried with launch.strategy={config.launch.strategy}, which takes the "
                           "gradients out of the model; set launch=ddp or launch=fsdp2")

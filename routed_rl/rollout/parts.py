@@ -1,0 +1,66 @@
+"""The quarantine at each module, as an engine needs it: two factors whose product is added to the module's weight.
+
+Shape letters: D outputs, K rank, N inputs, R rank of a LoRA that is trained.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from routed_rl.errors import RolloutError
+from routed_rl.routing import Quarantine, Target
+from routed_rl.routing.labels import LabelAdapter, LabelQuarantine
+
+BELOW = ".base_layer"
+"""Ending of the name of the module below a LoRA of PEFT."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The quarantine at one module. Every function gives what is there when it is called, because factors change at each step."""
+
+    name: str
+    factors: Callable[[], tuple[Tensor, Tensor]]
+    """The factors (D, K) and (K, N)."""
+    bias: Callable[[torch.dtype], Tensor | None]
+    """The vector (D,) that is added to the module's bias; None for nothing."""
+    retained: Callable[[Tensor], Tensor]
+    """From the up factor of a LoRA on the module, (D, R), to that of the deployed model's."""
+    transposed: bool
+    """Whether the module stores its weight as (N, D)."""
+
+
+def parts_of(quarantine: Quarantine) -> list[Part]:
+    """The parts of a quarantine. RolloutError for an expert of a mixture."""
+    if isinstance(quarantine, LabelQuarantine):
+        return [_of_labels(quarantine, name, adapter) for name, adapter in quarantine.adapters.items()]
+    return [part_of(target) for target in quarantine.targets]
+
+
+def part_of(target: Target) -> Part:
+    """The part of one routed writer. RolloutError for an expert of a mixture."""
+    if target.expert is not None:
+        raise RolloutError(f"{target.name} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
+                           "rollout=transformers")
+    return Part(target.name, lambda: (target.pair.write, target.weight_part()), partial(_bias, target), target.pair.outside,
+                target.weight.transposed)
+
+
+def named(parts: Sequence[Part | Target]) -> dict[str, Part]:
+    """Parts by the name of their module; a target stands for its part."""
+    found = [part_of(each) if isinstance(each, Target) else each for each in parts]
+    return {part.name: part for part in found}
+
+
+def _bias(target: Target, dtype: torch.dtype) -> Tensor | None:
+    bias_K = target.bias_part(dtype)
+    return None if bias_K is None else target.pair.write.to(dtype) @ bias_K
+
+
+def _of_labels(quarantine: LabelQuarantine, name: str, adapter: LabelAdapter) -> Part:
+    """The part of a quarantine by labels, whose LoRA retains all of its change."""
+    return Part(name.removesuffix(BELOW), lambda: adapter.product(quarantine.gates.scale), lambda _dtype: None,
+                lambda up_DR: up_DR, quarantine.sites[name].transposed)
