@@ -66,6 +66,9 @@ class Finding:
     place: str = ""
     """The line of the plug-in to look at; empty if it is not known."""
     remedy: str = ""
+    mistake: bool = False
+    """Whether it is a mistake in the plug-in, with which no training would begin or go on: there are no tasks, what scoring
+    returns is no `Score`, or no completion at all can be scored."""
 
 
 def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: str = "train") -> Evidence:
@@ -122,7 +125,9 @@ def _finding(name: str, seen: Evidence, verdict: "Verdict") -> Finding:
     failure = verdict[2] if len(verdict) == 3 else None
     method = {"tasks": "tasks", "seed": "tasks", "gold": "gold"}.get(name, "episode" if "episode" in seen.lines else "score")
     place = (failure and failure.place) or seen.lines.get(method, "")
-    return Finding(name, verdict[0], verdict[1], place, (failure and failure.remedy) or REMEDIES[name])
+    broken = failure is not None and (failure.breaks_contract or not any(isinstance(each.result, Score) for each in seen.trials))
+    return Finding(name, verdict[0], verdict[1], place, (failure and failure.remedy) or REMEDIES[name],
+                   mistake=verdict[0] is False and (broken or name == "tasks"))
 
 
 Verdict = tuple[bool | None, str] | tuple[bool | None, str, Failure | None]

@@ -139,8 +139,8 @@ def talking(settings: dict[str, Any]) -> dict[str, Any]:
 
 def check_environments(name: str, overrides: list[str], compose: Compose, *, every: bool = False, samples: int = SAMPLES,
                        markdown: str | None = None) -> None:
-    """Check the environments that `name` names; `every` checks all of a class's `all_settings()`. CheckFailed if one is not
-    sound."""
+    """Check the environments that `name` names; `every` checks all of a class's `all_settings()`. TaskError if one has a mistake
+    with which no training would begin or go on; CheckFailed if one is not sound otherwise."""
     entries = named(name, overrides, compose)
     if every:
         entries = [variation for entry in entries for variation in variations(entry)]
@@ -160,8 +160,10 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
         for finding in wrong:
             console.say(f"{finding.place and f'{finding.place}: '}{each}: {finding.check}: {finding.detail}; {finding.remedy}")
     if bad:
-        raise CheckFailed(f"{len(bad)} of {len(rows)} environments are not sound: {', '.join([*bad][:8])}"
-                          f"{' ...' if len(bad) > 8 else ''}")
+        mistaken = [each for each, wrong in bad.items() if any(finding.mistake for finding in wrong)]
+        kind, what = (TaskError, "have a mistake in the plug-in") if mistaken else (CheckFailed, "are not sound")
+        told = mistaken or [*bad]
+        raise kind(f"{len(told)} of {len(rows)} environments {what}: {', '.join(told[:8])}{' ...' if len(told) > 8 else ''}")
 
 
 def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:

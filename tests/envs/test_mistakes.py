@@ -97,6 +97,19 @@ def test_and_by_env_try_with_exit_code_2(name, written, capsys):
     assert fits(MISTAKES[name], capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("name", [name if name in ("no yield", "returns a float") else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in MISTAKES])
+def test_and_by_env_check_with_exit_code_2(name, written):
+    written(MISTAKES[name])
+    assert guarded(lambda: check_environments(PATH, [], composed(isolate=False), samples=2), ["env", "check", PATH]) == 2
+
+
+def test_an_environment_that_trains_and_is_unsound_ends_env_check_with_exit_code_4(written):
+    """It pays for an answer without reading it."""
+    written(Mistake(MISTAKES["returns a float"].text.replace("return ", "return Score(1.0) or "), "", "", ""))
+    assert guarded(lambda: check_environments(PATH, [], composed(isolate=False), samples=2), ["env", "check", PATH]) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*MISTAKES, None])
 def test_and_in_a_process_of_its_own(name, written, capsys):
