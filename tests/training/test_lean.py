@@ -15,6 +15,7 @@ from trl import RLOOConfig
 from routed_rl import RoutedRLOOTrainer
 from routed_rl.training.lean.passes import split_by_length
 from routed_rl.training.lean.rows import ROWS, choose, regroup, teaches
+from tests.families import FAMILIES, tiny
 from tests.library import PLAIN, ROUTE, arguments, rows, texts, trainer
 from tests.parts import write_parts
 
@@ -50,14 +51,14 @@ class Gradient(TrainerCallback):
 
 
 def gradients(parts: Path, out: Path, *, lean: bool, pay: Callable[..., list[float]] = half, routing: Any = PLAIN,
-              **settings: Any) -> Gradient:
+              given: dict[str, Any] | None = None, **settings: Any) -> Gradient:
     seen = Gradient()
     kind = {"kind": RoutedRLOOTrainer} if settings.pop("rloo", False) else {}
     wanted = {"max_steps": 1, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_completion_length": 12,
               "save_strategy": "no", "max_grad_norm": 0.0}
     args = arguments(out, **({"kind": RLOOConfig, "beta": 0.0} if kind else {}), **wanted | settings)
     made = trainer(parts, out, args=args, functions=pay, routing=routing, callbacks=[seen], dataset=uneven(), lean=lean, **kind,
-                   **({"subspace": None} if routing is PLAIN else {}))
+                   **({"subspace": None} if routing is PLAIN else {}) | (given or {}))
     made.train()
     return seen
 
@@ -86,6 +87,34 @@ def test_the_gradient_is_trls_own(parts, tmp_path, settings):
     ours, theirs = (gradients(parts, tmp_path / str(lean), lean=lean, **settings) for lean in (True, False))
     check_alike(ours, theirs)
     assert ours.tokens < theirs.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["bf16", "dropout"])
+def test_it_stays_on_with_less_precision_and_with_dropout(parts, tmp_path, changed):
+    found = []
+    for lean in (True, False):
+        model = tiny("llama")
+        for module in model.modules():
+            if hasattr(module, "attention_dropout") and changed == "dropout":
+                module.attention_dropout = 0.1
+        found.append(gradients(parts, tmp_path / str(lean), lean=lean, given={"model": model}, bf16=changed == "bf16"))
+    assert found[0].tokens < 0.9 * found[1].tokens
+    if changed == "bf16":
+        check_alike(*found, limit=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_is_trls_own_in_every_family(parts, tmp_path, family):
+    """Families with learned positions, relative ones, sliding windows and experts, whose balance every row would teach."""
+    found = []
+    for lean in (True, False):
+        model = tiny(family)
+        balance = {"router_aux_loss_coef": 0.0} if hasattr(model.config, "output_router_logits") else {}
+        found.append(gradients(parts, tmp_path / str(lean), lean=lean, given={"model": model}, **balance))
+    check_alike(*found)
+    assert found[0].tokens < found[1].tokens
 
 
 def test_routing_gets_the_same_ledger_and_gradient(parts, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.model.adapter import plain
+from routed_rl.model.stream import eval_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +71,19 @@ def find_positions(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
                    ) -> bool | None:
     """Whether the model must be told the positions so that a row without its padding has the log-probabilities that `theirs`,
     TRL's own method, finds for the row with its padding. It is tried on the longest and on the shortest row. None: neither way
-    gives them. The tolerance is what a number of the model's own precision needs."""
+    gives them. The tolerance is what a number of the model's own precision needs. Dropout is off meanwhile."""
     whole = attention_mask.sum(1)
     rows = torch.stack([whole.argmin(), whole.argmax()])
-    expected = theirs(model, input_ids[rows], attention_mask[rows], tokens)[0]
-    some = make_pass(torch.arange(2, device=rows.device), input_ids[rows], attention_mask[rows], tokens)
-    limit = 1e-3 if next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled() else 0.2
+    device, exact = rows.device.type, next(model.parameters()).dtype == torch.float32
+    limit = 1e-3 if exact and not torch.is_autocast_enabled(device) else 0.2
     takes = "position_ids" in inspect.signature(_backbone(model).forward).parameters
-    for positions in (True, False) if takes else (False,):
-        found, _ = run_pass(model, some, positions=positions)
-        if bool(((found - expected[some.places]).abs() <= limit).all()):
-            return positions
+    with eval_mode(model):
+        expected = theirs(model, input_ids[rows], attention_mask[rows], tokens)[0]
+        some = make_pass(torch.arange(2, device=rows.device), input_ids[rows], attention_mask[rows], tokens)
+        for positions in (True, False) if takes else (False,):
+            found, _ = run_pass(model, some, positions=positions)
+            if bool(((found - expected[some.places]).abs() <= limit).all()):
+                return positions
     return None
 
 

@@ -53,7 +53,8 @@ class LeanMixin(PlanningMixin):
         inputs = self._inputs if torch.is_grad_enabled() else None
         lean = self.lean and not compute_aux_loss and all(value is None for value in others.values())
         if lean and self._positions is None and inputs is not None:
-            self._positions = not self.reads_states and find_positions(model, input_ids, attention_mask, logits_to_keep, inner)
+            self._positions = not self.reads_states and self._found_positions(
+                model, input_ids, attention_mask, logits_to_keep, inner)
             if self._positions is None:
                 warnings.warn("trainer.lean is off: this model's log-probabilities depend on the padding of a row", stacklevel=2)
                 self.lean = False
@@ -65,6 +66,10 @@ class LeanMixin(PlanningMixin):
         if inputs is not None:
             return (*self._learned(model, inputs, input_ids, attention_mask, logits_to_keep), None)
         return (*self._read(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy), None)
+
+    def _found_positions(self, *given: Any) -> bool | None:
+        with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
+            return find_positions(*given)
 
     def _learned(self, model: nn.Module, inputs: dict[str, Any], input_ids: Tensor, attention_mask: Tensor, tokens: int
                  ) -> tuple[Tensor, Tensor]:
