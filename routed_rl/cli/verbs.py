@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from routed_rl.cli.waiting import waiting
 from routed_rl.errors import ConfigError
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -207,13 +208,20 @@ def run(argv: list[str]) -> None:
     for names, declared in verb.options:
         parser.add_argument(*names, **declared)
     arguments = parser.parse_intermixed_args(argv[1:])
-    if verb.says:
-        print(f"routed_rl: {verb.says}", flush=True)
+    if not verb.says:
+        _act(name, arguments)
+        return
+    # A question for a password stands on the terminal, too, and nothing may be written over it.
+    with waiting(f"routed_rl: {verb.says}", count=PASSWORD[0] not in verb.options):
+        _act(name, arguments)
+
+
+def _act(name: str, arguments: argparse.Namespace) -> None:
     if getattr(arguments, "config", None):
         from routed_rl.cli.settings_file import overrides_of
 
         arguments.overrides = [*overrides_of(arguments.config), *arguments.overrides]
-    actions = importlib.import_module(f"routed_rl.cli.{verb.module}")  # its imports take a while
+    actions = importlib.import_module(f"routed_rl.cli.{VERBS[name].module}")  # its imports take a while
     getattr(actions, name)(arguments)
 
 

@@ -70,8 +70,11 @@ def list_environments(compose: Compose) -> None:
     by_folder: dict[object, list[Entry]] = {}
     for entry in entries:
         by_folder.setdefault(folder_of(entry), []).append(entry)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        facts = {place: fact for found in pool.map(_facts, by_folder.values()) for place, fact in found.items()}
+    facts: dict[int, tuple[str, str]] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool, console.progress("start", "files of environments") as advance:
+        for done, found in enumerate(pool.map(_facts, by_folder.values()), 1):
+            facts |= found
+            advance(done, len(by_folder))
     for entry in entries:
         variant, problem = facts[id(entry)]
         words = " ".join(dict.fromkeys([variant, *(["probe"] if entry.settings.get("probe") else [])]))
