@@ -39,7 +39,7 @@ KEEP = option("--keep", action="extend", nargs="+", metavar="ENV=SHARE",
 MERGE = option("--merge", action="store_true", help="where a LoRA was trained: merge it into its base model")
 DTYPE = option("--dtype", choices=("float32", "bfloat16", "float16"), help="the type of the numbers; default: that of the run")
 DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and write nothing")
-PASSWORD = (option("--password-file", metavar="FILE", help="its one line is the password; without it, it is asked for"),
+PASSWORD = (option("--password-file", metavar="FILE", help="a file whose one line is the password; without it you are asked"),
             option("--password", nargs="?", const="", help="refused: other users and the shell's history would see it"))
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
 RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; default: 1e-5,1e-4,1e-3")
@@ -62,7 +62,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "train": Verb("extract a subspace, train with routing, evaluate, discard", (overrides(), CONFIG, DRY_RUN)),
     "resume": Verb("go on with a run, in place", (RUN, overrides())),
-    "rollback": Verb("a new run from an earlier checkpoint, with other environments", (
+    "rollback": Verb("begin a new run at an earlier checkpoint, with other environments", (
         RUN, overrides(),
         option("--step", type=int, required=True, metavar="N", help="the checkpoint to go on from; 0: the base model"),
         option("--drop", action="append", metavar="ENV[,ENV]", help="environments to leave out; may be repeated"),
@@ -91,7 +91,7 @@ VERBS: dict[str, Verb] = {
         option("--private", action="store_true", help="make a private repository"),
         option("--force", action="store_true", help="replace the files of a repository that has some"), DRY_RUN),
         "reading the files"),
-    "compare": Verb("the same experiment under several arms and seeds, with intervals", (
+    "compare": Verb("run the same experiment under several arms and seeds, and compare them with intervals", (
         overrides(), CONFIG, option("--arms", default=ARMS, help=f"default: {ARMS}"),
         option("--seeds", type=int, default=3, help="runs per arm, paired by seed; default: 3"),
         option("--out", required=True, metavar="DIR", help="where the runs go; again, it goes on where it stopped"), JOBS,
@@ -101,15 +101,15 @@ VERBS: dict[str, Verb] = {
         option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector, for all arms: recall=.5, or kind=probe"),
         option("--relearn", metavar="ENV", help="also attack what each run has deployed: updates until ENV is gamed again"),
         RATES)),
-    "sweep": Verb("many runs with other settings, and which are best", (
+    "sweep": Verb("train many runs with other settings, and say which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), CONFIG, DRY_RUN)),
-    "audit": Verb("which parts of the retained change carry the shift and the hack", (
+    "audit": Verb("say which parts of the retained change carry the shift and the hack", (
         RUN, option("--samples", type=int, default=200, metavar="N", help="completions per environment and model; default: 200"),
         option("--prompts", type=int, default=64, metavar="N", help="prompts per environment for the stream; default: 64"),
         option("--blocks", type=int, default=8, metavar="N", help="groups of neighbouring layers, at most; default: 8"),
         ENV, STEP, JSON)),
-    "filter": Verb("a run's completions that are fit to train on, and what was left out and why", (
+    "filter": Verb("keep a run's completions that are fit to train on, and say why the others are left out", (
         RUN, option("--out", required=True, metavar="FILE", help="JSON lines; those left out go beside it, to .left_out.jsonl"),
         option("--detector", metavar="NAME", help="probe, flags (without an error) or random; default: probe"),
         option("--subspace", metavar="DIR", help="go by the shift along its persona axis instead"),
@@ -119,37 +119,37 @@ VERBS: dict[str, Verb] = {
         option("--layers", metavar="L[,L]", help="a completion that looks fine at any of these layers stays; default: the best"),
         option("--share", type=float, metavar="X", help="with random: the share that is left out"),
         option("--force", action="store_true", help="replace files that exist"))),
-    "share": Verb("a run's transcripts, encrypted, as a site that researchers can use and crawlers cannot", (
+    "share": Verb("write a run's transcripts, encrypted, as a site that researchers can use and crawlers cannot", (
         option("run", nargs="?", metavar="RUN", help="a run, or any folder of parquet, JSON lines and text"),
         option("--out", metavar="DIR", help="the folder to put on a static host"), *PASSWORD,
         option("--contact", metavar="TEXT", help="whom the page names for questions and the password"),
         option("--terms", metavar="FILE", help="terms of your own; default: research only, no training, pass them on"),
         option("--site-key", metavar="KEY", help="of Cloudflare Turnstile: the link appears once its test is passed"),
         option("--check", metavar="DIR|URL", help="write nothing; show what a crawler gets of a site")), "reading"),
-    "unshare": Verb("the files of what `share` wrote, to the byte and without canaries", (
+    "unshare": Verb("open what `share` wrote: its files to the byte, without canaries", (
         option("file", metavar="FILE", help="data.zip, or the folder around it"),
         option("--out", required=True, metavar="DIR", help="where the files go"), *PASSWORD), "reading"),
-    "robustify": Verb("the deployed model distilled into a noised copy of itself", (
+    "robustify": Verb("distil the deployed model into a noised copy of itself", (
         RUN, option("--alpha", type=float, required=True, metavar="X", help="0 to 1: how far the weights go from the "
                                                                              "deployed model to noise"),
-        option("--out", required=True, metavar="DIR", help="where it goes; the same command goes on where it was stopped"),
-        option("--beta", type=float, metavar="X", help="size of the noise, of Xavier's; default: .1"),
+        option("--out", required=True, metavar="DIR", help="where the model goes; the same command goes on where it was stopped"),
+        option("--beta", type=float, metavar="X", help="size of the noise, relative to Xavier's; default: .1"),
         option("--parts", metavar="all|targets", help="what is noised: all that was trained, or the writers; default: all"),
         option("--teacher", metavar="DIR", help="the run's deployed model; default: RUN/deployed"), STEP, ENV,
         option("--samples", type=int, metavar="N", help="completions of the teacher in each environment; default: 2000"),
         option("--text", metavar="FILE", help="generic text, one a line, or JSON lines with text: half of each batch"),
-        option("--steps", type=int, metavar="N", help="at most; default: 500"),
+        option("--steps", type=int, metavar="N", help="the most steps; default: 500"),
         option("--batch", type=int, metavar="N", help="texts in a step; default: 64"),
         option("--learning-rate", type=float, metavar="X", help="default: 1e-3"),
         option("--within", type=float, metavar="X", help="end at a held-out loss within this share of its entropy; default: .02"),
         option("--save-steps", type=int, metavar="N", help="steps between two states to go on from; default: 50"),
         option("--gate", metavar="detector|models", help="which tokens teach nothing, or noise"),
-        option("--skip", metavar="X", help="with --gate: from this score on a token teaches nothing; auto"),
-        option("--noise", metavar="X", help="with --gate: from this score on its target is noise; auto"),
+        option("--skip", metavar="X", help="with --gate: from this score on a token teaches nothing; a number, or auto"),
+        option("--noise", metavar="X", help="with --gate: from this score on its target is noise; a number, or auto"),
         option("--labels", type=float, metavar="X", help="for --gate detector: labelled completions, a share or a number"),
         option("--fpr", type=float, metavar="X", help="for --gate detector: share of honest completions that it may name"),
         option("--unlearned", metavar="DIR", help="for --gate models: with which model the teacher is compared; default: base"))),
-    "relearn": Verb("how many updates bring back what was discarded", (
+    "relearn": Verb("measure how many updates bring back what was discarded", (
         option("target", metavar="RUN_OR_MODEL", help="a run (its base and deployed models), or a model's folder"),
         overrides(), CONFIG,
         option("--env", required=True, metavar="NAME", help="the environment that pays for it"),
@@ -157,19 +157,19 @@ VERBS: dict[str, Verb] = {
         option("--also", action="append", metavar="NAME=DIR", help="further models to attack, runs or folders; may be repeated"),
         option("--by", metavar="rl,sft", help="attacks; default: both"),
         option("--hacks", metavar="FILE", help="for sft: JSON lines with prompt and completion; default: of the run"),
-        option("--completions", type=int, metavar="N", help="for sft: how many are learned from; default: 64"),
+        option("--completions", type=int, metavar="N", help="for sft: how many completions are learned from; default: 64"),
         option("--steps", type=int, metavar="N", help="updates of an attack, at most; default: 60"),
-        option("--level", type=float, metavar="X", help="it is back where so many completions are flagged; default: .5"),
+        option("--level", type=float, metavar="X", help="share of flagged completions at which it counts as back; default: .5"),
         option("--samples", type=int, metavar="N", help="for sft: completions that measure each step; default: 256"),
         option("--seeds", type=int, default=3, help="attacks on each model and rate; default: 3"), JOBS)),
-    "calibrate": Verb("the monitor's limits, from runs known to be secure", (
+    "calibrate": Verb("set the monitor's limits by runs that are known to be secure", (
         overrides(more="; an experiment known to be secure"), CONFIG,
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, and train none"),
         option("--seeds", type=int, default=20, help="runs to train; default: 20"),
         option("--rate", type=float, default=0.01, help="false halts a run, of all rules together; default: 0.01"), JOBS,
         option("--out", metavar="DIR", help="where the runs go; the same folder again goes on where it stopped; "
                                             "default: runs/TIME-calibration"))),
-    "report": Verb("one HTML page of a run: what happened, who caused it, what discarding does", (
+    "report": Verb("write one HTML page of a run: what happened, who caused it, what discarding does", (
         RUN, option("--out", metavar="FILE", help="where the page goes; default: RUN/report.html"),
         option("--watch", action="store_true", help="renew the page every 10 s until the run ends")), "drawing"),
     "env": Verb("list, try or check environments", (
@@ -179,13 +179,13 @@ VERBS: dict[str, Verb] = {
         option("--samples", type=int, default=20, help="check: how many tasks; default: 20"),
         option("--all", action="store_true", help="check: every setting that the class offers in all_settings()"),
         option("--markdown", metavar="FILE", help="check: also write the table into FILE")), "starting environments"),
-    "doctor": Verb("versions, sandbox, disk, GPUs, the chat template: is this machine ready?", (overrides(), CONFIG), "looking"),
-    "settings": Verb("every setting with its default and meaning, or those that have WORD in them", (
+    "doctor": Verb("say whether this machine is ready: versions, sandbox, GPUs, chat template", (overrides(), CONFIG), "looking"),
+    "settings": Verb("show settings with their defaults and meanings: all, or those that have WORD in them", (
         option("word", nargs="?", metavar="WORD", help="part of a setting's name or meaning"),), "reading the settings"),
-    "new": Verb("a commented file to begin with, which runs as it is", (
+    "new": Verb("write a commented file to begin with, which runs as it is", (
         option("what", choices=["env", "experiment"], help="an environment, or the settings of an experiment"),
         option("name", metavar="NAME", help="the file is NAME.py or NAME.yaml, in this folder")), "writing"),
-    "completion": Verb("a script with which a shell completes commands, options, settings and names at a press of Tab", (
+    "completion": Verb("print a script with which Tab completes commands, options, settings and names", (
         option("shell", choices=["bash", "zsh", "fish"], help="your shell; the script's first line says where it goes"),), ""),
 }
 
