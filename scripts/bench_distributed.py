@@ -16,7 +16,10 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmark.workload import Workload
 
 BLOCKS = 9
 ARMS = ("none", "route")
@@ -24,19 +27,21 @@ ARMS = ("none", "route")
 
 def measure() -> dict[str, float]:
     """Measure, in each of the processes."""
+    import dataclasses
+
     from bench_overhead import WORKLOADS
 
     from routed_rl.config import LaunchConfig
     from routed_rl.training.backends import join
 
     join(LaunchConfig(strategy="ddp", processes=2))
-    return {"lab_ddp_ratio": ratio(WORKLOADS["lab"] | {"rows": 64}, steps=6),
+    return {"lab_ddp_ratio": ratio(dataclasses.replace(WORKLOADS["lab"], rows=64), steps=6),
             "ddp_ratio": ratio(WORKLOADS["smollm2"], steps=1)}
 
 
-def ratio(workload: dict[str, Any], steps: int) -> float:
+def ratio(workload: Workload, steps: int) -> float:
     """The time of route over none, with `rows` completions in each process."""
-    from bench_overhead import Arm
+    from benchmark.arms import Arm
     from torch.nn.parallel import DistributedDataParallel
 
     from routed_rl.ranks import RANKS
@@ -44,17 +49,17 @@ def ratio(workload: dict[str, Any], steps: int) -> float:
     arms: dict[str, Any] = {mode: Arm(workload, mode) for mode in ARMS}
     for arm in arms.values():
         arm.model = DistributedDataParallel(arm.model)
-        arm.step(1)
+        arm.step()
 
     def block(mode: str) -> float:
         RANKS.wait()
-        return sum(max(RANKS.gather(arms[mode].step(number))) for number in range(1, steps + 1))
+        return sum(max(RANKS.gather(arms[mode].step().clock)) for _ in range(steps))
 
     ratios: list[float] = []
     for place in range(BLOCKS):
         seconds = {mode: block(mode) for mode in (ARMS if place % 2 else ARMS[::-1])}
         ratios.append(seconds["route"] / seconds["none"])
-        print(f"{workload['path']}: block {place + 1}, {ratios[-1]:.3f}", flush=True)
+        print(f"{workload.path}: block {place + 1}, {ratios[-1]:.3f}", flush=True)
     return statistics.median(ratios)
 
 

