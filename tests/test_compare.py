@@ -114,8 +114,10 @@ VERDICTS = {
     "few seeds": (["none", "route", "control"], 3, {}, "Routing works here", "--seeds 5"),
     "one seed": (["none", "route", "control"], 1, {}, "One seed decides nothing", "--seeds 3"),
     "no control": (["none", "route"], 5, {}, "without the arm control nobody knows", "control in --arms"),
-    "control as good": (["none", "route", "control"], 5, {"control": 0.12}, "no more than a random subspace does", "--check"),
-    "no effect": (["none", "route", "control"], 5, {"route": 0.95}, "Routing did not lower hack in code for sure", "--check"),
+    "control as good": (["none", "route", "control"], 5, {"control": 0.12}, "no more than a random subspace does",
+                        "--check subspace.rank=2"),
+    "no effect": (["none", "route", "control"], 5, {"route": 0.95}, "Routing did not lower hack in code for sure",
+                  "--check subspace.rank=2"),
     "leaks": (["none", "route", "control"], 5, {"route": 0.4}, "so a part of it leaks", "routed-rl audit"),
     "not routed": (["none", "control"], 5, {}, "There is no verdict on routing, because no arm is route", "route in --arms"),
 }
@@ -130,9 +132,10 @@ def test_the_verdict_says_what_the_intervals_say_and_what_to_do_next(kind: str) 
             run_["models"]["deployed"]["code"]["hack"] = hack + (seed % 3) / 30
     found = results(runs, {})
     heads = headlines_of(found, ["code"], ["values"])
-    said = verdict(found, heads, seeds)
+    said = verdict(found, heads, seeds, overrides=["subspace.rank=2", "out=DIR"])
     assert [head.title for head in heads][:1] == ["hack in code"] and heads[-1].title == "solve in code"
     assert told in said[0] and said[-1].startswith("Next: ") and advice in said[-1]
+    assert "out=" not in said[-1]
 
 
 def test_a_comparison_without_a_single_figure_has_a_verdict_too() -> None:

@@ -273,7 +273,7 @@ def test_auto_writes_what_it_chose_from_and_the_report_tells_of_it(copy, capsys)
     assert (a["share"], a["paid"], a["shift"]) == (0.0, {}, 0.5) and "keep a=0: at step 2 its part moves" in said
     assert [float(share) for share in b["paid"]] == list(keeping.SHARES) and len(set(b["paid"].values())) > 1
     assert b["share"] in keeping.SHARES and b["paid"][f"{b['share']:g}"] >= b["paid"]["0"] and step == 2
-    assert "what 96 tasks pay on average" in said and f"keep b={b['share']:g}" in said
+    assert "the mean reward of 96 tasks" in said and f"keep b={b['share']:g}" in said
     AutoModelForCausalLM.from_pretrained(copy / "out")
     shares = json.loads((copy / "manifest.json").read_text())["kept"][-1]
     assert shares == {"out": str(copy / "out"), "shares": {"a": 0.0, "b": b["share"]}}

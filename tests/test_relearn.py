@@ -89,7 +89,7 @@ def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
     config, file = read_config(RunFolder(run)), str(tmp_path / "x.json")
     with pytest.raises(ConfigError, match="--env z is not configured; there is a, b"):
         relearn(str(run), dataclasses.replace(asked(), env="z"), file, {}, None)
-    with pytest.raises(ConfigError, match="--also base=.*: that is what a model of .* is called; give another name"):
+    with pytest.raises(ConfigError, match="--also base=.*: a model of .* has this name already; give another one"):
         relearn(str(run), asked(), file, {"base": str(run)}, None)
     with pytest.raises(ConfigError, match="is no run, so it has no completions to fine-tune on; give --hacks FILE, or --by rl"):
         relearn(str(parts / "model"), asked(), file, {}, config)

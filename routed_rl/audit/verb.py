@@ -146,7 +146,7 @@ def _show(found: dict[str, Any], subspace: Subspace | None) -> None:
                                          for name in columns)] for group, row in groups.items()]
         totals = [sum(row["measures"][name]["carried"] for row in groups.values()) for name in columns]
         rows.append(["sum = deployed - base", 1.0, *(f"{total:+.3f}" for total in totals)])
-        console.table(f"by {partition}: what each group carries (alone: what putting only it back takes away)",
+        console.table(f"by {partition}: the part of the change that each group carries (alone: when only this group is put back)",
                       ["group", "energy", *columns], rows)
     rows = [[name, *(f"{values[column]:.3f}" for column in columns)] for name, values in models.items()]
     console.table("the models", ["model", *columns], rows)

@@ -25,7 +25,7 @@ def export(given: Namespace) -> None:
     if not (given.quarantine or given.policy) or ((given.env or given.kept) and not given.quarantine):
         raise ConfigError("export needs --quarantine DIR (with --env NAME for one part), --policy DIR, or both")
     if given.env and given.kept:
-        raise ConfigError(f"--kept {given.kept} is of all parts, --env {given.env} of one; give one of the two")
+        raise ConfigError(f"--kept {given.kept} is for all parts and --env {given.env} for one part; give one of the two")
     if given.merge and not given.policy:
         raise ConfigError("--merge is for --policy; the quarantine is an adapter")
     from routed_rl.pipeline.leaving import export as export_run

@@ -70,4 +70,4 @@ class AxesConfig:
             if (value := getattr(self, key)) is not None and value < 0:
                 raise ConfigError(f"subspace.{key} must be a whole number >= 0 or null, got {value}")
         if self.keep > self.factors:
-            raise ConfigError(f"subspace.keep={self.keep} axes cannot be chosen of subspace.factors={self.factors}; lower keep")
+            raise ConfigError(f"subspace.keep={self.keep} axes cannot be chosen from subspace.factors={self.factors}; lower keep")

@@ -68,7 +68,7 @@ class RobustifyConfig:
         if self.gate is not None and self.skip is None and self.noise is None:
             self.skip = AUTO
         if self.skip is not None and self.skip == self.noise:
-            raise ConfigError(f"--skip {self.skip} and --noise {self.noise}: from one score on a token can be either; give one "
+            raise ConfigError(f"--skip {self.skip} and --noise {self.noise}: one score cannot do both to a token; give one "
                               "of them, or --noise a higher score")
         if isinstance(self.skip, float) and isinstance(self.noise, float) and self.noise < self.skip:
             raise ConfigError(f"--noise {self.noise:g} lies below --skip {self.skip:g}, so nothing would be skipped; leave "

@@ -53,7 +53,8 @@ class RolloutConfig:
         check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "start_timeout_s": 0.1,
                                          "retries": 0})
         if self.engine != "vllm_server" and (self.urls or self.launch):
-            raise ConfigError(f"rollout.urls and .launch are for servers, rollout.engine={self.engine}; set rollout=vllm_server")
+            raise ConfigError(f"rollout.urls and rollout.launch are for servers, and rollout.engine={self.engine} has none; "
+                              "set rollout=vllm_server")
         if self.urls and self.launch:
             raise ConfigError(f"rollout.launch=true starts a server, but rollout.urls={self.urls} names some; set one of them")
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:

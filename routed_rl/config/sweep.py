@@ -48,7 +48,8 @@ class SweepConfig:
             raise ConfigError(f"sweep.objective has {len(self.objectives)} paths and sweep.direction {len(self.directions)}; "
                               "give one direction for each: sweep.direction=[minimize,maximize]")
         if self.prune.metric and (self.method != "optuna" or len(self.objectives) != 1):
-            raise ConfigError("sweep.prune.metric needs sweep=optuna and one objective: of several there is no worse half")
+            raise ConfigError("sweep.prune.metric needs sweep=optuna and one objective, because with several objectives "
+                              "no trial is simply worse")
 
     @property
     def objectives(self) -> list[str]:

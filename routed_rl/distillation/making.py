@@ -138,5 +138,6 @@ def _gated(given: Given, rows: list[Row], teacher: PreTrainedModel) -> gates.Gat
     else:
         return gates.keep_all(rows)
     shares = [[name, *each.values()] for name, each in gated.record["tokens"].items()]
-    console.table(f"gate {given.asked.gate}: shares of tokens", ["", "kept", "skipped", "noise"], shares)
+    console.table(f"gate {given.asked.gate}: shares of tokens that are kept, skipped or get noise",
+                  ["", "kept", "skipped", "noise"], shares)
     return gated

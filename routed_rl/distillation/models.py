@@ -86,7 +86,7 @@ def load_student(config: Config, folder: Path, parts: str) -> Student:
         own = {id(parameter) for writer in find_writers(model) for parameter in writer.parameters()}
         every = {name: parameter for name, parameter in every.items() if id(parameter) in own}
         if not every:
-            raise ConfigError("--parts targets: what the run trained of the model has no writer in it; give --parts all")
+            raise ConfigError("--parts targets: the run trained no writer of the model; give --parts all")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in every.values():

@@ -45,7 +45,8 @@ def read_table(dataset: str, name: str | None = None, split: str | None = None) 
             raise ConfigError(f"{shown}: no such file; give a path relative to here, or an absolute one") from None
         return _of_library(shown, _from_hub(shown, dataset, name, split or SPLIT))
     if name is not None:
-        raise ConfigError(f"{shown} is here and has no dataset_config={name}; leave that out, it is for datasets of the Hub")
+        raise ConfigError(f"{shown} is a file or folder here, which has no dataset_config={name}; leave that out, "
+                          "it is for datasets of the Hub")
     if place.is_dir():
         return _of_library(shown, _from_folder(shown, place, split))
     if split is not None:

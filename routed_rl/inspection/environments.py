@@ -158,7 +158,7 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
             advance(len(rows), len(entries), entry.name)
             if markdown:
                 write_block(Path(markdown), ["environment", *CHECKS], told)
-    console.table("- was not judged", ["environment", *CHECKS], [list(row) for row in rows])
+    console.table("a dash: this check could not be judged", ["environment", *CHECKS], [list(row) for row in rows])
     for each, wrong in bad.items():
         for finding in wrong:
             console.say(f"{finding.place and f'{finding.place}: '}{each}: {finding.check}: {finding.detail}; {finding.remedy}")

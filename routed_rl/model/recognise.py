@@ -93,7 +93,7 @@ def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[F
     transposed = {isinstance(writer.module, Conv1D) for writer in first if not writer.active}
     norms = {(writer.offset, writer.eps) for writer in first if writer.norm}
     if len(mixtures) > 1 or len(transposed) > 1 or len(norms) > 1:
-        raise ModelError(f"its writers {', '.join(writer.name for writer in first)} are of kinds that do not go together")
+        raise ModelError(f"its writers {', '.join(writer.name for writer in first)} are of kinds that cannot be routed together")
     offset, eps = norms.pop() if norms else (0.0, None)
     before_mlp, mixers = _middle(seen, found)
     return Family(layers, tuple(writer.name for writer in first), _final_norm(model, seen), embeddings=_embeddings(model, seen),

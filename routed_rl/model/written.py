@@ -94,7 +94,7 @@ def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
     if is_rounding(gradient - towards, towards):
         scale = 1.0
     if not is_rounding(gradient - scale * towards, scale * towards):
-        raise ModelError(f"the output of {full} reaches the stream times what is no constant, such as a gate")
+        raise ModelError(f"the output of {full} reaches the stream multiplied by something that is not constant, such as a gate")
     _require_linear(source, full)
     active = source.inputs[1].shape[-1] if is_mixture(source.module) else None
     adds_BTD = scale * cut.output.detach().reshape(towards.shape)

@@ -53,7 +53,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     notes = [f"{beyond}: beyond what {len(folders)} runs show, the limits stand on a Gumbel distribution"] if beyond else []
     title = f"limits that {rate:.2%} of secure runs pass, from {len(folders)} runs, for runs of their length"
     reporter.show([_table(title, limits, config.monitor)], notes, folder, ["calibration.json"])
-    console.say("to use the limits:")
+    console.say("next, to use the limits:")
     console.say(f"  {command('train', *overrides, *settings)}")
     return folder / "calibration.json"
 
@@ -62,7 +62,7 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
     """Before anything is trained, refuse an experiment from which no limit could be calibrated."""
     monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
     if seeds < FEWEST:
-        raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: a spread of fewer says nothing")
+        raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: the spread of fewer runs says nothing")
     check_rate(rate, smallest_rate(seeds) * len(rules))
     for name in rules:
         nothing, patience = f"monitor.{name} reads nothing", getattr(monitor, name).patience

@@ -55,7 +55,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": 1}
         trained, probes = roles_of(planned[0].config.env)
         heads = headlines_of(found, trained, probes)
-        said = verdict(found, heads, seeds, failed)
+        said = verdict(found, heads, seeds, failed, overrides)
         whole = {"verdict": said, **found, "request": request, "failed": failed, "notes": notes}
         write_json(folder / "compare.json", whole)
         write_comparison(folder / "compare.html", whole, heads, _tables(found, bounds=True))

@@ -24,7 +24,7 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
         table("deployed: route minus control (real minus random)", {"difference": found["real_minus_random"]}),
         table("deployed minus base", found["deployed_minus_base"]),
         table("policy, as a share of the unrouted run's", found["policy_over_unrouted"], only="reward"),
-        table("deployed: share of the unrouted run's gain kept", found["gain_kept"]),
+        table("deployed: kept share of the unrouted run's gain", found["gain_kept"]),
         table("route by rank", {f"rank {rank}": _of_rank(models) for rank, models in found["ranks"].items()}),
     ]
     return [table for table in made if table.rows]

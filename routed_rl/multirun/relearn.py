@@ -31,7 +31,7 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     models = {} if run is None else {"base": config}
     models |= {"model" if run is None else "deployed": with_model(config, target)}
     if twice := [name for name in others if name in models]:
-        raise ConfigError(f"--also {twice[0]}={others[twice[0]]}: that is what a model of {target} is called; give another name")
+        raise ConfigError(f"--also {twice[0]}={others[twice[0]]}: a model of {target} has this name already; give another one")
     models |= {name: with_model(config, place) for name, place in others.items()}
     folder, draw_hacks = file.with_suffix(".runs"), FINE_TUNING in asked.by
     if draw_hacks and run is None and asked.hacks is None:

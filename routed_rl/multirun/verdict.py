@@ -1,9 +1,10 @@
 """The verdict of a comparison in sentences: what routing did against the unrouted run and the random control, and what to do
 next."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from routed_rl.errors import command
 from routed_rl.multirun.arms import CONTROL, ROUTED, UNROUTED
 from routed_rl.multirun.comparison import cell
 from routed_rl.report.headline import Headline, headlines
@@ -26,8 +27,9 @@ def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]
     return headlines(before, after, trained or [name for name in after if name not in probes], probes, found.get("flags"))
 
 
-def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[str] = ()) -> list[str]:
-    """The sentences, the most important first; the last one says what to do next."""
+def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[str] = (), overrides: Sequence[str] = ()
+            ) -> list[str]:
+    """The sentences, the most important first; the last one says what to do next, with the `overrides` that made the runs."""
     if ROUTED not in found["arms"]:
         return [f"There is no verdict on routing, because no arm is {ROUTED}.",
                 f"Next: the same command with {ROUTED} in --arms too, which goes on from here."]
@@ -35,7 +37,7 @@ def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[
         return ["There is no verdict, because no flag and no true score was evaluated.",
                 "Next: the same command with evaluation.samples above 0 and another --out."]
     said = [_judged(found, head) if head.role == "flag" else _beside(found, head) for head in heads]
-    return [*said, f"Next: {_next(found, heads, seeds, failed)}."]
+    return [*said, f"Next: {_next(found, heads, seeds, failed, overrides)}."]
 
 
 def _judged(found: Found, head: Headline) -> str:
@@ -76,7 +78,7 @@ def _beside(found: Found, head: Headline) -> str:
     return f"{'The skill' if head.role == 'skill' else 'The probe'}: {told}."
 
 
-def _next(found: Found, heads: list[Headline], seeds: int, failed: Collection[str]) -> str:
+def _next(found: Found, heads: list[Headline], seeds: int, failed: Collection[str], overrides: Sequence[str]) -> str:
     if failed:
         return f"the same command once more, which tries {', '.join(failed)} again"
     if missing := [arm for arm in (UNROUTED, CONTROL) if arm not in found["arms"]]:
@@ -88,7 +90,8 @@ def _next(found: Found, heads: list[Headline], seeds: int, failed: Collection[st
         return "train longer, or with an environment that pays for gaming its check, so that there is something to keep out"
     against, chance = (_leaf(table, head) for table in (found["deployed_minus_unrouted"].get(ROUTED), found["real_minus_random"]))
     if not all(each and each["high"] is not None and each["high"] < 0 for each in (against, chance)):
-        return "look at the subspace with `routed-rl extract --check`, because it does not hold what training changed"
+        settings = [text for text in overrides if not text.startswith("out=")]
+        return f"look at the subspace, because it does not hold what training changed: {command('extract', '--check', *settings)}"
     left = _leaf(found["deployed_minus_base"][ROUTED], head)
     if left is not None and left["low"] is not None and left["low"] > 0:
         return f"`routed-rl audit` of a run of {ROUTED} says where it leaks; a subspace with more directions takes in more"

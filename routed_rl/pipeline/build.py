@@ -93,7 +93,7 @@ def describe_parts(config: Config) -> Parts:
     environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:
-        raise ModelError(f"{config.model.path} has no weights, and what writes to the stream of a {model.config.model_type} is "
+        raise ModelError(f"{config.model.path} has no weights, and the writers of a {model.config.model_type} is "
                          "found by running it; give a folder with the weights")
     return Parts(config, model, tokenizer, environments, "", _attached(config, model) if config.model.adapter.trains else None)
 

@@ -79,4 +79,4 @@ def _say(lines: Sequence[Line], settings: DetectorConfig) -> None:
     console.table("completions", ["environment", "completions", "left out", "share", "flagged", "flagged of what stays"], table)
     for name, count, gone, *_ in table:
         if count == gone:
-            console.say(f"note: nothing of {name} stays")
+            console.say(f"note: no completion of {name} stays")

@@ -41,7 +41,7 @@ def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, 
             paid = _try(parts, router, served, loaded, fixed)
             one.share, one.paid = best_share(paid), {f"{share:g}": average_paid(found) for share, found in paid.items()}
             rows = [[share, f"{mean:.3f}", "kept" if float(share) == one.share else ""] for share, mean in one.paid.items()]
-            console.table(f"{loaded.label}: what {len(paid[0.0])} tasks pay on average, by the share of its part that is kept",
+            console.table(f"{loaded.label}: the mean reward of {len(paid[0.0])} tasks, by the share of its part that is kept",
                           ["share", "paid", ""], rows)
 
 

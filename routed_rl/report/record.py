@@ -10,7 +10,7 @@ from routed_rl.report.parts import Section, Table
 
 def commands(run: RunData) -> Section:
     """The commands to repeat the run, to go on with it, and to go back in it."""
-    section = Section("commands", "Do it again, go on, go back")
+    section = Section("commands", "Repeat the run, go on with it, go back in it")
     section.commands.append(f"{command(*_again(run))}    # the same once more, in a new folder")
     if run.halted:
         section.commands.extend(run.halted["commands"])

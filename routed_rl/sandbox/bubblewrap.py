@@ -100,8 +100,8 @@ class Bubblewrap(Sandbox):
             with self.start(Limits().disk_mb) as jail:
                 jail.wait_until_up()
                 if not can_watch(jail.pid):
-                    raise SandboxError("memory can be capped neither by a control group nor by watching: /proc does not show "
-                                       "the jail's children, files and sockets here")
+                    raise SandboxError("the memory of a jail can be limited neither by a control group nor by watching it: "
+                                       "/proc does not show the jail's children, files and sockets here")
         self.confines_by = f"bubblewrap {self.way.in_words}; memory by {memory}; processes by a limit for the jail's own uid"
 
     def first_that_works(self, ways: Sequence[Way]) -> Way:

@@ -122,7 +122,7 @@ class WandbRun(Tracker):
         try:
             self.run.use_artifact(name)
         except (wandb.Error, ValueError) as error:
-            console.say(f"wandb: {name} is not on the server, so its lineage stands in the config only ({type(error).__name__})")
+            console.say(f"wandb: {name} is not on the server, so only the run's config has its lineage ({type(error).__name__})")
 
 
 def mode() -> Any:

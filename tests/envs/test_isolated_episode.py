@@ -103,7 +103,7 @@ def test_an_episode_that_does_not_follow_from_its_turns_is_a_failure_where_its_p
     conversation = play(there, tasks(there, 1)[0], ["pid"])
     kill(there)
     say(conversation, "1")
-    assert "an episode played again went otherwise" in failure(conversation)
+    assert "the episode went another way when it was played again" in failure(conversation)
 
 
 @pytest.mark.slow

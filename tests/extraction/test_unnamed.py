@@ -184,7 +184,7 @@ def test_a_target_of_another_model_is_refused(job, tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"form": "cubic"}, "choose from exponential, linear"), ({"choose": "luck"}, "choose from target"),
-    ({"keep": 40}, "subspace.keep=40 axes cannot be chosen of subspace.factors=32"), ({"radius": 0.0}, "radius must be above 0"),
+    ({"keep": 40}, "keep=40 axes cannot be chosen from subspace.factors=32"), ({"radius": 0.0}, "radius must be above 0"),
     ({"beta": -1.0}, "beta must be above 0"), ({"method": "dpo", "hook": "resid_mid"}, "pushes the outputs of layers"),
     ({"source": -1}, "source must be a whole number >= 0")])
 def test_settings_of_axes_that_make_no_sense_are_refused_before_anything_is_loaded(settings, changes, message):

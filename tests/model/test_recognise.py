@@ -128,7 +128,7 @@ def shared(model: nn.Module) -> None:
 @pytest.mark.parametrize(("break_it", "why"), [
     (shared, r"model\.layers\.1 shares its writer mlp\.down_proj with another layer"),
     (scaled_by_a_parameter, r"in model\.layers\.2 the parameters mlp\.scale change the stream other than through linear"),
-    (gated, r"the output of model\.layers\.0\.mlp\.down_proj reaches the stream times what is no constant, such as a gate"),
+    (gated, r"the output of model\.layers\.0\.mlp\.down_proj reaches the stream multiplied by something that is not constant"),
     (stream_scaled, r"model\.layers\.1 does not only add to the stream"),
     (written_besides, r"in model\.layers\.1 self_attn\.o_proj, mlp\.down_proj do not add up")])
 def test_what_is_not_only_added_to_the_stream_is_refused(break_it, why):

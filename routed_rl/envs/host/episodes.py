@@ -80,8 +80,8 @@ class OpenEpisodes:
         turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]
         for place, following in itertools.pairwise(turns):
             if _turn(episode, "step", messages[:place + 1]) != messages[place + 1:following]:
-                raise ValueError("its process was lost, and an episode played again went otherwise; its answers must follow "
-                                 "from the task and the model's turns")
+                raise ValueError("its process was lost, and the episode went another way when it was played again; "
+                                 "its answers must follow from the task and the model's turns")
             self.alive()
         return episode
 
