@@ -35,7 +35,8 @@ given = parser.parse_args()
 with open(given.env) as env_file, open(given.trainer) as trainer_file:
     environments, fields = yaml.safe_load(env_file), yaml.safe_load(trainer_file)
 fields |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in given.fields)}
-fields.pop("algorithm")
+for name in ("algorithm", "lean"):  # no fields of TRL's
+    fields.pop(name, None)
 
 
 def reward(completions, row, log_metric, **_):
