@@ -132,6 +132,7 @@ def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
     in one line."""
     if not config.tracking.report:
         return
+    console.say("drawing the report")
     from routed_rl.report.run_page import write_report  # loads matplotlib, which the tables do not need
 
     try:

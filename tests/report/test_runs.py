@@ -10,7 +10,6 @@ from routed_rl.config import EvaluationConfig
 from routed_rl.envs import Score
 from routed_rl.errors import Halted
 from routed_rl.evaluate import Answer
-from routed_rl.pipeline import summary
 from routed_rl.pipeline.answers import keep_answers
 from routed_rl.report.answers import read_answers
 from tests import pipeline
@@ -72,7 +71,7 @@ def test_a_report_that_fails_is_one_line_and_the_run_is_whole(parts, tmp_path, m
     def fails(_run):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(summary, "write_report", fails)
+    monkeypatch.setattr("routed_rl.report.run_page.write_report", fails)
     run = pipeline.train(own_config(parts, tmp_path / "run", **QUICK), [])
     said = [line for line in capsys.readouterr().out.splitlines() if "no ink" in line]
     assert said == [f"the report was not written (ValueError: no ink); try again: routed-rl report {run}"]
