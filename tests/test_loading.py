@@ -39,7 +39,7 @@ NEED = {"report": "matplotlib"}
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
     folder = write_parts(tmp_path_factory.mktemp("parts"))
-    (folder / "word").write_text("a password\n")
+    (folder / "word").write_text("a password of many letters\n")
     return folder
 
 
