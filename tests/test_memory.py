@@ -72,9 +72,10 @@ def test_an_engine_whose_weights_do_not_fit_its_share_is_said_with_the_way_out(t
     assert "WHICH DO NOT FIT: set rollout.dtype=bfloat16 or a larger rollout.gpu_memory" in need.how
 
 
-def memory_config(parts: Path, out: Path, *, checkpointing: bool, accumulated: int):
-    trainer = {"max_steps": 2, "save_steps": 9, "max_completion_length": COMPLETION, "gradient_checkpointing": checkpointing,
-               "per_device_train_batch_size": 32 // accumulated, "gradient_accumulation_steps": accumulated}
+def memory_config(parts: Path, out: Path, *, checkpointing: bool, accumulated: int, lean: bool):
+    trainer = {"lean": lean, "max_steps": 2, "save_steps": 9, "max_completion_length": COMPLETION,
+               "gradient_checkpointing": checkpointing, "per_device_train_batch_size": 32 // accumulated,
+               "gradient_accumulation_steps": accumulated}
     return lora_config(parts, out, trainer=trainer)
 
 
@@ -87,6 +88,7 @@ def measured(config: Any) -> tuple[int, float]:
     said = peak([*needs(loaded), *filter(None, [activations(loaded, plan.arguments, 4)])])
     trainer: Any = build_trainer(plan, loaded.learner, loaded.tokenizer, loaded.trained, router)
     trainer._generate_single_turn = lambda ids, *_, **__: ([[5 + place % 9] * COMPLETION for place in range(len(ids))], None)
+    trainer._every_row_teaches = lambda: True
     with Alive() as alive:
         for each in gc.get_objects():
             alive.see(each)
@@ -95,12 +97,30 @@ def measured(config: Any) -> tuple[int, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("checkpointing", "accumulated"), [(False, 1), (True, 1), (False, 4)])
-def test_what_is_said_is_what_a_small_model_takes_within_a_tenth(tmp_path, checkpointing, accumulated):
+@pytest.mark.parametrize(("checkpointing", "accumulated", "lean"), [(False, 1, True), (True, 1, True), (False, 4, True),
+                                                                    (False, 1, False)])
+def test_what_is_said_is_what_a_small_model_takes_within_a_tenth(tmp_path, checkpointing, accumulated, lean):
     parts = write_parts(tmp_path / "parts", hidden=256)
-    config = memory_config(parts, tmp_path / "run", checkpointing=checkpointing, accumulated=accumulated)
+    config = memory_config(parts, tmp_path / "run", checkpointing=checkpointing, accumulated=accumulated, lean=lean)
     found, said = on_ranks(measured, config, world=1, timeout=900)[0]
     assert said == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_lean_update_has_no_logits_of_prompts(tmp_path):
+    parts, prompt = write_parts(tmp_path / "parts"), 100
+    without_weights(parts)
+    settings = json.loads((parts / "model" / "config.json").read_text())
+    (parts / "model" / "config.json").write_text(json.dumps(settings | {"vocab_size": 20_000}))
+    said = {}
+    for lean in (True, False):
+        config = memory_config(parts, tmp_path / "run", checkpointing=False, accumulated=1, lean=lean)
+        arguments = make_plan(config, RunFolder(tmp_path / "run"), here=False).arguments
+        held = activations(describe_parts(config), arguments, prompt)
+        assert held is not None
+        said[lean] = held.bytes
+    logits = 4 * 20_000 * arguments.per_device_train_batch_size * prompt
+    assert said[True] < 0.7 * said[False] and (torch.cuda.is_available() or said[False] - said[True] > 0.9 * logits)
 
 
 @pytest.mark.slow

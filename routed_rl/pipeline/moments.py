@@ -11,6 +11,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.memory import Need, amount, needs, readable
 from routed_rl.routing import shape_of
 from routed_rl.training.activations import update_bytes
+from routed_rl.training.checks import LEAN
 from routed_rl.training.trainers import TrainerArguments
 
 ASSUMED = 80e9
@@ -35,13 +36,15 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
         return [writer.module for writer in (find_writers(model) if writers else [])]
 
     try:
-        found = update_bytes(parts.model.config, getattr(torch, config.model.dtype), arguments, (prompt, completion), prepare)
+        found = update_bytes(parts.model.config, getattr(torch, config.model.dtype), arguments, (prompt, completion), prepare,
+                             lean=config.trainer.get(LEAN, True))
     except Exception:  # a model whose forward pass reads the values of its tensors
         return None
     gradients = next(need.bytes for need in needs(parts) if need.name == "gradients")
     rows, kept = arguments.per_device_train_batch_size, "layers' inputs" if arguments.gradient_checkpointing else "all"
     return Need("activations", max(found - gradients, 0.0),
-                f"{rows} rows x {prompt} + {completion} tokens, {kept} kept, counted on a forward and backward of empty tensors")
+                f"{rows} rows x {prompt} + {completion} tokens that all teach, {kept} kept, counted on a forward and backward of "
+                "empty tensors")
 
 
 def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:

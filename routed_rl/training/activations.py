@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from routed_rl.training.lean.forward import only_states
 from routed_rl.training.trainers import TrainerArguments
 
 
@@ -74,10 +75,10 @@ def _without_contents(model: nn.Module) -> None:
 
 
 def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],
-                 prepare: Callable[[PreTrainedModel], list[nn.Module]]) -> int:
-    """The most bytes that gradients and activations of one process take at once. `lengths` are the tokens of a prompt and of a
-    completion. `prepare` freezes the frozen parameters of a model, puts its LoRA on it, and returns the writers that are
-    routed."""
+                 prepare: Callable[[PreTrainedModel], list[nn.Module]], *, lean: bool) -> int:
+    """The most bytes that gradients and activations of one process take at once, if every row teaches. `lengths` are the tokens
+    of a prompt and of a completion. `prepare` freezes the frozen parameters of a model, puts its LoRA on it, and returns the
+    writers that are routed. `lean`: `trainer.lean`; without it TRL's head also has logits of the prompts, except on a GPU."""
     settings: Any = arguments
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
@@ -90,9 +91,11 @@ def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: Traine
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False} | (settings.gradient_checkpointing_kwargs or {}))
             model.enable_input_require_grads()
-        ids = torch.ones(settings.per_device_train_batch_size, sum(lengths), dtype=torch.long)
+        rows, (prompt, completion) = settings.per_device_train_batch_size, lengths
+        ids = torch.ones(rows, prompt + completion, dtype=torch.long)
         labels = ids.clone()
-        labels[:, :lengths[0]] = -100
+        labels[:, :prompt] = -100
+        scored = torch.arange(rows).repeat_interleave(completion), torch.arange(prompt - 1, prompt + completion - 1).repeat(rows)
         with Alive() as alive:
             for parameter in model.parameters():
                 alive.see(parameter)
@@ -100,6 +103,11 @@ def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: Traine
                     parameter.grad = torch.zeros_like(parameter)
             before = sum(parameter.untyped_storage().nbytes() for parameter in set(model.parameters()))
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(settings.bf16)):
-                found: Any = model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, fused_lm_head=True)
+                if lean or torch.cuda.is_available():
+                    with only_states(model, scored):
+                        found: Any = model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), fused_lm_head=True,
+                                                   shift_labels=labels[scored].unsqueeze(0))
+                else:
+                    found = model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), fused_lm_head=True, labels=labels)
             found.log_probs.sum().backward()
     return alive.peak - before

@@ -61,7 +61,7 @@ def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, 
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
-    with _only_states(model, some.scored):
+    with only_states(model, some.scored):
         output: Any = model(**inputs, shift_labels=some.labels_N.unsqueeze(0), fused_lm_head=True)
     return output.log_probs[0], None if output.entropy is None else output.entropy[0]
 
@@ -92,7 +92,7 @@ def _backbone(model: Any) -> nn.Module:
 
 
 @contextmanager
-def _only_states(model: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
+def only_states(model: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
     """Inside this context, the backbone returns (1, N, D): the states at these places only."""
     def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[places].unsqueeze(0)
