@@ -26,6 +26,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.load import load_tokenizer
 from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
+from routed_rl.pipeline.record import read_config
 from routed_rl.report.run_page import write_report
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import METRICS, MetricsFile
@@ -83,7 +84,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def in_memory(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
     """What base, deployed model and policy of a run's checkpoint give, by the run's own code."""
-    config = pipeline.record.read_config(RunFolder(run))
+    config = read_config(RunFolder(run))
     loaded, folder = load_parts(config), RunFolder(run).require_checkpoint(step)
     found = {"base": logits(loaded.model)}
     router = make_router(loaded, Subspace.load(run / "subspace") if (run / "subspace").exists() else None)
@@ -167,7 +168,7 @@ def test_parts_that_are_kept_are_ranks_beside_the_deployed_adapter(parts, runs, 
     run = runs["route"]
     pipeline.discard(str(run), str(tmp_path / "kept"), keep={"a": 0.5}, force=True)
     pipeline.discard(str(run), str(tmp_path / "merged"), keep={"a": 0.5}, force=True, merge=True)
-    config = pipeline.record.read_config(RunFolder(run))
+    config = read_config(RunFolder(run))
     loaded = load_parts(config)
     router = make_router(loaded, Subspace.load(run / "subspace"))
     take_checkpoint(loaded, router, RunFolder(run).require_checkpoint())
@@ -383,7 +384,7 @@ def test_what_vllm_cannot_serve_of_a_lora_is_said_before_it_is_started(parts, tm
 
 def audited(run: Path) -> tuple[Parts, Change, dict[str, list[str]]]:
     """A run's parts, its change, and the change's groups by kind."""
-    loaded = load_parts(pipeline.record.read_config(RunFolder(run)))
+    loaded = load_parts(read_config(RunFolder(run)))
     change = read_change(loaded, RunFolder(run).require_checkpoint())
     return loaded, change, by_kind(loaded.model, loaded.writers, change.names)
 
@@ -415,7 +416,7 @@ def test_an_audits_groups_are_the_products_of_the_lora_and_put_back_together_the
 @pytest.mark.parametrize("mode", ["route", "observe", "none"])
 def test_an_audit_of_a_lora_measures_base_deployed_model_and_policy_and_what_each_group_carries(parts, runs, mode):
     run, settings = RunFolder(runs[mode]), AuditConfig(samples=32, prompts=8, blocks=2)
-    found, config = audit(str(run.path), settings, None, None), pipeline.record.read_config(run)
+    found, config = audit(str(run.path), settings, None, None), read_config(run)
     config.evaluation.samples = settings.samples
 
     def evaluated(model: Any) -> dict[str, float]:
