@@ -26,6 +26,8 @@ from routed_rl.console import markdown_table  # noqa: E402
 
 SHORT = ["trainer.max_steps=3", "trainer.save_steps=3", "trainer.per_device_train_batch_size=64", "evaluation.samples=40"]
 TICK_S = 0.1
+TOKEN = "no-token"
+"""A dry run of a push asks whether there is a token, and sends nothing."""
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 HERTZ = os.sysconf("SC_CLK_TCK")
 
@@ -87,7 +89,7 @@ def longest_silence(command: list[str], folder: Path) -> tuple[Silence, int, flo
     begun = last = time.monotonic()
     words = [sys.executable, "-m", "routed_rl.cli", *command]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=inner, stderr=inner, cwd=folder,
-                               env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"})
+                               env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "HF_TOKEN": TOKEN})
     os.close(inner)
     found, used, line = Silence(), 0.0, Silence().before
     while True:
