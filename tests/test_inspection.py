@@ -150,6 +150,7 @@ def test_all_settings_of_a_class_are_checked_each(capsys):
     assert "│ 10 " in output and "│ 500 " in output
 
 
+@pytest.mark.slow
 def test_settings_that_differ_in_several_places_are_named_by_all_of_them(capsys):
     first = ["env.SoundTwice.low=1", "env.SoundTwice.note=x"]
     assert main(["env", "check", f"{UNSOUND}:SoundTwice", *first, "--samples", "3", "--all"]) == 0

@@ -24,7 +24,6 @@ from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.ranking import notes
 from routed_rl.multirun.sweep import sweep
 from routed_rl.multirun.trials import Dimension, Outcome, Plan, best
-from tests.tiers import tiered
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
 RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"
@@ -123,7 +122,8 @@ def test_a_grid_runs_every_combination_once_and_knows_the_best(tmp_path, capsys)
         run(tmp_path, GRID[0], "seed=5,6", "env=empty")
 
 
-@pytest.mark.parametrize("source", tiered([[], ["sweep=optuna", "sweep.trials=3"]], quick=[[]]))
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [[], ["sweep=optuna", "sweep.trials=3"]])
 def test_a_failed_trial_is_a_failure_and_not_the_end(tmp_path, source):
     (tmp_path / "FAIL").write_text("trial-001")
     with pytest.raises(RoutedRLError, match="1 of 3 trials failed: trial-001"):

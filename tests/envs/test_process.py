@@ -239,6 +239,7 @@ def test_tasks_that_cannot_be_made_are_an_error_after_those_that_could(fresh, ho
         next(stream)
 
 
+@pytest.mark.slow
 def test_what_building_raises_is_raised_here(fresh):
     with pytest.raises(TaskError, match="RuntimeError: no database"):
         assert fresh("Broken").description

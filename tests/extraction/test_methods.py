@@ -14,6 +14,7 @@ from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from tests import pipeline
 from tests.chat import chat_config
+from tests.tiers import tiered
 
 WIDTH, LAYERS = 32, 2
 
@@ -163,9 +164,12 @@ def test_lists_that_do_not_fit_are_refused_with_the_place(files, settings, chang
         run(files, settings(**changes))
 
 
-@pytest.mark.parametrize("subspace", [
+UNION = {"method": "union", "parts": ["axis", "nan.safetensors"]}
+
+
+@pytest.mark.parametrize("subspace", tiered([
     {"method": "file", "path": "nan.safetensors"}, {"method": "file", "path": "none.safetensors"},
-    {"method": "sae", "weights": "nan.safetensors", "latents": [0]}, {"method": "union", "parts": ["axis", "nan.safetensors"]}])
+    {"method": "sae", "weights": "nan.safetensors", "latents": [0]}, UNION], quick=[UNION]))
 def test_a_file_that_cannot_be_a_subspace_is_refused_before_anything_is_written_or_run(files, settings, tmp_path, subspace):
     import dataclasses
 

@@ -13,6 +13,7 @@ import pytest
 
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, ConfigError, LaunchError, RoutedRLError, Stopped
+from routed_rl.launching import processes
 from routed_rl.launching.processes import run_processes
 from tests.tiers import tiered
 
@@ -36,7 +37,8 @@ def test_what_one_process_says_is_the_error_whatever_the_other_does_then(tmp_pat
         run(f"rank == '0' and sys.exit(1); print('error: the grader broke; fix it', file=sys.stderr); sys.exit({code})", tmp_path)
 
 
-def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
+def test_a_killed_process_ends_the_others_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "SETTLE_S", 0.5)
     begin = time.monotonic()
     with pytest.raises(LaunchError, match="process 1 of 2 was killed by SIGKILL; was there enough memory"):
         run("rank == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)", tmp_path)

@@ -109,7 +109,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", tiered(KINDS, quick=["finished", "halted", "without a step"]))
+@pytest.mark.parametrize("kind", tiered(KINDS, quick=["halted", "without a step"]))
 def test_a_run_of_any_kind_has_a_page_that_tells_its_story(kind, tmp_path):
     settings, told = KINDS[kind]
     page, text = report(write_run(tmp_path / "run", **settings))
@@ -159,7 +159,8 @@ def test_the_halted_environment_leads_the_table_and_the_commands_go_back(halted,
     assert "routed-rl train seed=0 &#39;env.env0.note=it&#39;" in text, "as it was typed, quoted, in another folder"
 
 
-@pytest.mark.parametrize(("pushed", "by"), tiered([(True, BY_SHIFT), (False, BY_GAP)], slow=[(False, BY_GAP)]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("pushed", "by"), [(True, BY_SHIFT), (False, BY_GAP)])
 def test_the_completions_that_pushed_hardest_come_first_as_a_halt_ranks_them(tmp_path, pushed, by):
     folder = write_run(tmp_path / "run", pushed=pushed)
     ranked, found = shown(read_run(RunFolder.open(folder)))

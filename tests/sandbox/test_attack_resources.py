@@ -121,6 +121,7 @@ print('got')"""
     assert outcome.reason == "timeout" and outcome.stdout == b""
 
 
+@pytest.mark.slow
 def test_attack_sleep_past_the_limit(sandbox, tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         naive_run("import time; time.sleep(5)", tmp_path, timeout=1.0)

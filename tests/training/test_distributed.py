@@ -116,7 +116,8 @@ def test_without_the_reduction_of_its_gradient_every_process_has_a_value_head_of
     assert not ranks[0]["head"].equal(ranks[1]["head"])
 
 
-@pytest.mark.parametrize("processes", tiered([1, 2], slow=[2]))
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_checkpoint_of_two_processes_is_gone_on_with_by(parts, subspace, alone, tmp_path, processes):
     settings = ADAMW | {"save_steps": 4}
     first = replay_config(parts, tmp_path / "run", 2, "ddp", trainer=settings | {"max_steps": 4})

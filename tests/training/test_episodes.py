@@ -16,7 +16,6 @@ from routed_rl.errors import TaskError
 from routed_rl.tracking import MetricsFile
 from tests import algorithms, pipeline
 from tests.chat import EOS, chat_config, write_chat_model
-from tests.tiers import tiered
 
 MIXED = {"talk": {"path": "Talk"}, "ask": {"path": "Ask"}}
 
@@ -189,7 +188,8 @@ def test_a_mixed_run_goes_end_to_end_and_resumes_bit_for_bit(parts, tmp_path):
     assert all(json.loads(prompt)[-1]["content"] == "good" for prompt in talk.prompt)
 
 
-@pytest.mark.parametrize("where", tiered(["start", "step"], slow=["start"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["start", "step"])
 def test_an_error_in_an_episode_is_counted_and_never_paid(parts, tmp_path, where):
     env = {"talk": {"path": "Talk", "fails": where}}
     with pytest.raises(TaskError, match=r"environment talk failed to score \d+ of its last \d+ .* RuntimeError: the world broke"):
