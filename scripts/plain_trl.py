@@ -70,11 +70,13 @@ trainer = GRPOTrainer(model, reward, args, data.select(range(count)), held_out, 
 TIMES["load"] = time.perf_counter()
 if given.samples:
     trainer.evaluate()
+    print(trainer.state.log_history[-1])
 TIMES["base"] = time.perf_counter()
 trainer.train()
 TIMES["train"] = time.perf_counter()
 if given.samples:
     trainer.evaluate()
+    print(trainer.state.log_history[-1])
 TIMES["evaluate"] = time.perf_counter()
 trainer.save_model(f"{given.out}/deployed")
 TIMES["save"] = time.perf_counter()
