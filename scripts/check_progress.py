@@ -68,7 +68,7 @@ def verbs(folder: Path) -> dict[str, list[str]]:
         "compare": ["compare", *kept, "--arms", "none,route", "--seeds", "1", "--ranks", "", "--jobs", "1", "--out",
                     str(folder / "compare")],
         "sweep": ["sweep", *kept, "seed=0,1", "sweep.jobs=1", f"out={folder / 'sweep'}"],
-        "calibrate": ["calibrate", *kept, "env=six_secure", "monitor=halt", "--seeds", "3", "--rate", ".2", "--jobs", "1",
+        "calibrate": ["calibrate", *kept, "env=six_secure", "monitor=halt", "--seeds", "5", "--rate", ".2", "--jobs", "1",
                       "--out", str(folder / "calibration")],
     }
 

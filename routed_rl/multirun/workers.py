@@ -75,9 +75,10 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
     waiting, failed, done = iter(jobs), dict[str, str](), 0
     workers = [Worker(at_once) for _ in range(min(at_once, count))]
     try:
-        for job in first if execute is train_or_resume else ():
-            if job.folder.path.exists():
-                continue
+        tried = [job for job in first if not job.folder.path.exists()] if execute is train_or_resume else []
+        if tried:
+            console.say(f"{verb}: trying out whether {len(tried)} run{'s' if len(tried) > 1 else ''} can begin, about 15 s")
+        for job in tried:
             workers[0].begin(try_out, job, logs)
             if problem := workers[0].outcome():
                 raise RoutedRLError(f"{job.name} cannot begin, and nothing was trained: {problem}")
