@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from itertools import islice, pairwise
+from typing import Any
 
 TIMES = {"begin": time.perf_counter()}
 
@@ -39,13 +40,14 @@ for name in ("algorithm", "lean"):  # no fields of TRL's
     fields.pop(name, None)
 
 
-def reward(completions, row, log_metric, **_):
+def reward(completions: list[Any], row: list[int], log_metric: Any, **_: Any) -> list[float | None]:
     """Pay what the environments pay, and log the mean of every score in each environment."""
-    scored: dict[str, list] = {}
-    rewards = []
+    scored: dict[str, list[dict[str, Any]]] = {}
+    rewards: list[float | None] = []
     for place, completion in zip(row, completions, strict=True):
         loaded, task = tasks[place]
-        score = loaded.environment.score(task, completion if isinstance(completion, str) else completion[-1]["content"])
+        environment: Any = loaded.environment
+        score = environment.score(task, completion if isinstance(completion, str) else completion[-1]["content"])
         scored.setdefault(loaded.name, []).append(score.values())
         rewards.append(score.reward)
     for name, values in scored.items():
@@ -58,11 +60,12 @@ args = GRPOConfig(given.out, seed=given.seed, shuffle_dataset=False, num_generat
                   **fields)
 loaded = load_environments({name: settings | {"isolate": False} for name, settings in environments.items()})
 learned = trained(loaded)
-count = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps // args.num_generations
+count = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps // (args.num_generations or 1)
 tasks = [(learned[place], task) for place, task in islice(mixture(learned, given.seed), count)]
 tasks += [(each, task) for each in loaded for task in islice(task_stream(each, "eval", given.seed), given.samples)]
 data = Dataset.from_list([{"prompt": task.prompt, "row": row} for row, (_, task) in enumerate(tasks)])
-model, tokenizer = AutoModelForCausalLM.from_pretrained(given.model), AutoTokenizer.from_pretrained(given.model)
+model: Any = AutoModelForCausalLM.from_pretrained(given.model)
+tokenizer = AutoTokenizer.from_pretrained(given.model)
 for part in (model.get_input_embeddings(), model.get_output_embeddings(), model.base_model.norm):
     part.requires_grad_(False)
 held_out = data.select(range(count, len(data))) if given.samples else None

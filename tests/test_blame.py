@@ -67,7 +67,7 @@ def test_a_run_without_evidence_names_nobody_and_its_sentence_is_about_the_shift
     who = blame([{"step": 1, "ledger/a/shift/persona": 3.0}], MonitorConfig())
     assert who.evidence == {} and who.sentence({}) == ""
     models = {name: {"a": {"solve": 0.5}} for name in ("base", "policy", "deployed")}
-    environments = [SimpleNamespace(name="a", label="a (leaky)")]
+    environments = [SimpleNamespace(name="a", label="a (leaky)", flags=())]
     said = sentence(models, {"a": {"shift": 3.0}}, environments, who=who)
     assert "a (leaky) caused 100% of the shift towards the positive persona" in said
     named = sentence(models, {"a": {"shift": -3.0}}, environments, who=blame(rows(a=[9.0, 9.0]), MonitorConfig()))

@@ -128,7 +128,7 @@ def test_a_runs_own_probe_is_used_unless_other_settings_are_asked_for(run, tmp_p
     everything = Probe([1], torch.zeros(1, 32), torch.ones(1), threshold=0.0)
     everything.save(copy / "detector", {})
     assert filtered(copy, tmp_path)[0] == []
-    assert "the run's own probe" in (said := " ".join(capsys.readouterr().out.split())) and "nothing of a stays" in said
+    assert "the run's own probe" in (said := " ".join(capsys.readouterr().out.split())) and "no completion of a stays" in said
     assert filtered(copy, tmp_path, fpr=0.1)[0]
 
 

@@ -91,7 +91,7 @@ def plain_trainer(config: Config, workload: Workload, run: RunFolder) -> Any:
     model, tokenizer = load_model(config.model.path), load_tokenizer(config.model.path)
     freeze(model, config.model.freeze)
 
-    def pay(prompts: list[str], **_: Any) -> list[float]:
+    def pay(prompts: list[str], **_: Any) -> list[float | None]:
         return [workload.pays(int(prompt), row + 1) for row, prompt in enumerate(prompts)]
 
     groups = Dataset.from_dict({"prompt": [f"{group}" for group in range(workload.rows // workload.group)]})

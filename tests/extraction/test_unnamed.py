@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torch._decomp.decompositions_for_jvp  # beside a thread of another test, Python 3.11 may fail to parse torch's sources
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 

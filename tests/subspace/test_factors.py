@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._decomp.decompositions_for_jvp  # beside a thread of another test, Python 3.11 may fail to parse torch's sources
 
 from routed_rl.errors import SubspaceError
 from routed_rl.linalg import random_basis

@@ -77,7 +77,8 @@ def pack_score(result: Score | Failure) -> dict[str, Any]:
 
 def unpack_failure(message: Mapping[str, Any]) -> Failure:
     reason, place, remedy = (str(message.get(key) or "")[:500] for key in ("error", "place", "remedy"))
-    kind = next((known for known in get_args(Kind) if known == message.get("kind")), "error")
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    kind: Kind = next((known for known in kinds if known == message.get("kind")), kinds[0])
     return Failure(reason, place=place, remedy=remedy, kind=kind)
 
 

@@ -47,11 +47,11 @@ class LeanMixin(PlanningMixin):
             del metrics["entropy"]
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,
-                                           batch_size: int | None = None, compute_entropy: bool = False,
-                                           compute_aux_loss: bool = False, **others: Any) -> tuple[Tensor | None, ...]:
+                                           batch_size: int | None = None, **others: Any) -> tuple[Tensor | None, ...]:
         inner = super()._get_per_token_logps_and_entropies  # pyright: ignore[reportAttributeAccessIssue]
         inputs = self._inputs if torch.is_grad_enabled() else None
-        lean = self.lean and not compute_aux_loss and all(value is None for value in others.values())
+        # Everything else that TRL gives is of images, or the balance of experts.
+        lean = self.lean and all(value is None or value is False for key, value in others.items() if key != "compute_entropy")
         if lean and self._positions is None and inputs is not None:
             self._positions = not self.reads_states and self._found_positions(
                 model, input_ids, attention_mask, logits_to_keep, inner)
@@ -61,11 +61,11 @@ class LeanMixin(PlanningMixin):
         if not lean or not self.lean or self._positions is None:
             if inputs is not None:
                 self.name_rows(inputs, None)
-            return inner(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, compute_entropy=compute_entropy,
-                         compute_aux_loss=compute_aux_loss, **others)
+            return inner(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **others)
         if inputs is not None:
             return (*self._learned(model, inputs, input_ids, attention_mask, logits_to_keep), None)
-        return (*self._read(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy), None)
+        return (*self._read(model, input_ids, attention_mask, logits_to_keep, batch_size,
+                            bool(others.get("compute_entropy"))), None)
 
     def _found_positions(self, *given: Any) -> bool | None:
         with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
@@ -82,7 +82,9 @@ class LeanMixin(PlanningMixin):
         for chosen in [] if not len(rows) else self._passes(rows, lengths(inputs)[rows]):
             some = make_pass(chosen, input_ids, attention_mask, tokens, whole=whole)
             self.name_rows(inputs, some)
-            found.append((some, *self._run(model, some)))
+            logps, entropies = self._run(model, some)
+            assert entropies is not None  # TRL asks the policy's head for it
+            found.append((some, logps, entropies))
         if found:
             rows_N, columns_N = (torch.cat([some.places[axis] for some, *_ in found]) for axis in (0, 1))
             logps_BC = logps_BC.index_put((rows_N, columns_N), torch.cat([logps for _, logps, _ in found]))
@@ -91,7 +93,9 @@ class LeanMixin(PlanningMixin):
         if len(others) and self._reads_entropy():
             with torch.no_grad():
                 some = make_pass(others, input_ids, attention_mask, tokens)
-                entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
+                _, entropies = self._run(model, some)
+                assert entropies is not None
+                entropies_BC = entropies_BC.index_put(some.places, entropies)
         elif len(others) and found:
             entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
         return logps_BC, entropies_BC
@@ -117,7 +121,7 @@ class LeanMixin(PlanningMixin):
                     each[some.places] = values
         return found[0], found[1] if entropy else None
 
-    def _run(self, model: nn.Module, some: Pass) -> tuple[Tensor, Tensor]:
+    def _run(self, model: nn.Module, some: Pass) -> tuple[Tensor, Tensor | None]:
         with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
             return run_pass(model, some, positions=bool(self._positions))
 
