@@ -78,7 +78,8 @@ def pack_score(result: Score | Failure) -> dict[str, Any]:
 def unpack_failure(message: Mapping[str, Any]) -> Failure:
     reason, place, remedy = (str(message.get(key) or "")[:500] for key in ("error", "place", "remedy"))
     kinds: tuple[Kind, ...] = get_args(Kind)
-    kind: Kind = next((known for known in kinds if known == message.get("kind")), kinds[0])
+    told = message.get("kind")
+    kind = kinds[kinds.index(told) if told in kinds else 0]  # the first is any other error
     return Failure(reason, place=place, remedy=remedy, kind=kind)
 
 
