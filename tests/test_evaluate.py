@@ -131,6 +131,7 @@ def served_to_few() -> list[int]:
     return [len(names) for names in engine.loads]
 
 
+@pytest.mark.slow
 def test_a_process_without_a_batch_takes_part_when_a_server_is_told_another_model() -> None:
     first, second = on_ranks(served_to_few)
     assert first == second and len(first) == 2

@@ -154,7 +154,8 @@ def test_off_leaves_no_column_and_the_same_weights(parts, runs, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("kind", tiered(["once", "reused"], slow=["once"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["once", "reused"])
 def test_a_run_that_was_stopped_writes_the_same_files(parts, runs, tmp_path, kind):
     """Stopped after step 5, with everything of steps 4 and 5 on the disk, and gone on with from the checkpoint of step 3."""
     settings = {"once": {}, "reused": REUSED}[kind]

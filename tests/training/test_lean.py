@@ -18,6 +18,7 @@ from routed_rl.training.lean.rows import ROWS, choose, regroup, teaches
 from tests.families import FAMILIES, tiny
 from tests.library import PLAIN, ROUTE, arguments, rows, texts, trainer
 from tests.parts import write_parts
+from tests.tiers import tiered
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +78,16 @@ def check_alike(ours: Gradient, theirs: Gradient, limit: float = 1e-5) -> None:
         assert worst < limit, f"{name}: {worst:.1e}"
 
 
-@pytest.mark.parametrize("settings", [
-    {"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "vespo", "sapo", "luspo")] + [
+SETTINGS: list[dict[str, Any]] = [
+    *({"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "vespo", "sapo", "luspo")),
     {"loss_type": "grpo", "importance_sampling_level": "sequence", "steps_per_generation": 4},
     {"loss_type": "dapo", "steps_per_generation": 4, "mask_truncated_completions": True},
     {"loss_type": "dapo", "top_entropy_quantile": 0.5}, {"loss_type": "dapo", "beta": 0.1},
-    {"loss_type": "grpo", "entropy_coef": 0.01}, {"rloo": True}], ids=lambda settings: "-".join(map(str, settings.values())))
+    {"loss_type": "grpo", "entropy_coef": 0.01}, {"rloo": True}]
+
+
+@pytest.mark.parametrize("settings", tiered(SETTINGS, quick=[{"loss_type": "grpo"}, {"loss_type": "bnpo"}, SETTINGS[9], {"rloo": True}]),
+                         ids=lambda settings: "-".join(map(str, settings.values())))
 def test_the_gradient_is_trls_own(parts, tmp_path, settings):
     ours, theirs = (gradients(parts, tmp_path / str(lean), lean=lean, **settings) for lean in (True, False))
     check_alike(ours, theirs)
