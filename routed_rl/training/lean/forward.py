@@ -54,16 +54,17 @@ def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens:
     return Pass(rows_R, ids, kept, columns, (row, position - 1), ids[row, position], places)
 
 
-def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, Tensor | None]:
-    """The log-probability and the entropy of each token that the pass scores, (N,) each. The model has TRL's fused head, which
-    scores the states that it is given. `positions`: tell the model the columns from which its positions come, since learned
-    positions count the padding on the left."""
+def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, Tensor]:
+    """The log-probability and the entropy of each token that the pass scores, (N,) each; the entropy is 0 where the model's head
+    computes none. The model has TRL's fused head, which scores the states that it is given. `positions`: tell the model the
+    columns from which its positions come, since learned positions count the padding on the left."""
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
     with only_states(model, some.scored):
         output: Any = model(**inputs, shift_labels=some.labels_N.unsqueeze(0), fused_lm_head=True)
-    return output.log_probs[0], None if output.entropy is None else output.entropy[0]
+    logps_N = output.log_probs[0]
+    return logps_N, torch.zeros_like(logps_N) if output.entropy is None else output.entropy[0]
 
 
 @torch.no_grad()

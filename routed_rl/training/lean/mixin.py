@@ -82,9 +82,7 @@ class LeanMixin(PlanningMixin):
         for chosen in [] if not len(rows) else self._passes(rows, lengths(inputs)[rows]):
             some = make_pass(chosen, input_ids, attention_mask, tokens, whole=whole)
             self.name_rows(inputs, some)
-            logps, entropies = self._run(model, some)
-            assert entropies is not None  # TRL asks the policy's head for it
-            found.append((some, logps, entropies))
+            found.append((some, *self._run(model, some)))
         if found:
             rows_N, columns_N = (torch.cat([some.places[axis] for some, *_ in found]) for axis in (0, 1))
             logps_BC = logps_BC.index_put((rows_N, columns_N), torch.cat([logps for _, logps, _ in found]))
@@ -93,9 +91,7 @@ class LeanMixin(PlanningMixin):
         if len(others) and self._reads_entropy():
             with torch.no_grad():
                 some = make_pass(others, input_ids, attention_mask, tokens)
-                _, entropies = self._run(model, some)
-                assert entropies is not None
-                entropies_BC = entropies_BC.index_put(some.places, entropies)
+                entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
         elif len(others) and found:
             entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
         return logps_BC, entropies_BC
@@ -117,11 +113,10 @@ class LeanMixin(PlanningMixin):
         for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
             some = make_pass(rows, input_ids, attention_mask, tokens)
             for each, values in zip(found, self._run(model, some), strict=True):
-                if values is not None:
-                    each[some.places] = values
+                each[some.places] = values
         return found[0], found[1] if entropy else None
 
-    def _run(self, model: nn.Module, some: Pass) -> tuple[Tensor, Tensor | None]:
+    def _run(self, model: nn.Module, some: Pass) -> tuple[Tensor, Tensor]:
         with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
             return run_pass(model, some, positions=bool(self._positions))
 

@@ -15,6 +15,8 @@ class PlanningMixin:
 
     lean = True
     """The value of `trainer.lean`; with False TRL computes everything itself."""
+    shared: bool
+    """Whether the processes share the weights, see `SavingMixin`."""
     reads_states = False
     """Whether a subclass reads the final state at every position, so that every row runs with its padding."""
 
@@ -37,12 +39,19 @@ class PlanningMixin:
         if together:
             windows = [regroup(window) for window in windows]
         if not self._every_row_teaches():
-            counts = [sum(bool(teaches(batch).any()) for batch in window) for window in windows]
-            everyone = [max(each) for each in zip(*RANKS.gather(counts), strict=True)]
-            agreed = RANKS.count == 1 or (together and trainer.strategy in ("none", "ddp"))
-            for window, count in zip(windows, everyone, strict=True):
-                choose(window, 1 if RANKS.count == 1 else count if agreed else len(window))
+            for window, running in zip(windows, self._running(windows, together), strict=True):
+                choose(window, running)
         return [batch for window in windows for batch in window]
+
+    def _running(self, windows: list[list[dict[str, Any]]], together: bool) -> list[int]:
+        """For each optimizer step, how many of its last micro-batches run a row at least, so that processes run equally many: as
+        many as the process with most to learn where rows that teach are last, and all of them where weights are shared."""
+        if RANKS.count == 1:
+            return [1] * len(windows)
+        if not together or self.shared:
+            return [len(window) for window in windows]
+        counts = [sum(bool(teaches(batch).any()) for batch in window) for window in windows]
+        return [max(each) for each in zip(*RANKS.gather(counts), strict=True)]
 
     def _adds_up(self) -> bool:
         """Whether rows may change places within an optimizer step."""
