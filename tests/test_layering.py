@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl.cli.verbs import VERBS
+from routed_rl.cli.verbs import TRAINING, VERBS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "routed_rl"
@@ -204,6 +204,11 @@ def test_a_verb_begins_without_the_libraries_that_only_others_need(verb):
     found = loaded([module.__name__, *(name for node in ast.walk(action) for name in at_once([node]))])
     assert {name: " -> ".join(chain) for name, chain in found.items() if name in LATE - NEED.get(verb, set())} == {}
     assert found.keys() >= NEED.get(verb, set())
+
+
+def test_only_a_verb_that_trains_in_its_own_process_announces_the_time_that_trl_takes_to_load():
+    """`rollback` loads it a little later."""
+    assert {name for name, verb in VERBS.items() if verb.says == TRAINING} == TRAIN | {"rollback"}
 
 
 def test_a_table_or_list_of_names_stands_in_one_file():

@@ -42,6 +42,8 @@ DRY_RUN = option("--dry-run", action="store_true", help="show the plan only, and
 PASSWORD = (option("--password-file", metavar="FILE", help="a file whose one line is the password; without it you are asked"),
             option("--password", nargs="?", const="", help="refused: other users and the shell's history would see it"))
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
+TRAINING = "loading the libraries for training, about 10 s"
+"""The first line of the verbs that import TRL, which takes most of that time."""
 RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; default: 1e-5,1e-4,1e-3")
 
 
@@ -51,7 +53,7 @@ class Verb:
 
     help: str
     options: tuple[Option, ...]
-    says: str = "loading, about 15 s"
+    says: str = "loading, about 3 s"
 
     @property
     def module(self) -> str:
@@ -60,13 +62,13 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "train": Verb("extract a subspace, train with routing, evaluate, discard", (overrides(), CONFIG, DRY_RUN)),
-    "resume": Verb("go on with a run, in place", (RUN, overrides())),
+    "train": Verb("extract a subspace, train with routing, evaluate, discard", (overrides(), CONFIG, DRY_RUN), TRAINING),
+    "resume": Verb("go on with a run, in place", (RUN, overrides()), TRAINING),
     "rollback": Verb("begin a new run at an earlier checkpoint, with other environments", (
         RUN, overrides(),
         option("--step", type=int, required=True, metavar="N", help="the checkpoint to go on from; 0: the base model"),
         option("--drop", action="append", metavar="ENV[,ENV]", help="environments to leave out; may be repeated"),
-        option("--forget-parts", action="store_true", help="take the parts of dropped environments away"))),
+        option("--forget-parts", action="store_true", help="take the parts of dropped environments away")), TRAINING),
     "extract": Verb("make a subspace folder from contrast prompts", (
         overrides(), CONFIG, option("--check", action="store_true", help="also measure whether the subspace is good"))),
     "evaluate": Verb("score a run's models, or one model, on environments", (
