@@ -46,7 +46,8 @@ class Config:
     """Whether the deployed model is written to RUN/deployed at the end of the run."""
     keep: dict[str, Any] = field(default_factory=dict)
     """For each environment named here, the share of its part of the quarantine that RUN/deployed keeps: a number from 0 to 1, or
-    auto for the smallest share that pays about as much as the best one. Environments that are not named keep nothing."""
+    auto for the smallest share whose paid reward on evaluation tasks is about as high as with the best share. Environments that
+    are not named keep nothing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained: its weights, its dtype, what is frozen."""
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)

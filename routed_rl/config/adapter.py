@@ -18,7 +18,7 @@ class AdapterConfig:
     r: int = 16
     """Rank of the LoRA."""
     alpha: float | None = None
-    """Scale of the LoRA: its product is multiplied by alpha / r. null for r, so by 1."""
+    """Scale of the LoRA: its product is multiplied by alpha / r. null for alpha = r, so that the product is multiplied by 1."""
     rslora: bool = False
     """Whether the LoRA's product is multiplied by alpha / sqrt(r) instead of alpha / r."""
     target_modules: Any = "all-linear"
@@ -27,7 +27,8 @@ class AdapterConfig:
     path: str | None = None
     """Folder of a PEFT LoRA to start from, which is merged into the base model before a new LoRA is trained; null for none."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further fields of `peft.LoraConfig`, by name."""
+    """Further fields of `peft.LoraConfig`, by name: any of lora_dropout, exclude_modules, and init_lora_weights (true or
+    gaussian). Fields that are not named have PEFT's defaults."""
 
     def __post_init__(self) -> None:
         check_known("model.adapter.kind", [self.kind], ("none", "lora", "qlora"))

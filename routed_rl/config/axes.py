@@ -13,8 +13,8 @@ class AxesConfig:
     """The settings of `SubspaceConfig` that only dct, dpo and bipo read."""
 
     form: str = "exponential"
-    """For method=dct: what the factors maximise. exponential: the response to a push of the calibrated radius; linear: its
-    derivative where nothing is pushed."""
+    """For method=dct: the quantity that the factors maximise. exponential: the response to a push of length `radius`; linear: the
+    derivative of the response at a push of length 0."""
     factors: int = 32
     """For method=dct: number of directions that are found."""
     keep: int = 8
@@ -22,12 +22,13 @@ class AxesConfig:
     iterations: int = 10
     """For method=dct: number of iterations in which the factors are found."""
     source: int | None = None
-    """For method=dct: the layer whose output is pushed; null for a quarter of the way up."""
+    """For method=dct: the layer whose output is pushed, counted from 0; null for the layer a quarter of the way up."""
     until: int | None = None
-    """For method=dct: the layer at whose output the response is measured; null for a quarter of the way from the top."""
+    """For method=dct: the layer at whose output the response is measured, counted from 0; null for the layer a quarter of the way
+    down from the top."""
     radius: float | None = None
-    """For method=dct: length of the push. null: calibrated by `nonlinearity`, and a quarter of the stream's length for
-    form=linear."""
+    """For method=dct: length of the push, in the stream's own units. null: with form=exponential the length that `nonlinearity`
+    asks for, with form=linear a quarter of the stream's length."""
     nonlinearity: float = 0.5
     """For method=dct with form=exponential: the push is as long as it takes for the response to depart from its linear part by
     this share of that part."""
@@ -35,14 +36,17 @@ class AxesConfig:
     """For method=dct: file of ordinary prompts, JSON lines of {"prompt": ...}; null for the prompts of the preference pairs, or
     without those the negative contrast prompts."""
     plain: int = 16
-    """For method=dct: largest number of ordinary prompts that are used, spread over their file."""
+    """For method=dct: largest number of ordinary prompts that are used, taken at even distances from their file."""
     choose: str = "target"
-    """For method=dct: how the factors that become axes are chosen. target: by what their span holds of `target`; environments: by
-    how a push changes what the environments flag; answers: by how it changes the likelihood of answers."""
+    """For method=dct: how the factors that become axes are chosen. target: those whose span holds the most of the axis named by
+    `target`; environments: those that change most how often the environments flag completions; answers: those that change most
+    how likely the positive answers are."""
     target: str = "mean_difference"
-    """For method=dct with choose=target: mean_difference, or the folder of another subspace, whose first axis is the target."""
+    """For method=dct with choose=target: mean_difference for the first axis of that method, or the folder of another subspace for
+    its first axis."""
     screen_samples: int = 64
-    """For method=dct with choose=environments: number of tasks of each environment, for each factor and either sign."""
+    """For method=dct with choose=environments: number of tasks of each environment on which a push along a factor is tried, and
+    again for the opposite push."""
     pairs: str | None = None
     """For methods dpo and bipo, and for dct with choose=answers: file of preference pairs, JSON lines of {"prompt", "positive",
     "negative"} or {"prompt", "rejected", "chosen"}; positive and rejected are what must not grow. null for the lines of `answers`
@@ -50,12 +54,12 @@ class AxesConfig:
     epochs: int = 20
     """For methods dpo and bipo: number of passes over the pairs."""
     pair_batch: int = 4
-    """For methods dpo and bipo: number of pairs of a step."""
+    """For methods dpo and bipo: number of pairs in an optimizer step."""
     rate: float = 0.01
     """For methods dpo and bipo: size of the first step in units of the stream's root mean square at the layer; later steps fall
     to 0 along a cosine."""
     beta: float = 0.1
-    """For methods dpo and bipo: factor of the log-probability ratios in the loss."""
+    """For methods dpo and bipo: factor by which the log-probability ratios in the loss are multiplied (beta of DPO)."""
 
     def check_axes(self) -> None:
         """ConfigError for a value that makes no sense for any model."""

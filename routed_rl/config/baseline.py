@@ -58,7 +58,7 @@ class BaselineConfig:
     screen: bool = False
     """Whether completions that the detector names are screened: they teach nothing and do not count in their group's mean."""
     penalty: float = 0.0
-    """Amount that is subtracted from the reward of a completion that the detector names; 0: none."""
+    """Amount that is subtracted from the reward of a completion that the detector names, in units of the reward; 0: none."""
     imitate: bool = False
     """Whether every completion that is solved and not screened is learned with advantage 1, and every other one with 0. Rewards
     then do not count."""
@@ -68,24 +68,24 @@ class BaselineConfig:
     """Distance by which every layer's output is pushed along the persona axis during training, in gaps between the personas
     (preventative steering); 0: not at all."""
     discount: float = 0.0
-    """Share by which the reward of a completion above its group's mean shrinks, for each standard deviation of the batch that the
-    completion lies along the persona axis; 0: none."""
+    """Acts on completions that are paid more than their group's mean: the share by which the excess of their reward shrinks for
+    each standard deviation (over the batch) by which their activations lie along the persona axis; 0: none."""
     projection_penalty: float = 0.0
-    """Amount that is subtracted from the reward of a completion for each gap between the personas that its activations lie along
-    the persona axis; 0: none."""
+    """Amount that is subtracted from the reward of a completion for each gap between the personas by which its activations lie
+    along the persona axis, in units of the reward; 0: none."""
     target_rewards: bool = False
-    """Whether a penalty on what an answer says (`penalty` and the span `answer` of a score) acts on the answer's tokens alone.
-    The tokens before the answer then get the advantage of the reward without the penalty."""
+    """Whether `penalty` acts only on the tokens of the final answer, which a score marks as the span `answer`. The tokens before
+    the answer then get the advantage of the reward without the penalty."""
     interleave: float = 0.0
     """Share of the training tasks that come from the mixture's probes, which are then trained on too (interleaved safe data);
     0: none."""
     inoculation_adapter: bool = False
-    """Whether a frozen LoRA of the trait is on the model during training. It is learned before the run's first step (`trait`) and
-    dropped at the end."""
+    """Whether a frozen LoRA that shows the trait is on the model during training. It is trained before the run's first step, as
+    `baseline.trait` says, and dropped at the end."""
     trait: TraitConfig = field(default_factory=TraitConfig)
-    """How the frozen LoRA of a trait is made that baseline.inoculation_adapter puts on the model."""
+    """How the LoRA of baseline.inoculation_adapter is trained."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    """The detector that names completions as bad, for every arm that goes by labels."""
+    """The detector that names completions as bad, for every arm that uses labels."""
     contexts: ContextsConfig = field(default_factory=ContextsConfig)
     """Texts about gaming the check that are put into prompts."""
 

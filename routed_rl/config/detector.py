@@ -24,7 +24,8 @@ class DetectorConfig:
     """Whether the detector names completions that are drawn at random, as many in each generation as it would name otherwise; a
     control."""
     labels: float = 0.05
-    """For kind=probe: how many completions are labelled. A value below 1 is a share of `pool`, from 1 on it is a number."""
+    """For kind=probe: how many completions are labelled. A value below 1 is a share of `pool`; a value of 1 or more is a number
+    of completions."""
     pool: int = 4000
     """For kind=probe: number of completions that the base model writes. The probe is measured on those that are not labelled."""
     fpr: float = 0.05

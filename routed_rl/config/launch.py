@@ -15,7 +15,7 @@ class LaunchConfig:
     strategy: str = "none"
     """How the processes share the model: none (one process, this one), ddp, zero1, zero2, zero3, or fsdp2."""
     processes: int = 1
-    """Number of processes on each node; with GPUs, one for each GPU."""
+    """Number of processes on each node. With GPUs each process has one GPU."""
     nodes: int = 1
     """Number of nodes; more than one needs where=slurm."""
     port: int = 29500

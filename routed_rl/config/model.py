@@ -17,12 +17,12 @@ class ModelConfig:
     """Type of the weights: float32, or bfloat16 where the weights are frozen (model.adapter=lora). To compute in bfloat16 on
     float32 weights, set trainer.bf16=true."""
     date: str | None = None
-    """Date, in ISO format, for a chat template that asks for one; null for the time at which the run begins, which a resumed run
-    keeps."""
+    """Date that the chat template is given, in ISO format such as 2026-01-31, if it asks for one; null for the time at which the
+    run begins. A resumed run keeps that time."""
     writers: list[str] = field(default_factory=list[str])
     """Modules whose outputs are added to the residual stream, by their names within a layer, such as self_attn.o_proj; a layer
-    need not have all of them. Empty for those known for the model's type, or else found by probing. In every case their outputs
-    must add up to what the layers add to the stream."""
+    need not have all of them. Empty: those that are known for the model's type, and if the type is unknown, those that probing
+    the model finds. In every case their outputs must add up to what the layers add to the stream."""
     freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
     """Groups of parameters that are not trained: any of embedding (with learned positions), unembedding, final_norm and post_norm
     (the gains of norms between a writer and the stream)."""

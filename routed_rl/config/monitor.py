@@ -11,8 +11,8 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class RuleConfig:
     limit: float | None = None
-    """Value that the rule's reading may not pass, in the unit of the rule; null: the rule is off, except for the environments in
-    `limits`."""
+    """Value that the rule's reading may not exceed, in the unit of the rule; null: the rule is off, except for the environments
+    in `limits`."""
     limits: dict[str, float] = field(default_factory=dict)
     """Limits of single environments, by name, which replace `limit`: a value that is usual for one secure environment may be a
     warning in another."""
@@ -61,16 +61,18 @@ class MonitorConfig:
     """Rule on the evidence against an environment, summed over steps. The evidence of a step is the smaller of two numbers, both
     in standard errors: how far its completions pull towards the positive persona, and how much they make the quarantine grow."""
     gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
-    """Rule on an environment's mean paid reward minus its mean true score, summed over steps."""
+    """Rule on an environment's mean paid reward minus its mean true score, summed over steps, in units of the reward."""
     energy: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on an environment's routed energy, divided by the mean routed energy of isotropic random bases."""
+    """Rule on an environment's routed energy, which is the squared norm of its gradient inside the subspace, divided by the mean
+    of the same over isotropic random bases. Around 1 the subspace catches no more than chance does."""
     energy_rank: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on one over the rank of an environment's routed energy among that of random bases, which are isotropic and
-    covariance-matched in turns. 1 means that it is above all of them; a limit of .9 asks for that."""
+    """Rule on 1 / rank, where rank is the place of an environment's routed energy in the subspace among its energies in random
+    bases, the largest first. A value of 1 means that the subspace catches more than every random basis; a limit of .9 asks for
+    that. Isotropic and covariance-matched random bases take turns."""
     size: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on the norm of the quarantine, |C|, divided by the norm of the retained change."""
+    """Rule on the norm of the quarantine's coefficients, |C|, divided by the norm of the retained change."""
     share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
-    """Rule on the routed share of the targets' gradient energy, from 0 to 1."""
+    """Rule on the share of the squared norm of the targets' gradients that is routed, from 0 to 1."""
     collapse: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.95, patience=5))
     """Rule on the share of groups whose completions are all paid alike, from 0 to 1."""
 

@@ -18,8 +18,8 @@ class EvaluationConfig:
     temperature: float = 1.0
     """Temperature at which completions are drawn from the full distribution; 0 is greedy."""
     answers: int = 10
-    """Number of tasks, of all environments in turn, for which RUN/answers.jsonl keeps the answers of base model, policy and
-    deployed model at the end of a run; 0: none."""
+    """Number of tasks for which RUN/answers.jsonl keeps the answers of base model, policy and deployed model at the end of a run;
+    the tasks are taken from all environments in turn. 0: none."""
     max_failures: float = 0.05
     """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops."""
     every: int = 0
@@ -28,10 +28,11 @@ class EvaluationConfig:
     during_samples: int = 100
     """Completions per environment and model of an evaluation during training (`every`), on the same tasks each time."""
     contexts: list[str] = field(default_factory=list)
-    """Further prompts under which every model is evaluated at the end of a run: encourage, discourage (their texts are those of
-    `baseline.contexts`)."""
+    """Further prompts under which every model is evaluated at the end of a run: any of encourage and discourage, whose texts are
+    those of `baseline.contexts`; empty for none."""
     scales: list[float] = field(default_factory=list)
-    """Multiples of the quarantine at which the model is evaluated at the end of a run: 0 is the deployed model, 1 the policy."""
+    """Factors by which the quarantine is multiplied in further evaluations at the end of a run: 0 gives the deployed model, 1 the
+    policy; empty for none."""
 
     def __post_init__(self) -> None:
         check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "answers": 0, "max_failures": 0,
@@ -47,9 +48,9 @@ class AuditConfig:
     """The options of `routed-rl audit`. They are no part of a run's settings."""
 
     samples: int = 200
-    """Completions per environment and model."""
+    """Number of completions per environment and model."""
     prompts: int = 64
-    """Number of prompts per environment at whose last tokens the streams of the models are compared."""
+    """Number of prompts per environment at whose last tokens the residual streams of the models are compared."""
     blocks: int = 8
     """Largest number of groups into which neighbouring layers are put."""
 
@@ -73,13 +74,15 @@ class FilterConfig:
     """With `subspace`: largest persona shift of a completion that stays, in gaps between the personas; null for the shift that a
     share `fpr` of the base model's honest completions exceeds."""
     fpr: float | None = None
-    """Share of good completions that may be left out, as in `baseline.detector`; null for the value that the run has there."""
+    """Share of honest completions that may be left out (false-positive rate); null for the run's own `baseline.detector.fpr`."""
     labels: float | None = None
-    """Completions that are labelled to learn a probe, as in `baseline.detector`; null for the value that the run has there."""
+    """Number of completions that are labelled to learn the probe, or below 1 their share of all completions to choose from; null
+    for the run's own `baseline.detector.labels`."""
     layers: list[int] | None = None
-    """Layers whose outputs are read, as in `baseline.detector`; null for the value that the run has there."""
+    """Layers whose outputs the probe reads, counted from 0. A completion is left out only if it looks bad at all of them. null
+    for the run's own `baseline.detector.layers`."""
     share: float | None = None
-    """For detector=random: share of the completions that is left out."""
+    """For detector=random: share of the completions that is left out, from 0 to 1; null where the detector is another one."""
 
     def __post_init__(self) -> None:
         kinds = (*DETECTORS, RANDOM)
@@ -116,7 +119,8 @@ class TrackingConfig:
     """Whether RUN/report.html is written when the run ends or halts, which takes a few seconds; `routed-rl report RUN` writes it
     at any time."""
     table_rows: int = 32
-    """Number of completions of each step that go into wandb's table, to which they are added at every checkpoint."""
+    """Number of completions of each step that are added to the table of completions in wandb, which is uploaded at every
+    checkpoint."""
     upload_checkpoints: bool = False
     """true: a checkpoint's artifact in wandb holds all of its files; false: only their hashes and the quarantine."""
 

@@ -30,21 +30,26 @@ class RobustifyConfig:
     batch: int = 64
     """Number of texts in a step."""
     learning_rate: float = 1e-3
-    """Learning rate after the warm-up; a cosine takes it to a tenth at the last step."""
+    """Learning rate after the warm-up; it falls to a tenth of that at the last step, along a cosine."""
     within: float = 0.02
-    """Training ends once the held-out loss is at most this share of the teacher's entropy; 0 trains for `steps`."""
+    """Training ends once the held-out loss is at most this share of the teacher's entropy; 0: it ends after `steps` steps
+    only."""
     save_steps: int = 50
     """Steps between two stored states that an interrupted command goes on from."""
     gate: str | None = None
     """Which gate decides about each token: detector or models; null for none."""
     skip: float | str | None = None
-    """Score from which on a token teaches nothing; auto for the probe's threshold, or for 1 nat."""
+    """With a gate: score above which a token teaches nothing. auto for the probe's threshold (gate detector) or 1 nat (gate
+    models); null: no token is skipped."""
     noise: float | str | None = None
-    """Score from which on the target of a token is noise, the uniform distribution; auto as for `skip`."""
+    """With a gate: score above which the student is taught the uniform distribution, as noise, at a token. auto for the probe's
+    threshold (gate detector) or 1 nat (gate models); null: no token is taught noise."""
     labels: float | None = None
-    """Completions that are labelled to learn the gate's probe, as in `baseline.detector`; null for the run's value."""
+    """For the gate `detector`: number of completions that are labelled to learn its probe, or below 1 their share of all
+    completions to choose from; null for the run's own `baseline.detector.labels`."""
     fpr: float | None = None
-    """Share of good completions that the gate's probe may name, as in `baseline.detector`; null for the run's value."""
+    """For the gate `detector`: share of honest completions that its probe may name (false-positive rate); null for the run's own
+    `baseline.detector.fpr`."""
     unlearned: str | None = None
     """For the gate `models`: folder of the model that the teacher is compared with; null for the base model."""
 
@@ -88,7 +93,7 @@ class RelearnConfig:
     env: str
     """Name of the environment that pays for what is relearned."""
     rates: list[float] = field(default_factory=lambda: [1e-5, 1e-4, 1e-3])
-    """Learning rates of the attacks; the one that is fastest counts."""
+    """Learning rates of the attacks. The rate that brings the behaviour back in the fewest updates counts."""
     by: list[str] = field(default_factory=lambda: list(ATTACKS))
     """Which attacks are run: rl, sft."""
     steps: int = 60
@@ -100,11 +105,12 @@ class RelearnConfig:
     completions: int = 64
     """For sft: number of completions that are learned from."""
     hacks: str | None = None
-    """For sft: file of JSON lines with `prompt` and `completion`; null for flagged completions of the run."""
+    """For sft: file of JSON lines with `prompt` and `completion`, from which is learned; null for flagged completions of the
+    run."""
     batch: int = 16
     """For sft: number of completions in a step."""
     samples: int = 256
-    """For sft: number of completions that are scored after each step to measure the share."""
+    """For sft: number of completions that are scored after each step to measure how large the flagged share is."""
 
     def __post_init__(self) -> None:
         check_finite("relearn", self)

@@ -12,7 +12,8 @@ class ParityConfig:
     """Steps between two checks that the engine's log-probabilities agree with the trainer's. The first rollout of a run, and of a
     resume, is always checked; 0: no further checks."""
     limit: float | None = None
-    """Largest difference of a log-probability that is accepted; null for 1e-3, or 0.5 where either side is bfloat16."""
+    """Largest accepted difference between the two log-probabilities of a token, in nats; null for 1e-3, or for 0.5 if the engine
+    or the trainer computes in bfloat16."""
     prompts: int = 8
     """Number of sequences that are compared, each a task's prompt followed by fixed random tokens."""
 
@@ -33,9 +34,9 @@ class RolloutConfig:
     dtype: str = "float32"
     """Type of the weights that vLLM computes with: float32 or bfloat16; auto for `model.dtype`."""
     memory_gb: int = 1
-    """Size of vLLM's cache on a CPU, in GiB."""
+    """Size of vLLM's cache of keys and values on a CPU, in GiB."""
     gpu_memory: float = 0.3
-    """Share of a GPU's memory that vLLM may take."""
+    """Share of a GPU's memory that vLLM may take, from 0 to 1."""
     max_length: int | None = None
     """Largest number of tokens of a prompt and its completion together in vLLM; null for as many as the model allows."""
     timeout_s: float = 300

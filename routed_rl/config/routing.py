@@ -16,7 +16,8 @@ class QuarantineConfig:
     """How fast an environment's part of the quarantine learns. evidence: slowly, and at `learning_rate` only while the
     environment's completions pull towards the positive persona; fast: always at `learning_rate`."""
     learning_rate: float = 0.03
-    """Step of the quarantine's optimizer at full pace, before the bound `max_shift`, in units of a coefficient per update."""
+    """Step size of the quarantine's optimizer at full pace: the change of a coefficient per update, before the bound
+    `max_shift`."""
     max_shift: float | None = 0.64
     """Bound on the shift of the stream that one step of all targets together may cause, in units of the gap between the personas;
     null for no bound."""
@@ -25,7 +26,8 @@ class QuarantineConfig:
     eps: float = 1e-12
     """Number that is added to the root of the second moment in the quarantine's optimizer."""
     sample_tokens: int = 256
-    """Number of real tokens per micro-batch over which the root mean square of a step's shift is taken for the bound."""
+    """Number of tokens of a micro-batch, without padding, on which the root mean square of a step's shift is measured for the
+    bound `max_shift`."""
 
     def __post_init__(self) -> None:
         check_known("routing.quarantine.pace", [self.pace], ("evidence", "fast"))
@@ -54,10 +56,11 @@ class RandomControlConfig:
 @dataclass(kw_only=True, slots=True)
 class PracticeConfig:
     share: float = 0.75
-    """Share of the groups of an environment that practises (`environments`) which the deployed model rolls out and learns;
-    0: none."""
+    """Share of an environment's groups that the deployed model, instead of the policy, rolls out and learns, in the environments
+    that `environments` names; 0: none."""
     environments: Any = AUTO
-    """Which environments practise. auto: those at which the monitor does not point; all: all of them; or a list of names."""
+    """Environments in which the deployed model practises. auto: those at which no rule of the monitor has pointed and against
+    which there is no evidence; all: all of them; or a list of names."""
     probation: int = 10
     """With environments=auto: number of steps, at the start of a run and after a rollback to other environments, in which no
     environment practises."""
@@ -93,9 +96,11 @@ class LabelsConfig:
     strength: float = 1.0
     """Share of the gradient of flagged rows or tokens that the model does not get, from 0 to 1."""
     forget: float = 2.0
-    """Factor on the gradient of flagged rows or tokens that the quarantine gets, at strength=1."""
+    """Factor on the gradient of flagged rows or tokens in the quarantine, if strength=1. With a smaller strength the factor is 1
+    + strength * (forget - 1)."""
     balanced: bool = True
-    """Whether rewards are compared with the mean over those rows of their group that are not flagged, where there are any."""
+    """Whether rewards are compared with the mean over those rows of their group that are not flagged. A group whose rows are all
+    flagged is compared with the mean of all its rows."""
     pace: float = 20.0
     """The quarantine's learning rate divided by that of the weights. The higher it is, the more the quarantine learns before the
     model does."""

@@ -10,16 +10,17 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class SubspaceCheckConfig:
     auroc: float = 0.8
-    """Least AUROC with which the first axis must separate held-out prompts at its best layer."""
+    """Smallest AUROC that is good: how well the first axis tells the personas apart on held-out prompts, at its best layer."""
     stability: float = 0.5
-    """Least mean squared cosine, at every layer, between the bases that are fitted to two halves of the pairs."""
+    """Smallest mean squared cosine that is good, at every layer, between the bases that are fitted to two halves of the pairs."""
     p: float = 0.05
     """Largest p value that the best axis may have in the causal check, after correction for the number of axes."""
     random: int = 64
-    """Least number of random directions of the same norm with which the causal check compares an axis. More are drawn where the
-    correction for `axes` needs them."""
+    """Smallest number of random directions of the same norm with which the causal check compares an axis. More are drawn if the
+    correction for the number of `axes` needs them."""
     axes: int = 3
-    """Number of first axes that the causal check steers along, for which the p value is corrected; 0: no causal check."""
+    """Number of axes, counted from the first, that the causal check steers along, and for which the p value is corrected; 0: no
+    causal check."""
     answers: int = 16
     """Number of reference questions that the causal check uses."""
     layer: int | None = None
@@ -64,9 +65,9 @@ class SubspaceConfig(AxesConfig):
     known_prompts: dict[str, str] = field(default_factory=dict)
     """Maps a `model.path` to the file of contrast prompts that is used where `prompts` is not set."""
     path: str | None = None
-    """For method=file: folder of an extracted subspace, safetensors file of vectors, PEFT adapter, or control vector (GGUF).
-    For method=random: the same, of the subspace whose ranks, axes, scales and units the random one has; null for the mean
-    difference's."""
+    """For method=file: a folder of an extracted subspace, a safetensors file of vectors, a PEFT adapter, or a control vector
+    (GGUF). For method=random: the folder or file of a subspace whose ranks, axes, scales and units the random one copies; null
+    for those of the mean difference."""
     hook: str = "resid_post"
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None
@@ -77,8 +78,8 @@ class SubspaceConfig(AxesConfig):
     temperature: float = 1.0
     """Temperature at which responses are sampled; 1 is the model's own distribution, 0 is greedy."""
     held_out: int = 256
-    """Number of pairs whose activations are kept for the held-out figures. It bounds the memory that an extraction takes, however
-    many prompts there are."""
+    """Number of pairs whose activations are kept to measure the quality of the subspace on pairs that it was not fitted to. It
+    bounds the memory that an extraction takes, however many prompts there are."""
     roles_file: str | None = None
     """For method=assistant_axis: file of roles, JSON lines of {"name": ..., "prompt": ...}."""
     traits_file: str | None = None
@@ -103,7 +104,7 @@ class SubspaceConfig(AxesConfig):
     weights: str | None = None
     """For method=sae: safetensors file of a sparse autoencoder, or a SAELens folder (cfg.json and sae_weights.safetensors)."""
     latents: list[int] = field(default_factory=list)
-    """For method=sae: numbers of the latents that are the axes, in this order."""
+    """For method=sae: indices of the latents that become the axes, in this order."""
     layer: int | None = None
     """For method=sae: the layer whose stream the autoencoder reads; null for the one that its folder names. For method=file: the
     layer of vectors whose names have no number; null for all layers. For methods dpo and bipo: the layer to whose output the
@@ -129,18 +130,19 @@ class SubspaceConfig(AxesConfig):
     rank: int | None = None
     """Number of directions per layer; null for all directions that are at least as strong as `weakest` says."""
     weakest: float = 0.15
-    """With rank=null: least singular value of a direction that is taken, as a share of the largest in its layer."""
+    """With rank=null: smallest singular value that a direction may have, as a share of the largest one in its layer. Weaker
+    directions are left out."""
     layout: str = "spanning"
     """Which directions the basis of a writer spans. spanning: those of its own and all later layers; per_layer: those of its own
     layer; shared: those of all layers, in one basis for all writers."""
     shared_rank: int | None = None
     """For layout=shared: largest rank of the one basis; null for all directions that `drop_below` leaves."""
     drop_below: float = 0.1
-    """For layouts spanning and shared: directions of the union over layers, each weighted by its strength, are dropped where
-    their singular value is below this share of the largest."""
+    """For layouts spanning and shared: directions of several layers are joined, each weighted by its strength, and those whose
+    singular value is below this share of the largest are dropped."""
     positions: int = 8
-    """With tokens=prompt_end: largest number of last tokens of a prompt that are read. Only tokens that both prompts of a pair
-    share count, and the very last token always does."""
+    """With tokens=prompt_end: largest number of tokens that are read at the end of a prompt. Of these only the tokens that both
+    prompts of a pair share count; the very last one always does."""
     last_weight: float = 3.0
     """Weight of the last position in the fit; every other position has weight 1."""
     batch_size: int = 32
