@@ -32,7 +32,8 @@ from routed_rl.subspace import Subspace
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import make_plan, prompts_needed
+from routed_rl.training.generations import prompts_needed
+from routed_rl.training.plan import make_plan
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests import pipeline
 from tests.builders import relative, tiny

@@ -13,7 +13,8 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.launched import commands
 from routed_rl.pipeline.memory import trained_by_adapter
 from routed_rl.pipeline.moments import memory_lines
-from routed_rl.training.plan import Plan, completions_per_step
+from routed_rl.training.generations import completions_per_step
+from routed_rl.training.plan import Plan
 from routed_rl.training.trainers import TrainerArguments
 
 SHARE_OF_PEAK = 0.4

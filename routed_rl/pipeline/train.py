@@ -38,7 +38,8 @@ from routed_rl.tracking import MetricsFile, practised, tracked
 from routed_rl.training.backends import PIECES
 from routed_rl.training.baselines import PromptContexts
 from routed_rl.training.first_scores import check_first_scores
-from routed_rl.training.plan import Plan, make_plan, prompts_needed
+from routed_rl.training.generations import prompts_needed
+from routed_rl.training.plan import Plan, make_plan
 from routed_rl.training.practice import check_practice
 from routed_rl.training.route import check_axis
 from routed_rl.training.trials import try_out
@@ -128,7 +129,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     _ = parts.evaluated  # reports a context without a text here
     if config.baseline.told:
         PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
-    check_practice(config, parts.trained, prompts_needed(plan.arguments))
+    check_practice(config, parts.trained, prompts_needed(plan.arguments) * config.launch.world)
     together = parts.environments if config.evaluation.every else parts.trained
     if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (
             playing := [loaded.name for loaded in together if has_episodes(loaded.environment)]):

@@ -19,9 +19,10 @@ from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector, Projection, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.checks import LEAN, algorithm_name
 from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.generations import prompts_needed, prompts_used, steps_of_a_generation
 from routed_rl.training.health import Health
 from routed_rl.training.labels import linear_modules
-from routed_rl.training.plan import Plan, prompts_needed, prompts_used, steps_of_a_generation
+from routed_rl.training.plan import Plan
 from routed_rl.training.practice import make_practice
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer

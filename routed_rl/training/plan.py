@@ -17,6 +17,7 @@ from routed_rl.tracking import split_report_to
 from routed_rl.training.backends import SHARED, backend_arguments, check_launch
 from routed_rl.training.baselines import check_baseline
 from routed_rl.training.checks import algorithm, check_needs, check_trainer, settings
+from routed_rl.training.generations import STEPS, TOTAL, micro_batches
 from routed_rl.training.trainers import Algorithm, TrainerArguments
 
 
@@ -63,6 +64,7 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
     check_needs(config)
     if "max_steps" not in config.trainer:
         raise ConfigError("trainer.max_steps is not set: tasks are endless, so a run has no epochs; set trainer.max_steps=N")
+    micro_batches(config)
     # routed_rl.tracking sends metrics to wandb under the names of METRICS; transformers' callback would prefix them all.
     trackers: dict[str, Any] = {"report_to": split_report_to(config.trainer.get("report_to"))[1] or "none"}
     try:
@@ -83,34 +85,6 @@ def _defaults(config: Config) -> dict[str, Any]:
     corrected = "vllm_importance_sampling_mode"
     if config.rollout.engine != "transformers" and hasattr(algorithm(config.trainer).arguments, corrected):
         wanted[corrected] = "token_truncate"
-    return wanted | settings(config.trainer)
-
-
-def prompts_needed(arguments: TrainerArguments) -> int:
-    """How many tasks the whole run consumes: exactly one epoch, so that a resume never crosses an epoch's end."""
-    steps, prompts = _generations(arguments)
-    return -(-arguments.max_steps * arguments.gradient_accumulation_steps // steps) * prompts
-
-
-def prompts_used(arguments: TrainerArguments, step: int) -> int:
-    """How many tasks belong to generations that are finished after `step`; a generation that is still in use does not count."""
-    steps, prompts = _generations(arguments)
-    return step * arguments.gradient_accumulation_steps // steps * prompts
-
-
-def _generations(arguments: TrainerArguments) -> tuple[int, int]:
-    """How many micro-batches one generation serves, and how many tasks it has."""
-    steps, batch, group = arguments.steps_per_generation, arguments.generation_batch_size, arguments.num_generations
-    assert steps is not None and batch is not None and group is not None  # TRL's config fills these in
-    return steps * arguments.num_iterations, batch // group
-
-
-def steps_of_a_generation(arguments: TrainerArguments) -> int:
-    """How many optimizer steps learn from one generation, at least one."""
-    steps, _ = _generations(arguments)
-    return max(steps // arguments.gradient_accumulation_steps, 1)
-
-
-def completions_per_step(arguments: TrainerArguments) -> int:
-    """How many completions one optimizer step learns from."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    wanted |= settings(config.trainer)
+    # TRL divides the total by the processes that have been started, and this one may be about to start them.
+    return wanted if wanted.pop(TOTAL, None) is None else wanted | {STEPS: micro_batches(config)}

@@ -20,7 +20,8 @@ from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.rollout.weights import PolicyWeights
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import make_plan, prompts_needed
+from routed_rl.training.generations import prompts_needed
+from routed_rl.training.plan import make_plan
 from routed_rl.training.ppo import PPOTrainer
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import TRAINERS

@@ -16,7 +16,8 @@ from routed_rl.pipeline.build import load_parts, make_router, make_subspace
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.plan import make_plan, prompts_needed
+from routed_rl.training.generations import prompts_needed
+from routed_rl.training.plan import make_plan
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests import pipeline
 from tests.parts import own_config, write_parts
@@ -135,7 +136,7 @@ def test_a_failing_environment_is_counted_and_fatal_past_its_share(parts, tmp_pa
 @pytest.mark.parametrize(("trainer", "message"), [
     ({"fp16": True}, "trainer.fp16.*bf16=true"), ({"lerning_rate": 1}, "did you mean trainer.learning_rate"),
     ({"peft_config": {}}, "model.adapter=lora"), ({"use_vllm": True}, "rollout=vllm_colocate"), ({"max_steps": 0}, "max_steps"),
-    ({"output_dir": "x"}, "set out=FOLDER"), ({"num_generations": 7}, "trainer.num_generations=7: .* divisible")])
+    ({"output_dir": "x"}, "set out=FOLDER"), ({"num_generations": 7}, "trainer.num_generations=7 does not divide the 32 ")])
 def test_trainer_settings_that_cannot_work_are_refused_in_one_line(parts, tmp_path, trainer, message):
     with pytest.raises(ConfigError, match=message) as caught:
         pipeline.train(own_config(parts, tmp_path / "run", trainer=trainer), [])
