@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from routed_rl.envs import EnvironmentProcess, Failure, Score, Task
-from routed_rl.envs.check import CHECKS, Evidence, Trial, findings, gather, is_right, junk_scores_nothing, unsound
+from routed_rl.envs.check import CHECKS, findings, gather, unsound
+from routed_rl.envs.check.checks import is_right, junk_scores_nothing
+from routed_rl.envs.check.evidence import Evidence, Trial
 from tests.envs import unsound as environments
 
 FILE = Path(__file__).parent / "unsound.py"

@@ -1,0 +1,11 @@
+"""Is an environment sound? Its gold completions score full, junk does not, tasks follow from the seed, scorers are quick and
+do not raise.
+
+A sound environment can still be gamed by a completion that is not junk; nothing here looks for that.
+"""
+
+from routed_rl.envs.check.checks import CHECKS
+from routed_rl.envs.check.evidence import gather
+from routed_rl.envs.check.findings import Finding, findings, unsound
+
+__all__ = ["CHECKS", "Finding", "findings", "gather", "unsound"]
