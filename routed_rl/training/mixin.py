@@ -142,19 +142,21 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 
     def name_rows(self, inputs: dict[str, Tensor], some: Pass | None) -> None:
-        """Tell the router which rows the next forward pass has."""
+        """Tell the router which rows the next forward pass has, and which of their positions are flagged."""
         if self.router is None:
             return
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        flagged = positions_of(inputs["flagged"], mask) if "flagged" in inputs else None
-        named = [inputs["environment_ids"], inputs.get("completion_index"), inputs.get("practising")]
-        if some is not None:
-            named = [None if each is None else each[some.rows_R] for each in named]
+        rows = slice(None) if some is None else some.rows_R
+        if some is None:
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        else:
             mask = some.mask_RT if inputs.get(SAMPLED, True) else torch.zeros_like(some.mask_RT)
-            flagged = None if flagged is None else flagged[some.rows_R].gather(1, some.columns_RT)
-        ids, numbers, practising = named
-        assert ids is not None
-        self.router.set_batch(ids, mask, numbers, practising, **({} if flagged is None else {"flagged_BT": flagged}))
+        flags: dict[str, Tensor] = {}
+        if "flagged" in inputs:
+            marks = positions_of(inputs["flagged"][rows], inputs["prompt_mask"].shape[1] + inputs["completion_mask"].shape[1])
+            flags["flagged_BT"] = marks if some is None else marks.gather(1, some.columns_RT)
+        named = [inputs.get(key) for key in ("completion_index", "practising")]
+        numbers, practising = (None if each is None else each[rows] for each in named)
+        self.router.set_batch(inputs["environment_ids"][rows], mask, numbers, practising, **flags)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]

@@ -45,8 +45,8 @@ def labelled(family: str, *, lora: bool = False, **labels):
     return model.train(), router, trained
 
 
-def positions(flagged, rows):
-    return None if flagged is None else positions_of(flagged, torch.ones(rows, TOKENS))
+def positions(flagged):
+    return None if flagged is None else positions_of(flagged, TOKENS)
 
 
 def gradients(model, router, trained, rows, flagged, by: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def gradients(model, router, trained, rows, flagged, by: torch.Tensor | None = N
     for parameter in trained.values():
         parameter.grad = None
     mask = torch.ones(len(rows), TOKENS)
-    router.set_batch(torch.zeros(len(rows), dtype=torch.long), mask, flagged_BT=positions(flagged, len(rows)))
+    router.set_batch(torch.zeros(len(rows), dtype=torch.long), mask, flagged_BT=positions(flagged))
     logits = model(input_ids=ids[rows], use_cache=False, logits_to_keep=COMPLETION + 1).logits[:, :-1]
     (logits.log_softmax(2) * weights[rows]).sum().backward()
     return {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
@@ -87,7 +87,7 @@ def test_labels_change_no_output_and_a_batch_without_them_no_gradient(family):
     ids = torch.randint(2, VOCAB, (ROWS, TOKENS))
     outputs = []
     for flagged in (None, FLAGGED):
-        router.set_batch(torch.zeros(ROWS, dtype=torch.long), torch.ones(ROWS, TOKENS), flagged_BT=positions(flagged, ROWS))
+        router.set_batch(torch.zeros(ROWS, dtype=torch.long), torch.ones(ROWS, TOKENS), flagged_BT=positions(flagged))
         outputs.append(model(input_ids=ids, use_cache=False).logits)
     assert outputs[0].equal(outputs[1])
     with router.quarantine.ablated():

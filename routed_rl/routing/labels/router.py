@@ -132,15 +132,13 @@ class LabelRouter(Router):
         self._norm = self.quarantine.norm()
 
 
-def positions_of(flagged: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B, T), 1 at all positions of flagged rows, or at the positions that predict a flagged token."""
-    marks_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+def positions_of(flagged: Tensor, length: int) -> Tensor:
+    """(B, T) for rows of T = `length` positions: 1 at all positions of flagged rows, for `flagged` (B,), or at the positions that
+    predict a flagged token, for `flagged` (B, C) of the last C tokens."""
     if flagged.dim() == 1:
-        marks_BT[flagged.bool()] = 1.0
-    else:
-        last = mask_BT.shape[1] - 1
-        marks_BT[:, last - flagged.shape[1]:last] = flagged.to(marks_BT.dtype)
-    return marks_BT
+        return flagged.float()[:, None].repeat(1, length)
+    before = length - 1 - flagged.shape[1]
+    return nn.functional.pad(flagged.float(), (before, 1))
 
 
 def site_of(module: Any) -> LabelSite:
