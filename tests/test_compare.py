@@ -18,8 +18,10 @@ import yaml
 
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.cli.compose import compose as compose_really
-from routed_rl.config import Config, LaunchConfig, SubspaceConfig
+from routed_rl.config import Config, LaunchConfig, RoutingConfig, SubspaceConfig
+from routed_rl.config.routing import PracticeConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError, RunsFailed
+from routed_rl.multirun.arms import ARMS
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
 from routed_rl.multirun.reporter import Table, show
@@ -281,6 +283,13 @@ def test_two_comparisons_in_one_folder_are_refused(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match="is being written by"):
             run(tmp_path, arms="route", seeds=1)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_takes_the_practice_that_the_user_asks_of_the_arms_that_route(arm: str) -> None:
+    said = dict(setting.removeprefix("routing.").split("=") for setting in ARMS[arm] if setting.startswith("routing."))
+    practice = PracticeConfig(share=float(said.get("practice.share", 0.5)), environments=["code"])
+    assert RoutingConfig(mode=said["mode"], practice=practice).practises == (said["mode"] == "route")
 
 
 def test_an_unknown_arm_lists_the_known_ones(tmp_path: Path) -> None:

@@ -3,21 +3,25 @@
 UNROUTED, ROUTED, CONTROL = "none", "route", "control"
 """The arms with which others are compared."""
 
-ALONE = ["routing.mode=none", "routing.practice.share=0"]
-LABELLED = ["routing.mode=labels", "routing.practice.share=0"]
+
+def _without_practice(mode: str) -> list[str]:
+    """A mode in which nobody practises. It says so, because practice that the user asked for goes with the mode `route` alone."""
+    return [f"routing.mode={mode}", "routing.practice.share=0"]
+
+
+ALONE, LABELLED = _without_practice("none"), _without_practice("labels")
 ARMS: dict[str, list[str]] = {
     UNROUTED: ALONE,
-    "observe": ["routing.mode=observe", "routing.practice.share=0"],
+    "observe": _without_practice("observe"),
     ROUTED: ["routing.mode=route"],
     CONTROL: ["routing.mode=route", "subspace.method=random"],
     "practice_all": ["routing.mode=route", "routing.practice.environments=all"],
-    "erase": ["routing.mode=erase", "routing.practice.share=0"],
+    "erase": _without_practice("erase"),
     "labels": LABELLED,
     "labels_unrouted": [*LABELLED, "routing.labels.route=false"],
     "labels_random": [*LABELLED, "baseline.detector.shuffle=true"],
     "oracle_filter": [*ALONE, "baseline=oracle_filter", "baseline.detector.kind=flags", "baseline.detector.recall=1",
-                      "baseline.detector.precision=1",
-                      "baseline.detector.shuffle=false"],
+                      "baseline.detector.precision=1", "baseline.detector.shuffle=false"],
     "screen": [*ALONE, "baseline=screen"],
     "penalty": [*ALONE, "baseline=penalty"],
     "inoculation": [*ALONE, "baseline=inoculation"],
