@@ -353,7 +353,7 @@ def test_a_run_is_evaluated_with_its_scales_and_parts(runs, tmp_path):
 @pytest.mark.parametrize(("changes", "said"), [
     ({"lora": {"r": 64}}, "model.adapter.r=64 is more than the smallest width"),
     ({"lora": {"target_modules": ["c_attn"]}}, "target_modules=c_attn is no linear layer"),
-    ({"trainer": {"peft_config": {}}}, "trainer.peft_config is not set here: a LoRA is model.adapter=lora"),
+    ({"trainer": {"peft_config": {}}}, "trainer.peft_config is not set here: for a LoRA set model.adapter=lora"),
 ])
 def test_what_cannot_be_trained_is_said_before_anything_is_written(parts, tmp_path, changes, said):
     with pytest.raises(ConfigError, match=said) as refusal:

@@ -114,15 +114,15 @@ def test_what_says_nothing_is_refused_and_what_is_not_secure_is_said(tmp_path, c
     runs = [str(write_run(tmp_path / f"run{seed}", [0.0, 0.1 * seed], **{
         "environment/a/reward": 0.9, "environment/a/solve": 0.1})) for seed in range(5)]
     calibrate([], runs, 20, 0.01, str(tmp_path / "out"), 1, compose)
-    assert "a was paid for what was not solved; is it secure?" in capsys.readouterr().out.replace("\n", " ")
+    assert "a paid for tasks that were not solved; is it secure?" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (["routing.mode=none"], r"monitor\.pull reads nothing with routing\.mode=none"),
-    (["routing.mode=erase"], r"monitor\.pull reads nothing with routing\.mode=erase, which keeps the quarantine empty"),
-    (["trainer.max_steps=5"], r"monitor\.pull reads nothing in trainer\.max_steps=5 steps with monitor\.warmup=5"),
+    (["routing.mode=none"], r"monitor\.pull has nothing to read with routing\.mode=none"),
+    (["routing.mode=erase"], r"monitor\.pull has nothing to read with routing\.mode=erase, which keeps the quarantine empty"),
+    (["trainer.max_steps=5"], r"monitor\.pull has nothing to read in trainer\.max_steps=5 steps with monitor\.warmup=5"),
     (["monitor.push.action=halt", "monitor.push.patience=61", "monitor.push.limit=1"], r"monitor\.push\.patience=61"),
-    (["monitor.energy.action=halt", "routing.random_control.every=0"], r"monitor\.energy reads nothing with .*every=0"),
+    (["monitor.energy.action=halt", "routing.random_control.every=0"], r"monitor\.energy has nothing to read with .*every=0"),
 ])
 def test_what_no_limit_can_come_of_is_refused_before_anything_is_trained(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
@@ -185,7 +185,7 @@ def test_an_axis_that_no_run_has_and_rules_without_any_limit_are_refused(tmp_pat
 
     with pytest.raises(RunFolderError, match=r"monitor\.axis=typo, the axes of its ledger are persona"):
         set_by(MonitorConfig(warmup=0, axis="typo"))
-    with pytest.raises(ConfigError, match="the runs set no limit: pull read the same in all of them, and have none yet"):
+    with pytest.raises(ConfigError, match="no limit can be set: pull read the same in all of these runs"):
         set_by(MonitorConfig(warmup=0, pull=RuleConfig(action="halt")))
 
 

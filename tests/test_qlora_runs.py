@@ -46,7 +46,7 @@ def test_without_bitsandbytes_it_is_said_before_anything_is_read(parts, tmp_path
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"launch": {"strategy": "fsdp2", "processes": 2}}, "qlora is not supported with launch.strategy=fsdp2.* set launch=ddp"),
-    ({"rollout": {"engine": "vllm_colocate"}}, "rollout=vllm_colocate would serve the full weights.*set rollout=transformers"),
+    ({"rollout": {"engine": "vllm_colocate"}}, "rollout=vllm_colocate would generate with the full.*set rollout=transformers"),
 ])
 def test_what_weights_in_4_bit_cannot_do_is_said_before_anything_is_written(parts, tmp_path, monkeypatch, changes, said):
     found(monkeypatch, installed=True)

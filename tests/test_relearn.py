@@ -97,7 +97,7 @@ def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
         with_model(config, "nowhere")
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds a LoRA, and the experiment trains weights"):
+    with pytest.raises(ConfigError, match="holds a LoRA, and the experiment trains all weights"):
         with_model(config, str(tmp_path / "lora"))
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("deployed"))
     with pytest.raises(ConfigError, match="has no deployed model; write it with"):

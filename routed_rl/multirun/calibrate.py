@@ -46,12 +46,14 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         limits = set_limits(found, rate)
         settings = [word for name, entry in limits.items() for word in _settings(name, entry, getattr(config.monitor, name))]
         if not settings:
-            raise ConfigError(f"the runs set no limit: {', '.join(limits)} read the same in all of them, and have none yet")
+            raise ConfigError(f"no limit can be set: {', '.join(limits)} read the same in all of these runs, and the experiment "
+                              "sets none; calibrate on more or longer runs")
         write_json(folder / "calibration.json", {"rate": rate, "runs": [str(run.path) for run in folders], "rules": limits,
                                                  "overrides": settings})
     beyond = ", ".join(name for name, entry in limits.items() if entry["limit"] is not None and len(entry["peaks"]) < 1 / rate)
-    notes = [f"{beyond}: beyond what {len(folders)} runs show, the limits stand on a Gumbel distribution"] if beyond else []
-    title = f"limits that {rate:.2%} of secure runs pass, from {len(folders)} runs, for runs of their length"
+    rare = f"{len(folders)} runs are too few to show so rare a value, so a fitted Gumbel distribution gives the limits"
+    notes = [f"{beyond}: {rare}"] if beyond else []
+    title = f"limits that {rate:.2%} of secure runs exceed, from {len(folders)} runs, for runs of the same length"
     reporter.show([_table(title, limits, config.monitor)], notes, folder, ["calibration.json"])
     console.say("next, to use the limits:")
     console.say(f"  {command('train', *overrides, *settings)}")
@@ -62,10 +64,10 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
     """Before anything is trained, refuse an experiment from which no limit could be calibrated."""
     monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
     if seeds < FEWEST:
-        raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: the spread of fewer runs says nothing")
+        raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: fewer runs do not show how much the readings vary")
     check_rate(rate, smallest_rate(seeds) * len(rules))
     for name in rules:
-        nothing, patience = f"monitor.{name} reads nothing", getattr(monitor, name).patience
+        nothing, patience = f"monitor.{name} has nothing to read", getattr(monitor, name).patience
         if mode == "none" and name not in WITHOUT_ROUTING:
             raise ConfigError(f"{nothing} with routing.mode=none; set routing.mode=route, or let only "
                               f"{' and '.join(WITHOUT_ROUTING)} halt")
@@ -94,7 +96,7 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
                               f"length, so calibrate on runs of one length")
         for name, gap in peaks(rows, config, "gap").items():
             if gap > 0:
-                console.say(f"warning: in {run.path} {name} was paid for what was not solved; is it secure?")
+                console.say(f"warning: in {run.path} {name} paid for tasks that were not solved; is it secure?")
         for name in rules:
             if not (peak := peaks(rows, config, name)):
                 axes = {key.split("/")[3]: None for key in rows[-1] if key.startswith("ledger/") and "/shift/" in key}
@@ -129,7 +131,7 @@ def _table(title: str, limits: dict[str, dict[str, Any]], config: MonitorConfig)
     rows: list[list[str]] = []
     for name, entry in limits.items():
         was, largest = getattr(config, name), entry["environments"]
-        found = "no spread: as it is" if entry["limit"] is None else f"{entry['limit']:.4g}"
+        found = "no spread: unchanged" if entry["limit"] is None else f"{entry['limit']:.4g}"
         rows += [[name, "any", f"{max(largest.values()):.3g}" if largest else "-", found, str(was.limit)],
                  *([name, environment, f"{largest[environment]:.3g}", f"{value:.4g}", str(was.limits.get(environment))]
                    for environment, value in entry["limits"].items())]

@@ -51,7 +51,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         notes += [f"{name}: {line}" for name, summary in summaries.items() for line in not_scored(summary["models"])]
         if seeds < 3:
             wide = "one seed: there are no intervals" if seeds == 1 else f"{seeds} seeds: intervals are very wide"
-            notes.append(f"{wide}; a mean needs --seeds 3, a headline --seeds 5")
+            notes.append(f"{wide}; set --seeds 3 for a mean, --seeds 5 for a result to report")
         request = {"overrides": overrides, "arms": arms, "seeds": seeds, "ranks": list(at_ranks), "rank_seeds": 1}
         trained, probes = roles_of(planned[0].config.env)
         heads = headlines_of(found, trained, probes)

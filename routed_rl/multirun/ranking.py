@@ -67,7 +67,8 @@ def notes(found: list[Outcome], settings: SweepConfig) -> list[str]:
     if settings.objectives:
         return said
     if not any(each.summary.get("models", {}).get("policy") for each in found):
-        return ["no trial was evaluated, so there is nothing to compare; set evaluation.samples=200, or read their reports"]
+        return ["no trial was evaluated, so there is nothing to compare; set evaluation.samples=200, or read the report of each "
+                "trial"]
     return [*said, "no objective is set, so no trial is the best; sweep.objective=models.deployed.ENV.solve ranks them"]
 
 

@@ -60,7 +60,8 @@ def check_arms(config: Config, asked: RelearnConfig) -> None:
     """ConfigError if a comparison of this experiment would leave nothing to attack."""
     check_environment(config, asked)
     if not config.discard:
-        raise ConfigError("--relearn attacks what each run has deployed, and discard=false leaves none; leave that out")
+        raise ConfigError("--relearn attacks the deployed model of each run, and with discard=false no run writes one; leave "
+                          "discard=false out")
 
 
 def with_model(config: Config, place: str) -> Config:
@@ -76,8 +77,8 @@ def with_model(config: Config, place: str) -> Config:
     model = config.model
     if (folder / ADAPTER_CONFIG).exists():
         if not model.adapter.trains:
-            raise ConfigError(f"{folder} holds a LoRA, and the experiment trains weights; give a whole model, or "
-                              "model.adapter=lora")
+            raise ConfigError(f"{folder} holds a LoRA, and the experiment trains all weights; give the folder of a whole "
+                              "model, or set model.adapter=lora")
         return dataclasses.replace(config, model=dataclasses.replace(
             model, adapter=dataclasses.replace(model.adapter, path=str(folder))))
     return dataclasses.replace(config, model=dataclasses.replace(model, path=str(folder), adapter=dataclasses.replace(
@@ -90,7 +91,7 @@ def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: 
         with reading(ConfigError, f"--hacks {asked.hacks} is no file of JSON lines with prompt and completion"):
             lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").splitlines() if line.strip()]
             known = [(line["prompt"], str(line["completion"])) for line in lines]
-        where = f"--hacks {asked.hacks} has no line"
+        where = f"--hacks {asked.hacks} has no lines; give a file of JSON lines with prompt and completion"
     else:
         assert run is not None
         known = [row.said for row in candidates(run, config)

@@ -30,7 +30,7 @@ class Study:
         # Trials of other settings would be judged together with these.
         ours = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}
         if difference := first_difference(self.study.user_attrs.get("request", ours), ours):
-            raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); give another out=")
+            raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); set another out=FOLDER")
         self.study.set_user_attr("request", ours)
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
@@ -78,7 +78,7 @@ class Study:
             if row["step"] not in known:
                 asked.report(row[name], row["step"])
         if rows and asked.should_prune():
-            return f"{PRUNED} {rows[-1]['step']}: {name}={rows[-1][name]:.3g} is worse than the median"
+            return f"{PRUNED} {rows[-1]['step']}: {name}={rows[-1][name]:.3g} is worse than the median of earlier trials"
         return None
 
     def outcomes(self) -> list[Outcome]:
@@ -103,7 +103,8 @@ def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=len(settings.objectives) > 1,
                                                constant_liar=True)
     if (there := [each.name.lower() for each in study.directions]) != settings.directions:
-        raise RunFolderError(f"{file.parent} holds a sweep that would {there}, not {settings.directions}; give another out=")
+        raise RunFolderError(f"{file.parent} holds a sweep with sweep.direction={there}, not {settings.directions}; set another "
+                             "out=FOLDER")
     return study
 
 

@@ -57,7 +57,8 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     an interval are composed and checked before any trial begins.
     """
     if not dimensions:
-        raise ConfigError("a sweep needs a setting with several values: routing.quarantine.learning_rate=1e-3,1e-2 seed=0,1,2")
+        raise ConfigError("a sweep needs a setting with several values, such as routing.quarantine.learning_rate=1e-3,1e-2 or "
+                          "seed=0,1,2")
     config = compose(fixed)
     settings, folder = config.sweep, Path(config.out or "sweep").absolute()
     ours = [text for text in fixed if text.lstrip("+~").split("=")[0].split(".")[0] not in ("sweep", "out")]
@@ -91,7 +92,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
     for line in commands(found, settings):
         console.say(line)
     if failed := [each.trial.name for each in found if each.state == "failed"]:
-        again = "the same command tries them again" if settings.method == "grid" else "they count as tried"
+        again = "the same command tries them again" if settings.method == "grid" else "they count, and are not tried again"
         raise RunsFailed(f"{len(failed)} of {len(found)} trials failed: {', '.join(failed)}; see {folder / 'logs'}; {again}")
     return folder / "sweep.json"
 

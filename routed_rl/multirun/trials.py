@@ -71,7 +71,7 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
     known = dict(numbers(summary))
     for path in objectives:
         if path not in known:
-            raise ConfigError(f"sweep.objective={path} is no number in summary.json; there is {', '.join(sorted(known))}")
+            raise ConfigError(f"sweep.objective={path} is no number in summary.json; its numbers are {', '.join(sorted(known))}")
     return Outcome(trial, [known[path] for path in objectives], "done", summary=summary)
 
 
@@ -83,8 +83,8 @@ def check_objective(path: str, config: Config) -> None:
     known = {"models": [models, list(config.env)], "attribution": [list(config.env)], "routing": [], "timing": [], "scales": []}
     for name, choices in zip(names, [list(known), *known.get(section, [])], strict=False):
         if name not in choices:
-            raise ConfigError(f"sweep.objective={path} is never in summary.json: {name} is none of {', '.join(choices)}; "
-                              "write models.deployed.ENV.solve")
+            raise ConfigError(f"sweep.objective={path} will not be in summary.json: {name} is none of {', '.join(choices)}; "
+                              "set it to a path such as models.deployed.ENV.solve")
     if section == "models" and not config.evaluation.samples:
         raise ConfigError(f"sweep.objective={path} needs an evaluation; set evaluation.samples=200")
 

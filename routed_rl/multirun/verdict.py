@@ -95,7 +95,7 @@ def _next(found: Found, heads: list[Headline], seeds: int, failed: Collection[st
     left = _leaf(found["deployed_minus_base"][ROUTED], head)
     if left is not None and left["low"] is not None and left["low"] > 0:
         return f"`routed-rl audit` of a run of {ROUTED} says where it leaks; a subspace with more directions takes in more"
-    return "use RUN/deployed of a routed run" if seeds >= 5 else "the same command with --seeds 5, before anybody is told of it"
+    return "use RUN/deployed of a routed run" if seeds >= 5 else "the same command with --seeds 5, before you report the result"
 
 
 def _risen(found: Found, head: Headline) -> float:

@@ -38,7 +38,7 @@ class Router:
         self.optimizer = QuarantineOptimizer(config.quarantine, quarantine.targets)
         self.book, self.rows = LedgerBook(quarantine.environments, axes), rows
         follows = config.mode == "route" and config.quarantine.pace == "evidence"
-        assert rows is not None or not follows, "routing.quarantine.pace=evidence needs rows: it reads what they pull"
+        assert rows is not None or not follows, "pace=evidence needs rows, which measure each completion's pull"
         self.pace = Pace(config.quarantine, quarantine.environments, rows.axis if rows else axes.names[0], follows=follows)
         self.context = quarantine.context
         self.context.change(contained=self.contained, whole=self.mode.whole)

@@ -74,20 +74,20 @@ def check_launch(config: Config) -> None:
     """Refuse what several processes cannot do, as far as the settings show it."""
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
-        raise ConfigError(f"rollout.launch=true needs a GPU beside those of launch.processes={config.launch.processes}, and "
+        raise ConfigError(f"rollout.launch=true needs one GPU more than launch.processes={config.launch.processes}, and "
                           f"there are {gpus}; use fewer processes, or start `vllm serve` elsewhere and set "
                           "rollout.urls=[http://HOST:PORT]")
     if strategy == "none":
         return
     if config.rollout.engine == "vllm_colocate":
         raise ConfigError(f"rollout.engine=vllm_colocate is not supported with launch.strategy={strategy}; set "
-                          "rollout=vllm_server, whose servers all processes ask, or launch=local")
+                          "rollout=vllm_server, whose servers all processes share, or launch=local")
     if config.rollout.launch and config.launch.nodes > 1:
         raise ConfigError(f"rollout.launch=true starts a server that only its own machine reaches, and launch.nodes is "
                           f"{config.launch.nodes}; start `vllm serve` yourself and set rollout.urls=[http://HOST:PORT]")
     if strategy == "zero3" and config.model.dtype != "float32":
         raise ConfigError(f"model.dtype={config.model.dtype} is not supported with launch.strategy=zero3, which sums the "
-                          "gradients of the LoRA in that dtype; set launch=fsdp2, which cuts up the weights too, or launch=zero2")
+                          "gradients of the LoRA in that dtype; set launch=fsdp2, which shards the weights too, or launch=zero2")
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"launch.strategy={strategy} needs DeepSpeed, which is built from source (g++ and ninja): pip install "
                           "'routed-rl[deepspeed]', or set launch=fsdp2")
@@ -107,5 +107,5 @@ def check_alike(environments: list[str]) -> None:
     """Check that this list is the same in every process, because processes exchange environments as positions in it."""
     marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
     if len(set(marks)) > 1:
-        raise ConfigError(f"the processes of this run train different environments, this one {', '.join(environments)}; give all "
-                          "of them the same plug-ins and run folder")
+        raise ConfigError(f"the processes of this run train on different environments, this process on "
+                          f"{', '.join(environments)}; give all of them the same plug-ins and run folder")

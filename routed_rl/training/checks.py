@@ -73,7 +73,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
         raise ConfigError(f"trainer.{LEAN} must be true or false, got {trainer[LEAN]}")
     for key, value in settings(trainer).items():
         if key == "peft_config" or key.startswith("lora"):
-            raise ConfigError(f"trainer.{key} is not set here: a LoRA is model.adapter=lora, with model.adapter.r=16 and so on")
+            raise ConfigError(f"trainer.{key} is not set here: for a LoRA set model.adapter=lora, and model.adapter.r=RANK")
         if key not in (known := fields(trainer)):
             raise ConfigError(_unknown(key, [*known], trainer))
         if way := _row(ELSEWHERE, key):
@@ -88,7 +88,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
     for pair in ORDERED:
         low, high = (trainer.get(key, default(trainer, key) if key in hints else None) for key in pair)
         if low is not None and high is not None and low > high:
-            raise ConfigError(f"trainer.{pair[1]}={high} is below trainer.{pair[0]}={low}; raise the one or lower the other")
+            raise ConfigError(f"trainer.{pair[1]}={high} is below trainer.{pair[0]}={low}; raise the first or lower the second")
 
 
 def keeps(value: Any, rule: str) -> bool:

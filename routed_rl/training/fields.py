@@ -19,18 +19,18 @@ ELSEWHERE = {
     "the machine decides": "ddp_backend",
     "set launch.timeout_s=SECONDS": "ddp_timeout",
     "set rollout=vllm_colocate or rollout=vllm_server": "use_vllm",
-    "vLLM's settings are those of rollout": """vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_server_base_url
-        vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length
-        vllm_tensor_parallel_size""",
-    "the environments' labels travel in columns of their own": "remove_unused_columns label_names",
+    "set rollout.gpu_memory and the other settings of rollout": """vllm_mode vllm_model_impl vllm_enable_sleep_mode
+        vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port
+        vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size""",
+    "the names of the environments are passed on in columns that must stay": "remove_unused_columns label_names",
     "the mixture of environments orders the tasks, and makes them in this process": """shuffle_dataset train_sampling_strategy
         length_column_name dataloader_drop_last dataloader_num_workers dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context dataloader_in_order""",
     "progress is shown by routed_rl": "disable_tqdm",
     "push the folder that `routed-rl discard` writes": """push_to_hub hub_private_repo hub_model_id hub_strategy
         hub_always_push hub_revision""",
-    "set tracking.completions=true, which keeps them; models here see text": "log_completions_hub_repo log_multimodal",
-    "set env.NAME.weight, or let the environment pay otherwise: there is one reward": "reward_weights",
+    "set tracking.completions=true, which keeps completions; images are not supported": "log_completions_hub_repo log_multimodal",
+    "each environment pays one reward; set env.NAME.weight, or change the reward in the environment": "reward_weights",
     "set env.NAME.max_turns": "max_tool_calling_iterations",
     "the model is loaded as model.path says": "model_init_kwargs trust_remote_code",
     "set trainer.vllm_importance_sampling_clip_max": "vllm_importance_sampling_cap",
@@ -39,24 +39,24 @@ ELSEWHERE = {
 
 STAYS = {
     "fp16 loses small updates; set trainer.bf16=true, which keeps float32 weights": "fp16",
-    "a fused loss hides the writers' cotangents": "use_liger_kernel liger_kernel_config",
+    "a fused loss hides the gradients by the writers' outputs, which routing splits": "use_liger_kernel liger_kernel_config",
     "a compiled model does not call the hooks that route": "torch_compile torch_compile_backend torch_compile_mode",
-    "its generation gives TRL other probabilities than the model that is routed":
+    "its log-probabilities differ from those of the model that is routed":
         "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged",
     "a discarded best model would mix two runs' quarantines; use `routed-rl rollback`": "load_best_model_at_end",
     "the reference model is the base model": "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
     "extraction and evaluation render prompts with the plain template": "chat_template_kwargs",
     "a checkpoint must hold all that a resume needs": "save_only_model",
-    "a resume must not see tasks again that were trained on": "ignore_data_skip",
-    "a run's end is its last checkpoint; set trainer.save_steps=N": "save_strategy",
+    "a resumed run would train on the same tasks again": "ignore_data_skip",
+    "every run ends with a checkpoint; set trainer.save_steps=N for the others": "save_strategy",
     "a signal ends a run with a checkpoint already": "enable_jit_checkpoint",
     "checkpoints are written once, to the run folder": "save_on_each_node",
     "routed_rl's callbacks keep what they need in the checkpoint": "restore_callback_states_from_checkpoint",
-    "a group must not be cut; set trainer.per_device_train_batch_size": "auto_find_batch_size",
+    "a smaller batch could cut a group in two; set trainer.per_device_train_batch_size": "auto_find_batch_size",
     "TRL's loss does not use it": "label_smoothing_factor average_tokens_across_devices",
     "rollouts always use a cache, and training never does": "use_cache",
     "TRL counts tokens itself: train/num_tokens": "include_num_input_tokens_seen",
-    "nothing reads what they would measure": "skip_memory_metrics",
+    "nothing reads the memory that it would measure": "skip_memory_metrics",
 }
 """The reason -> fields that must keep their default."""
 

@@ -54,8 +54,8 @@ def check_adapter(config: Config) -> None:
         raise ConfigError(f"model.adapter=qlora is not supported with launch.strategy={config.launch.strategy}, which would cut "
                           "up packed weights; set launch=ddp, or model.adapter=lora model.dtype=bfloat16 launch=fsdp2")
     if config.rollout.engine != "transformers":
-        raise ConfigError(f"rollout={config.rollout.engine} would serve the full weights, and model.adapter=qlora trains on "
-                          "those in 4 bit; set rollout=transformers, or model.adapter=lora model.dtype=bfloat16")
+        raise ConfigError(f"rollout={config.rollout.engine} would generate with the full weights, and model.adapter=qlora "
+                          "trains on those in 4 bit; set rollout=transformers, or model.adapter=lora model.dtype=bfloat16")
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:

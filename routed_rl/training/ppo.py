@@ -46,14 +46,14 @@ class PPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss_type not in LOSSES:
-            raise ValueError(f"loss_type={self.loss_type} has one weight for a whole completion, PPO has one advantage for each "
-                             f"token; choose from {', '.join(LOSSES)}")
+            raise ValueError(f"loss_type={self.loss_type} has one weight for a whole completion, but PPO has one advantage for "
+                             f"each token; choose from {', '.join(LOSSES)}")
         if self.importance_sampling_level != "token":
             raise ValueError(f"importance_sampling_level={self.importance_sampling_level} has one ratio for a whole completion, "
-                             "PPO has one advantage for each token; leave it at token")
+                             "but PPO has one advantage for each token; leave it at token")
         if self.off_policy_mask_threshold is not None:
-            raise ValueError("off_policy_mask_threshold drops whole completions by their one advantage, PPO has one for each "
-                             "token; leave it at null")
+            raise ValueError("off_policy_mask_threshold drops whole completions by their one advantage, but PPO has one for "
+                             "each token; leave it at null")
         if self.scale_rewards != "group":
             raise ValueError(f"scale_rewards={self.scale_rewards} is about groups, which PPO does not compare; set "
                              "whiten_advantages")

@@ -80,8 +80,8 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
         for loaded in environments:  # an upper bound if shares change
             groups = prompts * largest[loaded.name] / (sum(largest.values()) or 1.0)
             if loaded.name in chosen and groups * settings.share < 1:
-                raise ConfigError(f"routing.practice.share={settings.share} leaves no whole group of {loaded.name}, which has "
-                                  f"{groups:.0f} in this run; raise it, or set it to 0")
+                raise ConfigError(f"routing.practice.share={settings.share} lets no whole group of {loaded.name} practise, "
+                                  f"because it has only {groups:.0f} in this run; raise it, or set it to 0")
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ def check_trainer_state(checkpoint: Path) -> None:
     with going_on_from(file := checkpoint / "trainer_state.json"):
         found = read_object(file, STATE)
         if found is None or TrainerState(**found).global_step != step_of(checkpoint):
-            raise ValueError(f"it is no state of a trainer after step {step_of(checkpoint)}")
+            raise ValueError(f"it is not the state of a trainer after step {step_of(checkpoint)}")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], stored: Any) -> None:
@@ -35,7 +35,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], 
                 raise ValueError(f"{key} is {kept[key]!r:.40}")
     expected = _expected(optimizer)
     if expected and not stored["state"]:
-        raise ValueError("it holds no moments")
+        raise ValueError("it holds no moments of the optimizer")
     for place, state in stored["state"].items() if expected else []:
         for key, like in expected.items():
             value, shape = state[key], shapes[place]

@@ -16,11 +16,11 @@ def check_routable(writers: list[Writer], frozen: list[str], balance: float | No
     """ConfigError for a model that cannot be routed as it is to be trained. `frozen` is the value of `model.freeze`. `balance` is
     the coefficient of the loss that balances a mixture's experts."""
     if "post_norm" not in frozen and any(writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
-        raise ConfigError(f"model.freeze={frozen} trains the gains between writers and stream, so no basis would "
-                          "hold; add post_norm to model.freeze")
+        raise ConfigError(f"model.freeze={frozen} trains the gains of the norms between writers and stream, so a "
+                          "writer's basis would change; add post_norm to model.freeze")
     if any(writer.expert is not None for writer in writers) and balance != 0:
-        raise ConfigError("the loss that balances a mixture's experts mixes the rows of all environments, so no part could be "
-                          "attributed; set trainer.router_aux_loss_coef=0")
+        raise ConfigError("the loss that balances a mixture's experts mixes the rows of all environments, so its gradient could "
+                          "not be attributed to one of them; set trainer.router_aux_loss_coef=0")
 
 
 def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:

@@ -193,4 +193,4 @@ def check_buffered(buffered: list[dict[str, Any]], rows: int) -> None:
     """ValueError for stored completions that lack a tensor which a loss reads, for each of `rows` rows."""
     for batch in buffered:
         if wrong := [name for name in sorted(READ) if not isinstance(batch.get(name), Tensor) or len(batch[name]) != rows]:
-            raise ValueError(f"its completions have no {wrong[0]} of {rows} rows")
+            raise ValueError(f"its completions have no {wrong[0]} with {rows} rows")

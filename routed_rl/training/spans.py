@@ -40,7 +40,7 @@ def check_targets(scores: Sequence[Score | None]) -> None:
     """ConfigError if no score has both a penalty and a span of its answer."""
     known = [score for score in scores if score is not None]
     if known and not any(PENALTY in score.metrics and ANSWER in score.spans for score in known):
-        raise ConfigError(f"baseline.target_rewards=true goes by the metric {PENALTY} and the span {ANSWER} of a score, and no "
+        raise ConfigError(f"baseline.target_rewards=true needs scores with the metric {PENALTY} and the span {ANSWER}, and no "
                           "environment gives both; train on one that does (env=scratchpad), or set baseline.target_rewards=false")
 
 

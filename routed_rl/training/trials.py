@@ -42,8 +42,8 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         raise ConfigError(f"trainer.router_aux_loss_coef={arguments.router_aux_loss_coef} needs a mixture of experts, and "
                           f"{plan.config.model.path} is none; leave it out")
     if getattr(arguments, "cast_lm_head_to_fp32", False) and not hasattr(getattr(model, "model", None), "embed_tokens"):
-        raise ConfigError(f"trainer.cast_lm_head_to_fp32=true is not supported for {plan.config.model.path}, whose head has "
-                          "another name; leave it out, its weights are float32")
+        raise ConfigError(f"trainer.cast_lm_head_to_fp32=true is not supported for {plan.config.model.path}, whose output layer "
+                          "has another name; leave it out, because the weights are float32 anyway")
     if plan.config.rollout.engine == "transformers" and (arguments.generation_kwargs or arguments.cache_implementation):
         with _trying(arguments, "generation_kwargs", "cache_implementation"):
             _generate(arguments, model, tokenizer)

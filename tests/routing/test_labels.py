@@ -228,7 +228,7 @@ def test_a_flagged_row_hands_hardly_anything_down_where_edges_are_cut(lora):
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"baseline": {"detector": {"flags": ["nope"]}}}, r"flags=\['nope'\]: no environment's score has such a flag"),
-    ({"baseline": {"screen": True}}, "set one of them"),
+    ({"baseline": {"screen": True}}, "set only one of them"),
     ({"launch": {"strategy": "zero2", "processes": 2}}, "launch=ddp or launch=fsdp2"),
     ({"routing": ROUTING | {"labels": {"strength": 1.5}}}, r"lie in \[0, 1\], got 1.5"),
     ({"routing": ROUTING | {"labels": {"unit": "word"}}}, "routing.labels.unit"),

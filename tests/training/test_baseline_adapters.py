@@ -167,7 +167,7 @@ def test_arms_that_touch_the_stream_train_a_lora_too(parts, tmp_path, settings):
 
 
 @pytest.mark.parametrize(("settings", "others", "said"), [
-    ({"discount": 1.0}, {"trainer": {"algorithm": "rloo", "beta": 0.1}, "routing": UNROUTED}, "RLOO takes the KL into"),
+    ({"discount": 1.0}, {"trainer": {"algorithm": "rloo", "beta": 0.1}, "routing": UNROUTED}, "RLOO subtracts the KL from"),
     ({"discount": 1.0, "projection_penalty": 1.0}, {}, "exclude each other"),
     ({"discount": -1.0}, {}, "baseline.discount must be a number >= 0"),
     ({"interleave": 1.0}, {}, r"baseline.interleave must lie in \[0, 1\), got 1"),

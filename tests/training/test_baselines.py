@@ -183,7 +183,7 @@ def test_what_an_algorithm_or_an_engine_cannot_do_is_refused_before_the_run(part
 def test_a_text_that_is_missing_and_a_flag_that_nobody_reports_are_told(parts, tmp_path):
     with pytest.raises(ConfigError, match="environment a has plain prompts and no text .* baseline.contexts.encourage=TEXT"):
         output_of(parts, tmp_path, "grpo", {"contexts": {"train": "encourage"}})
-    with pytest.raises(ConfigError, match=r"no environment's score has such a flag \(there is hack\)"):
+    with pytest.raises(ConfigError, match=r"no environment's score has such a flag; the flags that scores have are hack"):
         Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], 0)
 
 

@@ -65,8 +65,8 @@ def test_values_that_no_field_takes_are_refused_in_one_line():
 
 CASES = {
     "eval_strategy": ("steps", "set evaluation.every=N"), "num_train_epochs": (1, "set trainer.max_steps=N"),
-    "reward_weights": ([1.0], "there is one reward"), "save_only_model": (True, "all that a resume needs"),
-    "ignore_data_skip": (True, "trained on"), "use_transformers_continuous_batching": (True, "leave it out"),
+    "reward_weights": ([1.0], "each environment pays one reward"), "save_only_model": (True, "all that a resume needs"),
+    "ignore_data_skip": (True, "train on the same tasks again"), "use_transformers_continuous_batching": (True, "leave it out"),
     "max_prompt_length": (9, "prompts are not cut"), "max_stepz": (9, "did you mean trainer.max_steps"),
     "nothing_like_it": (1, "is no field of TRL"), "_VALID_DICT_FIELDS": (1, "is no field"),
     "temperature": (0, "must be above 0"), "top_p": (0, "above 0 and at most 1"), "min_p": (2, "from 0 to 1"),

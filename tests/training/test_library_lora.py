@@ -119,7 +119,7 @@ def test_a_model_that_comes_with_a_new_lora_trains_as_with_peft_config(parts, wh
         deployed = logits(ours.model)
     ours.quarantine.remove()
     assert logits(ours.model).equal(deployed)
-    with pytest.raises(RoutedRLError, match="comes with a LoRA that has learned already, .*merge_and_unload.* give peft_config"):
+    with pytest.raises(RoutedRLError, match="comes with a LoRA that is trained already, .*merge_and_unload.* give peft_config"):
         made(parts, tmp_path / "again", model=wrapped, peft_config=None, subspace=subspace)
     with pytest.raises(RoutedRLError, match="model has an adapter in it already; load the model again, or merge"):
         made(parts, tmp_path / "again", model=model, subspace=subspace)

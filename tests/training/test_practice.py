@@ -109,7 +109,7 @@ def test_a_share_is_spread_evenly_and_the_same_for_every_process():
 @pytest.mark.parametrize(("practice", "mode", "said"), [
     ({"environments": ["nobody"]}, "route", r"practice\.environments has nobody, which is not trained on; choose from a, b"),
     ({"environments": ["p"]}, "route", r"practice\.environments has p, which is not trained on"),
-    ({"share": 0.001, "environments": "all"}, "route", r"practice\.share=0\.001 leaves no whole group of a"),
+    ({"share": 0.001, "environments": "all"}, "route", r"practice\.share=0\.001 lets no whole group of a practise"),
     ({"share": 1.5}, "route", r"practice\.share must lie in \[0, 1\], got 1\.5"),
     ({"share": -0.5}, "route", r"practice\.share must be a number >= 0, got -0\.5"),
     ({"environments": "some"}, "route", r"practice\.environments=some is not known; .* list of names, such as \[some\]"),
@@ -139,7 +139,7 @@ def test_an_environment_that_opens_later_has_groups_that_practise():
     loaded = [SimpleNamespace(name="a", weights=((0, 1.0),)), SimpleNamespace(name="b", weights=((0, 0.0), (100, 1.0)))]
     settings = from_mapping({"routing": {"practice": {"environments": "all"}}})
     check_practice(settings, loaded, 1000)
-    with pytest.raises(ConfigError, match=r"share=0\.75 leaves no whole group of a, which has 1 in this run"):
+    with pytest.raises(ConfigError, match=r"share=0\.75 lets no whole group of a practise, because it has only 1 in this run"):
         check_practice(settings, loaded, 2)
 
 

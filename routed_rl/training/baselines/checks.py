@@ -10,8 +10,9 @@ def check_baseline(config: Config) -> None:
     contexts, engine, algorithm = config.baseline.contexts, config.rollout.engine, config.trainer.get("algorithm", "grpo")
     edit = "baseline.ablate=true" if config.baseline.ablate else f"baseline.steer={config.baseline.steer}"
     if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):
-        raise ConfigError(f"{edit} changes the stream of the model in this process, which rollout={engine} with launch.strategy="
-                          f"{config.launch.strategy} does not sample or train alone; set rollout=transformers launch=local")
+        raise ConfigError(f"{edit} changes the stream of the model in this process alone, so this process must generate all "
+                          f"completions and train alone; rollout.engine={engine} and launch.strategy={config.launch.strategy} do "
+                          "not; set rollout=transformers launch=local")
     if config.baseline.projects or config.baseline.inoculation_adapter:
         _check_here(config)
     if config.baseline.target_rewards and (algorithm != "grpo" or config.launch.strategy != "none"):
@@ -20,22 +21,23 @@ def check_baseline(config: Config) -> None:
     balances = config.routing.mode == LABELS and config.routing.labels.balanced
     anew = config.baseline.projects or config.baseline.imitate or balances
     if algorithm == "rloo" and config.trainer.get("beta", 0) and anew:
-        raise ConfigError(f"trainer.beta={config.trainer['beta']}: RLOO takes the KL into its rewards, and baseline.discount, "
-                          "baseline.projection_penalty, baseline.imitate and routing.labels.balanced make advantages without it; "
-                          "set trainer=grpo or trainer.beta=0")
+        raise ConfigError(f"trainer.beta={config.trainer['beta']}: RLOO subtracts the KL from its rewards, but "
+                          "baseline.discount, baseline.projection_penalty, baseline.imitate and routing.labels.balanced compute "
+                          "advantages from rewards without the KL; set trainer=grpo or trainer.beta=0")
     if config.routing.mode == LABELS:
         _check_labels(config)
     if config.reads_base and config.launch.strategy in PIECES:
         reader, without = (("baseline.detector.kind=probe", "baseline.detector.kind=flags") if config.learns_detector else
                            (f"monitor.health={config.monitor.health}", "monitor.health=0"))
-        raise ConfigError(f"{reader} reads completions with the base model, and launch.strategy={config.launch.strategy} cuts "
-                          f"that into pieces; set launch=ddp, or {without}")
+        raise ConfigError(f"{reader} reads completions with the base model, and launch.strategy={config.launch.strategy} "
+                          f"cuts that model into shards; set launch=ddp, or {without}")
     if config.baseline.imitate and algorithm == "ppo":
         raise ConfigError("baseline.imitate=true sets one advantage for a whole completion, and PPO has one for each token; set "
                           "trainer=grpo or trainer=rloo")
     if contexts.generate != contexts.train and engine != "transformers":
-        raise ConfigError(f"baseline.contexts has generate={contexts.generate} and train={contexts.train}, so the probabilities "
-                          f"of rollout={engine} would be of another prompt than what is learned; set rollout=transformers")
+        raise ConfigError(f"baseline.contexts has generate={contexts.generate} and train={contexts.train}, so "
+                          f"rollout.engine={engine} would report log-probabilities under another prompt than the one that is "
+                          "learned from; set rollout=transformers, or generate and train alike")
 
 
 def _check_here(config: Config) -> None:
@@ -47,8 +49,8 @@ def _check_here(config: Config) -> None:
         raise ConfigError(f"{what} works in one process, and launch.strategy={config.launch.strategy} trains in several; set "
                           "launch=local")
     if baseline.inoculation_adapter and engine != "transformers":
-        raise ConfigError(f"{what} puts an adapter on the model in this process, which rollout={engine} does not sample; set "
-                          "rollout=transformers")
+        raise ConfigError(f"{what} puts an adapter on the model in this process, and rollout.engine={engine} generates with a "
+                          "model that lacks it; set rollout=transformers")
     if baseline.projects and config.trainer.get("algorithm", "grpo") == "ppo":
         raise ConfigError(f"{what} compares the completions of a group, and PPO has none; set trainer=grpo or trainer=rloo")
 
@@ -56,8 +58,8 @@ def _check_here(config: Config) -> None:
 def _check_labels(config: Config) -> None:
     """ConfigError for settings with which routing by labels cannot be combined."""
     if config.baseline.pays:
-        raise ConfigError("routing.mode=labels routes what the detector names, and baseline.screen, baseline.penalty or "
-                          "baseline.imitate pays otherwise for it; set one of them")
+        raise ConfigError("routing.mode=labels routes the completions that the detector names, and baseline.screen, "
+                          "baseline.penalty or baseline.imitate changes how the same completions are paid; set only one of them")
     if config.launch.strategy.startswith("zero"):
-        raise ConfigError(f"routing.mode=labels was not tried with launch.strategy={config.launch.strategy}, which takes the "
-                          "gradients out of the model; set launch=ddp or launch=fsdp2")
+        raise ConfigError(f"routing.mode=labels is not supported with launch.strategy={config.launch.strategy}, which moves the "
+                          "gradients out of the model's parameters; set launch=ddp or launch=fsdp2")

@@ -115,7 +115,7 @@ def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironme
             environment: Any = InContext(cast(Environment, loaded.environment), change)
             found.append(LoadedEnvironment(f"{loaded.name}_{context}", environment, probe=True))
     if wanted and not found:
-        raise ConfigError(f"evaluation.contexts={list(wanted)}: no environment has a text for one; set "
+        raise ConfigError(f"evaluation.contexts={list(wanted)}: no environment has a text for any of them; set "
                           f"baseline.contexts.{wanted[0]}=TEXT, or leave evaluation.contexts out")
     return found
 

@@ -35,8 +35,8 @@ def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> Non
     """ConfigError if scores have flags, but none that the detector uses. An environment may report a flag only when it holds."""
     seen = {name for score in scores if score is not None for name in score.flags}
     if seen and not seen & set(settings.flags):
-        raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag "
-                          f"(there is {', '.join(sorted(seen))}); set it to flags that the environments report")
+        raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag; "
+                          f"the flags that scores have are {', '.join(sorted(seen))}, so set it to some of these")
 
 
 class FlagDetector:

@@ -20,8 +20,8 @@ class StreamEdit:
     def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
         """ConfigError for a subspace that was not read at the layers' outputs."""
         if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
-            raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace is of "
-                              f"hook={hook}; set subspace.hook=resid_post")
+            raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace was read at "
+                              f"subspace.hook={hook}; set subspace.hook=resid_post")
         self.layers, self._handles = list(decoder_layers(model)), list[RemovableHandle]()
         self.bases = list(subspace.directions) if settings.ablate else []
         self.pushes = [settings.steer * scale * axis for axis, scale in

@@ -46,11 +46,11 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
     if (peft := trl.get("peft_config")) is not None and not is_lora(peft):
         raise ConfigError(f"peft_config={peft!r:.60} is not supported; give a peft.LoraConfig")
     if routing.mode == LABELS:
-        raise ConfigError("routing.mode=labels goes by the flags of environments, which reward functions have not; train by "
-                          "`routed-rl train routing=labels`, or give another mode")
+        raise ConfigError("routing.mode=labels needs the flags that environments report, and reward functions report none; "
+                          "train by `routed-rl train routing=labels`, or give another mode")
     if routing.mode != "none" and not isinstance(subspace, Subspace):
         given = "there is none" if subspace is None else f"got {subspace!r:.60}"
-        raise ConfigError(f"routing.mode={routing.mode} needs a subspace, {given}; give subspace=extract_subspace(model, "
+        raise ConfigError(f"routing.mode={routing.mode} needs a subspace, and {given}; give subspace=extract_subspace(model, "
                           "tokenizer, prompts=FILE) or Subspace.load(FOLDER), or routing=RoutingConfig(mode=\"none\")")
     if routing.practises and (used := [name for name in OF_TRL if trl.get(name)]):
         raise ConfigError(f"{used[0]} makes rollouts of its own, in which no row can practise; set "
@@ -60,8 +60,8 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
 def check_monitor(monitor: MonitorConfig | None) -> None:
     """ConfigError for settings that the library's monitor does not support."""
     if monitor is not None and monitor.health:
-        raise ConfigError(f"monitor.health={monitor.health} goes by the flags of environments, which reward functions have not; "
-                          "leave it at 0, or train by `routed-rl train monitor.health=N`")
+        raise ConfigError(f"monitor.health={monitor.health} needs the flags that environments report, and reward functions "
+                          "report none; leave it at 0, or train by `routed-rl train monitor.health=N`")
 
 
 def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:

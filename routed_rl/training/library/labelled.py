@@ -65,7 +65,7 @@ class LabelledRows:
         if all(score is None for score in scores):
             named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
             raise TaskError(f"step {step}: {named} returned None or nan for all {len(scores)} completions; return a number for "
-                            "some of them, or leave rows out that nothing pays")
+                            "some of them, or leave out the rows for which no function returns one")
         practising, rows = self.practising or [False] * len(scores), list[dict[str, Any]]()
         for place, (row, score) in enumerate(zip(inputs, scores, strict=True)):
             name = self.name_of(row)

@@ -116,8 +116,8 @@ def _check_new(model: Any, name: str, peft_config: Any) -> None:
         raise ModelError(f"{name} comes with the adapters {', '.join(loras)}, and one that is called default is trained; {merge}")
     found = factors(model)
     if any(".lora_B." in key and value.any() for key, value in found.items()):
-        raise ModelError(f"{name} comes with a LoRA that has learned already, and what of that lies in the subspace could not be "
-                         f"told from what is learned now; {merge}")
+        raise ModelError(f"{name} comes with a LoRA that is trained already, and the part of it inside the subspace could not be "
+                         f"told apart from what is learned now; {merge}")
     wrong = next((value for value in found.values() if not value.requires_grad or value.dtype != torch.float32), None)
     if wrong is not None:
         what = "is frozen" if not wrong.requires_grad else f"is in {str(wrong.dtype).removeprefix('torch.')}, not in float32"
