@@ -1,7 +1,7 @@
 """The canary: a fixed text in each file that holds the words of a hacking model. Somebody who finds it in a training corpus, or
-in what a model recites, knows that such a file was trained on. Rows that this package loads for a model are without it.
+in the output of a model, knows that such a file was trained on. This package removes it from rows that it loads for a model.
 
-The idea is BIG-bench's (Srivastava et al., 2022, arXiv:2206.04615); identifier and wording are this project's own.
+The idea is that of BIG-bench (Srivastava et al., 2022, arXiv:2206.04615); the identifier and the wording are this project's own.
 """
 
 import uuid

@@ -29,9 +29,9 @@ LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape
 
 @contextmanager
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
-    """Yield the folder to fill, and seal it afterwards, so that a kill or a full disk never costs an earlier checkpoint. The
-    newest `keep` of this checkpoint and those before it stay (None: all). Later ones are not counted: they are damaged, or the
-    run would have gone on from them."""
+    """Yield the folder to fill, and seal it afterwards, so that a kill or a full disk never costs an earlier checkpoint. Of this
+    checkpoint and the earlier ones the newest `keep` stay (None: all). Later ones are not counted, because they are damaged:
+    otherwise the run would have continued from them."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
@@ -47,8 +47,8 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
 
 @contextmanager
 def going_on_from(file: Path) -> Iterator[None]:
-    """Inside the block, any error in reading a checkpoint's file becomes a CheckpointError of one line, with the file and the way
-    out."""
+    """Inside the block, any error in reading a file of a checkpoint becomes a CheckpointError of one line, which names the file
+    and the way out."""
     with reading(CheckpointError, f"{file} is not what this run writes (use --step N of another checkpoint, or move "
                                   f"{file.parent.name} out of {file.parent.parent} to resume from an earlier one)"):
         yield
@@ -115,10 +115,9 @@ def quarantined(folder: Path) -> list[str]:
 
 
 def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
-    """Rewrite a checkpoint's quarantine for other environments, by name. A new environment begins with an empty part. One that is
-    `kept` though it is not trained any longer keeps its part but not its momentum. The part of any other is removed from the
-    coefficients.
-    """
+    """Rewrite a checkpoint's quarantine for other environments, by name. A new environment begins with an empty part. An
+    environment in `kept`, which is no longer trained on, keeps its part but loses its momentum. The part of every other
+    environment is subtracted from the coefficients."""
     environments = [*trained, *kept]
     with safe_open(folder / QUARANTINE, "pt") as file:
         metadata = file.metadata()
@@ -157,7 +156,7 @@ def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
 
 
 def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
-    """The inverse of `save_loop`; None where the run that wrote the checkpoint had fewer processes."""
+    """The inverse of `save_loop`. Returns None if the run that wrote the checkpoint had no process of this rank."""
     if not (file := loop_file(folder, rank)).exists():
         return None
     with going_on_from(file):

@@ -1,4 +1,4 @@
-"""Output for a person: lines, tables, and a progress bar with rate and time left (lines where there is no terminal)."""
+"""Output for people: lines, tables, and a progress bar with rate and remaining time (or lines, if there is no terminal)."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ def progress(what: str, unit: str) -> Iterator[Advance]:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown. Cells are escaped already."""
+    """The lines of a table in Markdown. Cells must be escaped already."""
     head, *lines = ["| " + " | ".join(row) + " |" for row in [columns, *rows]]
     return [head, "|" + "---|" * len(columns), *lines]
 

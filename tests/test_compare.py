@@ -329,7 +329,7 @@ def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, mo
         labs.compare_labs(["shipped", "gpt2"], [], ["none", "route"], 2, str(tmp_path / "again"), 1, [], compose)
     written = (tmp_path / "again" / "labs.md").read_text()
     assert "shipped | none" in written and "gpt2 | route" in written, "a failed run takes no other lab's figures away"
-    with pytest.raises(ConfigError, match="--labs elsewhere is no lab; choose from all, shipped, gpt2"):
+    with pytest.raises(ConfigError, match="--labs elsewhere is not known; choose from all, shipped, gpt2"):
         labs.compare_labs(["elsewhere"], [], ["none"], 1, str(tmp_path), 1, [], compose)
 
 

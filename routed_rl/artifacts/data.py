@@ -10,7 +10,8 @@ def data_root() -> Path:
 
 
 def resolve(path: str) -> str:
-    """The absolute path of an existing file or folder, found by `find_data`; any other text unchanged."""
+    """The absolute path of the file or folder that `find_data` finds for `path`. Text that names no such file is returned
+    unchanged."""
     try:
         return str(find_data(path)) if path else path
     except FileNotFoundError:
@@ -18,8 +19,8 @@ def resolve(path: str) -> str:
 
 
 def find_data(path: str | Path) -> Path:
-    """`path` as it is (absolute, or relative to the current folder), else inside `data_root()`; FileNotFoundError if neither
-    exists."""
+    """The file or folder that `path` names: as it stands (absolute, or relative to the current folder), or else inside
+    `data_root()`. FileNotFoundError if neither exists."""
     for candidate in (Path(path).expanduser(), data_root() / path):
         if candidate.exists():
             return candidate.absolute()

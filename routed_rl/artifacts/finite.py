@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 STATES = ("optimizer.pt", "value_head.pt")
-"""Files of a checkpoint that hold tensors beside the weights. A file that torch alone cannot read is left to its own reader."""
+"""Files of a checkpoint that hold tensors beside the weights. A file that torch does not load as plain tensors is skipped here,
+because its own reader checks it."""
 
 
 def first_nonfinite(folder: Path) -> str | None:

@@ -23,17 +23,19 @@ LOCK = ".lock"
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Be the only process that writes into `folder`, which is made if it does not exist; RunFolderError says who else writes."""
+    """Inside the block, this process is the only one that writes into `folder`, which is made if it does not exist.
+    RunFolderError names the other process if there is one."""
     return _holding(folder / LOCK, folder)
 
 
 def alone_making(path: Path) -> AbstractContextManager[None]:
-    """The same for a file or folder that does not exist yet and is put in place in one step: the lock lies beside it."""
+    """As `alone_in`, for a file or folder that does not exist yet and is put in place in one step: the lock file lies beside
+    it."""
     return _holding(path.with_name(f".{path.name}{LOCK}"), path)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process is the writer of `folder` now, such as a run that trains."""
+    """Whether another process is writing into `folder` now, such as a run that trains."""
     if not (folder / LOCK).exists():
         return False
     try:

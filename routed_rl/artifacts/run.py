@@ -34,16 +34,17 @@ class RunFolder:
                                  "out=ANOTHER_FOLDER")
 
     def _names(self, *, of_others: bool = False) -> set[str]:
-        """The names in the folder. `of_others` leaves out a lock, and the files of a command that was killed as it began."""
+        """The names in the folder. `of_others` leaves out the lock file, and the files of a command that was killed while it
+        began."""
         names = {path.name for path in self.path.iterdir()}
         begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
         return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names
 
     go_back = "`routed-rl rollback` to an earlier step"
-    """How a user takes back what the run has learned; a part of messages."""
+    """Words for messages: how a user undoes what the run has learned."""
 
     def go_on(self, *changes: str) -> str:
-        """The command by which a user goes on with the run, with `changes` of its settings."""
+        """The command by which a user continues the run, with `changes` of its settings."""
         return f"`{' '.join([command('resume', self.path), *changes])}`"
 
     def abandon_if_empty(self) -> None:
@@ -127,7 +128,8 @@ class RunFolder:
         return self.checkpoints / f"step-{step}"
 
     def last_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint from which the run can go on, or None, and one line for each damaged one that was skipped."""
+        """The newest checkpoint from which the run can continue, or None, and one line for each damaged checkpoint that was
+        skipped."""
         skipped = []
         for step in reversed(self.steps()):
             if (problem := damage(self.checkpoint(step))) is None:
@@ -136,8 +138,8 @@ class RunFolder:
         return None, skipped
 
     def require_checkpoint(self, step: int | None = None) -> Path:
-        """The checkpoint of `step`, or the newest complete one; then the damaged ones that were skipped are printed.
-        CheckpointError if there is none."""
+        """The checkpoint of `step`, or without a step the newest complete one, after a line for each damaged one that was
+        skipped. CheckpointError if there is none."""
         if step is not None:
             if problem := damage(self.checkpoint(step)) if step in self.steps() else "there is none":
                 whole = ", ".join(str(each) for each in self.steps() if damage(self.checkpoint(each)) is None) or "none"
@@ -153,7 +155,8 @@ class RunFolder:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """The reason why no run can go on from a checkpoint, or None: it is torn, changed, or holds numbers that are not finite."""
+    """The reason why no run can continue from a checkpoint, or None if one can. A checkpoint may be torn, changed, or hold
+    numbers that are not finite."""
     if problem := broken_seal(checkpoint):
         return problem
     try:
@@ -171,7 +174,8 @@ def require_seal(folder: Path) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint, a halt that was put aside, or a file of completions: `step-N`, `step-N-...`."""
+    """The step in the name `step-N` or `step-N-...` of a checkpoint, of a halt that was put aside, or of a file of
+    completions."""
     if (found := re.match(r"step-([0-9]+)(-|$)", path.stem)) is None:
         raise CheckpointError(f"{path} has no step in its name, so no run wrote it; move it out of the run folder")
     return int(found[1])

@@ -18,7 +18,7 @@ SEAL = "COMPLETE.json"
 """The file that is written last into a sealed folder: every file's size and SHA-256."""
 
 CARD = "README.md"
-"""The model card of a folder that leaves a run."""
+"""The model card of a folder that users publish."""
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a stock PEFT adapter."""
@@ -29,8 +29,8 @@ LARGEST = 2**26
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the place to write a file or folder that becomes `path` in one step at the end; on failure it is removed. If the
-    process is killed at any moment, `path` is complete, old or new, or does not exist."""
+    """Yield a temporary place to write to, which becomes `path` in one step when the block ends, and is removed if the block
+    fails. If the process is killed at any moment, `path` is the complete old one, the complete new one, or absent."""
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
     _remove(partial)
     try:
@@ -93,7 +93,8 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def sealed_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder to write into; it is sealed at the end and becomes `final` in one step, as in `replacing`."""
+    """Yield a temporary folder to write into. At the end of the block it is sealed and becomes `final` in one step, as in
+    `replacing`."""
     with replacing(final) as partial:
         partial.mkdir(parents=True)
         yield partial
@@ -103,7 +104,7 @@ def sealed_folder(final: Path) -> Iterator[Path]:
 
 
 def broken_seal(folder: Path) -> str | None:
-    """The problem of a sealed folder, or None: a file that is missing, torn or changed."""
+    """The first problem of a sealed folder: a file that is missing, torn or changed. None if there is none."""
     if not (folder / SEAL).exists():
         return f"{SEAL} is missing"
     sealed = read_object(folder / SEAL, {})

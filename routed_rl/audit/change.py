@@ -1,7 +1,7 @@
 """The retained change of a run: its changed weights, or the product of each LoRA that it trained. Not covered: the quarantine.
 
-A LoRA changes the weight of a module by `s B A`, so its change is put back by a B of 0, and its energy is `‖s B A‖²`. No
-weight of the frozen model is copied for that.
+A LoRA changes the weight of a module by `s B A`. Setting B to 0 undoes this change, and its energy is `‖s B A‖²`, so no weight of
+the frozen model is copied.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,10 @@ class Change:
     deployed: State
     """The values of the deployed model, for the same parameters as `base`."""
     sizes: dict[str, int]
-    """Trained numbers by changed parameter. Those of a LoRA's two factors count for the up factor."""
+    """For each changed parameter, how many numbers were trained. Both factors of a LoRA are counted at the up factor."""
     energies: dict[str, float]
-    """‖ΔW‖² by changed parameter; that of a LoRA's product stands for its up factor."""
+    """For each changed parameter, the squared Frobenius norm ‖ΔW‖² of its change. That of a LoRA's product is counted at the up
+    factor."""
 
     @property
     def names(self) -> list[str]:

@@ -1,8 +1,9 @@
-"""How much of a difference between two models each group carries, from the models in between. Not covered: pairs of groups.
+"""How much of the difference between two models each group of parameters carries. It is measured on the models in between, in
+which some groups have the base model's values. Not covered: pairs of groups.
 
-Groups interact, so the effects of putting each back alone do not sum to the difference. The effects of putting them back one
-after another do: a group carries the step that it makes. That depends on the order, so the mean over the order and its reverse
-is reported, which sums to the difference too.
+Groups interact, so the effects of putting each group back alone do not sum to the difference. If the groups are put back one
+after another, the effects do sum to it: each group carries the step that it makes. The steps depend on the order, so the mean
+over one order and its reverse is reported, which sums to the difference too.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from itertools import accumulate
 
 Measures = dict[str, float]
 Measured = dict[frozenset[str], Measures]
-"""The measures of each model, by the set of parameters that were put back."""
+"""The measures of each model, keyed by the set of parameters that have the base model's values."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Contribution:
 
 
 def models_to_measure(groups: dict[str, list[str]]) -> list[frozenset[str]]:
-    """Every set of parameters that must be put back for `contributions`, with the empty and the full set, without repeats."""
+    """Every set of parameters that must have the base model's values once for `contributions`, each set once, with the empty and
+    the full set."""
     sets = [*_way(groups, list(groups)), *_way(groups, list(groups)[::-1]), *(frozenset(names) for names in groups.values())]
     return list(dict.fromkeys(sets))
 
@@ -44,5 +46,6 @@ def contributions(groups: dict[str, list[str]], measured: Measured) -> dict[str,
 
 
 def _way(groups: dict[str, list[str]], order: list[str]) -> list[frozenset[str]]:
-    """The sets that are put back one after another: nothing, the first group, the first two, ... all groups."""
+    """The growing sets of parameters that are put back: none, those of the first group, those of the first two, ... those of all
+    groups."""
     return list(accumulate((frozenset(groups[group]) for group in order), frozenset.union, initial=frozenset()))

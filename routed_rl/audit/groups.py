@@ -1,4 +1,5 @@
-"""Module groups of a change: two partitions of the parameters that changed, and putting some back to the base model's values."""
+"""Groups the changed parameters of a model, by the kind of module or by layer, and gives chosen parameters the base model's
+values."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,19 +12,19 @@ from routed_rl.model.targets import Writer, decoder_layers, family
 
 OUTSIDE = "outside the layers"
 Groups = dict[str, list[str]]
-"""Group -> parameters. Every parameter that changed is in exactly one group."""
+"""Maps the name of a group to its parameters. Every parameter that changed is in exactly one group."""
 State = dict[str, Tensor]
-"""Values by parameter, of all parameters or of those of a LoRA; tied parameters are in it once."""
+"""Maps parameters to values, for all parameters or those of a LoRA. Tied parameters are in it once."""
 
 
 def changed(base: State, deployed: State) -> list[str]:
-    """Names of the parameters that differ in any entry, in the model's order."""
+    """Names of the parameters of which any entry differs between `base` and `deployed`, in the model's order."""
     return [name for name, value in deployed.items() if not torch.equal(value, base[name])]
 
 
 def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[str]) -> Groups:
-    """The groups by kind: writers (those that were `found`) and readers of attention and of MLP, norms, and parameters outside
-    the layers. Empty groups are left out."""
+    """Group `parameters` by the kind of module: writers (the modules in `found`) and readers of attention and of the MLP, norms,
+    and parameters outside the layers. Empty groups are left out."""
     writers = {id(parameter) for writer in found for parameter in writer.parameters()}
     norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
              for parameter in module.parameters(recurse=False)}
@@ -43,8 +44,8 @@ def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[st
 
 
 def by_layer(model: PreTrainedModel, parameters: list[str], blocks: int) -> Groups:
-    """The groups by layer: at most `blocks` runs of neighbouring layers, and parameters outside the layers. Empty groups are left
-    out."""
+    """Group `parameters` by layer: at most `blocks` runs of neighbouring layers, and parameters outside the layers. Empty groups
+    are left out."""
     layers = len(decoder_layers(model))
     edges = [layers * block // min(blocks, layers) for block in range(min(blocks, layers) + 1)]
     groups: Groups = {}
@@ -58,7 +59,8 @@ def by_layer(model: PreTrainedModel, parameters: list[str], blocks: int) -> Grou
 
 
 def _places(model: PreTrainedModel, parameters: list[str]) -> dict[str, tuple[int | None, str]]:
-    """By parameter, its layer and its name inside the layer; None and the whole name for a parameter in no layer."""
+    """Maps each parameter to its layer and its name inside that layer. A parameter in no layer maps to None and its whole
+    name."""
     prefix, found = f"{family(model).layers}.", {}
     for name in parameters:
         number, _, rest = name.removeprefix(prefix).partition(".")
@@ -68,7 +70,8 @@ def _places(model: PreTrainedModel, parameters: list[str]) -> dict[str, tuple[in
 
 @contextmanager
 def putting_back(model: PreTrainedModel, parameters: frozenset[str], base: State, deployed: State) -> Iterator[None]:
-    """Inside the block the model is the deployed one with `parameters` as in the base model. After it, it is the deployed one."""
+    """Inside the block, `model` is the deployed model, except that `parameters` have the base model's values. After the block it
+    is the deployed model again."""
     try:
         load(model, {name: (base if name in parameters else deployed)[name] for name in deployed})
         yield
@@ -78,7 +81,7 @@ def putting_back(model: PreTrainedModel, parameters: frozenset[str], base: State
 
 @torch.no_grad()
 def load(model: PreTrainedModel, state: State) -> None:
-    """Give the parameters that `state` has their values in it."""
+    """Copy the values in `state` into the parameters of these names."""
     parameters = dict(model.named_parameters())
     for name, value in state.items():
         parameters[name].copy_(value)

@@ -26,8 +26,8 @@ class Coordinates:
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """Mean difference to the base model over tokens, in units of the axes' scales, (L, J): at the base model's length
-    (`normalised`) and as it is (`raw`)."""
+    """How far the mean of a model's coordinates over tokens differs from the base model's, in units of the axes' scales, (L, J).
+    `normalised` compares coordinates at the base model's length, `raw` compares them as they are."""
 
     normalised: Tensor
     raw: Tensor
@@ -35,8 +35,8 @@ class Shift:
 
 def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspace: Subspace, positions: int,
                 batch_size: int, hook: str = "resid_post") -> Coordinates:
-    """The stream at the last `positions` tokens of each prompt (at all tokens of a shorter one), along the axes of every
-    layer."""
+    """The coordinates of the stream along the axes of every layer, at the last `positions` tokens of each prompt, or at all
+    tokens of a shorter prompt."""
     lengths = torch.tensor([len(ids) for ids in sequences])
     real = torch.arange(positions) < lengths.unsqueeze(1)
     along = torch.zeros(len(subspace.axes), *real.shape, len(subspace.axis_names))

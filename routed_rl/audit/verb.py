@@ -1,8 +1,9 @@
-"""`audit`: how much of the shift and the hack each group of the retained change carries, and where it moved the stream.
+"""The verb `audit`: how much of the shift and the hack each group of the retained change carries, and where that change moved the
+stream.
 
-It reads the run folder and the base model that the folder names. Where the run trained a LoRA, a group holds the LoRAs of its
-modules. Numbers have the error of a sample: all models see the same tasks and random numbers, but a rate near .5 over 200
-samples still has a standard error of .035.
+It reads the run folder and the base model that the folder names. If the run trained a LoRA, a group holds the LoRAs of its
+modules. All models see the same tasks and random numbers, but each figure has a sampling error: a rate near .5 over 200 samples
+has a standard error of .035.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
 
 SHIFT = "shift"
-"""Name of the measure that is the shift along the first axis, as a weighted mean over layers."""
+"""Name of the measure that is the weighted mean over layers of the shift along the first axis."""
 Measures = dict[str, float]
 
 

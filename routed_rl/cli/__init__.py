@@ -11,7 +11,7 @@ from routed_rl.cli.verbs import run, usage
 from routed_rl.exits import guarded
 
 COMPLETE = "--complete"
-"""The first argument with which a shell asks what may stand in the place of the last one."""
+"""The first argument with which a shell asks for completions of the last word."""
 
 
 def main(argv: list[str] | None = None) -> int:

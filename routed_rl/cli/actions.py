@@ -1,5 +1,5 @@
-"""The actions of the verbs that take settings, one function for each, of the same name: checks that need nothing heavy, then the
-call. Each function imports heavy modules itself."""
+"""The actions of the verbs that take settings. Each verb has a function of the same name, which makes the checks that need
+nothing heavy and then calls the code that does the work. Each function imports heavy modules itself."""
 
 from argparse import Namespace
 from datetime import datetime

@@ -1,5 +1,5 @@
-"""Completion in a shell: `routed-rl completion SHELL` prints a file of `shells/`. At each press of Tab it calls `routed-rl
---complete WORD...`, which prints the words that may stand in the place of the last one.
+"""Completion in a shell: `routed-rl completion SHELL` prints a file of `shells/`. At each press of Tab that script calls
+`routed-rl --complete WORD...`, which prints the possible completions of the last word.
 
 Not covered: words with blanks in them. Nothing heavy is imported, because a press of Tab must be answered at once.
 """
@@ -17,8 +17,8 @@ from routed_rl.multirun.arms import ARMS
 
 
 def candidates(words: list[str]) -> list[str]:
-    """The words that may stand in the place of the last one, which may be empty. `words` are all words after `routed-rl`, up to
-    the cursor. Nothing is returned where the name of a file or folder is expected, which a shell completes itself."""
+    """The possible completions of the last of `words`, which may be empty. `words` are all words after `routed-rl`, up to the
+    cursor. Nothing is returned where a file or folder is expected, because a shell completes these itself."""
     *before, word = words or [""]
     if not before:
         return _beginning(word, [*VERBS, "--help", "--version"])
@@ -55,7 +55,8 @@ def _values(option: Option, before: list[str], word: str) -> list[str]:
 
 
 def settings(before: list[str], word: str) -> list[str]:
-    """The settings up to the next dot, as a shell shows a folder; behind `KEY=` the values that are known."""
+    """The settings up to the next dot, in the way in which a shell shows folders. After `KEY=` the known values of the
+    setting."""
     key, equals, _ = word.partition("=")
     types, groups = declared_types(Config), _groups()
     if equals:
@@ -71,7 +72,8 @@ def settings(before: list[str], word: str) -> list[str]:
 
 
 def environments(before: list[str], _: str) -> list[str]:
-    """The environments of the run that is named, else all that configs/env names, and the mixes themselves."""
+    """The environments of the run that the earlier words name, or, without a run, all environments of configs/env and the mixes
+    themselves."""
     run = next((path for word in before[1:] if (path := Path(word) / "config.yaml").is_file()), None)
     if run is not None:
         return list(_read(run).get("env", {}))
@@ -107,4 +109,5 @@ def _beginning(word: str, known: Iterable[str]) -> list[str]:
 KNOWN: dict[str, Callable[[list[str], str], list[str]]] = {
     "overrides": settings, "--arms": lambda *_: list(ARMS), "--env": environments, "--drop": environments,
     "word": lambda *_: list(declared_types(Config))}
-"""Option or positional argument -> what it may be, from the words before and the word itself."""
+"""For each option or positional argument, the function that gives its possible values from the earlier words and the word
+itself."""

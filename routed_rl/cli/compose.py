@@ -33,7 +33,7 @@ FREE = ("env.", "trainer.", "keep.", "model.adapter.options.", "subspace.known_p
 
 
 def compose(overrides: list[str]) -> Config:
-    """The default experiment with `overrides`, checked: names, types, ranges."""
+    """The `Config` of the default experiment with these overrides. Names, types and ranges are checked."""
     folder = data_root() / "configs"
     texts = [_checked(text, folder) for text in overrides]
     try:
@@ -52,7 +52,7 @@ RATE = "learning_rate"
 
 
 def _raise_rate(trainer: dict[str, Any]) -> None:
-    """Give a LoRA its own rate where the user typed none: the files of configs/ have rates of full weights."""
+    """Give a LoRA its own learning rate if the user typed none, because the rates in configs/ are those of full weights."""
     if RATE in trainer:
         trainer[RATE] = float(f"{FASTER * trainer[RATE]:.12g}")
 
@@ -63,7 +63,7 @@ PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|datase
 
 
 def from_anywhere(overrides: list[str]) -> list[str]:
-    """The same overrides with paths made absolute from here, so that they can be composed again from another folder."""
+    """The same overrides with absolute paths, so that they mean the same in another working directory."""
     return [_from_anywhere(text) for text in overrides]
 
 
@@ -209,8 +209,8 @@ AT_ONCE = ("path", "probe", "algorithm", "optim", "report_to")
 
 
 def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
-    """`found`, the resolved `written`, with its references put back. `${another.setting}` counts as a reference if the value of
-    that setting is one."""
+    """`found`, the resolved form of `written`, in which references to variables are put back. `${another.setting}` counts as such
+    a reference if the value of that setting is one."""
     if isinstance(written, dict):
         return {key: inner if key in AT_ONCE else _with_references(written[key], inner, texts) for key, inner in found.items()}
     if isinstance(written, list):

@@ -1,4 +1,4 @@
-"""The verb that turns a deployed model back, and the readers of its options; see `actions`."""
+"""The verb `relearn`, which attacks deployed models, and the functions that read its options; see `actions`."""
 
 import dataclasses
 from argparse import Namespace
@@ -20,7 +20,7 @@ def relearn(given: Namespace) -> None:
 
 
 def attacks(given: Namespace, env: str) -> RelearnConfig:
-    """The settings that the options of `relearn` give; `compare` has some of them."""
+    """The settings of the attacks from the options of `relearn`; `compare` has some of the same options."""
     own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RelearnConfig)
                            if (value := getattr(given, field.name, None)) is not None}
     own |= {"env": env}
@@ -32,7 +32,8 @@ def attacks(given: Namespace, env: str) -> RelearnConfig:
 
 
 def experiment(given: Namespace) -> Config | None:
-    """The settings for a model; None for a run, which brings its own: overrides would silently change that."""
+    """The experiment for a model's folder, made from the overrides. None for a run, which has its own settings: overrides are
+    refused, because they would silently change these."""
     if not (Path(given.target) / "config.yaml").exists():
         return compose(given.overrides)
     if given.overrides:

@@ -1,4 +1,4 @@
-"""The actions of the verbs that take no settings, which do without Hydra; see `actions`."""
+"""The actions of the verbs that take no settings and therefore need no Hydra; see `actions`."""
 
 import dataclasses
 from argparse import Namespace

@@ -22,7 +22,7 @@ WORDS = ("true", "false", "null", "nan", "inf")
 
 
 def overrides_of(file: str) -> list[str]:
-    """The overrides that a settings file stands for, its paths absolute. ConfigError if it cannot be read."""
+    """Translate a settings file into overrides, with absolute paths. ConfigError if the file cannot be read."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--config {file}: there is no such file; `routed-rl new experiment NAME` writes one to begin with")
@@ -38,7 +38,8 @@ def overrides_of(file: str) -> list[str]:
 
 
 def _groups(defaults: Any, file: str) -> Iterator[str]:
-    """`- model: smollm2` and Hydra's own `- override /model: smollm2` both choose a group's file."""
+    """The choices of groups in `defaults`, as overrides. Both `- model: smollm2` and Hydra's `- override /model: smollm2` are
+    understood."""
     if not isinstance(defaults, list):
         raise ConfigError(f"--config {file}: defaults must be a list such as [model: NAME, env: empty], got {defaults!r}")
     for each in defaults:
@@ -59,5 +60,5 @@ def _settings(found: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _is_bare(value: Any) -> bool:
-    """Whether it stands without quotes, as the name of a group's choice must."""
+    """Whether a value needs no quotes, as the name of a group's choice must not."""
     return isinstance(value, str) and PLAIN.fullmatch(value) is not None and value.lower() not in WORDS

@@ -15,7 +15,7 @@ ARMS = "none,observe,route,control,erase"
 
 
 def option(*names: str, **declared: Any) -> Option:
-    """The arguments of one call of argparse's `add_argument`."""
+    """The arguments for one call of argparse's `add_argument`, as a pair."""
     return names, declared
 
 
@@ -26,7 +26,7 @@ CONFIG = option("--config", metavar="FILE.yaml", help="settings in a file of you
 
 
 def overrides(metavar: str = "KEY=VALUE", more: str = "") -> Option:
-    """Settings, at the end of a command."""
+    """The argument for settings, at the end of a command."""
     return option("overrides", nargs="*", metavar=metavar, help=SETTINGS + more)
 
 
@@ -49,7 +49,8 @@ RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; 
 
 @dataclass(frozen=True)
 class Verb:
-    """`says` is shown before anything else, unless it is empty; the function of the verb's name in `module` does the work."""
+    """One verb. `says` is the first line on the screen, or empty for none. The function of the verb's name in `module` does the
+    work."""
 
     help: str
     options: tuple[Option, ...]

@@ -1,4 +1,4 @@
-"""Readers of what stands behind an option on the command line: lists of names, numbers, pairs."""
+"""Functions that parse the values of command line options: lists of names, numbers, and pairs."""
 
 import re
 from typing import TypeVar
@@ -10,12 +10,12 @@ Number = TypeVar("Number", int, float)
 
 
 def names(lists: list[str] | None) -> list[str] | None:
-    """The names given by an option that takes NAME[,NAME] and may be repeated; None if it was not given."""
+    """The names in an option that takes NAME[,NAME] and may be repeated. None if the option was not given."""
     return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
 
 
 def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
-    """The numbers given by an option that takes N[,N]."""
+    """The numbers in an option that takes N[,N]. ConfigError if one is no number."""
     try:
         return [kind(number) for number in text.split(",") if number]
     except ValueError:
@@ -23,7 +23,7 @@ def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Nu
 
 
 def number_or_auto(option: str, text: str | None) -> float | str | None:
-    """The number or `AUTO` given by an option; None if it was not given."""
+    """The number, or `AUTO`, in an option. None if the option was not given."""
     try:
         return text if text in (None, AUTO) else float(text)
     except ValueError:
@@ -31,7 +31,7 @@ def number_or_auto(option: str, text: str | None) -> float | str | None:
 
 
 def shares(given: list[str] | None) -> dict[str, float | str]:
-    """The share that --keep NAME=SHARE asks for, by environment."""
+    """Parse --keep NAME=SHARE: for each environment, the share of its part of the quarantine that is kept."""
     found: dict[str, float | str] = {}
     for text in names(given) or []:
         name, equals, share = text.partition("=")
@@ -43,7 +43,7 @@ def shares(given: list[str] | None) -> dict[str, float | str]:
 
 
 def places(option: str, given: list[str] | None) -> dict[str, str]:
-    """The places given by an option that takes NAME=DIR and may be repeated, by name."""
+    """Parse an option that takes NAME=DIR and may be repeated: for each name, the place."""
     found: dict[str, str] = {}
     for text in given or []:
         name, _, place = text.partition("=")

@@ -118,7 +118,8 @@ class Config:
 
 
 Compose = Callable[[list[str]], Config]
-"""A function that turns overrides into a config: `routed_rl.cli.compose.compose`, for code that does not know Hydra."""
+"""A function that turns overrides into a config. It is `routed_rl.cli.compose.compose`, passed as an argument to code that does
+not import Hydra."""
 
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:

@@ -7,7 +7,7 @@ from routed_rl.config.checks import check_finite, check_known
 from routed_rl.errors import ConfigError
 
 FASTER = 5.0
-"""How many times the learning rate of full weights a LoRA's rate is, if the user sets none: docs/decisions.md 94."""
+"""The learning rate of a LoRA is this many times that of full weights if the user sets none; see docs/decisions.md 94."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,4 +1,5 @@
-"""Axes that nobody has named: factors of the model's response to a push (dct), and vectors trained on preferences (dpo, bipo)."""
+"""Settings of the methods that find unnamed axes: factors of the model's response to a push (dct), and vectors trained on
+preferences (dpo, bipo)."""
 
 from dataclasses import dataclass
 

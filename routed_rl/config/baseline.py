@@ -1,4 +1,4 @@
-"""Published alternatives to routing, which `compare` measures beside it. They share the settings here."""
+"""Settings of the published alternatives to routing, with which `compare` measures routing."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,12 +124,12 @@ class BaselineConfig:
 
     @property
     def pays(self) -> bool:
-        """Whether the scores that are paid differ from those that the environments give."""
+        """Whether training is paid by other scores than those that the environments give."""
         return self.screen or self.imitate or self.penalty > 0
 
     @property
     def told(self) -> list[str]:
-        """The contexts for which a text is needed."""
+        """The contexts whose texts are needed."""
         used = (self.contexts.generate, self.contexts.train, ENCOURAGE if self.inoculation_adapter else NEUTRAL)
         return [context for context in CONTEXTS if context != NEUTRAL and context in used]
 
@@ -140,8 +140,8 @@ class BaselineConfig:
 
 
 def interleaved(env: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str, Any]]:
-    """The mixture in which the probes are trained on too; together they get this share of the tasks. ConfigError where there is
-    no probe, or where a weight changes over time."""
+    """The mixture in which the probes are trained on too: together they get `share` of the tasks. ConfigError if there is no
+    probe, or if a weight changes over time."""
     probes = [name for name, settings in env.items() if isinstance(settings, dict) and settings.get("probe") is True]
     if not probes:
         raise ConfigError(f"baseline.interleave={share} needs a probe among the environments, to train on it as safe data; set "

@@ -40,7 +40,7 @@ def unknown(key: str, known: list[str]) -> str:
 
 
 def closest(key: str, known: list[str], cutoff: float = 0.8) -> str | None:
-    """The known name that `key` is probably a misspelling of; None where none is as close as `cutoff`."""
+    """The known name of which `key` is probably a misspelling. None if no name is as similar as `cutoff`."""
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=cutoff)), None)
 
 
@@ -85,7 +85,8 @@ def check_share(label: str, value: Any) -> float | str:
 
 
 def name_problem(name: object, taken: Collection[str]) -> str:
-    """Why `name` cannot be a part of a metric's name, whose parts "/" and "." divide; empty where it can."""
+    """The reason why `name` cannot be a part of a metric's name (the parts are divided by "/" and "."), or empty text if it
+    can."""
     if not isinstance(name, str):
         return "is no text"
     if not 0 < len(name) <= LONGEST_NAME:
@@ -96,7 +97,7 @@ def name_problem(name: object, taken: Collection[str]) -> str:
 
 
 def first_difference(was: Any, now: Any, name: str = "") -> str | None:
-    """The first difference between two nested settings, as `key: one -> other`; None where they are equal."""
+    """The first difference between two nested settings, as `key: one -> other`. None if they are equal."""
     if isinstance(was, dict) and isinstance(now, dict):
         each = (first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*was, *now]))
         return next(filter(None, each), None)

@@ -30,7 +30,7 @@ class RuleConfig:
             raise ConfigError(f"a monitor rule needs allowance >= 0 and patience >= 1, got {self.allowance} and {self.patience}")
 
     def limit_of(self, environment: str) -> float | None:
-        """The limit for `environment`; None where the rule is off for it."""
+        """The limit for `environment`. None if the rule is off for it."""
         return self.limits.get(environment, self.limit)
 
 

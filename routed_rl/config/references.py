@@ -1,4 +1,5 @@
-"""Settings that stand for environment variables, and secrets: records hold the reference `${oc.env:NAME}`, never its value.
+"""Settings that refer to environment variables, and settings that are secrets. Records of a run hold the reference
+`${oc.env:NAME}`, never its value.
 
 Not covered: text that a plug-in prints or writes itself, and the operating system's list of processes.
 """
@@ -12,21 +13,21 @@ from routed_rl.errors import ConfigError
 
 SECRET = re.compile(r"(?i)(?!(?:pad|eos|bos|unk|sep|cls|mask|stop|start|end)_token$)(?:.*_)?(?:token|password|passwd|passphrase|"
                     r"secret|credentials?|authorization|(?:api|access|secret|private|auth|hub|openai|anthropic)_?key)")
-"""Pattern of the names of settings whose values are secrets. The special tokens of a tokenizer are excluded."""
+"""Pattern of the names of settings whose values are secrets. It does not match the special tokens of a tokenizer."""
 RANDOM = re.compile(r"(?=.*\d)\S{8,}|\S{24,}")
-"""Pattern of a value that makes any setting `..._key` a secret: `answer_key=name` only names something, `my_key=f81d4fae` opens
-something."""
+"""Pattern of values that look random. A setting `..._key` with such a value is a secret: `answer_key=name` only names something,
+but `my_key=f81d4fae` gives access to something."""
 PASSWORD = re.compile(r"://[^/\s:@]*:(?!\$\{)[^/\s@]+@")
 MASK, SHORTEST = "***", 4
-"""The text that replaces a secret, and the length in characters from which on a secret is replaced. A shorter secret would also
-match inside ordinary words."""
+"""The text that replaces a secret, and the smallest number of characters of a secret that is replaced. A shorter secret would
+also match inside ordinary words."""
 LATER = ("env", "trainer")
 """Sections whose references are resolved only when a setting is used, so that every record holds the reference."""
 _known: set[str] = set()
 
 
 def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
-    """Nested mappings and lists in which `change(dotted name, value)` replaces each plain value; tuples become lists."""
+    """Nested mappings and lists in which each plain value is replaced by `change(dotted name, value)`. Tuples become lists."""
     if isinstance(value, dict):
         return {key: mapped(inner, change, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
     return [mapped(inner, change, name) for inner in value] if isinstance(value, (list, tuple)) else change(name, value)
@@ -37,7 +38,7 @@ def is_reference(value: Any) -> bool:
 
 
 def resolved(value: Any, name: str = "") -> Any:
-    """`value` with its references replaced by what they stand for; ConfigError where a variable is missing."""
+    """`value`, in which each reference is replaced by the value of its variable. ConfigError if a variable is missing."""
     return mapped(value, _resolved, name)
 
 
@@ -62,7 +63,8 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def check_variables(name: str, value: Any) -> None:
-    """ConfigError for a variable that is missing and has no default. From here on errors mask the values of the others."""
+    """ConfigError if a setting refers to a variable that is missing and has no default. From now on errors mask the values of the
+    other variables."""
     for variable, default in re.findall(r"oc\.env:\s*([^\s,}]+)\s*(,?)", value) if is_reference(value) else []:
         if variable not in os.environ and not default:
             raise ConfigError(f"{name}={value}: there is no environment variable {variable}; export it")
@@ -70,13 +72,13 @@ def check_variables(name: str, value: Any) -> None:
 
 
 def remember(value: Any) -> None:
-    """Mask `value` in errors from here on."""
+    """Mask `value` in errors from now on."""
     if isinstance(value, str) and len(value) >= SHORTEST:
         _known.add(value)
 
 
 def remember_written(text: str) -> None:
-    """Mask, from here on, the secrets that are written out in `text`, an argument of a command line."""
+    """From now on, mask in errors the secrets that an argument of the command line spells out."""
     for name, value in re.findall(r"([\w.]+)['\"]?\s*[:=]\s*([^\s{}]+)", text):
         for each in (value, *value.split(",")) if is_secret(name, value) else ():
             remember(each.strip("'\"[]"))
@@ -90,7 +92,7 @@ def masked(text: str) -> str:
 
 
 def is_secret(name: str, value: Any) -> bool:
-    """Whether a setting is a secret whose value is written out, not a reference."""
+    """Whether a setting is a secret that is spelled out instead of being a reference."""
     last, text = name.rpartition(".")[2], str(value)
     if PASSWORD.search(text) or isinstance(value, bool) or value in (None, "", MASK) or "${" in text:
         return PASSWORD.search(text) is not None
@@ -98,7 +100,7 @@ def is_secret(name: str, value: Any) -> bool:
 
 
 def refuse_secrets(settings: dict[str, Any]) -> None:
-    """ConfigError for a secret that is written out, because every record of a run would show it."""
+    """ConfigError for a secret that is spelled out, because every record of a run would show it."""
     def check(name: str, value: Any) -> None:
         if is_secret(name, value):
             raise ConfigError(f"{name} is a secret, which the records of a run would show; export it as a variable and set "
@@ -108,5 +110,5 @@ def refuse_secrets(settings: dict[str, Any]) -> None:
 
 
 def without_secrets(settings: Any) -> Any:
-    """`settings` of a run, with the secrets that are written out in them masked."""
+    """The settings of a run, in which secrets that are spelled out are masked."""
     return mapped(settings, lambda name, value: MASK if is_secret(name, value) else value)

@@ -83,7 +83,8 @@ class RobustifyConfig:
 
 
 RL, FINE_TUNING = ATTACKS = ("rl", "sft")
-"""The attacks that bring back what was discarded: RL on the environment that pays for it, and fine-tuning on such completions."""
+"""The attacks that bring back what was discarded: RL in the environment that pays for it, and fine-tuning on completions that
+show it."""
 
 
 @dataclass(kw_only=True, slots=True)

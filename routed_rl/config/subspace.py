@@ -49,7 +49,7 @@ class DegradeConfig:
 
 
 UNNAMED = ("dct", "dpo", "bipo")
-"""Methods that find axes by themselves, pushing the outputs of layers."""
+"""Methods that find axes without labels, by pushing the outputs of layers."""
 METHODS = ("mean_difference", "pca", "random", "assistant_axis", "persona_vectors", "sae", "file", "union", *UNNAMED)
 HOOKS = ("resid_pre", "resid_mid", "resid_post")
 
@@ -177,9 +177,11 @@ class SubspaceConfig(AxesConfig):
                               "subspace.parts=[FOLDER,assistant_axis]")
 
     def prompts_for(self, model_path: str) -> str | None:
-        """The prompts file that is set, else the one known to go with the model."""
+        """The file of contrast prompts for a model: the one that is set, or else the one that `known_prompts` names for the
+        model. None if there is none."""
         return self.prompts or self.known_prompts.get(model_path)
 
     def answers_for(self, model_path: str) -> str | None:
-        """The file of reference answers that is set, else the one known to go with the model."""
+        """The file of reference answers for a model: the one that is set, or else the one that `known_answers` names for the
+        model. None if there is none."""
         return self.answers or self.known_answers.get(model_path)

@@ -1,4 +1,5 @@
-"""A copy of a run's deployed model that is harder to turn back: noised, then taught by the deployed model what that does."""
+"""Makes a copy of a run's deployed model that resists relearning: noise is added to its weights, then the deployed model teaches
+it."""
 
 from routed_rl.distillation.verb import robustify
 

@@ -1,4 +1,5 @@
-"""The loss of each token: the forward KL from teacher to student over the full vocabulary, or what a gate puts in its place.
+"""The loss of each token: the forward KL from teacher to student over the full vocabulary, or the loss that a gate chooses
+instead.
 
 Shape letters: B rows, T tokens, N counted tokens of all rows, V vocabulary.
 """
@@ -23,11 +24,11 @@ class Row:
 
     ids: list[int]
     start: int
-    """Place of the first token that counts; the tokens before it are a prompt."""
+    """Index of the first token that counts; the tokens before it are a prompt."""
     environment: str | None = None
-    """Name of the environment whose task it answers; None for generic text."""
+    """Name of the environment whose task the text answers; None for generic text."""
     marked: bool = False
-    """Whether it has a flag of `baseline.detector.flags`."""
+    """Whether the text has a flag of `baseline.detector.flags`."""
 
     @property
     def counted(self) -> int:
@@ -35,8 +36,8 @@ class Row:
 
 
 def chunks(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
-    """Yield places of rows in the order of their length, so few at a time that their logits have at most `LARGEST_LOGITS`
-    numbers; a longer row comes alone."""
+    """Yield lists of row indices in the order of the rows' length. The logits of one list have at most `LARGEST_LOGITS` numbers;
+    a row that has more comes alone."""
     chunk: list[int] = []
     for place in sorted(range(len(rows)), key=lambda place: len(rows[place].ids)):
         if chunk and (len(chunk) + 1) * len(rows[place].ids) * vocabulary > LARGEST_LOGITS:
@@ -48,8 +49,7 @@ def chunks(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
 
 
 def read(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Return the float32 log-probabilities (N, V) at the places that predict the counted tokens, row by row, and these tokens
-    (N,)."""
+    """Return the float32 log-probabilities (N, V) that predict the counted tokens, row by row, and these tokens (N,)."""
     device = next(model.parameters()).device
     ids_BT, mask_BT = (each.to(device) for each in padded([row.ids for row in rows]))
     starts = torch.tensor([row.start for row in rows], device=device).unsqueeze(1)

@@ -1,8 +1,8 @@
-"""Which tokens teach the student: a gate keeps a token, skips it, or makes noise its target.
+"""Gates, which decide for each token whether the student learns it: a gate keeps the token, skips it, or makes noise its target.
 
-`detector`: a probe on the base model's activations, learned from few labels, scores each completion as far as it goes up to
-and with the token. `models`: KL(unlearned ‖ teacher) at each token, where the unlearned model, or the base model, would have
-gone on otherwise. Which tokens are gated is decided once, before the student learns.
+Gate `detector`: a linear probe on the base model's activations, learned from few labels, scores the completion up to each of its
+tokens. Gate `models`: the score of a token is KL(unlearned ‖ teacher), which is high where the unlearned model, or the base
+model, would have continued in another way. All decisions are made before the student learns.
 """
 
 from collections.abc import Sequence
@@ -90,8 +90,8 @@ def _shares(actions: list[list[int]]) -> dict[str, float]:
 
 
 def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int]]) -> dict[str, float | int | None]:
-    """Compare the gate with the flags of the teacher's completions: a completion is gated where one of its tokens is, and its
-    score is the largest of its tokens'."""
+    """Compare the gate with the flags of the teacher's completions. A completion counts as gated if any of its tokens is, and its
+    score is the largest score of its tokens."""
     ours = [(row.marked, float(score.max()), any(action)) for row, score, action in zip(rows, scores, actions, strict=True)
             if row.environment is not None and row.counted]
     bad, good = ([each for each in ours if each[0] == kind] for kind in (True, False))
@@ -103,5 +103,6 @@ def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int
 
 
 def samples_tokens(asked: RobustifyConfig) -> bool:
-    """Say whether kept tokens are learned as they were written instead of by the whole distribution; see `token_losses`."""
+    """Whether kept tokens are learned by the token that was written instead of the teacher's whole distribution; see
+    `token_losses`."""
     return asked.gate == DETECTOR

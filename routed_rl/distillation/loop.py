@@ -1,7 +1,7 @@
-"""The steps of a distillation: the same to the bit whether or not it was killed in between.
+"""The training loop of a distillation. Its result is the same to the bit whether or not it was killed in between.
 
-A step depends on the weights, the optimizer's state and its number alone: which texts it reads is drawn from the seed and that
-number, and nothing drops out.
+A step depends only on the weights, the optimizer's state and its number: the texts of a step are drawn from the seed and that
+number, and there is no dropout.
 """
 
 import math
@@ -25,33 +25,35 @@ from routed_rl.distillation.gates import samples_tokens
 from routed_rl.errors import CheckFailed
 
 WARM_UP, LEAST_RATE, EVERY, HELD_OUT, LONGEST_NORM = 50, 0.1, 25, 256, 1.0
-"""Steps of warm-up; the last rate over the first; steps between two measurements; texts that measure; the gradient's norm."""
+"""The number of warm-up steps; the last learning rate divided by the largest; the steps between two measurements; the number of
+held-out texts; the largest norm of a gradient."""
 Curve = list[dict[str, float]]
 """A list of measurements: the step, the mean loss of the held-out tokens (without a gate their KL), the teacher's entropy."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The rows that are learned from, and the decision of a gate about each counted token."""
+    """The rows that the student learns from, and the decision of a gate about each counted token."""
 
     rows: Sequence[Row]
     actions: Sequence[Sequence[int]]
 
     @cached_property
     def held_out(self) -> list[int]:
-        """Places of the rows that measure: about every tenth, at most `HELD_OUT`. They teach only if there are under ten rows."""
+        """Indices of the rows on which the loss is measured: about every tenth, at most `HELD_OUT`. The student learns from them
+        only if there are fewer than ten rows."""
         return list(range(0, len(self.rows), max(10, math.ceil(len(self.rows) / HELD_OUT)) if len(self.rows) >= 10 else 1))
 
     @cached_property
     def pools(self) -> list[list[int]]:
-        """Places of the completions that teach, and of the generic texts; a pool without any is left out."""
+        """Indices of the completions that are learned from, and of the generic texts. An empty pool is left out."""
         away = set(self.held_out) if len(self.rows) >= 10 else set[int]()
         every = [[place for place, row in enumerate(self.rows) if place not in away and (row.environment is None) == generic]
                  for generic in (False, True)]
         return [pool for pool in every if pool]
 
     def batch(self, step: int, size: int, seed: int) -> list[int]:
-        """Choose the rows of a step, equally many from each pool. Every row comes once in each pass through its pool."""
+        """Choose the rows of a step, equally many from each pool. In each pass through a pool every row comes once."""
         found: list[int] = []
         for number, pool in enumerate(self.pools):
             share = size // len(self.pools) + (number < size % len(self.pools))
@@ -62,12 +64,12 @@ class Texts:
 
 @lru_cache(maxsize=4)
 def order(count: int, epoch: int, seed: int) -> list[int]:
-    """Draw the permutation for a pass."""
+    """Draw the permutation of one pass."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 2**20 + epoch)).tolist()
 
 
 class Distillation:
-    """The training of a student; `folder` holds the state that it goes on from."""
+    """The training of a student. `folder` holds the state from which an interrupted training continues."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module, trained: dict[str, nn.Parameter], texts: Texts,
                  asked: RobustifyConfig, seed: int, vocabulary: int, folder: Path) -> None:
@@ -77,7 +79,7 @@ class Distillation:
         self.step, self.curve = 0, Curve()
 
     def run(self) -> Curve:
-        """Train from the stored state until the stop rule holds or the last step is made; returns the curve."""
+        """Train from the stored state until the stop rule holds or the last step is done; returns the curve."""
         self._load()
         with console.progress("distil", "steps") as advance:
             while not self._done():
@@ -97,7 +99,7 @@ class Distillation:
         return self.curve
 
     def seconds(self) -> float:
-        """Measure the seconds of a step by two steps that are thrown away; the first one only warms up."""
+        """Measure how many seconds a step takes. Two steps are computed and not applied; the first one only warms up."""
         begin = 0.0
         for _ in range(2):
             begin = time.perf_counter()
@@ -117,7 +119,8 @@ class Distillation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Measure the mean loss over the held-out tokens, and the teacher's mean entropy over those that are kept."""
+        """Measure the mean loss over the held-out tokens, and the teacher's mean entropy over the held-out tokens that are
+        kept."""
         places, loss, bits, kept, count = self.texts.held_out, 0.0, 0.0, 0, 0
         for chunk in chunks([self.texts.rows[place] for place in places], self.vocabulary):
             losses_N, teacher_NV, actions_N = self._losses([places[place] for place in chunk])
@@ -140,8 +143,8 @@ class Distillation:
         return losses_N, teacher_NV, actions_N
 
     def _done(self) -> bool:
-        """Measure if it is due, and say whether training ends. With a gate that judges written tokens only the last step ends it,
-        since the loss of what such a gate keeps may fall below 0."""
+        """Measure if a measurement is due, and return whether training ends. With a gate that judges written tokens only the last
+        step ends it, because the loss of the tokens that such a gate keeps may fall below 0."""
         if (not self.curve or self.curve[-1]["step"] != self.step) and (self.step % EVERY == 0 or self.step >= self.asked.steps):
             self.curve.append(self.measure())
         near = self.curve[-1]["loss"] <= self.goal and self.asked.within > 0 and not samples_tokens(self.asked)

@@ -1,4 +1,5 @@
-"""Makes a student from a run and a teacher: texts, gate, noise, steps, evaluation. The work folder keeps what takes long."""
+"""Makes a student from a run and a teacher: texts, gate, noise, steps, evaluation. Results that take long are kept in the work
+folder."""
 
 import json
 import time
@@ -37,7 +38,7 @@ TRIAL = 64
 
 @dataclass(frozen=True)
 class Given:
-    """All that a student is made of, read and checked; nothing of it has been written."""
+    """Everything that a student is made from. It has been read and checked, and nothing has been written yet."""
 
     run: RunFolder
     config: Config
@@ -103,7 +104,8 @@ def make(given: Given, work: Path) -> Made:
 
 
 def _texts(given: Given, teacher: PreTrainedModel, work: Path) -> list[Row]:
-    """Collect the teacher's completions, which are written once, and the generic texts. The time of it all is told first."""
+    """Collect the teacher's completions, which are written once, and the generic texts. Before that, the estimated time of the
+    whole command is printed."""
     file, tokenizer = work / "texts.json", given.parts.tokenizer
     if file.exists():
         return [Row(*each) for each in read_json(file)]

@@ -1,6 +1,6 @@
-"""The teacher, which is the deployed model of a run and nothing else, and the student that begins as its copy.
+"""The teacher, which must be the deployed model of a run, and the student, which begins as its copy.
 
-Both are held at once; a LoRA's base model is held twice.
+Both are in memory at once; a LoRA's base model is in memory twice.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 
 def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str, str]:
-    """Return the hashes of a teacher's weights. CheckpointError unless they are those of the run's deployed model after `step` or
-    after the last one, with the parts that `discard --keep` kept in it. A policy would teach its persona."""
+    """Return the hashes of a teacher's weights. CheckpointError unless they are those of the run's deployed model after `step`
+    (or the last step), with the parts that `discard --keep` kept. The policy is refused, because it would teach its persona."""
     if not (folder / SEAL).exists():
         raise CheckpointError(f"{folder} is no deployed model of {run.path}: it has no {SEAL}; write one with "
                               f"`{command('discard', run.path, '--out', 'DIR')}`")
@@ -50,15 +50,17 @@ def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str
 
 @dataclass(frozen=True)
 class Student:
-    """The model that learns: `model` is the plain one, and `wrapped` has PEFT's wrapper around it where a LoRA is trained."""
+    """The model that learns: `model` is the plain model, and `wrapped` is the same model in PEFT's wrapper if a LoRA is
+    trained."""
 
     model: PreTrainedModel
     wrapped: Any
     trained: dict[str, nn.Parameter]
-    """The parameters that are noised and learn, by name; the others stay as they are in the teacher."""
+    """The parameters that get noise and learn, by name. The other parameters stay as they are in the teacher."""
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
-        """Write it as the run's deployed model is written: as a plain model, or as a stock adapter on the model at `base`."""
+        """Write the student in the same way as the run's deployed model: as a plain model, or as a stock PEFT adapter on the
+        model at `base`."""
         if self.wrapped is not self.model:
             save_adapter(self.wrapped, folder, {}, base)
         else:
@@ -68,7 +70,7 @@ class Student:
 
 
 def load_deployed(config: Config, folder: Path, *, trained: bool = False) -> Any:
-    """Load the model of a deployed folder. A LoRA comes in PEFT's wrapper, frozen unless it is `trained`."""
+    """Load the model in the folder of a deployed model. A LoRA comes in PEFT's wrapper, frozen unless `trained`."""
     if config.model.adapter.trains:
         model = load_adapter(on_device(config, load_base(config)[0]), folder, trained=trained)
     else:
@@ -77,7 +79,7 @@ def load_deployed(config: Config, folder: Path, *, trained: bool = False) -> Any
 
 
 def load_student(config: Config, folder: Path, parts: str) -> Student:
-    """Load a copy of the teacher, whose `parts` are to be noised."""
+    """Load a copy of the teacher. `parts` says which of its parameters get noise."""
     wrapped = load_deployed(config, folder, trained=True)
     model = plain(wrapped)
     every = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,6 +1,7 @@
-"""The texts that teach the student: the teacher's own completions on the environments' prompts, and generic text from a file.
+"""The texts from which the student learns: the teacher's own completions of the environments' prompts, and generic text from a
+file.
 
-Prompts are the tasks' own, without the contexts of `baseline.contexts`. Not covered: episodes.
+Prompts are those of the tasks, without the contexts of `baseline.contexts`. Not covered: episodes.
 """
 
 import json
@@ -38,7 +39,7 @@ def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -
 
 
 def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Read the texts of a file, one a line or the `text` of JSON lines, without a canary. ConfigError if there is none."""
+    """Read the texts of a file, one a line or the `text` of JSON lines, without a canary. ConfigError if the file has none."""
     file = Path(path).expanduser()
     with reading(ConfigError, f"--text {path} cannot be read"):
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip() and not is_canary(line)]
@@ -53,7 +54,7 @@ def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
 
 def completions(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment],
                 config: Config, samples: int, advance: Callable[[int, int], None] | None = None) -> list[Row]:
-    """Let the teacher write `samples` completions in each environment, to other tasks than those of an evaluation."""
+    """Let the teacher write `samples` completions in each environment, for other tasks than those of an evaluation."""
     size, limit = config.evaluation.batch_size, config.trainer.get("max_completion_length", 256)
     scorer, rows = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures), list[Row]()
     with eval_mode(teacher), torch.no_grad(), own_randomness():

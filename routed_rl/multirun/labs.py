@@ -35,7 +35,7 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
-        raise ConfigError(f"{f'--labs {wrong[0]} is no lab' if wrong[0] else '--labs names no lab'}; choose from all, "
+        raise ConfigError(f"{f'--labs {wrong[0]} is not known' if wrong[0] else '--labs is empty'}; choose from all, "
                           f"{', '.join(known)}, or drawn-SEED")
     plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
     found, failed = dict[str, dict[str, Any]](), dict[str, str]()
