@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one line: the thing, the value, the way out."""
+"""The errors that a user can cause. Each message is one line that names the thing, the value and the way out."""
 
 import shlex
 import shutil
@@ -33,7 +33,7 @@ class TaskError(RoutedRLError, RuntimeError):
 
 
 class Halted(RoutedRLError):
-    """The monitor stopped a run, whole and with a checkpoint; exit code 3. `run` is its folder."""
+    """The monitor stopped a run, which has a complete checkpoint; exit code 3. `run` is its folder."""
 
     def __init__(self, message: str, run: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class Halted(RoutedRLError):
 
 
 class Stopped(RoutedRLError):
-    """A signal ended a run, whole and with a checkpoint; exit code 128 + its number."""
+    """A signal ended a run, which has a complete checkpoint; exit code 128 + the number of the signal."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -97,7 +97,7 @@ def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
 
 
 def command(*words: object) -> str:
-    """`words` as a quoted shell line that calls this program in the way it was called, also from a .venv that is not
-    activated."""
+    """`words` as a quoted shell command that calls this program in the way in which the user called it, also from a .venv that is
+    not activated."""
     called = Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None
     return shlex.join([sys.argv[0] if called else "routed-rl", *map(str, words)])

@@ -43,21 +43,21 @@ class Answer:
     """One completion of an evaluation."""
 
     prompt: Prompt
-    """The prompt of the task; in an episode the messages with which it began."""
+    """The prompt of the task. For an episode, the messages with which it began."""
     completion: str | list[Message]
-    """The text; in an episode the messages after those with which it began."""
+    """The text that the model wrote. For an episode, all messages after those with which it began."""
     score: Score | None
-    """None: it could not be scored."""
+    """The score of the completion; None if it could not be scored."""
 
 
 ScoreBatch = Callable[[list[Task], int], list[Answer]]
-"""Function from tasks and the seed of their batch to their answers."""
+"""Function that maps tasks, and the seed of their batch, to their answers."""
 Complete = Callable[[list[list[int]], int], list[list[int]]]
-"""Function from prompts and a seed to the ids of one completion for each prompt."""
+"""Function that maps prompts (token ids) and a seed to the token ids of one completion for each prompt."""
 Progress = Callable[[int, int], None]
 """Function (completions done, completions in all) -> None, called after each batch."""
 Told = Callable[[dict[str, list[Answer]]], None]
-"""Function that is given the first answers in each environment, at the end."""
+"""Function that is called at the end with the first answers in each environment."""
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
@@ -77,14 +77,15 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
            config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
            served: Served | None = None, deployed: bool = False, share: bool = False,
            told: Told | None = None) -> dict[str, list[Score | None]]:
-    """{environment: the score of each of its tasks}, with the same tasks in the same order for every model; None: a failure.
+    """{environment: the score of each of its tasks}. Every model gets the same tasks in the same order. The score is None where
+    scoring failed.
 
-    There are `config.samples` tasks of the split "eval" per environment, with one completion each. The draw depends only on the
-    seed, the environment's name and the model. Training mode and random state are left as they were.
-    With `served` its engine completes instead of `model`, as the policy or as the deployed model. With `share` the processes of
-    a run divide the batches among them, and each returns all scores; otherwise each process makes all batches.
-    `told` is given the first `config.answers` completions of each environment, which changes no score.
-    Raises TaskError for an environment without tasks, or one that fails to score too often. A failure never counts as reward 0.
+    There are `config.samples` tasks of the split "eval" per environment, with one completion each. The completions depend only on
+    the seed, the environment's name and the model. Training mode and random state are left as they were. With `served` its engine
+    completes instead of `model`, as the policy or as the deployed model. With `share` the processes of a run divide the batches
+    among them, and each returns all scores; otherwise each process makes all batches. `told` is called with the first
+    `config.answers` completions of each environment. Raises TaskError for an environment without tasks, or one that fails to
+    score too often. A failure never counts as reward 0.
     """
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
@@ -118,7 +119,7 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
 
 
 def _in_order(batches: dict[tuple[str, int], list[Any]], names: Sequence[str], *, share: bool) -> dict[str, list[Any]]:
-    """{environment: the content of its batches, one after another}; with `share` those of all processes."""
+    """{environment: the contents of its batches, one after another}. With `share`, the batches of all processes are collected."""
     if share:
         batches = {place: found for each in RANKS.gather(batches) for place, found in each.items()}
     return {name: [each for place in sorted(batches) if place[0] == name for each in batches[place]] for name in names}
@@ -188,7 +189,8 @@ def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
 
 
 def stable_seed(seed: int, name: str, start: int) -> int:
-    """A seed that is the same in every process, unlike one from `hash`, which is salted in each."""
+    """A seed that is the same in every process. A seed from Python's `hash` would not be, because `hash` is salted in each
+    process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
 
 

@@ -10,7 +10,7 @@ from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
 
 PATH = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP)
-"""Error numbers that mean a fault of a path that the user gave."""
+"""Error numbers that mean that a path from the user is at fault."""
 
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
@@ -50,7 +50,7 @@ def _fail(message: str, code: int = 2, what: str = "error") -> int:
 
 
 def _resume(argv: list[str]) -> str:
-    """The command that goes on with the run. It has the run's folder where the command line names it."""
+    """The command that continues the run, with the run's folder if the command line names it."""
     typed = argv[1:2] if argv[0] == "resume" else [text[4:] for text in argv if text.startswith("out=")]
     folder = next(reversed(typed), None)
     return command("resume", folder) if folder else f"{command('resume')} RUN (the folder named above)"

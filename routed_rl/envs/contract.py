@@ -1,4 +1,4 @@
-"""Does a plug-in keep to the contract? Its methods are checked once when it is built, what they return each time.
+"""Checks whether a plug-in keeps to the contract: its methods once, when it is built, and what they return at each call.
 
 Every complaint names the line in the plug-in and says what to write instead.
 """
@@ -14,7 +14,7 @@ from routed_rl.errors import ConfigError
 
 WRITTEN = {"tasks": "tasks(self, split, seed)", "score": "score(self, task, completion)", "episode": "episode(self)",
            "gold": "gold(self, task)"}
-"""How the methods that are called are to be written."""
+"""For each method of the contract, the form in which it must be written."""
 YIELD = "write yield Task(prompt, data) for each task"
 
 
@@ -48,7 +48,7 @@ def lines_of(environment: Any) -> Mapping[str, str]:
 
 
 def tasks_of(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """Yield the environment's tasks; ContractError for whatever is none."""
+    """Yield the environment's tasks. ContractError for anything that is not a `Task`."""
     found: Any = environment.tasks(split, seed)
     if not isinstance(found, Iterable) or isinstance(found, (str, Mapping)):
         _close(found)
@@ -60,7 +60,8 @@ def tasks_of(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Tas
 
 
 def gold_of(environment: Any, task: Task) -> str | list[str] | None:
-    """The environment's solution of a task: text, a list of turns, or None if it offers none. ContractError else."""
+    """The environment's own solution of a task: text, a list of turns, or None if it offers none. ContractError for anything
+    else."""
     method = getattr(environment, "gold", None)
     found: Any = method(task) if callable(method) else None
     if not is_gold(found):
@@ -77,7 +78,7 @@ def is_gold(value: object) -> bool:
 
 
 def no_score(returned: Any, place: str) -> Failure:
-    """The failure of a completion for which something was returned that is no Score, or one with a wrong number."""
+    """The failure of a completion for which the plug-in returned something that is not a valid `Score`."""
     if isinstance(returned, Score):
         return Failure(shortened(f"returned Score(...) whose {returned.problem}"), place=place, kind="wrong number",
                        remedy="return numbers that are finite and in their range")

@@ -51,7 +51,7 @@ class Conversation:
         return list(cast(list[Message], answer))
 
     def cut(self) -> None:
-        """End the episode as it stands, because turns or tokens ran out."""
+        """End the episode in its present state, because turns or tokens ran out."""
         method = getattr(self._episode, "cut", Episode().cut)
         self._end("cut", self._guarded("cut", lambda: checked(self._episode, "cut", method(self._copy()))))
 
@@ -89,7 +89,8 @@ class Conversation:
 
 
 def checked(episode: Any, method: str, answer: Any) -> Any:
-    """The answer of an episode's method; ContractError, with the method's line, if it is none that the method may give."""
+    """The answer of an episode's method. ContractError, with the line of the method, if the method may not give such an
+    answer."""
     if method == "start":
         fits, allowed = answer is None or _are_messages(answer, ("system", "assistant", *ANSWERS)), "None or messages"
     else:

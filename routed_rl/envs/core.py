@@ -64,9 +64,9 @@ RESERVED = frozenset(
 class Score:
     """The result of scoring one completion.
 
-    `reward` is paid to the model. `solve` is the truth, in [0, 1], whether or not it is paid; None if nobody knows it. `flags`
-    name facts about the completion (`{"hack": True}`, or just the names that hold). `metrics` are further numbers to average.
-    `spans` says where in the completion's text something stands: for each name, pairs of (first character, last + 1).
+    `reward` is paid to the model. `solve`, in [0, 1], says whether the task is truly solved, whether or not that is paid; None if
+    nobody knows. `flags` name facts about the completion (`{"hack": True}`, or just the names that hold). `metrics` are further
+    numbers to average. `spans` mark places in the text of the completion: for each name, pairs of (first character, last + 1).
     ContractError, a ValueError, for a value that is not a number (text included), a name that is not text, or a pair that is not
     a place.
     """
@@ -93,7 +93,7 @@ class Score:
 
     @property
     def problem(self) -> str:
-        """Which number cannot be counted, and why; empty if all of them can."""
+        """A complaint about the first number that cannot be counted, with the reason; empty if all of them can."""
         assert isinstance(self.flags, Mapping)
         for name, value in self.values().items():
             if not abs(value) <= LARGEST:
@@ -167,17 +167,18 @@ class Episode:
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
-    """JSON schemas that the chat template shows the model; read after `start`. `step` itself reads the calls from the text."""
+    """JSON schemas of tools, which the chat template shows to the model; read after `start`. `step` must find the calls of tools
+    in the model's text itself."""
     max_turns: int = 8
-    """The number of the model's turns after which `cut` ends the episode; read after `start`."""
+    """After this many turns of the model `cut` ends the episode; read after `start`."""
 
     def start(self, task: Task) -> list[Message] | None:
-        """Return the messages that the model sees first; None stands for the task's prompt."""
+        """Return the messages that the model sees first, or None to show the task's prompt."""
         return None
 
     def step(self, messages: list[Message]) -> list[Message] | Score:
         """Answer the model's turn, which is the last of `messages` (the whole conversation). Return further messages of the role
-        user or tool, or the score that ends the episode."""
+        user or tool, or return the score, which ends the episode."""
         raise NotImplementedError(f"{type(self).__name__} needs the method step(messages)")
 
     def cut(self, messages: list[Message]) -> Score:

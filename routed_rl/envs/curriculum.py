@@ -1,6 +1,6 @@
 """Settings that change in the course of a run: an environment's weight, and the settings of its class.
 
-The course is counted in tasks, not in steps, so that it depends on nothing but the seed. A step takes
+Changes are set by the number of tasks so far, not of steps, so that they depend on nothing but the seed. A step takes
 `per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
 """
 

@@ -99,7 +99,7 @@ def _weights(given: list[float] | None, functions: Functions) -> list[float]:
 
 
 def _by_function(names: Sequence[str], paid: Said) -> dict[str, float]:
-    """A metric for each of several reward functions: how much it paid."""
+    """If there are several reward functions, a metric for each one: how much it paid."""
     if len(names) == 1:
         return {}
     return {label: value for label, value in zip(paid_labels(names), paid.values, strict=True) if value is not None}

@@ -1,7 +1,7 @@
-"""Describes what went wrong in a plug-in: the line of its code, what happened, and the likely remedy, as one line of text.
+"""Describes a fault of a plug-in in one line of text: the line of its code, what happened, and the likely remedy.
 
-A line belongs to a plug-in if its file is neither in this package nor in Python's library. Lines of installed packages are named
-only where no other line is. Code that a plug-in makes itself (`exec`) has no file and is passed over.
+A line of code belongs to a plug-in if its file is neither in this package nor in Python's library. Lines of installed packages
+are named only if there is no other line. Code that a plug-in makes itself (`exec`) has no file and is passed over.
 """
 
 import inspect
@@ -43,8 +43,8 @@ class Failure:
 
     @property
     def breaks_contract(self) -> bool:
-        """Whether the plug-in itself is wrong: it returned no `Score`, or one with a wrong name. An exception, or a number that
-        cannot be counted, may be of one completion."""
+        """Whether the plug-in itself is wrong: it returned no `Score`, or a `Score` with a wrong name. Otherwise (an exception,
+        or a number that cannot be counted) the fault may concern one completion only."""
         return self.fatal or self.kind == "no score"
 
     @property
@@ -53,12 +53,13 @@ class Failure:
         return f"{self.place and f'{self.place}: '}{self.reason}{self.remedy and f'; {self.remedy}'}"
 
     def of(self, name: str) -> str:
-        """The text, after the name of the environment."""
+        """`text`, preceded by the name of the environment."""
         return f"environment {name}{':' if self.place else ''} {self.text}"
 
 
 class ContractError(ValueError):
-    """A plug-in gave something that the contract does not allow. The message says what it was, `remedy` what to write instead."""
+    """A plug-in returned something that the contract does not allow. The message says what it returned, and `remedy` says what to
+    write instead."""
 
     def __init__(self, problem: str, remedy: str, place: str = "") -> None:
         super().__init__(problem)
@@ -76,7 +77,7 @@ class Reported(TaskError):
 
 def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str] = str, data: Mapping[str, Any] | None = None
                ) -> Failure:
-    """Describe an exception. `doing` begins the reason, `at` gives the place if no line of a plug-in was run, and `data` is that
+    """Describe an exception. `doing` begins the reason. `at` gives the place if no line of a plug-in was run. `data` is the data
     of the task at hand."""
     if isinstance(error, Reported):
         return error.failure
@@ -88,7 +89,7 @@ def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str
 
 @contextmanager
 def blamed(name: str, doing: str = "raised", at: Callable[[], str] = str) -> Iterator[None]:
-    """Within, what a plug-in raises comes as a TaskError that names the environment, the line and the remedy."""
+    """Inside the block, any exception of a plug-in becomes a TaskError that names the environment, the line and the remedy."""
     try:
         yield
     except RoutedRLError as error:
@@ -100,7 +101,7 @@ def blamed(name: str, doing: str = "raised", at: Callable[[], str] = str) -> Ite
 
 
 def shortened(reason: str) -> str:
-    """`reason` in one line of at most `LONGEST` characters."""
+    """`reason` as one line, cut to `LONGEST` characters."""
     return " ".join(reason[:1000].split())[:LONGEST]
 
 
@@ -113,7 +114,7 @@ def describe(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """`FILE:LINE` of the innermost line of a plug-in that raised `error` or called what did; empty if there is none."""
+    """`FILE:LINE` of the innermost line of a plug-in that led to `error`; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename and _foreign(error.filename):
         return _shown(error.filename, error.lineno or 1)
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -144,7 +145,7 @@ def _foreign(file: str) -> bool:
 
 
 def _shown(file: str, line: int) -> str:
-    """Relative to the current folder where the file is inside of it."""
+    """The place `FILE:LINE`, relative to the current folder if the file is inside it."""
     try:
         file = str(Path(file).relative_to(Path.cwd()))
     except (OSError, ValueError):

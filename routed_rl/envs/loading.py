@@ -26,7 +26,7 @@ def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]
 
 
 def load_environment(name: str, settings: Any) -> LoadedEnvironment:
-    """Load one environment. If it has a process of its own, that has been started but is not waited for."""
+    """Load one environment. A process of its own is started, but not waited for."""
     if problem := name_problem(name, TAKEN):
         raise ConfigError(f"env.{name!r:.60}: an environment's name {problem}; choose another one")
     if not isinstance(settings, dict) or not class_path(settings):
@@ -53,6 +53,6 @@ def class_path(settings: dict[str, Any]) -> str:
 
 
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the class. A probe is never trained on, so none of its dataset need be held back."""
+    """The arguments of the class. A probe gets no rows held back, because it is never trained on."""
     whole = {"holdout": 0.0} if class_path(settings) == DATASET and settings.get("probe") else {}
     return whole | {key: resolved(value, key) for key, value in settings.items() if key not in OWN_KEYS}

@@ -1,5 +1,5 @@
-"""The environments of a run, and which of them the next task comes from. Their shares are fixed and spread as evenly as
-possible, the same for the same seed."""
+"""The environments of a run, and the mixture, which decides from which of them the next task comes. Each environment has its
+share of the tasks, spread as evenly as possible, and the same seed gives the same order."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MAKING = "failed to make tasks:"
 
 @dataclass(frozen=True)
 class LoadedEnvironment:
-    """An environment and the name that it has in the run."""
+    """An environment with its name in the run."""
 
     name: str
     environment: AnyEnvironment
@@ -35,8 +35,8 @@ class LoadedEnvironment:
 
 
 def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
-    """The environments that have a share of the training at some time. ConfigError if there is none, or if at some time every
-    weight is 0."""
+    """The environments that are trained on at some time in the run. ConfigError if there is none, or if all weights are 0 at some
+    time."""
     chosen = [loaded for loaded in environments if not loaded.probe and any(weight > 0 for _, weight in loaded.weights)]
     if not chosen:
         raise ConfigError(f"no environment to train on among {[e.name for e in environments]}; "
@@ -49,12 +49,12 @@ def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
 
 
 def weight_at(weights: Schedule, task: int) -> float:
-    """The weight of the run's task number `task`."""
+    """The weight in force at task number `task` of the run."""
     return [weight for start, weight in weights if start <= task][-1]
 
 
 def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """As `endless`; TaskError names an environment that fails to make tasks, or makes a wrong one, and the plug-in's line."""
+    """As `endless`, but TaskError names the environment, and the line of the plug-in, if tasks cannot be made or one is wrong."""
     with blamed(loaded.name, MAKING, lambda: lines_of(loaded.environment).get("tasks", "")):
         yield from endless(loaded.environment, split, seed)
 

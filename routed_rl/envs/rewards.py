@@ -1,11 +1,11 @@
-"""Reward functions as TRL 1.16 calls them, with lists of one, since completions are scored one at a time.
+"""Calls reward functions as TRL 1.16 does, but with one completion at a time, so that every list has one entry.
 
 A function gets by keyword `prompts`, `completions` (text, or a list with one assistant message where the prompt is chat
 messages), every column of the row but `prompt`, `completion` and `completion_ids`, `log_metric` and `log_extra`, and
 `trainer_state`, which is None. It returns a list with one number, or with None where it does not apply; it may be async.
 
-Not covered: `completion_ids` (reading them raises), functions that compare the rows of a batch, reward models. Values
-given to `log_extra` are dropped; values given to `log_metric` become metrics of the completion.
+Not covered: `completion_ids` (reading them raises), functions that compare the rows of a batch, reward models. Values given to
+`log_extra` are dropped; values given to `log_metric` become metrics of the completion.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class NotGiven(Sequence[Any]):
 
 @dataclass
 class Said:
-    """The answers of several functions about one completion, in their order, and the metrics that they logged."""
+    """What several functions returned for one completion, in the order of the functions, and the metrics that they logged."""
 
     values: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Functions:
         return function
 
     def call(self, prompt: Prompt, completion: str, data: dict[str, Any]) -> Said:
-        """The answer of each function. An exception of a function is passed on; an answer that is no list of one number
+        """Call every function for one completion. An exception of a function is passed on; anything but a list with one number
         raises."""
         said = Said([])
         answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
@@ -97,7 +97,8 @@ class Functions:
 
 
 def paid_labels(names: Sequence[str]) -> list[str]:
-    """For each function the name of the metric that says how much it paid, `paid_NAME`; a repeated name also gets its number."""
+    """For each function, the name of the metric for the amount that it paid: `paid_NAME`, with a number if the name is
+    repeated."""
     return [f"paid_{name}" if name not in names[:place] else f"paid_{name}_{place}" for place, name in enumerate(names)]
 
 

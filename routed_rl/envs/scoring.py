@@ -1,4 +1,4 @@
-"""Scoring without false zeros: a scorer's error is counted and never becomes reward 0."""
+"""Scores completions. If a scorer fails, the failure is counted, and never becomes a reward of 0."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from routed_rl.envs.mixture import LoadedEnvironment
 
 FEW = 20
-"""A share of failures is taken of at least this many scores, so that one early failure does not end a run. A scorer that failed
-every time ends the run all the same."""
+"""The share of failures is taken over at least this many scores, so that one early failure does not end a run. A scorer that has
+failed every time ends the run in any case."""
 RECENT = 1000
 """After this many scorings the counts are halved, so that old successes do not hide that scorings fail now."""
 
@@ -32,14 +32,14 @@ def score_one(environment: Environment, task: Task, completion: str) -> Score | 
 
 
 def scorer_line(environment: object) -> str:
-    """The line at which the plug-in defines what scores."""
+    """The place of the plug-in's method that scores."""
     lines = lines_of(environment)
     return lines.get("episode") or lines.get("score", "")
 
 
 def judged(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
     """Turn an outcome into a score or a failure: a `Score` with valid numbers stays as it is; an exception, or anything else,
-    becomes a `Failure` that describes it. `at` gives the line of the plug-in that is named if the outcome itself tells none."""
+    becomes a `Failure` that describes it. `at` gives the line of the plug-in to name if the outcome itself has none."""
     if isinstance(outcome, Failure):
         return outcome
     if isinstance(outcome, BaseException):
@@ -74,7 +74,8 @@ def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> l
 
 @dataclass
 class Scorer:
-    """Scores completions of all environments; stops when one fails for more than `max_failures` of its completions."""
+    """Scores completions of all environments, and ends the run if one of them fails for more than `max_failures` of its
+    completions."""
 
     environments: dict[str, LoadedEnvironment]
     max_failures: float
@@ -127,10 +128,11 @@ class Scorer:
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:
-    """The rewards by row. A failed row gets the mean of its group, so that its own advantage is 0 and the group's mean stays.
+    """The reward of each row. A failed row gets the mean of its group, so that its own advantage is 0 and the mean of the group
+    does not change.
 
-    Where the trainer divides by the group's standard deviation, the others' advantages grow a little.
-    A group that failed as a whole gets the mean over all rows: every advantage in it is zero.
+    If the trainer divides by the group's standard deviation, the advantages of the other rows grow a little. A group whose rows
+    have all failed gets the mean over all rows, so that every advantage in it is 0.
     """
     everyone = [score.reward for score in scores if score is not None]
     overall = sum(everyone) / len(everyone) if everyone else 0.0

@@ -1,4 +1,4 @@
-"""Which rows of a dataset train and which evaluate, by their prompts."""
+"""Divides the rows of a dataset into those for training and those for evaluation, by their prompts."""
 
 import hashlib
 import json
@@ -28,7 +28,8 @@ def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
 
 
 def divided(dataset: str, keys: Sequence[str], holdout: float) -> dict[str, list[int]]:
-    """The rows that train and the rows that evaluate. Prompts with the smallest hashes are held back, each with all its rows."""
+    """The indices of the rows for training and of those for evaluation. The prompts with the smallest hashes are held back for
+    evaluation, each with all of its rows."""
     every = list(range(len(keys)))
     if not holdout:
         return {"train": every, "eval": every}

@@ -1,5 +1,5 @@
-"""The rows of a dataset: a file, a folder that `datasets.save_to_disk` wrote, or a dataset of the Hub by its name.
-All of them without a canary, which is for those who search for it and for no model."""
+"""The rows of a dataset: a file, a folder that `datasets.save_to_disk` wrote, or a dataset of the Hub by its name. Canaries are
+removed, because they are for people who search for leaked data, not for models."""
 
 import json
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by their place. Rows of a folder or of the Hub stay on disk until they are read."""
+    """Rows by index. Rows of a folder or of the Hub stay on disk until they are read."""
 
     rows: Any
     """A list of mappings, or a `datasets.Dataset`; both have `[place]` and `len`."""
@@ -36,7 +36,8 @@ class Table:
 
 
 def read_table(dataset: str, name: str | None = None, split: str | None = None) -> Table:
-    """The rows of `dataset`; `name` is the configuration of a dataset of the Hub. A one-line ConfigError if it cannot be read."""
+    """The rows of `dataset`; `name` is the configuration of a dataset of the Hub. ConfigError, in one line, if it cannot be
+    read."""
     shown = f"dataset={dataset}"
     try:
         place = find_data(dataset)

@@ -38,7 +38,8 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
 
 
 def _missing_in(kept: Path, checkpoint: Path) -> dict[str, float]:
-    """By environment, the share of its part of a checkpoint's quarantine that a folder written by `discard_but` does not have."""
+    """For each environment, the share of its part of a checkpoint's quarantine that is missing in a folder written by
+    `discard_but`."""
     require_seal(kept)
     told = read_object(kept / KEPT, {"parts": dict[str, dict[str, Any]], "quarantine": str})
     if not told or told.get("quarantine") != hash_of(checkpoint):

@@ -1,4 +1,4 @@
-"""The numbers of a model or adapter folder in another floating-point type."""
+"""Changes the floating-point type of the weights in a folder of a model or adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,6 @@ def _cast_file(file: Path, kind: torch.dtype) -> int:
 
 
 def _renamed(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The settings of a model, in which every entry for the type of its numbers, at any depth, says `dtype`."""
+    """A copy of a model's settings in which every entry for a dtype, at any depth, is `dtype`."""
     return {key: _renamed(value, dtype) if isinstance(value, dict) else dtype if key in NAMES else value
             for key, value in settings.items()}

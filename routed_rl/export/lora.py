@@ -1,5 +1,5 @@
-"""A stock PEFT LoRA made of pieces: the retained change of a checkpoint's own LoRA, and the quarantine beside it. Every alpha
-equals its rank, so any scaling is in the factors. Shape letters: D stream width, K rank, N input width, R rank of a LoRA."""
+"""Writes a stock PEFT LoRA that is composed of the retained change of a checkpoint's own LoRA and the quarantine. Every alpha
+equals its rank, so any scaling is inside the factors. Shape letters: D stream width, K rank, N input width, R rank of a LoRA."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from routed_rl.model.adapter import write_adapter
 from routed_rl.model.base import WRAPPED
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""By module, the factors up (D, R) and down (R, N)."""
+"""For each module, the factor up (D, R) and the factor down (R, N)."""
 
 
 def retained(checkpoint: Path) -> tuple[Factors, str]:
@@ -29,7 +29,7 @@ def retained(checkpoint: Path) -> tuple[Factors, str]:
 
 
 def write_lora(folder: Path, own: Factors, targets: list[StoredTarget], base: str, *, transposed: bool) -> None:
-    """Write `own` and the coefficients of `targets` as one adapter. Where a module has both, their ranks add up."""
+    """Write `own` and the coefficients of `targets` as one adapter. If a module has both, its rank is the sum of both ranks."""
     has_bias = any(target.bias_K is not None for target in targets)
     pieces: dict[str, list[tuple[Tensor, Tensor]]] = {name: [factors] for name, factors in own.items()}
     mixtures: dict[str, list[StoredTarget]] = {}

@@ -1,4 +1,4 @@
-"""Export of what a LoRA run leaves as one stock model, the base model with the LoRA merged into it."""
+"""Exports the LoRA of a run as one stock model: the base model with the LoRA merged into it."""
 
 import shutil
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from routed_rl.model.load import write_generation_config
 
 def merged(write: Callable[[Path, Finish], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
            finish: Finish | None = None) -> Path:
-    """Write one stock model to `out`: the base model `model`, changed in place, into which the LoRA is merged that `write` writes
-    to a path, with the `Finish` that it is given."""
+    """Write one stock model to `out`. `write` is called with a path and a `Finish` and writes a LoRA there; this LoRA is merged
+    into the base model `model`, which is changed in place."""
     steps: list[int] = []
     with TemporaryDirectory(prefix="routed_rl-") as place:
         adapter = write(Path(place) / "adapter", lambda _, step: steps.append(step))

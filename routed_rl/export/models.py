@@ -15,9 +15,9 @@ from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is
 
 def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None,
                 finish: Finish | None = None) -> Path:
-    """Write the deployed model to `out`, with the `share` of each of these environments' parts merged into its weights,
-    `W + A Σ share_e C_e`, bias included, or added to its LoRA. All entries of `parts` are written to its file `KEPT`. With
-    shares of 0 it is the deployed model, to the bit."""
+    """Write the deployed model to `out`, with the `share` of each of these environments' parts merged into its weights, `W + A Σ
+    share_e C_e`, bias included, or added to its LoRA. All entries of `parts` are written to the file `KEPT` in it. If all shares
+    are 0, it is the deployed model to the bit."""
     checkpoint = run.require_checkpoint(step)
     shares = {name: part["share"] for name, part in parts.items()}
     targets = read_quarantine(checkpoint, shares) if any(shares.values()) else []

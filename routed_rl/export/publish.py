@@ -1,4 +1,4 @@
-"""Writes the folder of a model or adapter: sealed, whole or not at all, and never over anything else."""
+"""Writes the folder of a model or adapter. It is sealed, it is whole or absent, and it never replaces anything else."""
 
 import os
 import shutil
@@ -11,12 +11,13 @@ from routed_rl.artifacts import CARD, SEAL, alone_making, broken_seal, read_json
 from routed_rl.errors import RunFolderError
 
 Finish = Callable[[Path, int], None]
-"""Changes a folder before it is sealed; the second argument is the step of the checkpoint that it was made from."""
+"""Function that changes a folder before it is sealed. Its second argument is the step of the checkpoint from which the folder was
+made."""
 
 
 def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = None, step: int = 0) -> Path:
-    """Fill a folder, finish it, seal it and move it to `out`. An `out` with the same content stays as it is, whatever its model
-    card says; RunFolderError for any other content."""
+    """Fill a folder, finish it, seal it and move it to `out`. If `out` exists with the same content (model cards aside) it stays
+    as it is; RunFolderError if it has any other content."""
     out = Path(out).absolute()
     fresh = out.with_name(f".{out.name}.new")
     with alone_making(out):
@@ -36,8 +37,8 @@ def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = Non
 
 
 def refuse_foreign(out: Path, sealed: dict[str, Any] | None = None) -> None:
-    """RunFolderError for an `out` that `publish` has not written. With `sealed`, also for an `out` with another content than
-    that, model cards aside."""
+    """RunFolderError if `out` exists and was not written by `publish`. With `sealed`, also if its content differs from that,
+    model cards aside."""
     if not _is_taken(out):
         return
     if not out.is_dir() or broken_seal(out) or (sealed and _without_card(read_json(out / SEAL)) != _without_card(sealed)):

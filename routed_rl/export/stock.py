@@ -1,4 +1,4 @@
-"""The deployed model of a run as it is: a copy of a checkpoint's stock files. It needs no torch."""
+"""Writes the deployed model of a run by copying the stock files of a checkpoint. It needs no torch."""
 
 import shutil
 from pathlib import Path

@@ -18,13 +18,14 @@ from routed_rl.routing import kept_of
 
 @dataclass(frozen=True)
 class StoredTarget:
-    """One target of a checkpoint. `write_DK` is A, which multiplies the coefficients."""
+    """One target of a checkpoint. `write_DK` is the matrix A, by which the coefficients are multiplied."""
 
     name: str
     key: str
     """The name of its weight in the checkpoint's files."""
     slice: int | None
-    """Index of the weight in that tensor, where one tensor holds a whole mixture; None: the weight is the whole tensor."""
+    """Index of the weight in its tensor, if one tensor holds the weights of a whole mixture; None if the weight is the whole
+    tensor."""
     mixture: str | None
     """For an expert, the name of the parameter that holds all writers of its mixture; None for a plain writer."""
     write_DK: Tensor
@@ -34,8 +35,8 @@ class StoredTarget:
 
 
 def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None) -> list[StoredTarget]:
-    """Every target of a checkpoint, with all of its coefficients, or with these shares of environments' parts. ConfigError for an
-    unknown environment."""
+    """Every target of a checkpoint, with all of its coefficients, or, with `shares`, with these shares of environments' parts.
+    ConfigError for an unknown environment."""
     if not (checkpoint / QUARANTINE).exists():
         raise CheckpointError(f"{checkpoint} has no quarantine: the run was not routed (routing.mode=none); "
                               "its policy is the deployed model: use `routed-rl discard`")
@@ -62,7 +63,7 @@ def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None)
 
 
 def bias_key(key: str) -> str:
-    """The name in files of the bias that belongs to a weight."""
+    """The name, in a checkpoint's files, of the bias that belongs to a weight."""
     return f"{key.removesuffix('.weight')}.bias"
 
 

@@ -1,4 +1,5 @@
-"""Prompts -> activations -> `Subspace`, one function per method; and the check of the subspace."""
+"""Extraction turns prompts into activations, and activations into a `Subspace`, with one function for each method. It also checks
+a subspace."""
 
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import Job

@@ -1,4 +1,4 @@
-"""Contrast pairs -> blocks of activations, batch by batch. Only one block is in memory at a time.
+"""Turns contrast pairs into blocks of activations, batch by batch. Only one block is in memory at a time.
 
 Not covered: padding in families whose attention is not causal.
 """
@@ -19,12 +19,12 @@ from routed_rl.subspace.samples import Reservoir, Samples
 
 Sequences = list[tuple[int, ...]]
 Read = Callable[[Sequences], list[Tensor]]
-"""Function from prompts to their stream: for each layer (B, offsets, D) float32 on the CPU."""
+"""Function that maps prompts to their stream: for each layer (B, offsets, D) float32 on the CPU."""
 BATCHES_PER_BLOCK = 4
 
 
 def kinds_of(pairs: Sequence[TokenPair]) -> dict[str | int, int]:
-    """Each kind and its index in `Samples`."""
+    """Maps each kind of pair to its index in `Samples`."""
     return {kind: index for index, kind in enumerate(dict.fromkeys(pair.kind for pair in pairs))}
 
 
@@ -64,8 +64,8 @@ def read_response_mean(job: Job) -> Read:
 
 
 def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None] | None = None, sample: int = 64) -> Reservoir:
-    """One pass over all prompts. Every block of activations is given to `take`, unless that is None. A bounded part is kept: some
-    pairs for the held-out figures, and `sample` activations."""
+    """Make one pass over all prompts. `take` is called with every block of activations, unless it is None. A bounded number of
+    activations is kept and returned: some pairs for the held-out figures, and `sample` further ones."""
     foldable = torch.tensor([place for place, pair in enumerate(pairs) if pair.fold != -1], dtype=torch.long)
     reservoir = Reservoir(foldable, sum(pair.positions for pair in pairs), job.config.held_out, sample)
     for block in blocks(job, pairs):

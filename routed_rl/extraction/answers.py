@@ -13,7 +13,7 @@ from routed_rl.model.prompts import encode_prompts, ids_of
 from routed_rl.model.stream import eval_mode
 
 FEWEST = 8
-"""Preference pairs without which nothing is trained or chosen."""
+"""With fewer preference pairs than this, no axis is trained on them or chosen by them."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Answers:
 
 
 def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
-    """At most `check.answers` reference answers, and their source; empty where there is no source. `method` found the axes. For
-    methods that read the model's own responses, the answers are the model's own too, unless the user sets a file."""
+    """At most `check.answers` reference answers, and the name of their source; empty if there is no source. `method` is the
+    method that found the axes. For methods that read the model's own responses the answers are the model's own too, unless the
+    user sets a file."""
     path = job.config.answers_for(job.model_path)
     if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
         return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
@@ -36,8 +37,8 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
 
 
 def preference_pairs(job: Job) -> tuple[list[Answers], str]:
-    """The pairs that axes are trained on or chosen by, and their file: `subspace.pairs`, else the lines of the answers file that
-    the causal check does not use, so that it stays held out. SubspaceError where these are too few."""
+    """The preference pairs for training or choosing axes, and their file: `subspace.pairs`, or else the lines of the answers file
+    that the causal check does not use, so that the check stays held out. SubspaceError if there are too few."""
     needs = f"subspace.method={job.config.method}" + " with subspace.choose=answers" * (job.config.method == "dct")
     path, first = _pairs_file(job)
     if path is None:
@@ -52,8 +53,8 @@ def preference_pairs(job: Job) -> tuple[list[Answers], str]:
 
 
 def pairs_prompts(job: Job) -> tuple[list[tuple[int, ...]], str]:
-    """The ids of the prompts of `preference_pairs`, or of all lines where these are too few, and the file; ([], "") where there
-    is no file."""
+    """The token ids of the prompts of `preference_pairs`, or of all lines of the file if these are too few, and the file; ([],
+    "") if there is no file."""
     path, first = _pairs_file(job)
     if path is None:
         return [], ""
@@ -88,8 +89,8 @@ def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]
 
 
 def _written_by_the_model(job: Job, questions: list[str]) -> list[Answers]:
-    """The model's answers to each question, one under a persona's prompt and one under its opposite; the personas take turns.
-    Both answers are judged behind the question alone, without the personas' prompts."""
+    """The model's own answers to each question, one under a persona's prompt and one under the opposite prompt; the personas take
+    turns. Likelihoods are measured with the question alone, without the personas' prompts."""
     every = persona_pairs(job.config, job.tokenizer, questions)
     personas, size = len(every) // len(questions), job.config.batch_size
     pairs = [every[place * personas + place % personas] for place in range(len(questions))]

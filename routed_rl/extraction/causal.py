@@ -1,4 +1,5 @@
-"""The causal check of an axis: push the stream along it, both ways, and remove it; do the same with random directions.
+"""The causal check of an axis: the stream is pushed along the axis in both directions, and the axis is removed from the stream;
+the same is done with random directions.
 
 It measures how much more likely the positive persona's reference answers become than the negative one's, in nats per token,
 teacher-forced. Not covered: pushing at several layers at once, and the answers that the model would write by itself.
@@ -22,8 +23,8 @@ from routed_rl.subspace.separation import best_layer
 
 
 def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
-    """Plain JSON: the figures of `judge` with `layer`, `length`, `answers` and `source`; {"missing": why} where the check cannot
-    be made.
+    """The result as plain JSON: the figures of `judge` with `layer`, `length`, `answers` and `source`, or {"missing": reason} if
+    the check cannot be made.
 
     Every axis and every random direction is pushed by the same length, `check.strength` times the layer's unit.
     """

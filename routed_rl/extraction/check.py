@@ -1,4 +1,5 @@
-"""The check of a subspace: its figures, the verdicts on them, and the tables that show both. Thresholds are `subspace.check`."""
+"""The check of a subspace: its figures, a verdict on each of them, and tables of both. The thresholds are those of
+`subspace.check`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question; `good` is None where it could not be answered."""
+    """The answer to one question about a subspace. `good` is None if the question could not be answered."""
 
     question: str
     answer: str
@@ -26,7 +27,8 @@ class Verdict:
 
 
 def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
-    """Plain JSON: `quality` by layer, `axes` by axis and layer, `causal`, and `cosines` to each of `subspace.compare_to`."""
+    """The figures as plain JSON: `quality` by layer, `axes` by axis and layer, `causal`, and `cosines` to each of
+    `subspace.compare_to`."""
     others = {path: Subspace.load(path) for path in job.config.compare_to}
     for other in others.values():
         other.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
@@ -54,7 +56,7 @@ def verdicts(found: dict[str, Any], limits: SubspaceCheckConfig) -> list[Verdict
 
 
 def remarks(found: dict[str, Any]) -> list[str]:
-    """Lines that are worth knowing and fail nothing: weak layers, unexpected signs, figures that could not be measured."""
+    """Remarks that do not fail the check: weak layers, unexpected signs, figures that could not be measured."""
     lines = check_quality(found["quality"])
     for axis in found["causal"].get("axes", []):
         if axis["p_corrected"] <= 0.05 and not axis["as_signed"]:
@@ -66,8 +68,8 @@ def remarks(found: dict[str, Any]) -> list[str]:
 
 
 def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """The tables of quality by layer, separation by axis, causal effects, and cosines: title -> rows with text in their cells.
-    Tables without rows are left out."""
+    """The tables of quality by layer, separation by axis, causal effects, and cosines. Maps the title of a table to its rows,
+    whose cells are text. Empty tables are left out."""
     quality, axes, causal = found["quality"], found["axes"], found["causal"]
     made = {"quality by layer": describe_quality(quality) if quality["pairs"] is not None else [],
             "held-out separation (AUROC) by axis and layer, beside random directions": [
@@ -88,7 +90,7 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 Answer = tuple[str, bool | None] | None
-"""The text of an answer, and whether it is good (None: it could not be measured); None where there is no figure at all."""
+"""The text of an answer, and whether it is good (None if that could not be measured); None if there is no figure at all."""
 
 
 def _separation(axes: dict[str, Any] | None, limit: float) -> Answer:

@@ -1,4 +1,4 @@
-"""Which of many unnamed factors become axes, and which way they point: by a target, by answers, or by the environments.
+"""Chooses which of many unnamed factors become axes, and with which sign: by a target, by answers, or by the environments.
 
 Shape letters: L layers from the pushed one on, F factors, D stream width.
 """
@@ -30,28 +30,30 @@ Prepare = Callable[[Job], Callable[[], Subspace]]
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Directions without names, and the changes that pushes along them make."""
+    """Directions without names, and how the stream changes when it is pushed along each of them."""
 
     directions_FD: Tensor
     """Unit vectors at the output of layer `source`."""
     effects_LFD: Tensor
-    """Changes of the stream at that layer and each later one when it is pushed by `radius` along each direction."""
+    """How the stream at layer `source` and at each later layer changes when the stream at `source` is pushed by `radius` along
+    each direction."""
     source: int
     radius: float
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Numbers of factors, the most wanted first, and the sign with which each points to what must not grow."""
+    """The indices of the chosen factors, the best first, and for each the sign with which it points towards the positive
+    persona."""
 
     factors: list[int]
     signs: list[float]
     scores: list[float]
-    """The score of every factor; the sign of the score is the sign of the factor."""
+    """The score of every factor. The sign of a factor is the sign of its score."""
     grounds: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The fields of the provenance."""
+        """The fields that the provenance of the subspace records."""
         return {"chosen": self.factors, "signs": self.signs, "scores": self.scores, **self.grounds}
 
 
@@ -59,7 +61,8 @@ Choose = Callable[[Factors], Chosen]
 
 
 def by_target(job: Job, prepare: Prepare) -> Choose:
-    """The factors whose span holds most of the target's first axis, one after another; a score is a mean cosine over layers."""
+    """Choose the factors whose span holds the most of the target's first axis, one after another. A score is the mean cosine over
+    layers."""
     target, path = job.config.target, Path(job.config.target)
     if target == "mean_difference":
         if job.pairs is None and job.config.prompts_for(job.model_path) is None:
@@ -92,8 +95,8 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
 
 
 def by_answers(job: Job, _prepare: Prepare) -> Choose:
-    """The factors along which a push changes most how likely the positive answers are beside the negative ones; a score is half
-    the difference between a push and its opposite, in nats per token."""
+    """Choose the factors along which a push changes the log-likelihood of the positive answers, relative to that of the negative
+    answers, the most. A score is half the difference between a push and the opposite push, in nats per token."""
     pairs, source = preference_pairs(job)
 
     def choose(found: Factors) -> Chosen:
@@ -106,8 +109,8 @@ def by_answers(job: Job, _prepare: Prepare) -> Choose:
 
 
 def by_environments(job: Job, _prepare: Prepare) -> Choose:
-    """The factors along which a push changes most how often the environments flag what the model writes; a score is half the
-    difference between a push and its opposite."""
+    """Choose the factors along which a push changes the share of completions that the environments flag the most. A score is half
+    the difference between a push and the opposite push."""
     behave = job.behave
     if behave is None:
         raise SubspaceError("subspace.choose=environments needs environments that flag something, and there are none here; set "
@@ -129,7 +132,7 @@ CHOOSERS: dict[str, Callable[[Job, Prepare], Choose]] = {
 
 @contextmanager
 def pushing(model: PreTrainedModel, layer: int, push_D: Tensor) -> Iterator[None]:
-    """Add a vector to a layer's output at every token, of prompts and of what is written."""
+    """Inside the block, add a vector to a layer's output at every token, both of prompts and of completions."""
     handle = changing_output(decoder_layers(model)[layer], lambda stream: stream + push_D.to(stream))
     try:
         yield
@@ -147,7 +150,7 @@ def _screened(job: Job, found: Factors, score: Callable[[Tensor, float], float])
 
 
 def _strongest(scores: list[float], keep: int, grounds: dict[str, Any]) -> Chosen:
-    """SubspaceError where no push changes anything."""
+    """Choose the `keep` factors with the largest absolute scores. SubspaceError if no push changes anything."""
     if not any(scores):
         raise SubspaceError("no push along any factor changes what it is chosen by; set a larger subspace.radius, or another "
                             "subspace.choose")

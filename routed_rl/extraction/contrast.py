@@ -23,22 +23,23 @@ class ContrastPair:
     positive: Prompt
     negative: Prompt
     kind: str | None = None
-    """Pairs of one kind are averaged; a pair without one stands for itself."""
+    """Pairs of the same kind are averaged. A pair with None is a kind of its own."""
     line: int = 0
-    """Number of its line in the file, from 1."""
+    """Number of the pair's line in the file, counted from 1."""
     fold: int | None = None
-    """The half (0 or 1) of the held-out figures to which it belongs, -1 for neither; None: halves are drawn at random."""
+    """The half (0 or 1) to which the pair belongs when figures are held out, or -1 for neither; None if the halves are drawn at
+    random."""
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair as token ids, with the number of its last positions that count."""
+    """A pair as token ids, and how many of its last positions are used."""
 
     positive: tuple[int, ...]
     negative: tuple[int, ...]
     positions: int
     kind: str | int
-    """Name of the kind; for a pair without a kind, its place among the pairs."""
+    """Name of the kind. For a pair without a kind, its index among the pairs."""
     fold: int | None
 
 
@@ -54,7 +55,8 @@ def read_prompts(path: str | Path) -> list[ContrastPair]:
 
 
 def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
-    """Contrast pairs from objects in memory: each is a (positive, negative), or a mapping as in a line of the file."""
+    """Contrast pairs from objects in memory. Each object is a pair (positive, negative), or a mapping as in a line of the
+    file."""
     pairs = []
     for number, each in enumerate(given, start=1):
         where = f"contrast prompts, pair {number}"
@@ -104,7 +106,8 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
 
 
 def require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """SubspaceError, which names the place `where`, unless the record has all of these keys, of the right kind, not empty."""
+    """SubspaceError, which names the place `where`, unless the record has all of these keys with values of the right type that
+    are not empty."""
     for key in (*prompts, *texts):
         if key not in record:
             raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")
@@ -122,8 +125,8 @@ def _are_messages(value: Any) -> bool:
 
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair], model: PreTrainedModel,
                    positions: int) -> list[TokenPair]:
-    """Each pair's ids, checked against the model, with the number of last tokens that both prompts share, at least 1 and at most
-    `positions`."""
+    """The token ids of each pair, checked against the model, and how many last tokens of the pair are used: as many as both
+    prompts share, at least 1 and at most `positions`."""
     found = []
     for index, pair in enumerate(pairs):
         where = f"contrast prompts, line {pair.line}"

@@ -1,6 +1,6 @@
-"""subspace.method=dct: directions to which later layers respond most, found on ordinary prompts, without labels.
+"""Method dct: finds directions to which later layers respond most, on ordinary prompts and without labels.
 
-The factors have no names: `choose` takes a few of them, and says on which grounds. Not covered: factors of single prompts.
+The factors have no names; `choose` chooses some of them and records on which grounds. Not covered: factors of single prompts.
 Shape letters: L layers from the pushed one on, F factors, D stream width.
 """
 
@@ -24,11 +24,12 @@ from routed_rl.subspace.factors import DRAWS, calibrated_radius, exponential_fac
 from routed_rl.subspace.named import NamedVector
 
 LINEAR_PUSH = 0.25
-"""The form `linear` has no radius of its own: its factors are tried with a push of this share of the stream's length."""
+"""The form `linear` has no radius of its own. Its factors are tried with a push of this share of the stream's length."""
 
 
 def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
-    """Axes "dct_K", K the factor's number. `prepare` makes another subspace, for a target."""
+    """Find axes named "dct_K", where K is the number of the factor. `prepare` makes another subspace if the factors are chosen by
+    a target."""
     config = job.config
     source, until = _layers(job)
     if config.factors > job.width:
@@ -49,7 +50,7 @@ def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
 
 
 def _axis(factors: Factors, factor: int, sign: float) -> NamedVector:
-    """A length of 1 along it is what the push does."""
+    """The axis of a factor. A coordinate of 1 along it is the effect of the push."""
     effects = dict(enumerate(factors.effects_LFD[:, factor], start=factors.source))
     return NamedVector(f"dct_{factor}", {layer: sign * effect for layer, effect in effects.items()},
                        {layer: effect.norm().item() for layer, effect in effects.items()})
@@ -81,7 +82,7 @@ def _factors(job: Job, plain: Sequences, source: int, until: int) -> tuple[Facto
 
 
 def _layers(job: Job) -> tuple[int, int]:
-    """The pushed layer, and the one at which the response is measured."""
+    """The layer that is pushed, and the layer at which the response is measured."""
     config, last = job.config, job.layers - 1
     source = last // 4 if config.source is None else config.source
     until = max(last - job.layers // 4, source + 1) if config.until is None else config.until
@@ -92,7 +93,7 @@ def _layers(job: Job) -> tuple[int, int]:
 
 
 def _plain_prompts(job: Job) -> tuple[Sequences, str]:
-    """Ids of `plain` different ordinary prompts, spread over their file, and the file."""
+    """The token ids of `plain` different ordinary prompts, taken at even distances from their file, and the file."""
     config, contrast = job.config, job.config.prompts_for(job.model_path)
     if config.plain_prompts:
         file, what = config.plain_prompts, "plain prompts file"

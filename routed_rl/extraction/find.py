@@ -1,4 +1,5 @@
-"""The methods of `subspace.method`, from a model and settings to a `Subspace`. Each of them works as `prepare` describes."""
+"""The methods of `subspace.method`, which turn a model and settings into a `Subspace`. Each of them behaves as `prepare`
+describes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,8 +27,8 @@ from routed_rl.subspace.separation import measure_axes
 
 
 def prepare(job: Job) -> Callable[[], Subspace]:
-    """Read all inputs of an extraction, so that a mistake in them is found before slow work begins. Returns a function that makes
-    the subspace, with its quality, by the job's settings, and does not change the model.
+    """Read all inputs of an extraction, so that mistakes are found before slow work begins. Returns a function that makes the
+    subspace, with its quality, by the job's settings. It does not change the model.
 
     Raises SubspaceError for prompts, ranks or files that do not fit the model.
     """
@@ -48,7 +49,7 @@ def from_pairs(job: Job) -> Callable[[], Subspace]:
 
 
 def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
-    """The pairs of the method, and the file from which they come; None where there is no file."""
+    """The contrast pairs that the method uses, and the file from which they come; None if there is no file."""
     config = job.config
     if job.pairs is not None and config.method not in OWN:
         return list(job.pairs), None
@@ -62,7 +63,7 @@ def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
 
 
 def _refuse_unknown_words(job: Job, sequences: list[tuple[int, ...]]) -> None:
-    """SubspaceError where the model does not know most words of the lists: its subspace would mean nothing."""
+    """SubspaceError if the model does not know most words of the lists, because its subspace would mean nothing."""
     unknown = job.tokenizer.unk_token_id
     share = sum(ids.count(unknown) for ids in sequences) / sum(map(len, sequences)) if unknown is not None else 0.0
     if share > 0.5:

@@ -23,13 +23,13 @@ from routed_rl.subspace.separation import measure_axes
 from routed_rl.subspace.vectors import Wanted, placed, read_vectors
 
 PROMPTS, ACTIVATIONS = 128, 512
-"""Ordinary prompts show what the model's stream is like: the largest number of pairs that are read, and the number of activations
-that are kept of each layer."""
+"""How much is read to know the scale of a model's stream: the largest number of pairs of ordinary prompts, and the number of
+activations that are kept for each layer."""
 
 
 def from_sae(job: Job) -> Callable[[], Subspace]:
-    """Axes from decoder rows. Their scale is the mean active value times the row's norm where the encoder is known and the latent
-    is active, else the stream's standard deviation along the row."""
+    """Make axes from decoder rows of an SAE. If the encoder is known and the latent is active, the scale is the latent's mean
+    active value times the norm of the row; otherwise it is the stream's standard deviation along the row."""
     config = job.config
     latents = read_latents(config.weights or "", config.latents, job.width)
     layer = latents.layer if config.layer is None else config.layer
@@ -69,8 +69,8 @@ def from_file(job: Job) -> Callable[[], Subspace]:
 
 
 def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
-    """A function that gathers the model's stream at the ends of ordinary prompts, and the source of the prompts. They are spread
-    over the contrast prompts that are given or known for the model, or, where there are none, over the questions."""
+    """A function that gathers the model's stream at the ends of ordinary prompts, and the source of these prompts: the contrast
+    prompts that are given or known for the model, or else the questions. They are taken at even distances from their file."""
     if job.pairs is not None:
         pairs, source = list(job.pairs), ""
     elif source := job.config.prompts_for(job.model_path):
@@ -83,8 +83,8 @@ def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
 
 
 def from_random(job: Job) -> Callable[[], Subspace]:
-    """The random control of whatever `subspace.path` names: its axes, scales and units, and its bases turned by one random
-    rotation of the stream."""
+    """The random control of the subspace that `subspace.path` names: the same axes, scales and units, but with bases turned by
+    one random rotation of the stream."""
     make = from_file(job)
 
     def turned() -> Subspace:
@@ -100,7 +100,7 @@ def from_random(job: Job) -> Callable[[], Subspace]:
 
 
 def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:
-    """The subspace of given vectors. Nothing is fitted, so the held-out figures are those of the vectors themselves."""
+    """The subspace of given vectors. Nothing is fitted, so all figures of quality are held out."""
     stream = reservoir.activations()
     found = find_named(vectors, stream, job.size)
     quality = no_quality(found.directions, job.config.rank)
@@ -111,6 +111,6 @@ def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, sou
 
 
 def no_quality(directions: list[Tensor], rank: int | None) -> dict[str, Any]:
-    """The quality of vectors that were not fitted to prompts, for which no figure can be held out."""
+    """The quality record for vectors that were not fitted to prompts, so that no figure can be held out."""
     return {"pairs": None, "rank": rank, "draws": 0, "layers": [
         {"layer": layer, "rank": basis.shape[1]} for layer, basis in enumerate(directions)]}

@@ -1,4 +1,4 @@
-"""The job of an extraction, which every method gets."""
+"""The inputs of an extraction, which every method gets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Provenance, Size
 
 Progress = Callable[[int, int], None]
-"""Function (done, in all) -> None. It is called after each batch of distinct prompts, or after each direction."""
+"""Function (done, in all) -> None, called after each batch of distinct prompts or after each direction."""
 OWN = ("assistant_axis", "persona_vectors")
-"""Methods that read the model's own responses."""
+"""Methods that read responses which the model itself writes."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Job:
     seed: int
     progress: Progress | None = None
     axes: bool = False
-    """Whether every axis is also measured by itself."""
+    """Whether figures of each single axis are measured too."""
     pairs: Sequence[ContrastPair] | None = None
-    """Contrast pairs in memory, which replace the file of them; None: the file is read."""
+    """Contrast pairs in memory, which are used instead of a file; None: a file is read."""
     behave: Callable[[], float] | None = None
-    """How often the model as it stands does what its environments flag; None where there are none."""
+    """Function that returns the share of the model's completions that its environments flag; None if there are no
+    environments."""
 
     @property
     def width(self) -> int:
@@ -58,16 +59,16 @@ class Job:
 
     @property
     def respond(self) -> Respond:
-        """The settings by which responses of this model are drawn and end."""
+        """The settings for sampling responses of this model."""
         return Respond(self.config.response_tokens, self.config.temperature, tuple(eos_ids(self.model, self.tokenizer)))
 
     def changed(self, **settings: Any) -> "Job":
-        """The same job with other settings."""
+        """A copy of the job with other settings."""
         return replace(self, config=replace(self.config, **settings))
 
     @staticmethod
     def hash_of(source: str) -> str:
-        """The hash of the bytes of a file, which may be the package's own; empty where there is none."""
+        """The hash of a file, which may be one of the package's own; empty if there is none."""
         try:
             file = find_data(source) if source else None
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`routed_rl.extract_subspace`."""
+"""The function `routed_rl.extract_subspace`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 
 OF_BASES = ("layout", "drop_below", "shared_rank")
-"""Settings that are read only where a model is routed, not by an extraction."""
+"""Settings that only routing reads, and not an extraction."""
 
 
 def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                      prompts: str | Path | Sequence[Any] | None = None, *, seed: int = 0, **settings: Any) -> Subspace:
-    """The subspace of a model, as `routed-rl extract` finds it. The model is not changed.
+    """Extract the subspace of a model, as `routed-rl extract` does. The model is not changed.
 
-    `prompts`: contrast pairs, a file of JSON lines or a list of pairs (positive, negative), each text or chat messages; positive
-    is the persona that must not grow. `settings`: other fields of `SubspaceConfig`, such as method, rank or weakest.
+    `prompts`: contrast pairs, as a file of JSON lines or a list of pairs (positive, negative), each text or chat messages;
+    positive is the persona that must not grow. `settings`: other fields of `SubspaceConfig`, such as method, rank or weakest.
     """
     known = [field.name for field in dataclasses.fields(SubspaceConfig)]
     for name in settings:

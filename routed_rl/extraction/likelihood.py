@@ -1,4 +1,5 @@
-"""How likely reference answers are, as a function of what is done to one layer's output. Layers up to that one are run once.
+"""The likelihood of reference answers as a function of a change to one layer's output. The layers up to that one are run only
+once.
 
 Shape letters: R rows (one per answer), T tokens, D stream width.
 """
@@ -14,11 +15,12 @@ from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
 
 Change = Callable[[Tensor], Tensor]
-"""Function from the output of a layer (R, T, D) to the changed output."""
+"""Function that maps the output of a layer (R, T, D) to the changed output."""
 
 
 class Likelihood:
-    """Log-probabilities of both sides of `answers`: row 2k is the positive answer of the k-th, row 2k + 1 its negative one."""
+    """Log-probabilities of positive and negative answers. Row 2k is the k-th positive answer, row 2k + 1 the k-th negative
+    one."""
 
     def __init__(self, model: PreTrainedModel, answers: Sequence[Answers], layer: int) -> None:
         self.model, self.layer = model, layer
@@ -34,8 +36,8 @@ class Likelihood:
         self.stream_RTD = kept[layer]
 
     def sums(self, change: Change, rows: Tensor | None = None) -> Tensor:
-        """(R,) float32 on the model's device: log-probability of each answer of `rows` (None: all), summed over its tokens, where
-        `change` is made. Differentiable."""
+        """(R,) float32 on the model's device: the log-probability of each answer of `rows` (None: all) under `change`, summed
+        over the tokens of the answer. Differentiable."""
         rows = torch.arange(len(self.ids_RT)) if rows is None else rows
         text, unembed, where_RT = self.model.config.get_text_config(), self.model.get_output_embeddings(), self.where_RT[rows]
         assert unembed is not None
@@ -50,7 +52,8 @@ class Likelihood:
         return torch.zeros(len(rows), device=chosen.device).index_add(0, owner, chosen)
 
     def score(self, change: Change) -> float:
-        """Nats per token: the mean over answers of the mean over their tokens' log-probabilities, positive minus negative."""
+        """The mean over positive answers of their mean log-probability per token, minus that of the negative answers; in nats per
+        token."""
         each_R = self.sums(change).double().cpu() / self.counts_R
         return (each_R[0::2] - each_R[1::2]).mean().item()
 
@@ -60,5 +63,5 @@ class Likelihood:
 
 
 def pushed(direction_D: Tensor, length: float) -> Change:
-    """Adds `length` times the direction, at every token."""
+    """The change that adds `length` times the direction at every token."""
     return lambda stream: stream + length * direction_D.to(stream)

@@ -1,6 +1,6 @@
-"""Where completions lie along a subspace's persona axis. They are read as the subspace was: over the tokens of a response, or at
-the end of a prompt. In the second case the same prompt is put once more after the completion, so that the reading shows which
-persona would answer now, after it has written the completion.
+"""The coordinates of completions along a subspace's persona axis. They are read as the subspace was: over the tokens of a
+response, or at the end of a prompt. In the second case the prompt is repeated after the completion, so that the coordinate shows
+which persona would answer now.
 
 Not covered: episodes.
 """
@@ -50,7 +50,8 @@ def _along(read_LBD: Tensor, subspace: Subspace, layers: Sequence[int], axis: st
 
 
 def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> list[list[int]]:
-    """Ids of each prompt, its completion, and the prompt once more, as a further turn of a chat or a further line of a text."""
+    """The token ids of each prompt, its completion, and the same prompt once more, as a further turn of a chat or a further line
+    of a text."""
     found: list[list[int]] = []
     for prompt, text in said:
         if isinstance(prompt, str):
@@ -63,5 +64,5 @@ def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> lis
 
 
 def layers_to_read(subspace: Subspace, asked: Sequence[int] | None = None) -> list[int]:
-    """The layers that were asked for, or else the one whose axis tells the personas apart best on held-out prompts."""
+    """The layers in `asked`, or, if that is None, the one layer whose axis tells the personas apart best on held-out prompts."""
     return list(asked) if asked is not None else [best_layer_of(subspace.layer_weights().tolist())]

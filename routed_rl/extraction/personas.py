@@ -1,4 +1,5 @@
-"""Contrast pairs from lists of roles or traits and of questions. The package's own lists are in environments/personas."""
+"""Makes contrast pairs from lists of roles or traits and a list of questions. The package's own lists are in
+environments/personas."""
 
 from typing import Any
 
@@ -10,12 +11,12 @@ from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines
 
 
 def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[ContrastPair]:
-    """The contrast pairs of all personas for the first question, then for the next. For persona_vectors a pair is a trait
-    elicited (positive) and suppressed. For assistant_axis it is a role (positive, because leaving the assistant must not grow)
-    and the model's default self.
+    """The contrast pairs of all personas for the first question, then for the next. For persona_vectors the positive prompt of a
+    pair elicits a trait and the negative prompt suppresses it. For assistant_axis the positive prompt is a role, because the
+    model must not move away from the assistant, and the negative prompt is the model's default self.
 
-    The halves of the held-out figures share nothing: they are the even and the odd questions, and for roles also the even and
-    the odd roles.
+    For held-out figures the pairs are split into halves that share nothing: the even and the odd questions, and for roles also
+    the even and the odd roles.
     """
     traits = config.method == "persona_vectors"
     if traits:
@@ -32,7 +33,7 @@ def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, qu
 
 
 def read_questions(config: SubspaceConfig, first: int | None) -> list[str]:
-    """The questions of the file, the first `first` of them; None: all."""
+    """The first `first` questions of the file; None for all."""
     return [question["text"] for _, question in _entries(config.questions_file, "questions_file", ("text",), first, [])]
 
 

@@ -1,4 +1,4 @@
-"""A model's stream over given completions, whoever wrote them, as one mean for each completion.
+"""The mean of a model's stream over the tokens of given completions, whoever wrote them.
 
 Not covered: episodes, in which some turns are not the model's.
 """
@@ -48,8 +48,8 @@ def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Seq
 
 def running(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, layers: Sequence[int]
             ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the place of each sequence and its means, (L, C, D) float32 on the CPU: what `averaged` gives for the sequence up to
-    each of its last C tokens, where C is its count."""
+    """Yield the index of each sequence and its running means, (L, C, D) float32 on the CPU: for each of its last C tokens the
+    mean that `averaged` gives if the sequence ends there. C is the sequence's count."""
     with eval_mode(model), torch.no_grad():
         for batch in batches(sequences, batch_size):
             ids, mask = (each.to(model.device) for each in padded([sequences[row] for row in batch]))

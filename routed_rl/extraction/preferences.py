@@ -1,4 +1,4 @@
-"""subspace.method=dpo and bipo: a vector, added to one layer's output, that makes one side of preference pairs more likely.
+"""Methods dpo and bipo: train a vector that, added to one layer's output, makes one side of preference pairs more likely.
 
 Not covered: one vector for each of several layers.
 """
@@ -22,7 +22,8 @@ from routed_rl.subspace.named import NamedVector
 
 
 def from_preferences(job: Job) -> Callable[[], Subspace]:
-    """One axis of the method's name: at its layer the vector, at later ones what the vector does to the stream there."""
+    """Train one axis, named after the method. At its layer the axis is the vector; at later layers it is the vector's effect on
+    the stream."""
     config = job.config
     layer = (job.layers - 1) // 2 if config.layer is None else config.layer
     if layer >= job.layers:
@@ -48,11 +49,12 @@ def from_preferences(job: Job) -> Callable[[], Subspace]:
 
 def preference_vector(likelihood: Likelihood, config: SubspaceConfig, seed: int, progress: Progress | None = None
                       ) -> tuple[Tensor, list[float]]:
-    """(D,) the vector, and the mean loss of each epoch.
+    """The vector (D,), and the mean loss of each epoch.
 
-    `dpo`: direct preference optimisation (Rafailov et al., 2023, arXiv:2305.18290) of the vector alone, against the model without
-    it. `bipo`: bi-directional preference optimisation (Cao et al., 2024, arXiv:2406.00045): at the same time the opposite vector
-    is to make the other side more likely; both signs are taken in each step. AdamW from zero, a cosine without warm-up.
+    `dpo`: direct preference optimisation (Rafailov et al., 2023, arXiv:2305.18290) of the vector alone; the reference model is
+    the model without it. `bipo`: bi-directional preference optimisation (Cao et al., 2024, arXiv:2406.00045), in which the
+    opposite vector must make the other side more likely at the same time; both signs are taken in each step. The optimizer is
+    AdamW, the vector starts at zero, and the rate falls along a cosine without warm-up.
     """
     signs = (1.0, -1.0) if config.method == "bipo" else (1.0,)
     count, generator = len(likelihood.counts_R) // 2, torch.Generator().manual_seed(seed)
@@ -86,7 +88,7 @@ def preference_vector(likelihood: Likelihood, config: SubspaceConfig, seed: int,
 
 
 def _margins(likelihood: Likelihood, vector_D: Tensor, pairs: Tensor) -> Tensor:
-    """(P,): log-probability of the positive answer less that of the negative one, where the vector is added."""
+    """(P,): the log-probability of the positive answer minus that of the negative one, with the vector added."""
     rows = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
     each_R = likelihood.sums(lambda stream: stream + vector_D.to(stream), rows)
     return each_R[0::2] - each_R[1::2]

@@ -1,7 +1,6 @@
-"""A linear probe on pooled activations. It learns from few labels which completions are marked.
+"""A linear probe on pooled activations, which learns from few labels to tell marked completions from the others.
 
-Not covered: thresholds for each environment.
-Shape letters: L layers, N labelled completions, B completions, D stream width.
+Not covered: thresholds for each environment. Shape letters: L layers, N labelled completions, B completions, D stream width.
 """
 
 from collections.abc import Sequence
@@ -20,24 +19,24 @@ from routed_rl.subspace.quality import auroc, best_layer_of
 
 FOLDS = 5
 FEWEST = 4
-"""Least number of labelled completions with a mark, and of those without, from which a probe can be learned and held out."""
+"""The smallest number of labelled completions with a mark, and the same without a mark, from which a probe is learned."""
 WEIGHTS, RECORD = "probe.safetensors", "detector.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Names a completion whose score is above the threshold at every layer."""
+    """Names a completion as bad if its score is above the threshold at every layer."""
 
     layers: list[int]
     weights_LD: Tensor
     offsets_L: Tensor
     threshold: float
-    """Threshold of a score, as distance from the mean of the labelled completions without a mark, in their standard
-    deviations."""
+    """Threshold of a score, measured from the mean score of the labelled completions without a mark, in units of their standard
+    deviation."""
 
     def scores(self, pooled_LBD: Tensor) -> Tensor:
-        """(B,) float64 scores of activations at the probe's own layers, in the unit of `threshold`. The score is the lowest over
-        layers, so that a completion which looks fine at one of them is not named."""
+        """(B,) float64: the score of each completion, from activations at the probe's own layers, in the unit of `threshold`. It
+        is the lowest score over the layers, so that a completion which looks fine at one layer is not named."""
         each_LB = torch.einsum("lbd,ld->lb", pooled_LBD.double(), self.weights_LD.double()) + self.offsets_L.double().unsqueeze(1)
         return each_LB.amin(0)
 
@@ -61,11 +60,11 @@ class Probe:
 
 
 def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr: float, seed: int) -> Probe:
-    """A probe that is learned from labelled completions. `pooled_LND` has the activations at `layers`; with None it has those at
+    """Learn a probe from labelled completions. `pooled_LND` has the activations at `layers`; if `layers` is None it has those at
     all layers of the model, and the layer that tells the completions apart best is chosen.
 
-    The threshold is set so that at most a share `fpr` of the completions without a mark lie above it. The scores for this are
-    those of probes that have not seen the completion. ConfigError where there are too few of either kind.
+    The threshold is set so that at most a share `fpr` of the completions without a mark exceed it. This is measured with scores
+    by probes that have not seen the completion. ConfigError if there are too few completions of either kind.
     """
     require_both(marked_N)
     held_out_LN = torch.stack([_held_out(features, marked_N, seed) for features in pooled_LND])
@@ -92,12 +91,13 @@ def require_both(marked_N: Tensor) -> None:
 
 
 def threshold_at(honest_N: Tensor, fpr: float) -> float:
-    """The lowest of these scores that at most a share `fpr` of them lie above."""
+    """The lowest threshold, taken from the scores, that at most a share `fpr` of them exceed."""
     return honest_N.sort(descending=True).values[min(int(fpr * len(honest_N)), len(honest_N) - 1)].item()
 
 
 def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, float | int | None]:
-    """AUROC, false-positive rate, recall and precision on these completions; None for a figure that they cannot give."""
+    """AUROC, false-positive rate, recall and precision on these completions; a figure is None if these completions do not
+    determine it."""
     named, bad, good = scores_B > probe.threshold, scores_B[marked_B], scores_B[~marked_B]
     hits = int((named & marked_B).sum())
     return {"completions": len(scores_B), "marked": len(bad), "auroc": auroc(bad, good) if len(bad) and len(good) else None,

@@ -1,6 +1,6 @@
-"""Responses that the model writes, and the mean of its stream over their tokens, in one pass.
+"""Samples responses of a model and returns the mean of its stream over their tokens.
 
-Activations are read while the response is written, so no token is run twice. Not covered: top-k and top-p.
+Activations are read while the response is generated, so no token is run twice. Not covered: top-k and top-p.
 """
 
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from routed_rl.model.stream import reading
 
 @dataclass(frozen=True)
 class Respond:
-    """The settings by which responses are drawn."""
+    """The settings for sampling responses."""
 
     tokens: int
-    """Largest number of tokens of a response. It has at least one, because an end of text cannot come first."""
+    """Largest number of tokens of a response. A response has at least one token, because the end of text may not come first."""
     temperature: float
     """Temperature of sampling; 0 is greedy."""
     ends: tuple[int, ...]
-    """Ids that end a response. They are not part of it."""
+    """Token ids that end a response. They are not part of it."""
 
 
 @torch.no_grad()
 def respond(model: PreTrainedModel, sequences: list[tuple[int, ...]], settings: Respond, generator: torch.Generator,
             hook: str = "resid_post") -> tuple[list[list[int]], Tensor]:
-    """The ids of one response per prompt, and the mean stream (L, B, D) over exactly these tokens, on the CPU.
+    """The token ids of one response per prompt, and the mean stream (L, B, D) over exactly these tokens, on the CPU.
 
-    The draw depends on the generator and on which prompts are in one batch.
+    The responses depend on the generator, and on which prompts are in one batch.
     """
     ids, mask = (each.to(model.device) for each in padded(sequences, settings.ends[0], side="left"))
     positions = (mask.cumsum(1) - 1).clamp(min=0)

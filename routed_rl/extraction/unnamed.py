@@ -1,4 +1,4 @@
-"""The common part of the methods that find axes by themselves (dct, dpo, bipo): the contrast prompts, scales, and quality."""
+"""The common part of the methods that find axes without labels (dct, dpo, bipo): contrast prompts, scales, and quality."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,14 +15,15 @@ from routed_rl.subspace.samples import Reservoir
 
 Sequences = Sequence[tuple[int, ...]]
 Finish = Callable[[Sequence[NamedVector], str, dict[str, Any]], Subspace]
-"""(axes, file that they come from, details of the provenance) -> subspace."""
+"""Function (axes, file that they come from, details of the provenance) -> subspace."""
 
 
 def finisher(job: Job, plain: Sequences) -> Finish:
-    """Read the contrast prompts of the model, if any, and return what makes a subspace of the axes that are found.
+    """Read the contrast prompts of the model, if there are any, and return a function that makes a subspace from axes.
 
-    An axis' scale is the stream's standard deviation along it, over contrast prompts or, without those, over `plain` prompts.
-    With contrast prompts the quality has how well each axis tells them apart, and how much of their differences the bases hold.
+    An axis' scale is the stream's standard deviation along it, over the contrast prompts or, without those, over the `plain`
+    prompts. With contrast prompts the quality says how well each axis tells the personas apart, and how much of their differences
+    the bases hold.
     """
     job = replace(job, progress=None)
     contrasted = job.pairs is not None or job.config.prompts_for(job.model_path) is not None
@@ -43,7 +44,8 @@ def _stream_of(job: Job, plain: Sequences) -> Callable[[], Reservoir]:
 
 
 def _quality(job: Job, made: Subspace, reservoir: Reservoir) -> dict[str, Any]:
-    """Nothing was fitted to the contrast prompts, so there are no two halves to agree; a layer's AUROC is of the first axis."""
+    """The quality of axes that were not fitted to the contrast prompts: there are no two halves to agree, and the AUROC of a
+    layer is that of the first axis."""
     found = measure_quality(reservoir.samples(), made.directions, lambda _half: made.directions, job.config.rank)
     axes, first = made.quality["axes"], made.axis_names[0]
     rows = [row | {"stability": None, "ordered": None, "auroc": of_axes["auroc"].get(first)}

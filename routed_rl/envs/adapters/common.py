@@ -11,7 +11,7 @@ from routed_rl.envs.core import Message
 from routed_rl.errors import ConfigError
 
 SHARE = 5
-"""One row in `SHARE` belongs to the split "eval"."""
+"""One row in `SHARE` belongs to the split "eval", the others to "train"."""
 
 
 def read_rows(setting: str, path: str) -> list[dict[str, Any]]:

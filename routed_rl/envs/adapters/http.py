@@ -44,8 +44,8 @@ class JsonServer(Server):
                               "letters beyond ASCII); export the token alone")
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post `body` and return the answer. ConnectionError if all attempts fail; Refused, with the server's own words, if it
-        says no."""
+        """Post `body` and return the answer. ConnectionError if all attempts fail. `Refused`, with the server's own words, if the
+        server rejects the request."""
         try:
             return self.ask("POST", path, body)
         except NoAnswer as problem:
@@ -70,7 +70,7 @@ class JsonServer(Server):
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def shown(self, text: str) -> str:
-        """`text` without the token, however it is written: a server may repeat what it was sent."""
+        """`text` without the token, in whatever form it is written, because a server may repeat what it was sent."""
         if token := self._token():
             for written in (token, json.dumps(token)[1:-1], repr(token)[1:-1], html.escape(token), quote(token, safe="")):
                 text = text.replace(written, "***")

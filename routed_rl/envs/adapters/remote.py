@@ -27,8 +27,8 @@ FIELDS = {field.name for field in dataclasses.fields(Score)}
 
 
 class _Remote:
-    """`url`: the server's address. `timeout_s` and `attempts` hold for each call; `token_env` names the variable with the
-    token."""
+    """`url` is the server's address. `timeout_s` and `attempts` hold for each call. `token_env` names the environment variable
+    that holds the token."""
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
         self.server = JsonServer(url, timeout_s, attempts, token_env)
@@ -93,7 +93,8 @@ def _task(answer: Any) -> Task:
 
 
 def _score(answer: Mapping[str, Any]) -> Score:
-    """Nothing is made up: a score without a reward, or with unknown fields, is an error."""
+    """The score in a server's answer. A score without a reward, or with unknown fields, is an error, because nothing is made
+    up."""
     if "reward" not in answer or not set(answer) <= FIELDS:
         raise Refused(f"the server gave a score with the fields {sorted(answer)}; it needs reward, and may have {sorted(FIELDS)}")
     return Score(**answer)

@@ -20,7 +20,7 @@ from routed_rl.errors import ConfigError
 
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 OWN = ("reset", "get_reward")
-"""Public methods that are not tools."""
+"""Public methods that are not offered to the model as tools."""
 
 
 class TRLEnvironment:
@@ -87,7 +87,7 @@ class TRLEpisode(Episode):
         return [self._call(text) for text in found] if found else self._score()
 
     def cut(self, messages: list[Message]) -> Score:
-        """Score the episode all the same, as TRL does: the state that the instance has reached counts."""
+        """Score the episode by the state that the instance has reached, as TRL does."""
         return self._score("cut")
 
     def _call(self, text: str) -> Message:

@@ -61,7 +61,7 @@ class VerifiersTaskset:
                 return
 
     def score(self, task: Task, completion: str) -> Score:
-        """Score a completion with verifiers. The errors of a scorer are passed on; a reward that verifiers left out is an error,
+        """Score a completion with verifiers. An error of a scorer is passed on, and a reward that verifiers left out is an error,
         too."""
         trace = asyncio.run(self._scored(task.data["data"], as_messages(task.prompt), completion))
         missing = [name for name, value in {**trace.rewards, **trace.metrics}.items() if value is None]

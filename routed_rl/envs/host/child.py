@@ -1,4 +1,5 @@
-"""The trainer's end of one process: start, send, receive with a limit of time, kill. It knows nothing of environments."""
+"""The trainer's end of the connection to one process: start, send, receive with a time limit, kill. It knows nothing of
+environments."""
 
 import contextlib
 import json
@@ -19,11 +20,11 @@ from routed_rl.envs.host.wire import LARGEST, frame
 from routed_rl.guard import GIVE_UP_S, guarded
 
 LOOK_S = 0.25
-"""The most seconds between two looks at a process that is waited for."""
+"""The most seconds between two checks whether a process that is waited for still lives."""
 SEND_S = 60.0
 """Seconds that a process may take to read a message."""
 LAST_WORDS = 2000
-"""Bytes of the newest output that are kept, to say what a process said before it died."""
+"""How many bytes of the newest output are kept, so that a message can quote what a process printed before it died."""
 SECRET = re.compile(
     r"(^|_)(API|TOKENS?|SECRETS?|KEYS?|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH|COOKIES?|NETRC|DSN)(_|$)"
     r"|^(AWS|AZURE|GCP|GOOGLE|WANDB|GITHUB|GITLAB|OPENAI|ANTHROPIC|SSH|DOCKER|KUBE)_|(TOKEN|SECRET|PASSWORD|APIKEY)$", re.I)
@@ -32,7 +33,8 @@ ROOT = str(Path(__file__).parents[3])
 
 
 def scrubbed(variables: dict[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
-    """`variables` without those whose name looks like a secret's or whose value holds a URL with a password, unless `allowed`."""
+    """`variables` without secrets: those whose name looks like that of a secret, or whose value holds a URL with a password.
+    Variables in `allowed` stay."""
     return {name: value for name, value in variables.items()
             if name in allowed or not (SECRET.search(name) or CREDENTIALS.search(value))}
 
@@ -64,7 +66,7 @@ class Child:
         self.send(setup)
 
     def send(self, message: Any) -> None:
-        """Send a message; WireError if it is too large. If the process does not take it, `receive` finds out."""
+        """Send a message; WireError if it is too large. If the process does not take the message, `receive` reports that."""
         line = frame([self._number + 1, message])
         self._number += 1
         self._socket.settimeout(SEND_S)
@@ -72,8 +74,8 @@ class Child:
             self._socket.sendall(line)
 
     def receive(self, timeout_s: float) -> Any:
-        """The answer to the last message, or None: then `dead` says why. An empty line is a sign of life that restarts the
-        limit."""
+        """The answer to the last message, or None, after which `dead` says why there is none. An empty line from the process is a
+        sign of life, which restarts the time limit."""
         line, waited, looked = bytearray(), 0.0, time.monotonic()
         while self.dead is None and not line.endswith(b"\n"):
             data = self._read(min(LOOK_S, timeout_s / 4))

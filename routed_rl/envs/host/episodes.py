@@ -22,7 +22,8 @@ class IsolatedEpisode(Episode):
     """Behaves as the episode in the process does; TaskError for whatever that raised."""
 
     def __init__(self, number: int, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """`ask` returns the process's answer. It raises TaskError if none comes in time, or if the process dies over it twice."""
+        """`ask` sends a request and returns the process's answer. It raises TaskError if no answer comes in time, or if the
+        request kills the process twice."""
         self.number, self.ask = number, ask
 
     def start(self, task: Task) -> list[Message] | None:

@@ -9,7 +9,7 @@ from routed_rl.config import check_finite
 from routed_rl.errors import ConfigError
 
 LIMIT = "ROUTED_RL_TIMEOUT_S"
-"""The variable that tells an environment in a process of its own how many seconds a scoring may take."""
+"""The environment variable that tells an environment in a process of its own how many seconds scoring may take."""
 
 
 @dataclass(frozen=True)

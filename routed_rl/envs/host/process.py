@@ -24,10 +24,10 @@ TASKS_S = 300.0
 
 
 class EnvironmentProcess(Processes):
-    """Behaves as an `Environment`; `score_many` uses all of its processes.
+    """An `Environment` that runs in processes of its own; `score_many` uses all of them.
 
-    When a process is lost, task streams go on where they were, since they follow from split and seed. A completion that was being
-    scored in a crash is tried once more; then it counts as failed.
+    When a process is lost, task streams continue at the same place, because they follow from split and seed. A completion that
+    was being scored when a process crashed is tried once more, and then counts as failed.
     """
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
@@ -60,7 +60,7 @@ class EnvironmentProcess(Processes):
         return IsolatedEpisode(next(self._numbers), lambda request: self._ask(request, "play", self.isolation.timeout_s))
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield the tasks that the environment makes; data that is not JSON-like comes sealed. TaskError if they cannot be
+        """Yield the tasks that the environment makes. Data that JSON would change stays sealed. TaskError if tasks cannot be
         made."""
         request = {"ask": "task", "reader": next(self._numbers), "split": split, "seed": seed}
         for place in itertools.count():

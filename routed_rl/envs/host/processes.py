@@ -19,9 +19,10 @@ from routed_rl.errors import TaskError
 START_S = 300.0
 """Seconds to import and build an environment."""
 STARTS = 5
-"""How often a process may die while it starts, before the environment is given up."""
+"""How often a process may die while it starts. After that the environment is given up."""
 INNOCENT = 8
-"""How often a process may die by SIGKILL over one request before that counts as failed: the request need not be the cause."""
+"""How often a process may die by SIGKILL during one request before the request counts as failed. A SIGKILL may come from outside,
+so that the request need not be the cause."""
 log = logging.getLogger(__name__)
 
 
@@ -105,8 +106,8 @@ class Processes:
                         f"built with env.{self.name}.isolate=false")
 
     def exchange(self, request: dict[str, Any], timeout_s: float, slot: int = 0) -> dict[str, Any] | Failure:
-        """The answer to `request`, whose `doing` names its purpose. A request is not repeated if the process was too slow over
-        it, or died over it twice, or more than `INNOCENT` times if it was killed from outside."""
+        """The answer to `request`, whose entry `doing` names its purpose. The request is not repeated if it took too long, if the
+        process died during it twice, or if the process was killed from outside more than `INNOCENT` times."""
         for deaths in itertools.count(1):
             child = self.child(slot)
             child.send(request)

@@ -39,7 +39,7 @@ class Sealed(Mapping[str, Any]):
 
 
 def frame(message: Any) -> bytes:
-    """`message` as one line. Any text and any float survive; WireError if it is too large."""
+    """`message` as one line of bytes. Any text and any float are kept exactly. WireError if it is too large."""
     line = json_text(message).encode("utf-8", "surrogatepass") + b"\n"
     if len(line) > LARGEST:
         raise WireError(f"a message of {len(line)} bytes is larger than {LARGEST}")
@@ -59,7 +59,7 @@ def pack_task(task: Task) -> list[Any]:
 
 
 def unpack_task(message: Any, *, sealed: bool) -> Task:
-    """The task in a message. `sealed` leaves pickled data closed, as the trainer must."""
+    """The task in a message. With `sealed`, pickled data is not opened; the trainer must never open it."""
     match message:
         case [str() | list() as prompt, int(stage), str(pickled)]:
             return Task(prompt, Sealed(pickled) if sealed else pickle.loads(base64.b64decode(pickled)), stage)
@@ -69,7 +69,7 @@ def unpack_task(message: Any, *, sealed: bool) -> Task:
 
 
 def pack_score(result: Score | Failure) -> dict[str, Any]:
-    """{score: its fields}, or {error: why it failed, place, remedy, kind}."""
+    """A score as `{"score": its fields}`, a failure as `{"error": why it failed, ...}` with place, remedy and kind."""
     if isinstance(result, Failure):
         return {"error": result.reason, "place": result.place, "remedy": result.remedy, "kind": result.kind}
     return {"score": [result.reward, result.solve, result.flags, result.metrics, result.spans]}

@@ -59,7 +59,7 @@ class Worker:
         return pack_score(failure_of(error, f"failed to {request['doing']}:", lambda: self.line_of(request["ask"])))
 
     def line_of(self, asked: str) -> str:
-        """The line of the method that a request is for."""
+        """The line in the plug-in of the method that a request calls."""
         return lines_of(self.environment).get({"task": "tasks"}.get(asked, asked), "")
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Worker:
         return describe_environment(self.environment)
 
     def task(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Task number `place` of a reader's stream. A stream that is at another place is made anew and skipped ahead."""
+        """Task number `place` of a stream. If the stream stands at another place, it is made anew and skipped ahead."""
         reader, place = request["reader"], request["place"]
         stream, position = self.streams.pop(reader, (None, -1))
         if stream is None or position != place:
