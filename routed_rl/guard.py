@@ -1,9 +1,9 @@
-"""Ends processes whose parent is gone, however the parent died. `python guard.py PARENT COMMAND ...` runs a command. When the
-command ends, the parent is gone or SIGTERM comes, it kills everything that the command has started.
+"""Ends processes whose parent has died, however it died. `python guard.py PARENT COMMAND ...` runs a command under a guard, which
+kills everything that the command has started when the command ends, the parent dies, or SIGTERM comes.
 
 The script needs only the standard library. On Linux nothing escapes it, because a process that loses its parent, even a daemon,
-becomes a child of the guard. The exception is SIGKILL to the guard itself, with which the kernel kills the command too. On other
-systems only the command's process group is ended.
+becomes a child of the guard. If the guard itself gets SIGKILL, the kernel kills the command too, but not what the command has
+started. On other systems only the command's process group is ended.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ def guarded(command: list[str]) -> list[str]:
 
 
 def die_with(parent: int) -> None:
-    """End this process within a second of the end of its parent, from now on; a killed parent cannot do that itself."""
+    """From now on, end this process within a second after its parent dies, because a killed parent cannot end it."""
     threading.Thread(target=_watch, args=(parent, lambda: os._exit(1)), daemon=True).start()
 
 
@@ -74,7 +74,8 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def _end_the_rest(group: int) -> None:
-    """Kill the remaining processes of the command, and those that lose their parent thereby, until none is left."""
+    """Kill the remaining processes of the command until none is left, with those that lose their parent when others are
+    killed."""
     if not LINUX:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)

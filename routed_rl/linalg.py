@@ -1,4 +1,4 @@
-"""Orthonormal bases: make, draw and compare them. Shape letters: D stream width, K rank."""
+"""Makes, draws and compares orthonormal bases. Shape letters: D stream width, K rank."""
 
 import torch
 from torch import Tensor

@@ -37,7 +37,8 @@ class NotGiven(Sequence[Any]):
 
 @dataclass
 class Said:
-    """What several functions returned for one completion, in the order of the functions, and the metrics that they logged."""
+    """The values that several functions returned for one completion, in the order of the functions, and the metrics that they
+    logged."""
 
     values: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)

@@ -20,7 +20,7 @@ GLOBAL = "# @package _global_"
 
 @dataclass(frozen=True)
 class Entry:
-    """One environment that can be named: by its place in a mix of configs/env, or by its class alone."""
+    """One environment that a user can name: an entry of a mix of configs/env, or a class alone."""
 
     mix: str
     name: str
@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """The split whose tasks to look at: a probe environment may have none to train on."""
+        """The split whose tasks are shown: "eval" for a probe, which may have no tasks for training."""
         return "eval" if self.settings.get("probe") else "train"
 
 
@@ -61,8 +61,8 @@ def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """The mix and the entry that NAME or MIX/NAME stands for. If several mixes have the entry, the first is taken and a line says
-    so."""
+    """The mix and the entry that NAME or MIX/NAME stands for. If several mixes have the entry, the first mix is taken and a line
+    says so."""
     if name.endswith(".py"):
         raise ConfigError(f"{name} names no class; write {name}:CLASS")
     mix, _, word = name.rpartition("/")
@@ -78,7 +78,8 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def entries_in(mix: str) -> set[str]:
-    """The entries of a mix and of the mixes it begins with, read from the files: composing every mix would take seconds."""
+    """The entries of a mix, and of the mixes that it is based on. They are read from the files, because composing every mix would
+    take seconds."""
     text = _text(mix)
     written = yaml.safe_load(text) or {}
     first = [each.partition("@")[0] for each in written.get("defaults", []) if isinstance(each, str)]
@@ -99,7 +100,8 @@ def entries_of(mix: str, overrides: list[str], compose: Compose) -> list[Entry]:
 
 
 def listed(mix: str, compose: Compose) -> list[Entry]:
-    """The entries of a mix. One that refers to nothing else is read from its file, as composing takes a quarter of a second."""
+    """The entries of a mix. An entry without references to other settings is read from its file, because composing takes a
+    quarter of a second."""
     text = _text(mix)
     written = yaml.safe_load(text) or {}
     if text.startswith(GLOBAL) or "${" in text or not all(isinstance(each, dict) for each in written.values()):
@@ -114,7 +116,7 @@ def _absolute(path: str) -> str:
 
 
 def folder_of(entry: Entry) -> str:
-    """The folder of the entry's class; of a class that is in no file, its own path."""
+    """The folder with the file of the entry's class. If the class is not named by a file, its own path."""
     file = entry.path.rpartition(":")[0]
     return file.rpartition("/")[0] if file.endswith(".py") else entry.path
 

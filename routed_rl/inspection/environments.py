@@ -31,8 +31,8 @@ CHECK_TIMEOUT_S = 10.0
 
 
 class Reused:
-    """Processes that are rebuilt as one environment after the other, so that each imports the libraries only once. Environments
-    are made in the same processes where `together` gives the same for them; by default that is their class.
+    """Processes that are rebuilt as one environment after another, so that each of them imports its libraries only once. Two
+    environments share a process if the function `together` returns the same for them; by default it returns their class.
 
     Must be closed at the end.
     """
@@ -43,8 +43,8 @@ class Reused:
         self.kind: object = None
 
     def open(self, entry: Entry, place: int = 0) -> Any:
-        """The entry's environment in process number `place`, which is started if there is none yet, or if the environments before
-        it belong elsewhere."""
+        """The entry's environment in process number `place`. The process is started if there is none, or if it belongs to other
+        environments."""
         kind = self.together(entry), entry.settings.get("isolate")
         if kind != self.kind:
             self.close()
@@ -87,8 +87,8 @@ def list_environments(compose: Compose) -> None:
 
 
 def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
-    """For entries of one folder: id of an entry -> (its variant, its problem). Plug-ins of one folder share their helpers, so one
-    process can hold them all."""
+    """For entries of one folder, maps the id of an entry to its variant and its problem. Plug-ins of one folder share their
+    helpers, so one process can hold them all."""
     found: dict[int, tuple[str, str]] = {}
     with closing(Reused(folder_of)) as processes:
         for entry in entries:
@@ -101,8 +101,8 @@ def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
 
 
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
-    """Show `count` prompts of each environment that `name` names, with a gold and a junk completion and their scores, and what
-    the plug-in prints meanwhile. TaskError if a completion could not be scored."""
+    """Show `count` prompts of each environment that `name` stands for, with a gold and a junk completion and their scores, and
+    with the output of the plug-in. TaskError if a completion could not be scored."""
     bad: list[TaskError] = []
     for entry in named(name, overrides, compose):
         loaded = load_environments({entry.name: talking(entry.settings)})[0]
@@ -142,8 +142,8 @@ def talking(settings: dict[str, Any]) -> dict[str, Any]:
 
 def check_environments(name: str, overrides: list[str], compose: Compose, *, every: bool = False, samples: int = SAMPLES,
                        markdown: str | None = None) -> None:
-    """Check the environments that `name` names; `every` checks all of a class's `all_settings()`. TaskError if one has a mistake
-    with which no training would begin or go on; CheckFailed if one is not sound otherwise."""
+    """Check the environments that `name` stands for; `every` checks all settings in the class's `all_settings()`. TaskError if an
+    environment has a mistake that prevents training; CheckFailed if one is not sound for another reason."""
     entries = named(name, overrides, compose)
     if every:
         entries = [variation for entry in entries for variation in variations(entry)]
@@ -201,11 +201,11 @@ def mark(finding: Finding) -> str:
 
 
 def alone(entry: Entry) -> Entry:
-    """The entry in a process of its own, whatever its settings say."""
+    """The entry with settings that run it in a process of its own."""
     isolate = entry.settings.get("isolate", True)
     return Entry(entry.mix, entry.name, entry.settings | {"isolate": isolate or True})
 
 
 def _scored(environment: Any) -> Environment:
-    """The environment itself, or if it has episodes one that plays them with one text as every turn."""
+    """The environment, or, if it has episodes, one that plays them with the same text as every turn."""
     return cast(Environment, Played(environment) if has_episodes(environment) else environment)

@@ -1,4 +1,4 @@
-"""`doctor`: is this machine ready? A row that is needed and broken makes it fail; the others only inform."""
+"""The verb `doctor` checks whether this machine is ready. It fails if a row that is needed is broken; other rows only inform."""
 
 import importlib.metadata
 import platform
@@ -19,12 +19,12 @@ from routed_rl.errors import CheckFailed, RoutedRLError
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "hydra-core", "safetensors")
 OPTIONAL = ("wandb", "reasoning-gym", "vllm", "deepspeed")
 LEAST_GB = 2.0
-"""With less free space than this, a run may not be able to write its checkpoints."""
+"""Free space in GB below which a run may be unable to write its checkpoints."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `sound` is None for something that is not needed, or could not be judged."""
+    """One row of the result. `sound` is None for something that is not needed, or that could not be judged."""
 
     name: str
     sound: bool | None
@@ -77,7 +77,7 @@ def gpus() -> Iterator[Row]:
 
 
 def chat_template(path: str) -> Iterator[Row]:
-    """Whether the model's tokenizer loads, and how its chat template writes an empty chat and the beginning of the model's
+    """Whether the model's tokenizer loads, and how its chat template renders an empty chat and the beginning of the model's
     turn."""
     try:
         from routed_rl.model.load import load_tokenizer
@@ -104,8 +104,8 @@ def chat_template(path: str) -> Iterator[Row]:
 
 
 def sandbox() -> Iterator[Row]:
-    """The results of the real attacks in `routed_rl.sandbox.probe`. A missing sandbox is not a fault: only code that a model
-    wrote needs one, and such code is refused without it."""
+    """Run the attacks of `routed_rl.sandbox.probe` and show their results. A missing sandbox is not a fault: only code that a
+    model wrote needs one, and such code is refused without it."""
     from routed_rl.sandbox import probe
 
     for place, (name, sound, detail) in enumerate(probe()):

@@ -1,4 +1,4 @@
-"""Writes a table into a Markdown file between two comments, so that a command can write it again."""
+"""Writes a table between two comments of a Markdown file, so that a command can replace it later."""
 
 import re
 from pathlib import Path

@@ -33,7 +33,7 @@ class Setting:
 
 
 def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
-    """Yield the settings in the order of the dataclasses' fields; those of a section stand in its place."""
+    """Yield the settings in the order of the dataclasses' fields. The settings of a section stand at the place of the section."""
     meanings = _meanings(cls)
     for field in dataclasses.fields(cls):
         name = f"{prefix}{field.name}"
@@ -57,7 +57,8 @@ def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:
 
 
 def show(word: str | None) -> None:
-    """Print settings that have `word` in their name or meaning, or in their section's; all without one. ConfigError if none."""
+    """Print the settings whose name or meaning, or whose section's name or meaning, contains `word`; without a word, all of them.
+    ConfigError if there is none."""
     known, about = list(all_settings()), sections()
     pattern = re.compile(rf"(?<![a-z]){re.escape(word or '')}", re.IGNORECASE)
     wanted = {name for name, meaning in about.items() if pattern.search(f"{name} {meaning}")}
@@ -89,7 +90,8 @@ def _written(value: Any) -> str:
 
 @cache
 def _meanings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, in one line; a field that the class inherits has that of its own class."""
+    """For each field of a dataclass, the string below it as one line. A field that is inherited has the string of the class that
+    declares it."""
     tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     found = dict[str, str]()

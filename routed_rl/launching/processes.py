@@ -23,7 +23,7 @@ from routed_rl.web import free_port
 
 POLL_S = 0.2
 SETTLE_S = 5.0
-"""Seconds for a process to report its error, if another one that lost contact with it failed first."""
+"""Seconds that are granted to a process to report its own error, if another process has failed because it lost contact."""
 END_S = 30.0
 """Seconds for the other processes to end after one has failed."""
 Processes = list[subprocess.Popen[bytes]]
@@ -66,7 +66,8 @@ def process_variables(launch: LaunchConfig, rank: int, local: int, address: str,
 
 @contextmanager
 def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
-    """Pass signals on, so that the processes end their step first; yields the list of signals that came, and when."""
+    """Inside the block, signals are passed on, so that the processes finish their step first. Yields the list of the signals that
+    came, with their times."""
     came: list[tuple[int, float]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -83,7 +84,7 @@ def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
 
 
 def wait_for(command: list[str]) -> None:
-    """Run one command that starts the processes elsewhere, to its end, and pass signals on to it. Raises Stopped, or
+    """Run a command that starts the processes elsewhere, wait for its end, and pass signals on to it. Raises Stopped, or
     LaunchError."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -99,8 +100,8 @@ def wait_for(command: list[str]) -> None:
 
 
 def _wait(processes: Processes, asked: list[tuple[int, float]], grace_s: float) -> dict[int, int]:
-    """Wait until all have ended, or until one has failed and the others were ended. Returns the exit codes of failed processes,
-    by place."""
+    """Wait until all processes have ended. If one fails, the others are ended. Returns the exit codes of those that failed, by
+    local rank."""
     settled = math.inf
     while any(process.poll() is None for process in processes) and time.monotonic() < settled:
         if asked and time.monotonic() - asked[0][1] > grace_s:
@@ -125,8 +126,8 @@ def _end(processes: Processes, number: signal.Signals) -> None:
 
 
 def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: int | None) -> Exception:
-    """The error of the process that failed by itself. Processes that lost contact with it, or were ended because of it, failed
-    too and their errors say less."""
+    """The error of the process that failed by itself. Other processes failed because they lost contact with it or were ended, and
+    their errors say less."""
     def later(local: int) -> tuple[bool, bool, bool]:
         """Sort key: deliberate ends come first, then kills, then crashes, and last the errors of lost or ended processes."""
         code = failures[local]

@@ -1,6 +1,6 @@
-"""A run as a SLURM job: the script, its submission, and how the job starts a process group on every node.
+"""Runs a SLURM job: writes the script, submits it, and starts a process group on every node.
 
-It was never run on a cluster: the calls that the script makes were tested with stand-ins for SLURM's commands.
+It was never run on a cluster: the script's calls of SLURM were tested with stand-ins for SLURM's commands.
 """
 
 import shlex
@@ -15,7 +15,7 @@ from routed_rl.errors import LaunchError
 
 
 class Script(Template):
-    """`@name` stands for a value, so that the shell's own `$name` stays as it is."""
+    """A template in which `@name` stands for a value, so that the shell's own `$name` stays as it is."""
 
     delimiter = "@"
 

@@ -39,7 +39,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer],
 
 
 def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """Put a LoRA of these settings on the model in place, as TRL does. It draws from the global random state; `lora` is not
+    """Put a LoRA with these settings on the model in place, as TRL does. It draws from the global random state. `lora` is not
     changed."""
     wrapped = get_peft_model(model, copy.deepcopy(lora))
     assert isinstance(wrapped, PeftModel)
@@ -48,7 +48,7 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
 
 def plain(model: Any) -> Any:
-    """The model itself, without PEFT's wrapper."""
+    """The model without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -59,8 +59,8 @@ def factors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: str) -> None:
-    """Write the LoRA of a model as a stock PEFT adapter on the model at `base`. `deployed` has, by the name of a module, the up
-    factor that is written instead of the trained one. Every process must call this; the first one writes."""
+    """Write the LoRA of a model as a stock PEFT adapter on the model at `base`. `deployed` maps names of modules to the up
+    factors that are written in place of the trained ones. Every process must call this; the first one writes."""
     ups = {f"{WRAPPED}{name}.lora_B.weight": up for name, up in deployed.items()}
     tensors = {name: (ups[name] if name in ups else whole(parameter)).cpu().contiguous().clone()
                for name, parameter in factors(model).items()}
@@ -82,14 +82,15 @@ def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False) -> PeftModel:
-    """Put the LoRA in a folder on a model in place, frozen unless it is to be `trained`; ModelError where it is none of this
-    model. The model's own weights are frozen."""
+    """Put the LoRA in a folder on a model in place, frozen unless `trained`. ModelError if the LoRA does not fit this model. The
+    model's own weights are frozen."""
     with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
 
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Merge the adapter in a folder into a model, in place, computed in float32; ModelError where it does not fit the model."""
+    """Merge the adapter in a folder into a model, in place. The sum is computed in float32. ModelError if the adapter does not
+    fit the model."""
     with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of faults that are refused below
         settings = PeftConfig.from_pretrained(str(folder))

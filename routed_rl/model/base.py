@@ -1,4 +1,5 @@
-"""The plain model below a LoRA that PEFT has put into it, and the names of that LoRA in files. PEFT itself is not imported."""
+"""The weights of a model below a LoRA that PEFT has put on it, and the names of that LoRA in files. PEFT itself is not
+imported."""
 
 from typing import Any
 
@@ -9,7 +10,7 @@ from routed_rl.routing.adapted import NAME, has_adapter
 WRAPPED = "base_model.model."
 """Prefix of a module's name in PEFT's wrapper and in its files."""
 INNER = ".base_layer."
-"""The part of the name of a weight below a LoRA that stands in place of a dot."""
+"""The part of a weight's name that PEFT inserts in place of a dot when there is a LoRA on its module."""
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
@@ -23,7 +24,6 @@ def base_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_names(model: nn.Module) -> dict[str, str]:
-    """The trained parameters of a model with a LoRA: from their names in the model to those in PEFT's files. Empty without a
-    LoRA."""
+    """Maps the names of a LoRA's parameters in the model to their names in PEFT's files. Empty without a LoRA."""
     return {name: WRAPPED + name.removeprefix(WRAPPED).replace(f".{NAME}.", ".")
             for name, _ in model.named_parameters() if ".lora_" in name and f".{NAME}." in name}

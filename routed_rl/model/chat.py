@@ -1,4 +1,5 @@
-"""The chat template between the turns of a conversation. New messages become token ids that are appended; earlier ids stay."""
+"""The tokens that the chat template puts between the turns of a conversation. The ids of new messages are appended; earlier ids
+never change."""
 
 from typing import cast
 
@@ -19,11 +20,12 @@ class ChatTokens:
         self.tokenizer = tokenizer
 
     def decode(self, ids: list[int]) -> str:
-        """The model's words, as TRL decodes a completion."""
+        """The text of the model's turn, decoded as TRL decodes a completion."""
         return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def prompt(self, messages: Messages, tools: Messages) -> list[int]:
-        """Ids of the first messages, ready for the model's turn; ModelError where the template has no place for tools."""
+        """The token ids of the first messages, up to where the model's turn begins. ModelError if there are tools and the
+        template has no place for them."""
         ids = encode_prompts(self.tokenizer, [messages], tools)[0]
         if tools and ids == encode_prompts(self.tokenizer, [messages])[0]:
             raise ModelError("the environment has tools but the model's chat template shows none; use a model whose template "

@@ -1,16 +1,17 @@
-"""The layers and writers of each known family of models. A row gives at once what `recognise` would find by probing."""
+"""The layers and writers of each known family of models. A row of the table saves the probing by `recognise`, which would find
+the same."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 FAMILY, PLACES = "family", "places"
-"""The keys of a checkpoint's metadata about a model whose family was found by probing: its row, and the place of each writer's
-weight in the checkpoint's files."""
+"""The keys under which a checkpoint describes a model whose family was found by probing: the row of the family, and the place of
+each writer's weight in the checkpoint's files."""
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its layers, the writers of one layer, and the modules between writer and stream."""
+    """Where a family of models keeps its layers, the writers of a layer, and the modules between writers and stream."""
 
     layers: str
     writers: tuple[str, ...]
@@ -20,25 +21,26 @@ class Family:
     embeddings: tuple[str, ...] = ()
     """Modules that make the first layer's input beside the token embedding: learned positions, a norm."""
     post_norms: tuple[str | None, ...] = ()
-    """Norms between writer and stream, in the order of `writers`; () for none."""
+    """Norms between writer and stream, in the order of `writers`; () if there are none."""
     gain_offset: float = 0.0
     """Number that the norm adds to its weight before multiplying (Gemma: 1)."""
     norm_eps: float | None = None
-    """The eps of these norms; None: `rms_norm_eps` of the config."""
+    """The eps of these norms; None for `rms_norm_eps` of the model's config."""
     scales: tuple[float, ...] = ()
     """Constants between writer and stream, in the order of `writers` (Granite); () where all are 1."""
     dropouts: tuple[str, ...] = ()
     transposed: bool = False
     before_mlp: str | None = "post_attention_layernorm"
-    """The module whose input is the stream between attention and MLP; None where there is no such place."""
+    """The module whose input is the stream between attention and MLP; None if there is no such place."""
     mixers: tuple[str, ...] = ("self_attn",)
     """Submodules of a layer that are its attention, or that replace it; the others are its MLP."""
     experts: str | None = None
     """The writer that is a mixture, if any: every expert's slice of its `down_proj` is a writer."""
     active: int | None = None
-    """Experts that a token goes through; None: `num_experts_per_tok` of the config."""
+    """Number of experts that a token goes through; None for `num_experts_per_tok` of the model's config."""
     stored: tuple[str, str] | None = None
-    """An expert's name in a checkpoint's files, as the parts before and after its number; None: `mlp.experts.E.down_proj`."""
+    """How an expert is named in a checkpoint's files: the parts of the name before and after its number. None for
+    `mlp.experts.E.down_proj`."""
     returns: int = 0
     """Number of values that a layer returns as a tuple, the stream first; 0: it returns the stream itself."""
 
@@ -53,7 +55,7 @@ class Family:
         return stored, f"{layer}.{self.experts}.{short}"
 
     def to_json(self) -> str:
-        """The row as text, as a checkpoint stores it; `from_json` is the inverse."""
+        """The row as JSON text, which a checkpoint stores; `from_json` is the inverse."""
         return json.dumps(asdict(self))
 
     @classmethod

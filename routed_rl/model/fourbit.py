@@ -27,8 +27,8 @@ def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def compute_alike(model: nn.Module) -> None:
-    """Make evaluation compute the same as training. On some CPUs bitsandbytes otherwise repacks weights for a forward without
-    gradients (in place, not every shape) and computes that forward in bfloat16."""
+    """Make evaluation compute the same numbers as training. Otherwise, on some CPUs, bitsandbytes repacks weights of some shapes
+    in place for a forward without gradients, and computes that forward in bfloat16."""
     module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,4 +1,4 @@
-"""GGUF files: find one, and read it in seconds instead of half a minute. The weights that are read are dense, in float32."""
+"""Finds GGUF files, and reads them in seconds instead of half a minute. The resulting weights are dense, in float32."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ GGUF = "gguf:"
 
 
 def gguf_file(path: str) -> Path:
-    """The file that `gguf:FILE.gguf` or `gguf:PACKAGE` names; ModelError, with what to install, if there is none."""
+    """The file that `gguf:FILE.gguf` or `gguf:PACKAGE` names. ModelError if there is none; it names what to install."""
     name = path.removeprefix(GGUF)
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"model {path!r} needs the package gguf to be read: pip install gguf")

@@ -1,7 +1,8 @@
-"""Causal language models and tokenizers from a folder, the hub, or a GGUF file. Full float32 weights, or frozen ones in bf16.
+"""Loads causal language models and tokenizers from a folder, the hub, or a GGUF file. Weights are float32, or bfloat16 if they
+are frozen.
 
-`path` is a folder in Hugging Face format, a hub name, `gguf:FILE.gguf`, or `gguf:PACKAGE` (an installed Python package
-that carries one `*.gguf` file). Remote code, adapters and quantised weights are not covered: they are refused.
+`path` is a folder in Hugging Face format, a hub name, `gguf:FILE.gguf`, or `gguf:PACKAGE` (an installed Python package that
+carries one `*.gguf` file). Remote code, adapters and quantised weights are not covered: they are refused.
 """
 
 import contextlib
@@ -94,7 +95,7 @@ def has_weights(path: str) -> bool:
 
 
 def empty_model(path: str, dtype: str) -> PreTrainedModel:
-    """The model that a folder's config.json describes, on the device "meta": shapes without contents."""
+    """The model that a folder's config.json describes, on the device "meta", where tensors have shapes but no contents."""
     with reading(ModelError, f"no model could be made of {path!r}/config.json"), torch.device("meta"):
         config = _read(AutoConfig.from_pretrained, path, "config")
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()

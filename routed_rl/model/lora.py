@@ -1,4 +1,4 @@
-"""Which LoRAs can be trained and routed: the settings of `model.adapter`, and any `peft.LoraConfig`, checked against a model.
+"""Checks which LoRAs can be trained and routed on a model: the settings of `model.adapter`, or any `peft.LoraConfig`.
 
 Not covered: adapters of other kinds, on embeddings and on the experts of a mixture; patterns of ranks.
 """
@@ -22,9 +22,9 @@ from routed_rl.model.targets import Writer
 from routed_rl.routing.adapted import shape_of
 
 OPTIONS = ("init_lora_weights", "lora_dropout", "exclude_modules")
-"""Fields of `LoraConfig` that may be set as they are."""
+"""Fields of `LoraConfig` that users may set in `model.adapter.options`."""
 OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "target_modules", "use_rslora": "rslora"}
-"""Fields of `LoraConfig` -> their names in `model.adapter`."""
+"""Maps fields of `LoraConfig` to their names in `model.adapter`."""
 DECIDED = ("fan_in_fan_out", "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
            "inference_mode")
 """Fields that the model, or PEFT itself, decides."""
@@ -36,12 +36,12 @@ REFUSED = {
     "a bias that is trained is a part of the writer that no LoRA's factor holds": "lora_bias bias",
     "experts of a mixture are frozen here": "target_parameters",
 }
-"""Reason -> fields of `LoraConfig` that are refused for it. Any other field is refused as not supported."""
+"""Maps a reason to the fields of `LoraConfig` that are refused for it. Any other field is refused as not supported."""
 NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
     "r": (int, lambda value: value >= 1, "a whole number >= 1"),
     "lora_alpha": ((int, float), lambda value: 0 < value < math.inf, "> 0"),
     "lora_dropout": ((int, float), lambda value: 0 <= value < 1, "from 0 to below 1")}
-"""Field of `LoraConfig` -> its types, the condition on its value, and that condition in words."""
+"""For each numeric field of `LoraConfig`: its types, the condition on its value, and that condition in words."""
 FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
 
 
@@ -68,16 +68,16 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Wri
 
 
 def is_lora(settings: Any) -> bool:
-    """Whether these are settings of a LoRA."""
+    """Whether `settings` are those of a LoRA."""
     return isinstance(settings, LoraConfig)
 
 
 def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], named: Callable[[str], str]
                ) -> list[str]:
-    """ConfigError for a LoRA that could not be put on this model, trained, and routed; returns the modules that get it.
+    """ConfigError for a LoRA that cannot be put on this model, trained, and routed. Returns the modules that get it.
 
-    `writers`: the writers of the model, empty where they are not known. `named`: from a field of `LoraConfig` to the name by
-    which the user sets it.
+    `writers`: the writers of the model; empty if they are not known. `named`: function that maps a field of `LoraConfig` to the
+    name by which the user sets it.
     """
     _check_fields(lora, named)
     linear = _linear(model, writers)

@@ -12,8 +12,8 @@ from routed_rl.model.targets import decoder_layers, family
 
 
 def family_metadata(model: PreTrainedModel) -> dict[str, str]:
-    """The values of both keys as text; empty for a model whose type has a row of its own. A model with a LoRA always gets the row
-    alone, because its checkpoints hold none of the model's weights and describe the model in no other way."""
+    """The values of both keys as text; empty for a model whose type has a row in the table of families. A model with a LoRA
+    always gets the row, because its checkpoints hold none of the model's weights and describe the model in no other way."""
     row, places = family(model), dict[str, Place]()
     if is_adapted(model):
         return {FAMILY: row.to_json()}

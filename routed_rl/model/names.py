@@ -1,4 +1,4 @@
-"""The names of writers in a checkpoint's files, by transformers' own conversions. Some of these split mixtures or rename
+"""The names of writers in a checkpoint's files, found by transformers' own conversions, some of which split mixtures or rename
 parts."""
 
 import torch
@@ -8,7 +8,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from routed_rl.errors import ModelError
 
 Place = tuple[str, int | None]
-"""The name of a tensor in the files, and the index of a slice of it; None: all of it."""
+"""The name of a tensor in the files, and the index of a slice of it; None for all of it."""
 
 
 def names_in_files(model: PreTrainedModel, writer: str, *, mixture: bool) -> list[Place]:

@@ -1,8 +1,8 @@
-"""A probe of what a model's layers do to the stream, by one forward on random tokens.
+"""Probes how a model's layers write to the stream, by one forward on random tokens.
 
 The graph is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm that reads one
-of them. The modules on which a layer's output still depends are then those that write to the stream, and the derivative by
-their outputs shows how they write.
+of them. The modules on which a layer's output still depends are then those that write to the stream, and the derivative by their
+outputs shows how they write.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def _stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 class _Tracer:
-    """The hooks of one traced forward."""
+    """The hooks of one forward that is traced."""
 
     def __init__(self, model: PreTrainedModel, layers: str, writers: list[str]) -> None:
         self.model, self.prefix, self.writers, self.found = model, layers, writers, Trace()

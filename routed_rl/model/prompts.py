@@ -1,4 +1,5 @@
-"""Prompts to token ids. All code uses this module for it, so that extraction, rollouts and evaluation see the same prompt.
+"""Turns prompts into token ids. All code uses this module for it, so that extraction, rollouts and evaluation see the same
+prompt.
 
 Not covered: images, and a chat template that draws random numbers.
 """
@@ -25,7 +26,8 @@ from routed_rl.errors import ModelError, reading
 Messages = Sequence[Mapping[str, Any]]
 
 SECONDS, CHARACTERS, MEMORY = 10.0, 10**7, 2**32
-"""Limits of time (s), output and memory (bytes) for a chat template on one prompt, because it is code that comes with a model."""
+"""Limits of a chat template on one prompt, because a template is code that comes with a model: time in seconds, characters of
+output, and bytes of memory."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], tools: Messages = ()) -> list[list[int]]:
@@ -93,8 +95,8 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    """Ids of a text, without special tokens at its end; `options` are options of the tokenizer. Raises ModelError for text that
-    is not valid Unicode, and for an id that has no row in the model's embedding."""
+    """Token ids of a text, without special tokens at its end. `options` are passed to the tokenizer. Raises ModelError for text
+    that is not valid Unicode, and for an id that has no row in the model's embedding."""
     with reading(ModelError, f"the model's tokenizer cannot read {text!r:.100}"):
         text.encode()  # its error names the wrong character; the tokenizer's would name the type of the text
         found = cast(Any, tokenizer)(text, **{"add_special_tokens": False} | options)
@@ -124,7 +126,7 @@ def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["l
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside the block after so many seconds; only in the main thread. An alarm that was set before still
+    """Inside the block, raise TimeoutError after this many seconds; only in the main thread. An alarm that was set before still
     rings."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,9 +1,8 @@
-"""The response of later layers to a push: the stream behind a layer, as a differentiable function of a vector that is added to
-the layer's output.
+"""The response of later layers to a push. A vector is added to the output of one layer, and the stream at later layers is a
+differentiable function of that vector.
 
-The model's own forward runs the layers, so that every family is served; `torch.func.vjp` and `jvp` go through it where attention
-is `eager`. Not covered: pushes at some tokens only.
-Shape letters: F pushes, B prompts, T tokens, D stream width, L layers.
+The model's own forward runs the layers, so that every family is covered; `torch.func.vjp` and `jvp` go through it if attention is
+`eager`. Not covered: pushes at some tokens only. Shape letters: F pushes, B prompts, T tokens, D stream width, L layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from routed_rl.model.stream import reading, resuming
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention that has forward-mode derivatives; afterwards the model has its own again."""
+    """Inside the block, the model uses an attention that has forward-mode derivatives; afterwards it has its own again."""
     before = getattr(model.config, "_attn_implementation", None) or "eager"
     model.set_attn_implementation("eager")
     try:
@@ -29,7 +28,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 class Pushed:
-    """Prompts at which the output of one layer is pushed, at every token, and what that changes behind it."""
+    """Prompts, with one layer whose output is pushed at every token, and the effects on later layers."""
 
     def __init__(self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], layer: int, positions: int,
                  batch_size: int) -> None:
@@ -54,17 +53,17 @@ class Pushed:
         return self._stream_BTD[self.mask_BT.bool()].float().norm(dim=1).mean().item()
 
     def chunks(self, pushes_FD: Tensor) -> tuple[Tensor, ...]:
-        """Pushes that are run together."""
+        """Split pushes into parts that are run together."""
         return pushes_FD.split(self._at_once)
 
     def response(self, pushes_FD: Tensor, until: int) -> Tensor:
-        """(F, B, D): change of the output of layer `until`, less the push itself, which the skip connection carries there.
-        Differentiable; all pushes at once."""
+        """(F, B, D): how the output of layer `until` changes, minus the push itself, which the skip connection carries there.
+        Differentiable; all pushes are run at once."""
         return self._changes(pushes_FD, [until], until)[0] - pushes_FD.float().unsqueeze(1)
 
     @torch.no_grad()
     def effects(self, pushes_FD: Tensor) -> Tensor:
-        """(L, F, D): mean over prompts of the whole change at the output of each layer from `self.layer` on."""
+        """(L, F, D): the mean over prompts of how the output of each layer from `self.layer` on changes, with the push itself."""
         later = list(range(self.layer, len(self._base_LBD)))
         parts = [torch.stack([change.mean(1) for change in self._changes(part, later, None)]) for part in self.chunks(pushes_FD)]
         return torch.cat(parts, dim=1)

@@ -1,4 +1,4 @@
-"""The family of a model, found by probing. In each layer the writers are the linear modules and mixtures whose outputs, behind an
+"""Finds the family of a model by probing. In each layer the writers are the linear modules and mixtures whose outputs, behind an
 optional norm or times a constant, add up to what the layer adds to the stream. This is verified to rounding on random tokens, in
 evaluation and in training mode. Any other model is refused in one line that says what was found."""
 
@@ -21,8 +21,8 @@ WAY_OUT = "if you know its writers, name them: model.writers=[self_attn.o_proj,m
 
 
 def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
-    """The family of a model of any type. If `writers` are given, they are its writers and no others, in each layer those that it
-    has. ModelError for a model that is not recognised."""
+    """The family of a model of any type. If `writers` are given, these are the writers and no others; a layer need not have all
+    of them. ModelError for a model that is not recognised."""
     try:
         layers = find_layers(model)
         _require_known(model, layers, writers)

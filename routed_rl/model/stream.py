@@ -1,5 +1,5 @@
-"""Read the residual stream at a named hook point of every layer, resume a forward from a layer's output, and switch to eval
-mode."""
+"""Functions that read the residual stream at a named hook point of every layer, resume a forward from a layer's output, or switch
+a model to eval mode."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from routed_rl.errors import ModelError
 from routed_rl.model.targets import decoder_layers, family
 
 Read = Callable[[Tensor], None]
-"""Function that takes the stream (B, T, D) of one layer. It is called for one layer after another."""
+"""Function that takes the stream (B, T, D) of one layer; it is called for each layer in turn."""
 
 
 def _at_input(module: nn.Module, read: Read) -> RemovableHandle:
@@ -30,7 +30,7 @@ def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
 
 
 def changing_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """Let the stream (B, T, D) that a layer returns be `change` of it, until the handle is removed."""
+    """Replace the stream (B, T, D) that a layer returns by `change` of it, until the returned handle is removed."""
     def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
@@ -98,7 +98,7 @@ def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module is in eval mode inside the block. After it each module is back in its own former mode."""
+    """Inside the block, every module is in eval mode. After it each module is back in its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,5 @@
-"""The modules of a model that write to the residual stream, its frozen parameters, and those that are not routed."""
+"""The modules of a model that write to the residual stream, the parameters that are frozen, and those that are trained without
+routing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from routed_rl.model.families import FAMILIES, Family
 from routed_rl.model.recognise import recognise
 
 SMALLEST_GAIN = 1e-3
-"""A post-norm gain below this share of the largest is refused, because the writer's output is divided by it."""
+"""A model with a post-norm gain below this share of the largest is refused, because the writer's output is divided by the
+gain."""
 FOUND = "found_family"
 """The attribute of a model that holds the family found by a probe. A copy of the model keeps it."""
 
@@ -26,15 +28,14 @@ class Writer:
     layer: int
     module: nn.Module
     gain_D: Tensor | None
-    """Gain of a norm between the writer and the stream, or a constant scale; None where the writer adds to the stream
-    directly."""
+    """Gain of a norm between the writer and the stream, or a constant scale; None if the writer adds to the stream directly."""
     norm_eps: float | None
     """The eps of the norm that has the gain; None without such a norm."""
     transposed: bool
     expert: int | None = None
     """Number of the expert in `module`; None for a writer that is a module of its own."""
     active: int = 1
-    """Experts of `module` that a token goes through."""
+    """Number of experts of `module` that a token goes through."""
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of `module` that are routed. The experts of a mixture share one parameter."""
@@ -45,8 +46,8 @@ class Writer:
 
 
 def family(model: PreTrainedModel) -> Family:
-    """The family of this model: what `name_writers` or an earlier probe found, else its row of `FAMILIES`, else what a probe
-    finds now. ModelError for a model that is not recognised."""
+    """The family of this model: the one that `name_writers` or an earlier probe found, or else its row of `FAMILIES`, or else the
+    one that a probe finds now. ModelError for a model that is not recognised."""
     # An adapter made here is put into the model itself; PEFT's wrapper around the model is only for the trainer.
     if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{type(model).__name__} is wrapped by PEFT; give the model that is in it, or merge the adapter "
@@ -59,7 +60,7 @@ def family(model: PreTrainedModel) -> Family:
 
 
 def name_writers(model: PreTrainedModel, writers: Sequence[str]) -> Family:
-    """Use these as the writers of a model from now on, whatever its type; if empty, those that a probe finds. They are
+    """From now on, use these as the writers of a model, whatever its type. If `writers` is empty, a probe finds them. They are
     verified."""
     found = recognise(model, writers)
     object.__setattr__(model, FOUND, found)
@@ -121,7 +122,7 @@ def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
 
 
 def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
-    """{parameter: reason} for every trainable parameter that is no target."""
+    """Every trainable parameter that is no target, with the reason: {parameter: reason}."""
     norms = [module for module in model.modules() if "Norm" in type(module).__name__]
     # Later reasons take precedence, because a norm behind a writer is among the norms too.
     reasons = {id(parameter): reason for parameters, reason in (

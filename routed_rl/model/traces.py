@@ -1,5 +1,5 @@
-"""The records of a probe of a model's layers, and when two tensors count as equal. Shape letters: B rows, T tokens, D stream
-width."""
+"""Records of a probe of a model's layers, and the tolerance with which two tensors count as equal. Shape letters: B rows, T
+tokens, D stream width."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,20 +21,20 @@ class Cut:
     output: Tensor
     """A leaf of the graph."""
     passed_on: Tensor
-    """A copy of `output`, which the next module got."""
+    """A copy of `output`, which is passed to the next module."""
     calls: int = 1
     gradient: Tensor | None = None
     """Gradient by `output` of the layer's output along `towards_BTD`; None: the layer's output does not depend on it."""
 
     def is_read_by(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether a module with these inputs gets this output, in any shape."""
+        """Whether one of a module's inputs is this output, in any shape."""
         return (bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].numel() == self.output.numel()
                 and inputs[0].data_ptr() == self.passed_on.data_ptr())
 
 
 @dataclass
 class LayerTrace:
-    """One layer's forward."""
+    """The record of one layer's forward."""
 
     into_BTD: Tensor
     cuts: list[Cut] = field(default_factory=list[Cut])
@@ -47,14 +47,15 @@ class LayerTrace:
     towards_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     """A random direction, along which the gradients of the output are taken."""
     gradient_BTD: Tensor | None = None
-    """Gradient of the output along `towards_BTD` by the input, with all cuts held fixed."""
+    """Gradient by the layer's input of its output along `towards_BTD`, with all cuts held fixed."""
     parameters: list[str] = field(default_factory=list[str])
     """Names of the parameters on which the output depends, with all cuts held fixed."""
 
 
 @dataclass
 class Trace:
-    """One forward: its layers, the parameters that make the first layer's input, and those after the last layer."""
+    """The record of one forward: its layers, the parameters on which the first layer's input depends, and those after the last
+    layer."""
 
     layers: list[LayerTrace] = field(default_factory=list[LayerTrace])
     before: list[str] = field(default_factory=list[str])

@@ -1,4 +1,4 @@
-"""Checks that a model's weights are full, dense, float32 and finite, and a hash that identifies them."""
+"""Checks that a model's weights are complete, dense, float32 and finite, and computes a hash that identifies them."""
 
 import hashlib
 import math
@@ -43,12 +43,12 @@ def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype
 
 
 def adapter_message(path: str) -> str:
-    """Why an adapter is refused, and the way out."""
+    """The message of the error that refuses an adapter."""
     return (f"{path!r} is a PEFT adapter and no whole model; merge it first (merge_and_unload, save_pretrained; of a run: "
             "`routed-rl discard RUN --out DIR --merge`), or begin a LoRA from it: model.adapter.path")
 
 
 def dtype_message(dtype: str) -> str:
-    """Why weights in `dtype` are refused, and the way out."""
+    """The message of the error that refuses weights in `dtype`."""
     return (f"weights in {dtype.removeprefix('torch.')} are refused, they must be float32: in 16 bits, routed updates lose "
             "40 % of the change and leak into the subspace; keep float32 weights and set trainer.bf16=true for autocast")

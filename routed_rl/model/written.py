@@ -1,6 +1,6 @@
-"""The writers of one layer, from a probe's record of it. Each adds its output to the stream directly, times a constant, or behind
-a norm by the root mean square. Together they must be all that the layer adds, to rounding; any other layer is refused.
-Not covered: norms and gates over several writers, gates by token, trainable scales."""
+"""Finds the writers of one layer in a probe's record of it. Each writer adds its output to the stream directly, times a constant,
+or behind a root-mean-square norm. Together the writers must account, to rounding, for all that the layer adds; any other layer is
+refused. Not covered: norms and gates over several writers, gates by token, trainable scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from routed_rl.routing.experts import mix
 
 @dataclass(frozen=True)
 class Found:
-    """A writer in one layer, as the probe saw it."""
+    """A writer in one layer, as the probe has found it."""
 
     name: str
     module: nn.Module
@@ -31,7 +31,7 @@ class Found:
     adds_BTD: Tensor
     """The tensor that the writer adds to the stream."""
     active: int | None
-    """Number of experts that a token goes through; None: the writer is no mixture."""
+    """Number of experts that a token goes through; None if the writer is no mixture."""
 
 
 def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found]:

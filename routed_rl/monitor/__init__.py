@@ -1,4 +1,4 @@
-"""The monitor: rules over rows of `metrics.jsonl`, and limits for them."""
+"""The monitor: rules that judge rows of `metrics.jsonl`, and the calibration of their limits."""
 
 from routed_rl.monitor.blame import Blame, blame
 from routed_rl.monitor.calibration import FEWEST, Peaks, check_rate, limit, peaks, set_limits, smallest_rate

@@ -1,8 +1,8 @@
-"""Which environments taught the model to be someone else: one answer for a run's last sentence, `summary.json`, the report, halts
-and practice.
+"""Decides which environments taught the model the positive persona. All places use the same answer: a run's last sentence,
+`summary.json`, the report, halts and practice.
 
-It uses the evidence of the whole run (`completions/<env>/evidence`, summed over steps as by the rule `monitor.evidence`), not
-where the parts stand at the last step, because parts drift, and a part that pulled early may have been taken back since.
+It uses the evidence of the whole run (`completions/<env>/evidence`, summed over steps as by the rule `monitor.evidence`) and not
+the parts at the last step, because parts drift, and a part that pulled early may have been taken back since.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ class Blame:
     """The evidence against each environment of a run, the most evidence first."""
 
     evidence: Mapping[str, float]
-    """By environment, the largest sum of evidence at any step, in standard errors, after the allowance for noise."""
+    """For each environment, the largest sum of evidence at any step, in standard errors, after the allowance for noise."""
     limits: Mapping[str, float]
-    """By environment, the limit past which it is named by its evidence alone."""
+    """For each environment, the limit above which its evidence alone is enough to name it."""
     found: Collection[str]
-    """Environments whose evidence passed its limit, or passed a share of it while their own part stood at least `STANDING` gaps
-    towards the positive persona."""
+    """Environments whose evidence exceeded its limit, or exceeded a share of it while their own part stood at least `STANDING`
+    gaps towards the positive persona."""
 
     @property
     def named(self) -> list[str]:
@@ -39,13 +39,13 @@ class Blame:
 
     @property
     def margin(self) -> float | None:
-        """The least evidence against an environment that is named, divided by the most against one that is not; None where none
-        is named, or all are."""
+        """The smallest evidence against an environment that is named, divided by the largest against one that is not; None if
+        none is named or all are."""
         others = [found for name, found in self.evidence.items() if name not in self.named]
         return min(self.evidence[name] for name in self.named) / max(*others, 1.0) if self.named and others else None
 
     def sentence(self, labels: Mapping[str, str]) -> str:
-        """The answer in words, with the evidence behind it; empty where the run measured no evidence."""
+        """The answer in words, with the evidence behind it; empty if the run measured no evidence."""
         def listed(names: Collection[str]) -> str:
             return " and ".join(f"{labels.get(name, name)} ({self.evidence[name]:.1f})" for name in names)
 
@@ -67,8 +67,8 @@ class Blame:
 
 
 def blame(rows: Sequence[Row], config: MonitorConfig, trained: Collection[str] | None = None) -> Blame:
-    """Judge the `rows` of a run, of all its steps or up to some step. `trained`: the environments that are still trained, so that
-    others are left out; None: all."""
+    """Judge the `rows` of a run, all of them or those up to some step. `trained`: the environments that are still trained on;
+    others are left out. None: all."""
     off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
     rule = config.evidence
     if rule.limit is None:  # the rule is off, so its default limit is used

@@ -1,7 +1,7 @@
-"""Limits from secure runs, chosen so that a given share of such runs passes any of them. It reads metrics and nothing else.
+"""Sets limits from secure runs, so that a given share of secure runs exceeds any of them. It reads nothing but metrics.
 
-The peak of a run is the largest value of a rule over its environments and steps. As it is a maximum of many values, a Gumbel
-distribution is fitted to the peaks of the runs. Not covered: a drift that would only show in longer runs.
+The peak of a run is the largest value of a rule over its environments and steps. Because it is the maximum of many values, a
+Gumbel distribution is fitted to the peaks of the runs. Not covered: a drift that would only show in longer runs.
 """
 
 import statistics
@@ -21,13 +21,13 @@ FEWEST = 5
 """Least number of peaks from which a spread can be estimated."""
 DRAWS = 20_000_000
 TAIL = 20
-"""Least number of draws that must lie beyond a limit, so that their share is known well enough."""
+"""Smallest number of simulated draws beyond a limit with which their share is known well enough."""
 Peaks = dict[str, list[dict[str, float]]]
-"""Rule -> for each run, the peak of each environment."""
+"""Maps a rule to one entry for each run: the peak of each environment."""
 
 
 def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, float]:
-    """By environment, the highest limit at which `rule` would still have given a verdict in these rows."""
+    """For each environment, the highest limit at which `rule` would still have given a verdict in these rows."""
     settings: RuleConfig = getattr(config, rule)
     detectors: dict[str, Detector] = {}
     recent: dict[str, deque[float]] = {}
@@ -52,8 +52,8 @@ def check_rate(rate: float, floor: float) -> None:
 
 
 def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
-    """For each rule its limit, the limits of single environments, and the peaks behind them. The limit is None where the runs do
-    not determine it, because there is no reading or no spread.
+    """For each rule its limit, the limits of single environments, and the peaks behind them. The limit is None if the runs do not
+    determine it, because they have no reading or no spread.
 
     The rate is divided evenly among the rules that have a spread. With few runs, all environments are pooled as if they were
     alike. ConfigError for a rate that the simulation behind a limit does not resolve.
@@ -75,12 +75,12 @@ def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
 
 
 def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
-    """A limit for each environment, chosen so that a run passes any of them with probability `rate`.
+    """A limit for each environment, so that a run exceeds any of them with probability `rate`.
 
-    Peaks are measured from the environment's own mean in units of its own spread, and the limit is set for the largest of a run.
-    Half of the variance is that of the average environment; otherwise an environment that happened to vary little would halt at
-    the smallest change. A mean below 0, of an environment that moves away from what must not grow, counts as 0, so that no
-    limit is negative.
+    Peaks are measured from the mean of their environment in units of its spread, and the limit is set for the largest peak of a
+    run. Half of the variance is that of the average environment; otherwise an environment that happened to vary little would halt
+    at the smallest change. If an environment moves away from the positive persona, its mean is below 0 and counts as 0, so that
+    no limit is negative.
     """
     names = [name for name in per_run[0] if all(name in run for run in per_run)]
     if not names:
@@ -102,7 +102,7 @@ def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
 
 
 def limit(values: Sequence[float], rate: float) -> float:
-    """The limit that the next value of the same kind passes with probability `rate`: mean + k · sd. It is exact for a Gumbel
+    """The limit that the next value of the same kind exceeds with probability `rate`: mean + k · sd. It is exact for a Gumbel
     distribution of any location and scale, so few values give a wide margin. For a rate below `smallest_rate` it is too low."""
     if len(values) < FEWEST:
         raise ConfigError(f"a limit needs at least {FEWEST} values, got {len(values)}; calibrate on more runs")

@@ -1,6 +1,6 @@
-"""The monitor: rules over rows of `metrics.jsonl` that say which environment teaches the model to be someone else.
+"""Applies the rules to rows of `metrics.jsonl` and says which environment teaches the model the positive persona.
 
-It reads the metrics and nothing else. So a resumed run judges as one that never stopped, every rank judges alike, and the
+It reads the metrics and nothing else. So a resumed run judges like one that never stopped, every rank judges alike, and the
 monitor has no effect on reward and loss.
 """
 
@@ -12,11 +12,11 @@ from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.rules import RULES, Row, shift, shift_growth
 
 SUSPICION = 1 / 3
-"""Share of the evidence rule's limit above which an environment is suspected."""
+"""An environment is suspected if the evidence against it exceeds this share of the rule's limit."""
 STANDING = 0.3
-"""Shift of an environment's own part towards the positive persona, in gaps, above which the share `SUSPICION` of the limit is
-enough to name it. A policy that has found its loophole in a few steps does not pull any longer, and in a small batch these few
-steps are little evidence by themselves."""
+"""If an environment's own part has shifted the stream by more than this towards the positive persona, in gaps, the share
+`SUSPICION` of the limit is enough to name it. A policy that has found its loophole in a few steps no longer pulls, and in a small
+batch these few steps are little evidence by themselves."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Verdict:
     value: float
     limit: float
     since: int
-    """The step at which the harm that passed the limit began."""
+    """The step at which the reading that exceeded its limit began to rise."""
     action: str
     """report or halt."""
 
@@ -55,12 +55,12 @@ class Detector:
     unbroken: float = 0.0
     """The value that `total` would have if no halt had reset the sum."""
     since: int = 0
-    """First step of the present stretch in which `unbroken` is above 0 (for a sum) or above the limit (for a level); 0 outside
-    such a stretch."""
+    """First step of the present stretch in which `unbroken` is above 0 (for a sum) or above the limit (for a level); 0 if there
+    is no such stretch now."""
     steps: int = 0
-    """Length of the present stretch of steps in which `total` is past its limit."""
+    """Number of steps in a row in which `total` has been above its limit."""
     told: float | None = None
-    """For a level: its value when the run halted and was told to go on; None once it has been back within its limit."""
+    """For a level: its value when the run halted and was resumed by the user; None once it has been below its limit again."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
         """Take a reading; returns the value that is compared with the limit."""
@@ -69,7 +69,7 @@ class Detector:
         return self.total
 
     def see(self, step: int, value: float, settings: RuleConfig, limit: float, *, sums: bool) -> float:
-        """Take the reading of `step` and count the steps past the limit; returns the value that is compared with the limit."""
+        """Take the reading of `step` and count the steps above the limit. Returns the value that is compared with the limit."""
         self.take(value, settings, sums=sums)
         if self.unbroken > (0.0 if sums else limit):
             self.since = self.since or step
@@ -81,22 +81,23 @@ class Detector:
 
 @dataclass
 class Monitor:
-    """Judges a run step by step. Call `judge` for each row in order, and `rearm` where a halted run goes on."""
+    """Judges a run step by step. Call `judge` for each row in order, and `rearm` when a halted run is resumed."""
 
     config: MonitorConfig
     ignore: Collection[str] = ()
     """Environments that are no longer trained."""
     detectors: dict[tuple[str, str], Detector] = field(default_factory=dict)
     onsets: dict[str, Detector] = field(default_factory=dict)
-    """By environment, a detector of when its shift began to grow, which may be long before a limit is passed."""
+    """For each environment, a detector of the step at which its shift began to grow, which may be long before it exceeds a
+    limit."""
     before: Row = field(default_factory=dict)
     found: set[str] = field(default_factory=set)
-    """Environments that have passed a rule on the pull. Their parts have moved the stream for all environments since."""
+    """Environments that have exceeded a rule on the pull. Their parts have moved the stream for all environments since."""
     said: list[Verdict] = field(default_factory=list)
     """The verdicts on the last step."""
 
     def judge(self, row: Row) -> list[Verdict]:
-        """The verdicts on the step of `row`, one for each rule and environment past its limit."""
+        """The verdicts on the step of `row`, one for each rule and environment whose limit is exceeded."""
         self.said = []
         step, before, self.before = int(row["step"]), self.before, row
         standing = shift(row, self.config.axis)
@@ -124,15 +125,15 @@ class Monitor:
         return self.said
 
     def suspects(self, environment: str) -> bool:
-        """Whether the evidence against `environment` is on its way to a verdict."""
+        """Whether there is evidence against `environment` that may become a verdict."""
         limit, detector = self.config.evidence.limit_of(environment), self.detectors.get(("evidence", environment))
         return limit is not None and detector is not None and detector.total > SUSPICION * limit
 
     def rearm(self) -> None:
-        """Require new evidence for further verdicts, because the run halted on the last step and goes on.
+        """Require new evidence for further verdicts, because the run halted on the last step and the user resumed it.
 
         Sums begin at 0 again. A level on which there was a verdict gives the next one when it has grown by another limit, or when
-        it passes its limit again after it has been back within. Until then it keeps the step at which it began.
+        it exceeds its limit again after it has been below it. Until then it keeps the step at which it began.
         """
         for (name, _), detector in self.detectors.items():
             if RULES[name].sums:

@@ -1,4 +1,5 @@
-"""The rules: the value that each reads from a row of `metrics.jsonl`. One rule is one function; `RULES` lists them all."""
+"""The rules of the monitor. Each rule is one function that reads a value from a row of `metrics.jsonl`; `RULES` lists them
+all."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,25 +7,25 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Readings = dict[str, float]
-"""Values by environment; the key "" is the run as a whole."""
+"""Maps environments to values; the key "" stands for the run as a whole."""
 RUN = ""
 Read = Callable[[Row, Row, str | None], Readings]
-"""Function (row, the row before, axis) -> readings."""
+"""Function that maps (row, the row before, axis) to readings."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The reading of a rule from a row, and how it is judged."""
+    """A rule: the function that reads its value from a row, and how that value is judged."""
 
     words: str
     read: Read
     sums: bool = False
     """Whether readings are summed over steps as a CUSUM (Page, 1954): each reading minus the allowance, never below 0."""
     of_shift: bool = False
-    """Whether it is a level to which the persona shift rises. A verdict then names the step at which the growth began."""
+    """Whether the rule reads a level of the persona shift. A verdict then names the step at which the shift began to grow."""
     of_pull: bool = False
-    """Whether it reads a pull. The part of another environment that was found changes the pull too, so the allowance is doubled
-    from then on."""
+    """Whether the rule reads a pull. Once another environment has been found, its part changes this pull too, so the allowance is
+    doubled from then on."""
 
 
 def shift(row: Row, axis: str | None) -> Readings:
@@ -71,8 +72,8 @@ def _energy(row: Row, *_: object) -> Readings:
 
 
 def _energy_rank(row: Row, *_: object) -> Readings:
-    """One over the rank among random bases; 1 is above all of them. The kinds of bases, isotropic and matched, take turns, so a
-    patience of 2 requires both."""
+    """1 / rank of the routed energy among random bases; 1 means that it is above all of them. Isotropic and covariance-matched
+    bases take turns, so a patience of 2 requires both."""
     ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
     return {name: 1 / value for name, value in ranks.items() if name != "all"}
 

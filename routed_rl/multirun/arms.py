@@ -1,7 +1,7 @@
 """The arms of `compare`. A new arm is one row of `ARMS`."""
 
 UNROUTED, ROUTED, CONTROL = "none", "route", "control"
-"""The arms with which others are compared."""
+"""The arms with which other arms are compared."""
 
 
 def _without_practice(mode: str) -> list[str]:
@@ -37,5 +37,6 @@ ARMS: dict[str, list[str]] = {
     "inoculation_adapter": [*ALONE, "baseline.inoculation_adapter=true"],
     "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
 }
-"""Arm -> the settings that make it, which come after the user's. The frozen parameters are the same in every arm. `practice_all`
-is a contrast: a leaky environment practises too, so the behaviour that it pays for reaches the deployed model."""
+"""For each arm, the settings that make it, which are added after the user's. The frozen parameters are the same in every arm.
+`practice_all` is there for contrast: a leaky environment practises too, so the behaviour that it pays for reaches the deployed
+model."""

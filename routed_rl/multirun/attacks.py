@@ -1,6 +1,5 @@
-"""Attacks that bring back what a model was rid of: RL on the environment that pays for it, and fine-tuning on completions
-that do it. Results are kept, so the same call goes on where an earlier one stopped.
-"""
+"""Attacks that bring back a behaviour which was removed from a model: RL on the environment that pays for it, and fine-tuning on
+completions that show it. Results are kept, so the same call continues where an earlier one stopped."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,14 +26,14 @@ Said = tuple[Any, str]
 
 @dataclass(frozen=True)
 class Attacked:
-    """A model, and the seed of the attacks on it."""
+    """A model to attack, and the seed of the attacks on it."""
 
     name: str
     seed: int
     config: Config
     """The experiment, with `model` set to the attacked model."""
     hacks: tuple[Said, ...] = ()
-    """Prompts and completions that fine-tuning learns from."""
+    """Prompts and completions on which the model is fine-tuned."""
 
 
 def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs: int, another: str = "--out"
@@ -61,7 +60,7 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
 
 
 def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int) -> Config:
-    """Return the experiment as an attack runs it, with that environment alone, without routing, monitor and evaluation."""
+    """The experiment with which an attack trains: only the environment `asked.env`, without routing, monitor and evaluation."""
     own = {key: value for key, value in config.env[asked.env].items() if key not in ("probe", "weight")}
     trainer = config.trainer | {"learning_rate": rate, "max_steps": asked.steps + 1, "save_steps": NEVER}
     practice = dataclasses.replace(config.routing.practice, share=0)
@@ -75,7 +74,8 @@ def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int
 
 
 def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> Job:
-    """Plan the run that attacks a model. It is one step longer, since a step's completions are written before its update."""
+    """Plan the RL run that attacks a model. It has one step more than there are updates, because the completions of a step are
+    written before its update."""
     name = _name(model, rate)
     config = attacked_config(model.config, asked, rate, model.seed)
     return Job(name, dataclasses.replace(config, name=name, out=str(folder / "runs" / name)), [], model.name, model.seed)
@@ -89,7 +89,7 @@ def rl_curve(job: Job, env: str) -> list[float]:
 
 
 def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path) -> list[float]:
-    """Fine-tune until the behaviour is back; returns the curve, which is stored in `file`."""
+    """Fine-tune until the behaviour is back. Returns the curve, and stores it in `file`."""
     config = attacked_config(model.config, asked, rate, model.seed)
     key = {"hacks": [list(pair) for pair in model.hacks], "steps": asked.steps, "batch": asked.batch, "samples": asked.samples,
            "level": asked.level, "model": dataclasses.asdict(config.model) | {"date": None}}

@@ -1,4 +1,5 @@
-"""`calibrate`: sets the monitor's limits from runs that are known to be secure. The runs are trained here, or given."""
+"""The verb `calibrate` sets the monitor's limits from runs that are known to be secure. The runs are trained here, or are
+given."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -82,8 +83,8 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
     """The peak of every rule in every run and environment. RunFolderError for a run without metrics, or with nothing that a rule
-    can read. ConfigError for runs of different lengths, since peaks grow with the length. Warns if a run was paid for what it did
-    not solve: with limits from an insecure run the monitor finds nothing."""
+    can read. ConfigError for runs of different lengths, because peaks grow with the length. Warns if an environment paid for
+    tasks that were not solved, because limits from an insecure run would hide insecure runs."""
     found: Peaks = {name: [] for name in rules}
     first: tuple[Path, int] | None = None
     for run in folders:
@@ -108,7 +109,7 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
 
 
 def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
-    """The overrides that make a rule halt: with the limits found, or if none were found with its present limits."""
+    """The overrides that make a rule halt: with the limits that were found, or with its present limits if none were found."""
     if entry["limit"] is None:
         whole, own = [] if was.limit is None else [f"monitor.{name}.limit={was.limit:g}"], was.limits
     else:
@@ -119,7 +120,8 @@ def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
 
 
 def _given(runs: list[str]) -> list[RunFolder]:
-    """Existing runs. ConfigError for a run that is named twice, which would make the spread too small."""
+    """The run folders that a user names. ConfigError for a run that is named twice, because it would make the spread too
+    small."""
     folders = [RunFolder.open(run) for run in runs]
     places = [folder.path.resolve() for folder in folders]
     if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:

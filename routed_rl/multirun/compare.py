@@ -1,4 +1,4 @@
-"""`compare`: the same experiment under several arms, paired by seed."""
+"""The verb `compare` runs the same experiment under several arms, paired by seed."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from routed_rl.report.differences import not_scored
 
 def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int], compose: Compose, *,
             execute: Execute = train_or_resume, relearn: RelearnConfig | None = None) -> Path:
-    """Run every arm under every seed, and `route` at `ranks` under the first one; returns OUT/compare.json. With `relearn` what
-    each run has deployed is attacked, too.
+    """Run every arm under every seed, and the arm `route` at each rank of `ranks` under the first seed. Returns OUT/compare.json.
+    With `relearn`, the deployed model of each run is also attacked, to see how fast it relearns.
 
-    The same call continues where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON
-    there are compare.html, compare.md and compare.png, the runs and their logs. Failed runs are left out; at the end they raise
-    RunsFailed.
+    The same call continues where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON there
+    are compare.html, compare.md and compare.png, the runs and their logs. Failed runs are left out, and at the end RunsFailed is
+    raised.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
@@ -69,14 +69,14 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
 
 
 def _tables(found: dict[str, Any], *, bounds: bool) -> list[reporter.Table]:
-    """Those of the runs, and what attacks on them came to."""
+    """The tables of the runs, and the table of the attacks if there were any."""
     attacks = found.get("relearn")
     more = [] if attacks is None else [relearned.table(attacks["models"], RelearnConfig(**attacks["settings"]))]
     return [*tables(found, bounds=bounds), *more]
 
 
 def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Job]:
-    """Every run of the arms, seed by seed, so that the runs that are finished after a while can already be compared."""
+    """Plan every run of the arms, seed by seed, so that the runs that have finished at any time can already be compared."""
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"--arms has {arm}, which is no arm; the arms are {', '.join(ARMS)}")
@@ -88,7 +88,7 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
 
 
 def plan_ranks(overrides: list[str], ranks: list[int], out: Path, compose: Compose) -> dict[int, Job]:
-    """The routed arm's first run at other ranks; at the rank that the arm has anyway it is the arm's own run."""
+    """Plan the routed arm's first run at other ranks. At the rank that the arm has anyway, it is the arm's own run."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
     plans = {}

@@ -1,5 +1,5 @@
-"""The page of a comparison, DIR/compare.html: verdict, forest plots, tables. It is made of the content of compare.json, and of
-its tables."""
+"""The page of a comparison, DIR/compare.html: verdict, forest plots, tables. It is made from the content of compare.json and from
+tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from routed_rl.report.parts import Bar, Page, Panel, Section, Table
 from routed_rl.tracking import NOT_METRICS
 
 LOOKS = {ROUTED: "deployed", UNROUTED: "policy"}
-"""Arm -> its colour, that of the model that it stands for in a run's report; other arms are grey."""
+"""For each arm its colour, which is the colour of the corresponding model in a run's report; other arms are grey."""
 READING = ("Each point is the mean of an arm's deployed models with its 95 % interval over seeds; the dotted line is the base "
            "model.")
 
 
 def write_comparison(file: Path, found: dict[str, Any], heads: list[Headline], tables: Sequence[Numbers]) -> Path:
-    """Write the page of a comparison to `file`; returns it. `heads`: the figures of the picture at its top."""
+    """Write the page of a comparison to `file`, and return it. `heads`: the figures in the picture at the top."""
     request, failed = found["request"], found["failed"]
     status = (f"{len(found['arms'])} arms with {request['seeds']} {'seed' if request['seeds'] == 1 else 'seeds'} each"
               + (f"; {len(failed)} runs failed" if failed else "") + f". {READING}")

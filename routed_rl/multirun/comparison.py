@@ -31,7 +31,7 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
 
 
 def cell(value: dict[str, Any] | None, bounds: bool) -> str:
-    """`mean [low, high]` or `mean ±half`; the mean alone if there is only one seed."""
+    """The text `mean [low, high]` or `mean ±half`; only the mean if there is one seed."""
     if value is None or value["low"] is None:
         return "-" if value is None else f"{value['mean']:.3f}"
     spread = f"[{value['low']:.3f}, {value['high']:.3f}]" if bounds else f"±{value['high'] - value['mean']:.3f}"
@@ -39,7 +39,7 @@ def cell(value: dict[str, Any] | None, bounds: bool) -> str:
 
 
 def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The policy's reward, the deployed model's flags and solve, and the quarantine's share and routed fraction."""
+    """For one rank: the policy's reward, the deployed model's flags and solve, and the quarantine's share and routed fraction."""
     policy = {f"policy {env}": {"reward": row.get("reward")} for env, row in found["policy"].items()}
     deployed = {f"deployed {env}": {metric: value for metric, value in row.items() if metric != "reward"}
                 for env, row in found["deployed"].items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 LEVEL = 0.95
 Cells = dict[tuple[str, str], dict[int, float]]
-"""(environment, metric) -> seed -> value. Two `Cells` that are compared have the same environments and metrics."""
+"""Maps (environment, metric) to seed to value. Two `Cells` that are compared have the same environments and metrics."""
 
 
 def interval(values: list[float]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def interval(values: list[float]) -> dict[str, Any]:
 
 
 def intervals(cells: Cells, only: str | None = None) -> dict[str, Any]:
-    """{environment: {metric: interval}} of the cells that have values; only of the metric `only`, if it is given."""
+    """The interval of each cell that has values, as {environment: {metric: interval}}; with `only`, of this metric alone."""
     found: dict[str, Any] = {}
     for (env, metric), values in cells.items():
         if values and only in (None, metric):
@@ -28,14 +28,14 @@ def intervals(cells: Cells, only: str | None = None) -> dict[str, Any]:
 
 
 def minus(first: Cells, second: Cells) -> Cells:
-    """The differences, under the seeds that both have."""
+    """The differences of two `Cells`, under the seeds that both have."""
     return {cell: {seed: values[seed] - second[cell][seed] for seed in values.keys() & second[cell].keys()}
             for cell, values in first.items()}
 
 
 def over(first: Cells, second: Cells) -> Cells:
-    """The ratios, under the seeds that both have. A cell in which `second` is not positive under one of these seeds is left
-    out."""
+    """The ratios of two `Cells`, under the seeds that both have. A cell is left out if `second` is not positive under one of
+    these seeds."""
     shared = {cell: values.keys() & second[cell].keys() for cell, values in first.items()}
     return {cell: {seed: first[cell][seed] / second[cell][seed] for seed in seeds} for cell, seeds in shared.items()
             if all(second[cell][seed] > 0 for seed in seeds)}

@@ -1,4 +1,4 @@
-"""One training run that belongs to a larger whole, and the state that its folder records."""
+"""One training run that belongs to a comparison, a sweep or a calibration, and its state, which is read from its folder."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from routed_rl.errors import ConfigError, RunFolderError
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be done; `config.out` is its folder."""
+    """A run to do; `config.out` is its folder."""
 
     name: str
     config: Config
@@ -30,7 +30,7 @@ class Job:
     """Counted from 0; the run's own seed is the experiment's plus this one. Runs of the same seed see the same tasks in every
     arm."""
     point: dict[str, str] = field(default_factory=dict)
-    """The point of a sweep: {key: value as an override writes it}."""
+    """The point of a sweep, as {key: value in the form of an override}."""
 
     @property
     def folder(self) -> RunFolder:
@@ -62,14 +62,15 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
 
 
 def try_out(config: Config, overrides: list[str]) -> None:
-    """Check all that can be known before a run begins: model, environments, prompts, the trainer's settings. Writes nothing."""
+    """Check everything that can be known before a run begins: model, environments, prompts, the trainer's settings. Writes
+    nothing."""
     from routed_rl.pipeline.train import train
 
     train(dataclasses.replace(config, out=None), overrides, dry_run=True)
 
 
 def of_one_date(jobs: Sequence[Job]) -> list[Job]:
-    """Give one date to runs that are compared: the date of the first that has begun, else now."""
+    """Give the same date to all runs that are compared: the date of the first run that has begun, or else the present time."""
     begun = [job.folder.settings().get("model", {}).get("date") for job in jobs if job.folder.config.exists()]
     date = next(filter(None, begun), datetime.now().isoformat(timespec="seconds"))
     return [dataclasses.replace(job, config=dataclasses.replace(job.config, model=dataclasses.replace(
@@ -77,9 +78,10 @@ def of_one_date(jobs: Sequence[Job]) -> list[Job]:
 
 
 def is_finished(job: Job, another: str) -> bool:
-    """Whether the job's folder holds the finished run. A folder with other settings is refused, so that nothing is mixed up.
+    """Whether the job's folder holds the finished run. A folder with other settings is refused, so that results of different
+    settings are never mixed.
 
-    `another`: for the message, the option by which a user names another place.
+    `another`: the option by which a user chooses another folder, for the message.
     """
     if job.config.launch.where != "here":
         raise ConfigError(f"launch.where={job.config.launch.where}: many runs are done on this machine, a few at a time; set "
@@ -95,7 +97,7 @@ def is_finished(job: Job, another: str) -> bool:
 
 
 def _comparable(config: Config) -> Any:
-    """The settings as plain JSON, without the folder, which may have been moved, and the date, which a run may take when it
-    begins."""
+    """The settings as plain JSON, without the folder, which may have been moved, and without the date, which a run may choose
+    when it begins."""
     config = dataclasses.replace(config, out=None, model=dataclasses.replace(config.model, date=None))
     return json.loads(json.dumps(dataclasses.asdict(config)))

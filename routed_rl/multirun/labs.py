@@ -1,4 +1,4 @@
-"""`compare --labs`: the same arms on several persona labs, a folder for each, and one table of them all."""
+"""`compare --labs` runs the same arms on several persona labs, with a folder for each lab and one table of all labs."""
 
 import json
 import re
@@ -20,11 +20,12 @@ from routed_rl.multirun.reporter import Table
 
 DRAWN = re.compile(r"drawn-\d+")
 USE = "environments/*/use.py"
-"""Scripts that print the settings with which a lab is used."""
+"""Scripts that print the settings for a lab."""
 COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
            "secure skill": ("deployed", "sums", "solve"), "insecure true skill": ("deployed", "code", "solve"),
            "policy's pay on code": ("policy", "code", "reward")}
-"""Columns of a lab's experiment, whose insecure kind is `code` and whose secure kind is `sums`, whatever the lab calls them."""
+"""For each column of the table, the model, environment and metric of a lab's experiment. In every lab the insecure environment is
+called `code` and the secure one `sums`."""
 
 
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
@@ -56,8 +57,8 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
 
 
 def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
-    """A row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and the time of training
-    relative to the unrouted run of the same seed."""
+    """The table with a row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and the time of
+    training relative to the unrouted run of the same seed."""
     rows: list[list[str]] = []
     for place, results in found.items():
         models = {arm: results["arms"][arm] for arm in dict.fromkeys(arms) if arm in results["arms"]}
@@ -79,7 +80,7 @@ def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
 
 
 def _ask(word: str) -> list[str]:
-    """The answer of the labs' own script: the settings of a lab, or with --list the names of all labs."""
+    """The output of the labs' own script: the settings of the lab `word`, or with --list the names of all labs."""
     if (script := next(data_root().glob(USE), None)) is None:
         raise ConfigError(f"--labs needs a script {USE}, and {data_root()} has none; leave --labs out")
     done = subprocess.run([sys.executable, str(script), word], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Presents a sweep to people: the plan, a table, a plot, and the best overrides to paste."""
+"""Presents a sweep to people: the plan, a table, a plot, and the commands that train the best trials again."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +15,7 @@ from routed_rl.report.differences import not_scored
 
 
 def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> list[str]:
-    """The trials of a grid, or the dimensions from which Optuna draws."""
+    """Lines that show the trials of a grid, or the dimensions from which Optuna draws."""
     listed = [f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}" for trial in trials]
     return [*(listed or [f"drawn: {dimension}" for dimension in dimensions]),
             f"{len(trials) or settings.trials} trials, {settings.jobs} at a time"]
@@ -28,8 +28,8 @@ def result(found: list[Outcome], settings: SweepConfig, request: dict[str, Any])
 
 
 def table(found: list[Outcome], settings: SweepConfig) -> Table:
-    """A row for each trial, the best first. Without an objective, a row for each trial and environment, with the metrics of the
-    policy and the deployed model."""
+    """The table with a row for each trial, the best first. Without an objective it has a row for each trial and environment, with
+    the metrics of the policy and the deployed model."""
     keys = list(dict.fromkeys(key for each in found for key in each.trial.point))
     if not settings.objectives:
         return _figures(found, keys)
@@ -88,8 +88,8 @@ def _names(each: Outcome, keys: list[str]) -> list[str]:
 
 
 def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
-    """Write PATH.png and PATH.svg: the objective over each setting, or with several objectives the second over the first, with
-    the front. Returns the names of the files that were written, none if no trial has an objective's value."""
+    """Write PATH.png and PATH.svg: the objective over each setting, or, with several objectives, the second one over the first
+    with the Pareto front. Returns the names of the files that were written, none if no trial has a value of the objective."""
     done, several = [each for each in found if each.values], len(settings.objectives) > 1
     if not done:
         return []

@@ -1,4 +1,5 @@
-"""`relearn` measures by attacks how many updates bring back what was discarded, for a run's models and others."""
+"""The verb `relearn` measures how many updates of training bring back a behaviour that was discarded, for the models of a run and
+for others."""
 
 import dataclasses
 import json
@@ -23,8 +24,9 @@ from routed_rl.pipeline.record import read_config
 
 def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[str, str], config: Config | None,
             jobs: int = 2) -> dict[str, Any]:
-    """Attack the base and the deployed model of a run, or the model in a folder in the experiment `config`. `others` are runs or
-    folders by the name that they get. Returns the summary that `json_file` has; the runs and a picture lie beside that file."""
+    """Attack the base model and the deployed model of the run `target`, or, if `target` is a model's folder, that model in the
+    experiment `config`. `others` maps names to further runs or folders to attack. Returns the content of `json_file`; the runs
+    and a picture are written beside that file."""
     run, file = None if config is not None else RunFolder.open(target), Path(json_file).absolute()
     config = config or read_config(RunFolder.open(target))
     check_environment(config, asked)
@@ -65,8 +67,8 @@ def check_arms(config: Config, asked: RelearnConfig) -> None:
 
 
 def with_model(config: Config, place: str) -> Config:
-    """Return the experiment with another model: that of a folder, or the deployed model of a run. A LoRA in a folder is put on
-    the experiment's own model."""
+    """The experiment with another model: the model in a folder, or the deployed model of a run. A LoRA in a folder is put on the
+    experiment's own model."""
     folder = Path(resolve(place))
     if (folder / "config.yaml").exists():
         run, folder = folder, RunFolder(folder).deployed
@@ -86,7 +88,7 @@ def with_model(config: Config, place: str) -> Config:
 
 
 def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
-    """Draw the `asked.completions` completions that fine-tuning learns from, out of the file or the run's flagged completions."""
+    """Draw `asked.completions` completions for fine-tuning, from the file `asked.hacks` or from the run's flagged completions."""
     if asked.hacks is not None:
         with reading(ConfigError, f"--hacks {asked.hacks} is no file of JSON lines with prompt and completion"):
             lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -107,8 +109,8 @@ def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: 
 
 def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, folder: Path, jobs: int) -> dict[str, Any]:
     """Attack the base model of a comparison and the deployed model of each run, under the run's seed, in the experiment `config`.
-    All models of a seed are fine-tuned on the same completions, those of the unrouted run if there is one. If no run has any,
-    nothing is fine-tuned."""
+    All models of a seed are fine-tuned on the same completions: those of the unrouted run if it has any. If no run has any, no
+    model is fine-tuned."""
     attacked: list[Attacked] = []
     for seed in dict.fromkeys(run.seed for run in runs):
         ours = [run for run in runs if run.seed == seed]
@@ -122,7 +124,7 @@ def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, fold
 
 
 def _first_hacks(runs: Sequence[Job], config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
-    """Return the completions of the first run that has some; if no run has, say so and return none."""
+    """The completions of the first run that has flagged ones. If no run has any, print that and return none."""
     problem: ConfigError | None = None
     for run in runs if FINE_TUNING in asked.by else ():
         try:

@@ -13,13 +13,13 @@ TITLES = {RL: "RL", "sft": "fine-tuning"}
 
 
 def steps_to(curve: Sequence[float], level: float) -> int | None:
-    """Return the number of updates after which the share is at least `level` for the first time; None if it never is."""
+    """The number of updates after which the share is at least `level` for the first time; None if it never is."""
     return next((step for step, share in enumerate(curve) if share >= level), None)
 
 
 def worst(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[str, Any]:
-    """Find the rate that is fastest for one model, seed and attack, and its updates. If no rate brings the behaviour back, these
-    are all steps that there were, and `back` is false."""
+    """For one model, seed and attack: the learning rate that brings the behaviour back in the fewest updates, and that number. If
+    no rate brings it back, the number is that of all updates, and `back` is false."""
     found = [(steps_to(record["curve"], asked.level), record) for record in records]
     steps, record = min(found, key=lambda each: (asked.steps + 1 if each[0] is None else each[0], -max(each[1]["curve"])))
     return {"steps": asked.steps if steps is None else steps, "back": steps is not None, "rate": record["rate"],
@@ -52,7 +52,7 @@ def table(found: dict[str, Any], asked: RelearnConfig) -> Table:
 
 
 def shown(found: dict[str, Any] | None) -> str:
-    """Write the interval of the steps, with `at least` if the behaviour did not come back under some seed."""
+    """The interval of the number of updates as text, with `at least` if the behaviour did not come back under some seed."""
     if found is None:
         return "-"
     steps = found["steps"]
@@ -65,7 +65,7 @@ def rates(found: dict[str, Any] | None) -> str:
 
 
 def draw(path: Path, found: dict[str, Any], asked: RelearnConfig) -> None:
-    """Draw the share over updates at the fastest rate of each seed: the mean, and the range from lowest to highest."""
+    """Draw the flagged share over updates, at the fastest rate of each seed: the mean, and the range from lowest to highest."""
     figure, axes = panels(len(asked.by), 4.5)
     for panel, by in zip(axes, asked.by, strict=True):
         for place, (name, attacks) in enumerate(found.items()):

@@ -1,4 +1,4 @@
-"""Shows the results of many runs: tables on the screen and to paste, figures, and the place of all that was written."""
+"""Shows the results of many runs: tables on the screen and in Markdown, figures, and where everything was written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COLUMNS = 8
-"""A wider table is shown with its rows as columns: many arms stand below each other."""
+"""A table with more columns is shown with its rows as columns, so that many arms stand below each other."""
 
 
 class Table(NamedTuple):

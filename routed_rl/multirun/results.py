@@ -1,4 +1,4 @@
-"""Turns the runs' `summary.json` into `compare.json`."""
+"""Turns the files `summary.json` of several runs into `compare.json`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from routed_rl.multirun.intervals import Cells, fold, intervals, minus, over
 from routed_rl.tracking import MODELS, NOT_METRICS
 
 Runs = Mapping[int, dict[str, Any]]
-"""Seed -> summary."""
+"""Maps a seed to the summary of its run."""
 
 
 def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
 
 
 def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """{environment: metrics} that any model of any run reports, in the order of appearance."""
+    """{environment: metrics} that any model of any run reports, in the order in which they first appear."""
     known: dict[str, dict[str, None]] = {}
     for summary in summaries:
         for table in summary["models"].values():

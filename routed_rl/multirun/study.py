@@ -1,4 +1,4 @@
-"""Trials that Optuna chooses by the results of earlier ones. The study is a SQLite file in the sweep's folder and survives a
+"""Trials that Optuna chooses from the results of earlier ones. The study is a SQLite file in the sweep's folder, so it survives a
 kill."""
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ PRUNED = "pruned at step"
 
 
 class Study:
-    """An Optuna study as a source of jobs: `jobs` asks, `ended` tells, `stop` prunes."""
+    """An Optuna study as a source of jobs: `jobs` yields them, `ended` takes the result of one, and `stop` says whether to end
+    one early."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig, seed: int) -> None:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
@@ -34,8 +35,8 @@ class Study:
         self.study.set_user_attr("request", ours)
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
-        """How many trials are still to be run, and these trials: first those that a killed sweep left unfinished, with their
-        values, then new ones."""
+        """How many trials are still to be run, and an iterator over them: first those that a killed sweep left unfinished, with
+        their values, then new ones."""
         ended = sum(each.state.is_finished() for each in self.study.get_trials(deepcopy=False))
         return max(0, self.settings.trials - ended), self._jobs()
 
@@ -57,7 +58,8 @@ class Study:
         return trial
 
     def ended(self, job: Job, problem: str | None) -> None:
-        """Tell the study the result. ConfigError for an objective that does not exist; the trial can still be told later."""
+        """Pass the result of a trial to the study. ConfigError for an objective that does not exist; the result can still be
+        passed later."""
         import optuna
 
         asked, states = self.at_work[job.name], optuna.trial.TrialState
@@ -69,7 +71,8 @@ class Study:
             self.study.tell(asked, state=states.PRUNED if problem.startswith(PRUNED) else states.FAIL)
 
     def stop(self, job: Job) -> str | None:
-        """Report the metric's new values. Returns the reason to end the trial if it is worse than earlier ones, else None."""
+        """Report the metric's new values to the study. Returns the reason to end the trial if it is worse than the median of
+        earlier ones, else None."""
         name, asked = self.settings.prune.metric, self.at_work[job.name]
         assert name is not None
         rows = [row for row in MetricsFile(job.folder.metrics).rows() if row.get(name) is not None]

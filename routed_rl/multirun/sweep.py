@@ -1,4 +1,5 @@
-"""`sweep`: many settings of one experiment. It runs the missing trials, then writes and shows the results of all of them."""
+"""The verb `sweep` tries many settings of one experiment: it runs the missing trials, then writes and shows the results of
+all."""
 
 import dataclasses
 import itertools
@@ -19,7 +20,8 @@ from routed_rl.multirun.workers import Execute, run_all
 
 
 class Grid:
-    """Every combination, as a source of jobs like `Study`. The folders record which are done, so failed ones are tried again."""
+    """Every combination of the listed values, as a source of jobs like `Study`. The folders record which trials are done, so
+    failed ones are tried again."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig) -> None:
         for each in dimensions:
@@ -32,12 +34,12 @@ class Grid:
         self.settings, self.problems = settings, dict[str, str]()
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
-        """How many trials are still to be run, and these trials."""
+        """How many trials are still to be run, and an iterator over them."""
         missing = [trial for trial in of_one_date(self.trials) if not is_finished(trial, "out=")]
         return len(missing), iter(missing)
 
     def ended(self, job: Job, problem: str | None) -> None:
-        """Remember the problem of a failed trial. A successful trial shows whether the objectives exist."""
+        """Store the problem of a failed trial. For a successful one, ConfigError if an objective does not exist."""
         if problem is not None:
             self.problems[job.name] = problem
         else:
@@ -50,11 +52,11 @@ class Grid:
 
 def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dry_run: bool = False,
           execute: Execute = train_or_resume) -> Path | None:
-    """Run the trials of `dimensions` beside the `fixed` overrides, into `out=` (default `sweep`); returns OUT/sweep.json.
+    """Run the trials of `dimensions` with the `fixed` overrides, in `out=` (default `sweep`); returns OUT/sweep.json.
 
     The same call continues where an earlier one was killed: no trial is run twice. `execute` runs one trial; a caller with other
-    machines passes another function. A `dry_run` lists the trials and writes nothing. Every value of a choice and both ends of
-    an interval are composed and checked before any trial begins.
+    machines passes another function. A `dry_run` lists the trials and writes nothing. Every value of a choice and both ends of an
+    interval are composed and checked before any trial begins.
     """
     if not dimensions:
         raise ConfigError("a sweep needs a setting with several values, such as routing.quarantine.learning_rate=1e-3,1e-2 or "

@@ -14,7 +14,8 @@ MOST = 12
 
 
 def verdict(found: list[Outcome], settings: SweepConfig) -> list[str]:
-    """Which trials are best, how far above the others, and what to do next; empty without an objective."""
+    """Sentences that say which trials are best, how far they are above the others, and what to do next; empty without an
+    objective."""
     done, winners = [each for each in found if each.values], best(found, settings.directions)
     if not settings.objectives:
         return []
@@ -45,7 +46,7 @@ def write_sweep(file: Path, found: list[Outcome], settings: SweepConfig) -> Path
 
 
 def _panels(found: list[Outcome], settings: SweepConfig) -> list[Panel]:
-    """The trials that are best by the first objective, in a panel for each objective that is a share."""
+    """A panel for each objective that is a share, with the trials that are best by the first objective."""
     done = sorted((each for each in found if each.values), key=lambda each: each.values or [],
                   reverse=settings.directions[0] == "maximize")
     winners = {each.trial.name for each in best(found, settings.directions)}

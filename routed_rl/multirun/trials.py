@@ -14,8 +14,9 @@ from routed_rl.multirun.results import MODELS
 
 @dataclass(frozen=True)
 class Dimension:
-    """A choice, whose values are listed: `KEY=A,B`, `KEY=choice(A,B)`, or `KEY=range(1,5)`. Or an interval:
-    `KEY=interval(LOW,HIGH)`; for whole numbers `int(interval(1,8))`; uniform in the logarithm `tag(log,interval(1e-4,1))`."""
+    """A setting that a sweep varies. A choice lists its values: `KEY=A,B`, `KEY=choice(A,B)`, or `KEY=range(1,5)`. An interval
+    has two ends: `KEY=interval(LOW,HIGH)`; for whole numbers `int(interval(1,8))`; uniform in the logarithm
+    `tag(log,interval(1e-4,1))`."""
 
     key: str
     values: list[Any]
@@ -55,7 +56,7 @@ class Plan:
     compose: Compose
 
     def trial(self, number: int, point: Mapping[str, Any]) -> Job:
-        """Trial `number` with the settings `point`, in its folder; ConfigError if its settings are not valid."""
+        """Trial `number` with the settings `point`, as a job with its folder. ConfigError if the settings are not valid."""
         name, texts = f"trial-{number:03d}", {key: str(value) for key, value in point.items()}
         overrides = [*self.fixed, *(f"{key}={text}" for key, text in texts.items())]
         config = dataclasses.replace(self.compose(overrides), out=str(self.folder / name), name=name, sweep=SweepConfig())
@@ -63,8 +64,8 @@ class Plan:
 
 
 def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
-    """The outcome of a trial that has ended. ConfigError for an objective that is no number in its summary lists the numbers
-    there."""
+    """The outcome of a trial that has ended. If an objective is no number in the trial's summary, ConfigError lists the numbers
+    that it has."""
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
     summary = trial.folder.results()
@@ -76,7 +77,7 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
 
 
 def check_objective(path: str, config: Config) -> None:
-    """ConfigError for a path that no summary of a run of `config` can have. Metrics and deeper keys are known only after a
+    """ConfigError for a path that no summary of a run of `config` can have. Metrics, and deeper keys, can be checked only after a
     trial."""
     section, *_ = names = path.split(".")
     models = (*MODELS, "kept") if config.keep else MODELS

@@ -1,5 +1,5 @@
-"""The verdict of a comparison in sentences: what routing did against the unrouted run and the random control, and what to do
-next."""
+"""The verdict of a comparison in sentences: how the routed runs compare with the unrouted runs and the random control, and what
+to do next."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from routed_rl.report.headline import Headline, headlines
 Found = dict[str, Any]
 """The content of compare.json."""
 SMALLEST = 0.005
-"""Least rise of a flag by training without routing that routing can be judged by."""
+"""Routing can be judged only if training without routing raises a flag by at least this much."""
 
 
 def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]) -> list[Headline]:
-    """The flag, the probe's flag and the skill that rose most from the base model to the policy without routing, or to that of
-    the first arm where no run is unrouted. Environments count as trained where the settings name none."""
+    """The flag, the probe's flag and the skill that rose most from the base model to the policy without routing, or to the policy
+    of the first arm if no arm is unrouted. Environments count as trained on if the settings do not say which are."""
     arms = found["arms"]
     shown = arms.get(UNROUTED) or next(iter(arms.values()), {})
     if not shown.get("policy"):

@@ -1,6 +1,6 @@
-"""Does runs, a few at a time, in processes that import once and stay. Not covered: several machines.
+"""Runs jobs, a few at a time, in processes that import the libraries once and stay. Not covered: several machines.
 
-A run that fails, or takes its process down, is reported and the others go on.
+If a run fails, or its process dies, that is reported and the others continue.
 """
 
 import gc
@@ -22,16 +22,17 @@ from routed_rl.guard import die_with
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume, try_out
 
 Execute = Callable[[Config, list[str]], object]
-"""Trains one run into `config.out`; it must be importable by name. A caller that runs jobs elsewhere passes another function."""
+"""Function that trains one run into `config.out`. It must be importable by name. A caller that runs jobs elsewhere passes another
+function."""
 Ended = Callable[[Job, str | None], None]
-"""Called when a job has ended, with its problem, or None."""
+"""Function that is called when a job has ended, with the job and its problem, or None."""
 Stop = Callable[[Job], str | None]
-"""Called every `POLL_S` seconds for each job at work; returns the reason why it shall end now, or None."""
+"""Function that is called every `POLL_S` seconds for each job in progress. It returns the reason to end the job now, or None."""
 POLL_S = 1.0
 
 
 class Worker:
-    """A process that does one run after the other."""
+    """A process that runs one job after another."""
 
     def __init__(self, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -41,14 +42,14 @@ class Worker:
         # Our copy of the worker's end must be closed: only then does the worker's death read as the end of the file.
         theirs.close()
         self.job: Job | None = None
-        """The job that it is working on; None if it is idle."""
+        """The job in progress; None if the process is idle."""
 
     def begin(self, execute: Execute, job: Job, logs: Path) -> None:
         self.job = job
         self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
 
     def outcome(self) -> str | None:
-        """Wait for the end of the job; returns its problem, or None."""
+        """Wait for the end of the job. Returns its problem, or None."""
         self.job = None
         try:
             return self.connection.recv()
@@ -65,11 +66,11 @@ class Worker:
 
 def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, logs: Path, verb: str, *,
             ended: Ended = lambda _job, _problem: None, stop: Stop | None = None, first: Iterable[Job] = ()) -> dict[str, str]:
-    """Do `count` jobs, at most `at_once` at a time; returns {job: its problem} for those that failed.
+    """Run `count` jobs, at most `at_once` at a time. Returns {job: its problem} for those that failed.
 
-    A job is taken from `jobs` when a process is idle, so that a later one may depend on how earlier ones `ended`. `stop` ends a
-    job in progress, with its process. Before any job is trained, those of `first` that have no folder yet are tried out, in a
-    process that trains afterwards; RoutedRLError if one of them cannot begin.
+    A job is taken from `jobs` when a process is idle, so that a later job may depend on the results of earlier ones, which
+    `ended` is told. `stop` may end a job in progress, with its process. Before any job is trained, those of `first` that have no
+    folder yet are tried out, in a process that trains afterwards; RoutedRLError if one of them cannot begin.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
@@ -115,7 +116,8 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
 
 def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str = "--out"
                 ) -> dict[str, str]:
-    """Do the jobs that are not finished, under the option `another`; returns {job: its problem} for those that failed."""
+    """Run the jobs that are not finished yet. `another` is the option that chooses the folder, for messages. Returns {job: its
+    problem} for those that failed."""
     missing = [job for job in of_one_date(jobs) if not is_finished(job, another)]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
     first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]

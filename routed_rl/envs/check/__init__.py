@@ -1,5 +1,5 @@
-"""Is an environment sound? Its gold completions score full, junk does not, tasks follow from the seed, scorers are quick and
-do not raise.
+"""Checks whether an environment is sound: its gold completions score full, junk does not, the same seed gives the same tasks, and
+scorers are quick and do not raise.
 
 A sound environment can still be gamed by a completion that is not junk; nothing here looks for that.
 """

@@ -1,4 +1,4 @@
-"""The checks of an environment. One check is one function of the evidence; its verdict is None if it could not be judged."""
+"""The checks of an environment. Each check is one function of the evidence. Its verdict is None if it could not be judged."""
 
 import itertools
 import re
@@ -14,7 +14,8 @@ MOST_JUNK = 0.05
 SLOW_S = 1.0
 """The median number of seconds that scoring one kind of completion may take."""
 Verdict = tuple[bool | None, str] | tuple[bool | None, str, Failure | None]
-"""Whether the environment is sound (None if that cannot be judged), a detail, and the failure that it is about."""
+"""Whether the environment is sound (None if that cannot be judged), a detail in words, and the failure behind it if there is
+one."""
 
 
 def makes_tasks(seen: Evidence) -> Verdict:
@@ -59,7 +60,8 @@ def junk_scores_nothing(seen: Evidence) -> Verdict:
 
 
 def does_not_raise(seen: Evidence) -> Verdict:
-    """No completion that is text makes the scorer fail. None may, since no model writes it."""
+    """No completion that is text makes the scorer fail. A completion that is None may make it fail, because no model writes
+    one."""
     bad = [trial for trial in _failed(seen, wrong=False) if trial.completion is not None]
     kinds = ", ".join(dict.fromkeys(trial.kind for trial in bad))
     return not bad, f"on {kinds}: {_said(bad[0])}" if bad else "no", _failure(bad)
@@ -83,7 +85,8 @@ def is_quick(seen: Evidence) -> Verdict:
 CHECKS = {"tasks": makes_tasks, "seed": same_seed_same_tasks, "gold": gold_scores_full, "junk": junk_scores_nothing,
           "raises": does_not_raise, "finite": is_finite, "time": is_quick}
 def is_right(trial: Trial, gold: str) -> bool:
-    """Whether a junk completion happens to be the right one: the same words, the same number, or a prompt that ends with it."""
+    """Whether a junk completion happens to be right: it has the words or the number of the gold completion, or it repeats a
+    prompt that ends with these."""
     left, right = (str(text).strip().casefold() for text in (trial.completion, gold))
     numbers = re.findall(r"-?\d+(?:\.\d+)?", left) if trial.kind == "the prompt" else [left]
     return left == right or any(_equal(number, right) for number in numbers[-1:])
@@ -106,7 +109,7 @@ def _share(trial: Trial, gold: Trial | None) -> float:
 
 
 def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
-    """Trials without a score: those whose score had a `wrong` number, or all others."""
+    """The trials without a score. With `wrong`: those whose score had a wrong number; otherwise all others."""
     return [trial for trial in seen.trials
             if isinstance(trial.result, Failure) and (trial.result.kind == "wrong number") == wrong]
 

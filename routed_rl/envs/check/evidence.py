@@ -15,7 +15,8 @@ from routed_rl.envs.scoring import accepted, score_many, scorer_line
 from routed_rl.errors import ConfigError
 
 ENOUGH = 3
-"""After this many failures a kind of completion is not tried again: each may be a hang, and the verdict is clear."""
+"""After this many failures a kind of completion is not tried again, because each failure may be a hang and the verdict is already
+clear."""
 LONG = "lorem ipsum " * 10_000
 
 
@@ -32,7 +33,7 @@ class Trial:
 
 @dataclass
 class Evidence:
-    """All that was observed of one environment; `problem` says why there is no more."""
+    """All observations of one environment. `problem` says why observing it ended early; it is empty if it did not."""
 
     tasks: list[Task] = field(default_factory=list)
     again: list[Task] = field(default_factory=list)

@@ -1,4 +1,5 @@
-"""How the verdicts of the checks are told: with the line of the plug-in to look at, and what to write instead."""
+"""Turns the verdicts of the checks into findings for people, with the line of the plug-in to look at and what to write
+instead."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class Finding:
     """The line of the plug-in to look at; empty if it is not known."""
     remedy: str = ""
     mistake: bool = False
-    """Whether it is a mistake in the plug-in, with which no training would begin or go on: there are no tasks, what scoring
-    returns is no `Score`, or no completion at all can be scored."""
+    """Whether the finding is a mistake in the plug-in that prevents training: there are no tasks, scoring returns no `Score`, or
+    no completion at all can be scored."""
 
 
 def findings(seen: Evidence) -> list[Finding]:
