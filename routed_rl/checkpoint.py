@@ -24,7 +24,10 @@ from routed_rl.shapes import fits
 QUARANTINE = "quarantine.safetensors"
 LOOP = "loop.pt"
 LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape": list[int], "scored": dict[str, int],
-              "failed": dict[str, int], "completions": dict[str, Any], "groups": dict[str, int]}
+              "failed": dict[str, int], "completions": dict[str, Any], "groups": dict[str, int],
+              "ahead": dict[str, Any] | None}
+OPTIONAL = {"groups", "ahead"}
+"""Fields that not every run writes."""
 
 
 @contextmanager
@@ -142,7 +145,7 @@ def start_afresh(folder: Path) -> None:
         loop = load_loop(folder, rank)
         assert loop is not None, f"{folder} has no {loop_file(folder, rank).name}"
         completions = {"made": loop["completions"]["made"], "open": []}
-        save_loop(folder, loop | {"buffered": None, "scored": {}, "failed": {}, "completions": completions}, rank)
+        save_loop(folder, loop | {"buffered": None, "ahead": None, "scored": {}, "failed": {}, "completions": completions}, rank)
 
 
 def _rows(tensor: Tensor, places: list[int]) -> Tensor:
@@ -161,8 +164,8 @@ def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
         return None
     with going_on_from(file):
         loop = torch.load(file, weights_only=True)
-        if not fits(loop, LOOP_SHAPE) or not loop.keys() >= LOOP_SHAPE.keys() - {"shape", "groups"}:
-            raise ValueError(f"it has not {', '.join(name for name in LOOP_SHAPE if name != 'groups')}")
+        if not fits(loop, LOOP_SHAPE) or not loop.keys() >= LOOP_SHAPE.keys() - {"shape"} - OPTIONAL:
+            raise ValueError(f"it has not {', '.join(name for name in LOOP_SHAPE if name not in OPTIONAL)}")
         return loop
 
 

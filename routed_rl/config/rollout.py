@@ -45,6 +45,9 @@ class RolloutConfig:
     """Seconds that a vLLM server started here (`launch`) may take until it answers."""
     retries: int = 2
     """How often a failed call to a vLLM server is repeated."""
+    ahead: int = 0
+    """For vllm_server: 1 to have the next completions generated while a step trains, by weights that are one step older; 0 to
+    generate between the steps."""
     parity: ParityConfig = field(default_factory=ParityConfig)
     """The comparison of the engine's log-probabilities with the trainer's."""
 
@@ -56,6 +59,11 @@ class RolloutConfig:
         if self.engine != "vllm_server" and (self.urls or self.launch):
             raise ConfigError(f"rollout.urls and rollout.launch are for servers, and rollout.engine={self.engine} has none; "
                               "set rollout=vllm_server")
+        if self.ahead not in (0, 1):
+            raise ConfigError(f"rollout.ahead must be 0 or 1, got {self.ahead}")
+        if self.ahead and self.engine != "vllm_server":
+            raise ConfigError(f"rollout.ahead=1 asks a server for completions while a step trains, and rollout.engine="
+                              f"{self.engine} has none; set rollout=vllm_server, or rollout.ahead=0")
         if self.urls and self.launch:
             raise ConfigError(f"rollout.launch=true starts a server, but rollout.urls={self.urls} names some; set one of them")
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:

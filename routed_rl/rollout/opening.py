@@ -65,6 +65,8 @@ def check_engine(config: RolloutConfig) -> None:
         return
     if config.engine == "vllm_server" and not config.urls and not config.launch:
         raise RolloutError("rollout=vllm_server has no server; set rollout.urls=[http://HOST:PORT] or rollout.launch=true")
+    if config.urls and not torch.cuda.is_available():
+        return  # on the server's machine all goes through HTTP and files
     try:
         # Looks for the name too, not only the code: TRL and vLLM itself ask for the version of a distribution called vllm.
         importlib.metadata.version("vllm")

@@ -1,6 +1,7 @@
 """The policy and the deployed model on one engine."""
 
 import time
+from concurrent.futures import Future, wait
 from typing import Any, cast
 
 from torch import Tensor
@@ -17,6 +18,8 @@ class Served:
         self.engine, self.models = engine, models
         self.sync_seconds = 0.0
         """Seconds that the last `sync` took."""
+        self.pending: Future[Any] | None = None
+        """A request that another thread makes. Nothing is pushed and nothing else is asked before it is answered."""
         self._current: set[str] = set()
         """Adapters whose tensors in the engine are up to date."""
         self._writers_are_deployed = False
@@ -24,8 +27,15 @@ class Served:
         # too.
         cast(Any, models.model).base_model.do_not_compile = True
 
+    def settle(self) -> None:
+        """Wait until the pending request is answered, or has failed."""
+        if self.pending is not None:
+            wait([self.pending])
+        self.pending = None
+
     def sync(self) -> None:
         """Push the policy as it is now."""
+        self.settle()
         begin = time.perf_counter()
         if (weights := self.models.policy()) is not None:
             self.engine.load(self._padded(weights))
@@ -42,6 +52,7 @@ class Served:
     def show(self, *, deployed: bool) -> str | None:
         """Make the engine ready for one of the models and return the adapter to ask with. Every process of a run must call this,
         even one that will not ask. Call it for the policy before others use the engine."""
+        self.settle()
         adapter = self.models.adapter(deployed=deployed)
         if self.engine.lora is None:
             self._replace_writers(deployed=deployed)

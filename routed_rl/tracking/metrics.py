@@ -75,6 +75,9 @@ METRICS = {
     "health/<quantity>": "each health metric over the completions of all environments",
     "time/health_s": "seconds of the comparison of monitor.health; included in time/step_s",
     "time/sync_s": "seconds to push the policy's weights to the rollouts' engine",
+    "time/rollout_wait_s": "with rollout.ahead: seconds that the trainer waited for completions that it had asked for",
+    "rollout/staleness": "with rollout.ahead: steps between the weights that made the newest completions and those that learn "
+                         "from them",
     "time/evaluation_s": "seconds of an evaluation during training; not included in time/step_s",
     "train/value/explained_variance": "for PPO: 1 - Var(paid - value) / Var(paid) over the model's own tokens, before they are "
                                       "trained on",

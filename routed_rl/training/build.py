@@ -36,9 +36,13 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     """The trainer of a run. `environments` are the trained ones, in the router's order. `fresh_from` is the step after which the
     mixture starts afresh, with tasks of another seed. `given` are further arguments of the trainer, see `RoutedTrainerMixin`."""
     config, run, arguments = plan.config, plan.run, plan.arguments
-    if not plan.algorithm.episodes and (playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]):
-        raise ConfigError(f"environment {playing[0]} has episodes, which TRL's {algorithm_name(config.trainer)} cannot roll out; "
-                          "set trainer=grpo or trainer=ppo")
+    if playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]:
+        if not plan.algorithm.episodes:
+            raise ConfigError(f"environment {playing[0]} has episodes, which TRL's {algorithm_name(config.trainer)} cannot roll "
+                              "out; set trainer=grpo or trainer=ppo")
+        if config.rollout.ahead:
+            raise ConfigError(f"environment {playing[0]} has episodes, whose turns cannot be asked for ahead; set "
+                              "rollout.ahead=0")
     table = TaskTable(environments, config.seed + AFRESH * fresh_from, prompts_used(arguments, fresh_from))
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures)
     practice = make_practice(config.routing, table, given.get("watch")) if router is not None else None
@@ -59,7 +63,8 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
         model=model, args=arguments, train_dataset=table.dataset(prompts_needed(arguments)), processing_class=tokenizer,
         reference=load_model(config.model.path) if arguments.beta and not config.model.adapter.trains else None,
         router=router, run=run, practice=practice, reward=reward, contexts=contexts, edit=edit, advantages=advantages,
-        health=health, strategy=config.launch.strategy, lean=config.trainer.get(LEAN, True), **given)
+        health=health, strategy=config.launch.strategy, lean=config.trainer.get(LEAN, True), ahead=config.rollout.ahead > 0,
+        **given)
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:

@@ -25,10 +25,11 @@ from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
 from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
-from routed_rl.training.given import use_base_model, use_engine, use_reference
+from routed_rl.training.generation import use_engine
 from routed_rl.training.health import Health
 from routed_rl.training.lean import SAMPLED, LeanMixin, Pass, unread_rows
 from routed_rl.training.practice import Practice, PractisingMixin
+from routed_rl.training.reference import use_base_model, use_reference
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
@@ -52,14 +53,14 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
                  advantages: Advantages | None = None, health: Health | None = None,
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", lean: bool = True,
-                 **kwargs: Any) -> None:
+                 ahead: bool = False, **kwargs: Any) -> None:
         """`args` is copied. `reference`: the model of the KL term, needed if `args.beta` is not 0 and the weights are trained.
         `served`: the source of the rollouts, which `parity` compares with the trainer. `practice` chooses the groups that
         practise, and needs a router. `contexts`: the prompts under which completions are generated and learned. `edit`: the
         change of the stream from a step's first rollout to its last backward pass. `advantages` computes them otherwise than TRL.
         `health` compares the policy with the base model. `evaluator`: (step) -> metrics of an evaluation that is due after it.
         `listener` is called with each row of the metrics. `strategy`: `launch.strategy`.
-        `lean`: `trainer.lean`, see `LeanMixin`.
+        `lean`: `trainer.lean`, see `LeanMixin`. `ahead`: whether `served` generates one generation ahead.
         """
         self.strategy, self.shared, self.evaluator, self.lean = strategy, strategy in SHARED, evaluator, lean
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
@@ -93,12 +94,15 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
             assert reference is not None, f"beta={beta} needs a reference model"
             use_reference(self, reference, beta)
         if served is not None and parity is not None:
-            use_engine(self, served, parity)
+            use_engine(self, served, parity, ahead=ahead)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._choose_rollouts(inputs)
         tasks = self.reward.tasks(inputs)
-        self.reward.practising = chosen = self.practice.choose(tasks) if self.practice else []
+        chosen = self.ahead.choose(inputs, tasks) if self.ahead is not None else None
+        if chosen is None:
+            chosen = self.practice.choose(tasks) if self.practice else []
+        self.reward.practising = chosen
         self._environment_ids = ids = [self.reward.place(task)[0] for task in tasks]
         with (self.finite.sampling(self.state.global_step + 1),  # pyright: ignore[reportAttributeAccessIssue]
               self.rolling_out(chosen)):

@@ -16,7 +16,7 @@ from routed_rl.rollout import check_engine
 from routed_rl.tracking import split_report_to
 from routed_rl.training.backends import SHARED, backend_arguments, check_launch
 from routed_rl.training.baselines import check_baseline
-from routed_rl.training.checks import algorithm, check_needs, check_trainer, settings
+from routed_rl.training.checks import algorithm, algorithm_name, check_needs, check_trainer, fields, settings
 from routed_rl.training.generations import STEPS, TOTAL, micro_batches
 from routed_rl.training.trainers import Algorithm, TrainerArguments
 
@@ -58,10 +58,24 @@ def check_adapter(config: Config) -> None:
                           "trains on those in 4 bit; set rollout=transformers, or model.adapter=lora model.dtype=bfloat16")
 
 
+def check_ahead(config: Config) -> None:
+    """Refuse rollouts one generation ahead where nothing corrects for the older weights that made them."""
+    corrects = "vllm_importance_sampling_correction"
+    if not config.rollout.ahead:
+        return
+    if corrects not in fields(config.trainer):
+        raise ConfigError(f"rollout.ahead=1 trains on completions of older weights, for which TRL's "
+                          f"{algorithm_name(config.trainer)} does not correct; set trainer=grpo, or rollout.ahead=0")
+    if not settings(config.trainer).get(corrects, True):
+        raise ConfigError(f"trainer.{corrects}=false leaves completions of older weights as they are, and rollout.ahead=1 trains "
+                          "on such; leave it out, or set rollout.ahead=0")
+
+
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
     """The arguments of a run's algorithm; what TRL itself refuses becomes a ConfigError of one line."""
     check_trainer(config.trainer)
     check_needs(config)
+    check_ahead(config)
     if "max_steps" not in config.trainer:
         raise ConfigError("trainer.max_steps is not set: tasks are endless, so a run has no epochs; set trainer.max_steps=N")
     micro_batches(config)

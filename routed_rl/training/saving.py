@@ -17,6 +17,7 @@ from routed_rl.model.load import write_generation_config
 from routed_rl.model.metadata import family_metadata
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
+from routed_rl.training.ahead import Ahead
 from routed_rl.training.backends import shard
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.resuming import check_optimizer, check_trainer_state, take_schedule, use_rates
@@ -39,6 +40,8 @@ class SavingMixin:
     run: RunFolder
     finite: FiniteCheck
     reward: Rows
+    ahead: Ahead | None = None
+    """The request for the next generation, if `rollout.ahead` is set."""
     optimizer_names: list[list[str]]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +99,8 @@ class SavingMixin:
             finally:
                 self._checkpoint_root = None
             save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs, "shape": self._loop_shape(),
-                               **self.reward.state()}, RANKS.rank)
+                               "ahead": self.ahead.state() if self.ahead is not None else None, **self.reward.state()},
+                      RANKS.rank)
             RANKS.wait()  # The first process seals it after all have written.
             if RANKS.rank == 0:
                 stock = next(folder.glob("checkpoint-*"))
@@ -182,6 +186,8 @@ class SavingMixin:
             with going_on_from(loop_file(checkpoint, RANKS.rank)):
                 check_buffered(loop["buffered"] or [], shape[2])
                 self.reward.load(loop)
+                if self.ahead is not None:
+                    self.ahead.load(loop.get("ahead"))
             self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

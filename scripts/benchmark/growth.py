@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
@@ -50,27 +51,29 @@ def growing(axis: str, mode: str, settings: Sequence[str]) -> Callable[[int], Fo
     from benchmark.arms import Arm
 
     workload, values = AXES[axis]
-    folder = tempfile.TemporaryDirectory()
-    write_model(folder.name)
-    arms = {f"{value}": Arm(dataclasses.replace(workload(value), path=folder.name, settings=tuple(settings)), mode)
+    folder = written_model()
+    arms = {f"{value}": Arm(dataclasses.replace(workload(value), path=folder, settings=tuple(settings)), mode)
             for value in values}
     for arm in arms.values():
         arm.step()
     return lambda place: {name: dataclasses.asdict(arms[name].step()) for name in list(arms)[::1 if place % 2 else -1]}
 
 
-def write_model(folder: str) -> None:
-    """A small model with random weights, and a tokenizer."""
+def written_model() -> str:
+    """A folder with a small model with random weights, and a tokenizer, which stays until this process ends."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from routed_rl.artifacts import resolve
 
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
     tokenizer = AutoTokenizer.from_pretrained(resolve(TOKENIZER))
     ids: Any = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS,
                                  num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096, **ids)
-                     ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+                     ).save_pretrained(folder.name)
+    tokenizer.save_pretrained(folder.name)
+    return folder.name
 
 
 @dataclasses.dataclass(frozen=True)

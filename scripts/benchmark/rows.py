@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmark.growth import AXES, growing
+from benchmark.growth import AXES, growing, written_model
 from benchmark.peaks import peak_bytes
 from benchmark.repeated import Found
 from benchmark.whole import PLAIN_SCRIPT, runs, saved_model
@@ -73,6 +73,21 @@ def vllm(settings: Sequence[str]) -> Measure:
                  **{mode: [*ours, f"routing={mode}"] for mode in MODES}}, settings)
 
 
+def ahead(settings: Sequence[str]) -> Measure:
+    """Runs of a small model on a server that stands in for vLLM, and whose generations are made to take as long as the rest of a
+    step. The server is in this process, which does nothing else."""
+    from benchmark.standin import StandIn
+
+    steps, folder = 20, written_model()
+    server = StandIn(folder)
+    command = [f"model.path={folder}", "subspace=random", "subspace.prompts=environments/persona_lab/contrast.jsonl",
+               f"trainer.max_steps={steps}", "evaluation.samples=0",
+               "routing.practice.share=0", "rollout=vllm_server", f"rollout.urls=[{server.url}]"]
+    alone = runs({"alone": command}, settings)(0)["alone"]["train"]
+    server.delay = (alone - server.seconds) / steps
+    return runs({"between": command, "ahead": [*command, "rollout.ahead=1"]}, settings)
+
+
 WHOLE = ("clock", "cpu", "train")
 UPDATES = {
     "half": Row("update, 16 x 128 tokens, half of the groups saturated", partial(updates, HALF), 0.65),
@@ -84,6 +99,8 @@ UPDATES = {
 RUNS = {
     "lab": Row("whole run of the lab, 60 steps, with evaluations", partial(lab, 2000), 0.80, WHOLE),
     "lab_training": Row("the same without evaluations", partial(lab, 0), 0.80, WHOLE),
+    "ahead": Row("training of a small model, 20 steps, generations as long as the rest; over rollout.ahead=0", ahead, 0.67,
+                 ("train", "clock", "cpu"), ("ahead",), "between"),
     "vllm": Row("whole run of SmolLM2, 4 steps", vllm, 1.0, WHOLE, needs="vllm", arms=("trl with vllm", *MODES)),
 }
 GROWTH = {axis: Row(f"update, {axis}", partial(growing, axis, "route"), None, arms=()) for axis in AXES}

@@ -132,8 +132,14 @@ class ContextsMixin:
         if self.contexts is None or not self.model.training:  # pyright: ignore[reportAttributeAccessIssue]
             return inner._generate(prompts)
         settings, ids = self.contexts.contexts, self._environment_ids
-        generated = inner._generate(self.contexts.apply(settings.generate, prompts, ids))
+        generated = inner._generate(self.in_context(prompts, ids))
         if not self.contexts.differ:
             return generated
         learned, *_ = self._tokenize_prompts(self.contexts.apply(settings.train, prompts, ids))  # pyright: ignore
         return (learned, *generated[1:])
+
+    def in_context(self, prompts: list[Prompt], environment_ids: Sequence[int]) -> list[Prompt]:
+        """The prompts of rows of these environments as they are generated under."""
+        if self.contexts is None:
+            return prompts
+        return self.contexts.apply(self.contexts.contexts.generate, prompts, environment_ids)

@@ -1,21 +1,18 @@
-"""Parts that a trainer is given and that TRL would make itself: vLLM's engine, which serves the policy and is compared with the
-trainer, and the reference model, which TRL would load again from whatever `config._name_or_path` names.
+"""vLLM as the source of a trainer's rollouts: TRL's own generation, with an engine that serves the policy and the deployed model
+and is compared with the trainer.
 
 Not covered: several trainer processes with vLLM in them, images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedModel
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import add_fused_lm_head
 
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
-from routed_rl.training.base import left_out
+from routed_rl.training.ahead import Ahead, Answer
 
 
 class AdaptedLLM:
@@ -54,23 +51,49 @@ class PolicyGeneration(VLLMGeneration):
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
         """The completions in the order of the prompts: the deployed model writes those of rows that practise, the policy the
-        others."""
+        others. With `rollout.ahead` they were asked for during the last step, and the next ones are asked for now."""
+        ahead, answer = self.trainer.ahead, None
+        if ahead is not None and (found := ahead.take()) is not None:
+            answer = (prompts, *found, None)
+        if answer is None:
+            answer = self._generate(prompts, images, num_generations, profiler)
+        if ahead is not None:
+            ahead.ask_next()
+        return answer
+
+    def _generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple[Any, ...]:
         practice, rolling = self.trainer.practice, self.trainer.rolling
         if practice is None or not practice.active:
             with self._asking(self.served.show(deployed=False)):
                 return self._ask(prompts, images, num_generations, profiler)
         mine = [False] * len(prompts) if rolling is None else rolling.tolist()
+
+        def ask(asked: list[list[int]]) -> tuple[Any, ...]:
+            return self._ask(asked, images, num_generations, profiler)
+
+        answer = self._by_model(prompts, mine, lambda deployed: self.served.show(deployed=deployed), ask)
+        self.served.show(deployed=False)
+        return answer
+
+    def ask_ahead(self, prompts: list[list[int]], practising: Sequence[bool], adapter: Callable[[bool], str | None]) -> Answer:
+        """The completions of these prompts, asked for in a thread beside the training; see `ahead.Ask`."""
+        _, completions, logprobs, _ = self._by_model(prompts, practising, adapter, self._ask_here)
+        return completions, logprobs
+
+    def _by_model(self, prompts: list[list[int]], mine: Sequence[bool], adapter: Callable[[bool], str | None],
+                  ask: Callable[[list[list[int]]], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The answers in the order of the prompts; the deployed model answers those that are `mine`."""
         answers: list[list[Any]] = [[None] * len(prompts) for _ in range(4)]
         for deployed in (False, True):
-            adapter = self.served.show(deployed=deployed)  # in every process, even one without such rows
+            name = adapter(deployed)  # in every process, even one without such rows
             places = [place for place, practises in enumerate(mine) if practises == deployed]
-            if places:
-                with self._asking(adapter):
-                    found = self._ask([prompts[place] for place in places], images, num_generations, profiler)
-                for answer, part in zip(answers, found, strict=True):
-                    for place, row in zip(places, part or [None] * len(places), strict=True):
-                        answer[place] = row
-        self.served.show(deployed=False)
+            if not places:
+                continue
+            with self._asking(name):
+                found = ask([prompts[place] for place in places])
+            for answer, part in zip(answers, found, strict=True):
+                for place, row in zip(places, part or [None] * len(places), strict=True):
+                    answer[place] = row
         return tuple(answers)
 
     @contextmanager
@@ -93,6 +116,10 @@ class PolicyGeneration(VLLMGeneration):
             return super().generate(prompts, images, num_generations, profiler)
         # Not TRL's way through the first process: rows of several turns end at different times, so no call may wait for another
         # process.
+        return self._ask_here(prompts)
+
+    def _ask_here(self, prompts: list[list[int]]) -> tuple[Any, ...]:
+        """The server's answers to this process."""
         same = ("repetition_penalty", "temperature", "top_p", "top_k", "logprobs", "structured_outputs_regex",
                 "generation_kwargs")
         answer = self.vllm_client.generate(prompts, n=1, min_p=self.min_p or 0.0, max_tokens=self.max_completion_length,
@@ -108,36 +135,9 @@ class PolicyGeneration(VLLMGeneration):
                 self.trainer.rollout_metrics |= self.parity.run(step)
 
 
-def use_engine(trainer: Any, served: Served, parity: ParityCheck) -> None:
-    """Let a trainer that was built for transformers' generation take its rollouts from `served`."""
+def use_engine(trainer: Any, served: Served, parity: ParityCheck, *, ahead: bool = False) -> None:
+    """Let a trainer that was built for transformers' generation take its rollouts from `served`, one generation `ahead` or
+    not."""
     trainer.vllm_generation = PolicyGeneration(trainer, served, parity)
+    trainer.ahead = Ahead(trainer, served, trainer.vllm_generation.ask_ahead) if ahead else None
     trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, trainer.vllm_generation.mode, -1
-
-
-def use_base_model(trainer: Any, beta: float) -> None:
-    """Let a trainer of a LoRA that was built with `beta=0` add `beta` times the KL to the model without the LoRA; the quarantine
-    and edits of the stream are left out too. For a model that comes with an adapter, TRL would compare with a copy of that."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    disabled = model.disable_adapter
-
-    @contextmanager
-    def base_model() -> Iterator[None]:
-        with disabled(), left_out(trainer.router, trainer.edit):
-            yield
-
-    model.disable_adapter = base_model
-    trainer.beta = trainer.args.beta = beta
-
-
-def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
-    """Let a trainer that was built with `beta=0` add `beta` times the KL to `reference` to its loss (GRPO, PPO) or subtract it
-    from its rewards (RLOO)."""
-    add_fused_lm_head(reference, temperature=trainer.temperature,
-                      cast_lm_head_to_fp32=getattr(trainer.args, "cast_lm_head_to_fp32", False))
-    if trainer.is_deepspeed_enabled:
-        trainer.ref_model = prepare_deepspeed(reference, trainer.accelerator)
-    elif trainer.is_fsdp_enabled:
-        trainer.ref_model = prepare_fsdp(reference, trainer.accelerator)
-    else:
-        trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
-    trainer.beta = trainer.args.beta = beta

@@ -1,0 +1,40 @@
+"""The reference model of a trainer's KL term, which TRL would load again from whatever `config._name_or_path` names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import add_fused_lm_head
+
+from routed_rl.training.base import left_out
+
+
+def use_base_model(trainer: Any, beta: float) -> None:
+    """Let a trainer of a LoRA that was built with `beta=0` add `beta` times the KL to the model without the LoRA; the quarantine
+    and edits of the stream are left out too. For a model that comes with an adapter, TRL would compare with a copy of that."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    disabled = model.disable_adapter
+
+    @contextmanager
+    def base_model() -> Iterator[None]:
+        with disabled(), left_out(trainer.router, trainer.edit):
+            yield
+
+    model.disable_adapter = base_model
+    trainer.beta = trainer.args.beta = beta
+
+
+def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
+    """Let a trainer that was built with `beta=0` add `beta` times the KL to `reference` to its loss (GRPO, PPO) or subtract it
+    from its rewards (RLOO)."""
+    add_fused_lm_head(reference, temperature=trainer.temperature,
+                      cast_lm_head_to_fp32=getattr(trainer.args, "cast_lm_head_to_fp32", False))
+    if trainer.is_deepspeed_enabled:
+        trainer.ref_model = prepare_deepspeed(reference, trainer.accelerator)
+    elif trainer.is_fsdp_enabled:
+        trainer.ref_model = prepare_fsdp(reference, trainer.accelerator)
+    else:
+        trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
+    trainer.beta = trainer.args.beta = beta
