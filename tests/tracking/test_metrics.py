@@ -14,7 +14,8 @@ routing/routed_fraction routing/drift routing/bytes control/<kind>/<env>/ratio c
 environment/<env>/reward environment/<env>/solve environment/<env>/<flag> environment/<env>/failures practice/<env>/<metric>
 practice/<env>/completions environment/<env>/restarts evaluation/<model>/<env>/<metric> parity/policy parity/deployed
 health/<env>/honest health/<env>/obfuscated_policy health/<env>/obfuscated_activations health/<env>/deceptive
-health/<env>/auroc_base health/<env>/auroc_policy health/<quantity> time/health_s time/sync_s time/evaluation_s
+health/<env>/auroc_base health/<env>/auroc_policy health/<quantity> time/health_s time/sync_s
+time/rollout_wait_s rollout/staleness time/evaluation_s
 train/value/explained_variance train/value/mean train/value/loss train/*
 """
 """Every metric that a run folder may have."""
