@@ -14,7 +14,7 @@ from transformers import Qwen3Config
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import ModelError
 from routed_rl.pipeline.build import describe_parts, load_parts, make_router, make_subspace
-from routed_rl.pipeline.memory import needs
+from routed_rl.pipeline.memory import Need, needs
 from routed_rl.pipeline.moments import activations, device_bytes, peak, rollouts
 from routed_rl.training.activations import Alive
 from routed_rl.training.build import build_trainer
@@ -70,6 +70,19 @@ def test_an_engine_whose_weights_do_not_fit_its_share_is_said_with_the_way_out(t
     described = describe_parts(config)
     need = rollouts(described, make_plan(config, RunFolder(tmp_path / "run"), here=False).arguments, 4)
     assert "WHICH DO NOT FIT: set rollout.dtype=bfloat16 or a larger rollout.gpu_memory" in need.how
+
+
+def test_an_engine_that_sleeps_during_updates_shares_its_memory_with_them(tmp_path):
+    parts = write_parts(tmp_path / "parts")
+    without_weights(parts)
+
+    def counted(**rollout: Any) -> float:
+        config = lora_config(parts, tmp_path / "run", dtype="bfloat16", rollout={"engine": "vllm_colocate", **rollout})
+        arguments = make_plan(config, RunFolder(tmp_path / "run"), here=False).arguments
+        described = describe_parts(config)
+        return peak([*needs(described), rollouts(described, arguments, 4), Need("activations", 1e9, "")])
+
+    assert counted() == pytest.approx(counted(sleep=True) + 1e9, rel=1e-3)
 
 
 def memory_config(parts: Path, out: Path, *, checkpointing: bool, accumulated: int, lean: bool):

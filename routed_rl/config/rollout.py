@@ -37,6 +37,9 @@ class RolloutConfig:
     """Size of vLLM's cache of keys and values on a CPU, in GiB."""
     gpu_memory: float = 0.3
     """Share of a GPU's memory that vLLM may take, from 0 to 1."""
+    sleep: bool = False
+    """For vllm_colocate on a GPU: true to have vLLM free its share of the GPU's memory while a step trains. Its weights then wait
+    in the machine's own memory."""
     max_length: int | None = None
     """Largest number of tokens of a prompt and its completion together in vLLM; null for as many as the model allows."""
     timeout_s: float = 300
@@ -64,6 +67,9 @@ class RolloutConfig:
         if self.ahead and self.engine != "vllm_server":
             raise ConfigError(f"rollout.ahead=1 asks a server for completions while a step trains, and rollout.engine="
                               f"{self.engine} has none; set rollout=vllm_server, or rollout.ahead=0")
+        if self.sleep and self.engine != "vllm_colocate":
+            raise ConfigError(f"rollout.sleep=true frees the memory of an engine in the trainer's process, and rollout.engine="
+                              f"{self.engine} has none there; set rollout=vllm_colocate, or rollout.sleep=false")
         if self.urls and self.launch:
             raise ConfigError(f"rollout.launch=true starts a server, but rollout.urls={self.urls} names some; set one of them")
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:

@@ -74,7 +74,8 @@ def _vllm(parts: Parts, numbers: int) -> Need:
     how = f"rollout.gpu_memory={config.gpu_memory} of {readable(gpu)}: its weights in {config.dtype} {readable(own)}"
     if left <= 0:
         return Need("vllm", whole, f"{how}, WHICH DO NOT FIT: set rollout.dtype=bfloat16 or a larger rollout.gpu_memory")
-    return Need("vllm", whole, f"{how} + keys and values of {amount(left / (numbers * each))} tokens {readable(left)}")
+    how += f" + keys and values of {amount(left / (numbers * each))} tokens {readable(left)}"
+    return Need("rollouts", whole, f"{how}, freed before the update") if config.sleep else Need("vllm", whole, how)
 
 
 def device_bytes(parts: Parts) -> float | None:
@@ -100,7 +101,7 @@ def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, acco
 
 
 def peak(found: list[Need]) -> float:
-    """The largest total at any moment: transformers' cache is gone when the update begins."""
+    """The largest total at any moment: transformers' cache, or a vLLM that sleeps, is gone when the update begins."""
     sizes = {need.name: need.bytes for need in found}
     cache, update = sizes.pop("rollouts", 0.0), sizes.pop("gradients") + sizes.pop("activations", 0.0)
     return sum(sizes.values()) + max(cache, update)

@@ -1,4 +1,4 @@
-"""vLLM in the trainer's process. Not covered: several processes, sleep mode."""
+"""vLLM in the trainer's process. Not covered: several processes."""
 
 import gc
 import json
@@ -44,11 +44,12 @@ class ColocatedEngine:
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         self.dtype, self.lora, self._folder = config.dtype, lora, memory_folder()
+        self._sleeps, self._asleep = config.sleep, False
         self.padding: HeadPadding | None = None
         try:
             with _trainer_state():
                 self.llm: Any = LLM(model=str(folder), skip_tokenizer_init=True, gpu_memory_utilization=config.gpu_memory,
-                                    **engine_settings(config, lora))
+                                    enable_sleep_mode=config.sleep, **engine_settings(config, lora))
         except Exception as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise RolloutError(f"vLLM cannot serve {folder} (rollout.dtype={config.dtype}, rollout.memory_gb={config.memory_gb}, "
@@ -95,6 +96,16 @@ class ColocatedEngine:
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         return LoRARequest(adapter, 1 + ADAPTERS.index(adapter), str(self._folder / adapter), load_inplace=load_inplace)
+
+    def sleep(self) -> None:
+        if self._sleeps and not self._asleep:
+            self.llm.sleep(level=1)  # the weights go to the machine's memory, and cached keys and values are dropped
+            self._asleep = True
+
+    def wake(self) -> None:
+        if self._asleep:
+            self.llm.wake_up()
+            self._asleep = False
 
     def hand_over(self) -> list[str]:
         return []

@@ -58,6 +58,12 @@ class Engine(Protocol):
         """The token ids of one completion for each prompt."""
         ...
 
+    def sleep(self) -> None:
+        """Free the device's memory, if the engine can, until `wake`."""
+
+    def wake(self) -> None:
+        """Be ready to answer and to be changed again. Idempotent."""
+
     def hand_over(self) -> list[str]:
         """The addresses at which the processes of a launch find the engine, empty if it runs in this process. From then on those
         processes push the weights, until this process does again."""

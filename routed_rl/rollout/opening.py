@@ -65,6 +65,9 @@ def check_engine(config: RolloutConfig) -> None:
         return
     if config.engine == "vllm_server" and not config.urls and not config.launch:
         raise RolloutError("rollout=vllm_server has no server; set rollout.urls=[http://HOST:PORT] or rollout.launch=true")
+    if config.sleep and not torch.cuda.is_available():
+        raise RolloutError("rollout.sleep=true frees a GPU's memory while a step trains, and this machine has no GPU; leave it "
+                           "out")
     if config.urls and not torch.cuda.is_available():
         return  # on the server's machine all goes through HTTP and files
     try:

@@ -28,10 +28,15 @@ class Served:
         cast(Any, models.model).base_model.do_not_compile = True
 
     def settle(self) -> None:
-        """Wait until the pending request is answered, or has failed."""
+        """Wait until the pending request is answered, or has failed, and have the engine ready for the next one."""
+        self.engine.wake()
         if self.pending is not None:
             wait([self.pending])
         self.pending = None
+
+    def rest(self) -> None:
+        """Nothing is asked and nothing is pushed until the step is over."""
+        self.engine.sleep()
 
     def sync(self) -> None:
         """Push the policy as it is now."""

@@ -146,6 +146,12 @@ class ServerEngine:
         with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
             return list(pool.map(call, self.clients))
 
+    def sleep(self) -> None:
+        """A server has a device of its own."""
+
+    def wake(self) -> None:
+        pass
+
     def hand_over(self) -> list[str]:
         for client in self.clients:
             with suppress(Exception):  # a server that is gone cannot be told

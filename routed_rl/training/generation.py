@@ -140,4 +140,5 @@ def use_engine(trainer: Any, served: Served, parity: ParityCheck, *, ahead: bool
     not."""
     trainer.vllm_generation = PolicyGeneration(trainer, served, parity)
     trainer.ahead = Ahead(trainer, served, trainer.vllm_generation.ask_ahead) if ahead else None
+    trainer.served = served
     trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, trainer.vllm_generation.mode, -1

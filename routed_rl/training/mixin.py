@@ -43,6 +43,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
     """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is: to rounding, and bit
     for bit with `lean=False`."""
 
+    served: Served | None = None
+    """The source of the rollouts; None if the trainer's own model makes them, or an engine of TRL."""
     prints = False
     """Whether transformers prints the logs when its progress bar is off."""
 
@@ -107,6 +109,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         with (self.finite.sampling(self.state.global_step + 1),  # pyright: ignore[reportAttributeAccessIssue]
               self.rolling_out(chosen)):
             output = super()._generate_and_score_completions(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.served is not None:
+            self.served.rest()
         self.groups_alike.append(self._metrics["train"][ALIKE][-1])  # pyright: ignore[reportAttributeAccessIssue]
         # One label for each row: TRL's shuffle and split carry it to the loss together with the completions.
         device = output["completion_ids"].device

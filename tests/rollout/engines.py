@@ -54,5 +54,11 @@ class CopyEngine:
         with torch.no_grad():
             return [[int(model(torch.tensor([ids])).logits[0, -1].argmax())] for ids in prompts]
 
+    def sleep(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
     def close(self) -> None:
         pass

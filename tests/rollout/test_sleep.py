@@ -1,0 +1,62 @@
+"""An engine in the trainer's process that sleeps while a step trains (vLLM itself sleeps on GPUs only)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from routed_rl.rollout import Lora, PolicyWeights, Sampling, Served, parts_of
+from routed_rl.rollout.colocate import ColocatedEngine
+from tests.rollout.engines import CopyEngine
+from tests.routing.test_labels import labelled
+
+
+class Sleeper(CopyEngine):
+    """Refuses whatever is asked of it while it sleeps."""
+
+    asleep = False
+
+    def sleep(self) -> None:
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
+    def load(self, weights) -> None:
+        assert not self.asleep
+        super().load(weights)
+
+    def load_adapter(self, adapter, tensors) -> None:
+        assert not self.asleep
+        super().load_adapter(adapter, tensors)
+
+    def _asked(self, adapter):
+        assert not self.asleep
+        return super()._asked(adapter)
+
+
+@pytest.mark.parametrize("room", [Lora(8, []), None])
+@pytest.mark.parametrize("ask", [
+    lambda served: served.sync(), lambda served: served.show(deployed=True), lambda served: served.logprobs([[3, 4, 5]]),
+    lambda served: served.complete([[3, 4]], Sampling(0.0, 1, []), deployed=True),
+])
+def test_an_engine_wakes_for_whatever_is_asked_of_it(ask, room):
+    model, router, _ = labelled("llama")
+    served = Served(Sleeper(model, room), PolicyWeights(model, parts_of(router.quarantine)))
+    served.sync()
+    served.rest()
+    assert served.engine.asleep
+    ask(served)
+    assert not served.engine.asleep
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_vllm_is_put_to_sleep_once_with_its_weights_kept_and_only_if_it_was_asked_for(wanted):
+    calls: list = []
+    engine = ColocatedEngine.__new__(ColocatedEngine)
+    engine.llm = SimpleNamespace(sleep=lambda level: calls.append(("sleep", level)), wake_up=lambda: calls.append("wake"))
+    engine._sleeps, engine._asleep = wanted, False
+    for call in (engine.wake, engine.sleep, engine.sleep, engine.wake, engine.wake):
+        call()
+    assert calls == ([("sleep", 1), "wake"] if wanted else [])
