@@ -342,6 +342,8 @@ def test_what_many_places_read_is_followed_at_once_also_in_the_trainers_settings
     (["max_steps=3"], "did you mean trainer.max_steps?"),
     (["learning_rate=1"], "routing.quarantine.learning_rate or baseline.trait.learning_rate or trainer.learning_rate"),
     (["zzz=3"], "known: "),
+    (["model.adapter.dropout=0"], "known: model.adapter.alpha, model.adapter.kind"),
+    (["env.x=3"], "env.x must hold settings, such as env.x.NAME=VALUE, got 3"),
     (["model=lba"], "did you mean model=lab?"),
     (["model=/my/model"], "model.NAME=VALUE"),
     (["experiment=smollm"], "did you mean experiment=smollm2?"),

@@ -111,7 +111,7 @@ def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
 @pytest.mark.parametrize(("settings", "said"), [
     ({"rates": []}, "--rates must be learning rates above 0 that differ"), ({"rates": [0.1, 0.1]}, "that differ"),
     ({"by": ["ppo"]}, "--by=ppo is not known; choose from rl, sft"), ({"level": 0.0}, "--level must lie above 0"),
-    ({"steps": 0}, "relearn.steps must be a number >= 1"), ({"by": ["rl"], "hacks": "F"}, "--hacks F is for --by sft")])
+    ({"steps": 0}, "--steps must be a number >= 1, got 0"), ({"by": ["rl"], "hacks": "F"}, "--hacks F is for --by sft")])
 def test_settings_of_an_attack_are_checked(settings, said):
     with pytest.raises(ConfigError, match=said):
         asked(**settings)

@@ -44,6 +44,7 @@ monitor.evidence.limits: {mine: 4}
 
 @pytest.mark.parametrize(("text", "problem"), [
     ("seed: [1", "is no YAML: "), ("- 1", "must hold settings as KEY: VALUE, got list"),
+    ("3", "must hold settings as KEY: VALUE, "),
     ("defaults: lora", "defaults must be a list"), ("defaults: [lora]", "defaults has 'lora'; write GROUP: CHOICE"),
     ("sede: 1", "unknown setting sede; did you mean seed?"),
     ("defaults: [model: nothing]", "model=nothing is not known")])
@@ -51,6 +52,11 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, capsys, tex
     assert main(["train", "--dry-run", "--config", write(tmp_path, text)]) == 2
     error = capsys.readouterr().err
     assert problem in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("file", "problem"), [("", "--config '': there is no such file"), (".", "--config .: it is a folder")])
+def test_a_name_that_is_no_file_is_refused_also_if_it_is_empty(capsys, file, problem):
+    assert main(["train", "--dry-run", "--config", file]) == 2 and problem in capsys.readouterr().err
 
 
 def test_every_setting_has_a_default_and_a_meaning_in_the_reference():

@@ -160,8 +160,10 @@ def _check_name(key: str) -> None:
         raise ConfigError(f"unknown setting {key}; did you mean {' or '.join(same)}?")
     section = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
+    if section and siblings:
+        raise ConfigError(unknown(key, siblings))
     close = difflib.get_close_matches(key, known, cutoff=0.6)
-    raise ConfigError(unknown(key, close or siblings or [name for name in known if "." not in name]))
+    raise ConfigError(unknown(key, close or [name for name in known if "." not in name]))
 
 
 COMMON = tuple(f"trainer.{name}" for name in (
@@ -184,9 +186,10 @@ def _typed(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "")
         declared = declared_types(Config).get(key)
-        if declared is None or not isinstance(error, ValidationError):
+        if not key or not isinstance(error, ValidationError):
             raise ConfigError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from error
-        raise ConfigError(f"{key} must be {declared}, got {OmegaConf.select(composed, key)!r}") from error
+        wanted = f"be {declared}" if declared is not None else f"hold settings, such as {key}.NAME=VALUE"
+        raise ConfigError(f"{key} must {wanted}, got {OmegaConf.select(composed, key)!r}") from error
     texts: dict[str, Any] = {}
     mapped(written, texts.__setitem__)
     typed["env"] = _with_references(written["env"], typed["env"], texts)

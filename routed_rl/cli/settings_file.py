@@ -25,11 +25,14 @@ def overrides_of(file: str) -> list[str]:
     """Translate a settings file into overrides, with absolute paths. ConfigError if the file cannot be read."""
     path = Path(file)
     if not path.is_file():
-        raise ConfigError(f"--config {file}: there is no such file; `routed-rl new experiment NAME` writes one to begin with")
+        wrong = "it is a folder" if file and path.is_dir() else "there is no such file"
+        raise ConfigError(f"--config {file or repr(file)}: {wrong}; `routed-rl new experiment NAME` writes a file to begin with")
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    except OSError as error:  # a number or a date, or a file that may not be read
+        raise ConfigError(f"--config {file} must hold settings as KEY: VALUE, and it cannot be read as such: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"--config {file} must hold settings as KEY: VALUE, got {type(found).__name__}")
     groups = list(_groups(found.pop("defaults", []), file))

@@ -220,7 +220,7 @@ def run(argv: list[str]) -> None:
 
 
 def _act(name: str, arguments: argparse.Namespace) -> None:
-    if getattr(arguments, "config", None):
+    if getattr(arguments, "config", None) is not None:
         from routed_rl.cli.settings_file import overrides_of
 
         arguments.overrides = [*overrides_of(arguments.config), *arguments.overrides]

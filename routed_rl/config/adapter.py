@@ -1,6 +1,6 @@
 """The LoRA that is trained where the model's own weights are frozen."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from routed_rl.config.checks import check_finite, check_known
@@ -33,6 +33,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         check_known("model.adapter.kind", [self.kind], ("none", "lora", "qlora"))
         check_finite("model.adapter", self)
+        self._check_read()
         if isinstance(self.r, bool) or self.r < 1:
             raise ConfigError(f"model.adapter.r must be a whole number >= 1, got {self.r}")
         if self.alpha is not None and self.alpha <= 0:
@@ -44,6 +45,14 @@ class AdapterConfig:
         if names != "all-linear" and not (isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names)):
             raise ConfigError(f"model.adapter.target_modules must be all-linear or a list of names such as [q_proj,down_proj], "
                               f"got {names!r}")
+
+    def _check_read(self) -> None:
+        """Refuse settings of a LoRA that nobody would read, because the weights are trained."""
+        plain = {each.name: each.default_factory() if callable(each.default_factory) else each.default for each in fields(self)}
+        for name, default in plain.items():
+            if not self.trains and name != "kind" and (value := getattr(self, name)) != default:
+                raise ConfigError(f"model.adapter.{name}={value} does nothing with model.adapter.kind={self.kind}; leave it out, "
+                                  "or train a LoRA: model.adapter=lora")
 
     @property
     def trains(self) -> bool:

@@ -34,9 +34,12 @@ def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def unknown(key: str, known: list[str]) -> str:
-    """The message for an unknown setting. It names the closest known setting, or else all of them."""
-    near = closest(key, known, 0.6)
-    return f"unknown setting {key}; " + (f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}")
+    """The message for an unknown setting. It names the closest known setting, or else all of them. A section that all of them
+    share does not make them close."""
+    section = key[:key.rfind(".") + 1]
+    shared = section if all(name.startswith(section) for name in known) else ""
+    near = closest(key.removeprefix(shared), [name.removeprefix(shared) for name in known], 0.6)
+    return f"unknown setting {key}; " + (f"did you mean {shared}{near}?" if near else f"known: {', '.join(sorted(known))}")
 
 
 def closest(key: str, known: list[str], cutoff: float = 0.8) -> str | None:

@@ -49,7 +49,7 @@ def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[st
         missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
         strange = [key for key in arguments if key not in named]
         near = closest(strange[0], [*named], 0.6) if strange else None
-        if "reward" in arguments:
+        if "reward" in strange:
             hint = f"a dataset with a reward function needs no class: leave env.{name}.path out"
         elif near:
             hint = f"did you mean env.{name}.{near}?"

@@ -54,8 +54,9 @@ def read_table(dataset: str, name: str | None = None, split: str | None = None) 
         raise ConfigError(f"{shown} is a file, which has no split {split}; leave that out: holdout=0.1 holds rows back")
     if place.suffix not in KINDS:
         raise ConfigError(f"{shown} is none of {', '.join(KINDS)}; write it as one of these, or as a folder by save_to_disk")
-    with reading(ConfigError, f"{shown} cannot be read; give rows as {place.suffix[1:]}, {KINDS[0][1:]} or by save_to_disk"):
-        return _of_list(shown, _from_file(place))
+    kinds = " or ".join(dict.fromkeys([place.suffix[1:], KINDS[0][1:]]))
+    with reading(ConfigError, f"{shown} cannot be read; give rows as {kinds}, or by save_to_disk"):
+        return _of_list(shown, _from_file(shown, place))
 
 
 def _of_list(shown: str, rows: list[Any]) -> Table:
@@ -77,7 +78,7 @@ def _of_library(shown: str, found: Any) -> Table:
     return Table(found.select_columns(names), names)
 
 
-def _from_file(place: Path) -> list[Any]:
+def _from_file(shown: str, place: Path) -> list[Any]:
     if place.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -92,7 +93,12 @@ def _from_file(place: Path) -> list[Any]:
     if text.lstrip().startswith("["):
         return json.loads(text)
     # Not `splitlines`: it divides at characters that JSON allows inside of a text.
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    rows = list[Any]()
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            with reading(ConfigError, f"{shown}, line {number} is not JSON; write one object a line"):
+                rows.append(json.loads(line))
+    return rows
 
 
 def _from_folder(shown: str, place: Path, split: str | None) -> Any:

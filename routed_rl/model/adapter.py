@@ -81,17 +81,21 @@ def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
 
 
+def _no_lora(folder: Path, model: PreTrainedModel) -> str:
+    return f"{folder} is no LoRA on {model.name_or_path}; give the folder of a PEFT LoRA that was trained on this model"
+
+
 def load_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False) -> PeftModel:
     """Put the LoRA in a folder on a model in place, frozen unless `trained`. ModelError if the LoRA does not fit this model. The
     model's own weights are frozen."""
-    with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"):
+    with reading(ModelError, _no_lora(folder, model)):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
 
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Merge the adapter in a folder into a model, in place. The sum is computed in float32. ModelError if the adapter does not
     fit the model."""
-    with reading(ModelError, f"{folder} is no LoRA on {model.name_or_path}"), warnings.catch_warnings():
+    with reading(ModelError, _no_lora(folder, model)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of faults that are refused below
         settings = PeftConfig.from_pretrained(str(folder))
         if settings.peft_type != "LORA":

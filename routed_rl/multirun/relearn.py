@@ -52,15 +52,15 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     return found
 
 
-def check_environment(config: Config, asked: RelearnConfig) -> None:
-    """ConfigError if the experiment does not have the environment."""
+def check_environment(config: Config, asked: RelearnConfig, option: str = "--env") -> None:
+    """ConfigError if the experiment does not have the environment that `option` names."""
     if asked.env not in config.env:
-        raise ConfigError(f"--env {asked.env} is not configured; there is {', '.join(config.env) or 'none'}")
+        raise ConfigError(f"{option} {asked.env} is not configured; there is {', '.join(config.env) or 'none'}")
 
 
 def check_arms(config: Config, asked: RelearnConfig) -> None:
     """ConfigError if a comparison of this experiment would leave nothing to attack."""
-    check_environment(config, asked)
+    check_environment(config, asked, "--relearn")
     if not config.discard:
         raise ConfigError("--relearn attacks the deployed model of each run, and with discard=false no run writes one; leave "
                           "discard=false out")

@@ -28,6 +28,8 @@ def share(target: str, out: str, password_file: str | None, notice: Notice) -> P
     folder, site = Path(target).expanduser(), _new(out)
     if not folder.is_dir():
         raise SharingError(f"{target} is no folder; give a run, or a folder of {', '.join(KINDS)}")
+    if site.is_relative_to(folder.absolute()):
+        raise SharingError(f"--out {out} lies inside of {target}, which is shared; give a folder elsewhere")
     archive.library()
     secret = password.new_password(password_file, folder)
     found = gather(folder)

@@ -70,7 +70,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
     its default."""
     hints = typing.get_type_hints(algorithm(trainer).arguments)
     if not isinstance(trainer.get(LEAN, True), bool):
-        raise ConfigError(f"trainer.{LEAN} must be true or false, got {trainer[LEAN]}")
+        raise ConfigError(f"trainer.{LEAN} must be true or false, got {trainer[LEAN]!r}")
     for key, value in settings(trainer).items():
         if key == "peft_config" or key.startswith("lora"):
             raise ConfigError(f"trainer.{key} is not set here: for a LoRA set model.adapter=lora, and model.adapter.r=RANK")

@@ -136,6 +136,7 @@ def test_a_mixture_of_experts_has_its_lora_on_the_attention():
     (["model.adapter=lora", "model.adapter.r=0"], "model.adapter.r must be a whole number >= 1, got 0"),
     (["model.adapter=lora", "model.adapter.alpha=-1"], "model.adapter.alpha must be > 0 or null"),
     (["model.adapter=lora", "model.adapter.target_modules=[]"], "must be all-linear or a list of names"),
+    (["model.adapter.path=lora"], "model.adapter.path=lora does nothing with model.adapter.kind=none; .*: model.adapter=lora"),
     (["model.adapter=lora", "model.adapter.rank=3"], "unknown setting model.adapter.rank"),
 ])
 def test_settings_that_cannot_be_are_refused_before_a_model_is_loaded(overrides, said):

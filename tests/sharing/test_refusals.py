@@ -62,6 +62,7 @@ OUT = ("--out", "{tmp}/out", "--password-file", "{there}/password")
     (("share", "{there}/nothing", *OUT), "is no folder; give a run, or a folder of .parquet, .jsonl"),
     (("share", "{there}/data", *OUT[:3], "{there}/nothing"), "cannot be read (No such file or directory); make one: python3 -c"),
     (("share", "{there}", *OUT), "lies in"),
+    (("share", "{there}/data", "--out", "{there}/data/site", "--password-file", "{there}/password"), "lies inside of"),
     (("share", "{there}/data", *OUT, "--contact", "a\nb"), "is no line of text"),
     (("share", "{there}/data", *OUT, "--site-key", "<script>"), "is no Turnstile key"),
     (("share", "{there}/data", *OUT, "--terms", "{there}/nothing"), "cannot be read"),
