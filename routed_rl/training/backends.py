@@ -103,6 +103,13 @@ def say_what_is_used(model: nn.Module, arguments: Any) -> None:
         arguments.ddp_find_unused_parameters = False
 
 
+def take_one_gpu(arguments: Any) -> None:
+    """Train on the first GPU if this process sees several. Otherwise transformers would spread the rows over all of them
+    (`nn.DataParallel`), which TRL refuses."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+
+
 def check_alike(environments: list[str]) -> None:
     """Check that this list is the same in every process, because processes exchange environments as positions in it."""
     marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))

@@ -21,7 +21,7 @@ from routed_rl.routing.labels import LabelRouter, positions_of
 from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.advantages import Advantages
-from routed_rl.training.backends import SHARED, check_alike, say_what_is_used
+from routed_rl.training.backends import SHARED, check_alike, say_what_is_used, take_one_gpu
 from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
@@ -82,6 +82,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         check_alike(reward.names)
         arguments: Any = copy.copy(args)
         say_what_is_used(model, arguments)
+        take_one_gpu(arguments)
         beta, arguments.beta = arguments.beta, 0.0  # otherwise TRL would load whatever the model's config names once more
         super().__init__(model=model, args=arguments, reward_funcs=reward.functions, **kwargs)  # pyright: ignore[reportCallIssue]
         if not self.prints:

@@ -111,6 +111,14 @@ async def late(completions: list[Any], **_: Any) -> list[float | None]:
     return [None if len(said) > 12 else 0.25 for said in completions]
 
 
+@pytest.mark.slow
+def test_a_process_that_sees_several_gpus_trains_on_one(parts, tmp_path):
+    args = arguments(tmp_path)
+    args._n_gpu = 2  # as transformers sets it on such a machine; TRL refuses it
+    made = trainer(parts, tmp_path, args=args)
+    assert made.args.n_gpu == 1 and made.args.train_batch_size == args.per_device_train_batch_size
+
+
 def test_metrics_by_environment_reach_trackers_and_rows_and_say_who_did_it(whole):
     made, keys = whole
     wanted = {"practice/a/reward", "practice/b/paid_right", "ledger/a/share", "completions/b/evidence", "quarantine/norm"}
