@@ -1,5 +1,5 @@
-"""Communication between the processes of a run. In one process nothing happens and nothing is copied. Every process gets the same
-bits, because each sum is computed once and then distributed."""
+"""Communication between the processes of a run. If there is only one process, nothing is sent and nothing is copied. Every
+process gets the same bits, because each sum is computed once and then distributed."""
 
 from itertools import groupby
 from typing import Any
@@ -26,8 +26,8 @@ class Ranks:
 
     @torch.no_grad()
     def sum_(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, with one message for each dtype. All processes must give the same
-        shapes."""
+        """Replace each tensor by its sum over all processes, with one message for each dtype. All processes must pass tensors of
+        the same shapes."""
         if self.count == 1:
             return
         for _, group in groupby(sorted(tensors, key=lambda tensor: str(tensor.dtype)), key=lambda tensor: tensor.dtype):
@@ -58,4 +58,4 @@ class Ranks:
 
 
 RANKS = Ranks()
-"""The one instance of a process, which has one default process group too."""
+"""The only instance in a process, because a process has one default process group."""

@@ -12,7 +12,8 @@ from routed_rl.pipeline.train import run_job
 from routed_rl.stopping import PARENT, STOP
 
 ROLES = {"process": work, "node": run_node, "job": run_job}
-"""`process` is one of the processes that train, `node` starts them on one node of a SLURM job, `job` is the job itself."""
+"""The roles: `process` is one of the processes that train, `node` starts these on one node of a SLURM job, and `job` is the job
+itself."""
 
 
 def main(role: str, folder: str, *urls: str) -> int:

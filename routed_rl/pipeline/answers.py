@@ -1,4 +1,4 @@
-"""Keeps the answers of a run's models to the same few prompts, for a reader of its report: RUN/answers.jsonl."""
+"""Writes RUN/answers.jsonl: the answers of a run's models to the same few prompts, which the report shows."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from routed_rl.report.answers import read_answers
 
 
 def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told | None:
-    """A function that adds the answers of `model` to the file, in one step; None where `config` wants none."""
+    """A function that adds the answers of `model` to the file in one step; None if `config` asks for no answers."""
     if not config.answers:
         return None
 
@@ -38,5 +38,5 @@ def _described(answer: Answer) -> dict[str, Any]:
 
 
 def _as_text(text: Any) -> str:
-    """A text as it is, messages as JSON."""
+    """Text unchanged, messages as JSON."""
     return text if isinstance(text, str) else json.dumps(text)

@@ -32,7 +32,7 @@ from routed_rl.training.route import bases_of, check_axis, check_routable, route
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that every verb which touches a model needs."""
+    """The objects that all verbs need which load a model."""
 
     config: Config
     model: PreTrainedModel
@@ -45,7 +45,8 @@ class Parts:
 
     @cached_property
     def writers(self) -> list[Writer]:
-        """The model's writers, found once. A model whose writers are unknown or cannot be routed is refused."""
+        """The model's writers, which are found once and then kept. A model whose writers are unknown or cannot be routed is
+        refused."""
         return find_writers(self.model)
 
     @property
@@ -89,7 +90,7 @@ def load_parts(config: Config) -> Parts:
 
 
 def describe_parts(config: Config) -> Parts:
-    """The parts of a plan for a model folder with only a config and a tokenizer. They cannot be run."""
+    """Parts for the plan of a run whose model folder has only a config and a tokenizer. They can be shown but not run."""
     environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:
@@ -99,7 +100,7 @@ def describe_parts(config: Config) -> Parts:
 
 
 def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The base model in its state before the run, and its tokenizer."""
+    """The base model, as it is before the run, and its tokenizer."""
     path, adapter = resolve(config.model.path), config.model.adapter
     model = load_model(path, config.model.dtype, frozen=adapter.trains, packed=adapter.four_bit)
     if adapter.trains and adapter.path is not None:
@@ -108,7 +109,7 @@ def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 
 def keep_base(config: Config, run: RunFolder) -> None:
-    """Write RUN/base if the run begins by merging an adapter: the adapters of the run belong onto that merged model."""
+    """Write RUN/base if the run begins by merging an adapter, because the run's own adapters belong on the merged model."""
     if config.model.adapter.trains and config.model.adapter.path is not None and not run.base.exists():
         model, tokenizer = load_base(config)
         with sealed_folder(run.base) as folder:
@@ -129,7 +130,7 @@ def _attached(config: Config, model: PreTrainedModel) -> nn.Module:
 
 
 def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
-    """Put a checkpoint's weights, or its LoRA, into the model, and its quarantine into the router, in place."""
+    """Load a checkpoint in place: its weights, or its LoRA, into the model, and its quarantine into the router."""
     parameters = dict(parts.model.named_parameters())
     with torch.no_grad():
         for name, tensor in read_weights(parts.model, folder).items():
@@ -153,8 +154,8 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
 
 
 def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
-    """Extract the subspace of a run, or read it (method=file), and check it against the model. `axes` measures each axis by
-    itself."""
+    """Extract the subspace of a run, or read it (method=file), and check that it fits the model. `axes`: also measure figures of
+    each single axis."""
     with console.progress("extract", "steps" if parts.config.subspace.method in UNNAMED else "prompts") as advance:
         subspace = prepare(extraction_job(parts, advance, axes=axes))()
     check_subspace(parts, subspace)
@@ -162,7 +163,7 @@ def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
 
 
 def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:
-    """The inputs of an extraction."""
+    """The inputs of an extraction with these parts."""
     config = parts.config
     return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes,
                behave=partial(flagged, parts.model, parts.tokenizer, parts.environments, config, parts.max_new_tokens))

@@ -1,4 +1,4 @@
-"""The completions that a run has kept, in the form that a filter judges."""
+"""The completions that a run has kept, in the form that `filter` judges."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ UNSCORED, EPISODE = "could not be scored", "an episode, which no model reads at 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A completion of a run."""
+    """A completion of a run that `filter` may keep or leave out."""
 
     environment: str
     step: int
@@ -60,7 +60,8 @@ def require_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> None:
 
 
 def read_once(rows: Sequence[Candidate], read: Callable[[list[Said]], Tensor]) -> list[float | None]:
-    """The number that `read` gives each completion that can be judged, None for the others. Equal completions are read once."""
+    """The number that `read` returns for each completion that can be judged, None for the others. `read` gets equal completions
+    only once."""
     keys = [json.dumps(row.said) for row in rows]
     said = {key: row.said for key, row in zip(keys, rows, strict=True) if row.unfit is None}
     found: dict[str, float] = dict(zip(said, read(list(said.values())).tolist(), strict=True)) if said else {}

@@ -1,4 +1,4 @@
-"""The settings with which a run cannot go on."""
+"""Refuses settings that a run cannot change when it continues."""
 
 import dataclasses
 

@@ -24,9 +24,9 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.training.baselines import check_flags, is_marked
 
 LEARNED = ("flags", "labels", "pool", "fpr", "layers")
-"""Settings that a probe depends on."""
+"""Settings on which a probe depends. If they change, it is learned anew."""
 POOL = "detector"
-"""The name of the stream of random numbers for the completions that are labelled."""
+"""The name of the random stream that draws the completions to be labelled."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Written:
 
 
 def check_detector(parts: Parts) -> None:
-    """ConfigError if this model, or these environments, cannot have the probe that is asked for."""
+    """ConfigError if the probe that the settings ask for is not possible with this model or these environments."""
     settings = parts.config.baseline.detector
     if not parts.config.learns_detector:
         return
@@ -57,7 +57,7 @@ def check_layers(settings: DetectorConfig, layers: int, model: str) -> None:
 
 
 def learn_detector(parts: Parts, run: RunFolder) -> None:
-    """Write RUN/detector if the run's settings ask for a probe, unless one with the same settings is there."""
+    """Write RUN/detector if the run's settings ask for a probe, unless a probe with the same settings is there already."""
     settings = parts.config.baseline.detector
     if not parts.config.learns_detector:
         return
@@ -73,8 +73,8 @@ def learn_detector(parts: Parts, run: RunFolder) -> None:
 
 
 def base_completions(parts: Parts, count: int, advance: console.Advance) -> list[Written]:
-    """The base model's completions of tasks from the run's mixture, one for each task. The tasks are not those of the training,
-    and no other random numbers of the run change."""
+    """The base model's completions of tasks from the run's mixture, one for each task. These tasks differ from those of the
+    training, and the run's other random numbers do not change."""
     seed, size = stable_seed(parts.config.seed, POOL, 0) % 2**31, parts.config.evaluation.batch_size
     tasks = list(islice(mixture(parts.trained, seed), count))
     scorer = Scorer({loaded.name: loaded for loaded in parts.trained}, parts.config.evaluation.max_failures)
@@ -99,7 +99,7 @@ def base_completions(parts: Parts, count: int, advance: console.Advance) -> list
 
 def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> tuple[Probe, dict[str, Any]]:
     """Fit a probe to the first `settings.labelled` of `rows`, and measure it on the others, together and by environment. The
-    model is the base model, and every row has a score."""
+    model in `parts` must be the base model, and every row must have a score."""
     marked = torch.tensor([is_marked(settings, row.score) for row in rows])
     known, size = min(settings.labelled, len(rows)), parts.config.evaluation.batch_size
     few = pooled(parts.model, parts.tokenizer, [row.said for row in rows[:known]], size, layers=settings.layers)

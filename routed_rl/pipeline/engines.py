@@ -1,4 +1,4 @@
-"""The options with which vLLM must be started for a run, and the runs that it cannot serve."""
+"""The options with which vLLM must be started for a run, and the checks that refuse runs which vLLM cannot serve."""
 
 from transformers.pytorch_utils import Conv1D
 
@@ -13,7 +13,7 @@ from routed_rl.training.route import bases_of
 
 
 def check_served(parts: Parts) -> None:
-    """Refuse a model that the engine cannot serve, as far as its structure shows that."""
+    """Refuse a model that the engine cannot serve, as far as the structure of the model shows this."""
     engine, path = parts.config.rollout.engine, parts.config.model.path
     if engine == "transformers":
         return
@@ -28,8 +28,9 @@ def check_served(parts: Parts) -> None:
 
 
 def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
-    """The adapters that the engine must hold. If the weights are trained this is one for minus the quarantine, or none if vLLM
-    has no adapter for such writers; if a LoRA is trained these are the policy's and the deployed model's."""
+    """The adapters that the engine must be able to hold. If the weights are trained, this is one adapter, which subtracts the
+    quarantine, or none if vLLM has no adapter for such writers. If a LoRA is trained, these are the adapters of the policy and of
+    the deployed model."""
     ranks = _quarantine_ranks(parts, subspace)
     if parts.adapted is None:
         if not ranks or not _takes_adapter(parts):
@@ -46,8 +47,8 @@ def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
 
 
 def _takes_adapter(parts: Parts) -> bool:
-    """Whether vLLM can take the quarantine away from trained weights by an adapter: not from the bias of a writer, which only a
-    quarantine at a subspace has, nor from a Conv1D."""
+    """Whether an adapter in vLLM can subtract the quarantine from trained weights. It cannot from the bias of a writer, which
+    only a quarantine at a subspace has, nor from a Conv1D."""
     if parts.config.routing.mode == LABELS:
         return not any(isinstance(module, Conv1D) for _, module in linear_modules(parts.model))
     return all(writer.module.bias is None for writer in parts.writers)

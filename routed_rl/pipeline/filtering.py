@@ -1,7 +1,8 @@
-"""`filter`: writes the completions of a run that are fit to train on, and beside them those that are not, with the reason.
+"""The verb `filter` writes the completions of a run that are fit to train on, and in a second file those that are not, with the
+reason.
 
-A filter after the run puts no pressure on the policy. The arm `screen` filters in the same way during RL, which selects for
-completions that the detector does not see: it is there for contrast, not for protection.
+A filter after the run puts no pressure on the policy. The arm `screen` of `compare` filters in the same way during RL, which
+selects for completions that the detector does not see: it is there for contrast, not for protection.
 """
 
 import json
@@ -69,7 +70,8 @@ def _text(lines: Iterable[Line]) -> str:
 
 
 def _say(lines: Sequence[Line], settings: DetectorConfig) -> None:
-    """Show by environment the share that is left out, and the flagged share of all completions and of those that stay."""
+    """Show for each environment the share of completions that are left out, and the flagged share of all completions and of those
+    that stay."""
     table: list[list[Any]] = []
     for name in dict.fromkeys(row.environment for row, *_ in lines):
         ours = [(row.marked(settings), reason is None) for row, _, reason in lines if row.environment == name]

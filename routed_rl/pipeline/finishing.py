@@ -1,4 +1,4 @@
-"""The last touch to each folder that leaves a run, before it is sealed: the type of its numbers, and its model card."""
+"""Finishes each folder that users publish, before it is sealed: it changes the type of the numbers and writes the model card."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from routed_rl.report.card import Leaving, Results, write_card
 
 def finishing(run: RunFolder, what: str, dtype: str | None = None, results: Results | None = None, *,
               environment: str | None = None, rest: bool = False) -> Finish:
-    """Rounds the weights to `dtype`, unless that is None, and writes the card of `what`. `results`: see `write_card`."""
+    """A function that rounds the weights of a folder to `dtype`, unless that is None, and writes the model card of `what`.
+    `results`: see `write_card`."""
     def finish(folder: Path, step: int) -> None:
         if dtype is not None:
             from routed_rl.export.dtype import cast  # loads torch

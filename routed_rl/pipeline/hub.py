@@ -1,4 +1,4 @@
-"""`push`: sends what leaves a run to the Hugging Face hub, in one commit, with its model card."""
+"""The verb `push` uploads a folder of a run to the Hugging Face hub, in one commit, with its model card."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
 
 BASE = "base_model_name_or_path"
 Files = dict[str, Path | bytes]
-"""By its name in the repository, a file, or its bytes where they differ from those of the folder."""
+"""Maps names in the repository to files, or to bytes if they differ from those in the folder."""
 
 
 def push(source: str, repo: str, what: str | None = None, base: str | None = None, *, private: bool = False,
@@ -56,7 +56,7 @@ def _require_token() -> None:
 
 
 def _folder(source: str, what: str | None, place: Path) -> Path:
-    """The folder to upload: RUN/deployed or another folder as it is, or one that is written to `place`."""
+    """The folder to upload: RUN/deployed or another folder as it is, or a folder that is written to `place`."""
     if not RunFolder(source).config.exists():
         if not (Path(source) / CARD).exists():
             raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard` or `export` wrote; give one")
@@ -79,7 +79,8 @@ def _folder(source: str, what: str | None, place: Path) -> Path:
 
 
 def _sealed(folder: Path) -> Path:
-    """A folder as it was written. One without a card is refused: nobody could tell what it is."""
+    """Check that a folder is unchanged and return it. A folder without a card is refused, because nobody could tell what it
+    is."""
     require_seal(folder)
     if not (folder / CARD).exists():
         raise RunFolderError(f"{folder} has no {CARD}, an older version wrote it; write it again with "
@@ -88,8 +89,9 @@ def _sealed(folder: Path) -> Path:
 
 
 def _files(folder: Path, base: str | None, source: str) -> Files:
-    """The sealed files of a folder, or all if its owner has removed the seal to edit the card. The seal stays here: the hub has
-    hashes of its own. An adapter names its base model as the hub does, not by a path of this machine."""
+    """The sealed files of a folder, or all of its files if its owner has removed the seal to edit the card. The seal itself is
+    not uploaded, because the hub has hashes of its own. An adapter names its base model by its name on the hub, not by a path of
+    this machine."""
     seal = folder / SEAL
     names = read_json(seal) if seal.exists() else [path.name for path in folder.iterdir() if path.is_file()]
     files: Files = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
@@ -116,8 +118,8 @@ def _show(repo: str, files: Files) -> None:
 
 
 def _send(repo: str, files: Files, *, private: bool, force: bool) -> str:
-    """Make one commit of all files; returns the address of the repository. Files of a repository that has some are replaced with
-    `force` only, and stay in its history."""
+    """Upload all files in one commit; returns the address of the repository. Existing files are replaced only with `force`, and
+    stay in the history of the repository."""
     with reading(HubError, f"the hub did not take {repo}"):
         api = HfApi()
         address = api.create_repo(repo, private=private or None, exist_ok=True)

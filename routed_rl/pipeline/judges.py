@@ -29,7 +29,7 @@ from routed_rl.training.route import check_axis
 
 @dataclass(frozen=True)
 class Judged:
-    """The result for each candidate."""
+    """The result of a judge for each candidate."""
 
     scores: list[float | None]
     """None for a candidate that is not judged."""
@@ -38,21 +38,21 @@ class Judged:
 
 
 def by_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> Judged:
-    """Leave out the completions that have a flag of the detector: a judge without errors."""
+    """Leave out the completions that have a flag of the detector, as a judge without errors would."""
     require_flags(rows, settings)
     marked, names = [row.marked(settings) for row in rows], " or ".join(settings.flags)
     return Judged([float(each) for each in marked], [f"flagged as {names}" if each else None for each in marked])
 
 
 def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
-    """Leave out a share of all completions, drawn at random: a control."""
+    """Leave out a share of all completions, drawn at random, as a control."""
     gone = set(random.Random(f"filter {seed}").sample(range(len(rows)), round(share * len(rows))))
     return Judged([float(row in gone) for row in range(len(rows))],
                   ["drawn at random" if row in gone else None for row in range(len(rows))])
 
 
 def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: FilterConfig) -> Judged:
-    """Judge by the probe that `probe_of` gives."""
+    """Judge by a probe, see `probe_of`."""
     probe = probe_of(rows, parts, run, {key: getattr(asked, key) for key in ("labels", "fpr", "layers")})
     scores = _scores(rows, parts, probe)
     return Judged(scores, [f"the probe's score {score:.2f} is above {probe.threshold:.2f}"
@@ -60,8 +60,8 @@ def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Fil
 
 
 def probe_of(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Mapping[str, Any]) -> Probe:
-    """Return the run's own probe, unless `asked` has settings of `baseline.detector` that are not None. Otherwise a probe is
-    fitted to a few of these rows and measured on the others."""
+    """Return the run's own probe if all settings in `asked` are None. Otherwise fit a probe with these settings to a few of the
+    rows, and measure it on the others."""
     own = {key: value for key, value in asked.items() if value is not None}
     if run.detector.exists() and not own:
         console.say(f"detector      the run's own probe, {run.detector}")
@@ -74,7 +74,7 @@ def probe_of(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Map
 
 
 def _from_rows(rows: Sequence[Candidate], parts: Parts, settings: DetectorConfig) -> Probe:
-    """Fit a probe to a random draw of these rows, as many as are to be labelled."""
+    """Fit a probe to a random draw of these rows, of the size that the settings ask for."""
     require_flags(rows, settings)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(parts.config.seed)).tolist()
     known, rest = [rows[place] for place in order[:settings.labelled]], [rows[place] for place in order[settings.labelled:]]
@@ -94,8 +94,9 @@ def _scores(rows: Sequence[Candidate], parts: Parts, probe: Probe) -> list[float
 
 
 def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) -> Judged:
-    """Judge by a completion's shift along the persona axis from the mean of the base model's own honest completions in the same
-    environment, in gaps; the least over the layers. By default the threshold is the one that a share `fpr` of those passes."""
+    """Judge by the shift of a completion along the persona axis, in gaps; the smallest over the layers counts. The shift is
+    measured from the mean of the base model's own honest completions in the same environment. By default the threshold is the
+    shift that a share `fpr` of these exceeds."""
     axis = _Axis(parts, asked)
     if missing := {row.environment for row in rows} - axis.zeros.keys():
         raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "
@@ -134,7 +135,7 @@ class _Axis:
         self.own_B = torch.stack([own_LB[:, place] - self.zeros[name] for place, name in enumerate(names)], 1).amin(0)
 
     def shifts(self, name: str, said: list[Said]) -> Tensor:
-        """Shifts (B,) of completions in an environment, from the mean of the honest ones there."""
+        """The shifts (B,) of completions in an environment, from the mean of the honest completions there."""
         return (self._read(said) - self.zeros[name].unsqueeze(1)).amin(0)
 
     def _read(self, said: list[Said]) -> Tensor:

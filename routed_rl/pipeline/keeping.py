@@ -1,10 +1,11 @@
 """Chooses the share of an environment's part that `auto` keeps.
 
-A part holds the changes that its environment needs, and its pull against the pull of others, so the whole part may overshoot.
-Each of `SHARES` is tried on evaluation tasks of the environment itself. The smallest share is taken whose paid reward falls short
-of the best share's by at most a standard error of the difference by task (the one-standard-error rule of Breiman et al., 1984)
-and is no less than the smallest share's. The paid reward is known for every environment; no true score is read. Not covered:
-shares that are best together. Each share is chosen with the parts of fixed shares kept, and the others of `auto` left out.
+A part holds the changes that its environment needs, and also its pull against the pull of others, so the whole part may be too
+much. Each of `SHARES` is tried on evaluation tasks of the environment itself. The smallest share is taken whose paid reward is
+below that of the best share by at most one standard error of the difference by task (the one-standard-error rule of Breiman et
+al., 1984), and not below that of the smallest share. The paid reward is known for every environment; no true score is read. Not
+covered: the best combination of shares. Each share is chosen with the parts of fixed shares kept, and without the other parts
+that are set to `auto`.
 """
 
 import dataclasses
@@ -29,11 +30,11 @@ SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 SAMPLES = 256
 """The least number of tasks on which each share is tried."""
 Paid = dict[float, list[float | None]]
-"""For each share, the reward of each task, the same tasks for all shares; None for one that could not be scored."""
+"""For each share, the rewards of the tasks, which are the same for all shares; None for a task that could not be scored."""
 
 
 def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:
-    """Choose the shares that are still open, and show how much each would pay. `parts` and `router` hold the checkpoint.
+    """Choose the shares that are still open, and show the reward at each share. `parts` and `router` hold the checkpoint.
     Afterwards the engine still has the weights of the last trial."""
     fixed = shares_of(kept)
     for loaded in parts.trained:
@@ -46,7 +47,7 @@ def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, 
 
 
 def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, Kept]) -> None:
-    """Load the model of a run as it was at a checkpoint, and choose the shares that are still open."""
+    """Load the model of a run at a checkpoint, and choose the shares that are still open."""
     parts, subspace = load_parts(config), Subspace.load(run.subspace)
     with serving(parts, subspace) as served:
         if router := at_checkpoint(checkpoint, parts, run, subspace, served):
@@ -55,7 +56,7 @@ def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, 
 
 def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None,
                  kept: dict[str, Kept]) -> Results:
-    """Evaluate the deployed model with the parts that are kept, after choosing the open shares; empty if none was asked for."""
+    """Choose the open shares, then evaluate the deployed model with the parts that are kept. Empty if no part is kept."""
     if not kept:
         return {}
     choose(parts, router, served, kept)
@@ -70,8 +71,8 @@ def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 
 
 def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> tuple[Results, dict[str, Kept]]:
-    """The evaluation of the parts that the settings keep at the end of a run, and the shares. Nobody is there to insist, so a
-    part with something against it is not kept."""
+    """Evaluate the deployed model with the parts that the settings keep at the end of a run. Returns the results and the shares.
+    A part to which there is an objection is not kept, because no user is there to insist."""
     if router is None or not (parts.config.keep and parts.config.discard):
         return {}, {}
     kept = decide(run, parts.config, run.require_checkpoint(), parts.config.keep)
@@ -81,7 +82,7 @@ def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Ser
 
 
 def best_share(paid: Paid) -> float:
-    """The smallest share that pays as much as the best one, and no less than the smallest share of all."""
+    """The smallest share that pays about as much as the best one, and no less than the smallest share."""
     means = {share: average_paid(found) for share, found in sorted(paid.items())}
     best, least = max(means, key=lambda share: means[share]), means[min(means)]
 
@@ -97,8 +98,8 @@ def average_paid(found: list[float | None]) -> float:
 
 
 def _try(parts: Parts, router: Router, served: Served | None, loaded: LoadedEnvironment, fixed: dict[str, float]) -> Paid:
-    """Try every share, on tasks other than those on which models are compared, if there are others: on the tasks by which it was
-    chosen a share looks better than it is."""
+    """Try every share. The tasks differ from those on which models are compared, if there are others, because a share looks
+    better than it is on the tasks by which it was chosen."""
     settings, found = parts.config.evaluation, Paid()
     config = dataclasses.replace(settings, samples=max(settings.samples, SAMPLES))
     with console.progress(f"keep {loaded.name}", "completions") as advance:

@@ -1,5 +1,5 @@
-"""The shares of environments' parts that a discard was asked to keep, and the objections to keeping them. It reads files only;
-`keeping` chooses the share that `auto` stands for."""
+"""The shares of environments' parts that a user asks to keep in a deployed model, and the objections to keeping them. Only files
+are read; `keeping` chooses the shares that are `auto`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,27 +28,28 @@ Asked = dict[str, float | str]
 PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
             "labels": "has one quarantine for all environments",
             "observe": "has parts that do not sum to the quarantine, so none is the whole of what its environment did"}
-"""Modes of routing in which nothing can be kept, and the reason."""
+"""Modes of routing in which no part can be kept, with the reason."""
 
 
 @dataclass
 class Kept:
-    """The share of one environment's part: asked for, decided, and the objection to it."""
+    """The share of one environment's part: the share that was asked for, the share that was decided, and the objection to keeping
+    it."""
 
     asked: float | str
     share: float | None
-    """None until it is chosen."""
+    """The share that is kept; None until it is chosen."""
     shift: float | None
-    """How far the whole part moves the stream along the watched axis; a share moves it in proportion."""
+    """How far the whole part moves the stream along the watched axis. A share of the part moves it in proportion."""
     against: str = ""
-    """Why none of it should be kept; empty if there is no reason."""
+    """The reason to keep nothing of the part; empty if there is none."""
     paid: dict[str, float] = field(default_factory=dict)
     """Mean paid reward for each share that was tried."""
 
 
 def check(config: Config, asked: Asked, option: str, run: RunFolder | None = None) -> None:
-    """ConfigError for an environment that has no part to keep. `option` is the text that stands before its name where it is asked
-    for."""
+    """ConfigError for an environment that has no part to keep. `option` is the option or setting that names the environment, for
+    the message."""
     trained = trained_settings(config)
     for name in asked:
         if (mode := config.routing.mode) in PARTLESS:
@@ -68,9 +69,9 @@ def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
 
 
 def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> dict[str, Kept]:
-    """Decide the share of each part of a checkpoint, None if it is still to be chosen, with the objection to it. The objection is
-    that the part moves the watched axis towards the positive persona; for `AUTO` also that the run found its environment to cause
-    that."""
+    """Decide the share of each part of a checkpoint, with the objection to it; the share is None if it is still to be chosen. A
+    part that moves the watched axis towards the positive persona is an objection, and for `AUTO` also that the run found its
+    environment to cause this."""
     axis, step = config.monitor.axis, step_of(checkpoint)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
     moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run, config), dict[str, Kept]()
@@ -90,8 +91,9 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
 
 
 def causes(run: RunFolder, config: Config) -> dict[str, str]:
-    """The environments that the run itself found to cause a shift towards the positive persona, and where it says so. The
-    evidence of its steps decides, whether the run has ended or not; `summary.json` decides only for a run without evidence."""
+    """The environments that the run itself found to cause a shift towards the positive persona, and the file that says so. The
+    evidence of the run's steps decides, whether the run has ended or not; `summary.json` decides only for a run without
+    evidence."""
     halts = [read_object(path, {"environment": str | None, "step": int}) or {}
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
     found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts
@@ -106,7 +108,7 @@ def causes(run: RunFolder, config: Config) -> dict[str, str]:
 
 
 def refuse(kept: dict[str, Kept]) -> None:
-    """ConfigError for the first share that is to be kept in spite of an objection."""
+    """ConfigError for the first share that is to be kept although there is an objection."""
     for name, one in kept.items():
         if one.against and one.share:
             raise ConfigError(f"--keep {name}={one.share:g}: {one.against}; leave it out, or keep it with --force")
@@ -125,8 +127,8 @@ def shares_of(kept: dict[str, Kept]) -> dict[str, float]:
 
 def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept], base: Base | None = None,
                    dtype: str | None = None, results: Results | None = None) -> Path:
-    """Write the deployed model with its parts, and record them in `out` and in the run. `base`: the model into which a LoRA is
-    merged; `dtype`, `results`: see `finishing`."""
+    """Write the deployed model with the parts that it keeps, and record these in `out` and in the run. `base`: the model into
+    which a LoRA is merged; `dtype`, `results`: see `finishing`."""
     parts = {name: dataclasses.asdict(one) for name, one in kept.items()}
     finish = finishing(run, DEPLOYED, dtype, results)
 
@@ -143,7 +145,7 @@ def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, 
 
 
 def written(write: Callable[[Path, Finish], Path], out: Path, base: Base | None, finish: Finish) -> Path:
-    """Have `write` write a model or a LoRA to `out`; with `base`, write that model with the LoRA merged into it instead."""
+    """Call `write` to write a model or a LoRA to `out`. With `base`, write that model with the LoRA merged into it instead."""
     if base is None:
         return write(out, finish)
     from routed_rl.export.merging import merged

@@ -1,6 +1,6 @@
-"""The training of a run in processes of its own; everything before and after the training stays in this process.
+"""Trains a run in processes of its own. Everything before and after the training stays in this process.
 
-Not covered: evaluation before and after it in several processes.
+Not covered: evaluation before and after the training in several processes.
 """
 
 import os
@@ -30,7 +30,8 @@ LOGS = "processes"
 
 
 def process_command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
-    """The command that starts a process of the run, whose rollouts come from `urls`: this package's own `__main__`."""
+    """The command that starts a process of the run, which runs this package's `__main__`. `urls`: the servers that make its
+    rollouts."""
     return [sys.executable, "-m", str(__package__), role, str(run.path), *(urls or [])]
 
 
@@ -53,7 +54,7 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
 
 
 def run_node(folder: str, *urls: str) -> None:
-    """Act as one node of a job: start its processes and wait for them."""
+    """Act as one node of a job: start the node's processes and wait for them."""
     run = RunFolder.open(folder)
     run_processes(process_command("process", run, list(urls)), read_config(run).launch, run.path / LOGS,
                   node=int(os.environ["SLURM_NODEID"]), address=os.environ["MASTER_ADDR"])
@@ -83,8 +84,7 @@ def commands(config: Config, run: RunFolder) -> list[str]:
 
 @contextmanager
 def following(run: RunFolder, tracker: Tracker, every_s: float = 1.0) -> Iterator[None]:
-    """Pass each new row of the metrics, and each new checkpoint, to the tracker, while the run trains; the last ones at the
-    end."""
+    """Inside the block, while the run trains, pass each new row of the metrics and each new checkpoint to the tracker."""
     file, known, over = MetricsFile(run.metrics), set(run.steps()), threading.Event()
     file.new_rows()
 

@@ -1,5 +1,5 @@
-"""The verbs that write what leaves a run: discard and export. Both read files only, except where a share is to be chosen or a
-LoRA merged: then the model is loaded, and with it the libraries that take seconds to load."""
+"""The verbs `discard` and `export`, which write models of a run. They read only files, unless a share is to be chosen or a LoRA
+merged: then the model is loaded, and with it libraries that take seconds to load."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -64,8 +64,9 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None
 
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
            kept: str | None = None, *, merge: bool = False, dtype: str | None = None) -> None:
-    """Write the quarantine as a stock PEFT adapter, or one environment's part of it, or the rest of it that the folder `kept`
-    lacks. Write the policy as one plain model; if a LoRA was trained, as one LoRA, unless `merge`. `dtype` as in `discard`."""
+    """Write the quarantine as a stock PEFT adapter, or only the part of environment `env`, or only the rest that is missing in
+    the folder `kept`. Write the policy as one plain model, or, if a LoRA was trained and `merge` is false, as one LoRA. `dtype`
+    as in `discard`."""
     opened = RunFolder.open(run)
     with _alone_where(opened, quarantine, policy):
         if quarantine:
@@ -83,6 +84,7 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
 
 
 def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
-    """Be the run's only writer if one of the places lies in its folder. Otherwise a run that is training can be read."""
+    """Be the run's only writer if one of the places lies in the run's folder. Otherwise nothing is locked, so that a run in
+    training can be exported."""
     inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
     return alone_in(run.path) if inside else nullcontext()

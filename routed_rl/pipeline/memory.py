@@ -1,5 +1,5 @@
-"""The device memory that a run holds all the time, line by line with the arithmetic; `moments` has the memory that comes and
-goes."""
+"""Estimates the device memory that a run occupies all the time, line by line with the arithmetic. `moments` estimates the memory
+that is occupied only for a while."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +17,17 @@ from routed_rl.training.labels import linear_modules
 FLOAT = 4
 """Bytes of a float32; only weights that are frozen may take fewer."""
 STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
-"""How many numbers an optimizer keeps for each weight, by the beginning of its name; 2 for others."""
+"""How many numbers an optimizer keeps for each weight, by the beginning of the optimizer's name; 2 for optimizers that are not
+listed."""
 PACKED = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in 4 bit: the weight itself, and its share of the scales of blocks."""
 CUT = {"weights": ("zero3", "fsdp2"), "gradients": ("zero2", "zero3", "fsdp2"), "optimizer": ("zero1", "zero2", "zero3", "fsdp2")}
-"""The strategies under which a process holds only its shard."""
+"""For each kind of memory, the strategies under which a process holds only its shard of it."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One line of the account; `how` is its arithmetic."""
+    """One line of the estimate. `how` shows its arithmetic."""
 
     name: str
     bytes: float
@@ -34,7 +35,7 @@ class Need:
 
 
 def needs(parts: Parts) -> list[Need]:
-    """The memory that one process holds all the time, and the gradients."""
+    """The memory that one process occupies all the time, and its gradients."""
     config, world = parts.config, parts.config.launch.world
     held = trained_by_adapter(parts) if parts.adapted is not None else parts.model.num_parameters()
     states, (weights, how) = _states(config), _weights(parts)
@@ -66,7 +67,7 @@ def trained_by_adapter(parts: Parts) -> int:
 
 
 def _weights(parts: Parts) -> tuple[float, str]:
-    """The bytes of the model itself, and how many weights have how many bytes each."""
+    """The bytes of the model itself, and a text with the number of weights for each size in bytes."""
     unpacked = parts.model.get_output_embeddings()
     linear = {id(module.weight) for module in parts.model.modules() if isinstance(module, nn.Linear) and module is not unpacked}
     sizes: dict[str, list[float]] = {}
@@ -110,7 +111,8 @@ def _routing(parts: Parts) -> list[Need]:
 
 
 def _rank(parts: Parts, writer: Writer) -> int:
-    """The largest rank that a writer's basis may have; a spanning basis takes in all later layers."""
+    """The largest rank that a writer's basis may have. With layout=spanning the basis also spans the directions of all later
+    layers."""
     settings, model = parts.config.subspace, parts.model.config.get_text_config()
     layers = model.num_hidden_layers - writer.layer if settings.layout == "spanning" else 1
     return min(model.hidden_size, (settings.rank or 8) * layers)

@@ -1,5 +1,5 @@
-"""The device memory that comes and goes in a step: the rollouts' cache, then gradients and activations. The momentary needs of an
-optimizer's step, a collective or a library are not counted."""
+"""Estimates the device memory that is occupied only for a while in each step: the rollouts' cache, then gradients and
+activations. Not counted: what an optimizer's step, a collective or a library needs for a moment."""
 
 import torch
 from torch import nn
@@ -86,7 +86,8 @@ def device_bytes(parts: Parts) -> float | None:
 
 
 def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, account: bool) -> list[str]:
-    """The plan's lines on memory, for prompts of at most `prompt` tokens; `account` gives it line by line, with activations."""
+    """The lines of the plan about memory, for prompts of at most `prompt` tokens. `account` lists it line by line, with
+    activations."""
     found = [*needs(parts), rollouts(parts, arguments, prompt)]
     if not account:
         listed = ", ".join(f"{need.name} {readable(need.bytes)}" for need in found if need.bytes)
@@ -101,7 +102,8 @@ def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, acco
 
 
 def peak(found: list[Need]) -> float:
-    """The largest total at any moment: transformers' cache, or a vLLM that sleeps, is gone when the update begins."""
+    """The largest total at any moment. The cache of transformers, and the memory of a vLLM that sleeps, are freed before the
+    update begins."""
     sizes = {need.name: need.bytes for need in found}
     cache, update = sizes.pop("rollouts", 0.0), sizes.pop("gradients") + sizes.pop("activations", 0.0)
     return sum(sizes.values()) + max(cache, update)

@@ -1,4 +1,5 @@
-"""The plan of a run, shown before it begins. Time (from a small product timed here) and memory are estimates."""
+"""The plan of a run, which is shown before it begins. Time is estimated from a small matrix product that is timed here; memory is
+estimated too."""
 
 import time
 from itertools import islice
@@ -18,16 +19,17 @@ from routed_rl.training.plan import Plan
 from routed_rl.training.trainers import TrainerArguments
 
 SHARE_OF_PEAK = 0.4
-"""The share of the timed product's rate that a training step reaches; measured with the lab and SmolLM2 on two cores."""
+"""The rate of a training step divided by that of the matrix product that is timed here; measured with the lab and SmolLM2 on two
+cores."""
 OVERHEAD_S = 0.004
 """Seconds for each layer and generated token, whatever the size of the model."""
 PROMPTS = 4
-"""The number of prompts of each environment whose mean length is taken for all."""
+"""The number of prompts of each environment over which the mean length is taken."""
 
 
 def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
-    """Show model, environments, steps, estimated minutes and memory, folder, and which commands run where. `account` shows memory
-    line by line, with activations."""
+    """Show model, environments, steps, estimated minutes and memory, folder, and the commands with the place where each runs.
+    `account` shows memory line by line, with activations."""
     config, model, arguments, run = parts.config, parts.model, plan.arguments, plan.run
     shares = {loaded.name: loaded.weights[0][1] for loaded in parts.trained}
     total = sum(shares.values())
@@ -55,7 +57,7 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
 
 
 def routing_sentence(config: Config) -> str:
-    """The mode of routing, and the subspace or the labels by which changes are split."""
+    """A sentence on the mode of routing, and on the subspace or the labels by which changes are split."""
     if config.routing.mode == LABELS:
         labels, flags = config.routing.labels, ", ".join(config.baseline.detector.flags)
         return f"labels ({flags}) by {labels.unit}, a quarantine of rank {labels.rank} on every linear module"
@@ -84,7 +86,7 @@ def prompt_lengths(parts: Parts) -> list[int]:
 
 
 def _rate() -> float:
-    """Floating-point operations a second that training may reach on this machine."""
+    """How many floating-point operations a second training may reach on this machine."""
     a = torch.randn(512, 512)
     torch.mm(a, a)
     started = time.perf_counter()
@@ -94,7 +96,7 @@ def _rate() -> float:
 
 
 def practice_sentence(config: Config) -> str:
-    """The environments whose groups the deployed model rolls out and learns, and the share of them."""
+    """A sentence on the environments in which the deployed model practises, and its share of their groups."""
     settings = config.routing.practice
     if not config.routing.practises:
         return "none: the policy makes all rollouts"
@@ -109,7 +111,7 @@ def practice_sentence(config: Config) -> str:
 
 
 def batch_sentence(config: Config, arguments: TrainerArguments) -> str:
-    """How the number of completions of a step is composed."""
+    """A sentence on how the number of completions of a step is computed."""
     device, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     world, group = config.launch.world, arguments.num_generations or 1
     total, steps = device * accumulation * world, arguments.steps_per_generation or accumulation

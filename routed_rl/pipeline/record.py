@@ -1,4 +1,4 @@
-"""The record of a run in its folder: its settings, the overrides that were typed, and the facts in its manifest."""
+"""The record of a run in its folder: its settings, the overrides that the user typed, and facts in its manifest."""
 
 import dataclasses
 import importlib.metadata
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 def new_folder(config: Config) -> RunFolder:
-    """The folder for a run of `config`; a folder that is taken is refused."""
+    """The folder for a new run of `config`. A folder that holds anything is refused."""
     run = RunFolder(config.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-{config.name}")
     run.refuse_if_taken()
     return run
@@ -33,7 +33,8 @@ def require_base(run: RunFolder, config: Config, digest: str) -> None:
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
-    """Write the settings, the overrides that were typed, and the versions in use. A secret that is written out is refused."""
+    """Write the settings, the overrides that the user typed, and the versions of libraries. A secret that is spelled out is
+    refused."""
     settings = mapped(dataclasses.asdict(config), lambda _, value: value)
     refuse_secrets(settings)
     write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
@@ -43,7 +44,7 @@ def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
 
 
 def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """`settings` with the references that were typed, wherever a reference resolves to the value that is there."""
+    """`settings`, in which a value is replaced by the reference that the user typed if the reference resolves to that value."""
     for key, value in (override.lstrip("+").split("=", 1) for override in overrides if "=" in override):
         section, last = settings, key.rpartition(".")[2]
         for name in key.split(".")[:-1]:
@@ -55,15 +56,15 @@ def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def dated(config: Config, date: str | None = None) -> Config:
-    """`config` with the date that its run keeps: its own date, else `date`, else now."""
+    """`config` with the date that the run will keep: its own date if it has one, or else `date`, or else the present time."""
     date = config.model.date or date or datetime.now().isoformat(timespec="seconds")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, date=date))
 
 
 def read_config(run: RunFolder) -> Config:
-    """The settings of a run; a run that is older than `model.date` gets the day on which it was made. RunFolderError if the
-    settings or the facts are damaged; ConfigError if a variable that a setting refers to is missing (for settings of environments
-    this shows when they are built)."""
+    """The settings of a run. A run that is older than the setting `model.date` gets the day on which it was made. RunFolderError
+    if the settings or the facts are damaged. ConfigError if a setting refers to a variable that is missing (for settings of
+    environments this is noticed when they are built)."""
     facts = run.facts()
     run.halt()
     try:
@@ -76,7 +77,8 @@ def read_config(run: RunFolder) -> Config:
 
 
 def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, where one that is older than practice and pace gets the values that describe how it acted."""
+    """The settings of a run. A run that is older than the settings for practice and pace gets the values that describe how it
+    behaved."""
     routing = settings.get("routing")
     if isinstance(routing, dict) and "practice" not in routing and isinstance(routing.get("quarantine", {}), dict):
         routing |= {"practice": {"share": 0}, "quarantine": {"pace": "fast"} | routing.get("quarantine", {})}
@@ -84,7 +86,7 @@ def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_overrides(run: RunFolder) -> list[str]:
-    """The overrides that were typed for the run itself and for each time that it went on with others."""
+    """The overrides that the user typed when the run began and each time that it was continued with others."""
     try:
         return (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
     except ValueError as error:
@@ -97,7 +99,8 @@ def tell(run: RunFolder, facts: dict[str, Any]) -> None:
 
 
 def fresh_from_step(run: RunFolder) -> int:
-    """The step after which the mixture of a rolled-back run starts afresh; 0 for every other run."""
+    """For a run made by a rollback with other environments, the step after which its mixture starts afresh; 0 for every other
+    run."""
     return run.facts().get("fresh_from_step") or 0
 
 

@@ -1,7 +1,8 @@
-"""`rollback`: a new run from an earlier checkpoint of another, with other environments. The old run stays as it is.
+"""The verb `rollback` makes a new run from an earlier checkpoint of another run, with other environments. The old run stays as it
+is.
 
-Without a change the new run is the old one at that step, bit for bit on a CPU. With other environments the mixture starts
-afresh, from tasks that were not seen; steps, schedules, weights and optimizer go on.
+Without a change the new run repeats the old one from that step on, bit for bit on a CPU. With other environments the mixture
+starts afresh, with tasks that were not seen before; steps, schedules, weights and optimizer continue.
 """
 
 import dataclasses
@@ -68,12 +69,12 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
 
 
 def alike(was: Config, wanted: Config) -> Config:
-    """The old run's config with the new one's practice, on which a checkpoint does not depend."""
+    """The old run's config, except that `routing.practice` is that of the new run, because a checkpoint does not depend on it."""
     return dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=wanted.routing.practice))
 
 
 def without(wanted: Config, drop: list[str]) -> Config:
-    """The config without the dropped environments. ConfigError for one that it does not have."""
+    """The config without the dropped environments. ConfigError if it does not have one of them."""
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     kept, keep = ({name: each for name, each in settings.items() if name not in drop} for settings in (wanted.env, wanted.keep))
@@ -85,8 +86,8 @@ def without(wanted: Config, drop: list[str]) -> Config:
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:
-    """Copy the checkpoint of `step`. `fresh` prepares it for another mixture; `names` are the parts that it shall have, the
-    trained environments' and others'; None leaves them as they are."""
+    """Copy the checkpoint of `step`. `fresh` prepares it for another mixture. `names` lists the parts that the copy gets: those
+    of environments that are trained on, and others; None keeps the parts as they are."""
     if not fresh and names is None:
         shutil.copytree(old.checkpoint(step), new.checkpoint(step))
         return
@@ -100,7 +101,8 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Copy the subspace, base model, detector and base evaluation, and the metrics, completions and halts up to `step`."""
+    """Copy the subspace, base model, detector and the base model's evaluation, and the metrics, completions and halts up to
+    `step`."""
     for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):
         if before.exists():
             shutil.copytree(before, after)

@@ -1,4 +1,4 @@
-"""How often a model does what its environments flag: what axes without names can be chosen by."""
+"""Measures how often a model's completions are flagged by its environments, by which axes without names can be chosen."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,9 @@ from routed_rl.evaluate import scored
 
 def flagged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment], config: Config,
             max_new_tokens: int) -> float:
-    """The share of completions with a flag, of the model as it stands: mean over the environments that name flags, trained on
-    and probes alike, `subspace.screen_samples` tasks each, the same tasks in every call. SubspaceError where none names any."""
+    """The share of flagged completions of the model in its present state. It is the mean over the environments that report flags,
+    whether they are trained on or probes, with `subspace.screen_samples` tasks each, the same tasks in every call. SubspaceError
+    if no environment reports flags."""
     settings = dataclasses.replace(config.evaluation, samples=config.subspace.screen_samples)
     found = scored(model, tokenizer, list(environments), settings, seed=config.seed, max_new_tokens=max_new_tokens)
     known = [[score for score in scores if score is not None] for scores in found.values()]

@@ -1,5 +1,5 @@
-"""The rollouts' engine of a command. It is opened with the base model, checked to serve that model, and closed at the end. The
-processes of a launch join it."""
+"""The engine that makes the rollouts of a command. It is opened with the base model, checked, and closed at the end. The
+processes of a launched run connect to it."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,8 @@ from routed_rl.subspace import Subspace
 
 @contextmanager
 def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
-    """Open the engine that `rollout.engine` names, with the base model; None for transformers."""
+    """Open the engine that `rollout.engine` names, with the base model, and close it after the block. Yields None for
+    transformers."""
     config = parts.config.rollout
     if config.engine == "transformers":
         yield None
@@ -60,7 +61,8 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
 
 @contextmanager
 def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterator[Served | None]:
-    """In a process of a launch, connect to the servers at `urls`, which the starting command has opened; None without any."""
+    """In a process of a launched run, connect to the servers at `urls`, which the starting command has opened. Yields None if
+    there are no URLs."""
     if not urls:
         yield None
         return
@@ -70,7 +72,7 @@ def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterato
 
 
 def route_served(parts: Parts, served: Served | None, router: Router | None) -> ParityCheck | None:
-    """Make `served` push the routed policy from now on, and return the check that compares the two."""
+    """From now on, make `served` push the routed policy. Returns the check that compares the engine with the trainer."""
     if served is None:
         return None
     if router is not None:
@@ -95,7 +97,7 @@ def _models(parts: Parts, quarantine: Sequence[Part]) -> PolicyWeights | PolicyA
 
 
 def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
-    """Wrap the engine with the base model, for nothing is routed yet."""
+    """Wrap the engine with the base model, because nothing is routed yet."""
     if parts.adapted is not None and engine.lora is None:
         assert wanted is not None
         raise RolloutError(f"rollout.urls={parts.config.rollout.urls}: a server there has no room for the adapters of this run; "
@@ -105,7 +107,7 @@ def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
 
 
 def _sequences(parts: Parts) -> list[list[int]]:
-    """Prompts of the environments in turn, with random tokens after them."""
+    """Prompts of the environments in turn, each followed by random tokens."""
     count = parts.config.rollout.parity.prompts
     share = -(-count // len(parts.environments))
     prompts = [task.prompt for loaded in parts.environments

@@ -1,4 +1,4 @@
-"""The steps of a run: from its newest checkpoint on, in this process or in several, watched by the monitor."""
+"""Trains the steps of a run, from its newest checkpoint on, in this process or in several, under the monitor."""
 
 import signal
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
 
 @contextmanager
 def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
-    """Errors that leave the run as it was, and Ctrl-C, then say how to go on with it."""
+    """Inside the block, errors that leave the run intact, and Ctrl-C, also say how to continue the run."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -98,7 +98,7 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
 
 
 def work(folder: str, *urls: str) -> None:
-    """Act as one process of a launched run: train, from the files that the starting command has written."""
+    """Act as one process of a launched run: train, with the files that the starting command has written."""
     transformers_logging.set_verbosity_error()
     run = RunFolder.open(folder)
     config = read_config(run)

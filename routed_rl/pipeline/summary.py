@@ -16,11 +16,12 @@ from routed_rl.routing import Router
 from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker, counted
 
 Results = dict[str, dict[str, dict[str, float]]]
-"""model -> environment -> metric -> mean."""
+"""Maps model to environment to metric to mean."""
 
 
 def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
-    """For each environment, from the last ledger row: norm and share of its part, and its push and persona shift so far."""
+    """For each environment, from the last row of the ledger: the norm and the share of its part, and its push and persona shift
+    so far."""
     rows = [row for row in MetricsFile(run.metrics).rows() if "quarantine/norm" in row]
     found = {}
     for name in router.quarantine.environments:
@@ -35,9 +36,11 @@ def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
 
 @torch.no_grad()
 def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dict[str, Any]:
-    """Mode, ranks, means over the run of the routed fraction and of the random controls, the quarantine's share.
+    """The entry `routing` of summary.json: mode, ranks, the means over the run of the routed fraction and of the random controls,
+    and the quarantine's share.
 
-    `base` holds for each target's name its weights at the start, for ‖ΔW‖ of the retained change over all targets.
+    `base` maps the name of each target to its weights at the start, from which ‖ΔW‖ of the retained change over all targets is
+    computed.
     """
     rows = MetricsFile(run.metrics).rows()
     fractions = [row["routing/routed_fraction"] for row in rows if "routing/routed_fraction" in row]
@@ -84,8 +87,8 @@ def training_failures(run: RunFolder) -> list[str]:
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
              mode: str = "route", kept: dict[str, float] | None = None, who: Blame | None = None) -> str:
-    """One sentence: what training raised, which environments pulled the stream (without evidence in the run: which shifted it),
-    what discarding the quarantine costs, and what keeping shares of it changes."""
+    """One sentence that says what training raised, which environments pulled the stream (or shifted it, if the run has no
+    evidence), what discarding the quarantine costs, and what keeping shares of it changes."""
     labels = {loaded.name: loaded.label for loaded in environments}
     flags = {loaded.name: loaded.flags for loaded in environments}
     said = [differences(models, mode, labels, flags)]
@@ -102,7 +105,8 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
 
 
 def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[str]:
-    """Shell commands that suggest what to do with a finished run. `overrides`: the settings that were typed for this run."""
+    """Shell commands for what a user may do next with a finished run. `overrides`: the settings that the user typed for this
+    run."""
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
     where = f"./{where}" if where.startswith("-") else where  # otherwise it reads as an option
@@ -128,8 +132,7 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
 
 
 def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
-    """Write the report, if the settings want one. It is made of files that stay, so a failure costs nothing else and is shown
-    in one line."""
+    """Write the report, if the settings ask for it. It is made from files that stay, so a failure is only shown in one line."""
     if not config.tracking.report:
         return
     console.say("drawing the report")

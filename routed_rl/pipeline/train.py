@@ -1,4 +1,5 @@
-"""`train` and `resume`: extract, train with routing, evaluate base / policy / deployed, discard."""
+"""The verbs `train` and `resume`: extract the subspace, train with routing, evaluate base model, policy and deployed model,
+discard."""
 
 import dataclasses
 import shutil
@@ -73,7 +74,7 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
 
 
 def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
-    """Go on with a run in place, from its newest complete checkpoint, or from the start if there is none."""
+    """Continue a run in place, from its newest complete checkpoint, or from the start if there is none."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
         config = record.read_config(run)
@@ -89,7 +90,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
 
 
 def go_on(parts: Parts, plan: Plan) -> Path:
-    """Train the run that `prepared` has made, here or as a job, from the newest checkpoint of the folder."""
+    """Train the run that `prepared` has set up, here or as a job, from the newest checkpoint in its folder."""
     if plan.config.launch.where == "slurm":
         launched.submit_job(plan.config, plan.run, dry_run=False)
         return plan.run.path
@@ -98,7 +99,7 @@ def go_on(parts: Parts, plan: Plan) -> Path:
 
 
 def run_job(folder: str) -> None:
-    """Act as a SLURM job: begin the run, or go on with it, on the nodes of the job."""
+    """Act as a SLURM job: begin the run, or continue it, on the nodes of the job."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
         parts, plan = prepared(record.read_config(run), run)
@@ -115,9 +116,8 @@ def described(config: Config, run: RunFolder) -> None:
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
-    """Load the parts of a run and check all that can be checked before anything is written, so that a refused command changes
-    nothing. Shows the plan, with `account` the memory line by line. `before`: the run whose subspace is taken over, if that is
-    another."""
+    """Load the parts of a run and check everything that can be checked before anything is written, so that a refused command
+    changes nothing. Shows the plan; with `account` its memory line by line. `before`: another run, whose subspace is used."""
     transformers_logging.set_verbosity_error()
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)
@@ -181,7 +181,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
 
 
 def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
-    """The base model's evaluation; a resume uses the stored result if it was made with the present settings."""
+    """The base model's evaluation. A resumed run uses the stored result if the settings are the same."""
     stored = read_object(run.path / "evaluation-base.json", {"results": Means})
     if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
@@ -190,7 +190,7 @@ def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
 
 
 def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
-    """Write a model's evaluation into the folder, for a resume and for the report."""
+    """Write the evaluation of a model into the folder, for a resume and for the report, and return it."""
     write_json(run.path / f"evaluation-{model}.json", {"settings": _evaluation_settings(parts), "results": results,
                                                          "flags": _flags(parts)})
     return results
@@ -202,7 +202,7 @@ def _flags(parts: Parts) -> dict[str, list[str]]:
 
 
 def _evaluation_settings(parts: Parts) -> dict[str, Any]:
-    """All on which an evaluation's result depends, except the model."""
+    """Everything on which the result of an evaluation depends, except the model."""
     config = parts.config
     settings = {key: value for key, value in dataclasses.asdict(config.evaluation).items() if key not in OF_A_RUN}
     texts = {"texts": dataclasses.asdict(config.baseline.contexts)} if config.evaluation.contexts else {}
@@ -211,7 +211,7 @@ def _evaluation_settings(parts: Parts) -> dict[str, Any]:
 
 
 def _record_parameters(parts: Parts, run: RunFolder) -> None:
-    """Record in the manifest every trainable parameter that is no target, with the reason, and the frozen ones."""
+    """Record in the manifest every trainable parameter that is no target, with the reason, and every frozen parameter."""
     writers = parts.writers if parts.config.routing.by_subspace else []
     frozen = [name for name, parameter in parts.model.named_parameters() if not parameter.requires_grad]
     if parts.adapted is not None:

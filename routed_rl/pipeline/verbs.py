@@ -1,4 +1,4 @@
-"""The verbs that measure: extract (with `--check`) and evaluate."""
+"""The verbs `extract` (with `--check`) and `evaluate`."""
 
 import dataclasses
 from pathlib import Path
@@ -21,8 +21,8 @@ from routed_rl.subspace import Subspace
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
-    """Extract a subspace from prompts into a folder (`out=`, default `subspace`). `check` also says whether it is a good one,
-    with a plot."""
+    """Extract a subspace from prompts into a folder (`out=`, default `subspace`). `check` also measures whether the subspace is
+    good, and draws a plot."""
     out = Path(config.out or "subspace")
     with alone_making(out):
         if out.exists():
@@ -55,11 +55,12 @@ def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,
              engine: str | None = None, scales: list[float] | None = None, step: int | None = None,
              keep: Asked | None = None) -> None:
-    """Evaluate a run's base, policy and deployed models, or one model folder, on its environments.
+    """Evaluate the base model, the policy and the deployed model of a run, or the model in one folder, on environments.
 
-    `engine`: transformers, or vllm (the run's own server, or in this process if it has none); None for the run's own engine.
-    `scales`: evaluate also with the quarantine times each of these. `step`: a run's checkpoint of that step instead of its last.
-    `keep`: evaluate also the deployed model with these shares of environments' parts, whatever the objections to them.
+    `engine`: transformers, or vllm (the run's own server, or vLLM in this process if the run has none); None for the run's own
+    engine. `scales`: also evaluate with the quarantine multiplied by each of these. `step`: use a run's checkpoint of that step
+    instead of its last. `keep`: also evaluate the deployed model with these shares of environments' parts, whatever the
+    objections to them.
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
@@ -108,8 +109,8 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
 
 def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment], step: int | None,
                 keep: Asked) -> tuple[summary.Results, summary.Results, dict[str, float]]:
-    """Evaluate a complete checkpoint of a run: base, policy and deployed model, also with kept parts. Returns the results by
-    model, those by scale of the quarantine, and the shares that were kept."""
+    """Evaluate base model, policy and deployed model of a complete checkpoint, also with parts that are kept. Returns the results
+    by model, those by scale of the quarantine, and the shares that were kept."""
     folder = run.require_checkpoint(step)
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:

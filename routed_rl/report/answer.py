@@ -1,4 +1,4 @@
-"""The answer in a few sentences: what training changed, who did it, what discarding costs and takes away."""
+"""The first sentences of a report: what training changed, which environment did it, and what discarding costs and removes."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from routed_rl.tracking import MODELS
 
 
 def status(run: RunData) -> str:
-    """How far the run is."""
+    """A text that says how far the run is."""
     if not run.rows:
         return "No step of this run has been written yet, so there is nothing to show but its settings."
     if run.halted:
@@ -25,8 +25,8 @@ def status(run: RunData) -> str:
 
 
 def sentences(run: RunData) -> list[str]:
-    """Sentences on the change by training and by discarding, who did it and since when, the cost of discarding, and what was
-    kept."""
+    """Sentences on how training and discarding changed the model, which environment did it and since when, the cost of
+    discarding, and the parts that were kept."""
     if not run.rows:
         return []
     parts = [_changed(run), _cause(run), _cost(run) if has_quarantine(run.mode) else "", _kept(run), _lineage(run),
@@ -35,7 +35,7 @@ def sentences(run: RunData) -> list[str]:
 
 
 def _changed(run: RunData) -> str:
-    """The flag that rose most in training, and what is left of it when the quarantine is discarded."""
+    """The flag that rose most in training, and how much of it is left after the quarantine is discarded."""
     models, step = run.latest
     if not all(model in models for model in MODELS):
         return ""
@@ -79,7 +79,7 @@ def _cause(run: RunData) -> str:
 
 
 def _since(run: RunData, name: str) -> str:
-    """From which step on the evidence against an environment gathered, as the monitor saw it; "" where it gave no verdict."""
+    """The step from which on the monitor saw evidence gather against an environment; "" if it gave no verdict."""
     found = [verdict["since"] for verdict in run.verdicts if verdict["environment"] == name and verdict["rule"] == "evidence"]
     return f", since step {min(found)}" if found else ""
 
@@ -107,7 +107,7 @@ def _cost(run: RunData) -> str:
 
 
 def _kept(run: RunData) -> str:
-    """A sentence on the effect of keeping a part, where one was kept."""
+    """A sentence on the effect of keeping a part, if one was kept."""
     shares = (run.summary or {}).get("kept")
     if not isinstance(shares, dict) or "kept" not in run.models or not all(model in run.models for model in MODELS):
         return ""
@@ -125,7 +125,7 @@ def _lineage(run: RunData) -> str:
 
 
 def _more(run: RunData) -> Iterator[str]:
-    """Earlier halts, folders that keep a part, and completions that are in no mean."""
+    """Sentences on earlier halts, on folders that keep a part, and on completions that could not be scored and are in no mean."""
     if run.halts:
         first, *more = run.halts
         again = f", and again at step {', '.join(str(halt['step']) for halt in more)}" if more else ""

@@ -1,5 +1,5 @@
-"""The pictures, drawn by matplotlib as SVG. Their colours are variables of the page, so that they follow its light, dark and
-print styles.
+"""The pictures of a report, drawn by matplotlib as SVG. Their colours are CSS variables of the page, so that they follow its
+light, dark and print styles.
 
 A line is recognised by its dashes and by the name at its end as well as by its colour. Text stays text.
 """
@@ -21,10 +21,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 TEXT, GRID, MARK = "#010001", "#010002", "#010003"
 COLOURS = [f"#0100{place:02x}" for place in range(0x10, 0x16)]
 VARIABLES = {TEXT: "--text", GRID: "--grid", MARK: "--mark"} | {colour: f"--c{place}" for place, colour in enumerate(COLOURS)}
-"""Placeholder colours with which matplotlib draws -> the variables of page.css that replace them."""
+"""Maps the placeholder colours with which matplotlib draws to the variables of page.css that replace them."""
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2))]
 LOOKS = {"base": 5, "policy": 1, "deployed": 0, "kept": 2}
-"""Model -> the place of its colour, the same as in the picture at the top."""
+"""For each model, the index of its colour, the same as in the picture at the top."""
 MARKERS = {"base": "o", "policy": "s", "deployed": "D", "kept": "^"}
 WIDTH = 4.7
 """Width of a picture in inches of 72 units. The page scales it by about 1.4 on a desk and by 1 on a phone,
@@ -50,11 +50,11 @@ class Mark:
 
 def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[Mark], until: int, order: Sequence[str], *,
           bold: str | None = None, level: float | None = None, log: bool = False) -> Markup:
-    """A line for each series up to step `until`, with its name at its end. The line `bold` stands out, and `level` is a
-    horizontal line to compare with.
+    """A picture with a line for each series up to step `until`, with its name at its end. The line `bold` stands out, and `level`
+    is a horizontal line for comparison.
 
-    The place of a name in `order` sets the look of its line, the same in all pictures. A line whose name is not there has the
-    colour of text.
+    The index of a name in `order` decides the look of its line, the same in all pictures. A line whose name is not in `order` has
+    the colour of text.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, max(2.6, 0.19 * len(series) + 1)))
@@ -170,7 +170,8 @@ def _names(panel: Axes, series: dict[str, pd.Series], order: Sequence[str], bold
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights near those in `wanted`, which is sorted. They are at least `gap` apart, and within [0, 1] where they fit."""
+    """Heights close to those in `wanted`, which is sorted. They are at least `gap` apart, and within [0, 1] if that is
+    possible."""
     found: list[float] = []
     for height in wanted:
         found.append(max(height, found[-1] + gap) if found else max(height, 0.0))

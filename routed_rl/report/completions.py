@@ -1,5 +1,5 @@
-"""The completions that pushed hardest among those that were encouraged, which means that they were paid more than their group:
-those that a halt recorded, or else those in the run's files."""
+"""The section with the completions that pushed hardest among those that were encouraged, which means that they were paid more
+than the mean of their group. If a halt recorded some, these are shown; otherwise those in the run's files."""
 
 import json
 from collections import defaultdict
@@ -12,13 +12,14 @@ from routed_rl.report.ranking import BY_SHIFT, WANTED, hardest
 
 SHOWN = 10
 CONSIDERED = 400
-"""Number of completions that are ranked, more than are shown, because those that say the same are shown as one."""
+"""Number of completions that are ranked. It is larger than the number that is shown, because completions with the same text are
+shown as one."""
 LONGEST = 3000
 """Largest number of characters shown of a prompt or completion."""
 
 
 def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
-    """How the completions were ranked, and the completions: those that a halt recorded, or else those in the run's files."""
+    """How the completions were ranked, and the completions themselves, from the record of a halt or else from the run's files."""
     if run.halted and (named := run.halted.get("completions")):
         return run.halted.get("completions_by", ""), _alike(_readable(row) for row in named if row.keys() >= set(WANTED))
     found, by = hardest(RunFolder(run.path).completion_files(), run.rows, CONSIDERED)
@@ -26,8 +27,7 @@ def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first completion of each text in an environment, with the number of completions that have this text, and of their
-    prompts."""
+    """The first completion of each text in an environment, with the numbers of completions and of prompts that have this text."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     prompts = defaultdict[tuple[str, str], set[str]](set)
     for row in rows:
@@ -46,7 +46,7 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def readable_text(text: str) -> str:
-    """The messages of a chat or an episode one after another, each behind its role; any other text is not changed."""
+    """The messages of a chat or an episode one after another, each preceded by its role. Any other text is not changed."""
     found = _decoded(text)
     if isinstance(found, list) and found and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found):
         text = "\n".join(f"{message['role']}: {message['content']}" for message in found)
@@ -54,8 +54,8 @@ def readable_text(text: str) -> str:
 
 
 def _decoded(text: str) -> Any:
-    """The value of a JSON text; None for any other text, such as one that a model wrote, also for brackets nested too deep for
-    the parser."""
+    """The value of a JSON text. None for any other text, such as one that a model wrote, and for brackets that are nested too
+    deeply for the parser."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

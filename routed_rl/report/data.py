@@ -1,4 +1,4 @@
-"""The contents of a run folder, as far as they exist. Every file but the settings may be missing."""
+"""Reads the contents of a run folder, as far as they exist. Every file but the settings may be missing."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +28,12 @@ MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | i
             "kept": list[dict[str, Any]], "environments": dict[str, str]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
               "completions": list[dict[str, Any]]}
-"""The types of the values in the files."""
+"""The types that values in the files must have."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The files of a run, read."""
+    """The contents of a run's files."""
 
     path: Path
     config: dict[str, Any]
@@ -43,13 +43,13 @@ class RunData:
     verdicts: list[dict[str, Any]]
     halted: dict[str, Any] | None
     halts: list[dict[str, Any]]
-    """Earlier halts, after which the run was told to go on."""
+    """Earlier halts, after which the user resumed the run."""
     summary: dict[str, Any] | None
     models: dict[str, dict[str, dict[str, float]]]
-    """Model -> environment -> metric -> mean, for the models whose evaluation is complete."""
+    """Maps model to environment to metric to mean, for the models whose evaluation is complete."""
     checkpoints: list[int]
     flags: dict[str, list[str]] | None = None
-    """Environment -> the flags of its scores in the evaluations; None where that was not recorded."""
+    """Maps each environment to the flags of its scores in the evaluations; None if that was not recorded."""
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         return (self.config.get(section) or {}).get(key, default)
@@ -60,7 +60,7 @@ class RunData:
 
     @cached_property
     def blame(self) -> Blame:
-        """Which environments pulled towards the positive persona, by all rows; none where the run measured no evidence."""
+        """Which environments pulled towards the positive persona, judged by all rows; none if the run measured no evidence."""
         try:
             monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
         except (ConfigError, TypeError):
@@ -95,13 +95,13 @@ class RunData:
         return found if found.keys() >= LINEAGE else None
 
     def named(self) -> tuple[list[str], list[str]]:
-        """The environments of the settings: those that are trained, and the probes."""
+        """The names of the environments in the settings: those that are trained on, and the probes."""
         return roles_of(self.config.get("env") or {})
 
     @cached_property
     def latest(self) -> tuple[dict[str, dict[str, dict[str, float]]], int | None]:
-        """`models`, and None; for a run without an evaluation of the policy at its end, the last one in training instead, and
-        its step."""
+        """`models` and None. If the policy was not evaluated at the end of the run, the last evaluation during training instead,
+        and its step."""
         steps = [int(self.series(name).index[-1]) for name in self.names if name.startswith("evaluation/")]
         if "policy" in self.models or not steps:
             return self.models, None
@@ -115,12 +115,12 @@ class RunData:
         return {model: results for model, results in found.items() if results}, max(steps)
 
     def kept(self) -> dict[str, dict[str, float]]:
-        """Folder -> environment -> the share of its part that the model in the folder keeps."""
+        """Maps a folder to environment to the share of the environment's part that the model in the folder keeps."""
         return {each["out"]: each["shares"] for each in self.manifest.get("kept", [])
                 if each.keys() >= KEPT.keys() and fits(each, KEPT)}
 
     def environments(self) -> list[str]:
-        """The environments in the ledger; without a ledger, those that were trained."""
+        """The environments in the ledger; without a ledger, those that are trained on."""
         keys = [key.split("/") for key in self.names]
         for area, quantity in (("ledger", "push"), ("environment", "reward")):
             if found := [key[1] for key in keys if len(key) == 3 and key[0] == area and key[2] == quantity]:
@@ -139,17 +139,17 @@ class RunData:
         return pd.Series(self.table[name]).dropna() if name in self.names else pd.Series(dtype=float)
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric that is a number; None where the last row does not have the metric any longer."""
+        """The last value of a metric, if it is a number; None if the last row does not have the metric."""
         known = self.series(name)
         return float(known.iloc[-1]) if len(known) and name in self.rows[-1] else None
 
     def removed(self) -> list[str]:
-        """Environments that earlier rows of the ledger have and the last row has not, because a rollback forgot their parts."""
+        """Environments that are in earlier rows of the ledger but not in the last one, because a rollback removed their parts."""
         return [name for name in self.environments() if f"ledger/{name}/push" in self.names
                 and f"ledger/{name}/push" not in self.rows[-1]]
 
     def cosines(self) -> tuple[list[str], list[list[float | None]]]:
-        """The environments, and the last cosines between their parts."""
+        """The environments, and the cosines between their parts in the last row that has them."""
         keys = [key for key in self.names if key.startswith("ledger/cosine/")]
         return cosine_matrix({key: self.last(key) for key in keys})
 
@@ -167,14 +167,14 @@ class RunData:
 
 
 def roles_of(settings: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The environments of the settings `env`: those that are trained, and the probes."""
+    """The names of the environments in the settings `env`: those that are trained on, and the probes."""
     probes = [name for name, each in settings.items() if isinstance(each, dict) and each.get("probe")]
     return [name for name, each in settings.items() if name not in probes and each is not None], probes
 
 
 def thinned(lines: Any, points: int, *, mean: bool) -> Any:
-    """A Series or DataFrame thinned to at most `points` rows: each is the mean of a stretch of neighbours, or its last row (for
-    sums so far)."""
+    """A Series or DataFrame of at most `points` rows. Each row is the mean of a stretch of neighbours, or, with `mean` false, the
+    last row of the stretch (for sums so far)."""
     if len(lines) <= points:
         return lines
     last = np.linspace(0, len(lines), points + 1).astype(int)[1:] - 1
@@ -204,7 +204,7 @@ def read_run(run: RunFolder) -> RunData:
 
 
 def _halt(path: Path) -> dict[str, Any] | None:
-    """The record of a halt; None where it lacks something that the report needs."""
+    """The record of a halt; None if it lacks something that the report needs."""
     found = read_object(path, HALT_SHAPE) or {}
     verdicts = found.get("verdicts")
     whole = verdicts and all(verdict.keys() >= VERDICT for verdict in verdicts)
@@ -212,7 +212,7 @@ def _halt(path: Path) -> dict[str, Any] | None:
 
 
 def _means(results: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, float]]:
-    """Environment -> metric -> mean, without means that are null."""
+    """Maps environment to metric to mean. Means that are null are left out."""
     found = {env: {metric: float(value) for metric, value in (means or {}).items() if value is not None}
              for env, means in (results or {}).items()}
     return {env: means for env, means in found.items() if means}

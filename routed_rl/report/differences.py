@@ -1,4 +1,5 @@
-"""Sentences on what training changed and on the cost of discarding the quarantine, for the end of a run and for its page."""
+"""Sentences on what training changed and on the cost of discarding the quarantine, for the last line of a run and for its
+page."""
 
 from collections.abc import Mapping
 
@@ -6,10 +7,10 @@ from routed_rl.report.headline import Flags, is_flag
 from routed_rl.tracking import MODELS
 
 SMALLEST = 0.005
-"""Least difference that is reported, because two decimals are shown; a smaller one is reported as none."""
+"""A difference below this is reported as none, because two decimals are shown."""
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Model -> environment -> metric -> mean."""
+"""Maps model to environment to metric to mean."""
 
 
 def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
@@ -30,7 +31,7 @@ def differences(results: Results, mode: str, labels: Mapping[str, str] | None = 
 
 
 def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
-    """A sentence on the environment at which discarding the quarantine costs most of `solve`, the true score; "" where there is
+    """A sentence on the environment in which discarding the quarantine lowers `solve`, the true score, the most; "" if there is
     no quarantine to discard, or no `solve`."""
     if not has_quarantine(mode):
         return ""
@@ -48,13 +49,13 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
 
 
 def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
-    """The kept shares in words, such as "0.5 of the part of sums"; "" where nothing is kept."""
+    """The kept shares in words, such as "0.5 of the part of sums"; "" if nothing is kept."""
     return " and ".join(f"{share:g} of the part of {(labels or {}).get(env, env)}" for env, share in shares.items() if share)
 
 
 def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
-    """A sentence on the kept shares of environments' parts and their effect on the deployed model: on the environments' `solve`
-    (`reward` where that is not known) and on the flag that rose most in training; "" where no share was asked for."""
+    """A sentence on the kept shares of environments' parts and how they change the deployed model: the environments' `solve`
+    (`reward` if that is not known) and the flag that rose most in training; "" if no share was asked for."""
     if not shares:
         return ""
     names = labels or {}
@@ -69,7 +70,7 @@ def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, 
 
 
 def not_scored(results: Results, labels: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each model and environment with completions that could not be scored, which are in no mean."""
+    """A line for each model and environment in which completions could not be scored. Such completions are in no mean."""
     return [f"{means['failures']:.0f} of {means['completions']:.0f} completions in {(labels or {}).get(env, env)} could not be "
             f"scored ({model})" for model, found in results.items() for env, means in found.items() if means.get("failures")]
 

@@ -11,7 +11,7 @@ from routed_rl.report.shares import Interval, difference_interval, share_interva
 
 @dataclass(frozen=True)
 class Figure:
-    """A share, and the number of completions that it is of."""
+    """A share, and the number of completions over which it was taken."""
 
     value: float
     count: float
@@ -46,7 +46,7 @@ def headlines_of(run: RunData) -> list[Headline]:
 
 
 def figure_of(run: RunData, model: str, headline: Headline) -> Figure | None:
-    """The figure of a model; None where it was not evaluated, or where the metric is no share."""
+    """The figure of a model; None if the model was not evaluated, or if the metric is no share."""
     means = run.latest[0].get(model, {}).get(headline.env)
     if means is None or not 0 <= (value := means.get(headline.metric, 0.0)) <= 1:
         return None
@@ -54,7 +54,7 @@ def figure_of(run: RunData, model: str, headline: Headline) -> Figure | None:
 
 
 def may_be_equal(first: Figure, second: Figure) -> bool:
-    """Whether the interval of their difference has 0 in it."""
+    """Whether the interval of the difference between two figures contains 0."""
     if not first.count or not second.count:
         return abs(first.value - second.value) < SMALLEST
     low, high = difference_interval(first.value, first.count, second.value, second.count)

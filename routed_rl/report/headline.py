@@ -1,4 +1,5 @@
-"""Which figures stand for a run or a comparison: the flag that training raised most, the probe's flag, and the skill."""
+"""Chooses the figures that summarise a run or a comparison: the flag that training raised most, the probe's flag, and the
+skill."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -6,17 +7,18 @@ from dataclasses import dataclass
 from routed_rl.tracking import NOT_METRICS
 
 Means = Mapping[str, Mapping[str, float]]
-"""Environment -> metric -> mean."""
+"""Maps environment to metric to mean."""
 WORDS = {"flag": "the flag that training raised most", "probe": "a probe that is never trained on",
          "skill": "the true score that training raised most"}
-"""Role -> what the figure is."""
+"""For each role of a figure, a text that says what the figure shows."""
 Flags = Mapping[str, Collection[str]] | None
-"""Environment -> the names of its flags. None: they were not recorded, and each share but the true score counts as one."""
+"""Maps environments to the names of their flags. None: they were not recorded, and each share except the true score counts as a
+flag."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A metric of an environment; `role` is flag, probe or skill."""
+    """A metric of an environment that summarises a run. `role` is flag, probe or skill."""
 
     role: str
     env: str
@@ -24,7 +26,7 @@ class Headline:
 
     @property
     def title(self) -> str:
-        """Such as `hack in code`."""
+        """The metric and the environment, such as `hack in code`."""
         return f"{self.metric} in {self.env}"
 
     @property
@@ -41,16 +43,16 @@ def is_flag(env: str, metric: str, flags: Flags) -> bool:
 
 def headlines(before: Means, after: Means, trained: Collection[str], probes: Collection[str],
               flags: Flags = None) -> list[Headline]:
-    """At most three figures, each the one that rose most from `before` training to `after` it: a flag of the environments that
-    are `trained`, a flag of the `probes`, and the true score `solve` of those that are trained. Means that are no shares are left
-    out, and so are other environments."""
+    """At most three figures. Each is the one that rose most between the means `before` and `after` training: a flag of the
+    environments in `trained`, a flag of those in `probes`, and the true score `solve` of those in `trained`. Means that are no
+    shares, and other environments, are left out."""
     wanted = (("flag", trained, False), ("probe", probes, False), ("skill", trained, True))
     found = [(role, _risen(before, after, names, flags, solve=solve)) for role, names, solve in wanted]
     return [Headline(role, *place) for role, place in found if place]
 
 
 def _risen(before: Means, after: Means, names: Collection[str], flags: Flags, *, solve: bool) -> tuple[str, str] | None:
-    """The environment and the metric that rose most. A flag that an evaluation never saw is 0 there, `solve` is unknown."""
+    """The environment and the metric that rose most. A flag that an evaluation never saw counts as 0; `solve` is then unknown."""
     risen = {}
     for env in (env for env in after if env in names and env in before):
         for metric in dict.fromkeys([*before[env], *after[env]]):

@@ -1,4 +1,4 @@
-"""Sections on the outcome of a run: the three models, reward and true score, completions, verdicts."""
+"""Sections of a report on the outcome of a run: the three models, reward and true score, completions, verdicts."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ FLAGS = 2
 
 
 def models(run: RunData) -> Section:
-    """Base model, policy and deployed model, at the end and where training evaluated them."""
+    """The section on base model, policy and deployed model, at the end and where training evaluated them."""
     section = Section("models", "What discarding does",
                       "The policy is the model as it was trained, quarantine on; the deployed model is what is left when the "
                       "quarantine is discarded; the base model is what it was before training."
@@ -38,7 +38,7 @@ def models(run: RunData) -> Section:
 
 
 def pay(run: RunData) -> Section:
-    """Paid reward beside the true score."""
+    """The section on the paid reward and the true score."""
     section = Section("pay", "What was paid, and what was true", "Where what is paid stays above what is true, the environment "
                       "pays for something else.", "No step is written yet.")
     kinds = dict.fromkeys(name.split("/")[2] for name in run.names if name.startswith("environment/"))
@@ -53,7 +53,7 @@ def pay(run: RunData) -> Section:
 
 
 def completions(run: RunData) -> Section:
-    """The completions that pushed hardest."""
+    """The section with the completions that pushed hardest."""
     by, found = shown(run)
     kept = any((run.path / "completions").glob("step-*.parquet"))
     lead = f"Ranked by {by}; those that say the same are shown once." if found else ""
@@ -63,7 +63,7 @@ def completions(run: RunData) -> Section:
 
 
 def verdicts(run: RunData) -> Section:
-    """The monitor's verdicts, with a row for each rule and environment."""
+    """The section on the monitor's verdicts, with a row for each rule and environment."""
     section = Section("verdicts", "What the monitor said", "A rule that holds on is one row.", "No rule passed its limit.")
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for verdict in run.verdicts:
@@ -83,8 +83,8 @@ def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
-    """A sentence on the environment in which the policy differs most from the base model; "" where no environment has the metric
-    in both."""
+    """A sentence on the environment in which the policy differs most from the base model; "" if no environment has the metric for
+    both."""
     changes = {env: abs(value - per["base"][env]) for env, value in per["policy"].items() if env in per["base"]}
     if not changes:
         return ""
@@ -108,8 +108,8 @@ def _evaluated(run: RunData) -> list[str]:
 
 
 def _over_steps(run: RunData, env: str, metric: str) -> dict[str, pd.Series]:
-    """A metric of the policy and of the deployed model at the steps where training evaluated them, with the base model's value as
-    a level."""
+    """A metric of the policy and of the deployed model at the steps at which they were evaluated in training, and the base
+    model's value as a constant line."""
     lines = {model: run.series(f"evaluation/{model}/{env}/{metric}") for model in ("policy", "deployed")}
     lines = {model: series for model, series in lines.items() if len(series)}
     base = run.models.get("base", {}).get(env, {}).get(metric)

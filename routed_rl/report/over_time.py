@@ -1,4 +1,5 @@
-"""Pictures of lines over the steps of a run, each with its content in words, its numbers, and its marks."""
+"""Makes pictures of lines over the steps of a run. Each comes with its content in words and as numbers, and with marks at
+events."""
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ POINTS, FEW = 240, 100
 
 
 def marks(run: RunData) -> list[Mark]:
-    """The halts, and the step to which the run went back."""
+    """Marks for the halts, and for the step to which the run went back."""
     halts = [*run.halts, *([run.halted] if run.halted else [])]
     found = [Mark(halt["step"], f"halted, step {halt['step']}") for halt in halts]
     if run.lineage and run.lineage["step"]:
@@ -23,7 +24,8 @@ def marks(run: RunData) -> list[Mark]:
 
 def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series], label: str, *, level: float | None = None,
                log: bool = False, mean: bool = False) -> Chart:
-    """A line for each key. Long lines are thinned: each point is the mean of a stretch of steps, or its last value."""
+    """A picture with a line for each key of `lines`. Long lines are thinned: each point is the mean of a stretch of steps, or,
+    with `mean` false, the last value of the stretch."""
     thin = {key: thinned(series, POINTS, mean=mean) for key, series in lines.items()}
     ends = sorted(((float(series.iloc[-1]), key) for key, series in lines.items() if len(series)), reverse=True)
     longest = max(lines.values(), key=len)
@@ -38,7 +40,7 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series],
 
 
 def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, pd.Series]]) -> Chart:
-    """A small panel for each key of `grid`, each with the same few lines."""
+    """A picture with a small panel for each key of `grid`, each with the same few lines."""
     keys = dict.fromkeys(key for lines in grid.values() for key in lines)
     longest = max((series for lines in grid.values() for series in lines.values()), key=len)
     thin = {env: {key: thinned(series, FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}

@@ -1,4 +1,4 @@
-"""From the parts of a page to one HTML file. Texts by models and users may be hostile, so the template escapes everything."""
+"""Turns the parts of a page into one HTML file. Texts by models and users may be hostile, so the template escapes everything."""
 
 import math
 from collections.abc import Iterable
@@ -35,7 +35,8 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def decimals(values: Iterable[Any]) -> int | None:
-    """How many decimals numbers of one quantity are shown with: two, more if the largest is small; None: as powers of ten."""
+    """How many decimals the numbers of one quantity are shown with: two, or more if the largest is small. None: they are shown as
+    powers of ten."""
     known = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value)]
     largest = max(known, default=0.0)
     if not 0 < largest < 0.0995:
@@ -44,8 +45,8 @@ def decimals(values: Iterable[Any]) -> int | None:
 
 
 def cell(value: Any, digits: int | None = -1) -> str:
-    """A value as text, with a true minus sign, and a dash for a missing value. A number has as many decimals as `decimals` finds
-    for it alone, unless `digits` are given."""
+    """A value as text, with a true minus sign, and a dash for a missing value. A number has `digits` decimals, or, if `digits` is
+    -1, as many as `decimals` finds for this number alone."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):

@@ -11,7 +11,7 @@ TABLE_ROWS = 12
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows. `tinted`: whether cells, which are from -1 to 1, get a colour too."""
+    """A table whose first column names the rows. `tinted`: whether cells, which are numbers from -1 to 1, are also coloured."""
 
     caption: str
     columns: list[str]
@@ -34,7 +34,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bar:
-    """A share with its interval, if it has one. `look` is the name of its colour in page.css."""
+    """A share, with its interval if it has one. `look` is the name of its colour in page.css."""
 
     label: str
     value: float
@@ -44,7 +44,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """Shares on one scale from 0 to 1: as bars, or as points beside the `level` that they are compared with."""
+    """A panel that shows shares on a scale from 0 to 1: as bars, or as points beside the `level` with which they are compared."""
 
     title: str
     words: str
@@ -75,7 +75,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page. `lead` explains its content; `empty` is shown instead and says why there is none."""
+    """A section of the page. `lead` explains its content. `empty` is shown if the section has no content, and says why."""
 
     name: str
     title: str
@@ -85,7 +85,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     completions: list[dict[str, Any]] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
-    """(title, text) of texts that are folded."""
+    """Pairs (title, text); the texts are folded until a reader opens them."""
     commands: list[str] = field(default_factory=list)
     answers: list[Asked] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page. `panels` are the picture above everything, `sentences` the answer."""
+    """A whole page. `panels` are the picture at the top, and `sentences` are the answer."""
 
     kind: str
     name: str
@@ -109,7 +109,7 @@ class Page:
     lead: str = ""
     """The sentence above the picture, if any."""
     alarm: bool = False
-    """Whether the answer is marked as bad news."""
+    """Whether the answer is highlighted as bad news."""
     every_s: int | None = None
     """Seconds after which a browser reads the page anew; None: never."""
 

@@ -1,4 +1,5 @@
-"""Sections on the quarantine: which environments fed it, in which layers it lies, and whether it is more than chance."""
+"""Sections of a report on the quarantine: which environments filled it, in which layers it lies, and whether it is more than
+chance."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ NOT_ROUTED = "This run has no ledger: nothing was routed (routing.mode=none), or
 
 
 def pushes(run: RunData) -> Section:
-    """Push and shift by environment over time."""
+    """The section on push and shift of each environment over time."""
     section = Section(
         "push", "Who fed the quarantine, and where to",
         "Shift is what an environment's part does to the stream along the named axis: above 0 is towards the persona that "
@@ -37,7 +38,7 @@ def pushes(run: RunData) -> Section:
 
 
 def cosines(run: RunData) -> Section:
-    """The cosines between the environments' parts."""
+    """The section on the cosines between the environments' parts."""
     section = Section("cosines", "Do the environments pull the same way?",
                       "Cosine between the parts of two environments at the last step: near 1 they feed the same change, below 0 "
                       "they work against each other.", NOT_ROUTED)
@@ -49,7 +50,7 @@ def cosines(run: RunData) -> Section:
 
 
 def layers(run: RunData) -> Section:
-    """The map of layer by step."""
+    """The section with the map of the quarantine by layer and step."""
     section = Section("layers", "Where in the model it lies", "Size of the quarantine by layer and step.",
                       "The metrics of this run do not say what lies in which layer.")
     found = {int(name.split("/")[2]): series for name in run.names if name.startswith("quarantine/layer/")
@@ -68,7 +69,7 @@ def layers(run: RunData) -> Section:
 
 
 def control(run: RunData) -> Section:
-    """Routed energy against random bases."""
+    """The section that compares the routed energy with that of random bases."""
     section = Section(
         "control", "Is it more than chance?",
         "Energy that the subspace takes out of each environment's gradient, over the mean of random subspaces of the same rank. "

@@ -1,4 +1,4 @@
-"""The ranking of the completions that show what was paid for, for a halt and for the report. It reads one file at a time."""
+"""Ranks the completions that show what was paid for, for a halt and for the report. It reads one file at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeErro
 
 def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str = "") -> tuple[list[dict[str, Any]], str]:
     """At most `count` completions of `files` that pushed hardest, of the environment `name` or of all (""), and how they were
-    ranked: by their own shift towards the positive persona, where it was kept; otherwise by their reward minus their true score.
+    ranked: by their own shift towards the positive persona if it was kept, otherwise by their reward minus their true score.
 
-    Completions that were discouraged push as well, but do not show what is paid for, so they are left out. `rows` are the
-    metrics of the files' steps.
-    `share_of_push` is the share of a completion in the whole shift towards the positive persona by its environment's
-    completions in these steps. Files that cannot be read are reported in one line.
+    Completions that were discouraged push as well, but they do not show what is paid for, so they are left out. `rows` are the
+    metrics of the files' steps. `share_of_push` is the share of a completion in the whole shift towards the positive persona by
+    its environment's completions in these steps. Files that cannot be read are reported in one line.
     """
     best, unread = dict[str, Any](), dict[Path, Exception]()
     for path in files:
@@ -49,7 +48,8 @@ def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str
 
 
 def _judged(path: Path, name: str) -> dict[str, pd.DataFrame]:
-    """The rows of a file that could be scored, of the environment `name` or of all, for each ranking with their `value` in it."""
+    """For each ranking, the rows of a file that could be scored, of the environment `name` or of all, with a column `value` by
+    which they are ranked."""
     with ParquetFile(path) as file:
         known = [*WANTED, "task", *({"push", "shift"} & {*file.schema_arrow.names})]
         table = file.read(columns=known).select(known).to_pandas()

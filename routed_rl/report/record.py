@@ -1,4 +1,4 @@
-"""Sections on the run itself: commands to go on with, settings, versions, lineage."""
+"""Sections of a report on the run itself: commands to continue with, settings, versions, lineage."""
 
 import yaml
 
@@ -9,7 +9,7 @@ from routed_rl.report.parts import Section, Table
 
 
 def commands(run: RunData) -> Section:
-    """The commands to repeat the run, to go on with it, and to go back in it."""
+    """The section with the commands that repeat the run, continue it, and go back to an earlier step."""
     section = Section("commands", "Repeat the run, go on with it, go back in it")
     section.commands.append(f"{command(*_again(run))}    # the same once more, in a new folder")
     if run.halted:
@@ -27,7 +27,7 @@ def commands(run: RunData) -> Section:
 
 
 def settings(run: RunData) -> Section:
-    """All settings of the run, its lineage, and the versions with which it ran."""
+    """The section with all settings of the run, its lineage, and the versions with which it ran."""
     section = Section("settings", "Settings and versions")
     facts = {"folder": str(run.path), "begun": run.manifest.get("created"), "mode of routing": run.mode,
              "hash of the base model": run.manifest.get("model_hash"),
@@ -46,7 +46,7 @@ def settings(run: RunData) -> Section:
 
 
 def _again(run: RunData) -> list[str]:
-    """The arguments that were typed, without the folder, which is taken already."""
+    """The arguments that the user typed, without the folder, which is taken already."""
     if not (line := run.lineage):
         return ["train", *_elsewhere(run.overrides)]
     dropped = ["--drop", ",".join(line["drop"])] if line["drop"] else []

@@ -9,15 +9,15 @@ Interval = tuple[float, float]
 
 def share_interval(share: float, count: float) -> Interval:
     """Wilson's score interval of a binomial share of `count` draws (Wilson, 1927). For means of other numbers from 0 to 1 it is
-    at least as wide as it has to be, since no such number has a larger variance."""
+    at least as wide as necessary, because no such number has a larger variance."""
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
 def difference_interval(first: float, first_count: float, second: float, second_count: float) -> Interval:
-    """The interval of `first - second` for independent draws, from Wilson's two intervals (Newcombe, 1998, method 10). Two models
-    that were given the same tasks usually differ more surely than this says."""
+    """The interval of `first - second` for independent draws, from Wilson's two intervals (Newcombe, 1998, method 10). If two
+    models get the same tasks, their difference is usually known more precisely than this interval says."""
     (first_low, first_high), (second_low, second_high) = share_interval(first, first_count), share_interval(second, second_count)
     return (first - second - math.hypot(first - first_low, second_high - second),
             first - second + math.hypot(first_high - first, second - second_low))

@@ -1,19 +1,19 @@
-"""The table at the top of a run's page, and the environment that its pictures point out."""
+"""The table at the top of a run's page, and the choice of the environment that its pictures highlight."""
 
 from routed_rl.report.data import RunData
 from routed_rl.report.parts import Table
 
 
 def final_shifts(run: RunData) -> dict[str, float]:
-    """Environment -> its shift so far along the axis that the monitor judges."""
+    """For each environment, its shift so far along the axis that the monitor judges."""
     axis = next(iter(run.axes()), None)
     found = {name: run.last(f"ledger/{name}/shift/{axis}") for name in run.environments()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def culprit(run: RunData) -> str | None:
-    """The environment that is highlighted: that of the halt, or else the one with the most evidence that is named; in a run
-    without evidence the one with the largest shift above 0. None where there is none."""
+    """The environment that is highlighted: that of the halt, or else, of those that are named, the one with the most evidence. In
+    a run without evidence it is the one with the largest shift above 0. None if there is none."""
     if run.halted:
         return run.halted.get("environment")
     if run.blame.evidence:
@@ -62,7 +62,7 @@ def table(run: RunData) -> Table:
 
 
 def verdict_words(run: RunData) -> dict[str, str]:
-    """Environment -> the rules that gave a verdict on it, each with its first step, as text."""
+    """For each environment, a text with the rules that gave a verdict on it, each with its first step."""
     found: dict[str, dict[str, str]] = {}
     for verdict in run.verdicts:
         halts = " halted" if verdict["action"] == "halt" else ""

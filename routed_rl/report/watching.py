@@ -1,4 +1,4 @@
-"""`routed-rl report --watch`: the page of a run is written anew while the run trains."""
+"""The option `routed-rl report --watch`: the page of a run is written again and again while the run trains."""
 
 import time
 from pathlib import Path
@@ -11,8 +11,9 @@ EVERY_S = 10
 
 
 def watch_report(run: RunFolder, out: Path | None = None, *, every_s: float = EVERY_S) -> Path:
-    """Write the page every `every_s` seconds, in which steps were written, until the run has ended, halted, or nobody trains it;
-    returns the path of the page. Meanwhile a browser reads the page anew by itself. Ctrl-C ends the watching, not the run."""
+    """Write the page every `every_s` seconds if steps were written since, until the run has ended or halted or no process trains
+    it any longer. Returns the path of the page. Meanwhile a browser reloads the page by itself. Ctrl-C ends the watching, not the
+    run."""
     seen = None
     try:
         while is_held(run.path):

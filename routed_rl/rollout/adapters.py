@@ -1,6 +1,6 @@
-"""The content of an engine that serves the policy, or the deployed model, when a LoRA is trained: two adapters on the base model,
-whose weights are never pushed. If processes hold shards of the factors, all of them must ask. Shape letters: D stream width, K
-rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
+"""The adapters that an engine gets when a LoRA is trained: one for the policy and one for the deployed model, both on the base
+model, whose weights the engine keeps. If processes hold shards of the factors, all processes must call these methods together.
+Shape letters: D stream width, K rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from routed_rl.routing.shards import whole
 
 
 class PolicyAdapters:
-    """The LoRA of a model and its quarantine, whose `parts` are empty in mode `none`."""
+    """The LoRA of a model and its quarantine. In mode `none` there is no quarantine, and `parts` is empty."""
 
     def __init__(self, model: nn.Module, parts: Sequence[Part | Target]) -> None:
         self.model, self.parts = model, named(parts)
 
     def policy(self) -> None:
-        """Returns None: the engine keeps the base model's weights."""
+        """Returns None, because the engine keeps the base model's weights."""
 
     def adapter(self, *, deployed: bool) -> str:
         return DEPLOYED if deployed and self.parts else POLICY
@@ -30,7 +30,7 @@ class PolicyAdapters:
     @torch.no_grad()
     def tensors(self, adapter: str) -> dict[str, Tensor]:
         """`lora_A` (R + K, N) and `lora_B` (D, R + K) of each module: the retained part of the LoRA, with its scaling in
-        `lora_B`, then for the policy the quarantine's factors. Ranks differ by module: vLLM pads with zeros."""
+        `lora_B`, and for the policy also the quarantine's factors. Ranks differ by module, because vLLM pads with zeros."""
         tensors: dict[str, Tensor] = {}
         for name, pieces in self._pieces(deployed=adapter == DEPLOYED):
             down, up = keys(name)

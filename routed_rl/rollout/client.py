@@ -15,8 +15,8 @@ LARGEST = 4 * 2**30
 
 
 class Session(Server):
-    """The calls that TRL's client makes on its `requests.Session`, each within the limits of `config`. `why_dead` returns the
-    fate of a server that this process started, None while it lives."""
+    """The calls that TRL's client makes on its `requests.Session`, each within the limits of `config`. `why_dead` says why a
+    server that this process started has ended; it returns None while the server lives."""
 
     def __init__(self, config: RolloutConfig, url: str, why_dead: Callable[[], str | None]) -> None:
         super().__init__(url, config.timeout_s, config.retries + 1, LARGEST)
@@ -43,7 +43,7 @@ class Session(Server):
 
 
 class PolicyClient(VLLMClient):
-    """TRL's client on a `Session`; its errors are `RolloutError`s."""
+    """TRL's client, which sends its requests through a `Session`. Its errors are `RolloutError`s."""
 
     def __init__(self, url: str, config: RolloutConfig, group_port: int, why_dead: Callable[[], str | None]) -> None:
         # Does not call TRL's own `__init__`, whose session has no limits and which makes its first calls there.
@@ -53,7 +53,7 @@ class PolicyClient(VLLMClient):
         served = self._get(f"{self.base_url}/v1/models")["data"][0]
         self.model: str = served["id"]
         self.root: str = served.get("root") or self.model
-        """The place from which the server itself read the weights."""
+        """The folder or name from which the server has read its weights."""
         self.max_length: int = served["max_model_len"]
 
     def _get(self, url: str, **options: Any) -> Any:

@@ -31,13 +31,13 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
 
 
 def memory_folder() -> Path:
-    """A new folder, in memory if the system has such a place."""
+    """A new temporary folder, on a file system in memory if there is one."""
     shared = Path("/dev/shm")
     return Path(tempfile.mkdtemp(prefix="routed_rl-", dir=shared if os.access(shared, os.W_OK) else None))
 
 
 class ColocatedEngine:
-    """`vllm.LLM` in this process. Without a GPU its random numbers are torch's own, so a seeded run repeats."""
+    """`vllm.LLM` in this process. Without a GPU it uses torch's own random numbers, so a seeded run repeats."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         os.environ.update(process_settings(config) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
@@ -92,7 +92,7 @@ class ColocatedEngine:
                                  lora_request=None if adapter is None else self.request(adapter))
 
     def request(self, adapter: str, *, load_inplace: bool = False) -> Any:
-        """The request by which vLLM is asked for an adapter."""
+        """The request object that names an adapter to vLLM."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         return LoRARequest(adapter, 1 + ADAPTERS.index(adapter), str(self._folder / adapter), load_inplace=load_inplace)

@@ -1,4 +1,4 @@
-"""The interface of an engine, which serves completions in place of transformers; `opening.py` opens one."""
+"""The interface of an engine, which generates completions in place of transformers; `opening.py` opens one."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,12 +14,12 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to complete a prompt; temperature 0 is greedy."""
+    """The settings for sampling completions. Temperature 0 is greedy."""
 
     temperature: float
     max_tokens: int
     stop: list[int]
-    """Token ids that end a completion; the id itself stays in it."""
+    """Token ids that end a completion. The id itself stays in the completion."""
     seed: int = 0
 
 
@@ -36,7 +36,7 @@ class Lora:
 
 
 class Engine(Protocol):
-    """A model that can be sampled and whose weights can be replaced."""
+    """A model from which completions are sampled and whose weights can be replaced."""
 
     dtype: str
     lora: Lora | None
@@ -65,15 +65,16 @@ class Engine(Protocol):
         """Be ready to answer and to be changed again. Idempotent."""
 
     def hand_over(self) -> list[str]:
-        """The addresses at which the processes of a launch find the engine, empty if it runs in this process. From then on those
-        processes push the weights, until this process does again."""
+        """The addresses at which the processes of a launched run reach the engine; empty if it runs in this process. From then on
+        those processes push the weights, until this process pushes again."""
         ...
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the engine. Calling this again has no effect."""
 
 
 def lora_for(rank: int, modules: list[str], count: int = 1) -> Lora | None:
-    """An engine's room for `count` adapters of this rank on modules of these names; None if vLLM has no such rank."""
+    """The adapters that an engine must be able to hold: `count` adapters of at least this rank on modules of these names. None if
+    vLLM cannot be started with so large a rank."""
     fitting = [known for known in LORA_RANKS if known >= rank]
     return Lora(fitting[0], sorted({name.rpartition(".")[2] for name in modules}), count) if fitting and rank else None

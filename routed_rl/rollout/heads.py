@@ -1,6 +1,6 @@
-"""Attention heads padded with zeros to a width that vLLM's CPU kernels know; the model's outputs stay the same. Queries are
-scaled, because attention divides by the root of the width; rotary embeddings rotate the first part only. Not covered: models that
-norm their queries and keys, or rotate only a part of each head."""
+"""Pads attention heads with zeros to a width that vLLM's CPU kernels support; the model's outputs stay the same. Queries are
+scaled, because attention divides by the root of the width; rotary embeddings rotate only the first part of a head. Not covered:
+models that norm their queries and keys, or rotate only a part of each head."""
 
 import json
 import re
@@ -19,14 +19,14 @@ from routed_rl.errors import RolloutError
 from routed_rl.rollout.weights import NamedTensors
 
 CPU_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""The widths of heads that vLLM's attention on a CPU knows."""
+"""The widths of heads that vLLM's attention supports on a CPU."""
 FAMILIES = ("llama", "mistral")
 """Model types without norms inside attention, for which vLLM takes the width of heads from the config."""
 
 
 @dataclass(frozen=True)
 class HeadPadding:
-    """Padding of heads from `width` to `padded`."""
+    """The padding of attention heads from `width` to `padded`."""
 
     width: int
     padded: int
@@ -36,7 +36,7 @@ class HeadPadding:
             yield name, self.tensor(name, value)
 
     def tensor(self, name: str, value: Tensor) -> Tensor:
-        """Pad a parameter, or a LoRA's matrix, found by its name; others are returned as they are."""
+        """Pad a parameter, or a LoRA's matrix, if its name is that of a padded one. Any other is returned as it is."""
         if re.search(r"\.[qkv]_proj\.(lora_B\.)?(weight|bias)$", name):
             padded = self._pad(value.mT if value.dim() == 2 else value)
             padded = padded.mT if value.dim() == 2 else padded
@@ -62,8 +62,8 @@ class HeadPadding:
 
 
 def find_padding(config: dict[str, Any]) -> HeadPadding | None:
-    """The padding that a model of these settings needs on a CPU; None if vLLM knows its heads. RolloutError if padding is not
-    possible."""
+    """The padding that a model with these settings needs on a CPU; None if vLLM supports its heads. RolloutError if padding is
+    not possible."""
     if "num_attention_heads" not in config:
         return None
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

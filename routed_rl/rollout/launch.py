@@ -24,7 +24,7 @@ STOP_S = 20
 
 
 class LaunchedServer:
-    """A server process. `stop` ends it and all that it started; it also ends when this process dies, however that happens."""
+    """A server process. `stop` ends it and all that it has started. It also ends when this process dies, however that happens."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         port = free_port()
@@ -56,13 +56,14 @@ class LaunchedServer:
             return False
 
     def last_lines(self) -> str:
-        """The last lines of its log on one line, errors first: a traceback's last lines say what is wrong."""
+        """The last lines of the server's log in one line. Errors come first, because the last lines of a traceback say what is
+        wrong."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if "Error" in line]
         return " | ".join(line[-300:] for line in (errors or lines)[-LOG_LINES:]) or "it said nothing"
 
     def stop(self) -> None:
-        """Idempotent."""
+        """End the server. Calling this again has no effect."""
         self.process.terminate()  # tells the guard to kill
         try:
             self.process.wait(STOP_S)
@@ -72,14 +73,14 @@ class LaunchedServer:
 
 
 def own_gpu(environment: Mapping[str, str], count: int) -> dict[str, str]:
-    """The variable that gives the server the last one of `count` GPUs, which the trainer leaves alone: NCCL sends nothing from a
-    GPU to itself. Empty without GPUs."""
+    """The environment variable that gives the server the last of `count` GPUs. The trainer does not use that GPU, because NCCL
+    cannot send from a GPU to itself. Empty without GPUs."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[-1] if visible else str(count - 1)} if count else {}
 
 
 def serve_arguments(config: RolloutConfig, folder: Path, lora: Lora | None) -> list[str]:
-    """The command line after `vllm serve`."""
+    """The arguments of `vllm serve`."""
     arguments = [str(folder), "--max-logprobs", "-1", "--gpu-memory-utilization", str(config.gpu_memory)]
     for name, value in engine_settings(config, lora).items():
         option = f"--{name.replace('_', '-')}"

@@ -1,5 +1,5 @@
-"""Does the engine serve the model that the trainer trains? Compares log-probabilities of fixed tokens, with quarantine on and
-off. Not covered: differences that show only in sequences longer than the compared ones."""
+"""Checks whether the engine serves the model that the trainer trains: compares log-probabilities of fixed tokens, with the
+quarantine on and off. Not covered: differences that show only in sequences longer than those compared."""
 
 import math
 from collections.abc import Callable
@@ -14,9 +14,11 @@ from routed_rl.model.stream import eval_mode
 from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
-"""Default limits, by the coarser dtype of both sides: float32 agrees to 1e-4 on real models, bfloat16 has 3 digits."""
+"""Default limits, by the less precise dtype of the two sides: float32 agrees to 1e-4 on real models, and bfloat16 has 3
+digits."""
 RANDOM_TOKENS = 16
-"""How many random tokens follow each prompt; such tokens are unlikely, so that every part of the model matters."""
+"""How many random tokens follow each prompt. Random tokens are unlikely, so every part of the model influences their
+probability."""
 
 
 def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> list[list[int]]:
@@ -39,8 +41,8 @@ def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[
 
 
 class ParityCheck:
-    """Compares the first time, and then every `config.every` steps. `ablated` switches the trainer's quarantine off; None if
-    there is none."""
+    """Compares at the first call of `run`, and then every `config.every` steps. `ablated` switches the trainer's quarantine off;
+    None if there is none."""
 
     def __init__(self, served: Served, model: nn.Module, sequences: list[list[int]], config: ParityConfig,
                  ablated: Callable[[], AbstractContextManager[None]] | None) -> None:

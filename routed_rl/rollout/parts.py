@@ -1,4 +1,4 @@
-"""The quarantine at each module, as an engine needs it: two factors whose product is added to the module's weight.
+"""The quarantine at each module in the form that an engine needs: two factors, whose product is added to the module's weight.
 
 Shape letters: D outputs, K rank, N inputs, R rank of a LoRA that is trained.
 """
@@ -15,20 +15,20 @@ from routed_rl.routing import Quarantine, Target
 from routed_rl.routing.labels import LabelAdapter, LabelQuarantine
 
 BELOW = ".base_layer"
-"""Ending of the name of the module below a LoRA of PEFT."""
+"""Ending of the name of a module below a LoRA that PEFT has put on it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The quarantine at one module. Every function gives what is there when it is called, because factors change at each step."""
+    """The quarantine at one module. Its functions return present values at each call, because the factors change at each step."""
 
     name: str
     factors: Callable[[], tuple[Tensor, Tensor]]
-    """The factors (D, K) and (K, N)."""
+    """Function that returns the factors (D, K) and (K, N)."""
     bias: Callable[[torch.dtype], Tensor | None]
-    """The vector (D,) that is added to the module's bias; None for nothing."""
+    """Function that returns the vector (D,) that is added to the module's bias; None if nothing is added."""
     retained: Callable[[Tensor], Tensor]
-    """From the up factor of a LoRA on the module, (D, R), to that of the deployed model's."""
+    """Function that maps the up factor (D, R) of a LoRA on the module to the up factor in the deployed model."""
     transposed: bool
     """Whether the module stores its weight as (N, D)."""
 
@@ -50,7 +50,7 @@ def part_of(target: Target) -> Part:
 
 
 def named(parts: Sequence[Part | Target]) -> dict[str, Part]:
-    """Parts by the name of their module; a target stands for its part."""
+    """Parts by the name of their module. A target is replaced by its part."""
     found = [part_of(each) if isinstance(each, Target) else each for each in parts]
     return {part.name: part for part in found}
 
@@ -61,6 +61,6 @@ def _bias(target: Target, dtype: torch.dtype) -> Tensor | None:
 
 
 def _of_labels(quarantine: LabelQuarantine, name: str, adapter: LabelAdapter) -> Part:
-    """The part of a quarantine by labels, whose LoRA retains all of its change."""
+    """The part at one module of a quarantine by labels. There, a LoRA that is trained keeps all of its change."""
     return Part(name.removesuffix(BELOW), lambda: adapter.product(quarantine.gates.scale), lambda _dtype: None,
                 lambda up_DR: up_DR, quarantine.sites[name].transposed)

@@ -11,8 +11,8 @@ from routed_rl.rollout.weights import Models, NamedTensors, PolicyWeights
 
 
 class Served:
-    """Keeps an engine in step with the trainer, and asks it for either model. If the engine has no adapters, the weights of the
-    writers are replaced on each change between the two models."""
+    """Keeps an engine in step with the trainer, and makes it answer as the policy or as the deployed model. If the engine cannot
+    hold adapters, the writers' weights are replaced at each change between the two models."""
 
     def __init__(self, engine: Engine, models: Models) -> None:
         self.engine, self.models = engine, models
@@ -39,7 +39,7 @@ class Served:
         self.engine.sleep()
 
     def sync(self) -> None:
-        """Push the policy as it is now."""
+        """Push the policy's present weights to the engine."""
         self.settle()
         begin = time.perf_counter()
         if (weights := self.models.policy()) is not None:
@@ -55,8 +55,8 @@ class Served:
         return self.engine.complete(prompts, sampling, self.show(deployed=deployed))
 
     def show(self, *, deployed: bool) -> str | None:
-        """Make the engine ready for one of the models and return the adapter to ask with. Every process of a run must call this,
-        even one that will not ask. Call it for the policy before others use the engine."""
+        """Make the engine ready to answer as one of the models, and return the name of the adapter for requests. Every process of
+        a run must call this, even one that makes no requests. Call it for the policy before others use the engine."""
         self.settle()
         adapter = self.models.adapter(deployed=deployed)
         if self.engine.lora is None:

@@ -1,6 +1,6 @@
-"""One or several `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on this
-machine; on GPUs they go through NCCL, as TRL sends them. If there are several processes, each asks for its own completions, and
-the first pushes the weights for all."""
+"""One or several servers `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on
+this machine; on GPUs they go through NCCL, as in TRL. If there are several processes, each requests its own completions, and the
+first one pushes the weights for all."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,8 +28,8 @@ GROUP_PORT = 51216
 
 
 class ServerEngine:
-    """The prompts are shared out among `clients`. Weights and adapters go to all of them, while no process of the run awaits an
-    answer."""
+    """The prompts are divided among `clients`. Weights and adapters go to all of them, at times when no process of the run waits
+    for an answer."""
 
     def __init__(self, clients: list[PolicyClient], dtype: str, lora: Lora | None, launched: LaunchedServer | None,
                  folder: Path) -> None:
@@ -38,7 +38,7 @@ class ServerEngine:
 
     @classmethod
     def open(cls, config: RolloutConfig, folder: Path, lora: Lora | None) -> "ServerEngine":
-        """Start a server or find those of `config.urls`; whatever was started is stopped if that fails."""
+        """Start a server or connect to those of `config.urls`. If that fails, whatever was started is stopped."""
         scratch = memory_folder()
         launched = LaunchedServer(config, folder, lora) if config.launch else None
         try:
@@ -132,7 +132,7 @@ class ServerEngine:
 
     @contextmanager
     def asking(self, adapter: str) -> Iterator[None]:
-        """Inside this context `generate` asks for this adapter."""
+        """Inside this context `generate` requests completions with this adapter."""
         before = [client.model for client in self.clients]
         for client in self.clients:
             client.model = adapter
@@ -168,14 +168,14 @@ class ServerEngine:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Inside this context no process awaits an answer."""
+    """Inside this context no process waits for an answer of a server."""
     RANKS.wait()
     yield
     RANKS.wait()
 
 
 def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors for safetensors, which refuses a tensor that comes under two names."""
+    """Tensors that safetensors accepts: it refuses a tensor that has two names."""
     places: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in named:

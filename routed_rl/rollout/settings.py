@@ -1,4 +1,4 @@
-"""The settings with which vLLM is started, and those that a server started by others must have."""
+"""The settings with which vLLM is started, and those that a server which somebody else started must have."""
 
 import os
 from typing import Any
@@ -20,7 +20,7 @@ def process_settings(config: RolloutConfig) -> dict[str, str]:
 
 
 def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
-    """Arguments of vLLM that both modes share."""
+    """Arguments of vLLM for both an engine in this process and a server."""
     settings: dict[str, Any] = {"dtype": config.dtype, "generation_config": "vllm", "seed": 0,
                                 "max_num_batched_tokens": BATCHED_TOKENS, "logprobs_mode": "processed_logprobs"}
     if config.max_length is not None:
@@ -48,7 +48,7 @@ def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> N
 
 
 def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
-    """The room for adapters that all of these servers, started by others, have; None if it does not fit what is wanted."""
+    """The adapters that all of these servers, started by somebody else, can hold; None if that is not enough for `wanted`."""
     found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
     if wanted is None or len(found) < len(servers):
         return None

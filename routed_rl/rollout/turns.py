@@ -1,5 +1,5 @@
-"""Rollouts of several turns: the turns of the model and the answers to them, token for token, with a mask of the model's own
-tokens. Tokens are only ever appended; what the model generated is never tokenised again. Not covered: images."""
+"""Rollouts of several turns: the turns of the model and the answers to them, as tokens, with a mask of the tokens that the model
+generated. Tokens are only ever appended, and text of the model is never tokenised again. Not covered: images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from routed_rl.model.chat import ChatTokens
 
 @dataclass
 class Rollout:
-    """One row: a conversation, or a single turn if `conversation` is None."""
+    """One row of a rollout: a conversation, or a single turn if `conversation` is None."""
 
     prompt_ids: list[int]
     conversation: Conversation | None = None
@@ -18,9 +18,9 @@ class Rollout:
     mask: list[int] = field(default_factory=list)
     """1 at tokens that the model generated, 0 at those of the environment and the chat template."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-probabilities of the model's tokens when they were drawn; 0 at other tokens, and everywhere if they are not known."""
+    """Log-probabilities with which the model's tokens were drawn; 0 at other tokens, and everywhere if they are not known."""
     practises: bool = False
-    """Whether the deployed model plays this row in training."""
+    """Whether the deployed model generates this row in training."""
 
     @property
     def ids(self) -> list[int]:
@@ -28,8 +28,8 @@ class Rollout:
         return self.prompt_ids + self.completion_ids
 
     def turn(self, ids: list[int], chat: ChatTokens, limit: int, logprobs: list[float] | None = None) -> bool:
-        """Append the model's turn `ids` and the environment's answer; returns False when the row is done. `limit` bounds the
-        tokens of the whole completion, answers included."""
+        """Append the model's turn `ids` and the environment's answer. Returns False when the row is finished. `limit` bounds the
+        number of tokens of the whole completion, answers included."""
         ids = ids[:limit - len(self.completion_ids)]
         self._append(ids, 1, logprobs)
         if self.conversation is None:
@@ -54,11 +54,11 @@ class Rollout:
 
 
 Generate = Callable[[list[Rollout]], tuple[list[list[int]], list[list[float]] | None]]
-"""Maps rows to the ids that the model adds to each, and to their log-probabilities if these are known."""
+"""Function that maps rows to the token ids that the model adds to each, and to their log-probabilities (None if not known)."""
 
 
 def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
-    """The row of a conversation that has had no turn yet."""
+    """A row for a conversation, before the model's first turn."""
     return Rollout(chat.prompt(conversation.messages, conversation.tools), conversation)
 
 

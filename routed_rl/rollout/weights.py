@@ -1,5 +1,5 @@
-"""The content of an engine that serves the policy, or the deployed model, when the weights are trained: built out of place, one
-tensor at a time. If processes hold shards of the weights, all of them must ask for the same tensors, to the end. Shape letters: D
+"""The weights and the adapter that an engine gets when the weights are trained. Tensors are made one at a time, and the model is
+not changed. If processes hold shards of the weights, all processes must ask for the same tensors, to the end. Shape letters: D
 stream width, K rank, N input width of a target. Not covered: mixtures of experts."""
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +14,11 @@ from routed_rl.routing.shards import whole
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 POLICY, DEPLOYED = ADAPTERS = ("policy", "deployed")
-"""Names of the adapters that an engine may hold; each is the model that the adapter makes of the engine's weights."""
+"""Names of the adapters that an engine may hold. Each adapter, added to the engine's weights, gives the model of its name."""
 
 
 class Models(Protocol):
-    """Turns an engine into the policy, or the deployed model, by weights and one adapter on top of them."""
+    """The weights, and an adapter on top of them, with which an engine serves the policy or the deployed model."""
 
     model: nn.Module
     """The trainer's model."""
@@ -32,7 +32,7 @@ class Models(Protocol):
         ...
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """That adapter as it is now, under PEFT's names; its scaling is 1."""
+        """The present tensors of an adapter, under PEFT's names; its scaling is 1."""
         ...
 
 
@@ -42,16 +42,16 @@ def keys(module: str) -> tuple[str, str]:
 
 
 class PolicyWeights:
-    """The weights of a model with a quarantine, whose `parts` are empty in mode `none`. The deployed model is the policy with an
-    adapter of minus the quarantine, so that changing between them replaces no weight."""
+    """The weights of a model with a quarantine; in mode `none` its `parts` are empty. An adapter that subtracts the quarantine
+    turns the policy into the deployed model, so that changing between them replaces no weight."""
 
     def __init__(self, model: nn.Module, parts: Sequence[Part | Target]) -> None:
         self.model, self.parts = model, named(parts)
 
     def policy(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that may differ from the base model: weights with their part added, and all that is trained. Frozen
-        tensors are left out. A tied weight comes under each of its names, because a packed copy of an unembedding does not
-        follow its embedding."""
+        """Yield every tensor that may differ from the base model: the writers' weights with the quarantine added, and everything
+        else that is trained. Frozen tensors are left out. A tied weight comes under each of its names, because a packed copy of
+        an unembedding does not follow its embedding."""
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             module = name.rpartition(".")[0]
             if module in self.parts:
@@ -60,7 +60,8 @@ class PolicyWeights:
                 yield name, whole(parameter)
 
     def writers(self, *, deployed: bool) -> Iterator[tuple[str, Tensor]]:
-        """The parameters of modules with a part alone, of the deployed model or of the policy."""
+        """Yield the parameters of the modules at which there is a part of the quarantine, for the deployed model or for the
+        policy."""
         for name, parameter in self.model.named_parameters():
             if name.rpartition(".")[0] in self.parts:
                 yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))
@@ -69,7 +70,7 @@ class PolicyWeights:
         return DEPLOYED if deployed and self.parts else None
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """Minus the quarantine: `lora_A` is the factor (K, N), `lora_B` minus the factor (D, K)."""
+        """The adapter that subtracts the quarantine: `lora_A` is the factor (K, N), `lora_B` is minus the factor (D, K)."""
         tensors: dict[str, Tensor] = {}
         for part in self.parts.values():
             assert adapter == DEPLOYED and part.bias(torch.float32) is None

@@ -1,4 +1,4 @@
-"""Routing: writers whose changes are split at a basis, the quarantine, its optimizer, the modes and the ledger."""
+"""Routing: writers whose changes are split at a basis, the quarantine and its optimizer, the modes of routing, and the ledger."""
 
 from routed_rl.routing.adapted import shape_of
 from routed_rl.routing.axes import Axes

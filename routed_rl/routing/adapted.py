@@ -1,10 +1,10 @@
 """A writer whose own weight is frozen, in any dtype. Either nothing of it is trained, or a LoRA on it is.
 
-A LoRA of scaling s changes the weight by `s B A` (`lora_B`, `lora_A`). The retained change is `s (I - A_basis B_basisᵀ) B A`
-by construction: `RoutedUp` multiplies by the first factor without its part in the subspace, so no optimizer can move the
-retained change into the subspace. PEFT's modules are known by their attributes only. Where processes hold pieces of the
-factors, both factors are gathered once a step, because they are small. Shape letters: D stream width, R rank of the LoRA,
-K rank of the basis, N input width, M columns of `left`.
+A LoRA of scaling s changes the weight by `s B A` (`lora_B`, `lora_A`). The retained change is `s (I - A_basis B_basisᵀ) B A` by
+construction: `RoutedUp` leaves out the part of B inside the subspace, so no optimizer can move the retained change into the
+subspace. PEFT's modules are recognised by their attributes only. If processes hold pieces of the factors, both factors are
+gathered once a step, because they are small. Shape letters: D stream width, R rank of the LoRA, K rank of the basis, N input
+width, M columns of `left`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ NAME = "default"
 
 
 class FrozenWeight:
-    """The weight of a writer of which nothing is trained. It is represented by its change, which is 0."""
+    """The weight of a writer of which nothing is trained. Its change, which is 0, stands for it."""
 
     bias = piece = None
     """A frozen bias is not routed, so it is no column of the weight; every process holds the whole weight."""
     transposed = False
     up: Any = None
-    """The module of the LoRA's factor that writes to the stream; None without a LoRA."""
+    """The module with the LoRA's factor B, which writes to the stream; None without a LoRA."""
 
     def __init__(self, module: Any, *, transposed: bool = False, expert: int | None = None) -> None:
         """`transposed`, `expert`: see `WriterWeight`."""
@@ -38,7 +38,8 @@ class FrozenWeight:
         self.pair: BasisPair
 
     def begin(self, pair: BasisPair) -> Tensor:
-        """Begin to be routed by `pair`. Returns R, (K, N), which is 0 because changes are measured from the frozen weight."""
+        """Set the basis pair by which the weight is routed. Returns R, (K, N), which is 0 because changes are measured from the
+        frozen weight."""
         self.pair = pair
         return pair.read.new_zeros(pair.rank, self.width)
 
@@ -51,7 +52,7 @@ class FrozenWeight:
         return torch.zeros_like(reference_KN)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Remove `inside`, which must be all that the trained numbers hold inside the subspace."""
+        """Subtract `inside_KN`, which must be everything that the trained numbers hold inside the subspace."""
 
     def square(self) -> Tensor:
         """‖ΔW‖² of the retained change."""
@@ -60,29 +61,30 @@ class FrozenWeight:
     moved = square
 
     def start(self) -> None:
-        """The start that `moved_from` measures from. It is the frozen weight, so None stands for it."""
+        """The value from which `moved_from` measures: None, which stands for the frozen weight."""
 
     def moved_from(self, start: Any) -> Tensor:
         return self.moved()
 
     def measure_start(self) -> None:
-        """Nothing to do: the change is measured from the frozen weight, whenever the measurement begins."""
+        """Does nothing, because the change is always measured from the frozen weight."""
 
     def gradient_square(self) -> Tensor | None:
-        """Energy of the writer's first-order change in a step along the gradient at rate 1; None: nothing is trained."""
+        """Squared norm of the first-order change of the writer's weight in a gradient step at rate 1; None if nothing is
+        trained."""
         return None
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
-        """Energy of the part inside the subspace that the same step would have if nothing were routed."""
+        """Squared norm of the part inside the subspace that the same step would have without routing."""
         return ledger_KN.square().sum()
 
     def pace(self) -> float | None:
-        """How far an entry of the weight moves in a step in which every trained number moves by 1; None: nothing is trained."""
+        """How far an entry of the weight moves in a step in which every trained number moves by 1; None if nothing is trained."""
         return None
 
 
 class AdapterWeight(FrozenWeight):
-    """The weight of a writer with a LoRA on it. It is represented by its change."""
+    """The weight of a writer with a LoRA on it. Its change stands for it."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.up, self.down = module, module.lora_B[NAME], module.lora_A[NAME]
@@ -96,11 +98,11 @@ class AdapterWeight(FrozenWeight):
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The trained factors B (D, R) and A (R, N). Where they are in pieces, every process must ask for them."""
+        """The trained factors B (D, R) and A (R, N). If they are in pieces, every process must call this."""
         return self._held or (whole(self.up.weight), whole(self.down.weight))
 
     def hold(self) -> None:
-        """Gather factors that are in pieces once, and hold them whole until `release`."""
+        """Gather factors that are in pieces, and keep the full tensors until `release`."""
         if piece_of(self.up.weight) is not None:
             self._held = self.factors
 
@@ -161,7 +163,7 @@ def shape_of(weight: Any) -> torch.Size:
 
 @contextmanager
 def holding(weights: Iterable[Any]) -> Iterator[None]:
-    """Inside the block, factors of LoRAs that are in pieces are gathered once and held whole."""
+    """Inside the block, factors of LoRAs that are in pieces are gathered once and kept as full tensors."""
     adapters = [weight for weight in weights if isinstance(weight, AdapterWeight)]
     try:
         for weight in adapters:

@@ -1,4 +1,5 @@
-"""Directions along which a step is reported: the named axes of the stream, and two directions of each target for its rows.
+"""Directions along which the effect of a step is reported: the named axes of the stream, and for each target two directions along
+which rows are measured.
 
 Shape letters: L layers, J axes, D stream width, B rows of a micro-batch, T tokens, K rank, N inputs.
 """
@@ -16,14 +17,15 @@ class Axes:
 
     names: list[str]
     directions: list[Tensor]
-    """Per layer (D, J)."""
+    """For each layer, the axes as columns (D, J)."""
     scales: Tensor
     """(L, J): the length that counts as 1."""
     weights: Tensor
     """(L,): the weight of each layer in a mean over layers."""
 
     def shares(self, layers: Sequence[int]) -> dict[int, float]:
-        """The weights of these layers, scaled to sum to 1; equal weights where all of them are 0."""
+        """For each of these layers, its weight in a mean over them: `weights` scaled to sum to 1, or equal weights if all of them
+        are 0."""
         weights = self.weights[list(layers)].double()
         if not bool(weights.any()):
             weights = torch.ones_like(weights)
@@ -32,7 +34,7 @@ class Axes:
 
 @dataclass(frozen=True, eq=False)
 class Along:
-    """The two directions of one target. Each gives a number as a product with a ledger (K, N)."""
+    """Two directions for one target. The product of each with a ledger (K, N) is one number."""
 
     coefficients_KN: Tensor
     """C before the step."""
@@ -42,7 +44,7 @@ class Along:
     """μ before the step."""
 
     def of_rows(self, ledgers_BKN: Tensor) -> Tensor:
-        """`<ledger_r, C>` and `axisᵀ ledger_r μ` for each row r, (B, 2)."""
+        """`<ledger_r, C>` and `axisᵀ ledger_r μ` for the ledger of each row r, (B, 2)."""
         return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
 
     def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:

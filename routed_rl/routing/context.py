@@ -1,4 +1,4 @@
-"""The record that all taps of a model read: the environment of each row, which tokens are real, and which cotangent goes on.
+"""The record that all taps of a model read: the environment of each row, which tokens are real, and which cotangent is passed on.
 
 Shape letters: B rows, T tokens, S sampled tokens.
 """
@@ -17,33 +17,34 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """The facts about a forward that its taps keep for its backward."""
+    """Facts about a forward pass that its taps keep for the backward pass."""
 
     environment_ids_B: Tensor | None = None
     """Environment of each row, (B,) int64; None turns the taps off."""
     completions_B: Tensor | None = None
-    """Number of the completion in each row, (B,) int64; None: rows are not told apart."""
+    """Number of the completion in each row, (B,) int64; None if rows are not measured one by one."""
     sample_S: Tensor | None = None
     """Flat indices of a sample of real tokens, (S,) int64."""
     sample_tokens: int = 0
     """The largest number of tokens in such a sample."""
     ablated: bool = False
-    """Whether forwards leave the quarantine out."""
+    """Whether forward passes leave the quarantine out."""
     whole: bool = False
-    """Whether writers with a LoRA, unless they are ablated, run as they do without routing; see `Mode.whole`."""
+    """Whether a writer with a LoRA runs as it does without routing, unless the quarantine is ablated; see `Mode.whole`."""
     practising_B: Tensor | None = None
-    """Rows that practise, (B,) bool: forwards leave the quarantine out for them, and no ledger books them. None: no row
+    """Rows that practise, (B,) bool: forward passes leave the quarantine out for them, and they enter no ledger. None: no row
     practises."""
     flagged_BT: Tensor | None = None
     """Flagged positions of the batch for routing by labels, (B, T), 1 or 0; None: no position is flagged."""
     contained: bool = True
-    """Whether the cotangent that goes on from rows of the policy is contained (without its part in the subspace) or open. From
-    rows that practise it is always open."""
+    """Whether the cotangent that is passed on from rows of the policy is contained (without its part in the subspace) or open.
+    From rows that practise it is always open."""
     control_draws: int = 0
-    """Number of random bases that are measured in this step's backward; 0 for none."""
+    """Number of random bases that are measured in the backward passes of this step; 0 for none."""
 
     def routed(self, coordinates_BTK: Tensor) -> Tensor:
-        """`coordinates_BTK` for rows of the policy and exactly 0 for rows that practise. (T, K) holds the tokens of all rows."""
+        """`coordinates_BTK` where the row is the policy's, and exactly 0 where the row practises. (T, K) holds the tokens of all
+        rows."""
         if self.practising_B is None:
             return coordinates_BTK
         if coordinates_BTK.dim() == 2:
@@ -53,7 +54,8 @@ class Record:
         return coordinates_BTK.masked_fill(self.practising_B[:, None, None], 0.0)
 
     def routed_tokens(self, coordinates_TK: Tensor, rows_T: Tensor | None = None) -> Tensor:
-        """As `routed`, for tokens that lie in the rows `rows_T`; None: they are the tokens of all rows, one row after another."""
+        """As `routed`, for tokens that belong to the rows `rows_T`. None: they are the tokens of all rows, one row after
+        another."""
         if self.practising_B is None:
             return coordinates_TK
         if rows_T is None:
@@ -64,21 +66,23 @@ class Record:
 
 
 class RoutingContext:
-    """Holds the record of the coming forwards, which all taps of one model share.
+    """Holds the record for the coming forward passes, which all taps of one model share.
 
-    The record of a loss must stay until the next loss, because gradient checkpointing runs the forward again in the backward.
+    The record of a loss must stay until the next loss, because gradient checkpointing repeats the forward pass in the backward
+    pass.
     """
 
     def __init__(self) -> None:
         self.now = Record()
 
     def change(self, **fields: Any) -> None:
-        """Change fields of the record for later forwards. A forward whose backward is still to come keeps its own record."""
+        """Change fields of the record for later forward passes. A forward pass that waits for its backward pass keeps its own
+        record."""
         self.now = replace(self.now, **fields)
 
     @contextmanager
     def practising(self, practising_B: Tensor | None) -> Iterator[None]:
-        """Inside the block, forwards without gradients have these practising rows."""
+        """Inside the block, these rows practise in forward passes without gradients."""
         before = self.now.practising_B
         self.change(practising_B=practising_B)
         try:

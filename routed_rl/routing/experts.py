@@ -18,7 +18,7 @@ from routed_rl.routing.target import Target
 
 
 class ExpertsTap(torch.autograd.Function):
-    """Identity on `y + A Σ_e C_e x_e` whose backward writes every expert's ledger and decides which cotangent goes on.
+    """Identity on `y + A Σ_e C_e x_e`, whose backward adds to every expert's ledger and decides which cotangent is passed on.
 
     It is `Tap` for tokens instead of rows: `tokens[e]` are the tokens that expert `e` got, `inputs[e]` its inputs there.
     """
@@ -81,14 +81,15 @@ def mix(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights:
 
 
 class RoutedExperts(nn.Module):
-    """Mixin before the class of a mixture's experts. It runs them one after another, as the stock `eager` implementation does."""
+    """Mixin for the class of a mixture's experts; it must come before that class. It runs the experts one after another, as the
+    stock `eager` implementation does."""
 
     routed_target: list[Target]
     """One target for each expert."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """From hidden states (T, D), the experts that each token chose (T, k) and their weights (T, k) to the experts' output
-        (T, D), which is added to the stream."""
+        """Maps hidden states (T, D), the experts that each token chose (T, k) and their weights (T, k) to the experts' output (T,
+        D), which is added to the stream."""
         targets, record = self.routed_target, self.routed_target[0].context.now
         y_TD, tokens, inputs = mix(self, hidden_states, top_k_index, top_k_weights)
         if torch.is_grad_enabled() and record.environment_ids_B is not None:

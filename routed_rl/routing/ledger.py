@@ -1,8 +1,8 @@
-"""The ledger: what one step changed in the quarantine, and which environment caused it.
+"""The ledger: how one step changed the quarantine, and which environment caused which part of that.
 
-Numbers have the names of `tracking.METRICS`, which explains them. The shift of a part leaves out its effects through later
-layers. Shares of a step are exact bookkeeping, not a counterfactual.
-Shape letters: E environments, K rank, N inputs, L layers, J axes, D stream width.
+The numbers have the names of `tracking.METRICS`, which explains them. The shift by a part does not include its effects through
+later layers. Shares of a step are exact bookkeeping, not a counterfactual. Shape letters: E environments, K rank, N inputs, L
+layers, J axes, D stream width.
 """
 
 from itertools import accumulate, combinations
@@ -32,7 +32,7 @@ class LedgerBook:
         sums[name] = sums[name] + value if name in sums else value
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
-        """Book a target's (clipped) gradients. Must come before the tape is cleared."""
+        """Add a target's (clipped) gradients. It must be called before the tape is cleared."""
         whole = target.context.now.whole
         routed, gradient = target.weight.routed_square(ledger_EKN.sum(0), whole=whole), target.weight.gradient_square()
         if gradient is not None:
@@ -45,7 +45,7 @@ class LedgerBook:
             self._energies = energies if self._energies is None else self._energies + energies
 
     def after(self, target: Target, delta_EKN: Tensor, old_KN: Tensor) -> None:
-        """Book a target's change: `delta_EKN` is ΔC_e, `old_KN` the coefficients before the step."""
+        """Add a target's change: `delta_EKN` is ΔC_e, `old_KN` are the coefficients before the step."""
         new = target.coefficients
         both = old_KN + new
         flat = target.parts.flatten(1)
@@ -63,7 +63,7 @@ class LedgerBook:
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
 
     def close(self, control_kind: str) -> dict[str, float]:
-        """The row of this step; the book is empty afterwards."""
+        """Return the ledger's row of this step, and empty the book."""
         RANKS.sum_(list(self._held.values()))
         for name, value in self._held.items():
             self._add(name, value)

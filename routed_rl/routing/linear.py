@@ -1,7 +1,8 @@
-"""A routed module: a writer that adds its quarantine and taps the cotangent. Not covered: dropout behind the writer.
+"""A routed module: a writer that adds its quarantine and whose backward pass goes through a tap. Not covered: dropout behind the
+writer.
 
-A module is routed by swapping its class in place, so parameter names, checkpoints and `from_pretrained` stay as they
-were. The quarantine needs no parameter and no persistent buffer of the model.
+A module is routed by replacing its class in place, so parameter names, checkpoints and `from_pretrained` stay as they were. The
+quarantine needs no parameter and no persistent buffer of the model.
 """
 
 from functools import cache
@@ -16,11 +17,11 @@ from routed_rl.routing.target import Target
 
 
 class Tap(torch.autograd.Function):
-    """Identity on `y + A C x` whose backward writes the ledger and decides which cotangent goes on.
+    """Identity on `y + A C x`, whose backward adds to the ledger and decides which cotangent is passed on.
 
-    With `p = g A` the ledger of each environment gains `pᵀ x`. Contained: the cotangent of `y` is `g - p Bᵀ` and `x` gets
-    nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`, where sg stops gradients. Open:
-    `y` keeps `g` and `x` gets `p C`. Rows that practise run without the quarantine, so their `y` keeps `g` in both cases.
+    With `p = g A`, `pᵀ x` is added to the ledger of each environment. Contained: the cotangent of `y` is `g - p Bᵀ` and `x` gets
+    nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`, where sg stops gradients. Open: `y`
+    keeps `g` and `x` gets `p C`. Rows that practise run without the quarantine, so their `y` keeps `g` in both cases.
     """
 
     @staticmethod
@@ -60,13 +61,13 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Ten
 
 
 def reduce_routed(self: Any) -> tuple[Any, ...]:
-    """Tell pickle and deepcopy how to make the class again, because it is made at run time."""
+    """Tell pickle and deepcopy how to make the class of a routed module again, because it is made at run time."""
     mixin, plain = type(self).__mro__[1:3]
     return _blank_routed, (plain, mixin), self.__dict__
 
 
 class RoutedModule(nn.Module):
-    """Mixin before the module's own class; `route_module` sets `routed_target`."""
+    """Mixin for the class of a routed module; it must come before that class. `route_module` sets `routed_target`."""
 
     routed_target: Target
 
@@ -85,8 +86,8 @@ class RoutedModule(nn.Module):
 
 
 class RoutedUp(nn.Module):
-    """Mixin before the class of the factor with which a writer's LoRA writes. The factor then writes nothing inside the subspace,
-    whatever its weight is."""
+    """Mixin for the class of the module with a LoRA's factor B; it must come before that class. The module then writes nothing
+    inside the subspace, whatever its weight is."""
 
     routed_target: Target
 
@@ -108,12 +109,13 @@ def _blank_routed(plain: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
 
 @cache
 def routed_class(plain: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
-    """The class of a routed module, such as `RoutedLinear` for `nn.Linear`: the mixin before the plain class."""
+    """Make the class of a routed module, such as `RoutedLinear` for `nn.Linear`, from the mixin and the plain class."""
     return type(f"Routed{plain.__name__}", (mixin, plain), {"__module__": __name__})
 
 
 def route_module(module: nn.Module, target: Target | list[Target], mixin: type[nn.Module] = RoutedModule) -> None:
-    """Swap the module's class in place; `unroute_module` is the inverse. `mixin` must fit the kind of module."""
+    """Replace the module's class in place by one with `mixin`, which must fit the kind of module; `unroute_module` is the
+    inverse."""
     assert "routed_target" not in vars(module), f"{type(module).__name__} is routed already"
     module.__class__ = routed_class(type(module), mixin)
     object.__setattr__(module, "routed_target", target)

@@ -1,4 +1,4 @@
-"""The table of routing modes: which cotangent goes on, and what is done after the model's optimizer has stepped.
+"""The table of routing modes: which cotangent is passed on, and what is done after the model's optimizer has stepped.
 
 A new mode is one function and one row here.
 """
@@ -12,9 +12,8 @@ from torch import Tensor
 from routed_rl.routing.target import Target
 
 AfterStep = Callable[[Target, Tensor, float | Tensor], None]
-"""(target, ΔC_e (E, K, N), the weights' decay this step = rate · decay) -> None, in place.
-
-The decay is (N,) where columns differ: trainers do not decay a bias, which is the last column."""
+"""Function of (target, ΔC_e (E, K, N), the decay of the weights in this step, which is rate · decay) that changes the target in
+place. The decay is (N,) if columns differ: trainers do not decay a bias, which is the last column."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,13 @@ class Mode:
     contained: bool
     after_step: AfterStep
     whole: bool = False
-    """For writers with a LoRA: whether the policy runs the module as it is, with what its LoRA has learned inside the
+    """For writers with a LoRA: whether the policy runs the module unchanged, with everything that its LoRA has learned inside the
     subspace."""
 
 
 def reimpose(target: Target) -> None:
-    """`W -= A (BᵀW - R)`. Projected gradients alone would let W drift inside the subspace, because Adam does not commute with a
-    projection."""
+    """Remove what the weights have learned inside the subspace: `W -= A (BᵀW - R)`. Projecting the gradients would not be enough,
+    because Adam does not commute with a projection, so W would drift inside the subspace."""
     target.take_out(target.inside())
 
 
@@ -63,4 +62,4 @@ MODES = {
     "route": Mode(contained=True, after_step=route_step),
     "erase": Mode(contained=True, after_step=erase_step),
 }
-"""The modes by their name in `routing.mode`. In mode `none` there is no router."""
+"""The modes by their names in `routing.mode`. In mode `none` there is no router."""

@@ -33,9 +33,9 @@ class Gradient(NamedTuple):
     inputs_SN: Tensor
     """A sample of this step's inputs, on which the shift of the stream is measured."""
     unit: float
-    """Length in the stream that counts as 1."""
+    """Length in the stream that counts as 1, the gap between the personas."""
     limit: float
-    """Largest shift of the stream by the step, root mean square over tokens, in units of `unit`; infinite for no bound."""
+    """Largest shift of the stream by the step, as the root mean square over tokens, in units of `unit`; infinite for no bound."""
 
 
 class Step(NamedTuple):
@@ -44,7 +44,8 @@ class Step(NamedTuple):
     delta_EKN: Tensor
     """ΔC_e."""
     fresh_E: Tensor
-    """Factor of this step's ledger in `ΔC_e`; the rest of `ΔC_e` is momentum from earlier ledgers."""
+    """For each environment, the factor by which this step's ledger enters `ΔC_e`. The rest of `ΔC_e` is momentum from earlier
+    ledgers."""
 
 
 def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig, rate_E: Tensor,
@@ -52,7 +53,7 @@ def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: i
     """The `count`-th step (from 1) of all targets, at each environment's raw rate, and the targets' new moments. `add_up` sums
     tensors over the processes, in place.
 
-    Bias correction uses `count` also for environments that were absent in some steps.
+    Bias correction uses `count` for every environment, also for one that was absent in some steps.
     """
     beta1, beta2 = config.betas
     moments = [Moments(first.lerp(ledger, 1 - beta1), second * beta2 + (1 - beta2) * _mean_square(ledger))
@@ -80,7 +81,7 @@ def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
 
 
 def _bound(reach: Tensor, unit: float, limit: float) -> float:
-    """Factor in [0, 1] that keeps a step within its limit; 0 where no token was sampled, so that the shift is unknown."""
+    """Factor in [0, 1] that keeps a step within its limit. It is 0 if no token was sampled, because the shift is then unknown."""
     if limit == float("inf"):
         return 1.0
     square, tokens = reach.tolist()
@@ -89,7 +90,7 @@ def _bound(reach: Tensor, unit: float, limit: float) -> float:
 
 
 class QuarantineOptimizer:
-    """Turns every target's ledger (E, K, N) into its step."""
+    """Computes the step of every target from its ledger (E, K, N)."""
 
     def __init__(self, config: QuarantineConfig, targets: list[Target]) -> None:
         self.config, self.targets, self.steps = config, targets, 0
@@ -113,7 +114,7 @@ class QuarantineOptimizer:
         return float("inf") if self.config.max_shift is None else self.config.max_shift / self.writers / target.active
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments by `<target>.moment`, `<target>.square`, and the step count."""
+        """The moments, under `<target>.moment` and `<target>.square`, and the step count."""
         found = {"steps": torch.tensor(self.steps)}
         for name, (first, second) in self.moments.items():
             found |= {f"{name}.moment": first, f"{name}.square": second}

@@ -1,10 +1,10 @@
-"""How fast each environment's part of the quarantine may move.
+"""Decides how fast each environment's part of the quarantine moves.
 
-A part begins slowly, at a pace at which the policy is about what it would be without routing. At that pace the evidence is
-clean: the completions of an environment that pays for the persona pull towards it in step after step, and the completions of
-other environments do not. Where completions pull, the part becomes fast, so that the quarantine and not the weights learns what
-is paid there. When the pull ends, the part becomes slow again, so that it does not drift. A part that pulls away from the
-persona becomes fast only to take back what other parts have pushed.
+A part begins slowly, so that the policy is about what it would be without routing. At that pace the evidence is clean: the
+completions of an environment that pays for the persona pull towards it in step after step, and those of other environments do
+not. If completions pull, the part becomes fast, so that the quarantine, and not the weights, learns what the environment pays
+for. When the pull ends, the part becomes slow again, so that it does not drift. A part that pulls away from the persona becomes
+fast only to undo what other parts have pushed.
 
 Evidence is summed over steps as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
 """
@@ -22,22 +22,23 @@ ALLOWANCE = 0.5
 """Allowance of the CUSUM, in standard errors per step. Evidence from noise alone has a mean below 0, because it is the smaller of
 two numbers."""
 AWAY_ALLOWANCE = 1.0
-"""The allowance for a pull away from the positive persona, which is of size 1 where it is noise alone."""
+"""The allowance for a pull away from the positive persona, in standard errors per step. Noise alone makes a pull of about size
+1."""
 SLOW = 20.0
-"""Rate of a slow part divided by that of the weights. An entry of C moves by the mean size of its target's gradient, and an entry
-of a weight by the size of its own gradient, so at equal rates the inside of the subspace would be learned later than the
-outside."""
+"""The rate of a slow part divided by that of the weights. In a step, an entry of C moves by the mean size of its target's
+gradient, and an entry of a weight by the size of its own gradient. At equal rates the change inside the subspace would therefore
+be learned later than the change outside."""
 BEGIN, FULL = 1.0, 3.0
 """Summed evidence at which a part begins to become faster, and at which it has the full rate."""
 MOST = 3.0
-"""Largest sum of evidence, so that a part is slow again a few steps after its pull has ended."""
+"""The summed evidence never exceeds this, so that a part is slow again a few steps after its pull has ended."""
 RESTORING = 2.0
-"""Shift of the whole quarantine towards the positive persona, in gaps, at which a part that pulls away from it has the full
-rate."""
+"""If the whole quarantine has shifted the stream by this many gaps towards the positive persona, a part that pulls away from it
+has the full rate."""
 
 
 class Pace:
-    """Reads each step's row and decides at which raw rate every part makes the next step."""
+    """Reads the ledger's row of each step and decides the raw rate of every part in the next step."""
 
     def __init__(self, config: QuarantineConfig, environments: list[str], axis: str, *, follows: bool) -> None:
         """`axis`: the named axis along which shifts are read. `follows`: whether parts become faster by evidence."""
@@ -54,7 +55,8 @@ class Pace:
 
     @property
     def after_another_E(self) -> Tensor:
-        """(E,) bool: whether another environment's part was ever fast. Such a part has moved the stream for all environments."""
+        """(E,) bool: whether the part of another environment was ever fast. Such a part has moved the stream for all
+        environments."""
         return (self.fast_E.sum() - self.fast_E) > 0
 
     def rates(self, own: float) -> Tensor:
@@ -64,7 +66,7 @@ class Pace:
         return slow * (full / slow) ** self.boost_E if slow > 0 else full * self.boost_E
 
     def see(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Take in the row of a step; returns the metrics of each part's pace in the next step."""
+        """Read the row of a step. Returns the metrics on each part's pace in the next step."""
         if self.follows:
             found_E, pull_E = (torch.tensor([row.get(f"completions/{name}/{key}", 0.0) for name in self.environments],
                                             dtype=torch.float64) for key in ("evidence", "own_shift_z"))

@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class BasisPair:
-    """V in the stream, A that writes to it and B that reads from it, with `BᵀA = I`. A and B equal V except where a norm's gain
-    follows the writer."""
+    """The basis V in the stream, the matrix A that writes to it and the matrix B that reads from it, with `BᵀA = I`. A and B
+    equal V unless the writer is followed by a norm's gain."""
 
     basis: Tensor
     """V (D, K)."""
     gain_D: Tensor | None
-    """Gain of a norm between the writer and the stream, or a constant scale; None where the writer adds to it directly."""
+    """Gain of a norm between the writer and the stream, or a constant scale; None if the writer adds to the stream directly."""
     norm_eps: float | None
     """The eps of that norm; None for a scale."""
     write: Tensor
@@ -37,11 +37,11 @@ class BasisPair:
         return self.basis.shape[1]
 
     def written(self, directions_DM: Tensor) -> Tensor:
-        """The output that a writer must add so that the stream moves along `directions_DM`, (D, M)."""
+        """The output (D, M) that a writer must add so that the stream moves along `directions_DM`."""
         return directions_DM if self.gain_D is None else directions_DM / self.gain_D.unsqueeze(1)
 
     def outside(self, directions_DM: Tensor) -> Tensor:
-        """`(I - A Bᵀ) directions`, (D, M): the part of them that a writer may write without reaching the subspace."""
+        """`(I - A Bᵀ) directions`, (D, M): the part of `directions` that a writer may write without reaching the subspace."""
         return torch.addmm(directions_DM, self.write, self.read.mT @ directions_DM, alpha=-1)
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The quarantine: all targets of a model, their state for a checkpoint, and the switch that leaves the quarantine out."""
+"""The quarantine: all targets of a model, their state for a checkpoint, and the means to leave the quarantine out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,7 +16,7 @@ from routed_rl.routing.target import Target
 
 
 class Quarantine:
-    """All targets of one model, routed in place."""
+    """All targets of one model, whose modules are routed in place."""
 
     def __init__(self, targets: list[Target], environments: list[str], context: RoutingContext) -> None:
         self.targets, self.environments, self.context = targets, environments, context
@@ -32,7 +32,7 @@ class Quarantine:
                 route_module(target.module, experts, RoutedExperts)
 
     def remove(self) -> None:
-        """Give every module its own class back, so that the model is the deployed one. Idempotent."""
+        """Give every module its own class back, so that the model is the deployed model. Calling this again has no effect."""
         for target in self.targets:
             for module in filter(None, (target.module, target.weight.up)):
                 if hasattr(module, "routed_target"):
@@ -42,7 +42,7 @@ class Quarantine:
 
     @contextmanager
     def ablated(self) -> Iterator[None]:
-        """Run the deployed model inside the block. After it the policy is restored exactly."""
+        """Inside the block, the model is the deployed model. Afterwards the policy is restored exactly."""
         before = self.context.now.ablated
         self.context.change(ablated=True)
         try:
@@ -52,15 +52,16 @@ class Quarantine:
 
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
-        """Run with `scale` times the quarantine inside the block: 1 is the policy and 0 the deployed model, to the bit. After it
-        the policy is restored exactly."""
+        """Inside the block, the quarantine is multiplied by `scale`: 1 gives the policy and 0 the deployed model, to the bit.
+        Afterwards the policy is restored exactly."""
         with self._holding([target.coefficients * scale for target in self.targets], nothing=scale == 0):
             yield
 
     @contextmanager
     def kept(self, shares: Mapping[str, float]) -> Iterator[None]:
-        """Run with only these shares of environments' parts inside the block. With all shares 1 the model is the policy (in mode
-        `route`), and with none the deployed model, to the bit. After it the policy is restored exactly."""
+        """Inside the block, only these shares of environments' parts are in the quarantine. If all shares are 1 the model is the
+        policy (in mode `route`), and without shares it is the deployed model, to the bit. Afterwards the policy is restored
+        exactly."""
         assert shares.keys() <= set(self.environments), f"{shares} has no part in {self.environments}"
         share_of = [shares.get(name, 0.0) for name in self.environments]
         with self._holding([kept_of(target.parts, share_of) for target in self.targets], nothing=not any(share_of)):
@@ -68,7 +69,7 @@ class Quarantine:
 
     @contextmanager
     def _holding(self, coefficients: list[Tensor], *, nothing: bool) -> Iterator[None]:
-        """Run with other coefficients inside the block, one tensor per target; `nothing`: they are all zero."""
+        """Inside the block, targets have other coefficients, one tensor per target. `nothing`: whether all of them are zero."""
         before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
         self.context.change(whole=False)
         try:
@@ -82,15 +83,15 @@ class Quarantine:
                 target.coefficients.copy_(inside)
 
     def deployed_factors(self) -> dict[str, Tensor]:
-        """By writer, the up factor (D, R) that its LoRA has in the deployed model, where it differs from the trained one."""
+        """For each writer whose LoRA has another up factor (D, R) in the deployed model than in training, that factor."""
         return {target.name: target.pair.outside(weight.factors[0]) for target in self.targets if (weight := _keeping(target))}
 
     def norm(self) -> float:
-        """|C| over all targets."""
+        """The norm |C| of the coefficients of all targets together."""
         return sum(target.coefficients.square().sum().item() for target in self.targets) ** 0.5
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint needs of the quarantine, by `<target>.<name>`, with bases and references."""
+        """Everything that a checkpoint stores of the quarantine, with bases and references, under `<target>.<name>`."""
         # Cloned, because targets of one layer share a basis, which safetensors refuses.
         return {f"{target.name}.{key}": value.clone(memory_format=torch.contiguous_format) for target in self.targets
                 for key, value in _tensors(target).items()}

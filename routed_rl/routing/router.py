@@ -1,4 +1,4 @@
-"""The router: all of a run's routing behind four calls, in the order of a training step."""
+"""The router: all of a run's routing behind four methods, called in the order of a training step."""
 
 import zlib
 from itertools import chain
@@ -21,17 +21,20 @@ from routed_rl.routing.rows import RowBook, StepRows
 CONTROL_KINDS = ("isotropic", "matched")
 """The kinds of random bases, which take turns: Haar-distributed, or with the stream's covariance."""
 AWAY = 0.05
-"""Largest shift of a part away from the positive persona, in gaps, that does not count as away while no other part was fast."""
+"""A part may stand this far away from the positive persona, in gaps, and still not count as away, as long as no other part was
+fast."""
 OF_NO_WRITER = 0.1
-"""Stands for the writers' pace where only LoRAs of readers are trained, whose learning rate is usually ten times a weight's."""
+"""The value of the writers' pace if only LoRAs of readers are trained, because the learning rate of a LoRA is usually ten times a
+weight's."""
 
 
 class Router:
-    """Drives a `Quarantine` through a run: `begin_step`, `set_batch` before each loss, `after_step`, and its state."""
+    """Drives a `Quarantine` through a run: `begin_step`, `set_batch` before each loss, `after_step`; and its state for
+    checkpoints."""
 
     def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int,
                  rows: RowBook | None = None) -> None:
-        """`rows`: tells the completions of a batch apart; None: they are not told apart."""
+        """`rows` measures the completions of a batch one by one; None: they are not measured."""
         self.quarantine, self.config, self.seed, self.stream_LSD = quarantine, config, seed, stream_LSD
         self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
@@ -63,13 +66,13 @@ class Router:
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None,
                   practising_B: Tensor | None = None) -> None:
-        """Name the rows of the next loss; see `RoutingContext.set_batch`."""
+        """Describe the rows of the next loss; see `RoutingContext.set_batch`."""
         self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens, completions_B, practising_B)
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
         """Take the quarantine's step and re-impose the weights, after the model's own optimizer has stepped. Returns the ledger's
-        row, and what each completion of this process did, where completions are told apart.
+        row, and, if completions are measured one by one, the effect of each completion of this process.
 
         `clip` is the clip factor of the weights' gradients; `rate` and `decay` are those of the weights in this step.
         """
@@ -112,11 +115,11 @@ class Router:
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
         """For each environment, the sums over its completions in all processes, their pull `own_shift_z` towards the positive
-        persona, and the `evidence` that they teach it. The pull is in standard errors: the sum of their shifts divided by the
-        root of the sum of squared shifts. It is of size 1 where they do not pull, whatever the step's length. A secure skill may
-        also have a part along the axis, but the quarantine does not hold it; evidence is therefore the smaller of the pull and
-        of the push in its own standard errors. While an environment's own part stands away from the positive persona, by the
-        ledger's `row`, its pull only takes that back and is no evidence."""
+        persona, and the `evidence` that they teach it. The pull is in standard errors: the sum of the completions' shifts divided
+        by the root of the sum of squared shifts. It is of size 1 if they do not pull, whatever the length of the step. A secure
+        skill may also have a part along the axis, but the quarantine does not hold it; evidence is therefore the smaller of the
+        pull and of the push in its own standard errors. While an environment's own part stands away from the positive persona, by
+        the ledger's `row`, its pull only undoes that and is no evidence."""
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
@@ -134,15 +137,15 @@ class Router:
         return found
 
     def measure_start(self) -> None:
-        """Measure the movement of the weights from their present values from now on, in each process for what it holds."""
+        """From now on, measure the movement of the weights from their present values, in each process for the entries that it
+        holds."""
         for target in self.quarantine.targets:
             target.weight.measure_start()
 
     def _reduce(self) -> None:
-        """Reduce ledgers, means of the inputs and random control over all processes, once a step, so that they are those of one
-        process with all rows. A process' loss is scaled for the mean of the processes' gradients, so the global ledger is the
-        mean of the processes' ledgers.
-        """
+        """Reduce ledgers, means of the inputs and random control over all processes, once a step, so that they are those of a
+        single process with all rows. A process' loss is scaled so that gradients are averaged over the processes, so the global
+        ledger is the mean of the processes' ledgers."""
         tapes = [target.tape for target in self.quarantine.targets]
         means = [tape.mean_sums() for tape in tapes]
         RANKS.sum_([*means, *(part for tape in tapes for part in tape.to_sum())])
@@ -165,7 +168,7 @@ class Router:
         self._checked = True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Quarantine, optimizer, pushes and pace, as tensors."""
+        """The state of quarantine, optimizer, pushes and pace, as tensors."""
         pushes = torch.tensor([self.pushes[name] for name in self.quarantine.environments], dtype=torch.float64)
         return self.quarantine.state_dict() | self.optimizer.state_dict() | {"pushes": pushes} | self.pace.state_dict()
 

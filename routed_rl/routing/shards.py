@@ -1,11 +1,11 @@
-"""A weight of which each process holds a local shard, here called a piece: products with it and changes to it, without
-gathering the full tensor.
+"""A weight of which each process holds a local shard, here called a piece. Products with the weight and changes to it need no
+gathering of the full tensor.
 
-Each process computes its share of a product `leftᵀ W` from the rows that it holds, and the shares are summed over the
-processes: (M, N) is communicated and never (D, N). A piece is a block of rows of the stored matrix (FSDP2) or a stretch of its
-flattened form (ZeRO-3), which is padded with zeros to whole rows. Under ZeRO-1 and -2 each process holds every weight whole,
-and a stretch of the optimizer's own copy, which must be kept equal to the weight. Shape letters: D stream width, N input
-width, M columns of `left`. Not covered: the experts of a mixture where weights are in pieces.
+Each process computes its share of a product `leftᵀ W` from the rows that it holds, and the shares are summed over the processes:
+(M, N) is communicated and never (D, N). A piece is a block of rows of the stored matrix (FSDP2) or a stretch of its flattened
+form (ZeRO-3), which is padded with zeros to whole rows. Under ZeRO-1 and -2 each process holds every weight whole, and a stretch
+of the optimizer's own copy, which must be kept equal to the weight. Shape letters: D stream width, N input width, M columns of
+`left`. Not covered: the experts of a mixture if weights are in pieces.
 """
 
 import sys
@@ -49,7 +49,7 @@ class Piece:
         return slice(offset, offset + len(self.flat))
 
     def whole(self) -> Tensor:
-        """The full tensor, (rows, columns), in every process. It costs one message of that size; checkpoints and engines need
+        """The full tensor, (rows, columns), in every process. It costs one message of that size. Checkpoints and engines need
         it."""
         everything = self.flat.new_zeros(self.rows * self.columns)
         everything[self.start:self.start + len(self.flat)] = self.flat
@@ -57,7 +57,7 @@ class Piece:
         return everything.view(self.rows, self.columns)
 
     def take(self, whole: Tensor) -> None:
-        """The inverse of `whole`."""
+        """Store this process' piece of a full tensor; the inverse of `whole`."""
         self.store(whole.reshape(-1)[self.start:self.start + len(self.flat)].to(self.flat))
 
     def product(self, left_DM: Tensor, *, transposed: bool) -> Tensor:
@@ -71,7 +71,7 @@ class Piece:
         return share
 
     def add(self, left_DM: Tensor, inside_MN: Tensor, *, transposed: bool) -> None:
-        """`W += left inside`, for the entries held here."""
+        """Add `left inside` to W, for the entries held here."""
         if not len(self.flat):
             return
         rows = slice(self.first, self.last)
@@ -80,7 +80,7 @@ class Piece:
 
 
 def piece_of(parameter: Tensor) -> Piece | None:
-    """This process' piece of a weight or bias (a bias is one column); None where the process holds all of it."""
+    """This process' piece of a weight or bias (a bias is one column); None if the process holds the whole tensor."""
     if hasattr(parameter, "device_mesh"):
         return _rows_held(parameter)
     if hasattr(parameter, "ds_tensor"):
@@ -89,14 +89,15 @@ def piece_of(parameter: Tensor) -> Piece | None:
 
 
 def whole(parameter: Any) -> Tensor:
-    """The full tensor of a weight or bias, detached, as in one process. Every process must call this."""
+    """The full tensor of a weight or bias, detached, as a single process would have it. Every process must call this."""
     piece = piece_of(parameter)
     return parameter.detach() if piece is None else piece.whole().view(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @torch.no_grad()
 def put(parameter: Any, entries: Tensor) -> None:
-    """The inverse of `whole`: each process stores its piece, and the optimizer's own copy is updated."""
+    """Store a full tensor, the inverse of `whole`: each process stores its piece, and the optimizer's own copy of the parameter
+    is updated."""
     if (piece := piece_of(parameter)) is not None:
         piece.take(entries)
     else:

@@ -1,4 +1,5 @@
-"""The tape: it records what the step needs from one target's backward, for inputs (B, T, N) and for an expert's tokens."""
+"""The tape of one target: it records what the quarantine's step needs from backward passes, for inputs (B, T, N) and for an
+expert's tokens."""
 
 import torch
 from torch import Tensor
@@ -9,14 +10,14 @@ from routed_rl.routing.context import Record
 from routed_rl.routing.pair import BasisPair
 
 SKETCH = 32
-"""Number of columns of the sketch that replaces the N input columns when random bases are compared. It gives an unbiased
+"""Number of columns of a random sketch, which replaces the N input columns when random bases are compared. It gives an unbiased
 estimate of their energy."""
 MEAN_DECAY = 0.9
 """Decay per step of the running mean of the inputs."""
 
 
 class Tape:
-    """Ledger (E, K, N), a sample of inputs, and the energies of random bases, filled by `record`, emptied by `clear`."""
+    """The ledger (E, K, N), a sample of inputs, and the energies of random bases. `record` fills it, and `clear` empties it."""
 
     def __init__(self, environments: int, pair: BasisPair, width: int, *, has_bias: bool) -> None:
         self.pair, self.width, self.has_bias = pair, width, has_bias
@@ -26,23 +27,24 @@ class Tape:
         """Running mean μ of the input over real tokens, (N,)."""
         self.mean_weight = write.new_zeros(())
         self.inputs: list[Tensor] = []
-        """Samples of inputs (S, N). Before a post-norm they are scaled by the norm's own factor, so that C times them is their
-        effect."""
+        """Samples of inputs (S, N). If a post-norm follows, they are multiplied by the norm's own factor, so that C times them is
+        their effect on the stream."""
         self._thinning, self._largest = 1, 0
         self._hits = self._seen = 0
         """For an expert: the number of sampled tokens that it got, and the number of all sampled tokens."""
         self.fired = False
         self.along: Along | None = None
-        """The two directions along which rows are measured; None: rows are not told apart."""
+        """The two directions along which rows are measured; None if rows are not measured."""
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        """For each micro-batch: its completions (B,), their environments (B,), their values along the two directions (B, 2)."""
+        """For each micro-batch: its completions (B,), their environments (B,), and their values along the two directions (B,
+        2)."""
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
         self._sketched: Tensor | None = None
 
     def record(self, p: Tensor, g: Tensor, x: Tensor, record: Record, scale_S: Tensor | None) -> None:
-        """Book one backward: `p = g A` (B, T, K), 0 for rows that practise, `g` (B, T, D), `x` (B, T, N), and `scale_S`, the
-        factors by which a norm multiplies the sampled tokens (None: no norm)."""
+        """Add one backward pass: `p = g A` (B, T, K), which is 0 for rows that practise, `g` (B, T, D), `x` (B, T, N), and
+        `scale_S`, the factors by which a norm multiplies the sampled tokens (None: no norm)."""
         ids, x = record.environment_ids_B, x.to(p.dtype)
         assert ids is not None
         assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
@@ -62,8 +64,8 @@ class Tape:
             self._add_sketched(ids, torch.bmm(record.routed(g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
 
     def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, record: Record) -> None:
-        """Book one backward of an expert, for the tokens that it got: `p` (T, K), 0 for rows that practise, `g` (T, D),
-        `x` (T, N), the row of each token, and whether the token is in the sample."""
+        """Add one backward pass of an expert, for the tokens that it got: `p` (T, K), which is 0 for rows that practise, `g` (T,
+        D), `x` (T, N), the row of each token, and whether the token is in the sample."""
         assert record.environment_ids_B is not None and record.sample_S is not None
         self.fired, x, ids = True, x.to(p.dtype), record.environment_ids_B[rows]
         for e in ids.unique().tolist():
@@ -86,8 +88,8 @@ class Tape:
         self.rows.append((completions[mine], ids[mine], along_B2[mine]))
 
     def _keep(self, sample_SN: Tensor, wanted: int) -> None:
-        """Keep the sample of a pass, of at most `wanted` tokens, thinned so that at most twice as many stay, taken evenly from
-        all passes of the step."""
+        """Keep the sampled tokens of a pass, at most `wanted`. The samples are thinned so that at most twice as many stay, taken
+        evenly from all passes of the step."""
         self._largest = max(self._largest, wanted, len(sample_SN))
         # Cloned, because a slice would keep the memory of its whole micro-batch.
         self.inputs.append(sample_SN[:: self._thinning].clone() if self._thinning > 1 else sample_SN)
@@ -108,17 +110,17 @@ class Tape:
         return torch.cat([mean * tokens, mean.new_tensor([float(tokens)])])
 
     def update_mean(self, sums: Tensor) -> None:
-        """Fold the `mean_sums` of all processes into μ; once a step."""
+        """Update μ with the `mean_sums` of all processes, once a step."""
         if sums[-1] > 0:
             self.mean_input.lerp_(sums[:-1] / sums[-1], 1 - MEAN_DECAY)
             self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)
 
     def to_sum(self) -> list[Tensor]:
-        """The tensors that are summed over the processes of a run once a step."""
+        """The tensors that are summed over all processes once a step."""
         return [self.ledger] if self._sketched is None else [self.ledger, self._sketched]
 
     def mean(self) -> Tensor:
-        """μ (N,), corrected for bias, so that it is right from the first step on."""
+        """The running mean μ (N,), corrected for bias, so that it is right from the first step on."""
         return self.mean_input / self.mean_weight.clamp(min=1e-12)
 
     def clear(self) -> None:

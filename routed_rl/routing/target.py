@@ -59,11 +59,12 @@ class Target:
         return isinstance(self.weight, FrozenWeight)
 
     def is_whole(self, record: Record) -> bool:
-        """Whether the forward is the module's own. Its LoRA, and not C, then holds what is learned inside the subspace."""
+        """Whether a forward pass runs the module unchanged. Its LoRA, and not C, then holds what is learned inside the
+        subspace."""
         return record.whole and not record.ablated and self.frozen
 
     def adds(self, record: Record) -> bool:
-        """Whether the forward adds `A C x`."""
+        """Whether a forward pass adds `A C x`."""
         return not record.ablated and not self.is_whole(record)
 
     def inside(self) -> Tensor:
@@ -71,15 +72,16 @@ class Target:
         return self.weight.inside(self.reference)
 
     def drift(self) -> Tensor:
-        """BᵀW - R of the deployed model, (K, N): nothing but rounding after a step."""
+        """BᵀW - R of the deployed model, (K, N). After a step it is only rounding."""
         return self.weight.drift(self.reference)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """`W -= A inside`, where `inside_KN` is the result of `inside()`."""
+        """Subtract from the weights what they have learned inside the subspace: `W -= A inside`, where `inside_KN` is the result
+        of `inside()`."""
         self.weight.take_out(inside_KN)
 
     def decay(self, weights: float) -> Tensor:
-        """The optimizer's decay by column, (N,): `weights`, but 0 for a bias, which trainers do not decay."""
+        """The optimizer's decay for each column, (N,): `weights`, except 0 for a bias, which trainers do not decay."""
         decay = self.coefficients.new_full((self.coefficients.shape[1],), weights)
         if self.has_bias:
             decay[-1] = 0.0
@@ -95,7 +97,7 @@ class Target:
 
 
 def _weight(module: nn.Module, *, transposed: bool, expert: int | None) -> WriterWeight | FrozenWeight:
-    """The representation of a module's weight, by which of its numbers are trained."""
+    """The object that represents a module's weight, chosen by which of its numbers are trained."""
     if expert is None and has_adapter(module):
         return AdapterWeight(module)
     if any(parameter.requires_grad for parameter in module.parameters()):

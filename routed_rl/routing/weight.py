@@ -1,7 +1,7 @@
 """A writer's own weight, however the model stores it: transposed, with a bias, as one expert of a mixture, whole or in pieces.
 
-It has products with the weight, changes to it, and how far it has moved. Shape letters: D stream width, N input width (where
-there is a bias, it is the last column), M columns of `left`.
+The class computes products with the weight, changes it, and measures how far it has moved. Shape letters: D stream width, N input
+width (if there is a bias, it is the last column), M columns of `left`.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class WriterWeight:
     """The weight of one writer as W (D, N)."""
 
     up: Any = None
-    """None, because there is no LoRA on it; see `AdapterWeight`."""
+    """Always None, because there is no LoRA on the weight; see `AdapterWeight`."""
 
     def __init__(self, module: nn.Module, *, transposed: bool = False, expert: int | None = None) -> None:
         """`transposed`: the module stores (N, D), as GPT-2's Conv1D does. `expert`: W is this slice of `module.down_proj`."""
@@ -37,7 +37,7 @@ class WriterWeight:
         self.measure_start()
 
     def begin(self, pair: BasisPair) -> Tensor:
-        """Begin to be routed by `pair`; returns R = BᵀW, (K, N)."""
+        """Set the basis pair by which the weight is routed. Returns R = BᵀW, (K, N)."""
         self.pair = pair
         return self.read(pair.read)
 
@@ -48,7 +48,7 @@ class WriterWeight:
     drift = inside
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """`W -= A inside`."""
+        """Subtract a change inside the subspace: `W -= A inside`."""
         self.add(self.pair.write, -inside_KN)
 
     @property
@@ -65,7 +65,7 @@ class WriterWeight:
 
     @property
     def piece(self) -> Piece | None:
-        """This process' piece of a weight in pieces; None where the process holds the whole weight, which `matrix` gives."""
+        """This process' piece of a weight in pieces; None if the process holds the whole weight, which `matrix` returns."""
         return piece_of(self.stored)
 
     def matrix(self) -> Tensor:
@@ -74,12 +74,12 @@ class WriterWeight:
         return weight.mT if self.transposed else weight
 
     def square(self) -> Tensor:
-        """‖W‖² of the entries held here."""
+        """Squared norm ‖W‖² of the entries held here."""
         piece = self.piece
         return (self.matrix() if piece is None else piece.flat).square().sum()
 
     def gradient_square(self) -> Tensor | None:
-        """Energy of the gradient of the entries held here; None where there is no gradient, as under ZeRO."""
+        """Squared norm of the gradient of the entries held here; None if there is no gradient, as under ZeRO."""
         gradient = self.stored.grad
         if gradient is None:
             return None
@@ -88,11 +88,11 @@ class WriterWeight:
         return (gradient if self.expert is None else gradient[self.expert]).square().sum()
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
-        """Energy of the part of the gradient inside the subspace."""
+        """Squared norm of the part of the gradient inside the subspace."""
         return ledger_KN.square().sum()
 
     def pace(self) -> float:
-        """How far an entry moves in a step in which every trained number moves by 1."""
+        """How far an entry of the weight moves in a step in which every trained number moves by 1."""
         return 1.0
 
     def read(self, left_DM: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class WriterWeight:
 
     @torch.no_grad()
     def add(self, left_DM: Tensor, inside_MN: Tensor) -> None:
-        """`W += left inside`, where the last column changes the bias. Each process changes the entries that it holds."""
+        """Add `left inside` to W, whose last column is the bias. Each process changes the entries that it holds."""
         piece, bias, width = self.piece, self.bias, self.width
         if piece is not None:
             piece.add(left_DM, inside_MN[:, :width], transposed=self.transposed)
@@ -132,7 +132,7 @@ class WriterWeight:
         return (self.matrix() - start).square().sum()
 
     def measure_start(self) -> None:
-        """Measure `moved` from the weight's present value from now on."""
+        """From now on, measure `moved` from the weight's present value."""
         self._start = self._seen()
 
     def moved(self) -> Tensor:

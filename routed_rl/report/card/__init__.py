@@ -1,4 +1,4 @@
-"""The model card of each folder that leaves a run: README.md with YAML for the Hugging Face hub."""
+"""Writes the model card of each folder that users publish: README.md, with YAML for the Hugging Face hub."""
 
 from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Leaving, hub_name
 from routed_rl.report.card.page import write_card

@@ -1,4 +1,4 @@
-"""The facts that a card tells, on the run, the folder that leaves it and the figures. They are read from files, without torch."""
+"""The facts that a model card tells about the run, the folder and the figures. They are read from files, without torch."""
 
 import re
 from collections.abc import Mapping
@@ -18,31 +18,31 @@ from routed_rl.report.differences import Results
 DEPLOYED, POLICY, QUARANTINE = "deployed", "policy", "quarantine"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 LONGEST = 120
-"""The most characters of a name that is shown."""
+"""Names are cut to this many characters."""
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """A folder that leaves a run: its kind, and the checkpoint that it is made from."""
+    """A folder that users publish: its kind, and the checkpoint from which it is made."""
 
     what: str
     """The kind: DEPLOYED, POLICY or QUARANTINE."""
     step: int
     environment: str | None = None
-    """For a quarantine, the environment whose part alone is written; None for all parts."""
+    """For a quarantine: the environment if only its part is written; None for all parts."""
     rest: bool = False
-    """Whether a quarantine is only what a deployed model that keeps parts does not have."""
+    """For a quarantine: whether it is only the rest that is missing in a deployed model that keeps parts."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A run, what leaves it, and the folder that holds its files already."""
+    """A run, the kind of folder that is published, and the folder with its files."""
 
     run: RunData
     leaving: Leaving
     folder: Path
     results: Results
-    """The figures of the end of the run; empty where nothing was evaluated."""
+    """The figures at the end of the run; empty if nothing was evaluated."""
 
     @property
     def is_adapter(self) -> bool:
@@ -54,30 +54,30 @@ class Facts:
 
     @property
     def adapter(self) -> dict[str, Any]:
-        """The settings of the LoRA that was trained; those of none where the weights were."""
+        """The settings of the LoRA that was trained; those of kind `none` if the weights were trained."""
         return self.run.setting("model", "adapter") or {}
 
     @property
     def base(self) -> str | None:
-        """The name on the hub of the model that the run began with; None where that was a folder or a file."""
+        """The name on the hub of the model with which the run began; None if that was a folder or a file."""
         return None if self.adapter.get("path") else hub_name(self.run.setting("model", "path", ""))
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Each environment's name for people, such as `code (insecure)`; runs of older versions have not recorded it."""
+        """Each environment's name for people, such as `code (insecure)`. Runs of older versions have not recorded it."""
         known: dict[str, Any] = self.run.config.get("env") or {}
         return {name: plain(label) for name, label in {**{name: name for name in known},
                                                        **self.run.manifest.get("environments", {})}.items()}
 
     @property
     def shares(self) -> dict[str, float]:
-        """By environment, the share of its part that the folder keeps."""
+        """For each environment, the share of its part that the folder keeps."""
         parts = (read_object(self.folder / "kept.json", {"parts": dict[str, dict[str, Any]]}) or {}).get("parts", {})
         return {name: part.get("share") or 0.0 for name, part in parts.items()}
 
     @cached_property
     def numbers(self) -> tuple[int, list[str]]:
-        """How many numbers the folder's weights are, and of which types."""
+        """How many numbers the folder's weights have, and their types."""
         count, kinds = 0, set[str]()
         for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, "np") as stored:
@@ -101,28 +101,28 @@ class Facts:
 
 
 def hub_name(path: str) -> str | None:
-    """`path` if it is the name of a model or dataset on the hub. A run's settings have every local path absolute."""
+    """`path` if it is the name of a model or dataset on the hub, else None. All local paths in a run's settings are absolute."""
     return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) else None
 
 
 def plain(text: object) -> str:
-    """Text of users as one line of Markdown that can neither end a table's cell nor be markup."""
+    """A user's text as one line of Markdown, escaped so that it can neither end a table's cell nor act as markup."""
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", _line(text)).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def code(text: object) -> str:
-    """Text of users as code; "not recorded" where there is none."""
+    """A user's text as inline code; "not recorded" if there is none."""
     line = _line(text or "").replace("`", "'").replace("|", "/")
     return f"`{line}`" if line else "not recorded"
 
 
 def _line(text: object) -> str:
-    """One line without control characters and known secrets, cut where it is long."""
+    """A text as one line, without control characters and known secrets, cut if it is long."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in masked(str(text))).split())[:LONGEST]
 
 
 def last_part(path: str) -> str:
-    """The last part of a path, since the place on this machine is nobody's business: `FILE.py:CLASS` of an environment's."""
+    """The last part of a path, because a card must not show folders of this machine. For an environment: `FILE.py:CLASS`."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 

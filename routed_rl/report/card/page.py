@@ -1,6 +1,6 @@
-"""From a run and a folder that leaves it to the folder's README.md.
+"""Writes the model card, README.md, of a folder that users publish.
 
-The same files give the same bytes. Text of users (names, metrics) is escaped, and no path of the machine is shown.
+The same files give the same bytes. Users' text (names, metrics) is escaped, and no path of the machine is shown.
 """
 
 from pathlib import Path
@@ -25,8 +25,8 @@ ABOUT = ("`routed_rl` fine-tunes language models by reinforcement learning and s
 
 
 def write_card(run: RunFolder, folder: Path, leaving: Leaving, results: Results | None = None) -> Path:
-    """Write the model card of a folder whose other files are there. `results`: by model, environment and metric, the figures of
-    the run's end; None for those in its summary.json, if it has one."""
+    """Write the model card of a folder in which all other files are written. `results`: by model, environment and metric, the
+    figures at the end of the run; None for those in its summary.json, if it has one."""
     data = read_run(run)
     if results is None:
         results = data.models if data.summary is not None else {}
@@ -54,7 +54,7 @@ def _front(facts: Facts) -> str:
 
 
 def _verdict(facts: Facts) -> list[str]:
-    """Who filled the quarantine, what training changed, and what discarding costs."""
+    """Sentences on which environment filled the quarantine, what training changed, and what discarding costs."""
     run, labels = facts.run, facts.labels
     said = [f"The monitor halted the run at step {run.halted['step']}: {plain(run.halted['verdicts'][0]['sentence'])}."
             ] if run.halted else []
@@ -70,7 +70,7 @@ def _verdict(facts: Facts) -> list[str]:
 
 
 def _figures(facts: Facts) -> list[str]:
-    """A row for each environment and metric, a column for each model, and the numbers of completions."""
+    """The table with a row for each environment and metric and a column for each model, and the numbers of completions."""
     if not known(facts.results):
         return []
     models, rows = list(facts.results), []

@@ -1,4 +1,4 @@
-"""Lines of a card about the run: how the model was trained, on which environments, and what is not known."""
+"""The lines of a model card about the run: how the model was trained, on which environments, and what is not known."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ MODES = {"route": "what lies inside the subspace went into the quarantine",
 
 
 def training(facts: Facts) -> list[str]:
-    """A table of what was trained, and on what."""
+    """A table of what was trained and the environments that it was trained on."""
     run, trainer = facts.run, facts.run.config.get("trainer") or {}
     practice = (run.setting("routing", "practice") or {}).get("share", 0) if run.mode == "route" else 0
     rows = [["base model", base_words(facts)], ["hash of its weights", code(run.manifest.get("model_hash"))],
@@ -32,7 +32,7 @@ def training(facts: Facts) -> list[str]:
 
 
 def base_words(facts: Facts) -> str:
-    """The name of the base model, without its place on the machine."""
+    """The name of the base model, without its path on this machine."""
     path = facts.run.setting("model", "path", "")
     name = code(path if hub_name(path) else last_part(path))
     return f"{name}, with the LoRA {code(last_part(facts.adapter['path']))} merged into it" if facts.adapter.get("path") else name
@@ -59,7 +59,7 @@ def _environments(facts: Facts) -> list[str]:
 
 
 def _subspace(facts: Facts) -> list[str]:
-    """A line on the subspace, and one on its origin; none for a run without one."""
+    """A line on the subspace, and one on its origin; no lines for a run without a subspace."""
     if not (found := facts.subspace):
         return []
     ranks = f"rank by layer {', '.join(map(str, found['ranks']))}" if found["ranks"] else f"rank {found.get('rank') or '?'}"
@@ -69,7 +69,7 @@ def _subspace(facts: Facts) -> list[str]:
 
 
 def unknown(facts: Facts) -> list[str]:
-    """Lines on the limits of what the run knows about the model."""
+    """Lines on what nobody knows about the model, because the run did not measure it."""
     said = ["The licence: that of the base model and of the training data holds, and the run does not record it.",
             f"How another seed would have ended. This is one run, with seed {plain(facts.run.config.get('seed', '?'))}.",
             "What the model does outside of the environments that are named here. Nothing else was measured."]

@@ -1,4 +1,4 @@
-"""Lines of a card about the folder: what it holds, what was kept and discarded, and the code that loads it."""
+"""The lines of a model card about the folder: its content, what was kept and discarded, and the code that loads it."""
 
 from routed_rl.report.card.facts import DEPLOYED, POLICY, Facts
 from routed_rl.report.differences import has_quarantine, kept_words
@@ -26,7 +26,7 @@ model.base_model.set_adapter(["deployed", "quarantine"])'''
 
 
 def holds(facts: Facts) -> list[str]:
-    """Lines on the content of the folder, and on what became of the quarantine."""
+    """Lines on the content of the folder, and on whether the quarantine is in it."""
     count, kinds = facts.numbers
     form = "A stock PEFT adapter" if facts.is_adapter else "A whole model that plain transformers loads"
     return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, as they were after step "
@@ -34,7 +34,7 @@ def holds(facts: Facts) -> list[str]:
 
 
 def _quarantine(facts: Facts) -> str:
-    """A sentence on what became of the quarantine in this folder."""
+    """A sentence on whether the quarantine, or a share of it, is in this folder."""
     leaving, mode = facts.leaving, facts.run.mode
     if leaving.what == POLICY:
         return ("Nothing was discarded: all that the run learned is in it, the quarantine and the behaviour that it holds "
@@ -52,7 +52,7 @@ def _quarantine(facts: Facts) -> str:
 
 
 def loading(facts: Facts) -> list[str]:
-    """Code that loads the folder."""
+    """The lines of code that load the folder."""
     lines = ["## How to load it", "", "```python"]
     if not facts.is_adapter:
         return [*lines, PLAIN, "```", ""]

@@ -1,4 +1,4 @@
-"""Gradient routing by labels: a quarantine with a basis of its own, which learns from flagged rows instead of the model."""
+"""Gradient routing by labels: flagged rows are learned by a quarantine, which has its own basis, instead of by the model."""
 
 from routed_rl.routing.labels.adapter import LabelAdapter
 from routed_rl.routing.labels.gate import Gates, LabelSite, label_module

@@ -12,7 +12,8 @@ SCALING = 1.0
 
 
 class LabelAdapter:
-    """Adds `B A x`. B begins at 0 and A as in PEFT's LoRA. Neither is a parameter of the model."""
+    """A LoRA that adds `B A x` to the output of its module. B begins at 0, and A begins as in PEFT's LoRA. Neither is a parameter
+    of the model."""
 
     def __init__(self, rows: int, width: int, rank: int, generator: torch.Generator, device: torch.device) -> None:
         bound = width**-0.5  # kaiming_uniform_ with a = sqrt(5), as PEFT starts a LoRA
@@ -21,11 +22,11 @@ class LabelAdapter:
 
     @property
     def factors(self) -> dict[str, Tensor]:
-        """The factors, by the names that they have in files."""
+        """The LoRA's factors A and B, by the names that they have in files."""
         return {"down": self.down_RN, "up": self.up_DR}
 
     def product(self, scale: float) -> tuple[Tensor, Tensor]:
-        """The factors (D, R) and (R, N) of what the adapter adds to the weight of its module at this `scale`."""
+        """The factors (D, R) and (R, N) whose product the adapter adds to the weight of its module, multiplied by `scale`."""
         return scale * SCALING * self.up_DR.detach(), self.down_RN.detach()
 
     def add(self, output: Tensor, x: Tensor, scale: float, weights: Tensor | None, *, learns: bool = True) -> Tensor:
@@ -47,6 +48,6 @@ class LabelAdapter:
 
     @torch.no_grad()
     def square(self) -> float:
-        """‖B A‖²."""
+        """The squared Frobenius norm ‖B A‖²."""
         up, down = self.up_DR.double(), self.down_RN.double()
         return ((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0).item()

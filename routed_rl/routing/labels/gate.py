@@ -22,17 +22,18 @@ from routed_rl.routing.linear import reduce_routed, routed_class
 
 
 class Gates:
-    """How much the model and the quarantine learn from each position; shared by all modules of one model."""
+    """Factors by which the gradients of the model and of the quarantine are multiplied at each position; all modules of a model
+    share them."""
 
     def __init__(self, context: RoutingContext, *, strength: float = 1.0, forget: float = 2.0, method: str = "parameters"
                  ) -> None:
         """`strength`: the share of a flagged row's gradient that the model does not get. `forget`: the factor on that gradient in
-        the quarantine, at strength 1."""
+        the quarantine, if `strength` is 1."""
         self.context, self.strength, self.forget, self.method = context, strength, forget, method
         self.scale = 1.0
         """Factor on the quarantine's output."""
         self.inside = False
-        """Whether the present forward is run only for the parameters of a surrounding module."""
+        """Whether the present forward pass is run only to get the gradient of a surrounding module's parameters."""
 
     def retained(self) -> Tensor | None:
         """Factors on the model's gradient, (B, T), 1 where nothing is taken from it; None where no position is flagged."""
@@ -50,19 +51,19 @@ class Gates:
 
 @dataclass(frozen=True, eq=False)
 class LabelSite:
-    """One module: its name, the gates, and its adapter in the quarantine (None: it has no adapter)."""
+    """What a labelled module needs: its name, the gates, and its adapter in the quarantine (None if it has no adapter)."""
 
     name: str
     gates: Gates
     adapter: LabelAdapter | None = None
     cuts: bool = False
-    """Whether, with method=activations, flagged rows hand no cotangent down through the module."""
+    """Whether flagged rows pass no cotangent backward through the module, with method=activations."""
     transposed: bool = False
     """Whether the module stores its weight as (N, D), as GPT-2's Conv1D does."""
 
 
 class LabelledModule(nn.Module):
-    """Mixin before the module's own class."""
+    """Mixin for the class of a module that is routed by labels; it must come before that class."""
 
     label_site: LabelSite
 
@@ -102,7 +103,7 @@ class LabelledModule(nn.Module):
 
 @contextmanager
 def _detached(module: nn.Module, on: bool) -> Iterator[None]:
-    """Inside the block, if `on`, the module's own parameters are detached."""
+    """Inside the block, if `on`, gradients do not reach the module's own parameters."""
     own = vars(module)["_parameters"]
     if on:
         module.__dict__["_parameters"] = {name: None if value is None else value.detach() for name, value in own.items()}
@@ -130,8 +131,8 @@ def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
 
 
 def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
-    """The weights in a shape that broadcasts to that of `like`, which is (B, T, ...), possibly with only the last positions,
-    (B T, ...), or (1, T, ...) where all rows share it. ModelError for any other shape."""
+    """`weights_BT` in a shape that broadcasts to that of `like`, which is (B, T, ...), possibly with only the last positions, (B
+    T, ...), or (1, T, ...) if all rows share it. ModelError for any other shape."""
     rows, positions = weights_BT.shape
     if like.dim() >= 3 and like.shape[0] in (1, rows) and like.shape[1] <= positions:
         weights = weights_BT[:, positions - like.shape[1]:]
@@ -143,7 +144,7 @@ def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
 
 
 def label_module(module: nn.Module, site: LabelSite) -> None:
-    """Swap the module's class in place."""
+    """Replace the class of the module, in place, by one that routes by labels."""
     module.__class__ = routed_class(type(module), LabelledModule)
     object.__setattr__(module, "label_site", site)
 

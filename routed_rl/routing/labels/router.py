@@ -1,5 +1,4 @@
-"""The router of a run that routes by labels. It has the same calls as `Router`, in the order of a training step, and no
-subspace."""
+"""The router of a run that routes by labels. It has the same methods as `Router`, called in the same order, but no subspace."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from routed_rl.routing.rows import StepRows
 
 
 class LabelQuarantine(Quarantine):
-    """Adapters with bases of their own, which all environments share, so that there are no parts."""
+    """The adapters of all modules. They have bases of their own and all environments share them, so there are no parts."""
 
     def __init__(self, modules: Mapping[str, nn.Module], environments: list[str], context: RoutingContext) -> None:
         """`modules`: the modules by name, to which `label_module` was applied before."""
@@ -43,7 +42,7 @@ class LabelQuarantine(Quarantine):
             self.gates.scale = 1.0
 
     def norm(self) -> float:
-        """‖B A‖ over all adapters."""
+        """The Frobenius norm ‖B A‖ over all adapters together."""
         return sum(adapter.square() for adapter in self.adapters.values()) ** 0.5
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -61,7 +60,7 @@ class LabelQuarantine(Quarantine):
 
 
 class LabelRouter(Router):
-    """Trains the quarantine's adapters by AdamW, at a multiple of the weights' rate."""
+    """Trains the quarantine's adapters with AdamW, at a multiple of the weights' learning rate."""
 
     def __init__(self, quarantine: LabelQuarantine, config: RoutingConfig) -> None:
         # Router's own is not called, because there are no targets, no axes and no ledger.
@@ -73,7 +72,7 @@ class LabelRouter(Router):
         self._norm, self._flagged = quarantine.norm(), [0, 0]
 
     def begin_step(self, step: int) -> None:
-        """There is nothing to prepare."""
+        """Does nothing, because nothing has to be prepared."""
 
     def see(self, flagged: Tensor) -> None:
         """Count the flags of a micro-batch for the metrics: (B,) of rows, or (B, C) of tokens."""
@@ -104,8 +103,8 @@ class LabelRouter(Router):
                 "labels/flagged": found / among if among else 0.0}, None
 
     def _average(self) -> None:
-        """Give each factor the mean of its gradients in all processes, as the weights have it: the factors are no parameters of
-        the model, so no backend reduces them."""
+        """Replace the gradient of each factor by its mean over all processes. The factors are no parameters of the model, so no
+        backend does this."""
         if RANKS.count == 1:
             return
         for factor in self.factors.values():  # a process may have none
@@ -116,7 +115,7 @@ class LabelRouter(Router):
             gradient.div_(RANKS.count)
 
     def measure_start(self) -> None:
-        """There is nothing to measure."""
+        """Does nothing, because the movement of the weights is not measured."""
 
     def state_dict(self) -> dict[str, Tensor]:
         moments = {f"{name}.{key}": self.adam.state[factor][key] for name, factor in self.factors.items()
