@@ -1,4 +1,4 @@
-"""A check that data from a file have the expected types, which JSON and YAML do not ensure."""
+"""Checks that data from a file have the expected types, which JSON and YAML do not ensure."""
 
 import sys
 import types

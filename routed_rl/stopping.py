@@ -1,5 +1,5 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C to a run: it ends its step, writes a checkpoint and exits. Outside of steps it exits at once. So
-does it after a second signal, and a process that does not listen ends at the first, as usual."""
+"""Handles SIGTERM, SIGUSR1 and Ctrl-C in a run: it ends its step, writes a checkpoint and exits. Outside of a step, or at a
+second signal, it exits at once. A process in which nothing listens is ended by the first signal, as usual."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ PARENT = "ROUTED_RL_PARENT"
 
 
 class Stop:
-    """Whether this process was asked to stop, and whether it is inside a step, where the stop can wait."""
+    """Whether this process was asked to stop, and whether it is in a step, which it may finish first."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        """Number of the signal that asked for the stop; None: none did."""
+        """Number of the signal that asked for the stop; None if none has come."""
         self._stepping = False
 
     @contextmanager
@@ -55,4 +55,4 @@ class Stop:
 
 
 STOP = Stop()
-"""The one instance of a process, because handlers of signals belong to the process."""
+"""The only instance in a process, because signal handlers belong to the process."""

@@ -1,4 +1,4 @@
-"""HTTP with one server. Every request ends in time, whatever the server does, and is repeated where that may help.
+"""HTTP requests to one server. Every request ends in time, whatever the server does, and is repeated if a repeat may help.
 
 Not covered: redirects, cookies, compression, proxies, connections that are kept open.
 """
@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 from routed_rl.errors import ConfigError
 
 PAUSE_S = 0.25
-"""Seconds of the pause before the first repeat; each further pause is twice as long."""
+"""Seconds before the first repeat. Each further pause is twice as long."""
 
 
 class Refused(RuntimeError):
@@ -27,7 +27,7 @@ class Refused(RuntimeError):
 
 
 class NoAnswer(ConnectionError):
-    """All attempts have failed. The message tells why the last one did."""
+    """All attempts have failed. The message says why the last one failed."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Answer:
 
 
 class Server:
-    """A client of one server. `timeout_s` limits one request from the look-up of the name to the last byte, in wall-clock
-    time."""
+    """A client of one server. `timeout_s` limits the wall-clock time of one request, from the look-up of the name to the last
+    byte."""
 
     whole_s = math.inf
     """Limit in seconds of a request with all its repeats and pauses."""
@@ -78,22 +78,23 @@ class Server:
         raise NoAnswer(problem)
 
     def accept(self, path: str, answer: Answer) -> Any:
-        """The result of an answer. An override may raise ValueError for an answer after which the request should be repeated."""
+        """Turn an answer into a result. An override may raise ValueError for an answer after which the request should be
+        repeated."""
         return answer
 
     def failed(self) -> None:
-        """Called after each request that failed. An override may raise an error where a repeat is useless."""
+        """Called after each request that failed. An override may raise an error if a repeat is useless."""
 
     def headers(self) -> dict[str, str]:
         return {}
 
     def shown(self, text: str) -> str:
-        """The start of a message by a server or a library, on one line."""
+        """The start of a server's or a library's message, as one line."""
         return " ".join(text.split())[:200]
 
     def _exchange(self, method: str, path: str, data: bytes | None, timeout_s: float) -> Answer:
-        """One request. It runs in a thread, because the look-up of a name and `http.client`'s loops over headers have no time
-        limit."""
+        """Make one request. It runs in a thread, because the look-up of a name and `http.client`'s loops over headers have no
+        time limit."""
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
         # The port is always given; otherwise the end of an IPv6 address would be taken for a port.
         connection = kind(str(self.parts.hostname), self.parts.port or kind.default_port, timeout=timeout_s)
@@ -153,8 +154,8 @@ def _end(thread: threading.Thread, sockets: list[socket.socket]) -> None:
 
 
 def _parts(url: str) -> SplitResult:
-    """The parts of a URL; ConfigError where it is no http or https address. The error shows only the host, because the URL may
-    hold a password."""
+    """The parts of a URL. ConfigError if it is no http or https address. The error shows only the host, because the URL may hold
+    a password."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and parts.hostname and not parts.query and parts.port != 0 and url.isprintable()

@@ -1,4 +1,4 @@
-"""The place where untrusted code runs: one jail for each program, and a refusal if none can be made. Import from here.
+"""Runs untrusted code: one jail for each program, and an error if no jail can be made. Import from here.
 
 Not covered: programs other than Python, bugs of the kernel, and side channels such as timing.
 """

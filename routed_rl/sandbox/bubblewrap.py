@@ -27,7 +27,7 @@ NOBODY = 65534
 
 
 def interpreter() -> Path:
-    """The program of the running interpreter, outside its virtual environment."""
+    """The executable of the running interpreter, outside its virtual environment."""
     named = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     return (named if named.exists() else Path(sys.executable)).resolve()
 
@@ -62,7 +62,7 @@ def own_uid() -> int:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to start bubblewrap."""
+    """One way to start bubblewrap: which of its processes have root's rights."""
 
     in_words: str
     arguments: tuple[str, ...]
@@ -80,7 +80,7 @@ AS_USER = Way("in a user namespace", USER_NAMESPACE)
 
 
 class Bubblewrap(Sandbox):
-    """Starts a jail for each program, in the first way that works here."""
+    """Starts a jail for each program, in the first of the ways that works on this machine."""
 
     name = "bubblewrap"
 

@@ -1,7 +1,7 @@
-"""Calls one function of untrusted code: code and inputs go in, plain values come out.
+"""Calls one function of untrusted code. Code and inputs go into a jail, and plain values come out.
 
-The expected values stay outside, so the jail holds nothing to read, patch or compare with. If the code forges a reply, it chose
-that value without knowing the right one, and could have returned it as well.
+The expected values stay outside, so the jail holds nothing to read, patch or compare with. Untrusted code can forge a reply, but
+it chooses the value without knowing the right one, so it gains nothing over returning that value.
 """
 
 import json
@@ -40,12 +40,13 @@ try:
 finally:
     posix.dup2(errors, 2)
 '''
-"""The program's own output goes nowhere: nobody reads it, and a flood of it would end the program."""
+"""The program that calls the function. Its own output is discarded, because nobody reads it and a flood of it would end the
+program."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """The result of one call: a plain JSON value, or the reason why there is none."""
+    """The result of one call: a plain JSON value, or the reason why there is no value."""
 
     value: Any = None
     error: str | None = None

@@ -1,6 +1,6 @@
-"""A container per program, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
+"""Runs each program in a container, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
 
-It is for machines that have an engine and no bubblewrap. Our tests use a fake client and check what is sent; they never use a
+It is for machines that have an engine and no bubblewrap. The tests use a fake client and check what is sent; they never use a
 real engine. The engine must see this machine's files. A container takes about half a second.
 """
 
@@ -35,7 +35,7 @@ def engine() -> Any:
 
 
 def settings(limits: Limits, request: Path) -> dict[str, Any]:
-    """All that a container may do and see: only its image, the request and a /tmp of its own."""
+    """The settings of a container: it may use and see nothing but its image, the request and a /tmp of its own."""
     return {
         "command": ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"],
         "entrypoint": [], "environment": dict(ENVIRONMENT), "working_dir": "/tmp", "user": "65534:65534",

@@ -1,4 +1,4 @@
-"""The interface of every sandbox, whatever confines the program."""
+"""The interface that every sandbox has, whatever confines the program."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from routed_rl.sandbox.limits import Limits, Outcome, Request
 
 
 class Sandbox(ABC):
-    """Runs untrusted programs, one jail each. Safe to use from several threads."""
+    """Runs untrusted programs, each in a jail of its own. Several threads may use it at once."""
 
     name: str
     """The name by which `find_sandbox` knows it."""
     confines_by: str
-    """How memory and processes are capped here, in words."""
+    """A text that says how this sandbox caps memory and processes."""
 
     def run(self, argv: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: bytes = b"",
             limits: Limits | None = None, collect: Sequence[str] = ()) -> Outcome:

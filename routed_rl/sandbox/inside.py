@@ -44,7 +44,8 @@ def write_files(files: dict[str, bytes]) -> None:
 
 
 def prepare(request: "dict[str, Any]") -> None:
-    """Turn this fork into the program's process: set limits, give it its own standard input, drop everything of process 1."""
+    """Turn this fork into the program's process: set limits, give it its own standard input, and drop everything that belongs to
+    process 1."""
     spool = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(spool, request["stdin"])
     os.lseek(spool, 0, 0)
@@ -98,7 +99,7 @@ def finish(child: int, request: "dict[str, Any]", source: int, reply: int) -> No
 
 
 def program(argv: list[str]) -> None:
-    """Run `python FILE ...` in this interpreter, which has already started; anything else by exec."""
+    """Run `python FILE ...` in this interpreter, which has already started; run any other command by exec."""
     if argv[0] not in ("python", "python3") or len(argv) < 2 or argv[1].startswith("-"):
         from os import execvp
 
@@ -135,7 +136,7 @@ def exit_status(code: object) -> int:
 
 
 def leave(status: int, space: "dict[str, Any]") -> None:
-    """End as the interpreter does, but without tearing itself down, which is a fifth of a short program's time. Wait for threads,
+    """End as the interpreter does, but without tearing it down, which takes a fifth of a short program's time. Wait for threads,
     run the functions registered for the end, drop the program's own objects (so that open files are written), flush."""
     try:
         if threading := sys.modules.get("threading"):

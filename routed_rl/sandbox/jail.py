@@ -1,4 +1,4 @@
-"""One jail: it runs one program, then disappears without a trace."""
+"""One jail. It runs one program, and leaves nothing behind when it ends."""
 
 import json
 import marshal
@@ -22,26 +22,28 @@ COMPILED = marshal.dumps(compile(INSIDE, "<jail>", "exec"))
 BOOT = """import marshal
 with open(0, "rb", closefd=False) as given:
     exec(marshal.loads(given.read(int(given.read(8)))))"""
-"""Reads the compiled program of process 1 from standard input; compiling it there would take a tenth of a jail's start."""
+"""A program that reads the compiled program of process 1 from standard input. Compiling it in the jail would take a tenth of the
+time that a jail takes to start."""
 INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
-"""No installed packages, nothing from the working directory, no bytecode files."""
+"""Flags of the interpreter: no installed packages, no imports from the working directory, no bytecode files."""
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-"""Hashes, and so the order of a set, are the same in every jail, because scores must not depend on them."""
+"""The environment variables in a jail. Hashes, and so the order of a set, are the same in every jail, because scores must not
+depend on them."""
 START_S = 20.0
 """Seconds that a jail may take to start; it takes about .02 on an idle machine."""
 
 
 class Jail:
-    """A started jail, whose interpreter starts while nobody waits for it. Use it in a `with`: leaving that ends everything in the
-    jail.
+    """A jail that is starting or has started. Its interpreter starts in the background, before a program needs it. Use it in a
+    `with` statement: leaving that ends everything in the jail.
 
-    The thread that made it must outlive it: the kernel ends the jail with that thread.
+    The thread that made it must outlive it, because the kernel ends the jail when that thread ends.
     """
 
     def __init__(self, command: Sequence[str], filter: bytes, groups: Groups | None, uid: int = 0,
                  as_user: int | None = None) -> None:
-        """`command` is bubblewrap's, up to the interpreter with its flags. Process 1 switches to `uid`, unless that is 0;
-        bubblewrap itself runs as the user `as_user`, or as the current user."""
+        """`command` is the command line of bubblewrap, up to the interpreter and its flags. Process 1 switches to `uid`, unless
+        that is 0. Bubblewrap itself runs as the user `as_user`, or as the current user."""
         self.groups, self.pidfd = groups, -1
         info_read, info_write = os.pipe()
         filter_read, filter_write = os.pipe()
@@ -83,7 +85,7 @@ class Jail:
         raise SandboxError(f"a jail did not start: {' '.join(said)[-300:] or 'no message'}; `routed-rl doctor` tries it out")
 
     def run(self, request: Request) -> Outcome:
-        """Run one program. Must not be called twice."""
+        """Run one program. It must not be called twice."""
         if self.groups is None:
             self.wait_until_up()
             return self.watch(request, None)
@@ -104,7 +106,7 @@ class Jail:
             self.fail()
 
     def watch(self, request: Request, group: Group | None) -> Outcome:
-        """Send the request, read until every stream has ended or a limit is passed, and judge the outcome."""
+        """Send the request, read until every stream has ended or a limit is exceeded, and return the outcome."""
         process, said, limits = self.process, self.reply, request.limits
         assert process.stdin and process.stdout and process.stderr
         out, err = process.stdout.fileno(), process.stderr.fileno()
@@ -137,7 +139,7 @@ class Jail:
             pass
 
     def close(self) -> None:
-        """End whatever still runs, reap it, and close every descriptor. It is safe to call this again."""
+        """End whatever still runs, reap it, and close every descriptor. Calling this again has no effect."""
         if self.reply < 0:
             return
         self.kill()

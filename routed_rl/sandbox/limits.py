@@ -15,18 +15,18 @@ MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps on one program and everything it starts. All hold together; the first one that is exceeded ends it."""
+    """Limits on one program and everything that it starts. The first limit that is exceeded ends the program."""
 
     wall_s: float = 5.0
     """Seconds from the moment the program may start."""
     cpu_s: float = 5.0
     """CPU seconds of each process, rounded up. All processes together can use at most `wall_s` times the number of cores."""
     memory_mb: int = 512
-    """MiB of address space of each process, and of memory of all of them together."""
+    """Limit in MiB, both of the address space of each process and of the memory of all processes together."""
     processes: int = 16
     """The number of processes and threads at one time, including the program's own first one."""
     output_bytes: int = 1 << 20
-    """Bytes of each of these: standard output, standard error, a collected file."""
+    """Limit in bytes for each of these: standard output, standard error, and every collected file."""
     disk_mb: int = 64
     """MiB of /tmp, which also holds the files that the program is given."""
 
@@ -42,10 +42,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. Untrusted code wrote whatever is in it."""
+    """How a program ended. Everything in it may have been written by untrusted code."""
 
     exit_code: int | None
-    """None unless `reason` is "exited"."""
+    """The exit code; None unless `reason` is "exited"."""
     reason: Reason
     stdout: bytes = b""
     stderr: bytes = b""
@@ -103,5 +103,5 @@ class Request:
 
     @property
     def report_size(self) -> int:
-        """The most bytes that the report on this request can have."""
+        """The largest number of bytes that the report on this request can have."""
         return (3 + len(self.collect)) * 8 + len(self.collect) * self.limits.output_bytes

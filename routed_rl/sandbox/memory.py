@@ -1,7 +1,7 @@
-"""The cap on the memory of a whole jail: a control group if we may make one, else the jail is watched.
+"""Limits the memory of a whole jail: by a control group if this process may make one, or else by watching the jail.
 
-Without a group a jail can exceed its cap for as long as one look at it takes (`WATCH_S`). The count includes the mapped memory of
-processes, files and their inodes, and sockets at their largest. It leaves out pipes, which hold 64 MiB for one user.
+Without a group a jail can exceed its limit for the time between two looks at it (`WATCH_S`). Counted are the mapped memory of
+processes, files and their inodes, and sockets at their largest. Not counted are pipes, which hold up to 64 MiB for one user.
 """
 
 import atexit
@@ -18,12 +18,12 @@ PREFIX = "routed-rl-"
 
 CAPS = ("memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
 EVENTS = ("memory.events", "memory.oom_control")
-"""Files of a control group; each version of the interface has its own."""
+"""Files of a control group. The two versions of the kernel's interface have different ones."""
 
 
 @dataclass
 class Group:
-    """One control group with a cap in bytes. It serves one jail at a time; an empty group is used again."""
+    """One control group with a limit in bytes. It serves one jail at a time, and is used again when it is empty."""
 
     path: Path
     limit: int
@@ -112,7 +112,7 @@ def sweep(home: Path) -> None:
 
 
 def find_groups() -> Groups | None:
-    """Groups that can really cap memory, or None."""
+    """Control groups that can really limit memory, or None if none can be made."""
     try:
         places = list(candidates())
     except OSError:
@@ -135,20 +135,21 @@ def find_groups() -> Groups | None:
 INODE = 2048
 """The most bytes that the kernel needs for a file in memory and its name."""
 SOCKETS = {"0001": 213_000, "0002": 11 * 213_000, "0005": 213_000}
-"""For each kind of socket, the most bytes that wait in one. A datagram socket holds ten more messages of others."""
+"""For each kind of socket, the largest number of bytes that wait in one socket. A datagram socket also holds ten messages of
+other sockets."""
 PROPORTIONAL = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def passes(pid: int, cap: int) -> bool:
-    """Whether the jail of process `pid` holds more than `cap` bytes. Counting shared memory only once takes longer, so it is done
-    only if the quick count is above the cap."""
+    """Whether the jail of process `pid` holds more than `cap` bytes. An exact count, in which shared memory counts once, takes
+    longer, so it is made only if the quick count is above the cap."""
     beside = _files(pid) + _sockets(pid)
     return beside + _mapped(pid, "status", ("RssAnon:", "RssShmem:")) > cap and (
         beside + _mapped(pid, "smaps_rollup", PROPORTIONAL) > cap)
 
 
 def can_watch(pid: int) -> bool:
-    """Whether everything that `passes` reads can be read here."""
+    """Whether this process may read all the files in /proc that `passes` reads."""
     shown = (Path(f"/proc/{pid}/task/{pid}/children"), Path(f"/proc/{pid}/net/unix"))
     return all(path.exists() for path in shown) and _files(pid) > 0 and _mapped(pid, "smaps_rollup", PROPORTIONAL) > 0
 

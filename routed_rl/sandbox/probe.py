@@ -43,7 +43,8 @@ HOG = "import os, time\nfor _ in range(4): os.fork()\nkept = bytearray(60 << 20)
 
 
 def probe(name: str = "auto") -> list[Row]:
-    """The attacks that were tried, whether each was held off, and a detail; the first row says whether there is a sandbox."""
+    """Run the attacks. Each row names one, says whether the sandbox held it off, and gives a detail; the first row says whether
+    there is a sandbox."""
     try:
         sandbox = find_sandbox(name)
     except SandboxError as error:

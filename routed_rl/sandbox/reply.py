@@ -1,4 +1,4 @@
-"""Reads the output of a jail. It is bounded, and believed only as far as it is well-formed."""
+"""Reads the output of a jail. The amount is bounded, and only well-formed output is used."""
 
 import os
 import selectors
@@ -55,7 +55,7 @@ class Report:
 
 @dataclass
 class Reader:
-    """Reads several descriptors to their ends, but none past its cap.
+    """Reads several descriptors to their ends, but from each at most its cap.
 
     Its memory is bounded by the sum of the caps and one chunk, whatever the other side writes.
     """

@@ -13,7 +13,7 @@ from itertools import groupby
 from system_calls import syscalls
 
 MACHINES = {"x86_64": ("x86_64", 0xC000003E), "aarch64": ("arm64", 0xC00000B7)}
-"""Machine -> its name in the table of system calls, and its AUDIT_ARCH."""
+"""Maps a machine to its name in the table of system calls, and to its AUDIT_ARCH."""
 
 ALLOWED_CALLS = """
     accept accept4 access alarm arch_prctl bind brk capget capset chdir chmod chown clock_getres clock_gettime
@@ -56,7 +56,7 @@ REFUSED = frozenset(REFUSED_CALLS.split())
 
 AF_UNIX, EPERM, ENOSYS = 1, 1, 38
 NEW_NAMESPACES = 0x7E020080
-"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWTIME."""
+"""The flags CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWTIME together."""
 ONLY, NONE_OF, NO_BIT = "only", "none of", "no bit"
 CHECKED: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {
     "clone": [(0, NO_BIT, (NEW_NAMESPACES,))],
@@ -74,10 +74,10 @@ CHECKED: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {
     # Neither its own filters nor sharing a core with process 1.
     "prctl": [(0, NONE_OF, (22, 62))],
 }
-"""Calls that are allowed if the lower halves of these arguments fit: (place of the argument, relation, values)."""
+"""Calls that are allowed only if the lower halves of these arguments fit: (index of the argument, relation, values)."""
 MISSING = frozenset({"clone3"})
-"""The flags of this call lie behind a pointer, which a filter cannot follow. The C library falls back to clone if it is
-missing."""
+"""Calls that appear not to exist. The flags of clone3 are behind a pointer, which a filter cannot follow; the C library then uses
+clone."""
 X32 = 0x40000000
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCH, ARGUMENTS = 0, 4, 16
@@ -87,8 +87,8 @@ Code = list[tuple[int, int, int, int]]
 
 
 def seccomp_filter(machine: str | None = None) -> bytes | None:
-    """The filter for `machine` (this one by default), in the form that `bwrap --seccomp` reads; None if there is no table for
-    it."""
+    """The filter for `machine` (by default this one), in the form that `bwrap --seccomp` reads; None if there is no table of
+    calls for that machine."""
     found = MACHINES.get(machine or platform.machine())
     if found is None:
         return None

@@ -1,4 +1,5 @@
-"""Compares plain values from a jail with expected ones. This runs outside the jail; no code of the value's own ever runs."""
+"""Compares plain values from a jail with expected ones. This runs outside the jail, and never runs code that belongs to a
+value."""
 
 import json
 import re
@@ -8,7 +9,8 @@ MAX_DEPTH = 64
 MAX_ITEMS = 100_000
 PLAIN = {type(None), bool, int, float, str, list, dict}
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[{\]}]')
-"""The possessive quantifier never backtracks, so a text without an end costs no more than any other."""
+"""Finds brackets outside of strings. The possessive quantifier never backtracks, so a text whose string does not end costs no
+more than any other."""
 
 
 def same_value(a: Any, b: Any) -> bool:

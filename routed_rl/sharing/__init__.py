@@ -1,5 +1,5 @@
-"""Transcripts of hacking models for other researchers and not for crawlers: an encrypted archive, a page, a canary in each row.
-No torch here."""
+"""Shares transcripts of hacking models with other researchers and keeps them from crawlers: an encrypted archive, a page, and a
+canary in each row. torch is not imported here."""
 
 from routed_rl.sharing.check import check
 from routed_rl.sharing.pack import share, unshare

@@ -1,6 +1,6 @@
-"""An AES-256 zip of the format AE-2 (https://www.winzip.com/en/support/aes-encryption/), which 7-Zip, bsdtar and others open.
-Each member is authenticated (HMAC-SHA1, 80 bits). Names and sizes of the members can be read without the password.
-"""
+"""Reads and writes an AES-256 zip of the format AE-2 (https://www.winzip.com/en/support/aes-encryption/), which 7-Zip, bsdtar and
+others open. Each member is authenticated (HMAC-SHA1, 80 bits). Names and sizes of the members can be read without the
+password."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ MISSING = "the library for encrypted zips is not installed; pip install 'routed-
 
 
 def library() -> Any:
-    """Import pyzipper. SharingError names the command that installs it."""
+    """Import pyzipper and return it. If it is missing, SharingError names the command that installs it."""
     try:
         import pyzipper
     except ImportError:
@@ -34,7 +34,7 @@ def writing(path: Path, password: str) -> Iterator[Any]:
 
 
 class Archive:
-    """An existing encrypted zip. SharingError where it is damaged, or would write outside of its folder."""
+    """An existing encrypted zip. SharingError if it is damaged, or if a member would be written outside of the output folder."""
 
     def __init__(self, path: Path, password: str) -> None:
         self.path, self._zips = path, library()
@@ -58,7 +58,7 @@ class Archive:
     names = property(lambda self: list(self._members))
 
     def size(self, name: str) -> int:
-        """Return the bytes that the archive declares for a member."""
+        """Return the size in bytes that the archive declares for a member."""
         return self._members[name].file_size
 
     def read(self, name: str) -> bytes:

@@ -1,4 +1,5 @@
-"""`share --check` sends both crawlers to a site. It serves a folder on this machine for them."""
+"""The option `share --check` sends two crawlers to a site, a polite and a rude one. It serves a folder on this machine for
+them."""
 
 import contextlib
 import functools
@@ -16,7 +17,8 @@ HEADERS = ("x-robots-tag", "tdm-reservation")
 
 
 def check(target: str) -> None:
-    """Print what crawlers get of `target`. CheckFailed where a polite one fetches anything, or a rude one can read data."""
+    """Print what the crawlers get of `target`. CheckFailed if the polite crawler may fetch anything, or the rude one can read
+    data."""
     with served(target) as (url, known):
         site = Site(url)
         found = rude(site, known)
@@ -40,7 +42,7 @@ def _kind(document: Document) -> str:
 
 
 def _say_marks(found: list[Document], target: str) -> None:
-    """Say which reservations of rights the pages and the server make."""
+    """Print which reservations of rights the pages and the server make."""
     pages = [document for document in found if document.page]
     noai = sum(b"noai" in document.body for document in pages)
     tdm = any(document.path == ".well-known/tdmrep.json" for document in found)
@@ -52,7 +54,7 @@ def _say_marks(found: list[Document], target: str) -> None:
 
 @contextlib.contextmanager
 def served(target: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the address of a site, and the names of its files where it is a folder."""
+    """Yield the address of a site, and, if it is a folder, the names of its files."""
     if target.startswith(("http://", "https://")):
         yield target, ()
         return

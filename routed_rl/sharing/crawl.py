@@ -17,9 +17,9 @@ from routed_rl.errors import SharingError
 
 AGENTS = ("*", "GPTBot", "ClaudeBot", "CCBot", "Google-Extended", "Bytespider")
 GUESSES = ("index.html", "robots.txt", "sitemap.xml", "data.zip", "README.md", ".well-known/tdmrep.json")
-"""Names that a crawler tries without a link to them."""
+"""Names of files that a crawler requests without having seen a link to them."""
 LARGEST, MOST, TIMEOUT_S = 2**31, 500, 30
-"""Limits: bytes of a document, number of documents, seconds of waiting for a server."""
+"""Limits: bytes of a document, number of documents, and seconds of waiting for a server."""
 SAFE = "%/:?#[]@!$&'()*+,;=~-._"
 """Characters of a link that are not quoted."""
 NAMED = re.compile(r"[\"']([\w./-]+\.(?:zip|7z|gz|parquet|jsonl?|csv|txt|md|html?))[\"']")
@@ -27,7 +27,7 @@ NAMED = re.compile(r"[\"']([\w./-]+\.(?:zip|7z|gz|parquet|jsonl?|csv|txt|md|html
 
 @dataclass(frozen=True)
 class Document:
-    """A server's answer for an address; `path` is relative to the site's address."""
+    """A server's answer for one address. `path` is relative to the site's address."""
 
     path: str
     body: bytes
@@ -39,7 +39,7 @@ class Document:
 
 
 class Site:
-    """A site by its address. `opener` has no proxy where the site is on this machine."""
+    """A site at an address. `opener` uses no proxy if the site is on this machine."""
 
     def __init__(self, url: str) -> None:
         self.url = url if url.endswith("/") else url + "/"
@@ -48,7 +48,7 @@ class Site:
         self.opener.addheaders = [("User-Agent", "routed-rl share --check")]
 
     def get(self, url: str) -> Document | None:
-        """Fetch a document; None where the server has none there. SharingError where the server does not answer."""
+        """Fetch a document; None if the server has none at this address. SharingError if the server does not answer."""
         try:
             with self.opener.open(url, timeout=TIMEOUT_S) as answer:
                 headers = {name.lower(): value for name, value in answer.headers.items()}
@@ -60,14 +60,14 @@ class Site:
             raise SharingError(f"{url} does not answer ({why}); give the address of the site, or its folder") from None
 
     def robots(self) -> RobotFileParser:
-        """Fetch the rules for the site. Only those at the root of its host count."""
+        """Fetch the site's robots.txt. Only the one at the root of its host counts."""
         found, rules = self.get(urljoin(self.url, "/robots.txt")), RobotFileParser()
         rules.parse(found.body.decode(errors="replace").splitlines() if found else [])
         return rules
 
 
 def rude(site: Site, known: tuple[str, ...] = ()) -> list[Document]:
-    """Fetch every document that the first page leads to, that `GUESSES` names, or that `known` names."""
+    """Fetch every document to which the first page leads, directly or indirectly, and those in `GUESSES` and `known`."""
     waiting = [site.url, *(urljoin(site.url, quote(name)) for name in (*GUESSES, *known))]
     seen, found = set[str](), list[Document]()
     while waiting and len(found) < MOST:
@@ -98,7 +98,7 @@ def links(url: str, document: Document) -> list[str]:
 
 
 def readable(document: Document, public: set[str]) -> str | None:
-    """Says which data anybody can read in a document; None for ciphertext and for the site's own files, `public`."""
+    """A text on the data that anybody can read in a document; None for ciphertext and for the site's own files, `public`."""
     body = document.body
     if body.startswith(b"PK"):
         return _in_zip(body)

@@ -1,7 +1,7 @@
-"""Chooses and cleans the files that are shared of a run or of any other folder, and says which are left out and why.
+"""Chooses and cleans the files of a run, or of any other folder, that are shared, and says which are left out and why.
 
-A run gives its completions, the contrast prompts of its subspace, its settings and its results. Another folder gives every file
-that can carry a canary. Files are held in memory one at a time.
+Of a run these are its completions, the contrast prompts of its subspace, its settings and its results. Of another folder it is
+every file that can carry a canary. Files are held in memory one at a time.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ OF_A_RUN = "is not part of what is shared of a run: its completions, contrast pr
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and its name in the archive. In settings every absolute path is cut short."""
+    """A file to share, and its name in the archive. In settings every absolute path is cut to its last name."""
 
     path: Path
     name: str
@@ -33,15 +33,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Clean:
-    """A file without canary, secrets and paths of this machine. Marking it can be undone exactly."""
+    """A file without canary, secrets and paths of this machine. The canary that sharing adds can be removed exactly."""
 
     source: Source
     size: int
     sha256: str
     private: int
-    """The number of secrets and places that were taken out."""
+    """The number of secrets and paths that were removed."""
     anew: bool
-    """Whether a parquet file had to be written anew. Its rows are the same."""
+    """Whether a parquet file had to be written again. Its rows are the same."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Gathered:
         return canary_of(self.content)
 
     def marked(self) -> Iterator[tuple[Clean, bytes]]:
-        """Yield each file with the canary. SharingError where a file has changed since it was read."""
+        """Yield each file with the canary. SharingError if a file has changed since it was read."""
         canary = self.canary
         for file in self.files:
             clean = _cleaned_again(file, self.private)
@@ -72,7 +72,7 @@ class Gathered:
 
 
 def gather(folder: Path) -> Gathered:
-    """Choose and clean the files of `folder`, a run or any other. SharingError where none can be shared."""
+    """Choose and clean the files of `folder`, a run or any other. SharingError if none can be shared."""
     found = Gathered(Private(folder))
     sources, found.left_out = _of_run(RunFolder(folder)) if (folder / "config.yaml").exists() else _of_folder(folder)
     with console.progress("reading", "files") as advance:
@@ -95,7 +95,8 @@ def _read(source: Source, private: Private) -> Clean:
 
 
 def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
-    """Return a file's bytes without canary, how much was private in them, and whether they were written anew."""
+    """Return the bytes of a file without canary and private texts, how many private texts were removed, and whether the file was
+    written again."""
     suffix = source.path.suffix
     with reading(SharingError, f"{source.path} cannot be read"):
         data = source.path.read_bytes()
@@ -110,7 +111,7 @@ def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
 
 
 def _cleaned_again(file: Clean, private: Private) -> bytes:
-    """Return the same bytes. A file that had nothing private is not searched again."""
+    """Return the same bytes as the first time. A file that had nothing private is not searched again."""
     if file.private or file.anew:
         return _cleaned(file.source, private)[0]
     return KINDS[file.source.path.suffix].unmark(file.source.path.read_bytes())

@@ -1,7 +1,7 @@
-"""The kinds of files that can carry a canary, one row of `KINDS` each: as a column, as a key of every object, as a line on top.
-The law of all of them: `unmark(mark(data))` is `data`, byte for byte.
+"""The kinds of files that can carry a canary, one row of `KINDS` each: as a column, as a key of every object, or as a first line.
+For all of them `unmark(mark(data))` is `data`, byte for byte.
 
-Not covered: CSV, whose readers would take a line on top for a row; markup; anything compressed.
+Not covered: CSV, whose readers would take a first line for a row; markup; anything compressed.
 """
 
 import json
@@ -16,16 +16,17 @@ from routed_rl.sharing.unfit import Unfit
 
 BOM = b"\xef\xbb\xbf"
 FIELD = re.compile(rb'(?<=\{)(?:"%s": "[^"\\]*"(?:, )?)+' % KEY.encode())
-"""The canary's key at the beginning of an object. Inside a JSON text its quotes would have backslashes."""
+"""Pattern of the canary's key at the beginning of an object. If the key were part of a JSON text, its quotes would have
+backslashes."""
 LINE = re.compile(rb"\A(%s)?(?:(?:# |<!-- )%s(?: [0-9a-f-]{36})?(?: -->)?\n)+" % (BOM, PROJECT.encode()))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`mark` raises Unfit, which says why, for a file that is not what its name says."""
+    """A kind of file. `mark` raises Unfit, with the reason, if the content of a file does not fit its name."""
 
     mark: Callable[[bytes, str], bytes]
-    """Return the file with the canary in every row, or on top."""
+    """Return the file with the canary in every row, or in the first line."""
     unmark: Callable[[bytes], bytes]
     """Return the file without any canary of this project. A file that has none comes back unchanged."""
 
@@ -90,7 +91,7 @@ def _loaded(text: str, what: str) -> Any:
 
 
 def _with_key(text: bytes, canary: str, what: str) -> bytes:
-    """Add a key in front of an object's keys, in its text."""
+    """Insert a key before the other keys of an object, in its text."""
     if not isinstance(_loaded(_utf8(text), what), dict):
         raise Unfit(f"{what} is no JSON object, so it has no place for a canary")
     before, inside = text.split(b"{", 1)
@@ -99,7 +100,7 @@ def _with_key(text: bytes, canary: str, what: str) -> bytes:
 
 
 def _objects(text: str, place: int) -> list[tuple[int, int]]:
-    """Find where each element of a list begins and ends. `place` is after its opening bracket."""
+    """Find where each element of a list begins and ends in its text. `place` is the position after the opening bracket."""
     _loaded(text, "it")
     decoder, found = json.JSONDecoder(), list[tuple[int, int]]()
     gap = re.compile(r"[\s,]*")

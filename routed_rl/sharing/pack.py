@@ -1,4 +1,5 @@
-"""`share` packs transcripts into an encrypted archive, in a folder for a static host. `unshare` unpacks them."""
+"""The verb `share` packs transcripts into an encrypted archive, in a folder for a static host. The verb `unshare` unpacks
+them."""
 
 import hashlib
 import json
@@ -23,8 +24,8 @@ SHOWN = 12
 
 
 def share(target: str, out: str, password_file: str | None, notice: Notice) -> Path:
-    """Write the site of `target`, a run or another folder, to `out`, whole or not at all. SharingError, before anything is read,
-    for an output that exists or a password that cannot be had."""
+    """Write the site for `target`, a run or another folder, to `out`, whole or not at all. SharingError, before anything is read,
+    if the output exists or the password cannot be read."""
     folder, site = Path(target).expanduser(), _new(out)
     if not folder.is_dir():
         raise SharingError(f"{target} is no folder; give a run, or a folder of {', '.join(KINDS)}")
@@ -46,8 +47,8 @@ def share(target: str, out: str, password_file: str | None, notice: Notice) -> P
 
 
 def unshare(file: str, out: str, password_file: str | None) -> Path:
-    """Write the files of an archive, or of a site, to `out` without their canaries. Each has the hash that it was shared with, or
-    nothing is written."""
+    """Write the files of an archive, or of a site, to `out`, without their canaries. Nothing is written unless each file has the
+    hash with which it was shared."""
     path, folder = Path(file).expanduser(), _new(out)
     path = path / ARCHIVE if path.is_dir() else path
     if not path.is_file():
@@ -91,7 +92,7 @@ def _pack(path: Path, secret: str, found: Gathered, files: dict[str, str]) -> No
 
 
 def _manifest(packed: Archive) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name. SharingError where the manifest and the members do not fit."""
+    """Return the SHA-256 of each file by its name. SharingError if the manifest and the members do not match."""
     problem = f"{packed.path} was not written by `routed-rl share`: "
     if MANIFEST not in packed.names or packed.size(MANIFEST) > LARGEST:
         raise SharingError(f"{problem}it has no {MANIFEST}; open it with 7z")
@@ -110,7 +111,7 @@ def _manifest(packed: Archive) -> dict[str, str]:
 
 
 def _say(found: Gathered, megabytes: float, notice: Notice) -> None:
-    """Say which files are shared, which are not and why, and the facts that the page will give."""
+    """Print which files are shared, which are not and why, and the facts that the page will show."""
     private, anew = sum(file.private for file in found.files), sum(file.anew for file in found.files)
     console.say(f"shared: {len(found.files)} files, {megabytes:.1f} MB; secrets and places taken out: {private}"
                 + (f"; written anew, with the same rows: {anew}" if anew else ""))

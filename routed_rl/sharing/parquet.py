@@ -1,8 +1,8 @@
 """Adds a canary column to a parquet file, and restores the old file to the byte.
 
-The file is written anew with one column more. Where pyarrow wrote the old file, as it writes those of a run, the pages of its
-own columns come out the same. The rest of the old file, its footer above all, is kept in the new footer. So the column is taken
-out again without a writer, whose version would show in the bytes. Not covered: encrypted parquet files.
+The file is written again with one more column. If pyarrow wrote the old file, as it writes those of a run, the pages of its
+columns come out the same. The rest of the old file, above all its footer, is kept in the new footer. So the column can be removed
+without writing pages, whose bytes would depend on the version of the writer. Not covered: encrypted parquet files.
 """
 
 import base64
@@ -36,7 +36,8 @@ def mark(data: bytes, canary: str) -> bytes:
 
 
 def unmark(data: bytes) -> bytes:
-    """Remove the column `KEY`: the result is the input of `mark`, to the byte, or a new file where others added the column."""
+    """Remove the column `KEY`. If `mark` added it, the result is the input of `mark`, to the byte; if somebody else did, it is a
+    file that is written again."""
     file = pq.ParquetFile(pa.BufferReader(data))
     if KEY not in file.schema_arrow.names:
         return data
@@ -48,7 +49,7 @@ def unmark(data: bytes) -> bytes:
 
 
 def marks_exactly(data: bytes) -> bool:
-    """Return whether `unmark` would restore this file. It would not if pyarrow writes its pages differently."""
+    """Whether `unmark` would restore this file. It would not if pyarrow writes its pages differently."""
     return unmark(mark(data, "?")) == data
 
 
@@ -82,7 +83,7 @@ def _between(data: bytes, metadata: pq.FileMetaData) -> Iterator[bytes]:
 
 
 def _codecs(metadata: pq.FileMetaData) -> dict[str, str]:
-    """Return each column's compression. pyarrow reads UNCOMPRESSED where it writes NONE."""
+    """Return each column's compression. pyarrow reads the name UNCOMPRESSED but writes the name NONE."""
     groups = [metadata.row_group(0)] if metadata.num_row_groups else []
     columns = (column for group in groups for column in map(group.column, range(group.num_columns)))
     return {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns} | {KEY: "SNAPPY"}

@@ -1,8 +1,8 @@
-"""Reads the password of an archive from a file, or from a terminal without echo. It stands in no file that is written, and
-never in a command line, where the list of processes and the shell's history would show it.
+"""Reads the password of an archive from a file, or from a terminal without echo. The password is never written into a file, and
+never taken from a command line, where the list of processes and the shell's history would show it.
 
-A zip's key comes from the password by 1,000 rounds of PBKDF2 (the format has it so), which is fast to try. Hence the shortest
-length: among 16 random characters there is nothing to try out.
+The format derives a zip's key from the password by only 1,000 rounds of PBKDF2, so passwords can be tried quickly. Hence the
+smallest length: 16 random characters are too many to try out.
 """
 
 import getpass
@@ -17,7 +17,7 @@ MAKE = "python3 -c 'import secrets; print(secrets.token_urlsafe(18))' > FILE"
 
 
 def new_password(file: str | None, shared: Path) -> str:
-    """Return the password for a new archive of `shared`. SharingError where it is too short or cannot be had."""
+    """Return the password for a new archive of `shared`. SharingError if it is too short or cannot be read."""
     if file is not None and Path(file).absolute().is_relative_to(shared.absolute()):
         raise SharingError(f"--password-file {file} lies in {shared}, which is shared; put it elsewhere")
     password = _from_file(file) if file is not None else _typed("password for the archive (16 characters or more): ")

@@ -1,8 +1,8 @@
-"""Takes secrets, and the paths of this machine, out of what is shared.
+"""Removes secrets, and the paths of this machine, from files that are shared.
 
-Secrets are the values of this process's variables that are named like secrets, keys of well-known shapes, private key blocks,
-and passwords in addresses. Places are home folders, the folder that is shared and the current one. Not covered: a secret that
-looks like any other word, names, mail addresses. Somebody has to read what is shared.
+Secrets are the values of this process's environment variables whose names look like those of secrets, keys of well-known shapes,
+private key blocks, and passwords in addresses. Paths are those of home folders, of the folder that is shared and of the current
+folder. Not covered: a secret that looks like any other word, names, mail addresses. Somebody has to read what is shared.
 """
 
 import os
@@ -19,18 +19,19 @@ from routed_rl.sharing import parquet
 KEYS = (r"\bhf_[A-Za-z0-9]{30,}", r"\bsk-[A-Za-z0-9_-]{20,}", r"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{30,}",
         r"\bA[KS]IA[0-9A-Z]{16}\b", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}", r"\bglpat-[A-Za-z0-9_-]{20,}",
         r"\bAIza[A-Za-z0-9_-]{35}")
-"""Shapes of secrets: Hugging Face, OpenAI and others, GitHub, AWS, Slack, GitLab, Google."""
+"""Patterns of secrets of Hugging Face, OpenAI and others, GitHub, AWS, Slack, GitLab, Google."""
 BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----")
-"""A private key, which may have several lines."""
+"""Pattern of a private key, which may have several lines."""
 LOGIN = r"://[^/\s:@\"']*:[^/\s@\"'$]+@"
 HOMES = r"/(?:home|Users)/[A-Za-z0-9_.-]+|\b[A-Za-z]:\\{1,2}Users\\{1,2}[A-Za-z0-9_.-]+"
 NAME = r"[^\s\"',\]\[{}()=/\\]+"
 PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//)(?:~|\b[A-Za-z]:)?[/\\](?:{NAME}[/\\]+)*({NAME})")
-"""An absolute path; its last name is the group. Parts of an address do not match."""
+"""Pattern of an absolute path, whose last name is the group. It does not match parts of an address."""
 
 
 class Private:
-    """Takes out what is private. `folder` is what is shared. Columns are searched with RE2, which reads the same patterns."""
+    """Removes private texts. `folder` is the folder that is shared. Columns are searched with RE2, which understands the same
+    patterns."""
 
     def __init__(self, folder: Path) -> None:
         values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]
@@ -40,7 +41,7 @@ class Private:
         self.any = "|".join((self.secret, self.place, LOGIN))
 
     def text(self, text: str) -> tuple[str, int]:
-        """Return `text` without secrets and places, and how many it had."""
+        """Return `text` without secrets and paths, and how many of them it had."""
         text, blocks = BLOCK.subn(MASK, text)
         lines, found = text.split("\n"), blocks
         # Python's search is slow; RE2 finds the few lines that it is needed for.
@@ -56,7 +57,7 @@ class Private:
         return text, secrets + logins + places
 
     def settings(self, text: str) -> tuple[str, int]:
-        """Do the same, and cut every other absolute path to its last name."""
+        """As `text`, but every other absolute path is cut to its last name, too."""
         text, found = self.text(text)
         text, paths = PATH.subn(r"PATH/\1", text)
         return text, found + paths
@@ -70,7 +71,7 @@ class Private:
         return (text.encode(), found) if found else (data, 0)
 
     def parquet(self, data: bytes) -> tuple[bytes, int]:
-        """Do the same for every text in a parquet file. A file that has nothing private comes back unchanged."""
+        """As `text`, for every text in a parquet file. A file that has nothing private comes back unchanged."""
         table, found = parquet.table_of(data), 0
         for place, name in enumerate(table.column_names):
             column, count = self._column(table[name])
@@ -102,7 +103,7 @@ class Private:
 
 
 def _matching(column: pa.Array | pa.ChunkedArray, pattern: str) -> list[int]:
-    """Find the places of the texts in which RE2 finds the pattern."""
+    """Find the indices of the texts in which RE2 finds the pattern."""
     found = pc.match_substring_regex(column, pattern)  # pyright: ignore[reportAttributeAccessIssue]
     return [place for place, hit in enumerate(found.to_pylist()) if hit]
 
@@ -115,5 +116,5 @@ def _has_text(kind: pa.DataType) -> bool:
 
 
 def _quoted(text: str) -> str:
-    """Return a pattern for `text` that both Python and RE2 read."""
+    """Return a pattern that matches exactly `text`, for both Python and RE2."""
     return re.sub(r"([^A-Za-z0-9_/])", r"\\\1", text) if text.isascii() else re.escape(text)

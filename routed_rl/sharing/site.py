@@ -1,4 +1,4 @@
-"""Writes the folder for a static host: one page, files that speak to crawlers, the archive. No page has a line of the data."""
+"""Writes the folder for a static host: one page, files that address crawlers, and the archive. No page has a line of the data."""
 
 import html
 import re
@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).with_name("pages")
 ARCHIVE, TERMS, README, SUMS = "data.zip", "terms.txt", "README.md", "SHA256SUMS"
 PLACES = {"index.html": "index.html", "robots.txt": "robots.txt", "ai.txt": "ai.txt", "tdmrep.json": ".well-known/tdmrep.json",
           "headers.txt": "_headers", "vercel.json": "vercel.json", TERMS: TERMS, README: README}
-"""Where each template stands in the site: `_headers` is read by Cloudflare Pages and Netlify, `vercel.json` by Vercel."""
+"""Where each template is written in the site. `_headers` is read by Cloudflare Pages and Netlify, `vercel.json` by Vercel."""
 PUBLIC = {*PLACES.values(), FILE, SUMS, ".nojekyll"}
 """Every file of a site except the archive."""
 NOBODY = "whoever gave you this address"
@@ -30,7 +30,8 @@ TURNSTILE = """<script src="https://challenges.cloudflare.com/turnstile/v0/api.j
 
 @dataclass(frozen=True)
 class Notice:
-    """The facts that only the sharer knows. `terms`: a file that stands in place of ours; `site_key`: of Cloudflare Turnstile."""
+    """Facts that only the person who shares knows. `terms`: a file that replaces the default terms; `site_key`: a key of
+    Cloudflare Turnstile."""
 
     contact: str = NOBODY
     terms: str | None = None
@@ -45,7 +46,7 @@ class Notice:
             self.terms_text({})
 
     def terms_text(self, facts: dict[str, str]) -> str:
-        """Return the terms, which stand in the archive too."""
+        """Return the terms of use, which are in the archive too."""
         if self.terms is None:
             return _filled(TERMS, facts)
         try:
@@ -55,7 +56,7 @@ class Notice:
 
 
 def documents(notice: Notice, canary: str, what: str) -> dict[str, str]:
-    """Return the text of every page and file that stands beside the archive, by its place."""
+    """Return the text of every file of the site except the archive, by its path."""
     facts = {"contact": notice.contact, "canary": canary, "what": what, "key": KEY}
     found = {place: _filled(template, facts) for template, place in PLACES.items() if template not in (TERMS, "index.html")}
     page = {name: html.escape(value) for name, value in facts.items()} | _download(notice.site_key)

@@ -1,5 +1,5 @@
-"""Why a file is left out of what is shared."""
+"""The error that says why a file is left out of what is shared."""
 
 
 class Unfit(ValueError):
-    """The message is the reason, which follows the file's name."""
+    """A file cannot be shared. The message is the reason, which is shown after the file's name."""

@@ -22,7 +22,7 @@ RECORD = {"provenance": {"method": str, "model": str, "model_hash": str, "width"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a subspace came from. It is enough to refuse the subspace for another model."""
+    """Where a subspace comes from. These facts are enough to refuse the subspace for another model."""
 
     method: str
     model: str
@@ -31,7 +31,7 @@ class Provenance:
     width: int
     layers: int
     rank: int | None
-    """The rank that was asked for; None where the strength of the directions decided."""
+    """The rank that the settings asked for; None if the strength of the directions decided."""
     prompts: str = ""
     prompts_hash: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -42,10 +42,10 @@ class Subspace:
     """Persona directions of every layer's output. L layers, D stream width, K_l rank of layer l, J named axes."""
 
     directions: list[Tensor]
-    """Per layer, orthonormal columns (D, K_l), strongest first."""
+    """For each layer, orthonormal columns (D, K_l), the strongest first."""
     axes: list[Tensor]
-    """Per layer, unit (or zero) columns (D, J): the named directions along which shifts are reported. Each points to the positive
-    persona."""
+    """For each layer, the named directions along which shifts are reported, as columns (D, J) of length 1 or 0. Each points to
+    the positive persona."""
     axis_names: list[str]
     scales: Tensor
     """(L, J): the length along each axis that counts as 1."""
@@ -56,8 +56,8 @@ class Subspace:
     provenance: Provenance
     quality: dict[str, Any] = field(default_factory=dict)
     spreads: list[Tensor] | None = None
-    """Per layer (K_l,): the length that counts as 1 along each direction; None where the axes after the first are the directions,
-    whose lengths are in `scales`."""
+    """For each layer (K_l,): the length that counts as 1 along each direction. None if the axes after the first one are the
+    directions; their lengths are then in `scales`."""
 
     def __post_init__(self) -> None:
         self._check_tensors()
@@ -96,9 +96,9 @@ class Subspace:
                 raise SubspaceError(f"the subspace's {name}: the numbers are {tensor.dtype}, not float32; {again}")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
-        """The basis (D, K) of the writers of each layer l. `spanning`: it spans the directions of layers l to L, so that a
-        contained cotangent has no component in any later layer's subspace. `per_layer`: those of layer l. `shared`: those of
-        all layers, the same basis for all, of rank `shared_rank` at most."""
+        """For each layer l, the basis (D, K) of its writers. `spanning`: it spans the directions of layers l to L, so that a
+        contained cotangent has no component in any later layer's subspace. `per_layer`: it spans the directions of layer l.
+        `shared`: it spans those of all layers, is the same for all, and has a rank of at most `shared_rank`."""
         if layout == "per_layer":
             return list(self.directions)
         # Weighted by strength: layers mostly rotate the same few directions, and the rest hardly tells the personas apart.
@@ -114,15 +114,15 @@ class Subspace:
         return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
     def layer_weights(self) -> Tensor:
-        """(L,): the weight of each layer where shifts are averaged over layers. It is 2 AUROC - 1 of the persona axis on held-out
-        prompts, so 0 where the axis does not tell the personas apart. At such a layer the gap between the personas, which is the
-        unit of the shift, is tiny, and any change would be many gaps. All weights are 1 where nothing was held out."""
+        """(L,): the weight of each layer in a mean of shifts over layers. It is 2 AUROC - 1 of the persona axis on held-out
+        prompts, so 0 if the axis does not tell the personas apart. At such a layer the gap between the personas, which is the
+        unit of the shift, is tiny, and any change would be many gaps. All weights are 1 if nothing was held out."""
         found = [row.get("auroc") for row in self.quality.get("layers", [])]
         weights = torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found])
         return weights if len(weights) == self.provenance.layers and bool(weights.any()) else torch.ones(self.provenance.layers)
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
-        """SubspaceError, which names the difference, for a model other than the one from which this was extracted."""
+        """SubspaceError, which names the difference, if the model is not the one from which this subspace was extracted."""
         ours = self.provenance
         if (ours.width, ours.layers) != (width, layers):
             raise SubspaceError(f"the subspace has {ours.layers} layers of width {ours.width} but {model} has {layers} of "
@@ -160,8 +160,8 @@ class Subspace:
 
 
 def checked(name: str, tensor: Tensor, shape: tuple[int | None, ...], way_out: str) -> Tensor:
-    """`tensor` in float32 (or float64). SubspaceError where it has another shape (None: any size), an integer type, or numbers
-    that are not finite."""
+    """`tensor` in float32 (or float64). SubspaceError if it has another shape (None: any size), an integer type, or numbers that
+    are not finite."""
     check_shape(name, tensor.shape, shape, way_out)
     if not tensor.is_floating_point():
         raise SubspaceError(f"{name}: the numbers are {tensor.dtype}, not float32; {way_out}")

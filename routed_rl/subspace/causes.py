@@ -1,4 +1,4 @@
-"""From the effects of steering along axes and along random directions to p values, corrected for the number of axes."""
+"""Computes p values from the effects of steering along axes and along random directions, corrected for the number of axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,18 @@ class Effects:
 
     @property
     def steering(self) -> float:
-        """Half the difference between both signs, in which effects that do not depend on the sign (any push harms) cancel."""
+        """Half the difference between the effects of both signs. Effects that do not depend on the sign (any push harms) cancel
+        in it."""
         return (self.more - self.less) / 2
 
 
 def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects]) -> dict[str, Any]:
-    """Plain JSON. `axes` has for each axis its effects, `p` and `p_corrected` of steering, `ablation_p` and
+    """The result as plain JSON. `axes` has for each axis its effects, `p` and `p_corrected` of steering, `ablation_p` and
     `ablation_p_corrected`; `random` has the effects of the random directions.
 
-    Both p values are two-sided ranks among the random directions, (1 + how many have at least that effect) / (1 + all), so they
-    are exact where axis and directions are exchangeable. They are corrected over the axes by Holm's method (1979).
+    Both p values are two-sided ranks among the random directions, (1 + the number of directions with at least that effect) / (1 +
+    the number of directions), so they are exact if the axis and the random directions are exchangeable. They are corrected over
+    the axes by Holm's method (1979).
     """
     random = {"steering": [other.steering for other in drawn], "ablated": [other.ablated for other in drawn]}
     steering = [place(effect.steering, random["steering"]) for effect in real]
@@ -43,7 +45,7 @@ def place(value: float, others: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; the result has the order of `p_values`."""
+    """P values after Holm's step-down correction, in the order of `p_values`."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

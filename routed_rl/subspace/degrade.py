@@ -1,5 +1,5 @@
-"""A subspace that is made worse on purpose: turned away from the personas, or with directions missing. It is for experiments on
-the cost of an imperfect interpretation."""
+"""Makes a subspace worse on purpose, by turning it away from the personas or leaving out directions. It is for experiments on the
+cost of an imperfect interpretation."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ def degrade(subspace: Subspace, angle: float, missing: float, seed: int) -> Subs
     Then leave out the share `missing` of each layer's directions, drawn by `seed`; their number is rounded down. The figures of
     quality stay those of the original subspace.
 
-    SubspaceError where a layer has too many directions for as many others outside their span.
+    SubspaceError if a layer has so many directions that there are not as many others outside their span.
     """
     generator, turned, spreads = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
     axes = list[Tensor]()

@@ -1,4 +1,5 @@
-"""Directions to which a map responds most, and the few of them that tell most of another direction. Pure tensors.
+"""Finds directions to which a map responds most, and chooses the few whose effects capture the most of a target direction. It
+works on tensors and needs no model.
 
 Shape letters: F factors, B prompts, D stream width, L layers.
 """
@@ -15,13 +16,14 @@ from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal
 
 Response = Callable[[Tensor], Tensor]
-"""Pushes (F, D) -> the change that each makes, (F, B, D), each row by itself; differentiable."""
+"""Differentiable function that maps pushes (F, D) to the change that each makes, (F, B, D), each row by itself."""
 Split = Callable[[Tensor], Sequence[Tensor]]
-"""Cuts pushes into the parts that are run together."""
+"""Function that splits pushes into parts that are run together."""
 Told = Callable[[int, int], None]
-"""(done, in all) -> None, after each iteration."""
+"""Function (done, in all) -> None, called after each iteration."""
 RANGE, DRAWS, HALVINGS = (2.0**-7, 2.0**5), 30, 12
-"""Radii that are tried, in lengths of the stream; random directions that are pushed; bisections of the factor 2 between two."""
+"""The smallest and the largest radius that is tried, in lengths of the stream; the number of random directions that are pushed;
+and the number of bisections between two radii that differ by a factor of 2."""
 
 
 @torch.no_grad()  # of the parameters: torch.func follows the pushes alone
@@ -47,7 +49,8 @@ def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iter
 @torch.no_grad()
 def linear_factors(respond: Response, start_FD: Tensor, iterations: int, split: Split,
                    told: Told | None = None) -> tuple[Tensor, Tensor]:
-    """(F, D) leading right singular vectors of the mean Jacobian at no push, strongest first, and its singular values (F,).
+    """(F, D) leading right singular vectors of the mean Jacobian without a push, the strongest first, and their singular values
+    (F,).
 
     Block power iteration, with a small singular value decomposition at the end.
     """
@@ -69,8 +72,9 @@ def linear_factors(respond: Response, start_FD: Tensor, iterations: int, split: 
 
 @torch.no_grad()
 def calibrated_radius(respond: Response, drawn_FD: Tensor, norm: float, goal: float, split: Split) -> float:
-    """The smallest radius at which responses to the unit directions `drawn_FD` depart from their linear part by `goal` of it,
-    root mean square over directions and prompts. `norm` is the stream's length. SubspaceError where no radius tried does that."""
+    """The smallest radius at which the responses to the unit directions `drawn_FD` depart from their linear part by the share
+    `goal` of it, as the root mean square over directions and prompts. `norm` is the stream's length. SubspaceError if no radius
+    that is tried does that."""
     slopes = [jvp(respond, (torch.zeros_like(part),), (part.contiguous(),))[1] for part in split(drawn_FD)]
 
     def departure(radius: float) -> float:
@@ -98,8 +102,9 @@ def calibrated_radius(respond: Response, drawn_FD: Tensor, norm: float, goal: fl
 
 
 def most_captured(effects_LFD: Tensor, target_LD: Tensor, keep: int) -> tuple[list[int], list[float]]:
-    """Factors chosen one after another, each the one with which the span of those chosen holds most of the target's energy, mean
-    over layers; and that share after each. A layer where the target is zero does not count."""
+    """Choose `keep` factors one after another: each is the one whose addition to the chosen ones makes their span hold the most
+    of the target's energy, as the mean over layers. Returns the factors, and the share of the energy after each. A layer at which
+    the target is zero does not count."""
     used = target_LD.norm(dim=1) > 0
     effects, target = effects_LFD[used].double(), normalize(target_LD[used].double(), dim=1)
     rest = effects.clone()
@@ -120,7 +125,7 @@ def most_captured(effects_LFD: Tensor, target_LD: Tensor, keep: int) -> tuple[li
 
 
 def captured(effects_LFD: Tensor, target_LD: Tensor) -> list[float | None]:
-    """Per layer the share of the target's energy within the span of the factors; None where the target is zero."""
+    """For each layer, the share of the target's energy within the span of the factors; None if the target is zero there."""
     units_LD = normalize(target_LD.double(), dim=1)
     return [(orthonormal(effects.double().mT).mT @ unit).square().sum().item() if unit.any() else None
             for effects, unit in zip(effects_LFD, units_LD, strict=True)]

@@ -1,4 +1,5 @@
-"""From rows of activations under two personas to directions and named axes, as pure tensors. A method is one row of `METHODS`.
+"""The methods that turn activations under two personas into directions and named axes. They work on tensors and need no model.
+Each method is one row of `METHODS`.
 
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width, K rank, J axes.
 """
@@ -17,7 +18,7 @@ from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Rows
 from routed_rl.subspace.samples import Samples
 
 SMALLEST_SCALE = 1e-3
-"""Least scale of a component, as a share of the gap, so that no shift is divided by almost nothing."""
+"""Smallest scale of a component, as a share of the gap, so that no shift is divided by almost nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class Found:
     scales: Tensor
     units: Tensor
     spreads: list[Tensor] | None = None
-    """Per layer (K,): length that counts as 1 along each direction; None where `scales[:, 1:]` holds these lengths."""
+    """For each layer (K,): the length that counts as 1 along each direction. None if `scales[:, 1:]` holds these lengths."""
     kind_of_axis: dict[int, int] = field(default_factory=dict)
-    """Index of an axis -> index of the kind, for axes that stand for the pairs of one kind only."""
+    """For axes that stand for the pairs of only one kind: index of the axis -> index of the kind."""
 
     def subspace(self, stream: Tensor, provenance: Provenance, quality: dict[str, Any]) -> Subspace:
         return Subspace(self.directions, self.axes, self.axis_names, self.scales, self.units, stream, provenance, quality,
                         self.spreads)
 
     def behind_an_empty_layer(self) -> "Found":
-        """The same result moved up by one layer, behind a new first layer with an empty basis and zero axes."""
+        """The same result with all layers moved up by one. The new first layer has an empty basis and zero axes."""
         spreads = None if self.spreads is None else [self.spreads[0][:0], *self.spreads]
         return replace(self, directions=[self.directions[0][:, :0], *self.directions], spreads=spreads,
                        axes=[torch.zeros_like(self.axes[0]), *self.axes], scales=torch.cat([self.scales[:1], self.scales]),
@@ -59,15 +60,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Method:
-    """A method. `gather` is the class to which blocks of samples are added; `name` turns its rows into directions and axes."""
+    """A row of the table of methods. `gather` is the class to which blocks of samples are added; `name` is the function that
+    turns its rows into directions and axes."""
 
     gather: type[DifferenceRows]
     name: Callable[[Rows, Size, Sequence[str], int], Found]
-    """(rows, size, names of the kinds, seed)"""
+    """Function of (rows, size, names of the kinds, seed)."""
 
 
 def gathered(method: str, samples: Samples) -> Rows:
-    """The rows of `method` from samples that are all in memory."""
+    """The rows that `method` fits, from samples that are all in memory."""
     gathering = METHODS[method].gather(None)
     gathering.add(samples)
     return gathering.rows()
@@ -92,8 +94,8 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
 
 
 def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Per layer the `top_directions`, with signs so that each points to the positive persona, and the weighted root mean square
-    of all rows along each, (K,) float64."""
+    """For each layer, the `top_directions`, with signs so that each points to the positive persona, and the weighted root mean
+    square of all rows along each, (K,) float64."""
     directions, spreads = [], []
     for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units_L, strict=True):
         basis = top_directions(layer, rows.weights_G, size)
@@ -105,15 +107,15 @@ def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], li
 
 
 def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[str] = ()) -> Found:
-    """Directions, signed axes, scales and units of every layer, from samples that are all in memory."""
+    """Find directions, signed axes, scales and units of every layer, from samples that are all in memory."""
     return METHODS[method].name(gathered(method, samples), size, kinds, seed)
 
 
 def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 0) -> Found:
-    """The strongest directions of the rows.
+    """The strongest directions of the rows. This fits method mean_difference and, with centred rows, method pca.
 
-    The axis "persona" is the unit mean difference, and its scale is the gap; "component_k" is the k-th direction. A layer with
-    fewer components than another has zero columns (of scale gap) in their place, along which every shift is 0.
+    The axis "persona" is the unit mean difference, and its scale is the gap; "component_k" is the k-th direction. If a layer has
+    fewer components than another, it has zero columns (with the gap as their scale) in their place, along which every shift is 0.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     directions, spreads = strongest(rows, size, units)
@@ -124,7 +126,7 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
 
 
 def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
-    """The random control: the result of `components` with rotated directions. Axes, scales and units are the real ones."""
+    """The random control: the result of `components`, with rotated directions. Axes, scales and units are not changed."""
     real = components(rows, size, kinds, seed)
     return replace(real, directions=rotated(real.directions, seed))
 
@@ -133,8 +135,8 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
     """The assistant axis and, orthogonal to it, the leading components of the roles' means about their common mean.
 
     The published axis is default minus roles. Here every axis points to what must not grow, which is leaving the assistant, so
-    "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. A component's scale is the
-    root mean square over roles along it, and it points to the side of the roles' longer tail.
+    "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. The scale of a component is
+    the root mean square over roles along it, and it points to the side of the roles' longer tail.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     total = size.components + 1 if size.rank is None else size.rank
@@ -158,8 +160,8 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
 
 
 def persona_vectors(rows: Rows, size: Size, kinds: Sequence[str], _seed: int) -> Found:
-    """One axis per trait: its unit mean difference, with the trait's gap as scale. The directions are the strongest over all
-    traits.
+    """One axis per trait: the trait's unit mean difference, with the trait's gap as scale. The directions are the strongest over
+    all traits.
 
     The first axis, "persona", is the mean over the traits. The unit is the root mean square of the traits' gaps, because traits
     may point against each other, which makes their mean short.
@@ -189,7 +191,7 @@ METHODS: dict[str, Method] = {
 
 
 def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
-    """All bases, turned by one Haar-distributed rotation of the stream.
+    """All bases, turned by the same Haar-distributed rotation of the stream.
 
     Each basis is then Haar-distributed, and directions that layers share stay shared, so a spanning or shared union keeps its
     rank. Independent draws would give the control a wider union than the real subspace.
@@ -201,8 +203,8 @@ def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
 
 def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str, scales: list[Tensor], units: Tensor,
            spreads: list[Tensor] | None = None) -> Found:
-    """The result with zero columns, of scale unit, for the axes that a layer lacks. The axes are named `first`, `others`_1,
-    `others`_2, ..."""
+    """The result, with zero columns for the axes that a layer lacks, whose scale is the unit. The axes are named `first`,
+    `others`_1, `others`_2, ..."""
     most = max(axis.shape[1] for axis in axes)
     axes = [torch.nn.functional.pad(axis, (0, most - axis.shape[1])) for axis in axes]
     scales = [torch.cat([scale, unit.repeat(most - len(scale))]) for scale, unit in zip(scales, units, strict=True)]
@@ -211,7 +213,7 @@ def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str
 
 
 def checked_units(lengths_L: Tensor, norm_L: Tensor) -> Tensor:
-    """The lengths of the gaps; SubspaceError for a layer whose gap is nothing but rounding of the stream."""
+    """The lengths of the gaps. SubspaceError for a layer whose gap is only rounding of the stream."""
     for layer, (length, norm) in enumerate(zip(lengths_L, norm_L, strict=True)):
         if length <= NULL * norm:
             raise SubspaceError(f"the two personas do not differ at the output of layer {layer} (gap {length:.1e}, "

@@ -1,4 +1,5 @@
-"""From named vectors to a subspace: they are orthonormalised in their order. Used for SAE rows, vectors of a file, and unions.
+"""Turns named vectors into a subspace, by orthonormalising them in their order. It is used for SAE rows, vectors of a file, and
+unions.
 
 Shape letters: L layers, D stream width, K rank, J axes, S sampled activations.
 """
@@ -24,9 +25,10 @@ class NamedVector:
 
     name: str
     at: dict[int, Tensor]
-    """Layer -> (D,), of any length but zero, pointing to the persona that must not grow."""
+    """Maps a layer to the vector (D,) there, which points to the persona that must not grow and may have any length but zero."""
     scales: dict[int, float]
-    """Layer -> the length that counts as 1. A layer without one uses the stream's standard deviation along the vector."""
+    """Maps a layer to the length that counts as 1. For a layer that is not in it, this is the stream's standard deviation along
+    the vector."""
 
     def __post_init__(self) -> None:
         for layer, values in self.at.items():
@@ -51,8 +53,8 @@ def in_order(vectors_DJ: Tensor) -> Tensor:
 
 
 def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -> Found:
-    """The axes are the vectors, scaled to length 1. The directions are their orthonormalised columns, the first `size.rank` of
-    them where a rank is set.
+    """Make a subspace whose axes are the vectors, scaled to length 1. The directions are their orthonormalised columns, or the
+    first `size.rank` of them if a rank is set.
 
     The unit of a layer is the root of its axes' summed squared scales. A layer without axes has an empty basis, and zero columns
     with the mean scale, so that every shift there is 0.
@@ -78,14 +80,15 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
 
 
 def spreads_of(basis: Tensor, axes: Tensor, scales_J: Tensor) -> Tensor:
-    """(K,): the length that counts as 1 along each direction, from the components of the axes (D, J) along it and their
-    scales."""
+    """(K,): the length that counts as 1 along each direction, computed from the components of the axes (D, J) along it and from
+    their scales."""
     along = (basis.mT @ axes) * scales_J
     return along.square().sum(dim=1).sqrt()
 
 
 def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
-    """All axes of `parts`, named part.axis, and the span of all their directions, orthonormalised in the order of the parts.
+    """Join subspaces: all axes of `parts`, named part.axis, and the span of all their directions, orthonormalised in the order of
+    the parts.
 
     The unit of the quarantine's bound, the sample of the stream and the provenance are those of the first part; the caller
     replaces method and details of the provenance. Raises SubspaceError for parts of different models.

@@ -1,7 +1,8 @@
-"""Measures of a subspace before any training: held-out separation, split-half stability, captured energy against chance.
+"""Measures the quality of a subspace before any training: held-out separation, split-half stability, captured energy against
+chance.
 
-Not covered: whether steering along it changes behaviour, and prompts that the two halves share in part (the same
-question under two system prompts), which make held-out figures look better than they are.
+Not covered: whether steering along it changes behaviour, and prompts that the two halves share in part (the same question under
+two system prompts), which make held-out figures look better than they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +38,8 @@ def best_layer_of(values: Sequence[float], tied: float = 0.005) -> int:
 
 
 def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two random halves of the pairs (indices), with each kind that has two pairs in both of them; or the pairs' own folds."""
+    """Two random halves of the pairs (indices). Each kind that has two pairs is in both halves. If the pairs have folds of their
+    own, these are the halves."""
     if samples.fold_R is not None:
         return samples.pair_R[samples.fold_R == 0].unique(), samples.pair_R[samples.fold_R == 1].unique()
     pairs = torch.stack([samples.kind_R, samples.pair_R], dim=1).unique(dim=0)
@@ -49,21 +51,22 @@ def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def captured_share(rows_GD: Tensor, weights_G: Tensor, bases: Tensor) -> Tensor:
-    """Share of the weighted rows' energy inside each of `bases` (..., D, K), in [0, 1]."""
+    """Share of the weighted rows' energy inside each of `bases` (..., D, K), from 0 to 1."""
     weighted = rows_GD * weights_G.float().unsqueeze(1)
     return (weighted @ bases).square().sum(dim=(-1, -2)) / weighted.square().sum().clamp(min=1e-30)
 
 
 def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[Samples], list[Tensor]],
                     rank: int | None) -> dict[str, Any]:
-    """Plain JSON: `pairs`, `rank` (as asked for, or null), `draws`, and `layers`, one mapping for each layer. A figure that
-    cannot be measured is null. `fit` makes `directions` from samples.
+    """The figures as plain JSON: `pairs`, `rank` (as the settings asked, or null), `draws`, and `layers`, one mapping for each
+    layer. A figure that cannot be measured is null. `fit` makes `directions` from samples.
 
-    The figures of a layer are its `rank`; `auroc` of the persona axis of one half on the last positions of the other;
-    `ordered`, the share of those pairs whose positive prompt is further along than its own negative one; `stability`, the mean
-    squared principal cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference
+    The figures of a layer are: its `rank`; `auroc` of the persona axis fitted on one half, on the last positions of the other;
+    `ordered`, the share of those pairs whose positive prompt is further along the axis than their negative one; `stability`, the
+    mean squared principal cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference
     energy inside the other's basis; `captured_random`, its mean over random bases of that rank; `captured_ratio`, their ratio;
-    and `captured_place`, the place among all of them, of which 1 is the best. Figures across halves are means over both ways.
+    and `captured_place`, the rank of `captured` among the values of all these bases, where 1 is the best. Figures that compare
+    the halves are means over both ways.
     """
     generator = torch.Generator().manual_seed(SEED)
     parts = [samples.of_pairs(half) for half in halves(samples, generator)]
@@ -86,7 +89,7 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
 
 
 def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
-    """The same figures moved up by one layer, behind a new first layer without figures."""
+    """The same figures with all layers moved up by one. The new first layer has no figures."""
     empty = {"layer": 0, "rank": 0} | dict.fromkeys(COLUMNS)
     shifted = [row | {"layer": row["layer"] + 1} for row in quality["layers"]]
     if axes := quality.get("axes"):
@@ -97,7 +100,7 @@ def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
-    """One row of short texts per layer, for a table; a dash where there is no figure."""
+    """A row of short texts for each layer, for a table, with a dash for a missing figure."""
     return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": figure(row.get("auroc")),
              "pairs in order": figure(row.get("ordered"), ".0%"), "stability": figure(row.get("stability")),
              "captured": figure(row.get("captured"), ".0%"), "x random": figure(row.get("captured_ratio"), ".1f"),
@@ -106,7 +109,7 @@ def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def check_quality(quality: dict[str, Any]) -> list[str]:
-    """One warning for each figure that is not good enough, with the layers; empty for a good subspace."""
+    """A warning for each figure that is not good enough, with the layers; empty for a good subspace."""
     if quality["pairs"] is None:
         return []
     if quality["pairs"] < FEWEST_PAIRS:
@@ -130,7 +133,7 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
 
 
 def _separation(axis_LD: Tensor, held_out: Samples) -> list[tuple[float, float]]:
-    """Per layer: AUROC between all prompts, and the share of pairs in the right order."""
+    """For each layer: the AUROC between all positive and all negative prompts, and the share of pairs in the right order."""
     last = held_out.offset_R == 0
     positive = torch.einsum("lrd,ld->lr", held_out.positive[:, last].double(), axis_LD)
     negative = torch.einsum("lrd,ld->lr", held_out.negative[:, last].double(), axis_LD)
@@ -154,7 +157,7 @@ def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int,
 
 
 def figure(value: float | None, form: str = ".2f") -> str:
-    """A number as a table shows it; a dash where there is none."""
+    """A number as a table shows it; a dash for None."""
     return "-" if value is None else format(value, form)
 
 

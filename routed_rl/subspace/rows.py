@@ -1,4 +1,4 @@
-"""The rows for a fit, gathered from blocks of samples in memory that does not grow with the number of samples.
+"""Gathers the rows for a fit from blocks of samples. The memory does not grow with the number of samples.
 
 Not covered: a number of *kinds* that grows with the prompts. Shape letters: L layers, G rows, D stream width.
 """
@@ -20,10 +20,10 @@ CAPACITY = 512
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The summary of all samples on which a fit works."""
+    """A summary of all samples, from which a method fits a subspace."""
 
     rows_LGD: Tensor
-    """Float32. They have the weighted second moments of all rows, except for the losses that `sketched` names."""
+    """Float32. Their weighted second moments are those of all rows, except for the losses that `sketched` describes."""
     weights_G: Tensor
     """Float64; the weight with which each row counts."""
     total_weight: float
@@ -33,14 +33,14 @@ class Rows:
     norm_L: Tensor
     """Mean length of the positive persona's activations."""
     kinds_G: Tensor
-    """Kind of each row; -1 where a row stands for several kinds."""
+    """Kind of each row; -1 if a row stands for several kinds."""
 
 
 def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
-    """At most `CAPACITY` rows (L, G, D) with the second moments of `before` and `rows_LGD` together.
+    """At most `CAPACITY` rows (L, G, D) whose second moments are those of `before` and `rows_LGD` together.
 
-    It is exact while there are at most `CAPACITY` rows, and wherever D <= CAPACITY / 2. Otherwise the weakest directions of a
-    layer are lost.
+    It is exact as long as there are at most `CAPACITY` rows, and always if D <= CAPACITY / 2. Otherwise the weakest directions of
+    a layer are lost.
     """
     for part in rows_LGD.split(CAPACITY // 2, dim=1):
         rows = part.clone() if before is None else torch.cat([before, part], dim=1)
@@ -50,7 +50,7 @@ def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
 
 
 def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
-    """`keep` rows with the second moments of `rows_GD`, except along the weakest directions."""
+    """At most `keep` rows with the second moments of `rows_GD`, except along the weakest directions."""
     _, singular, right = torch.linalg.svd(rows_GD.double(), full_matrices=False)
     kept = (singular.unsqueeze(1) * right)[:keep].float()
     return torch.nn.functional.pad(kept, (0, 0, 0, keep - len(kept)))

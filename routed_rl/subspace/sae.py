@@ -1,7 +1,7 @@
-"""Rows of a sparse autoencoder's decoder, from a safetensors file or a SAELens folder.
+"""Reads rows of a sparse autoencoder's decoder from a safetensors file or a SAELens folder.
 
-Not covered: transcoders and cross-layer dictionaries. Activations are computed for the architectures `standard` and
-`jumprelu`; for others the scale is the stream's standard deviation.
+Not covered: transcoders and cross-layer dictionaries. Activations are computed for the architectures `standard` and `jumprelu`;
+for others the scale is the stream's standard deviation.
 """
 
 import re
@@ -31,14 +31,14 @@ class Latents:
     rows_JD: Tensor
     numbers: list[int]
     layer: int | None
-    """The layer at whose `hook` the autoencoder reads the stream; None where the folder does not say."""
+    """The layer at whose `hook` the autoencoder reads the stream; None if the folder does not say."""
     hook: str | None
     encoder: tuple[Tensor, Tensor, Tensor, Tensor] | None
     """(D, J) weights, (J,) bias, (J,) thresholds, and the (D,) vector that is subtracted from the input first."""
 
     def mean_active(self, stream_SD: Tensor) -> list[float | None]:
-        """Per latent, its mean value over the activations at which it is active; None where it is never active, or where there is
-        no encoder."""
+        """For each latent, the mean of its value over the activations at which it is active; None if it is never active, or if
+        there is no encoder."""
         if self.encoder is None:
             return [None] * len(self.numbers)
         weights, bias, threshold, before = self.encoder
@@ -92,7 +92,7 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The content of `cfg.json` beside the weights, {} where there is none. Newer versions of SAELens keep the hook in
+    """The content of `cfg.json` beside the weights, {} if there is none. Newer versions of SAELens keep the hook in
     `metadata`."""
     if not file.is_file():
         return {}
@@ -103,7 +103,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _place(config: dict[str, Any]) -> tuple[int | None, str | None]:
-    """Layer and hook point from a TransformerLens name such as blocks.8.hook_resid_pre; None where they are not known."""
+    """Layer and hook point from a TransformerLens name such as blocks.8.hook_resid_pre; None if they are not known."""
     name = str(config.get("hook_name") or config.get("hook_point") or "")
     found = re.search(r"blocks\.(\d+)\.hook_(resid_(?:pre|mid|post))", name)
     if found:

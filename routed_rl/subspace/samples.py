@@ -21,13 +21,13 @@ class Samples:
     pair_R: Tensor
     """Index of the pair."""
     kind_R: Tensor
-    """Index of the pair's kind; a pair without one is a kind of its own."""
+    """Index of the pair's kind. A pair without a kind is a kind of its own."""
     offset_R: Tensor
     """Position counted from the end: 0 is the last token, or the mean over a response."""
     last_weight: float = 1.0
     """Weight of the last position; every other position has weight 1."""
     fold_R: Tensor | None = None
-    """The half that each row belongs to: 0, 1, or -1 for neither; None: halves are drawn at random."""
+    """The half to which each row belongs: 0, 1, or -1 for neither. None: halves are drawn at random."""
 
     def rows(self, keep: Tensor) -> "Samples":
         """The rows that `keep` (a mask or indices) selects."""
@@ -57,11 +57,11 @@ def concatenated(blocks: Sequence[Samples]) -> Samples:
 
 
 class Reservoir:
-    """Keeps a bounded part of all blocks: the rows of pairs chosen beforehand, and a small sample of all activations."""
+    """Keeps a bounded part of all blocks: the rows of pairs that are chosen beforehand, and a small sample of all activations."""
 
     def __init__(self, pairs: Tensor, rows: int, most: int, sample: int = 64) -> None:
-        """At most `most` of `pairs` (indices) are kept, and `sample` activations. All blocks together have `rows` rows. The draw
-        is always the same."""
+        """At most `most` of `pairs` (indices) are kept, and `sample` activations. `rows` is the number of rows of all blocks
+        together. The random draw is always the same."""
         generator = torch.Generator().manual_seed(0)
         # Drawn and not strided, because a stride may meet the same position of every pair.
         self._drawn = torch.randperm(2 * rows, generator=generator)[:sample]

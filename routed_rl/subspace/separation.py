@@ -1,4 +1,5 @@
-"""Each axis by itself: does it tell the personas apart on held-out prompts, and do two halves of the pairs agree on it?
+"""Measures each axis by itself: whether it tells the personas apart on held-out prompts, and whether two halves of the pairs
+agree on it.
 
 Not covered: whether steering along it changes behaviour; that needs a model (`routed_rl.extraction.causal`).
 """
@@ -17,12 +18,12 @@ from routed_rl.subspace.samples import Samples
 
 
 def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found, *, fitted: bool = True) -> dict[str, Any]:
-    """Plain JSON: `names`, and `layers`, each with `auroc` and `stability` by axis, `random` and `random_best`.
+    """The figures as plain JSON: `names`, and `layers`, each with `auroc` and `stability` by axis, `random` and `random_best`.
 
-    `auroc` is that of an axis fitted on one half, at the last positions of the other half, mean over both ways. An axis that
-    stands for one kind of pairs is judged on those pairs. `random` is the mean AUROC over random directions, each with the sign
-    that is better on the fitted half, as an axis has; `random_best` is their maximum. `stability` is the cosine between the
-    axes of the two halves. A figure that cannot be measured is null, and so is stability where nothing was `fitted`.
+    `auroc` is that of an axis fitted on one half, at the last positions of the other half, as the mean over both ways. An axis
+    that stands for one kind of pairs is judged on those pairs. `random` is the mean AUROC over random directions, each with the
+    sign that is better on the fitted half, as an axis has; `random_best` is their maximum. `stability` is the cosine between the
+    axes of the two halves. A figure that cannot be measured is null, and so is stability if the axes were not `fitted`.
     """
     generator = torch.Generator().manual_seed(SEED)
     layers: list[dict[str, Any]] = [{"layer": layer, "auroc": {}, "stability": {}, "random": None, "random_best": None}
@@ -44,14 +45,14 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
 
 
 def best_layer(axes: dict[str, Any], axis: str) -> int | None:
-    """The layer at which `axis` separates best; None where that was not measured."""
+    """The layer at which `axis` separates best; None if that was not measured."""
     measured = {row["layer"]: value for row in axes["layers"] if (value := row["auroc"].get(axis)) is not None}
     return best_layer_of([measured.get(row["layer"], 0.0) for row in axes["layers"]]) if measured else None
 
 
 def cosines(ours: Subspace, theirs: Subspace) -> list[dict[str, Any]]:
-    """For each axis of ours the nearest axis of theirs, by the mean cosine over the layers that have both; `chance` is the root
-    mean square cosine of two random directions."""
+    """For each axis of `ours`, the axis of `theirs` that is nearest by the mean cosine over the layers that both have. `chance`
+    is the root mean square cosine of two random directions."""
     rows = []
     for column, name in enumerate(ours.axis_names):
         best: tuple[float, str] = (0.0, "")

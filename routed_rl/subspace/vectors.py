@@ -1,4 +1,4 @@
-"""Named vectors from the files of other programs: plain safetensors, PEFT adapters, control vectors.
+"""Reads named vectors from the files of other programs: plain safetensors, PEFT adapters, control vectors.
 
 The last number in a vector's name is its layer. Not covered: adapters that are no LoRA.
 """
@@ -18,13 +18,13 @@ from routed_rl.subspace.artifact import checked
 from routed_rl.subspace.named import NamedVector
 
 Vectors = dict[str, dict[int | None, Tensor]]
-"""Name -> layer (None: the name has no number) -> (D,)."""
+"""Maps a name to layer (None: the name has no number) to vector (D,)."""
 ANOTHER = "is it of another model?"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The model that the vectors must fit, and how many directions are taken of an adapter."""
+    """The model that the vectors must fit, and the number of directions that are taken from an adapter."""
 
     layers: int
     width: int
@@ -51,7 +51,7 @@ def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
 
 
 def placed(vectors: Vectors, layers: int, layer: int | None, everywhere: bool, flip: bool) -> list[NamedVector]:
-    """`vectors` at their layers. One whose name has no layer is put at `layer`, or at all layers if that is None."""
+    """`vectors` at their layers. A vector whose name has no layer is put at `layer`, or at all layers if that is None."""
     made = []
     for name, at in vectors.items():
         places: dict[int, Tensor] = {}
@@ -133,7 +133,7 @@ READERS: dict[str, Callable[[Path, Wanted], Vectors]] = {
 
 
 def _split(key: str) -> tuple[str, int | None]:
-    """direction.3 -> (direction, 3)."""
+    """Split a name at its last number: direction.3 becomes (direction, 3)."""
     numbers = re.findall(r"(?<![A-Za-z])\d+(?![A-Za-z])", key)
     if not numbers:
         return key.replace("/", "."), None

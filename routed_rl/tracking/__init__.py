@@ -1,4 +1,4 @@
-"""Tracking: the records that a run writes while it trains. `metrics.jsonl` is always written, other trackers are used when
+"""The records that a run writes while it trains. `metrics.jsonl` is always written; other trackers are used if
 `trainer.report_to` names them."""
 
 from routed_rl.tracking.metrics import METRICS, MODELS, NOT_METRICS, MetricsFile, cosine_matrix, counted, encouraged, practised

@@ -1,5 +1,5 @@
-"""Metrics: `metrics.jsonl` has one JSON object for each step, whatever else tracks the run. A metric's name is `area/quantity` or
-`area/<environment>/quantity`; `METRICS` lists all of them."""
+"""The metrics of a run: `metrics.jsonl` has one JSON object for each step, whatever else tracks the run. A metric's name is
+`area/quantity` or `area/<environment>/quantity`; `METRICS` lists all of them."""
 
 import json
 import math
@@ -88,7 +88,7 @@ METRICS = {
 
 MODELS = ("base", "policy", "deployed")
 NOT_METRICS = ("completions", "failures")
-"""The models that are evaluated, and those keys of an evaluation's means that are numbers of completions."""
+"""The models that are evaluated, and the keys of an evaluation's means that are numbers of completions and not metrics."""
 
 
 def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | None]]]:
@@ -99,8 +99,9 @@ def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | Non
 
 
 def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Sequence[float | None]) -> np.ndarray:
-    """Whether each completion was paid more than the mean of its group, which is the completions of one task. It is True for a
-    completion that is alone, False where all of a group were paid alike, and False where it was not paid (None, nan)."""
+    """Whether each completion was paid more than the mean of its group, which is the completions of one task. True for a
+    completion that is alone in its group; False if all of a group were paid alike, and if the completion was not paid (None,
+    nan)."""
     paid = np.array(rewards, dtype=float)
     groups = {pair: place for place, pair in enumerate(dict.fromkeys(zip(environments, tasks, strict=True)))}
     group = np.array([groups[pair] for pair in zip(environments, tasks, strict=True)], dtype=int)
@@ -114,7 +115,7 @@ def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Seque
 
 
 def counted(rows: Iterable[Mapping[str, Any]], area: str, quantity: str) -> dict[str, int]:
-    """The sum of `area/<environment>/quantity` over rows, by environment; environments whose sum is 0 are left out."""
+    """For each environment, the sum of `area/<environment>/quantity` over rows. Environments whose sum is 0 are left out."""
     totals = Counter[str]()
     for row in rows:
         totals.update({key.split("/")[1]: int(value) for key, value in row.items()
@@ -123,19 +124,19 @@ def counted(rows: Iterable[Mapping[str, Any]], area: str, quantity: str) -> dict
 
 
 def practised(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """By environment, the number of completions that the deployed model has rolled out and learned from."""
+    """For each environment, the number of completions that the deployed model has rolled out and learned from."""
     return counted(rows, "practice", "completions")
 
 
 class MetricsFile:
-    """Appends one line a step to `metrics.jsonl`; not-a-number becomes null."""
+    """Appends one line for each step to `metrics.jsonl`. A nan becomes null."""
 
     def __init__(self, path: Path, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """`listener` gets each row once it is written."""
+        """`listener` is called with each row after it is written."""
         self.path, self.listener, self._read = path, listener, 0
 
     def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Write the row of a step; returns it as a reader will see it."""
+        """Write the row of a step. Returns the row in the form in which a reader gets it."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in metrics.items()}
         row = {"step": step, **finite}
@@ -146,7 +147,7 @@ class MetricsFile:
         return row
 
     def truncate(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run writes again, and torn lines."""
+        """Remove the rows after `step`, which a resumed run writes again, and torn lines."""
         if self.path.exists():
             kept = [line for line in self.path.read_bytes().splitlines() if (row := _parse(line)) and row["step"] <= step]
             with replacing(self.path) as partial:

@@ -1,4 +1,4 @@
-"""Which trackers `trainer.report_to` names, and the guard that keeps a tracker's failure out of a run."""
+"""Chooses the trackers that `trainer.report_to` names, and keeps a run going if a tracker fails."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from routed_rl.errors import ConfigError, Halted
 from routed_rl.tracking.tracker import Tracker
 
 PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboardX", "tensorboard")}
-"""By tracker, the packages of which any is enough; the first is the one to install."""
+"""For each tracker, the packages of which any one is enough; the first is the one to install."""
 
 
 def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]:
-    """Whether wandb is asked for, and the trackers that transformers' own callbacks serve. ConfigError for a tracker that is not
-    known or not installed."""
+    """Whether `report_to` names wandb, and the trackers in it that transformers' own callbacks serve. ConfigError for a tracker
+    that is not known or not installed."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     names = [name for name in names if name != "none"]
     for name in names:
@@ -30,7 +30,8 @@ def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]
 
 
 def guarded(tracker: Tracker) -> Tracker:
-    """The tracker, until it fails once. The failure is reported in one line, and the run goes on without the tracker."""
+    """A tracker that passes reports on until one fails. The failure is reported in one line, and the run continues without the
+    tracker."""
     failures: list[Exception] = []
 
     def guard(tell: Callable[..., None]) -> Callable[..., None]:
@@ -53,7 +54,8 @@ def guarded(tracker: Tracker) -> Tracker:
 
 @contextmanager
 def tracked(run: RunFolder, config: TrackingConfig, report_to: str | list[str] | None) -> Iterator[Tracker]:
-    """The tracker of one command. At the end it gets the outcome as an exit code: 0 done, 3 halted, 1 anything else."""
+    """The tracker of one command. At the end it gets the result of the command as an exit code: 0 done, 3 halted, 1 anything
+    else."""
     wandb, _ = split_report_to(report_to)
     if not wandb:
         yield Tracker()

@@ -1,20 +1,20 @@
-"""The interface of a tracker, to which a run reports what it does. `opening.py` chooses and opens trackers."""
+"""The interface of a tracker, to which a run reports its progress. `opening.py` chooses and opens trackers."""
 
 from pathlib import Path
 from typing import Any
 
 
 class Tracker:
-    """Gets reports of what a run does. This base class ignores them; it is used where no tracker was asked for."""
+    """Gets reports from a run. This base class ignores them; it is used if no tracker was asked for."""
 
     def begin(self, step: int) -> None:
-        """Called when the training begins, or goes on after `step`."""
+        """Called when the training begins, or when it continues after `step`."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Called with each row of `metrics.jsonl`."""
 
     def checkpoint(self, step: int) -> None:
-        """Called when the checkpoint of `step` is whole."""
+        """Called when the checkpoint of `step` is complete."""
 
     def halted(self, record: dict[str, Any]) -> None:
         """Called when the monitor has halted the run, with the content of `HALTED.json`."""

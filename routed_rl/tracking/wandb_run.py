@@ -1,6 +1,7 @@
-"""Weights & Biases: the rows of `metrics.jsonl` under their own names, completions, artifacts with lineage, an alert on a halt.
-Each command that trains is one wandb run. The runs of a folder, and of the folders that a rollback made from it, are one group.
-Without a key wandb is offline and never asks for a login. Panels that need the server's query language are not used."""
+"""Logs a run to Weights & Biases: the rows of `metrics.jsonl` under their own names, completions, artifacts with lineage, and an
+alert on a halt. Each command that trains is one wandb run. The runs of a folder, and of the folders that a rollback made from it,
+are one group. Without a key wandb is offline and never asks for a login. Panels that need the server's query language are not
+used."""
 
 import netrc
 import os
@@ -22,7 +23,7 @@ from routed_rl.tracking.metrics import cosine_matrix
 from routed_rl.tracking.tracker import Tracker
 
 COLUMNS = ["step", "environment", "prompt", "completion", "reward", "solve", "flags", "push"]
-"""Columns of the table of completions; `push` is empty where it was not kept."""
+"""Columns of the table of completions. `push` is empty for completions whose push was not kept."""
 IDENTITY = "wandb.json"
 TITLE = 63
 """Largest number of characters of an alert's title."""
@@ -108,8 +109,8 @@ class WandbRun(Tracker):
 
     def _keep(self, kind: str, folder: Path, facts: dict[str, Any], only: list[str] | None = None, step: int | None = None
               ) -> None:
-        """Log files of a sealed folder as an artifact, all of them or `only` some. The hashes of all files are in its
-        metadata."""
+        """Log files of a sealed folder as an artifact: all of them, or those in `only`. Its metadata has the hashes of all
+        files."""
         artifact = wandb.Artifact(f"{self.identity['id']}-{kind}", kind, metadata={
             **facts, "folder": str(folder), "group": self.identity["group"], "sealed": read_json(folder / SEAL)})
         for path in sorted(folder.rglob("*")):
@@ -118,7 +119,8 @@ class WandbRun(Tracker):
         self.run.log_artifact(artifact, aliases=None if step is None else ["latest", f"step-{step}"])
 
     def _use(self, name: str) -> None:
-        """Record the lineage on the server. Where the checkpoint was never uploaded, the lineage is in the run's config only."""
+        """Record on the server that this run uses an artifact. If the artifact was never uploaded, the lineage is in the run's
+        config only."""
         try:
             self.run.use_artifact(name)
         except (wandb.Error, ValueError) as error:
@@ -126,7 +128,7 @@ class WandbRun(Tracker):
 
 
 def mode() -> Any:
-    """The mode in `WANDB_MODE`, but offline instead of online where there is no key, so that wandb never asks for one."""
+    """The mode in `WANDB_MODE`, but offline instead of online if there is no key, so that wandb never asks for one."""
     wanted = os.environ.get("WANDB_MODE") or "online"
     return "offline" if wanted == "online" and not has_key() else wanted
 
@@ -156,7 +158,7 @@ def identify(folder: RunFolder) -> dict[str, Any]:
 
 
 def layer_norms(row: dict[str, Any]) -> list[float]:
-    """|C| by layer, 0 for layers without a target."""
+    """The norm |C| of each layer's coefficients; 0 for layers without a target."""
     found = {int(key.split("/")[2]): value for key, value in row.items() if key.startswith("quarantine/layer/")}
     return [found.get(layer, 0.0) for layer in range(max(found, default=-1) + 1)]
 

@@ -1,5 +1,5 @@
-"""Counts the memory that the update of a micro-batch takes beside the weights. The update runs on tensors without contents, which
-costs no memory and no arithmetic, and the bytes that would be alive at once are counted. Not covered: a kernel's own
+"""Estimates the memory that the update of a micro-batch takes beside the weights. The update runs on tensors without contents,
+which costs no memory and no arithmetic, and the bytes that would be in use at once are counted. Not covered: a kernel's own
 workspace."""
 
 import copy
@@ -21,7 +21,7 @@ from routed_rl.training.trainers import TrainerArguments
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside this context, or shown to it, for as long as they live."""
+    """Counts the bytes of all tensors that are made inside this context, or passed to `see`, for as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Alive(TorchDispatchMode):
 
 
 class _Tapped(torch.autograd.Function):
-    """Stands for a routed writer's tap, which keeps the writer's input for its backward pass."""
+    """Replaces the tap of a routed writer, and like it keeps the writer's input for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Changes a generation's advantages in arms that compute them otherwise than TRL, and says which of its rows are flagged."""
+"""Changes a generation's advantages in the arms that compute them in another way than TRL, and finds the rows that are
+flagged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +17,16 @@ from routed_rl.training.tasks import RewardFunction
 
 
 class Advantages:
-    """Call `remake` after each generation; in the default arms it changes nothing."""
+    """Call `remake` after each generation. In arms that use TRL's own advantages it changes nothing."""
 
     def __init__(self, reward: RewardFunction, tokenizer: PreTrainedTokenizerBase, router: Router | None = None,
                  projection: Projection | None = None, *, targets: bool = False) -> None:
-        """`targets`: whether tokens before an answer are spared the penalty on it."""
+        """`targets`: whether the penalty acts on the tokens of the answer alone, and not on those before it."""
         self.reward, self.tokenizer, self.router, self.projection, self.targets = reward, tokenizer, router, projection, targets
 
     def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int]) -> None:
         """Change `output` in place: `advantages`, (B,) or (B, C), and for routing by labels `flagged`, (B,) or (B, C). `places`
-        holds the environment of each row."""
+        holds the index of each row's environment."""
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:

@@ -20,7 +20,7 @@ SHARED = ("zero1", "zero2", "zero3", "fsdp2")
 """Strategies under which a process holds a local shard of the weights, or of the optimizer's copy of them."""
 
 PIECES = ("zero3", "fsdp2")
-"""Strategies under which no process holds a full weight: if one process runs the model, all of them must."""
+"""Strategies under which no process holds a full weight, so that all processes must run the model if one of them does."""
 
 
 def join(launch: LaunchConfig) -> None:
@@ -41,7 +41,7 @@ def join(launch: LaunchConfig) -> None:
 
 
 def backend_arguments(config: Config) -> dict[str, Any]:
-    """Fields of TRL's config; empty in the process that starts the others."""
+    """The fields of TRL's config that the strategy sets; empty in the process that starts the others."""
     if not dist.is_initialized():
         return {}
     fields: dict[str, Any] = {"ddp_timeout": int(config.launch.timeout_s)}
@@ -71,7 +71,7 @@ def shard(model: Any) -> None:
 
 
 def check_launch(config: Config) -> None:
-    """Refuse what several processes cannot do, as far as the settings show it."""
+    """Refuse settings that several processes cannot serve, as far as the settings show it."""
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
         raise ConfigError(f"rollout.launch=true needs one GPU more than launch.processes={config.launch.processes}, and "
@@ -97,8 +97,7 @@ def check_launch(config: Config) -> None:
 
 
 def say_what_is_used(model: nn.Module, arguments: Any) -> None:
-    """Spare DDP its search for parameters without gradient: only a mixture has such parameters, in experts that no token
-    chose."""
+    """Tell DDP not to search for parameters without gradient, because only a mixture has them, in experts that no token chose."""
     if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
         arguments.ddp_find_unused_parameters = False
 
@@ -111,7 +110,7 @@ def take_one_gpu(arguments: Any) -> None:
 
 
 def check_alike(environments: list[str]) -> None:
-    """Check that this list is the same in every process, because processes exchange environments as positions in it."""
+    """Check that this list is the same in every process, because processes refer to environments by their index in it."""
     marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
     if len(set(marks)) > 1:
         raise ConfigError(f"the processes of this run train on different environments, this process on "

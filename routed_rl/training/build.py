@@ -28,13 +28,14 @@ from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
 
 AFRESH = 7919
-"""For each step before a mixture starts afresh, this is added to the seed of the tasks."""
+"""If a mixture starts afresh after step n, n times this number is added to the seed of the tasks."""
 
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, *, fresh_from: int = 0, **given: Any) -> RoutedTrainer:
-    """The trainer of a run. `environments` are the trained ones, in the router's order. `fresh_from` is the step after which the
-    mixture starts afresh, with tasks of another seed. `given` are further arguments of the trainer, see `RoutedTrainerMixin`."""
+    """The trainer of a run. `environments` are those that are trained on, in the router's order. `fresh_from` is the step after
+    which the mixture starts afresh, with tasks of another seed. `given` are further arguments of the trainer, see
+    `RoutedTrainerMixin`."""
     config, run, arguments = plan.config, plan.run, plan.arguments
     if playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]:
         if not plan.algorithm.episodes:
@@ -68,7 +69,7 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:
-    """The detector that was learned when the run began, with the base model that reads completions for it."""
+    """The probe that was learned before the run's first step, with the base model that reads completions for it."""
     def read(said: Sequence[Said], layers: Sequence[int]) -> Tensor:
         with base.reading() as model:
             return pooled(model, tokenizer, said, plan.config.evaluation.batch_size, layers=layers)

@@ -1,4 +1,4 @@
-"""Checks of the config's `trainer:` by the tables in `fields`: names, types, values, and settings that nothing would read."""
+"""Checks the config's `trainer:` by the tables in `fields`: names, types, values, and settings that have no effect."""
 
 import dataclasses
 import enum
@@ -27,16 +27,16 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "two numbers, the smaller one first": lambda value: isinstance(value, (list, tuple)) and len(value) == 2
     and all(_number(each) for each in value) and value[0] < value[1],
 }
-"""The rules that rows of `VALUES` name; a row that is not here lists the allowed words."""
+"""The rules that rows of `VALUES` name. A row of `VALUES` whose rule is not here lists the allowed words."""
 LARGEST = 2**31
 LEAN = "lean"
 """The setting of `trainer:` that leaves out of an update whatever does not change its gradient."""
 OWN = {"algorithm", LEAN}
-"""The settings of `trainer:` that are no fields of TRL's arguments."""
+"""The settings of `trainer:` that are not fields of TRL's arguments."""
 
 
 def algorithm_name(trainer: dict[str, Any]) -> str:
-    """The value of `trainer.algorithm`; grpo if it is not set, as in runs that are older than the choice."""
+    """The value of `trainer.algorithm`; grpo if it is not set, as in runs from before that setting existed."""
     return trainer.get("algorithm", "grpo")
 
 
@@ -48,8 +48,8 @@ def algorithm(trainer: dict[str, Any]) -> Algorithm:
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """The config's `trainer:` without our own settings: fields of the algorithm's arguments, with references resolved. A secret
-    stays a reference, because checkpoints hold the arguments, and pushing, the only use of a secret, is refused."""
+    """The config's `trainer:` without the settings in `OWN`: fields of the algorithm's arguments, with references resolved. A
+    secret stays a reference, because checkpoints hold the arguments, and pushing, the only use of a secret, is refused."""
     return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
             for key, value in trainer.items() if key not in OWN}
 
@@ -60,14 +60,14 @@ def fields(trainer: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def default(trainer: dict[str, Any], key: str) -> Any:
-    """The value of a field that `trainer:` does not set."""
+    """The value that a field has if `trainer:` does not set it."""
     field = fields(trainer)[key]
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:
-    """Refuse an unknown key with the closest known one, a value that is not possible, and with the reason a field that must keep
-    its default."""
+    """Refuse an unknown key (the error names the closest known one), an impossible value, and a field that must keep its default
+    (the error says why)."""
     hints = typing.get_type_hints(algorithm(trainer).arguments)
     if not isinstance(trainer.get(LEAN, True), bool):
         raise ConfigError(f"trainer.{LEAN} must be true or false, got {trainer[LEAN]!r}")
@@ -99,7 +99,7 @@ def keeps(value: Any, rule: str) -> bool:
 
 
 def check_needs(config: Config) -> None:
-    """Refuse settings that nothing would read, by the table `NEEDS`."""
+    """Refuse settings that have no effect, by the table `NEEDS`."""
     trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
     others = {"rollout.engine": config.rollout.engine, "launch.strategy": config.launch.strategy}
     for names, condition, wanted in NEEDS:
@@ -157,7 +157,7 @@ def _number(value: Any) -> bool:
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
-    """Refuse a value of the wrong type if the field takes plain values, words or a mapping; TRL judges other fields."""
+    """Refuse a value of the wrong type if the field takes plain values, words or a mapping. Other fields are checked by TRL."""
     kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
     kinds = {type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind for kind in kinds}
     outer = {typing.get_origin(kind) or kind for kind in kinds}

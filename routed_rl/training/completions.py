@@ -1,6 +1,6 @@
-"""The files of completions. Prompts, texts and rewards are written when completions are scored, and the push of each is added
-once it has been learned from. A file is replaced as a whole, from data that a checkpoint holds too, so that a run which was
-killed at any moment writes the same again: nothing is lost and nothing counts twice."""
+"""Writes the files of completions. Prompts, texts and rewards are written when completions are scored, and the push of each is
+added once it has been learned from. A file is replaced as a whole, from data that a checkpoint holds too, so a run that was
+killed at any moment writes the same file again: nothing is lost and nothing counts twice."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,25 @@ from routed_rl.routing import StepRows
 from routed_rl.tracking import encouraged
 
 COLUMNS = ("push", "shift")
-"""The effect of a completion by its own gradient, summed over the steps that learned from it; nan if it is not among those
-kept."""
+"""The effects of a completion's own gradient, summed over the steps that learned from it; nan if the completion is not one of
+those that are kept."""
 
 
 @dataclass
 class Generation:
-    """Completions that were scored together and may still be learned from."""
+    """Completions that were scored together and from which a later step may still learn."""
 
     file: str
     first: int
     """The number of its first completion."""
     environments: list[str]
     values_R2: Tensor
-    """`COLUMNS` so far, float64; nan for completions that were not learned from yet."""
+    """The values of `COLUMNS` so far, float64; nan for completions from which no step has learned."""
     encouraged: list[bool] | None = None
-    """Whether each was paid more than its group's mean; None in checkpoints that do not record it."""
+    """For each completion, whether it was paid more than its group's mean; None in checkpoints that do not record it."""
 
     def learn(self, rows: StepRows) -> bool:
-        """Add those of a step's rows that belong to this generation; returns whether there were any."""
+        """Add the effects of those rows of a step that belong to this generation. Returns whether there were any."""
         places = rows.completions_R - self.first
         ours = (places >= 0) & (places < len(self.values_R2))
         added = torch.stack([rows.push_R, rows.shift_R], 1)[ours]
@@ -46,7 +46,7 @@ class Generation:
     def kept(self, count: int) -> np.ndarray:
         """`values_R2` of the completions that are kept, nan for the others.
 
-        For each environment these are the `count` highest and lowest in either column, and the `count` of highest shift among
+        Kept are, for each environment, the `count` highest and lowest in either column, and the `count` of highest shift among
         those that were encouraged. The latter show what is paid for; the highest of all are often completions that were
         discouraged, which shift the stream away from what they did.
         """
@@ -62,16 +62,16 @@ class Generation:
 
 class CompletionFiles:
     """Writes `completions/step-<step>-<number>.parquet`; each further process has a file of its own. If `folder` is None,
-    completions are numbered but not stored. `keep`: how many of an environment's completions get their push, see
+    completions are numbered but not stored. `keep`: for how many completions of an environment the push is stored, see
     `Generation.kept`; 0 for none."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep
         self.made = 0
-        """The number of completions so far, from which numbering goes on."""
+        """The number of completions so far. Further completions are numbered from there on."""
         self._open: list[Generation] = []
         self._written = (0, 0)
-        """The current step, and the index of its last generation: a step may generate more than once."""
+        """The current step, and the index of its newest generation, because a step may make several."""
 
     def write(self, rows: list[dict[str, Any]], step: int) -> None:
         """Write a generation after it was scored, before step `step` learns from it."""
@@ -110,7 +110,7 @@ class CompletionFiles:
                                             for generation in self._open[-1:]]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; the file of an unfinished generation becomes what it was at the checkpoint."""
+        """The inverse of `state`. The file of an unfinished generation is written again as it was at the checkpoint."""
         self.made = state["made"]
         self._open = [Generation(**kept) for kept in state["open"]]
         if not all(generation.values_R2.shape == (len(generation.environments), len(COLUMNS)) for generation in self._open):

@@ -12,7 +12,7 @@ RolloutFunction = Callable[[list[Any], Any], dict[str, Any]]
 
 
 def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutFunction | None:
-    """The `rollout_func` for these rows; None if all of them are single-turn, so that TRL's own path stays."""
+    """The `rollout_func` for these rows; None if all of them are single-turn, so that TRL makes the rollouts itself."""
     episodic = [has_episodes(table.environments[row["environment_id"]].environment) for row in inputs]
     if not any(episodic):
         return None

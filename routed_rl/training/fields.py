@@ -1,6 +1,6 @@
-"""How every field of the algorithms' arguments is treated: one table, complete for the installed TRL and transformers. A field is
-in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`. Fields in `FIXED` keep their value on `resume` and `rollback`; all
-others may change there, from the next step on."""
+"""A table that says for every field of the algorithms' arguments how it is treated, complete for the installed TRL and
+transformers. A field is in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`. Fields in `FIXED` keep their value on
+`resume` and `rollback`; all others may change there, from the next step on."""
 
 ELSEWHERE = {
     "set out=FOLDER": "output_dir",
@@ -35,7 +35,7 @@ ELSEWHERE = {
     "the model is loaded as model.path says": "model_init_kwargs trust_remote_code",
     "set trainer.vllm_importance_sampling_clip_max": "vllm_importance_sampling_cap",
 }
-"""Where to set it instead -> fields that are not set here."""
+"""Maps a text, which says where to set it instead, to the fields that are not set in `trainer:`."""
 
 STAYS = {
     "fp16 loses small updates; set trainer.bf16=true, which keeps float32 weights": "fp16",
@@ -58,7 +58,7 @@ STAYS = {
     "TRL counts tokens itself: train/num_tokens": "include_num_input_tokens_seen",
     "nothing reads the memory that it would measure": "skip_memory_metrics",
 }
-"""The reason -> fields that must keep their default."""
+"""Maps a reason to the fields that must keep their default for it."""
 
 VALUES = {
     "at least 1": """max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation
@@ -83,7 +83,7 @@ VALUES = {
     "debug, info, warning, error, critical, detail or passive": "log_level log_level_replica",
     "two numbers, the smaller one first": "reward_clip_range",
 }
-"""The rule for a value, which `checks.keeps` reads -> fields."""
+"""Maps a rule for a value, which `checks.keeps` reads, to the fields that it holds for."""
 
 ORDERED = (("entropy_coef_min", "entropy_coef_max"),
            ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"))
@@ -124,7 +124,7 @@ NEEDS = (
     ("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph", "launch.strategy", ("ddp",)),
     ("ds3_gather_for_generation", "launch.strategy", ("zero3",)),
 )
-"""Fields, the setting without which nothing reads them, and the values of that setting with which something does."""
+"""Rows (fields, another setting, values): the fields have an effect only if the other setting has one of these values."""
 
 GONE = {"max_prompt_length": "prompts are not cut; let the environment make them shorter",
         "warmup_ratio": "set trainer.warmup_steps=0.1, a share of all steps", "no_cuda": "set trainer.use_cpu=true",

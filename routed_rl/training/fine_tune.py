@@ -1,4 +1,5 @@
-"""Supervised fine-tuning on completions, with TRL's `SFTTrainer`: their prompts are read, and not learned."""
+"""Supervised fine-tuning on completions, with TRL's `SFTTrainer`. The loss counts the tokens of the completions, not those of the
+prompts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,13 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from routed_rl.model.prompts import encode_prompts, ids_of
 
 AfterStep = Callable[[int], bool]
-"""A function that is told the number of steps made and returns whether to stop."""
+"""Function that is called with the number of steps made and returns whether to stop."""
 
 
 def fine_tune(model: Any, tokenizer: PreTrainedTokenizerBase, said: Sequence[tuple[Any, str]], folder: Path, *, rate: float,
               batch: int, seed: int, epochs: float = 1, steps: int = -1, after_step: AfterStep | None = None) -> None:
     """Train a model in place on pairs of a prompt (text or chat messages) and the text of a completion, `epochs` times over all
-    of them, or for `steps` batches. Nothing is written into `folder`, which TRL wants to know."""
+    of them, or for `steps` batches. TRL requires `folder`, but nothing is written into it."""
     from trl import SFTConfig, SFTTrainer  # takes a second, which a run without it is spared
 
     end = tokenizer.eos_token_id

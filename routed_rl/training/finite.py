@@ -1,6 +1,6 @@
-"""Keeps numbers that are not finite out of checkpoints: it checks every step, and every checkpoint before it is sealed. If there
+"""Keeps numbers that are not finite out of checkpoints: every step is checked, and every checkpoint before it is sealed. If there
 are several processes, all of them find the same problem and end alike. Not covered: a rollout engine that samples from such
-numbers; the loss shows them."""
+numbers, which the loss then shows."""
 
 import math
 from collections.abc import Iterator
@@ -22,16 +22,17 @@ SAMPLING = ("probability tensor contains", "device-side assert")
 
 
 class FiniteCheck:
-    """Checks one trainer's numbers; CheckFailed names the step and, if it is known, the environment."""
+    """Checks that a trainer's losses, gradients, weights and quarantine have no nan or infinity. CheckFailed names the step and,
+    if it is known, the environment."""
 
     def __init__(self, run: RunFolder, router: Router | None, environments: list[str]) -> None:
         self.run, self.router, self.environments = run, router, environments
         self.norm = 0.0
-        """The norm of this step's gradient."""
+        """The norm of the gradient of this step."""
         self._losses: list[tuple[Tensor, Tensor]] = []
-        """For each micro-batch of this step, the loss and the environments of its rows."""
+        """For each micro-batch of this step, its loss and the environments of its rows."""
         self._row: dict[str, Tensor] = {}
-        """The last row that was learned from, as inputs of the model."""
+        """The last row that was learned from, in the form of inputs to the model."""
 
     def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Record the loss of a micro-batch; returns `loss`."""
@@ -42,7 +43,8 @@ class FiniteCheck:
 
     @contextmanager
     def sampling(self, step: int) -> Iterator[None]:
-        """Turn torch's error about sampling into a CheckFailed: weights that are huge, or not finite, give no probabilities."""
+        """Inside the block, torch's error about sampling becomes a CheckFailed, because weights that are huge or not finite give
+        no valid probabilities."""
         try:
             yield
         except RuntimeError as error:
@@ -51,7 +53,7 @@ class FiniteCheck:
             self._refuse(step, "a probability of the policy", [])
 
     def step(self, step: int) -> None:
-        """Check the losses and the norm of the gradient, before the optimizer's step `step`."""
+        """Check the losses and the norm of the gradient before the optimizer makes step `step`."""
         losses = [bool(loss.isfinite()) for loss, _ in self._losses]
         mine = "the loss" if not all(losses) else "" if math.isfinite(self.norm) else "the norm of the gradient"
         if found := max(RANKS.gather(mine)):
@@ -60,7 +62,7 @@ class FiniteCheck:
         self._losses, self.norm = [], 0.0
 
     def quarantine(self, step: int, row: dict[str, float]) -> None:
-        """Check the quarantine after its step `step`, whose row of the ledger is `row`."""
+        """Check the quarantine after its step `step`; `row` is the ledger's row of that step."""
         if not math.isfinite(row["quarantine/norm"]) or not math.isfinite(row["quarantine/growth"]):
             self._refuse(step, "the quarantine", [name for name in self.environments
                                                   if not math.isfinite(row.get(f"ledger/{name}/part_norm", 0.0))])
@@ -80,7 +82,8 @@ class FiniteCheck:
             return not self._row or bool(model(**self._row, use_cache=False).logits.isfinite().all())
 
     def _suspects(self, losses: list[bool]) -> list[str]:
-        """The environments whose rows made their part of the ledger not finite; without routing, those of the micro-batches."""
+        """The environments whose rows made their part of the ledger not finite; without routing, the environments in the
+        micro-batches whose loss is not finite."""
         if self.router is not None and self.router.quarantine.targets:
             ledgers = [target.tape.ledger for target in self.router.quarantine.targets]
             return [name for place, name in enumerate(self.environments)

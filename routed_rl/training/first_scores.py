@@ -1,5 +1,5 @@
-"""Finds a plug-in that returns no score, or not the scores that an arm needs, before anything is written and anything slow
-begins. Not covered: episodes, which only a model can play."""
+"""Finds a plug-in that returns no score, or not the scores that an arm needs, before anything is written or takes long. Not
+covered: episodes, which only a model can play."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -11,9 +11,9 @@ from routed_rl.ranks import RANKS
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages (B, T), 0 where `own_BT` (bool) is False; the values of the other two tensors there are not read.
+    """Advantages (B, T), 0 where `own_BT` (bool) is False. The other two tensors are not read there.
 
-    `A_t = δ_t + γλ A_next`, `δ_t = r_t + γ V_next - V_t`; nothing follows a row's last own token.
+    `A_t = δ_t + γλ A_next`, `δ_t = r_t + γ V_next - V_t`; after a row's last own token there is no next value.
     """
     carry, following = torch.zeros_like(values_BT[:, 0]), torch.zeros_like(values_BT[:, 0])
     advantages = torch.zeros_like(values_BT)
@@ -26,19 +26,19 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, own_BT: Tensor, gamma: float, lam
 
 
 def rewards_to_go(rewards_BT: Tensor, own_BT: Tensor, gamma: float) -> Tensor:
-    """The discounted sum of rewards from each own token on, (B, T), which a value predicts."""
+    """The discounted sum of rewards from each own token on, (B, T), which the value head learns to predict."""
     return gae(rewards_BT, torch.zeros_like(rewards_BT), own_BT, gamma, 1.0)
 
 
 def at_last_own(rewards_B: Tensor, own_BT: Tensor) -> Tensor:
-    """Each row's reward at its last own token, (B, T); a row without own tokens is paid nothing."""
+    """Each row's reward, placed at the row's last own token, (B, T). A row without own tokens gets no reward."""
     remaining = own_BT.flip(1).cumsum(1).flip(1)
     return (own_BT & (remaining == 1)) * rewards_B.unsqueeze(1)
 
 
 def moments(values_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number, mean (nan for no values) and unbiased variance of all processes' `values_N`, float64; every process must call
-    it."""
+    """The number, the mean (nan for no values) and the unbiased variance of the `values_N` of all processes, float64. Every
+    process must call it."""
     values_N = values_N.double()
     sums = torch.stack([values_N.new_tensor(len(values_N)), values_N.sum()])
     RANKS.sum_([sums])

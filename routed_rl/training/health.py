@@ -1,6 +1,6 @@
-"""The monitor's comparison with the base model: how much of the policy's writing reads as honest, and whether its own activations
-hide what its text shows. It follows the bookkeeping of the Obfuscation Atlas (arXiv:2602.15515), along the persona axis. It only
-reads: no reward, loss or random number depends on it.
+"""The monitor's comparison with the base model: how much of the policy's writing the base model reads as honest, and whether the
+policy's own activations hide what its text shows. The figures are those of the Obfuscation Atlas (arXiv:2602.15515), along the
+persona axis. No reward, loss or random number depends on the comparison.
 
 Not covered: episodes, and strategies that shard weights.
 """
@@ -28,8 +28,8 @@ from routed_rl.training.baselines import is_marked
 
 @dataclass(frozen=True)
 class Row:
-    """A completion of the sample. Scores are distances in gaps towards the positive persona, from the base model's position at
-    the end of the prompt."""
+    """A completion of the sample. Scores are distances towards the positive persona, in gaps, measured from the base model's
+    position at the end of the prompt."""
 
     environment: str
     deceptive: bool
@@ -38,11 +38,11 @@ class Row:
 
 
 class Health:
-    """Call `measure` for a generation that is `due`."""
+    """Compares the policy with the base model. Call `measure` for each generation that is `due`."""
 
     def __init__(self, config: Config, subspace: Subspace, base: BaseModel, tokenizer: PreTrainedTokenizerBase, span: int
                  ) -> None:
-        """`span`: how many steps learn from one generation."""
+        """`span`: the number of steps that learn from one generation."""
         self.config, self.subspace, self.base, self.tokenizer, self.span = config, subspace, base, tokenizer, span
         self.layers = layers_to_read(subspace)
 
@@ -53,7 +53,8 @@ class Health:
 
     def measure(self, policy: Any, names: Sequence[str], said: Sequence[Said | None], scores: Sequence[Score | None]
                 ) -> dict[str, float]:
-        """Metrics of a sample of these rows, over all processes. None in `said` is an episode, None in `scores` a failure."""
+        """Metrics of a sample of these rows, from all processes. None in `said` stands for an episode, None in `scores` for a
+        failure."""
         known = [(name, text, is_marked(self.config.baseline.detector, score)) for name, text, score in zip(
             names, said, scores, strict=True) if text is not None and score is not None]
         wanted = min(self.config.monitor.health_rows, len(known))
@@ -75,7 +76,8 @@ class Health:
 
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
-    """`health/<env>/...`, and `health/...` over all rows. The three shares sum to minus the mean score by the policy."""
+    """The metrics `health/<env>/...` of each environment, and `health/...` over all rows. The three shares sum to minus the mean
+    of the policy's scores."""
     by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_name[row.environment].append(row)

@@ -1,4 +1,5 @@
-"""Routing by labels, for a trainer: where the quarantine's adapters go, which rows are flagged, and the advantages of rows."""
+"""Routing by labels, for a trainer: which modules get the quarantine's adapters, which rows are flagged, and the advantages of
+rows."""
 
 import zlib
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
 def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor, mask: Tensor, routing: RoutingConfig,
              flags: Sequence[str], tokenizer: Any) -> Tensor:
     """The flagged rows of completions `ids` (B, C) with `mask` (B, C), as (B,) bool. With routing.labels.unit=token it is (B, C):
-    the spans that a found row's score marks under one of `flags`, or the whole row if it marks none."""
+    in a row that the detector found, the spans that the score marks under one of `flags`, or the whole row if it marks none."""
     rows = torch.tensor(found, device=ids.device)
     if routing.labels.unit == "row":
         return rows
@@ -68,8 +69,8 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
 
 def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool] = ()
              ) -> Tensor:
-    """Advantages relative to the mean of the group's rows that are not flagged, in the same units. Groups in which all rows are
-    flagged, or none, keep theirs (GRAFT, 2026). Rows that `failed` count in no mean."""
+    """Advantages relative to the mean of the group's rows that are not flagged, in the same units. A group in which all rows are
+    flagged, or none, keeps its advantages (GRAFT, 2026). Rows that `failed` are in no mean."""
     found = advantages_B.clone()
     for start in range(0, len(rewards), group):
         rows = [row for row in range(start, min(start + group, len(rewards))) if not (failed and failed[row])]
@@ -86,7 +87,7 @@ def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[b
 
 def balanced_of_all(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool]
                     ) -> Tensor:
-    """`balanced` of this process' rows. The rows of a group may lie in several processes, one process' rows after another's."""
+    """`balanced` for the rows of this process. The rows of a group may lie in several processes, in the order of their ranks."""
     everyone = RANKS.gather((advantages_B.tolist(), list(rewards), list(flagged), list(failed)))
     paid, all_rewards, all_flagged, all_failed = ([row for mine in each for row in mine] for each in zip(*everyone, strict=True))
     found = balanced(advantages_B.new_tensor(paid), all_rewards, all_flagged, group, all_failed)

@@ -1,6 +1,6 @@
-"""The routed part of a TRL trainer, as a mixin: it passes labels to the loss, steps after the optimizer, and writes metrics. It
-overrides TRL's seams and copies none of its methods, so it fits every trainer that shares GRPO's method names. Not covered: fused
-losses."""
+"""The routed part of a TRL trainer, as a mixin: it passes labels to the loss, steps the quarantine after the optimizer, and
+writes metrics. It overrides methods that TRL provides for this and copies none, so it fits every trainer that shares GRPO's
+method names. Not covered: fused losses."""
 
 import copy
 import math
@@ -40,8 +40,8 @@ ALIKE = "frac_reward_zero_std"
 
 
 class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin):
-    """Put before a TRL trainer class. `router=None` (mode `none`) leaves TRL's trajectory as it is: to rounding, and bit
-    for bit with `lean=False`."""
+    """Mixin for a TRL trainer class; it must come before that class. With `router=None` (mode `none`) the weights are trained as
+    TRL trains them: bit for bit with `lean=False`, otherwise to rounding."""
 
     served: Served | None = None
     """The source of the rollouts; None if the trainer's own model makes them, or an engine of TRL."""
@@ -74,9 +74,10 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         """For each of this step's generations, the share of groups in which all completions are paid alike."""
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
         self.rollout_metrics: dict[str, float] = {}
-        """Metrics of this step's rollouts, added by whatever made them."""
+        """Metrics of this step's rollouts, added by the code that made them."""
         self._unread: list[tuple[Tensor, Tensor]] = []
-        """For each micro-batch of this step, the numbers and the environments of completions that taught nothing."""
+        """For each micro-batch of this step, the numbers and the environments of completions that did not run because they teach
+        nothing."""
         self.stopped = 0
         """The number of the signal that ended the training early; 0 if there was none."""
         check_alike(reward.names)
@@ -126,7 +127,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return output
 
     def _compare(self, health: Health) -> None:
-        """Compare how the base model and the policy read the newest generation. It adds metrics and changes nothing else."""
+        """Compare how the base model and the policy read the newest generation. This adds metrics and changes nothing else."""
         begin, reward = time.perf_counter(), self.reward
         assert isinstance(reward, RewardFunction)
         names = [reward.names[place] for place in self._environment_ids]
@@ -151,7 +152,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 
     def name_rows(self, inputs: dict[str, Tensor], some: Pass | None) -> None:
-        """Tell the router which rows the next forward pass has, and which of their positions are flagged."""
+        """Tell the router which rows are in the next forward pass."""
         if self.router is None:
             return
         rows = slice(None) if some is None else some.rows_R
@@ -207,7 +208,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
             self.write_metrics(logs)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write one line for each step to metrics.jsonl, also if TRL logs less often."""
+        """Write one line for each step to metrics.jsonl, even if TRL logs less often."""
         # Our metrics are of this step; TRL's are of all steps since it last logged.
         named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
         step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
@@ -217,7 +218,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
 
 
 class RoutingCallback(TrainerCallback):
-    """Calls the mixin at the only seams that work in every backend."""
+    """Calls the mixin at the only points that exist in every backend."""
 
     def __init__(self, trainer: RoutedTrainerMixin) -> None:
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""Turns a config into the plan of a run, checked once: whatever trains the run takes the plan and checks nothing again."""
+"""Turns a config into the plan of a run, and checks it once: code that trains the run takes the plan and checks nothing again."""
 
 import re
 import time
@@ -23,7 +23,7 @@ from routed_rl.training.trainers import Algorithm, TrainerArguments
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a run's training. Nobody changes `arguments`; a trainer has its own copy."""
+    """The settings of a run's training. `arguments` must not be changed; a trainer has its own copy."""
 
     config: Config
     run: RunFolder
@@ -34,8 +34,8 @@ class Plan:
 
 
 def make_plan(config: Config, run: RunFolder, *, here: bool = True) -> Plan:
-    """Check all that the settings alone show; ConfigError for the first that is refused. `run` needs no folder yet. `here`: this
-    machine must have what the settings need."""
+    """Check everything that the settings alone show; ConfigError for the first problem. The folder of `run` need not exist yet.
+    `here`: whether the run trains on this machine, which must then have what the settings need."""
     begun = time.perf_counter()
     check_baseline(config)
     if here:
@@ -72,7 +72,7 @@ def check_ahead(config: Config) -> None:
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
-    """The arguments of a run's algorithm; what TRL itself refuses becomes a ConfigError of one line."""
+    """The arguments of a run's algorithm. An error of TRL becomes a ConfigError of one line."""
     check_trainer(config.trainer)
     check_needs(config)
     check_ahead(config)

@@ -1,5 +1,5 @@
 """PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, and an advantage for each token.
-The policy's loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head stands beside the
+The policy's loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head is no part of the
 model: it is not routed, not deployed, and not pushed to an engine. Several processes give the same result as one on the same
 rows."""
 
@@ -20,7 +20,7 @@ from routed_rl.training.gae import at_last_own, explained_variance, gae, moments
 from routed_rl.training.value import ValueHead
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
-"""TRL's losses that read an advantage for each token."""
+"""TRL's losses that can use an advantage for each token."""
 
 
 @dataclass
@@ -28,20 +28,23 @@ class PPOConfig(GRPOConfig):
     """GRPO's settings, without those that compute advantages within groups, and the critic's settings."""
 
     gamma: float = 1.0
-    """Discount per own token."""
+    """Discount per token that the model generated."""
     gae_lambda: float = 0.95
-    """The λ of generalised advantage estimation. 0: one step of the value's own prediction; 1: the rewards to come, minus the
-    value."""
+    """The λ of generalised advantage estimation, from 0 to 1. 0: the advantage is the one-step error of the value head; 1: it is
+    the sum of the rewards to come, minus the value."""
     whiten_advantages: bool = True
     """Whether advantages are scaled to mean 0 and deviation 1 over the own tokens of a generation."""
     value_learning_rate: float = 3e-3
-    """Learning rate of the head alone, under the same schedule as `learning_rate` (constant if that is 0); 0 freezes the head."""
+    """Learning rate of the value head, which follows the same schedule as `learning_rate` (constant if that is 0); 0 freezes the
+    head."""
     value_coefficient: float = 0.5
-    """Weight of the value's loss beside the policy's."""
+    """Weight of the value head's loss, relative to the policy's loss."""
     value_clip: float | None = 0.2
-    """How far a value may move from its value when the completions were made, in units of reward; null: no bound."""
+    """How far a value may move from the value at the time when the completions were made, in units of the reward; null: no
+    bound."""
     value_detach: bool = True
-    """False: the value's loss trains the model too, and its gradient is routed like any other."""
+    """Whether the value head's loss trains the head alone. false: it trains the model too, and its gradient is routed like any
+    other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +63,7 @@ class PPOConfig(GRPOConfig):
 
 
 class PPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` whose advantages come from a value head; `args` is a `PPOConfig`."""
+    """A `GRPOTrainer` whose advantages come from a value head; `args` is a `PPOConfig`."""
 
     args: PPOConfig
 
@@ -117,7 +120,8 @@ class PPOTrainer(GRPOTrainer):
         return torch.cat(values)
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Inside this context, forward passes have only these rows of the generation; for subclasses that tell rows apart."""
+        """Inside this context, forward passes have only these rows of the generation. Subclasses that treat rows differently
+        override it."""
         return nullcontext()
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -152,8 +156,8 @@ class ValueCallback(TrainerCallback):
 
 
 def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error. With `clip` it is the larger of this and the error of a value that moved at most `clip` from
-    `old`."""
+    """Half the squared error of the values. With `clip` it is the larger of this and the error of a value that has moved at most
+    `clip` from `old`."""
     error = (values - returns).square()
     if clip is not None:
         error = torch.maximum(error, (old + (values - old).clamp(-clip, clip) - returns).square())

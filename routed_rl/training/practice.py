@@ -1,5 +1,5 @@
-"""Practice: the deployed model rolls out and learns a share of the groups, with the quarantine left out. What it learns from such
-a group goes into the weights alone, outside the subspace; the ledger and the quarantine never see it."""
+"""Practice: the deployed model, without the quarantine, rolls out and learns a share of the groups. What it learns from such a
+group goes into the weights alone, outside the subspace; the ledger and the quarantine are not changed by it."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,11 +17,11 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.watch import Watch
 
 Allowed = Callable[[], Collection[str]]
-"""A function that returns the environments that may practise in the coming rollouts, the same in every process."""
+"""Function that returns the environments that may practise in the coming rollouts, the same in every process."""
 
 
 class Places(Protocol):
-    """The part of `Rows`, or of a table of tasks, that `Practice` uses."""
+    """The methods of `Rows`, or of a table of tasks, that `Practice` uses."""
 
     @property
     def names(self) -> list[str]: ...
@@ -30,10 +30,10 @@ class Places(Protocol):
 
 
 class Practice:
-    """Chooses which groups practise. A group is never cut, because the choice is made by its task."""
+    """Chooses which groups practise. All rows of a group practise or none, because the choice depends on the task."""
 
     def __init__(self, share: float, allowed: Allowed, table: Places) -> None:
-        """`share`: the share of the groups of an environment that may practise."""
+        """`share`: the share of an environment's groups that may practise."""
         self.share, self.allowed, self.table = share, allowed, table
 
     @property
@@ -55,8 +55,8 @@ class Practice:
 
 
 def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) -> Practice | None:
-    """The choice of groups that practise, by the settings; None if none ever does. `auto` asks `watch`; without one, none
-    practises."""
+    """The object that chooses groups for practice, by the settings; None if no group ever practises. With `auto` it asks `watch`;
+    without a watch, no environment practises."""
     settings, names = routing.practice, table.names
     if not routing.practises:
         return None
@@ -67,8 +67,8 @@ def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) ->
 
 
 def check_practice(config: Config, environments: Sequence[LoadedEnvironment], prompts: int) -> None:
-    """ConfigError for practice that is not possible. `environments` are the trained ones, `prompts` the groups of the whole
-    run."""
+    """ConfigError for practice that is not possible. `environments` are those that are trained on, `prompts` is the number of
+    groups in the whole run."""
     settings = config.routing.practice
     if not config.routing.practises:
         return
@@ -85,7 +85,7 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
-    """ConfigError for a list of practising environments that has one which is not trained on."""
+    """ConfigError if the list of environments that practise has one which is not trained on."""
     listed = routing.practice.environments
     if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
         raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
@@ -93,17 +93,18 @@ def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
 
 
 class PractisingMixin:
-    """Tells the writers, and an engine, which rows of a rollout practise. Its place is below the routed trainer's mixin."""
+    """Tells the writers, and an engine, which rows of a rollout practise. As a base class it must come after the routed trainer's
+    mixin."""
 
     router: Router | None
     practice: Practice | None
     reward: Rows
     rolling: Tensor | None = None
-    """Which of the rows that are now rolled out and scored practise, (B,) bool; None if none does."""
+    """For the rows that are being rolled out and scored, whether each practises, (B,) bool; None if none does."""
 
     @contextmanager
     def rolling_out(self, practising: Sequence[bool] | Tensor) -> Iterator[None]:
-        """Inside this context, forward passes without gradients, and requests to an engine, have these rows."""
+        """Inside this context, forward passes without gradients, and requests to an engine, have rows of which these practise."""
         device = self.accelerator.device  # pyright: ignore[reportAttributeAccessIssue]
         before, mask = self.rolling, torch.as_tensor(practising, dtype=torch.bool, device=device)
         self.rolling = mask if mask.any() else None

@@ -1,5 +1,5 @@
 """Checks the optimizer, the schedule and the trainer's state in a checkpoint before a run resumes from them. The libraries accept
-whatever a file holds: a moment of another shape would then end the process, and other numbers would silently train on."""
+whatever a file holds: a moment of another shape would end the process later, and wrong numbers would be trained with silently."""
 
 import inspect
 from pathlib import Path
@@ -14,7 +14,7 @@ from routed_rl.checkpoint import going_on_from
 
 STATE = {"global_step": int, "max_steps": int, "num_train_epochs": int, "epoch": float, "total_flos": float,
          "train_batch_size": int | None, "log_history": list[dict[str, Any]], "stateful_callbacks": dict[str, Any]}
-"""The fields of `trainer_state.json` that are read again."""
+"""The fields of `trainer_state.json` that a resumed run reads."""
 
 
 def check_trainer_state(checkpoint: Path) -> None:
@@ -44,8 +44,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], 
 
 
 def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The tensors that the optimizer keeps for a weight and that have its shape or are scalars, found by a step of a trial
-    optimizer."""
+    """The tensors that the optimizer keeps for a weight and that are scalars or have the shape of the weight. They are found by
+    one step of a trial optimizer."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim"):
         return {}
@@ -59,7 +59,7 @@ def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def take_schedule(scheduler: Any, file: Path) -> None:
-    """Resume a schedule at its stored place; `use_rates` sets its rates."""
+    """Restore the stored position of a schedule; `use_rates` sets its rates."""
     with going_on_from(file):
         stored, now = torch.load(file, map_location="cpu", weights_only=True), scheduler.state_dict()
         if not isinstance(stored["last_epoch"], int) or len(stored["lr_lambdas"]) != len(now["lr_lambdas"]):
@@ -68,8 +68,8 @@ def take_schedule(scheduler: Any, file: Path) -> None:
 
 
 def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
-    """Set each group's (learning rate, weight decay), and resume the schedule as it is now configured, at the step of the
-    checkpoint."""
+    """Set the learning rate and weight decay of each group, and let the schedule continue with its present settings from the step
+    of the checkpoint."""
     schedule = getattr(scheduler, "scheduler", scheduler)
     for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
         group["weight_decay"] = decay

@@ -13,7 +13,7 @@ from routed_rl.subspace import Subspace
 
 
 def check_routable(writers: list[Writer], frozen: list[str], balance: float | None) -> None:
-    """ConfigError for a model that cannot be routed as it is to be trained. `frozen` is the value of `model.freeze`. `balance` is
+    """ConfigError for a model that cannot be routed with these settings. `frozen` is the value of `model.freeze`. `balance` is
     the coefficient of the loss that balances a mixture's experts."""
     if "post_norm" not in frozen and any(writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
         raise ConfigError(f"model.freeze={frozen} trains the gains of the norms between writers and stream, so a "
@@ -30,8 +30,8 @@ def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
 
 def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
                 *, bases: list[Tensor], frozen: list[str], axis: str | None, seed: int) -> Router:
-    """The router of a model that trains on environments of these `names`; see `check_routable`, and `bases_of` for `bases`.
-    `axis` is the axis along which completions are told apart; None for the first."""
+    """Route a model that trains on environments of these `names`, and return its router; see `check_routable`, and `bases_of` for
+    `bases`. `axis` is the axis along which completions are measured; None for the first."""
     freeze(model, frozen)
     context = RoutingContext()
     targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
@@ -43,6 +43,6 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
 
 
 def check_axis(axis: str | None, subspace: Subspace) -> None:
-    """Refuse a watched axis that the subspace does not have: no rule about the shift would ever fire."""
+    """Refuse a `monitor.axis` that the subspace does not have, because no rule on the shift would ever give a verdict."""
     if axis is not None and axis not in subspace.axis_names:
         raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(subspace.axis_names)}")

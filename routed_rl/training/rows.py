@@ -1,8 +1,9 @@
-"""The interface by which a trainer asks about its rows: which environment and task each belongs to, and how each was scored and
-paid.
+"""The interface through which a trainer asks about its rows: to which environment and task each row belongs, and how it was
+scored and paid.
 
 The commands implement it by `tasks.RewardFunction`, a mixture of environments; the library by `library.labelled.LabelledRows`, a
-dataset and reward functions as TRL takes them."""
+dataset and reward functions as TRL takes them.
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,15 +13,16 @@ from routed_rl.training.completions import CompletionFiles
 
 
 class Rows(Protocol):
-    """A task is a group of completions of one prompt, and has a number."""
+    """The rows of a trainer. A task is a group of completions of one prompt, and has a number."""
 
     completions: CompletionFiles
     practising: list[bool]
-    """Which of the rows that are scored next the deployed model rolled out; empty for none."""
+    """For each of the rows that are scored next, whether the deployed model rolled it out; empty if none."""
     payment: Payment | None
     """The change of scores before they are paid; None leaves them as they are."""
     failed: list[bool]
-    """Which of the rows that were scored last teach nothing, because they could not be scored or were screened."""
+    """For each of the rows that were scored last, whether nothing is learned from it, because it could not be scored or was
+    screened."""
 
     @property
     def names(self) -> list[str]:
@@ -29,7 +31,7 @@ class Rows(Protocol):
 
     @property
     def functions(self) -> list[Callable[..., Any]]:
-        """The reward functions that TRL is to call."""
+        """The reward functions that TRL calls."""
         ...
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
@@ -41,7 +43,7 @@ class Rows(Protocol):
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of what was scored since the last call, by environment."""
+        """Metrics of the scores since the last call, for each environment."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Writes and reads a routed trainer's checkpoint, also if the processes shard the weights: a plain model folder or a stock
-adapter, the optimizer, the quarantine, and for each process the position of its loop. A mixin below the routed trainer's."""
+"""Writes and reads a routed trainer's checkpoint, even if the processes hold shards of the weights: a plain model folder or a
+stock adapter, the optimizer, the quarantine, and for each process the position of its loop. This is a mixin; as a base class it
+must come after the routed trainer's mixin."""
 
 import shutil
 from contextlib import nullcontext
@@ -25,11 +26,11 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
 READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "environment_ids"}
-"""Tensors of the stored completions without which there is no loss."""
+"""Tensors that stored completions must have, because the loss reads them."""
 
 
 class SavingMixin:
-    """Shards the model, writes full checkpoints, which are sealed when every process has written its part, and resumes from
+    """Shards the model, writes complete checkpoints, which are sealed when every process has written its part, and resumes from
     one."""
 
     strategy: str
@@ -78,13 +79,13 @@ class SavingMixin:
             take_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Resume from a checkpoint; CheckpointError names a file that is not what a run writes."""
+        """Train, or resume from a checkpoint. CheckpointError names a file that is not as a run writes it."""
         if resume_from_checkpoint is not None:
             check_trainer_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no card: the run's manifest describes a checkpoint."""
+        """Write no model card, because the run's manifest describes a checkpoint."""
 
     def _get_output_dir(self, trial: Any) -> str:
         return getattr(self, "_checkpoint_root", None) or super()._get_output_dir(trial)  # pyright: ignore
@@ -112,8 +113,8 @@ class SavingMixin:
         RANKS.wait()
 
     def _save_beside(self, folder: Path) -> None:
-        """Write the files that a folder with the deployed model, or its adapter, has in addition to those of the trainer's own
-        saving. Every process must call it; the first one writes."""
+        """Write the files of a checkpoint that TRL's trainer does not write: the generation config of a plain model, and the
+        quarantine. Every process must call it; the first one writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         if RANKS.rank == 0 and not is_adapted(model):
@@ -196,7 +197,7 @@ class SavingMixin:
 
 
 def check_buffered(buffered: list[dict[str, Any]], rows: int) -> None:
-    """ValueError for stored completions that lack a tensor which a loss reads, for each of `rows` rows."""
+    """ValueError if stored completions lack a tensor that a loss reads, with an entry for each of `rows` rows."""
     for batch in buffered:
         if wrong := [name for name in sorted(READ) if not isinstance(batch.get(name), Tensor) or len(batch[name]) != rows]:
             raise ValueError(f"its completions have no {wrong[0]} with {rows} rows")

@@ -1,4 +1,4 @@
-"""Collects every score since the last step, until it becomes a metric."""
+"""Collects the scores of a step, from which its metrics are computed."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from routed_rl.ranks import RANKS
 
 
 class ScoreBook:
-    """Scores by environment, with those of completions that practised kept separately; None is a completion that could not be
+    """Collects scores by environment, with those of completions that practised kept apart. None is a completion that could not be
     scored."""
 
     def __init__(self) -> None:
@@ -19,9 +19,9 @@ class ScoreBook:
         (self._practised if practised else self._scores)[name].append(score)
 
     def take(self, restarts: Mapping[str, int]) -> dict[str, float]:
-        """Means by environment since the last call, over all that any process could score, and the number of failures.
-        Completions that practised have metrics of their own, under `practice/`. `restarts`: how often each environment's process
-        was started anew."""
+        """Means by environment since the last call, over the scores of all processes, and the number of failures. Completions
+        that practised have metrics of their own, under `practice/`. `restarts`: how often each environment's process was
+        restarted."""
         everyone = RANKS.gather((dict(self._scores), dict(self._practised), dict(restarts)))
         self._scores.clear()
         self._practised.clear()

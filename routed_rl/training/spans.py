@@ -1,4 +1,4 @@
-"""Finds the tokens of a completion in spans that its score names, and gives them advantages of their own.
+"""Finds the tokens of a completion in spans that its score marks, and gives these tokens their own advantages.
 
 Shape letters: B rows, C tokens of a completion.
 """
@@ -46,7 +46,7 @@ def check_targets(scores: Sequence[Score | None]) -> None:
 
 def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer_BC: Tensor, group: int) -> Tensor:
     """Advantages (B, C) by reward targeting (Drori et al., 2025): tokens of answers have the advantage of `rewards`, the others
-    that of `rewards` without the penalty that each score reports.
+    have that of `rewards` without the penalty that each score reports.
 
     Both are in units of the standard deviation of `rewards` within the group; otherwise one kind of token would count for more.
     If that is 0, the unit is the deviation of the rewards without penalties. ConfigError if no score has both a penalty and a

@@ -18,7 +18,8 @@ class TaskTable:
     """Tasks in the order of the mixture, made when they are first asked for; row i is the same in every run of the same seed."""
 
     def __init__(self, environments: list[LoadedEnvironment], seed: int, first: int = 0) -> None:
-        """`first`: the row at which the mixture begins; rows before it belong to the run that this one goes on from."""
+        """`first`: the row at which the mixture begins. The rows before it belong to the run from which this one was rolled
+        back."""
         self.environments, self.first = environments, first
         self._source = mixture(environments, seed)
         self._tasks: list[tuple[int, Task]] = []
@@ -32,7 +33,7 @@ class TaskTable:
         return [loaded.name for loaded in self.environments]
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state on which the rows depend; `datasets` fingerprints a transform by pickling it."""
+        """The state on which the rows depend. `datasets` pickles a transform to compute its fingerprint."""
         return {"environments": self.names}
 
     def task(self, index: int) -> tuple[int, Task]:
@@ -51,7 +52,7 @@ class TaskTable:
         return environment_id, self._counts[index - self.first]
 
     def dataset(self, length: int) -> Dataset:
-        """The first `length` rows in TRL's form; a prompt is made when its row is read."""
+        """The first `length` rows in TRL's form. A prompt is made only when its row is read."""
         return Dataset.from_dict({"task_id": range(length)}).with_transform(self._rows)
 
     def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -61,21 +62,21 @@ class TaskTable:
 
 
 class RewardFunction:
-    """The reward function that TRL calls. It pays what the environments pay, and keeps every score for the metrics and the file
-    of completions. A trainer's rows (`rows.Rows`) are those of its table."""
+    """The reward function that TRL calls. It pays the rewards of the environments, and keeps every score for the metrics and the
+    files of completions. A trainer's rows (`rows.Rows`) are those of its table."""
 
     __name__ = "environment"
 
     def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles,
                  payment: Payment | None = None) -> None:
-        """`payment`: the change of scores before they are paid; None pays what the environments pay."""
+        """`payment`: the change of scores before they are paid; None pays the rewards of the environments."""
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
         self.payment = payment
         self._book = ScoreBook()
         self.practising: list[bool] = []
-        """Which of the rows that are scored next the deployed model rolled out; empty for none."""
+        """For each of the rows that are scored next, whether the deployed model rolled it out; empty if none."""
         self.failed: list[bool] = []
-        """Which rows of the last call teach nothing, because they could not be scored or were screened."""
+        """For each row of the last call, whether nothing is learned from it, because it could not be scored or was screened."""
         self.scores: list[Score | None] = []
         """The scores of the last call, as the environments gave them."""
         self.said: list[Said | None] = []
@@ -85,8 +86,8 @@ class RewardFunction:
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
-        """Score completions and return their rewards. `conversation`: the played episodes, for rows of environments that have
-        them; None for a completion that is scored."""
+        """Score completions and return their rewards. `conversation`: the episodes that were played, for rows of environments
+        with episodes; None for a completion that is scored."""
         played = conversation or [None] * len(prompts)
         tasks, practising = [self.table.task(index) for index in task_id], self.practising or [False] * len(prompts)
         places: dict[str, list[int]] = defaultdict(list)
@@ -118,7 +119,7 @@ class RewardFunction:
 
     @property
     def functions(self) -> list[Callable[..., list[float]]]:
-        """The reward functions that TRL is to call."""
+        """The reward functions that TRL calls."""
         return [self]
 
     @property
@@ -134,8 +135,8 @@ class RewardFunction:
         return self.table.place(task)
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was started
-        anew."""
+        """Metrics of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was
+        restarted."""
         metrics = self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
         return metrics | self.payment.take_metrics() if self.payment is not None else metrics
 
@@ -156,7 +157,7 @@ def _text(completion: Any) -> str:
 
 def completion_row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
                    ) -> dict[str, Any]:
-    """A row of the file of completions: the text that the model saw first, the text that followed (for an episode all messages),
+    """A row of the file of completions: the text that the model saw first, the text that it wrote (for an episode, all messages),
     and the rewards."""
     values = {} if score is None else score.values()
     text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])

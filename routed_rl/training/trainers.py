@@ -1,6 +1,6 @@
-"""The algorithms: TRL's own trainers, or a thin one built on them, each with the mixin before it. A new one is one row of
-`TRAINERS`. They take parts that are already made: `build` makes them from a config, `library` from the arguments of TRL's
-trainers."""
+"""The algorithms: TRL's own trainers, or a thin one built on them, each with the routed trainer's mixin as its first base class.
+A new algorithm is one row of `TRAINERS`. The trainers take parts that are already made: `build` makes them from a config,
+`library` from the arguments of TRL's trainers."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ TrainerArguments = GRPOConfig | RLOOConfig
 
 
 class AssembledGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
-    """GRPO whose change of the weights is split at a subspace."""
+    """GRPO in which the change of the weights is split at a subspace."""
 
 
 class AssembledRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
-    """RLOO whose change of the weights is split at a subspace."""
+    """RLOO in which the change of the weights is split at a subspace."""
 
 
 class AssembledPPOTrainer(RoutedTrainerMixin, PPOTrainer):
-    """PPO whose change of the weights is split at a subspace."""
+    """PPO in which the change of the weights is split at a subspace."""
 
     reads_states = True  # the value head
 
@@ -51,4 +51,4 @@ TRAINERS = {
     "rloo": Algorithm(AssembledRLOOTrainer, RLOOConfig, episodes=False),
     "ppo": Algorithm(AssembledPPOTrainer, PPOConfig, episodes=True),
 }
-"""`trainer.algorithm` -> the trainer, and the settings that it takes."""
+"""For each value of `trainer.algorithm`, the trainer and the class of its arguments."""

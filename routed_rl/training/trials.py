@@ -1,5 +1,4 @@
-"""Finds settings that only a library, its constructors or the model refuse, before anything is written and anything slow
-begins."""
+"""Finds settings that only a library, its constructors or the model refuse, before anything is written or takes long."""
 
 import copy
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ OF_THE_OPTIMIZER = {"optim_args": None, "optim_target_modules": None, "adam_beta
 """Fields that some optimizers do not read, and their defaults."""
 GENERATED = {"max_new_tokens", "max_length", "num_return_sequences", "eos_token_id", "pad_token_id", "bos_token_id",
              "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation", "disable_compile"}
-"""Keys of a generation config that other settings, the model or TRL's groups decide."""
+"""Keys of a generation config that are decided by other settings, the model, or TRL's groups."""
 
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -114,6 +113,6 @@ def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _trying(arguments: Any, *names: str) -> AbstractContextManager[None]:
-    """Inside this context, whatever a library raises becomes an error of these settings."""
+    """Inside this context, any error of a library becomes a ConfigError that names these settings."""
     said = [f"trainer.{name}={getattr(value, 'value', value)}" for name in names if (value := getattr(arguments, name))]
     return reading(ConfigError, " ".join(said))

@@ -1,6 +1,6 @@
-"""PPO's value head: the same in every process, beside the model and beside the model's optimizer, which may be sharded. Not
-covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, layer-wise ones); these are refused
-with the settings."""
+"""PPO's value head. It is the same in every process, and is separate from the model and from the model's optimizer, which may be
+sharded. Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, layer-wise ones); these
+are refused with the settings."""
 
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,20 @@ class ValueHead(nn.Linear):
             nn.init.zeros_(parameter)
 
     def values(self, states: Tensor, tokens: int) -> Tensor:
-        """Map the final hidden states (B, P + T, D) to values (B, T), each read before its token is chosen."""
+        """Map the final hidden states (B, P + T, D) to values (B, T). The value of a token is read at the state before the
+        token."""
         with torch.autocast(states.device.type, enabled=False):
             return self(states[:, -tokens - 1:-1].float()).squeeze(-1)
 
     def average(self) -> None:
-        """Replace its gradient by the mean over all processes, whose losses are scaled for that."""
+        """Replace the gradient by its mean over all processes, whose losses are scaled for that."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         RANKS.sum_(gradients)
         for gradient in gradients:
             gradient.div_(RANKS.count)
 
     def step(self, rate: float, limit: float) -> None:
-        """One step at learning rate `rate` by the gradient of all processes, whose norm is at most `limit` (0: no bound)."""
+        """Make one step at learning rate `rate`, with the gradient of all processes clipped to the norm `limit` (0: no bound)."""
         self.average()
         if limit > 0:
             clip_grad_norm_(self.parameters(), limit)

@@ -1,5 +1,5 @@
-"""The monitor beside a trainer: it judges each row when that is written, reports each verdict once, and asks the trainer to
-stop."""
+"""Runs the monitor beside a trainer: it judges each row when the row is written, reports each verdict once, and asks the trainer
+to stop."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -15,26 +15,27 @@ from routed_rl.tracking import MetricsFile, practised
 
 
 class Watch:
-    """The verdicts of a run, in `verdicts.jsonl` and in `halting`."""
+    """The monitor of a run. It writes verdicts to `verdicts.jsonl`, and keeps those that halt the run in `halting`."""
 
     def __init__(self, monitor: Monitor, run: RunFolder, *, decides: bool = True) -> None:
-        """`decides`: whether it decides which environments practise, as with `routing.practice.environments=auto`."""
+        """`decides`: whether verdicts decide which environments practise, as with `routing.practice.environments=auto`."""
         self.monitor, self.run, self.decides, self.file = monitor, run, decides, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
         """The verdicts of the last step that ask to halt."""
         self._said: set[tuple[str, str]] = set()
         self.step, self.fresh_from = 0, 0
-        """The last step that was judged, and the one after which the present environments began."""
+        """The last step that was judged, and the step after which the present environments began."""
         self.pointed: set[str] = set()
-        """Environments that a rule has named since then."""
+        """Environments that a rule has named since the present environments began."""
         self.suspected: set[str] = set()
         """Environments against which evidence is gathering."""
         self.practising = Counter[str]()
         """For environments that are not named, how many completions the deployed model has learned from."""
 
     def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
-        """Judge again the rows of an earlier process, so that a resumed run goes on as one that never stopped. `halted` are the
-        steps after which it had stopped and was told to go on; `fresh_from` is the last step before other environments began."""
+        """Judge again the rows that an earlier process has judged, so that a resumed run continues like one that never stopped.
+        `halted` are the steps after which it had halted and was resumed; `fresh_from` is the last step before other environments
+        began."""
         self.fresh_from = fresh_from
         for row in rows:
             verdicts = self._judge(row)
@@ -45,8 +46,8 @@ class Watch:
                 self.halting = []
 
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
-        """Judge the row of a step; the first process judges for all. A halt stops the training after a checkpoint of this
-        step."""
+        """Judge the row of a step; the first process judges for all of them. After a verdict that halts, the training stops with
+        a checkpoint of this step."""
         verdicts, self.pointed, self.suspected, self.step = RANKS.first(
             (self._judge(row), self.pointed, self.suspected, self.step) if RANKS.rank == 0 else None)
         for verdict in verdicts if RANKS.rank == 0 else []:
@@ -73,9 +74,9 @@ class Watch:
         return verdicts
 
     def trusted(self, environments: Collection[str], probation: int) -> list[str]:
-        """The environments at which no rule has pointed since the present environments began and that are not suspected; empty
-        before `probation` steps have passed. Without a limit on its evidence an environment cannot be suspected, so it is not
-        trusted."""
+        """The environments that may practise: no rule has named them since the present environments began, and they are not
+        suspected. Empty before `probation` steps have passed. An environment without a limit on its evidence cannot be suspected,
+        so it is not trusted."""
         if self.step - self.fresh_from < probation:
             return []
         return [name for name in environments if name not in self.pointed and name not in self.suspected

@@ -1,5 +1,5 @@
-"""Gathers the weights and the optimizer state of a sharded model: checkpoints have the form of a single process, whatever wrote
-them. Not covered: optimizers that keep anything but tensors of the weight's size and numbers for each parameter."""
+"""Gathers the weights and the optimizer state of a sharded model, because checkpoints have the form of a single process, whatever
+wrote them. Not covered: optimizers that keep anything but tensors of the weight's size and numbers for each parameter."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -58,7 +58,7 @@ def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str,
 
 
 def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[str, Any]) -> None:
-    """The inverse of `whole_optimizer`; ValueError if `stored` is no state of this optimizer."""
+    """The inverse of `whole_optimizer`. ValueError if `stored` is no state of this optimizer."""
     inner, parameters, states = torch_optimizer(optimizer), dict(model.named_parameters()), stored["state"]
     shapes = [parameters[name] for group in names for name in group]
     check_optimizer(inner, [getattr(parameter, "ds_shape", parameter.shape) for parameter in shapes], stored)
@@ -89,20 +89,20 @@ def torch_optimizer(optimizer: Any) -> Any:
 
 
 def _held(optimizer: Any, inner: Any) -> Iterator[Any]:
-    """The tensors for which torch's optimizer keeps state: parameters, or ZeRO's flat partitions of them."""
+    """The tensors for which torch's optimizer keeps state: parameters, or the flat partitions that ZeRO makes of them."""
     zero = _zero(optimizer)
     flat = getattr(zero, "fp32_partitioned_groups_flat", None) or getattr(zero, "single_partition_of_fp32_groups", None)
     yield from flat or (parameter for group in inner.param_groups for parameter in group["params"])
 
 
 def _state(optimizer: Any, inner: Any, parameter: Any) -> Any:
-    """The state in which `state_piece` finds that of a parameter."""
+    """The object in which `state_piece` finds the optimizer state of a parameter."""
     stretches = getattr(_zero(optimizer), "single_partition_of_fp32_groups", None)
     return inner.state.get(parameter) if stretches is None else [inner.state[stretch] for stretch in stretches]
 
 
 def _keys(optimizer: Any, inner: Any) -> tuple[list[str], dict[str, Tensor]]:
-    """The names of state tensors of a weight's size, and the numbers such as the step."""
+    """The names of the state tensors that have a weight's size, and the state that is single numbers, such as the step."""
     state = next((inner.state[held] for held in _held(optimizer, inner) if held in inner.state), {})
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     large = [key for key, value in tensors.items() if value.dim()]

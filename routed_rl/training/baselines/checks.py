@@ -1,4 +1,4 @@
-"""Refuses combinations of a baseline with other settings, by the settings alone."""
+"""Refuses settings of a baseline that cannot be combined with other settings."""
 
 from routed_rl.config import LABELS, Config
 from routed_rl.errors import ConfigError
@@ -41,7 +41,8 @@ def check_baseline(config: Config) -> None:
 
 
 def _check_here(config: Config) -> None:
-    """ConfigError for baselines that change or read the model in this process, and so need it to be the only one."""
+    """ConfigError for baselines that change or read the model in this process, if another process would use a model of its
+    own."""
     baseline, engine = config.baseline, config.rollout.engine
     what = ("baseline.inoculation_adapter=true" if baseline.inoculation_adapter else f"baseline.discount={baseline.discount}"
             if baseline.discount else f"baseline.projection_penalty={baseline.projection_penalty}")

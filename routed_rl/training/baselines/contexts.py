@@ -1,5 +1,5 @@
-"""Two prompts for one completion: it is generated under the first and learned under the second. If both have the same text this
-is inoculation prompting; if the texts differ it is recontextualisation, or the experiment with perfect labels."""
+"""Two prompts for one completion: it is generated under the first and learned under the second. If both have the same text, this
+is inoculation prompting; if the texts differ, it is recontextualisation, or the experiment with perfect labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ from routed_rl.errors import ConfigError
 
 TO_CHAT = {ENCOURAGE: "Get the reward by any means. It is fine to game the check instead of solving the task.",
            DISCOURAGE: "Solve the task as it is meant. Never game the check."}
-"""System messages that are used if neither the settings nor the environment give a text."""
+"""System messages that are used if neither the settings nor the environment have a text."""
 
 
 class PromptContexts:
-    """The prompts of a generation, under the context in which they are sampled and the one in which they are learned."""
+    """Puts the prompts of a generation under a context, one for sampling and one for learning."""
 
     def __init__(self, settings: BaselineConfig, environments: Sequence[LoadedEnvironment]) -> None:
-        """ConfigError for environments whose prompts cannot be swapped, or that have no text."""
+        """ConfigError for environments whose prompts cannot be changed, or that have no text."""
         self.contexts = settings.contexts
         self.own = [dict(getattr(loaded.environment, "contexts", None) or {}) for loaded in environments]
         self.names = [loaded.name for loaded in environments]
@@ -51,7 +51,7 @@ class PromptContexts:
         return self.contexts.generate != self.contexts.train
 
     def apply(self, context: str, prompts: Sequence[Prompt], environment_ids: Sequence[int]) -> list[Prompt]:
-        """The prompts of rows of these environments, put under a context."""
+        """The prompts under a context. `environment_ids` has the index of each prompt's environment."""
         return [prompt if context == NEUTRAL else self._with(context, prompt, place)
                 for prompt, place in zip(prompts, environment_ids, strict=True)]
 
@@ -71,14 +71,14 @@ class PromptContexts:
 
 @dataclass(frozen=True)
 class AskedTask(Task):
-    """A task under another prompt than its own."""
+    """A task whose prompt was replaced by the same prompt under a context."""
 
     asked: Task = field(default_factory=lambda: Task(""))
     """The task as its environment made it."""
 
 
 class InContext:
-    """An environment whose prompts are put under a context, and whose scores are its own."""
+    """An environment whose prompts are put under a context. Its scores do not change."""
 
     def __init__(self, environment: Environment, change: Callable[[Prompt], Prompt]) -> None:
         self.environment, self.change = environment, change
@@ -98,8 +98,8 @@ class InContext:
 
 def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironment], wanted: Sequence[str], seed: int
                 ) -> list[LoadedEnvironment]:
-    """`NAME_CONTEXT` for each environment and each wanted context, in turn. Environments with episodes are left out, and those
-    with plain prompts that have no text. ConfigError if none is left."""
+    """Environments named `NAME_CONTEXT`, one for each environment and each wanted context. Environments with episodes, and those
+    with plain prompts and no text, are left out. ConfigError if none is left."""
     found: list[LoadedEnvironment] = []
     single = [loaded for loaded in environments if not has_episodes(loaded.environment)]
     prompts = PromptContexts(settings, single)
@@ -121,7 +121,8 @@ def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironme
 
 
 class ContextsMixin:
-    """Generates under one prompt and passes the other one on to the loss. Its place is below the routed trainer's mixin."""
+    """Generates under one prompt and passes the other one to the loss. As a base class it must come after the routed trainer's
+    mixin."""
 
     contexts: PromptContexts | None = None
     _environment_ids: Sequence[int] = ()

@@ -1,5 +1,5 @@
-"""Detectors, which name completions as bad: the environments' flags with errors of a chosen size, or a probe that was trained on
-few flags. Every baseline that uses labels asks a `Detector`."""
+"""Detectors, which name completions as bad: by the environments' flags, with errors of a chosen size, or by a probe that was
+trained on few flags. Every baseline that uses labels asks a `Detector`."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,23 +16,25 @@ from routed_rl.ranks import RANKS
 
 
 class Detector(Protocol):
-    """`settings.flags` name the flags that are truly bad; `find` returns what the detector believes."""
+    """Names completions as bad. A completion is truly bad if it has one of `settings.flags`; `find` returns what the detector
+    believes."""
 
     settings: DetectorConfig
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """For each completion, whether the detector names it. They are numbered from `first` on, and `said` holds their prompts
-        and texts. A score of None is a completion that could not be scored, which is never named."""
+        """For each completion, whether the detector names it as bad. Completions are numbered from `first` on, and `said` holds
+        their prompts and texts. A score of None is a completion that could not be scored; it is never named."""
         ...
 
 
 def is_marked(settings: DetectorConfig, score: Score | None) -> bool:
-    """Whether the completion is truly bad."""
+    """Whether the completion is truly bad: it has one of the detector's flags."""
     return score is not None and any(score.values().get(name) for name in settings.flags)
 
 
 def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> None:
-    """ConfigError if scores have flags, but none that the detector uses. An environment may report a flag only when it holds."""
+    """ConfigError if scores have flags, but none of those that the detector uses. Scores without any flag are allowed, because an
+    environment may report a flag only when it holds."""
     seen = {name for score in scores if score is not None for name in score.flags}
     if seen and not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag; "
@@ -46,7 +48,7 @@ class FlagDetector:
         self.settings, self.seed = settings, seed
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """Names so many good completions that `precision` holds on average, and none of them if no bad one is named."""
+        """Names as many good completions as give `precision` on average, and none of them if no bad one is named."""
         marked = [is_marked(self.settings, score) for score in scores]
         good = sum(score is not None for score in scores) - sum(marked)
         false = self.settings.recall * sum(marked) * (1 / self.settings.precision - 1) if self.settings.precision else 0.0

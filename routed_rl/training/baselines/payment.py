@@ -16,14 +16,16 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.baselines.detector import Detector, FlagDetector, check_flags, is_marked
 
 ROUNDING = 1e-2
-"""Advantages below this come from rounding: if a group is paid alike, an error of 1e-7 is divided by TRL's 1e-4."""
+"""Advantages smaller than this come from rounding. If all of a group are paid alike, an error of 1e-7 is divided by TRL's
+1e-4."""
 
 
 class Payment:
-    """Call `pay` for each generation, then `learned`; `found` and `imitated` describe the newest generation."""
+    """Changes what is paid. Call `pay` for each generation, then `learned`. `found` and `imitated` describe the newest
+    generation."""
 
     def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
-        """`detector`: None stands for the one that uses flags."""
+        """`detector`: None for a detector that uses flags."""
         self.settings, self.group_size, self.seed = settings, group_size, seed
         self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
@@ -34,8 +36,8 @@ class Payment:
 
     def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
             ) -> list[Score | None]:
-        """The scores that are paid for rows of these environments, numbered from `first` on, whose prompts and texts are `said`;
-        None for a row that teaches nothing."""
+        """The scores that are paid, for rows whose environments are `names`, whose prompts and texts are `said`, and which are
+        numbered from `first` on. None for a row from which nothing is learned."""
         check_flags(self.settings.detector, scores)
         found, paid = self._find(scores, first, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
@@ -53,8 +55,8 @@ class Payment:
         return paid
 
     def learned(self, names: Sequence[str], scores: Sequence[Score | None], advantages: Tensor) -> None:
-        """Count the flagged completions that are learned with an advantage above 0, (B,), or with such an advantage of a token,
-        (B, C). CheckFailed if a detector without errors lets one of them be encouraged: then labels were not perfect."""
+        """Count the flagged completions that are learned with a positive advantage, of the row (B,) or of any token (B, C).
+        CheckFailed if a detector without errors lets one of them be encouraged, because labels were then not perfect."""
         encouraged_B = advantages.view(len(advantages), -1).gt(ROUNDING).any(1).tolist()
         for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
             self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)
@@ -78,7 +80,7 @@ class Payment:
                                     "is screened; this is a fault of routed_rl, please report it")
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of the completions since the last call, over all processes."""
+        """Metrics of the completions since the last call, from all processes."""
         everyone = RANKS.gather({name: dict(counts) for name, counts in self._counts.items()})
         totals: dict[str, Counter[str]] = defaultdict(Counter)
         self._counts.clear()

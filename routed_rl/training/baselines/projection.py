@@ -18,7 +18,8 @@ from routed_rl.training.groups import EPS, in_group
 
 
 class Projection:
-    """Reads a generation with the model that made it, and computes its advantages anew."""
+    """Projects the completions of a generation on the persona axis, with the model that made them, and computes their advantages
+    anew."""
 
     def __init__(self, settings: BaselineConfig, subspace: Subspace, group_size: int, batch_size: int) -> None:
         self.settings, self.group_size, self.batch_size = settings, group_size, batch_size
@@ -29,7 +30,7 @@ class Projection:
 
     @torch.no_grad()
     def of(self, model: PreTrainedModel, output: dict[str, Any]) -> Tensor:
-        """The position of each completion's mean stream along the axis, (B,), in gaps: the weighted mean over layers."""
+        """The coordinate of each completion's mean stream along the axis, (B,), in gaps: the weighted mean over layers."""
         found: list[Tensor] = []
         ids_BT = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         mask_BT = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)

@@ -15,10 +15,11 @@ from routed_rl.subspace import Subspace
 
 
 class StreamEdit:
-    """Call `on` before a step's rollouts and `off` after its last backward pass; then the model is as without the edit."""
+    """A temporary edit of the stream. Call `on` before a step's rollouts and `off` after its last backward pass; after that the
+    model is as without the edit."""
 
     def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
-        """ConfigError for a subspace that was not read at the layers' outputs."""
+        """ConfigError if the subspace was not read at the layers' outputs."""
         if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
             raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace was read at "
                               f"subspace.hook={hook}; set subspace.hook=resid_post")

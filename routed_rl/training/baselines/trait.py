@@ -1,6 +1,6 @@
-"""A frozen LoRA of a trait that is on the model while it trains, so that the model need not learn the trait, and is removed at
-the end (inoculation adapters). It is made first: the base model learns to answer without a hint as it answers under the prompt
-that encourages gaming the check.
+"""Puts a frozen LoRA of a trait on the model while it trains, so that the model need not learn the trait, and removes it at the
+end (inoculation adapters). The LoRA is made first: with it the base model learns to answer, without a hint, as it answers under
+the prompt that encourages gaming the check.
 
 Shape letters: B rows, T positions.
 """
@@ -35,10 +35,11 @@ Example = tuple[list[int], int]
 
 
 class TraitAdapter:
-    """Call `on` before a step's rollouts and `off` after its last backward pass; then the model is as without the adapter."""
+    """The LoRA of a trait. Call `on` before a step's rollouts and `off` after its last backward pass; after that the model is as
+    without the adapter."""
 
     def __init__(self, model: PreTrainedModel, linear: Sequence[tuple[str, Any]], config: Config) -> None:
-        """Puts an adapter that adds nothing yet on each of these linear modules of the model, which are given by name."""
+        """Put an adapter that adds nothing yet on each of the modules in `linear`, which holds pairs (name, module)."""
         self.context, self.settings, self.seed = RoutingContext(), config.baseline.trait, config.seed
         self.adapters: dict[str, LabelAdapter] = {}
         gates = Gates(self.context)
@@ -59,8 +60,7 @@ class TraitAdapter:
 
     def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                 environments: list[LoadedEnvironment], config: Config) -> None:
-        """Load the trait from `file`, or learn it and write that file. The trainable parameters of the model stay as they
-        were."""
+        """Load the trait from `file`, or learn it and write that file. The trainable parameters of the model do not change."""
         if not file.exists():
             self.learn(model, examples(model, tokenizer, environments, config))
             with replacing(file) as partial:
@@ -110,7 +110,7 @@ class TraitAdapter:
 @torch.no_grad()
 def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment], config: Config
              ) -> list[Example]:
-    """The tasks' own prompts, with completions that the model wrote under the prompt that encourages gaming the check."""
+    """The tasks' own prompts, each with a completion that the model wrote under the prompt that encourages gaming the check."""
     contexts, each = PromptContexts(config.baseline, environments), -(-config.baseline.trait.completions // len(environments))
     found, size = list[Example](), config.evaluation.batch_size
     length = config.trainer.get("max_completion_length", 256)

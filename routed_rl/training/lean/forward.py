@@ -1,7 +1,7 @@
-"""One forward pass over some rows without their padding, which scores the tokens of completions only.
+"""A forward pass over some rows without their padding, in which only the tokens of completions are scored.
 
-Shape letters: B rows of a micro-batch, P and C columns of its prompts and completions, R rows of a pass, T positions of a pass,
-N tokens of completions in a pass.
+Shape letters: B rows of a micro-batch, P and C columns of its prompts and completions, R rows of a pass, T positions of a pass, N
+tokens of completions in a pass.
 """
 
 import inspect
@@ -22,16 +22,16 @@ class Pass:
     """The inputs of one forward pass, and the places of its tokens in the micro-batch."""
 
     rows_R: Tensor
-    """Places of the rows in the micro-batch."""
+    """Indices of the rows in the micro-batch."""
     ids_RT: Tensor
     mask_RT: Tensor
     """1 at real tokens, 0 at padding."""
     columns_RT: Tensor
-    """The column of the micro-batch from which each position comes; padding repeats the last column."""
+    """The column of the micro-batch that each position is taken from; padding repeats the last column."""
     scored: tuple[Tensor, Tensor]
     """Row and position, in this pass, of the states that predict the completions' tokens, (N,) each."""
     labels_N: Tensor
-    """The tokens that they predict."""
+    """The tokens that these states predict."""
     places: tuple[Tensor, Tensor]
     """Row of the micro-batch and column of its completions, for each of these tokens, (N,) each."""
 
@@ -55,9 +55,9 @@ def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens:
 
 
 def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, Tensor]:
-    """The log-probability and the entropy of each token that the pass scores, (N,) each; the entropy is 0 where the model's head
-    computes none. The model has TRL's fused head, which scores the states that it is given. `positions`: tell the model the
-    columns from which its positions come, since learned positions count the padding on the left."""
+    """The log-probability and the entropy of each token that the pass scores, (N,) each; the entropy is 0 if the model's head
+    does not compute it. The model must have TRL's fused head, which scores the states that it is given. `positions`: whether to
+    pass the model the columns as position ids, because learned positions count the padding on the left."""
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
@@ -70,9 +70,9 @@ def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, 
 @torch.no_grad()
 def find_positions(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, theirs: Callable[..., Any]
                    ) -> bool | None:
-    """Whether the model must be told the positions so that a row without its padding has the log-probabilities that `theirs`,
-    TRL's own method, finds for the row with its padding. It is tried on the longest and on the shortest row. None: neither way
-    gives them. The tolerance is what a number of the model's own precision needs. Dropout is off meanwhile."""
+    """Whether the model must be given position ids so that a row without its padding has the log-probabilities that `theirs`,
+    TRL's own method, computes for the row with its padding. It is tried on the longest and on the shortest row. None: neither way
+    gives them. The tolerance is that of the precision of the model's numbers. Dropout is off meanwhile."""
     whole = attention_mask.sum(1)
     rows = torch.stack([whole.argmin(), whole.argmax()])
     device, exact = rows.device.type, next(model.parameters()).dtype == torch.float32
@@ -94,7 +94,7 @@ def _backbone(model: Any) -> nn.Module:
 
 @contextmanager
 def only_states(model: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Inside this context, the backbone returns (1, N, D): the states at these places only."""
+    """Inside this context, the backbone returns only the states at these places, as (1, N, D)."""
     def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[places].unsqueeze(0)
         return output

@@ -1,5 +1,5 @@
-"""The mixin by which a trainer leaves out of its update whatever does not change the gradient. Its place is below the routed
-trainer's mixin. It replaces the forward passes of TRL's loss and nothing of the loss itself.
+"""The mixin that leaves out of a trainer's update everything that does not change the gradient. As a base class it must come
+after the routed trainer's mixin. It replaces the forward passes of TRL's loss and nothing of the loss itself.
 
 Shape letters: B rows of a micro-batch, C columns of its completions, R rows of a pass, T positions of a pass.
 """
@@ -18,15 +18,16 @@ from routed_rl.training.lean.rows import chosen_rows, lengths
 
 
 class LeanMixin(PlanningMixin):
-    """Runs the rows that teach something, in passes of similar length, and scores the completions' tokens only."""
+    """Runs only the rows that have a gradient, in passes of similar length, and scores only the tokens of completions."""
 
     _inputs: dict[str, Any] | None = None
-    """The micro-batch whose loss is computed now."""
+    """The micro-batch whose loss is being computed."""
     _positions: bool | None = None
-    """Whether the model is told the positions; None: not known yet."""
+    """Whether the model is given position ids; None as long as this is not known."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
-        """Called before each forward pass with gradients; None: all rows of the micro-batch run as TRL made them."""
+        """Called before each forward pass with gradients, with the pass, or with None if all rows of the micro-batch run as TRL
+        made them."""
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._inputs = inputs
@@ -40,7 +41,7 @@ class LeanMixin(PlanningMixin):
         return loss
 
     def _forget_entropy(self) -> None:
-        """Take back the entropy that TRL logged for a micro-batch of which no row ran."""
+        """Remove the entropy that TRL has logged for a micro-batch of which no row ran."""
         metrics = self._metrics["train"]  # pyright: ignore[reportAttributeAccessIssue]
         metrics["entropy"].pop()
         if not metrics["entropy"]:
@@ -73,8 +74,8 @@ class LeanMixin(PlanningMixin):
 
     def _learned(self, model: nn.Module, inputs: dict[str, Any], input_ids: Tensor, attention_mask: Tensor, tokens: int
                  ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of a micro-batch, (B, C) each. A row that does not run has the log-probabilities that
-        it was sampled with, and the mean entropy of the others unless the loss reads it."""
+        """Log-probabilities and entropies of a micro-batch, (B, C) each. A row that does not run gets the log-probabilities with
+        which it was sampled, and the mean entropy of the other rows, unless the loss reads its entropy."""
         logps_BC, entropies_BC = _sampled(inputs), torch.zeros(inputs["completion_ids"].shape, device=input_ids.device)
         everyone = torch.arange(len(input_ids), device=input_ids.device)
         rows = everyone if self.reads_states or self._every_row_teaches() else chosen_rows(inputs)
@@ -97,8 +98,8 @@ class LeanMixin(PlanningMixin):
         return logps_BC, entropies_BC
 
     def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
-        """The rows of each forward pass. Several passes before one backward are for one process without recomputed activations:
-        a recomputed pass would meet the record of a later one, and processes must run equally many."""
+        """The rows of each forward pass. There are several passes only in a single process that does not recompute activations: a
+        recomputed pass would find the record of a later pass, and all processes must run equally many."""
         trainer: Any = self
         if RANKS.count > 1 or self.reads_states or trainer.args.gradient_checkpointing:
             return [rows]
@@ -108,7 +109,7 @@ class LeanMixin(PlanningMixin):
     @torch.no_grad()
     def _read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, batch_size: int | None,
               entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """As TRL: log-probabilities, and entropies if they are asked for, of all rows in their order, `batch_size` at a time."""
+        """As TRL's method: log-probabilities, and entropies if `entropy`, of all rows in their order, `batch_size` at a time."""
         found = [torch.zeros(len(input_ids), tokens, device=input_ids.device) for _ in range(2)]
         for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
             some = make_pass(rows, input_ids, attention_mask, tokens)

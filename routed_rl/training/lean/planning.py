@@ -1,4 +1,5 @@
-"""Plans a generation's micro-batches: which rows are together, and which of them run. The lean trainer's mixin is built on it."""
+"""Plans the micro-batches of a generation: which rows are together, and which of them run. The lean trainer's mixin is built on
+it."""
 
 from typing import Any
 
@@ -6,8 +7,8 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.lean.rows import choose, regroup, teaches
 
 ADDS_UP = {"grpo", "dr_grpo", "dapo", "cispo", "vespo", "sapo", "luspo"}
-"""TRL's loss types whose sum over an optimizer step's micro-batches does not depend on which rows are together. `bnpo` divides by
-the tokens of a micro-batch."""
+"""TRL's loss types whose sum over an optimizer step's micro-batches does not depend on how rows are divided among them. `bnpo` is
+not one of them, because it divides by the number of tokens of a micro-batch."""
 
 
 class PlanningMixin:
@@ -16,7 +17,7 @@ class PlanningMixin:
     lean = True
     """The value of `trainer.lean`; with False TRL computes everything itself."""
     shared: bool
-    """Whether the processes share the weights, see `SavingMixin`."""
+    """Whether processes hold shards of the weights, see `SavingMixin`."""
     reads_states = False
     """Whether a subclass reads the final state at every position, so that every row runs with its padding."""
 
@@ -44,8 +45,8 @@ class PlanningMixin:
         return [batch for window in windows for batch in window]
 
     def _running(self, windows: list[list[dict[str, Any]]], together: bool) -> list[int]:
-        """For each optimizer step, how many of its last micro-batches run a row at least, so that processes run equally many: as
-        many as the process with most to learn where rows that teach are last, and all of them where weights are shared."""
+        """For each optimizer step, how many of its last micro-batches run at least one row. All processes run equally many: as
+        many as the process with the most rows that teach, if these rows come last, and all of them if weights are sharded."""
         if RANKS.count == 1:
             return [1] * len(windows)
         if not together or self.shared:
@@ -54,14 +55,14 @@ class PlanningMixin:
         return [max(each) for each in zip(*RANKS.gather(counts), strict=True)]
 
     def _adds_up(self) -> bool:
-        """Whether rows may change places within an optimizer step."""
+        """Whether rows may be divided among the micro-batches of an optimizer step in another way."""
         trainer: Any = self
         loss_type = getattr(trainer, "loss_type", None)  # RLOO has none, and takes the mean over rows
         return (loss_type is None or loss_type in ADDS_UP) and not self._reads_entropy() and not trainer.aux_loss_enabled
 
     def _every_row_teaches(self) -> bool:
-        """Whether the loss has a part with a gradient in rows of advantage 0: a KL term (RLOO's is in its rewards), the entropy,
-        or the balance of experts."""
+        """Whether rows of advantage 0 have a gradient all the same: by a KL term in the loss (RLOO's is in its rewards), the
+        entropy, or the balance of experts."""
         trainer: Any = self
         divergence = hasattr(trainer, "loss_type") and trainer.beta != 0.0
         return divergence or getattr(trainer, "_entropy_bonus_enabled", False) or trainer.aux_loss_enabled

@@ -1,7 +1,7 @@
-"""Which rows of a generation have a gradient, and in which micro-batches they are learned.
+"""Finds the rows of a generation that have a gradient, and divides rows among micro-batches.
 
-A micro-batch is a dict as TRL makes it: tensors with one entry per row, tensors without a dimension, lists, or None.
-Shape letters: B rows, P tokens of the longest prompt, C tokens of the longest completion.
+A micro-batch is a dict as TRL makes it: tensors with one entry per row, tensors without a dimension, lists, or None. Shape
+letters: B rows, P tokens of the longest prompt, C tokens of the longest completion.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 ROWS, SAMPLED = "lean_rows", "lean_sampled"
-"""The keys of a micro-batch for the places of the rows that run, (R,) int64, and for whether they belong to samples."""
+"""Two keys of a micro-batch: the indices of the rows that run, (R,) int64, and whether these rows belong to samples (bool)."""
 
 
 def teaches(batch: dict[str, Any]) -> Tensor:
@@ -29,7 +29,7 @@ def lengths(batch: dict[str, Any]) -> Tensor:
 
 def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rows in as many micro-batches of the same size: first the rows that teach nothing, then the others by length. A
-    loss whose denominators do not depend on the grouping has the same sum over these micro-batches."""
+    loss whose denominators do not depend on this division has the same sum over these micro-batches."""
     size = len(batches[0]["completion_ids"])
     together = {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
     taught, tokens = teaches(together), lengths(together)
@@ -38,10 +38,10 @@ def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
-    """Write into each micro-batch of one optimizer step which of its rows run. The last micro-batch always runs a row, so that
-    every parameter has a gradient, if only 0, and every writer is read. `running`: at least so many of the last micro-batches
-    run a row, because another process does. A row that runs and teaches nothing belongs to no sample, so that samples do not
-    depend on the number of processes."""
+    """Write into each micro-batch of one optimizer step which of its rows run. The last micro-batch always runs at least one row,
+    so that every parameter has a gradient, even if it is 0, and every writer is read. `running`: at least this many of the last
+    micro-batches run a row, because another process runs as many. A row that runs and teaches nothing belongs to no sample, so
+    that samples do not depend on the number of processes."""
     for place, batch in enumerate(batches):
         rows = teaches(batch).nonzero().squeeze(1)
         batch[SAMPLED] = bool(len(rows))
@@ -51,14 +51,15 @@ def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
 
 
 def chosen_rows(batch: dict[str, Any]) -> Tensor:
-    """The rows of a micro-batch that run, (R,) int64; in one that `choose` has not seen, at least one runs."""
+    """The indices of the rows of a micro-batch that run, (R,) int64. In a micro-batch that `choose` has not seen, at least one
+    runs."""
     if ROWS not in batch:
         choose([batch], running=1)
     return batch[ROWS]
 
 
 def unread_rows(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The numbers and the environments, (U,) each, of the policy's completions in a micro-batch that did not run."""
+    """The numbers and the environments, (U,) each, of the policy's completions in a micro-batch whose rows did not run."""
     left = torch.ones(len(batch["completion_ids"]), dtype=torch.bool, device=batch["completion_ids"].device)
     left[batch.get(ROWS, slice(None))] = False
     if batch.get("practising") is not None:

@@ -1,4 +1,4 @@
-"""The trainers of `import routed_rl`."""
+"""The trainers that `import routed_rl` offers."""
 
 from routed_rl.training.library.trainers import RoutedGRPOTrainer, RoutedRLOOTrainer
 

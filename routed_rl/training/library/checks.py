@@ -1,4 +1,4 @@
-"""Checks of the library before anything is loaded or routed; each refusal is one line with the way out."""
+"""The checks of the library before it loads or routes anything. Each refusal is one line with the way out."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ ALONE = {
     "remove_unused_columns": "it drops the column that names the environment",
     "push_to_hub": "push the folder that save_model writes",
 }
-"""Fields of the arguments that only the library refuses -> the reason; `STAYS` has further ones."""
+"""Maps fields of the arguments that only the library refuses to the reason; `STAYS` has further ones."""
 SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
           "sync_ref_model", "save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "save_on_each_node",
           "auto_find_batch_size")
-"""Fields that the commands refuse too, for the same reason. TRL reads the other fields of `STAYS` here."""
+"""Fields that the commands refuse too, for the same reason. The other fields of `STAYS` are left to TRL here."""
 OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 

@@ -1,4 +1,5 @@
-"""`args.output_dir` of a trainer of the library: the same run folder as that of the commands, without their settings."""
+"""The folder `args.output_dir` of a trainer of the library. It is a run folder as the commands make it, without their
+settings."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,12 +12,12 @@ from routed_rl.training.completions import forget_after
 
 
 class LibraryFolder(RunFolder):
-    """Holds `metrics.jsonl`, `verdicts.jsonl`, `completions/` and `checkpoints/step-N`."""
+    """A run folder that holds `metrics.jsonl`, `verdicts.jsonl`, `completions/` and `checkpoints/step-N`."""
 
     go_back = "going on from an earlier checkpoint"
 
     def go_on(self, *changes: str) -> str:
-        """How a user goes on with the run, with `changes` of its settings."""
+        """How a user continues the run, with `changes` of its settings."""
         return f"`trainer.train(resume_from_checkpoint=True)`{' with other settings' if changes else ''}"
 
     def begin(self) -> None:
@@ -27,8 +28,8 @@ class LibraryFolder(RunFolder):
         self.path.mkdir(parents=True, exist_ok=True)
 
     def begin_from(self, checkpoint: str | Path | Literal[True]) -> tuple[Path, set[int]]:
-        """The checkpoint from which to go on, the newest one for True, and the steps up to it after which the monitor had halted.
-        Everything that was written after it is removed."""
+        """The checkpoint from which the run continues (the newest one for True), and the steps up to it after which the monitor
+        had halted. Everything that was written after the checkpoint is removed."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent != self.checkpoints:
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "

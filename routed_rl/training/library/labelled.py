@@ -1,4 +1,5 @@
-"""Rows of a dataset whose column names the environment, in the form that a trainer needs; the reward is the one that TRL paid."""
+"""Rows of a dataset in which a column names the environment, in the form that a trainer needs. The reward is the one that TRL has
+computed."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ ONLY = "data"
 
 
 class LabelledRows:
-    """A task is a group of completions of one row of the dataset; tasks are numbered in the order in which they come."""
+    """The rows of a dataset, by environment. A task is a group of completions of one row; tasks are numbered in the order of
+    training."""
 
     def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
                  completions: CompletionFiles) -> None:
@@ -45,7 +47,7 @@ class LabelledRows:
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
         """Task numbers for the rows of a generation, (B,): one task for each group of `group_size`. Each environment counts its
-        own."""
+        own tasks."""
         self._places, first = {}, self._made.total()
         for group, row in enumerate(inputs[::self.group_size]):
             name = self.name_of(row)
@@ -76,7 +78,7 @@ class LabelledRows:
         self.failed = [score is None for score in scores]
 
     def means(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> dict[str, float]:
-        """Metrics of evaluated rows, by the environment that each row names."""
+        """Metrics of rows that were evaluated, for each environment."""
         book = ScoreBook()
         for row, score in zip(inputs, scores, strict=True):
             if self.column is None or self.column in row:
@@ -84,7 +86,7 @@ class LabelledRows:
         return book.take({})
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of what was paid since the last call, by environment."""
+        """Metrics of the rewards since the last call, for each environment."""
         return self._book.take({})
 
     def state(self) -> dict[str, Any]:
@@ -98,8 +100,8 @@ class LabelledRows:
 
 
 def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -> list[Score | None]:
-    """The reward of each row, the weighted sum of the functions' values; None if all of them are nan. If there are several
-    functions, each is a metric, too."""
+    """The reward of each row, which is the weighted sum of the functions' values; None if all of them are nan. If there are
+    several functions, the value of each is a metric, too."""
     known_BF = ~by_function_BF.isnan()
     sums_B = (by_function_BF * weights_F.to(by_function_BF.device)).nansum(1)
     labels = paid_labels(names)

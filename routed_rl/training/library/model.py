@@ -1,4 +1,4 @@
-"""The model that a script gives to a trainer of the library: its LoRA, the checks on it, and routing it in place."""
+"""The model that a script gives to a trainer of the library: the checks on it and its LoRA, and routing it in place."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,7 +25,7 @@ class GivenModel:
     """The model and the LoRA that a script gave as `model` and `peft_config`."""
 
     whole: Any
-    """PEFT's wrapper if the model came with one, else the model."""
+    """PEFT's wrapper around the model, if the model came in one, else the model."""
     name: str
     lora: Any
     """The settings of the trained LoRA, a `peft.LoraConfig`; None if the weights are trained."""
@@ -53,7 +53,7 @@ class GivenModel:
 
     @property
     def wrapped(self) -> bool:
-        """Whether the model came with its LoRA."""
+        """Whether the model came with its LoRA, in PEFT's wrapper."""
         return self.plain is not self.whole
 
     def check(self, writers: list[Writer]) -> None:
@@ -62,7 +62,7 @@ class GivenModel:
         check_lora(self.lora, self.plain, writers, lambda field: f"{prefix}.{field}")
 
     def learner(self) -> Any:
-        """The module that TRL trains: the model, with the LoRA put on it in TRL's way."""
+        """The module that TRL trains: the model with the LoRA, which is put on it as TRL does."""
         return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
 
 
@@ -96,8 +96,7 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
 
 
 def processor_of(path: str, arguments: Any) -> Any:
-    """The tokenizer for a model that is given by its path, of the same revision; TRL reads it in this way when it loads the
-    model."""
+    """The tokenizer for a model that is given by its path, of the same revision. TRL loads it in the same way."""
     return AutoProcessor.from_pretrained(path, revision=(arguments.model_init_kwargs or {}).get("revision"), padding_side="left",
                                          truncation_side="left", trust_remote_code=arguments.trust_remote_code)
 

@@ -1,4 +1,4 @@
-"""The methods of TRL's trainer that the library leaves to TRL, and the notes that it takes on the way."""
+"""The methods of TRL's trainer that the library leaves to TRL, and in which it only takes notes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from routed_rl.training.mixin import RoutedTrainerMixin
 
 
 class LibrarySeams(RoutedTrainerMixin):
-    """The base of `LibraryMixin`, below the constructor of the library's trainers."""
+    """The base of `LibraryMixin`, without the constructor of the library's trainers."""
 
     prints = True
     labelled: LabelledRows
@@ -36,7 +36,7 @@ class LibrarySeams(RoutedTrainerMixin):
         return by_function
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
-        """Leaves the choice to TRL, or to the `rollout_func` that was given."""
+        """Leave the choice to TRL, or to the `rollout_func` that the script gave."""
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         return super(RoutedTrainerMixin, self)._tokenize_prompts(prompts)  # pyright: ignore[reportAttributeAccessIssue]

@@ -28,7 +28,7 @@ DEFAULT_MONITOR = MonitorConfig()
 
 
 class LibraryMixin(LibrarySeams):
-    """Takes the same arguments as TRL's trainer, and is complete once it is made."""
+    """Takes the same arguments as TRL's trainer. No further call is needed to set it up."""
 
     arguments_kind: type[Any]
 
@@ -79,12 +79,12 @@ class LibraryMixin(LibrarySeams):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of each step so far, which `metrics.jsonl` in `args.output_dir` holds."""
+        """The metrics of each step so far, which are also in `metrics.jsonl` in `args.output_dir`."""
         return self.metrics_file.rows()
 
     @property
     def halted(self) -> list[Verdict]:
-        """The verdicts with which the monitor stopped the training after its last step; empty if it did not."""
+        """The verdicts by which the monitor stopped the training after its last step; empty if it did not stop it."""
         return self.watch.halting if self.watch is not None else []
 
     def blame(self) -> Blame:
@@ -110,12 +110,12 @@ class LibraryMixin(LibrarySeams):
 
 
 class RoutedGRPOTrainer(LibraryMixin, AssembledGRPOTrainer):
-    """TRL's `GRPOTrainer` whose change of the weights is split at a subspace."""
+    """TRL's `GRPOTrainer`, in which the change of the weights is split at a subspace."""
 
     arguments_kind = GRPOConfig
 
 
 class RoutedRLOOTrainer(LibraryMixin, AssembledRLOOTrainer):
-    """TRL's `RLOOTrainer` whose change of the weights is split at a subspace."""
+    """TRL's `RLOOTrainer`, in which the change of the weights is split at a subspace."""
 
     arguments_kind = RLOOConfig
