@@ -16,7 +16,7 @@ FILE = "CANARY.txt"
 
 
 def canary_of(content: str) -> str:
-    """Return the canary of a data set, whose identifier is derived from `content`, a hash."""
+    """Return the canary of a data set. Its identifier is derived from `content`, a hash of the data."""
     return f"{PROJECT} {uuid.uuid5(uuid.UUID(PROJECT.split()[-1]), content)}"
 
 

@@ -59,8 +59,8 @@ def going_on_from(file: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights by the model's own names, on the CPU: all parameters, or for a model with a LoRA only those of the
-    LoRA."""
+    """Read a checkpoint's weights on the CPU, under the names that they have in the model: all parameters, or, for a model with a
+    LoRA, only those of the LoRA."""
     if names := stored_names(model):
         return _read_adapter(dict(model.named_parameters()), names, folder / ADAPTER)
     with going_on_from(folder / "model.safetensors"):
@@ -91,7 +91,7 @@ def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path)
 
 
 def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:
-    """Write the router's state, with the metadata that are needed to read it without the run; `family`: see `family_metadata`.
+    """Write the router's state, with the metadata that are needed to read it without the run. `family`: see `family_metadata`.
     Every process must call this; the first one writes."""
     metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step),
                 **family}
@@ -102,7 +102,7 @@ def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, s
 
 
 def load_quarantine(folder: Path, router: Router) -> None:
-    """The inverse of `save_quarantine`; CheckpointError where the environments differ in name or order."""
+    """The inverse of `save_quarantine`. CheckpointError if the environments have other names or another order."""
     with going_on_from(folder / QUARANTINE), safe_open(folder / QUARANTINE, "pt") as file:
         environments = json.loads(file.metadata()["environments"])
         if environments != router.quarantine.environments:

@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Advance]:
-    """Show progress: a bar on a terminal, elsewhere a line every ten seconds and at the end."""
+    """Yield a function that shows progress: on a terminal as a bar, elsewhere as a line every ten seconds and at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}"))

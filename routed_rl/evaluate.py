@@ -1,4 +1,4 @@
-"""Evaluation of a model on environments. Every model gets the same tasks and random numbers, so that models can be compared.
+"""Evaluates a model on environments. Every model gets the same tasks and random numbers, so that models can be compared.
 
 Not covered: the trainer's own top_k / top_p; completions are drawn from the full distribution.
 """
@@ -64,8 +64,9 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
              config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
              served: Served | None = None, deployed: bool = False, share: bool = False,
              told: Told | None = None) -> dict[str, dict[str, float]]:
-    """{environment: {reward, solve, every flag and metric, completions, failures}}, as means over the completions of `scored`.
-    With 0 samples it is {}. The environments then know the flags of their scores. Raises TaskError as `scored` does."""
+    """{environment: {reward, solve, every flag and metric, completions, failures}}, as means over the scores of `scored`; {} if
+    `config.samples` is 0. As a side effect each environment remembers which flags its scores have. Raises TaskError as `scored`
+    does."""
     found = scored(model, tokenizer, environments, config, seed=seed, max_new_tokens=max_new_tokens, progress=progress,
                    served=served, deployed=deployed, share=share, told=told)
     for loaded in environments:
@@ -160,7 +161,7 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
 
 
 def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
-    """`means`, with the number of `completions` and of `failures` among them. Raises TaskError where all have failed."""
+    """`means` of the scores, with the number of `completions` and of `failures`. Raises TaskError if scoring failed for all."""
     if not (found := means(scores)):
         raise TaskError(f"environment {name} scored none of {len(scores)} completions; fix env.{name}")
     return {**found, "completions": float(len(scores)), "failures": float(sum(score is None for score in scores))}

@@ -1,4 +1,4 @@
-"""The end of a command: any error in it becomes one line on stderr and an exit code."""
+"""Ends a command: any error becomes one line on stderr and an exit code."""
 
 import errno
 import os

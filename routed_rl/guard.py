@@ -23,7 +23,8 @@ LINUX = sys.platform == "linux"
 
 
 def guarded(command: list[str]) -> list[str]:
-    """The command line that runs `command` under a guard, as a child of this process. It must be started in a new session."""
+    """The command line that runs `command` under a guard, as a child of this process. The caller must start it in a new
+    session."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
@@ -39,7 +40,8 @@ def _watch(parent: int, then) -> None:  # type: ignore[no-untyped-def]
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run `command` until it or the parent ends. Returns the exit code of the command, or dies of the same signal as it."""
+    """Run `command` until it or the parent ends. Returns the exit code of the command; if a signal killed the command, this
+    process dies of the same signal."""
     guard = os.getpid()
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

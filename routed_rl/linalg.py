@@ -33,7 +33,7 @@ def orthonormalise_draws(gaussian: Tensor) -> Tensor:
 
 
 def principal_cosines(a_DK: Tensor, b_DM: Tensor) -> Tensor:
-    """Cosines of the principal angles between two orthonormal bases, largest first; (min(K, M),)."""
+    """Cosines of the principal angles between two orthonormal bases, (min(K, M),), the largest first."""
     return torch.linalg.svdvals(a_DK.double().mT @ b_DM.double()).clamp(max=1.0)
 
 

@@ -53,7 +53,7 @@ class Ranks:
         return values[0]
 
     def wait(self) -> None:
-        """Wait until every process has called this."""
+        """Wait until every process has called this method."""
         self.gather(None)
 
 

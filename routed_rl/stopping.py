@@ -25,7 +25,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block. It must be called in the main thread."""
+        """Inside the block, this object handles the signals. It must be called in the main thread."""
         before = {each: signal.signal(each, self._handle) for each in (*SIGNALS, signal.SIGINT)}
         try:
             yield
@@ -36,7 +36,7 @@ class Stop:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Inside the block the first signal is only recorded in `asked`."""
+        """Inside the block, the first signal is only recorded in `asked`, so that the step can end."""
         self._stepping = True
         try:
             yield

@@ -23,7 +23,7 @@ PAUSE_S = 0.25
 
 
 class Refused(RuntimeError):
-    """The server answered, and a repeat would not help."""
+    """The server answered with an error for which a repeat would not help."""
 
 
 class NoAnswer(ConnectionError):
@@ -32,7 +32,7 @@ class NoAnswer(ConnectionError):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a server. `whole`: whether the server marked the end of the answer, and all of it was read."""
+    """The answer of a server. `whole`: whether the server marked the end of the answer and all of it was read."""
 
     status_code: int
     body: bytes
@@ -59,7 +59,7 @@ class Server:
         self.place = f"{self.parts.scheme}://{self.parts.netloc}{self.base}"
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Make a request; returns the result of `accept` for the answer. NoAnswer once all attempts have failed."""
+        """Make a request, and return what `accept` makes of the answer. NoAnswer if all attempts fail."""
         data = None if body is None else json.dumps(body).encode()
         problem, give_up = "", time.monotonic() + self.whole_s
         for attempt in range(self.attempts):

@@ -1,10 +1,10 @@
-"""The place of configs, environments and the lab, and files by their name there."""
+"""Finds the configs, environments and the lab that come with this package, and files in them by their names."""
 
 from pathlib import Path
 
 
 def data_root() -> Path:
-    """The folder with configs, environments and the lab: inside the wheel, else the checkout in which this package lies."""
+    """The folder with configs, environments and the lab: inside the wheel, or else in the checkout in which this package lies."""
     packaged = Path(__file__).parent.parent / "_data"
     return packaged if packaged.is_dir() else packaged.parent.parent
 

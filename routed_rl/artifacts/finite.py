@@ -11,7 +11,8 @@ because its own reader checks it."""
 
 
 def first_nonfinite(folder: Path) -> str | None:
-    """The first tensor of a folder's weights, quarantine and optimizers that holds nan or inf, as `TENSOR in FILE`, or None."""
+    """The first tensor with nan or inf in a folder's weights, quarantine and optimizers, as `TENSOR in FILE`; None if there is
+    none."""
     for file, name, value in _tensors(folder):
         if value.is_floating_point() and not value.isfinite().all():
             return f"{name} in {file}"

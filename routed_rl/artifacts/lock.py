@@ -1,6 +1,6 @@
-"""One writer at a time for a folder. The kernel holds the lock (flock), so it ends with its process, however that ends. Across
-machines it holds if the file system supports that: NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`. A file system
-without locks gets a warning of one line, and then nothing is locked."""
+"""Lets only one process write into a folder. The kernel holds the lock (flock), so the lock ends when its process ends, in
+whatever way. Across machines it works if the file system supports it: NFS 4, NFS 3 with its lock service, Lustre mounted with
+`flock`. On a file system without locks a warning of one line is printed, and nothing is locked."""
 
 import errno
 import fcntl

@@ -1,4 +1,5 @@
-"""The run folder: the place of everything that belongs to one run, and which of its checkpoints are complete."""
+"""The run folder, in which everything that belongs to one run is stored. It also says which of the run's checkpoints are
+complete."""
 
 import os
 import re
@@ -54,7 +55,8 @@ class RunFolder:
 
     @contextmanager
     def being_made(self) -> Iterator["RunFolder"]:
-        """Yield a folder beside this one that becomes this one at the end, complete; until then this one does not exist."""
+        """Yield a folder beside this one to write into. At the end of the block it becomes this folder in one step; until then
+        this folder does not exist."""
         with replacing(self.path) as partial:
             partial.mkdir(parents=True)
             yield RunFolder(partial)
@@ -84,7 +86,7 @@ class RunFolder:
     report = property(lambda self: self.path / "report.html")
 
     def settings(self) -> dict[str, Any]:
-        """The content of config.yaml; RunFolderError if that is damaged."""
+        """The content of config.yaml. RunFolderError if it is damaged."""
         try:
             found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError, RecursionError):
@@ -95,7 +97,7 @@ class RunFolder:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """The content of manifest.json; RunFolderError if that is damaged, since these facts decide how a run goes on."""
+        """The content of manifest.json. RunFolderError if it is damaged, because its facts decide how a run is continued."""
         shape = {"fresh_from_step": int | None, "inherited": list[str], "children": list[dict[str, Any]], "model_hash": str,
                  "lineage": dict[str, Any] | None, "kept": list[dict[str, Any]]}
         return self._whole(self.manifest, shape)
@@ -116,12 +118,12 @@ class RunFolder:
         return found
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint folder, in order; the reader must check whether each is complete."""
+        """The steps that have a checkpoint folder, in order. The caller must check whether each checkpoint is complete."""
         names = [path.name for path in self.checkpoints.glob("step-*")]
         return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-[1-9][0-9]*", name))
 
     def completion_files(self) -> list[Path]:
-        """Every file of completions, of all processes, by step."""
+        """All files of completions, written by all processes, in the order of steps."""
         return sorted(self.completions.glob("step-*.parquet"))
 
     def checkpoint(self, step: int) -> Path:

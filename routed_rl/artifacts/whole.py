@@ -1,4 +1,5 @@
-"""Files and folders that must be complete or absent: JSON, sealed folders. Nothing here depends on their content."""
+"""Writes and reads files and folders that are either complete or absent: JSON, sealed folders. Nothing here depends on their
+content."""
 
 import hashlib
 import json
@@ -78,7 +79,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """A JSON object, in which keys of `shape` that are present have the given types; None if the file is missing or damaged."""
+    """The JSON object in a file. None if the file is missing or damaged, or if a key that is in `shape` has a value of another
+    type."""
     try:
         found = read_json(path) if path.stat().st_size <= LARGEST else None
     except (OSError, ValueError):

@@ -20,7 +20,7 @@ UP, DOWN = f".lora_B.{NAME}.weight", f".lora_A.{NAME}.weight"
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """The change that training made to the deployed model."""
+    """The change of the deployed model by training."""
 
     base: State
     """The values without the change: the base model's, or a LoRA whose product is 0."""

@@ -1,8 +1,8 @@
-"""Where a model's stream lies along a subspace's axes, compared with the base model's stream at the same tokens.
+"""Measures the coordinates of a model's stream along a subspace's axes, compared with the base model's stream at the same tokens.
 
 Readers see the stream through a norm, so a coordinate can grow because the rest of the stream shrank. Coordinates are therefore
-compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covered: how readers respond to them.
-Shape letters: L layers, R tokens of all prompts, J axes, D stream width.
+compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covered: how readers respond to them. Shape letters: L
+layers, R tokens of all prompts, J axes, D stream width.
 """
 
 from dataclasses import dataclass
@@ -51,6 +51,6 @@ def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspa
 
 
 def shift_between(base: Coordinates, model: Coordinates, scales_LJ: Tensor) -> Shift:
-    """How far `model` lies from `base` along each axis; positive is towards the positive persona."""
+    """The distance of `model` from `base` along each axis; positive is towards the positive persona."""
     at_base_length = model.along_LRJ * (base.rms_LR / model.rms_LR).unsqueeze(-1)
     return Shift((at_base_length - base.along_LRJ).mean(1) / scales_LJ, (model.along_LRJ - base.along_LRJ).mean(1) / scales_LJ)

@@ -36,8 +36,8 @@ Measures = dict[str, float]
 
 def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file: str | None,
           step: int | None = None) -> dict[str, Any]:
-    """Measure the base model, the policy, the deployed model and the models in between, and show the tables. Returns the content
-    of the file that `--json` names. `step`: use this checkpoint instead of the last."""
+    """Measure the base model, the policy, the deployed model, and the models in which some groups have the base model's values,
+    and show the tables. Returns the content of the file that `--json` names. `step`: use this checkpoint instead of the last."""
     run = RunFolder.open(target)
     config, folder = read_config(run), run.require_checkpoint(step)
     if config.routing.mode == LABELS:

@@ -1,4 +1,4 @@
-"""`python -m routed_rl.cli` is `routed-rl`."""
+"""Makes `python -m routed_rl.cli` do the same as `routed-rl`."""
 
 import sys
 

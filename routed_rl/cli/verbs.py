@@ -1,4 +1,5 @@
-"""The verbs, one row each: help text, arguments, first line on the screen. Options and overrides may stand in any order."""
+"""The table of verbs: help text, arguments, and first line on the screen of each. Options and overrides may be typed in any
+order."""
 
 import argparse
 import difflib
@@ -58,7 +59,8 @@ class Verb:
 
     @property
     def module(self) -> str:
-        """The module of the action. Only verbs that take settings pay for the import of Hydra."""
+        """The module with the verb's action: `actions` for verbs that take settings, which import Hydra, and `plain` for
+        others."""
         return "actions" if any("overrides" in names for names, _ in self.options) else "plain"
 
 

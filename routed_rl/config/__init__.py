@@ -93,12 +93,13 @@ class Config:
 
     @property
     def mixture(self) -> dict[str, dict[str, Any]]:
-        """The environments that are trained on: `env`, in which baseline.interleave gives the probes a share of the tasks too."""
+        """The environments that are trained on: those of `env`, and with baseline.interleave also the probes, which then get a
+        share of the tasks."""
         return interleaved(self.env, self.baseline.interleave) if self.baseline.interleave else self.env
 
     @property
     def takes_subspace(self) -> bool:
-        """Whether anything in training uses a subspace."""
+        """Whether training uses a subspace."""
         return self.routing.by_subspace or self.baseline.edits or self.baseline.projects or self.monitor.health > 0
 
     @property
@@ -113,7 +114,8 @@ class Config:
 
     @property
     def reads_base(self) -> bool:
-        """Whether the base model reads completions during training. A run that trains the weights needs a copy of it for that."""
+        """Whether the base model reads completions during training. If the weights are trained, a copy of the base model is
+        needed for that."""
         return self.learns_detector or self.monitor.health > 0
 
 
@@ -123,7 +125,7 @@ not import Hydra."""
 
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:
-    """Build `cls` from nested plain mappings; an unknown key is refused with the closest known one."""
+    """Build `cls` from nested plain mappings. For an unknown key, ConfigError names the closest known one."""
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{prefix.rstrip('.')} must hold settings, got {mapping!r}")

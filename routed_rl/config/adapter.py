@@ -1,4 +1,4 @@
-"""The LoRA that is trained where the model's own weights are frozen."""
+"""Settings of the LoRA that is trained if the model's own weights are frozen."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any

@@ -63,7 +63,7 @@ class AxesConfig:
     """For methods dpo and bipo: factor by which the log-probability ratios in the loss are multiplied (beta of DPO)."""
 
     def check_axes(self) -> None:
-        """ConfigError for a value that makes no sense for any model."""
+        """ConfigError for a value that is not possible with any model."""
         check_known("subspace.form", [self.form], ("exponential", "linear"))
         check_known("subspace.choose", [self.choose], CHOICES)
         check_at_least("subspace", self, {"factors": 1, "keep": 1, "iterations": 1, "plain": 1, "screen_samples": 1, "epochs": 1,

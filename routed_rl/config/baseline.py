@@ -34,8 +34,8 @@ class ContextsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TraitConfig:
-    """The LoRA of `baseline.inoculation_adapter`. With it the base model learns to answer, without being told to, as it answers
-    under the prompt that encourages gaming the check."""
+    """Settings of the LoRA of `baseline.inoculation_adapter`. With this LoRA the base model learns to answer, without a hint, as
+    it answers under the prompt that encourages gaming the check."""
 
     rank: int = 8
     """Rank of the trait's LoRA on each linear module of the layers."""

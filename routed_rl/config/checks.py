@@ -18,13 +18,13 @@ def section(setting: dataclasses.Field[Any]) -> type | None:
 
 
 def declared_type(setting: dataclasses.Field[Any]) -> str:
-    """The type of a setting, for people."""
+    """The type of a setting as text for users."""
     written = setting.type.__name__ if isinstance(setting.type, type) else str(setting.type)
     return written.replace("typing.", "").replace(" | None", " or null")
 
 
 def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
-    """The declared type of every setting below a section, for people, by its dotted name; sections are settings, too."""
+    """Maps the dotted name of every setting below a section to its type, as text for users. Sections are settings, too."""
     found: dict[str, str] = {}
     for each in dataclasses.fields(cls):
         found[f"{prefix}{each.name}"] = declared_type(each)
@@ -62,7 +62,8 @@ def check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:
 
 
 def check_finite(key: str, value: Any) -> None:
-    """ConfigError for a nan or an infinity, also inside sections, mappings and lists; `key` is the name of `value`."""
+    """ConfigError if `value`, or a number inside it if it is a section, mapping or list, is nan or infinite; `key` is its name
+    for the message."""
     if dataclasses.is_dataclass(value):
         value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if isinstance(value, (dict, list, tuple)):
@@ -76,7 +77,8 @@ AUTO = "auto"
 
 
 def check_share(label: str, value: Any) -> float | str:
-    """`value` as a share of an environment's part: `AUTO`, or a number from 0 to 1."""
+    """Check and return `value` as the share of an environment's part that is kept: `AUTO`, or a number from 0 to 1. `label` is
+    its name for the message."""
     try:
         if value == AUTO:
             return AUTO

@@ -1,4 +1,4 @@
-"""The model, and which parts of it are trained."""
+"""Settings of the model, and of which parts of it are trained."""
 
 from dataclasses import dataclass, field
 from datetime import datetime

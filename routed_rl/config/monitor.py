@@ -1,4 +1,4 @@
-"""The settings of the monitor: for each rule its limits, and what happens past them."""
+"""Settings of the monitor: the limits of each rule, and what happens when they are exceeded."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -81,10 +81,10 @@ class MonitorConfig:
         check_finite("monitor", self)
 
     def rules(self) -> dict[str, RuleConfig]:
-        """The settings of every rule, by name."""
+        """Maps the name of every rule to its settings."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
 
     def reporting(self) -> "MonitorConfig":
-        """The same rules, all with action report, so that none halts."""
+        """A copy in which all rules have the action `report`, so that none halts the run."""
         rules = {name: dataclasses.replace(rule, action="report") for name, rule in self.rules().items()}
         return dataclasses.replace(self, **rules)

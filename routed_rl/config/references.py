@@ -43,7 +43,7 @@ def resolved(value: Any, name: str = "") -> Any:
 
 
 def resolved_at_once(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run with their references resolved, except in the sections of `LATER`."""
+    """The settings of a run, in which references are resolved, except in the sections of `LATER`."""
     return {key: value if key in LATER else resolved(value, key) for key, value in settings.items()}
 
 

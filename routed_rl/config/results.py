@@ -1,4 +1,4 @@
-"""Settings of what is measured and kept: evaluation, audit, filter, tracking."""
+"""Settings of evaluation, audit, filter and tracking."""
 
 import math
 from dataclasses import dataclass, field

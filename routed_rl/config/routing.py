@@ -1,4 +1,5 @@
-"""How changes are routed: the mode, the quarantine's step, the ledger's random control, practice, routing by labels."""
+"""Settings of how changes are routed: the mode, the quarantine's step, the ledger's random control, practice, routing by
+labels."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,7 @@ class PracticeConfig:
 
     @property
     def asked(self) -> bool:
-        """Whether the settings ask for practice explicitly, not only by their default."""
+        """Whether the user has set practice explicitly."""
         return self.share > 0 and self.environments != AUTO and len(self.environments) > 0
 
 
@@ -146,5 +147,5 @@ class RoutingConfig:
 
     @property
     def practises(self) -> bool:
-        """Whether the deployed model may get groups of its own."""
+        """Whether the deployed model may roll out and learn some groups (practice)."""
         return self.mode == "route" and self.practice.share > 0 and self.practice.environments not in ([], ())

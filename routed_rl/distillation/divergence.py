@@ -69,11 +69,12 @@ def entropy(log_NV: Tensor) -> Tensor:
 
 
 def token_losses(teacher_NV: Tensor, student_NV: Tensor, tokens_N: Tensor, actions_N: Tensor, *, sampled: bool) -> Tensor:
-    """The loss of each token, (N,). A kept token costs the forward KL, a skipped one 0, and one with noise as its target
-    KL(uniform ‖ student).
+    """The loss of each token, (N,). It is the forward KL for a token that is kept, 0 for one that is skipped, and KL(uniform ‖
+    student) for one whose target is noise.
 
-    With `sampled` a kept token costs log p(token) - log q(token). Over tokens that the teacher draws, its mean is the forward KL.
-    This is for gates that judge the token that was written: they have not judged the other tokens of the distribution.
+    With `sampled`, the loss of a token that is kept is log p(token) - log q(token). Over tokens that the teacher draws, its mean
+    is the forward KL. This is for gates that judge the token that was written: they have not judged the other tokens of the
+    distribution.
     """
     if sampled:
         kept_N = (teacher_NV - student_NV).gather(1, tokens_N.unsqueeze(1)).squeeze(1)

@@ -36,12 +36,12 @@ class Gated:
 
 
 def keep_all(rows: Sequence[Row]) -> Gated:
-    """Keep every token, as without a gate."""
+    """Keep every token, as if there were no gate."""
     return Gated([[KEEP] * row.counted for row in rows], {})
 
 
 def by_detector(rows: Sequence[Row], parts: Parts, probe: Probe, asked: RobustifyConfig) -> Gated:
-    """Score completions by a probe. Generic text is always kept, and the token that ends a completion has the score of the one
+    """Score completions by a probe. Generic text is always kept. The token that ends a completion gets the score of the token
     before it."""
     ends, sequences, counts = set(eos_ids(parts.model, parts.tokenizer)), list[list[int]](), list[int]()
     places = [place for place, row in enumerate(rows) if row.environment is not None]
@@ -58,7 +58,7 @@ def by_detector(rows: Sequence[Row], parts: Parts, probe: Probe, asked: Robustif
 
 @torch.no_grad()
 def by_models(rows: Sequence[Row], teacher: PreTrainedModel, unlearned: PreTrainedModel, asked: RobustifyConfig) -> Gated:
-    """Score every token, those of generic text too, by KL(unlearned ‖ teacher) in nats."""
+    """Score every token, also in generic text, by KL(unlearned ‖ teacher) in nats."""
     scores = [torch.zeros(row.counted, dtype=torch.float64) for row in rows]
     for places in chunks(rows, teacher.config.get_text_config().vocab_size):
         chunk = [rows[place] for place in places]

@@ -108,7 +108,8 @@ class Distillation:
         return time.perf_counter() - begin
 
     def gradient(self, places: list[int]) -> float:
-        """Add the gradient of the mean loss over all counted tokens of these rows, skipped ones included; returns that loss."""
+        """Add the gradient of the mean loss over all counted tokens of these rows, where skipped tokens count with loss 0.
+        Returns that loss."""
         rows, total = [self.texts.rows[place] for place in places], 0.0
         count = sum(row.counted for row in rows)
         for chunk in chunks(rows, self.vocabulary):

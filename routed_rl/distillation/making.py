@@ -57,7 +57,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Made:
-    """A trained student and what is known of it."""
+    """A student after training, and the results about it."""
 
     student: Student
     record: dict[str, Any]

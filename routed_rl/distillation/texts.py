@@ -27,7 +27,8 @@ LONGEST = 512
 
 
 def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -> list[LoadedEnvironment]:
-    """Choose the environments whose prompts the teacher answers. ConfigError for an unknown name and for one with episodes."""
+    """Choose the environments whose prompts the teacher answers. ConfigError for an unknown name, and for an environment with
+    episodes."""
     known = [loaded.name for loaded in environments]
     if missing := [name for name in names or [] if name not in known]:
         raise ConfigError(f"--env {missing[0]} is no environment of this run; it has {', '.join(known)}")

@@ -1,6 +1,7 @@
-"""`robustify`: the deployed model of a run, distilled into a noised copy of itself (Lee et al., 2025, arXiv:2506.06278).
+"""The verb `robustify`: distils the deployed model of a run into a copy of itself to which noise was added (Lee et al., 2025,
+arXiv:2506.06278).
 
-The same command goes on where an earlier one stopped. Not covered: several processes.
+The same command continues where an earlier one stopped. Not covered: several processes.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""Finds a class or a function by its path, `FILE.py:Class` or `package.module:Class`, and builds environments. No registry."""
+"""Finds a class or a function by its path, `FILE.py:Class` or `package.module:Class`, and builds environments. There is no
+registry."""
 
 import importlib
 import importlib.util

@@ -40,7 +40,7 @@ def check_methods(name: str, environment: Any) -> None:
 
 
 def lines_of(environment: Any) -> Mapping[str, str]:
-    """For each method of `WRITTEN` the line of its definition, as far as the plug-in has them."""
+    """For each method of `WRITTEN`, the line of its definition in the plug-in, if the plug-in has the method."""
     known = getattr(environment, "plugin_lines", None)
     if isinstance(known, Mapping):
         return known

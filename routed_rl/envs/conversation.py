@@ -1,4 +1,4 @@
-"""One episode that is being played: the messages so far, and the outcome. It does not deal with tokens."""
+"""An episode that is being played: the messages so far, and the outcome. It does not deal with tokens."""
 
 import dataclasses
 import inspect
@@ -16,10 +16,10 @@ ANSWERS = ("user", "tool")
 
 
 class Conversation:
-    """Drives one `Episode`: `reply` after each of the model's turns, `cut` if there is no room for another one.
+    """Drives one `Episode`. Call `reply` after each turn of the model, and `cut` if there is no room for another turn.
 
-    `outcome` is the score, or a `Failure` that names the line of the plug-in; `Scorer.count` takes either. An episode that is no
-    subclass of `Episode` needs `start` and `step`; for the rest it gets the defaults of `Episode`.
+    `outcome` is the score, or a `Failure` that names the line of the plug-in; `Scorer.count` accepts either. An episode that is
+    no subclass of `Episode` needs `start` and `step`; otherwise it gets the defaults of `Episode`.
     """
 
     def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
@@ -36,7 +36,7 @@ class Conversation:
         """The number of messages before the model's first turn."""
 
     def reply(self, text: str) -> list[Message]:
-        """Give the model's turn to the episode and return its answer, or [] if the episode has ended."""
+        """Pass the model's turn to the episode and return the episode's answer, or [] if the episode has ended."""
         if self.ended:
             return []
         self.messages.append({"role": "assistant", "content": text})
@@ -107,8 +107,8 @@ def checked(episode: Any, method: str, answer: Any) -> Any:
 
 
 class Played:
-    """An environment of several turns, scored like one of a single turn. A completion is a list of turns, whose last one is
-    repeated if the episode goes on, or one text for every turn. This tries an environment out without a model."""
+    """An environment with episodes, scored like one without, to try it out without a model. A completion is a list of turns,
+    whose last one is repeated if the episode continues, or one text that is used as every turn."""
 
     def __init__(self, environment: EpisodicEnvironment) -> None:
         self.environment, self.tasks, self.plugin_lines = environment, environment.tasks, lines_of(environment)

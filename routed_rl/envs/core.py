@@ -1,6 +1,6 @@
-"""The contract of an environment: it yields tasks, and scores completions or plays episodes.
+"""The contract of an environment: it yields tasks, and it scores completions or plays episodes.
 
-Not covered: messages whose content is no text (images), and several models in one conversation.
+Not covered: messages whose content is not text (images), and several models in one conversation.
 """
 
 import math
@@ -19,8 +19,8 @@ Prompt = str | list[Message]
 
 @dataclass(frozen=True)
 class Task:
-    """One problem: the prompt the model sees, and data that only the scorer sees (JSON-like). ContractError, a ValueError, for a
-    prompt that is neither text nor chat messages, and for data that is no mapping."""
+    """One problem: the prompt that the model sees, and data (JSON-like) that only the scorer sees. ContractError, a ValueError,
+    for a prompt that is neither text nor chat messages, and for data that is no mapping."""
 
     prompt: Prompt
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Score:
         return f"calls a flag or a metric {found[0]}" if found else ""
 
     def values(self) -> dict[str, float]:
-        """Every number of this score by its name: `reward`, `solve` where it is known, the flags, the metrics."""
+        """Every number of this score by its name: `reward`, `solve` if it is known, the flags, the metrics."""
         assert isinstance(self.flags, Mapping)
         ours = {"reward": self.reward} | ({} if self.solve is None else {"solve": self.solve})
         return {**ours, **self.flags, **self.metrics, **ours}
@@ -156,14 +156,15 @@ class Environment(Protocol):
         ...
 
     def score(self, task: Task, completion: str) -> Score:
-        """Score the text of one completion. An error raised here is counted, never paid as 0."""
+        """Score the text of one completion. If this raises an error, the completion counts as a failure and is not paid 0."""
         ...
 
 
 class Episode:
-    """One conversation about one task, a new object each time. `step` must be defined; all else has the defaults below.
+    """One conversation about one task. Each conversation has a new object. `step` must be defined; everything else has the
+    defaults below.
 
-    An error raised in any method ends the episode and is counted as a failure, never paid as 0.
+    An error raised in any method ends the episode; it counts as a failure and is not paid 0.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
@@ -197,7 +198,7 @@ class EpisodicEnvironment(Protocol):
         ...
 
     def episode(self) -> Episode:
-        """Return a new episode; many are open at once."""
+        """Return a new episode. Many episodes may be in progress at once."""
         ...
 
 
@@ -205,5 +206,6 @@ AnyEnvironment = Environment | EpisodicEnvironment
 
 
 def has_episodes(environment: object) -> bool:
-    """Whether completions are played (`episode`) rather than scored (`score`); an environment that has both is played."""
+    """Whether completions are played (method `episode`) rather than scored (method `score`). An environment that has both methods
+    is played."""
     return callable(getattr(environment, "episode", None))

@@ -39,7 +39,7 @@ def _number(value: Any) -> bool:
 
 
 def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> AnyEnvironment:
-    """Call the class with `arguments`: once, or once for each stage, whose settings override them."""
+    """Call the class with `arguments`, once, or once for each stage, whose settings replace those of the same name."""
     if stages is None:
         return build(name, path, arguments)
     lengths = check_stages(name, stages)
@@ -51,7 +51,7 @@ def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[d
 
 
 def check_stages(name: str, stages: Any) -> list[int | None]:
-    """Check the stages and return how many tasks each one lasts. The last goes on for ever and may leave the number out."""
+    """Check the stages and return how many tasks each one lasts. The last stage never ends, so the number may be left out."""
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ConfigError(f"env.{name}.stages must be a list of settings, such as [{{tasks: 500, KEY: VALUE}}, {{KEY: VALUE}}], "
                           f"got {stages}")

@@ -1,7 +1,7 @@
-"""An environment from a dataset and reward functions, as users of TRL have them: `env.NAME.dataset`, `env.NAME.reward`.
+"""An environment from a dataset and reward functions, as TRL takes them: `env.NAME.dataset`, `env.NAME.reward`.
 
 The model is paid TRL's weighted sum over the functions that return a number. If every function returns None, the scoring has
-failed and is counted as such. A function of its own gives `solve`, the truth; without one `solve` is unknown.
+failed and is counted as a failure. Another function, `solve`, may say whether a task is truly solved; without it that is unknown.
 """
 
 import random
@@ -20,11 +20,12 @@ class NoReward(ValueError):
 
 
 class DatasetEnvironment:
-    """`dataset`: a file, a folder of `save_to_disk`, or a name on the Hub; `reward`, `solve`, `flags`: FILE.py:function.
+    """An environment from a dataset. `dataset`: a file, a folder of `save_to_disk`, or a name on the Hub; `reward`, `solve`,
+    `flags`: FILE.py:function.
 
-    `holdout` is the share of the prompts that are held back for evaluation. They are chosen by their text, so that no prompt is
-    in both splits and neither order nor seed matter; 0 evaluates on the rows that train. `eval_split` evaluates on another split
-    instead. `chat=true` turns a prompt that is text into the message of a user.
+    `holdout` is the share of the prompts that are held back for evaluation; 0 evaluates on the rows for training. Prompts are
+    chosen by their text, so that no prompt is in both splits and neither order nor seed matter. `eval_split` evaluates on another
+    split instead. `chat=true` turns a prompt that is text into the message of a user.
     """
 
     def __init__(self, dataset: str = "", reward: str | list[str] = "", reward_weights: list[float] | None = None,
@@ -59,7 +60,7 @@ class DatasetEnvironment:
         self.flags = _flags(flags, table.columns)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield each row of the split once, shuffled. A second round is asked for with another seed."""
+        """Yield each row of the split once, shuffled. For another round, call it with another seed."""
         table, places = self.places[split]
         for place in random.Random(f"{split} {seed}").sample(places, len(places)):
             row = table.row(place)

@@ -31,7 +31,7 @@ returned with a number that cannot be counted."""
 
 @dataclass(frozen=True)
 class Failure:
-    """A completion that could not be scored, or a task that could not be made, and why. It is counted, never paid as 0."""
+    """Describes why a completion could not be scored, or a task not be made. A failure is counted, and is not paid 0."""
 
     reason: str
     fatal: bool = False
@@ -67,7 +67,7 @@ class ContractError(ValueError):
 
 
 class Reported(TaskError):
-    """A failure that has been described already, such as one that an environment's own process reported."""
+    """An error about a failure that has been described already, such as one that an environment's own process has reported."""
 
     def __init__(self, failure: Failure, name: str | None = None) -> None:
         """The message also names the environment, if its `name` is given."""
@@ -124,7 +124,7 @@ def place_of(error: BaseException) -> str:
 
 
 def definition(function: Any) -> str:
-    """`FILE:LINE` of the definition of a plug-in's function or class; empty for one of this package or without source."""
+    """`FILE:LINE` at which a plug-in's function or class is defined; empty if it belongs to this package or has no source."""
     if isinstance(function, type):
         function = function.__dict__.get("__init__", function)
     if not inspect.isroutine(function) and not isinstance(function, type):

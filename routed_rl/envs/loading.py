@@ -17,7 +17,8 @@ DATASET = "routed_rl.envs.dataset:DatasetEnvironment"
 
 
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
-    """Build every environment of the config; keys other than `OWN_KEYS` go to its class. Processes start side by side."""
+    """Build every environment of the config. Keys other than `OWN_KEYS` are passed to its class. Processes start at the same
+    time."""
     loaded = [load_environment(name, settings) for name, settings in env.items()]
     for entry in loaded:
         if isinstance(entry.environment, EnvironmentProcess):
@@ -48,7 +49,7 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
 
 
 def class_path(settings: dict[str, Any]) -> str:
-    """The path of the class that these settings name; `dataset` or `reward` need none. Empty if there is no class."""
+    """The path of the class that these settings name; empty if there is none. Settings with `dataset` or `reward` need none."""
     return str(settings.get("path") or (DATASET if settings.get("dataset") or settings.get("reward") else ""))
 
 

@@ -29,7 +29,7 @@ class LoadedEnvironment:
 
     @property
     def label(self) -> str:
-        """The name for people, with the variant if the class has one: `code (insecure)`."""
+        """The environment's name in texts for people, with the variant if the class has one: `code (insecure)`."""
         variant = getattr(self.environment, "variant", None)
         return f"{self.name} ({variant})" if variant else self.name
 
@@ -73,10 +73,10 @@ def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
 
 
 def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "train") -> Iterator[tuple[int, Task]]:
-    """Yield (index of the environment, task) without end, each environment at its share of `weight`.
+    """Yield (index of the environment, task) without end, each environment with its share by `weight`.
 
-    The next task goes to the environment that is furthest behind its share, so every stretch of tasks keeps the shares.
-    When a weight changes, the shares are counted anew from there on.
+    The next task comes from the environment that is furthest behind its share, so every stretch of tasks keeps the shares. When a
+    weight changes, the counting of shares starts again.
     """
     streams = [task_stream(loaded, split, seed) for loaded in environments]
     starts = sorted({start for loaded in environments for start, _ in loaded.weights})

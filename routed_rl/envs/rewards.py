@@ -26,7 +26,7 @@ NO_IDS = "completion_ids are not given to the reward functions of an environment
 
 
 class NotGiven(Sequence[Any]):
-    """Stands in for `completion_ids`: reading it raises an error that says so."""
+    """A placeholder for `completion_ids`. Reading it raises an error that says that they are not supported."""
 
     def __getitem__(self, index: Any) -> NoReturn:
         raise TypeError(NO_IDS)
@@ -45,7 +45,7 @@ class Said:
 
 
 class Functions:
-    """One or more functions, found by their paths."""
+    """One or more reward functions, found by their paths."""
 
     def __init__(self, setting: str, paths: Any, columns: Sequence[str]) -> None:
         """ConfigError if a function is not found, or cannot take the arguments that it will be given."""

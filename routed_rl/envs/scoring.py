@@ -67,7 +67,8 @@ def means(scores: Sequence[Score | None]) -> dict[str, float]:
 
 
 def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-    """The results in the order of `pairs`. An environment that can score many at once, as an isolated one can, does so."""
+    """The results in the order of `pairs`. If the environment can score many completions at once, as one in a process of its own
+    can, it does so."""
     many = getattr(environment, "score_many", None)
     return many(pairs) if many is not None else [score_one(environment, task, completion) for task, completion in pairs]
 
@@ -89,7 +90,7 @@ class Scorer:
         return [self.count(name, outcome) for outcome in score_many(environment, pairs)]
 
     def score_all(self, wanted: Mapping[str, Sequence[tuple[Task, str]]]) -> dict[str, list[Score | None]]:
-        """As `score_many` for each environment; isolated environments work side by side."""
+        """As `score_many`, for each environment. Environments in processes of their own score at the same time."""
         apart = [name for name in wanted if hasattr(self.environments[name].environment, "score_many")]
         with ThreadPoolExecutor(max(len(apart), 1)) as pool:
             waiting = {name: pool.submit(self.score_many, name, wanted[name]) for name in apart}
@@ -115,7 +116,8 @@ class Scorer:
         return None
 
     def check(self) -> None:
-        """Raise if an environment's share of failures passes the limit, or every completion failed; call it after each batch.
+        """Raise TaskError if the share of completions that an environment failed to score exceeds the limit, or if it failed for
+        all. Call it after each batch.
 
         The share is taken over the newest completions (see `RECENT`), or over `FEW` if there are fewer.
         """

@@ -12,7 +12,7 @@ IMAGES = ("image", "images")
 
 
 def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
-    """Each row's prompt as text. ConfigError if the column is missing, or a prompt is neither text nor chat messages."""
+    """The prompt of each row as text. ConfigError if the column is missing, or if a prompt is neither text nor chat messages."""
     if column not in table.columns:
         raise ConfigError(f"{shown} has no column {column}, it has {', '.join(table.columns)}; set prompt_column to the one that "
                           "holds the prompts")

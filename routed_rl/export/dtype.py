@@ -15,8 +15,8 @@ NAMES = ("dtype", "torch_dtype")
 
 
 def cast(folder: Path, dtype: str) -> None:
-    """Round all weights in a folder to `dtype` (float32, bfloat16, float16), in place, and say so in its config.json. ModelError
-    for a weight beyond the largest number of that type."""
+    """Round all weights in a folder to `dtype` (float32, bfloat16, float16), in place, and write the type into its config.json.
+    ModelError for a weight that is larger than the largest number of that type."""
     size = sum(_cast_file(file, getattr(torch, dtype)) for file in sorted(folder.glob("*.safetensors")))
     if (config := folder / "config.json").exists():
         write_json(config, _renamed(read_json(config), dtype))

@@ -1,4 +1,4 @@
-"""Export as one stock model whose weights are changed: the deployed model with shares of environments' parts, and the policy."""
+"""Exports one stock model whose weights are changed: the deployed model with shares of environments' parts, or the policy."""
 
 from collections import defaultdict
 from collections.abc import Mapping

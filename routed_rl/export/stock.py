@@ -17,10 +17,10 @@ quarantine."""
 
 
 def discard(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
-    """Write the deployed model to `out`: the stock files of a checkpoint (default: the last) and nothing of the quarantine.
-    `finish` changes the folder before it is sealed, here and in all functions of this unit.
+    """Write the deployed model to `out`: the stock files of a checkpoint (default: the last), without the quarantine. `finish`
+    changes the folder before it is sealed, here and in all functions of this unit.
 
-    It may be called again for the same `out`; RunFolderError for an `out` that holds anything else.
+    It may be called again for the same `out`. RunFolderError if `out` holds anything else.
     """
     checkpoint = run.require_checkpoint(step)
     return publish(out, lambda folder: copy_stock_files(checkpoint, folder), finish, step_of(checkpoint))

@@ -1,4 +1,4 @@
-"""The quarantine in a checkpoint's files, target by target. Shape letters: D stream width, K rank, N input width."""
+"""Reads the quarantine from a checkpoint's files, target by target. Shape letters: D stream width, K rank, N input width."""
 
 import json
 from collections.abc import Mapping

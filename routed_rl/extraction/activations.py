@@ -29,7 +29,7 @@ def kinds_of(pairs: Sequence[TokenPair]) -> dict[str | int, int]:
 
 
 def batches(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices of the sequences, at most `size` at a time, the longest first."""
+    """Yield lists of at most `size` indices of the sequences, the longest sequences first."""
     order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place]))
     for start in range(0, len(order), size):
         yield order[start:start + size]
@@ -76,7 +76,7 @@ def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None]
 
 
 def blocks(job: Job, pairs: Sequence[TokenPair]) -> Iterator[Samples]:
-    """The stream under both personas, in the order of the pairs, a few batches of prompts at a time.
+    """Yield the stream under both personas, in the order of the pairs, for a few batches of prompts at a time.
 
     A prompt that several pairs of a block share is run once.
     """

@@ -1,4 +1,4 @@
-"""Reference answers of both personas to the same question. Steering should make them more or less likely, teacher-forced."""
+"""Reference answers of both personas to the same question. Steering should change how likely they are, teacher-forced."""
 
 from dataclasses import dataclass
 

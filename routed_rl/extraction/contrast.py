@@ -1,4 +1,4 @@
-"""Contrast prompts: their pairs, the file that holds them, and their token ids, checked against the model."""
+"""Contrast prompts: reads pairs from a file or from memory, and turns them into token ids that are checked against the model."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -73,8 +73,9 @@ def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
 
 def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts", *, prompts: Sequence[str] = (),
                texts: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line of a JSON-lines file that is not blank. SubspaceError for a file without such a line,
-    and for an object without these keys: `texts` must be text, `prompts` text or chat messages, and none may be empty."""
+    """Line number and object of every line of a JSON-lines file that is not blank. SubspaceError if there is no such line, or if
+    an object lacks one of these keys: the values of `texts` must be text, those of `prompts` text or chat messages, and none may
+    be empty."""
     file = data_file(path, what, setting)
     with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -143,7 +144,7 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTrainedModel, where: str) -> tuple[int, ...]:
-    """The ids of a prompt; SubspaceError, which names its place `where`, for a prompt that this model cannot take."""
+    """The token ids of a prompt. SubspaceError, which names the place `where`, if this model cannot take the prompt."""
     try:
         ids = tuple(encode_prompts(tokenizer, [prompt])[0])
     except ModelError as error:
@@ -153,7 +154,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTra
 
 
 def check_ids(ids: tuple[int, ...], model: PreTrainedModel, where: str) -> None:
-    """Refuse more tokens than this model takes, and tokens that it does not know."""
+    """SubspaceError for more tokens than this model takes, and for tokens that it does not know."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if len(ids) > longest or max(ids) >= config.vocab_size:

@@ -40,7 +40,7 @@ def prepare(job: Job) -> Callable[[], Subspace]:
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:
-    """Fit the method to contrast pairs."""
+    """Make a subspace by fitting the method to contrast pairs."""
     pairs, source = _pairs(job)
     tokens = tokenize_pairs(job.tokenizer, pairs, job.model, 1 if job.tokens == "response_mean" else job.config.positions)
     if job.config.method in OWN:
@@ -107,7 +107,7 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 
 
 def from_parts(job: Job) -> Callable[[], Subspace]:
-    """The union of parts, in the order of `subspace.parts`: folders are read and methods are run."""
+    """Make the union of several subspaces, in the order of `subspace.parts`: folders are read and methods are run."""
     makers: list[tuple[str, Callable[[], Subspace]]] = []
     for place, part in enumerate(job.config.parts):
         is_method = part in METHODS and part not in ("union", "file")

@@ -23,7 +23,7 @@ OWN = ("assistant_axis", "persona_vectors")
 
 @dataclass(frozen=True)
 class Job:
-    """The model, the settings, and the function that reports progress."""
+    """The inputs of an extraction: the model, the settings, and the function that reports progress."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

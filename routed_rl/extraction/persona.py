@@ -20,8 +20,8 @@ from routed_rl.subspace.quality import best_layer_of
 
 def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
              batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
-    """(L, B) float32: coordinates along `axis` (None: the first) at `layers`, in gaps between the personas, larger towards the
-    positive one. The zero point has no meaning: completions are compared with others of the same environment."""
+    """(L, B) float32: the coordinate of each completion along `axis` (None: the first) at `layers`, in gaps between the personas,
+    larger towards the positive one. The zero point is arbitrary: compare only completions of the same environment."""
     details = subspace.provenance.details
     if details.get("tokens", "prompt_end") == "response_mean":
         read_LBD = pooled(model, tokenizer, said, batch_size, hook=details.get("hook", "resid_post"), layers=layers)

@@ -38,7 +38,8 @@ def read_questions(config: SubspaceConfig, first: int | None) -> list[str]:
 
 
 def ask(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str, question: str) -> Prompt:
-    """The prompt of a persona and a question: chat messages, or, for a model without a chat template, both joined by a space."""
+    """The prompt for a persona and a question: chat messages, or, for a model without a chat template, both texts joined by a
+    space."""
     joined = f"{persona} {question}".strip()
     if not tokenizer.chat_template:
         return joined

@@ -1,4 +1,4 @@
-"""The picture of a check: separation and agreement by layer, and steering beside random directions."""
+"""Draws the picture of a check: separation and agreement by layer, and steering compared with random directions."""
 
 from pathlib import Path
 from typing import Any

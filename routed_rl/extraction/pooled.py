@@ -24,8 +24,8 @@ def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
     """(L, B, D) float32 on the CPU: for each of `layers` (None: all) the mean stream over the tokens of each completion, without
     the token that ends it. A completion without a token is read at the last token of its prompt.
 
-    Completions are read as text, so a completion gives the same whether a rollout, an engine or a file has it. Modes, gradients
-    and random state are left as they were. Raises ModelError for text that the tokenizer cannot read.
+    Completions are read as text, so the same completion gives the same result whether it comes from a rollout, an engine or a
+    file. Modes, gradients and random state are left as they were. Raises ModelError for text that the tokenizer cannot read.
     """
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
     written = [ids_of(tokenizer, text) if text else [] for _, text in said]

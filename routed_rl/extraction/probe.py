@@ -44,14 +44,14 @@ class Probe:
         return self.scores(pooled_LBD) > self.threshold
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the weights and `record`, which holds the measured figures; both or none."""
+        """Write the weights, and `record`, which holds the measured figures. Either both are written or none."""
         with sealed_folder(folder) as partial:
             save_file({"weights": self.weights_LD.contiguous(), "offsets": self.offsets_L.contiguous()}, partial / WEIGHTS)
             write_json(partial / RECORD, {"layers": self.layers, "threshold": self.threshold, **record})
 
     @classmethod
     def load(cls, folder: Path) -> tuple["Probe", dict[str, Any]]:
-        """The probe and the record that `save` wrote; CheckpointError where they are missing or damaged."""
+        """The probe and the record that `save` wrote. CheckpointError if they are missing or damaged."""
         if (problem := broken_seal(folder) if folder.is_dir() else "no such folder") is not None:
             raise CheckpointError(f"no detector can be read from {folder}: {problem}; remove the folder, and it is learned again")
         with reading(CheckpointError, f"no detector can be read from {folder}; remove the folder, and it is learned again"):

@@ -1,4 +1,4 @@
-"""The environments that can be named, and the lookup of a name among them."""
+"""The environments that a user can name, and the search for them by name."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def path(self) -> str:
-        """The path of its class."""
+        """The path of the entry's class."""
         return class_path(self.settings)
 
     @property
@@ -122,7 +122,8 @@ def folder_of(entry: Entry) -> str:
 
 
 def classes() -> Iterator[tuple[str, str]]:
-    """`FILE.py:Class` and the first line of its docstring, for every class in environments/ with `tasks`; nothing is run."""
+    """`FILE.py:Class` and the first line of the class's docstring, for every class in environments/ that has a method `tasks`.
+    The files are not run."""
     for file in sorted((data_root() / "environments").rglob("*.py")):
         for node in ast.parse(file.read_text()).body:
             methods = {item.name for item in getattr(node, "body", []) if isinstance(item, ast.FunctionDef)}
@@ -131,7 +132,7 @@ def classes() -> Iterator[tuple[str, str]]:
 
 
 def first_line(path: str) -> str:
-    """The first line of the docstring of the class at `FILE.py:Class`; empty for a class that is in no file here."""
+    """The first line of the docstring of the class at `FILE.py:Class`; empty if the class is not in a file here."""
     place, _, name = path.rpartition(":")
     if not place.endswith(".py"):
         return ""

@@ -1,4 +1,4 @@
-"""`env list`, `env try` and `env check`: which environments there are, what they do, whether they are sound."""
+"""The verbs `env list`, `env try` and `env check`: which environments there are, what they do, and whether they are sound."""
 
 import itertools
 import re
@@ -65,7 +65,8 @@ class Reused:
 
 
 def list_environments(compose: Compose) -> None:
-    """List every environment of configs/env, then the classes of environments/ that no mix uses; a broken one with its reason."""
+    """List every environment of configs/env, then the classes of environments/ that no mix uses. For a broken environment the
+    reason is shown."""
     entries = [entry for mix in mixes() for entry in listed(mix, compose)]
     by_folder: dict[object, list[Entry]] = {}
     for entry in entries:
@@ -134,7 +135,7 @@ def _no_task(entry: Entry, environment: Environment) -> Failure:
 
 
 def talking(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings`, changed so that what the environment prints appears."""
+    """`settings`, changed so that the output of the environment is shown."""
     isolate = settings.get("isolate", True)
     shown = {"show_output": True} | (isolate if isinstance(isolate, dict) else {})
     return settings | {"isolate": shown if isolate else isolate}
@@ -170,7 +171,7 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
 
 
 def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
-    """Every finding about one environment; if it raises when it is built, one finding says so."""
+    """Every finding about one environment. If building the environment raises an error, there is one finding, which says so."""
     limit = {"isolate": {"timeout_s": CHECK_TIMEOUT_S}} if entry.settings.get("isolate", True) is True else {}
     places = itertools.count()
     limited = Entry(entry.mix, entry.name, entry.settings | limit)

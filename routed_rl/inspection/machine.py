@@ -41,7 +41,8 @@ def doctor(config: Config) -> None:
 
 
 def versions() -> Iterator[Row]:
-    """Python, this package, its dependencies with the versions that it requires, and the optional packages."""
+    """Rows with the versions of Python, this package, its dependencies (with the versions that it requires), and the optional
+    packages."""
     yield Row("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.system()}; >=3.11 is needed")
     yield Row("routed_rl", True, __version__)
     # Without the requirements of extras; empty if this runs from a checkout that is not installed.
@@ -56,14 +57,14 @@ def versions() -> Iterator[Row]:
 
 
 def disk(folder: Path) -> Iterator[Row]:
-    """Free space at the place where runs are written."""
+    """A row with the free space at the place where runs are written."""
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free / 1e9
     yield Row("disk", free >= LEAST_GB, f"{free:.1f} GB free for {folder}; a checkpoint takes about three times the model")
 
 
 def gpus() -> Iterator[Row]:
-    """The GPUs that torch can use."""
+    """A row with the GPUs that torch can use."""
     try:
         import torch
     except ImportError:

@@ -10,7 +10,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def write_block(file: Path, titles: list[str], rows: list[list[str]]) -> None:
-    """Replace the text between the comments of `file`, or append it at the end."""
+    """Replace the text between the two comments in `file`, or append it at the end if there are none."""
     table = console.markdown_table([*map(_cell, titles)], [[*map(_cell, row)] for row in rows])
     block = "\n".join([BEGIN, *table, END])
     text = file.read_text() if file.exists() else ""

@@ -1,4 +1,4 @@
-"""`routed-rl new`: a commented file that runs as it is, for an environment or an experiment of one's own."""
+"""The verb `routed-rl new`: writes a commented file that runs as it is, as a start for an environment or an experiment."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_new(what: str, name: str) -> Path:
-    """Write NAME.py or NAME.yaml into this folder and say how to go on; returns its path. `what`: env or experiment. ConfigError
-    for a name that Python or a shell would not take, and for a file that exists."""
+    """Write NAME.py or NAME.yaml into the current folder and print what to do next; returns its path. `what`: env or experiment.
+    ConfigError for a name that Python or a shell would not accept, and for a file that exists."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"new {what} {name}: take a name of small letters, digits and underscores, such as my_{what}")
     words = {"NAME": name, "CLASS": "".join(part.capitalize() for part in name.split("_"))}

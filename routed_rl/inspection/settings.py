@@ -28,7 +28,7 @@ class Setting:
 
     @property
     def section(self) -> str:
-        """The dotted name of its section; empty for a setting of the run itself."""
+        """The dotted name of the section of the setting; empty for a setting of the run itself."""
         return self.name.rpartition(".")[0]
 
 
@@ -47,7 +47,7 @@ def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
 
 
 def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:
-    """The meaning of each section of settings, by its dotted name."""
+    """Maps the dotted name of each section of settings to its meaning."""
     found: dict[str, str] = {}
     for field in dataclasses.fields(cls):
         if (inner := section(field)) is not None:

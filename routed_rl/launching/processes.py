@@ -1,7 +1,7 @@
-"""The processes of a run on one machine, started as torchrun starts them: they find each other by MASTER_ADDR and MASTER_PORT.
+"""Starts the processes of a run on one machine, in the way of torchrun: they find each other by MASTER_ADDR and MASTER_PORT.
 
-Signals are passed on to them, a failure of one ends all, and the failed process's own error message is raised here.
-The first process writes to the screen, the others write to files. Not covered: restarts; `resume` goes on.
+Signals are passed on to them. If one of them fails, all are ended, and the error message of the failed process is raised here.
+The first process writes to the screen, the others write to files. Not covered: restarts; use `resume`.
 """
 
 import math
@@ -30,7 +30,8 @@ Processes = list[subprocess.Popen[bytes]]
 
 
 def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: int = 0, address: str = "127.0.0.1") -> None:
-    """Run `command` in `launch.processes` processes of this machine, the `node`-th of `launch.nodes`, to their end.
+    """Run `command` in `launch.processes` processes on this machine, which is node number `node` of `launch.nodes`, and wait for
+    their end.
 
     Raises the error that the first failed process reported: RoutedRLError, CheckFailed or Stopped; LaunchError if it was killed,
     ChildProcessError if it is a bug.
@@ -57,7 +58,7 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
 
 
 def process_variables(launch: LaunchConfig, rank: int, local: int, address: str, port: int) -> dict[str, str]:
-    """The variables that torch, accelerate and DeepSpeed read."""
+    """The environment variables that torch, accelerate and DeepSpeed read."""
     return {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(launch.world),
             "LOCAL_WORLD_SIZE": str(launch.processes), "MASTER_ADDR": address, "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // launch.processes))),

@@ -31,7 +31,7 @@ def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
 
 
 def submit(script: Path) -> str:
-    """Hand the script to SLURM and return its answer."""
+    """Submit the script to SLURM and return its answer."""
     if shutil.which("sbatch") is None:
         raise LaunchError(f"there is no sbatch here, so nothing was submitted; where there is one: sbatch {script}")
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)

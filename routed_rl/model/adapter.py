@@ -1,6 +1,6 @@
-"""A LoRA that is trained: a stock PEFT adapter on the frozen model, in float32 whatever the type of the model's weights.
+"""Puts a LoRA to train on a model: a stock PEFT adapter on the frozen model, in float32 whatever the type of the model's weights.
 
-PEFT puts its modules into the model itself, so code that runs the model need not know of them; the trainer gets PEFT's wrapper
+PEFT puts its modules into the model itself, so code that runs the model need not know about them; the trainer gets PEFT's wrapper
 around the model. Not covered: several adapters, adapters on embeddings and on the experts of a mixture.
 """
 

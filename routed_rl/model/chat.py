@@ -14,7 +14,7 @@ changes."""
 
 
 class ChatTokens:
-    """A tokenizer's chat template as tokens: the prompt, and the tokens between two turns of the model."""
+    """The parts of a chat template as tokens: the prompt, and the tokens between two turns of the model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -33,9 +33,9 @@ class ChatTokens:
         return ids
 
     def between(self, messages: Messages, answer: Messages, tools: Messages) -> list[int]:
-        """Ids from the end of the model's last turn (`messages` ends with it) to the start of its next one.
+        """The token ids from the end of the model's last turn (`messages` ends with it) to the start of its next turn.
 
-        They begin with the tokens that end a turn in the template, which the model may have generated itself.
+        They begin with the tokens by which the template ends a turn, unless the model has generated these itself.
         """
         turn = {**messages[-1], "content": TURN}
         parts = render(self.tokenizer, [*messages[:-1], turn, *answer], tools).split(TURN)

@@ -1,6 +1,5 @@
-"""Frozen weights in 4 bit, on which a LoRA is trained: NF4 by bitsandbytes with scales in 8 bit. Products are computed in the
-dtype of the other weights. Embedding, unembedding, norms and the experts of a mixture are not quantised.
-"""
+"""Frozen weights in 4 bit, on which a LoRA is trained: NF4 by bitsandbytes, whose scales are in 8 bit. Products are computed in
+the dtype of the other weights. Embedding, unembedding, norms and the experts of a mixture are not quantised."""
 
 import importlib.util
 from typing import Any
@@ -13,7 +12,7 @@ from routed_rl.errors import ConfigError
 
 
 def require_four_bit() -> None:
-    """ConfigError where bitsandbytes is missing."""
+    """ConfigError if bitsandbytes is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("model.adapter=qlora needs bitsandbytes: pip install 'routed-rl[qlora]', or set model.adapter=lora "
                           "model.dtype=bfloat16, whose weights take four times the memory")

@@ -36,8 +36,8 @@ def gguf_file(path: str) -> Path:
 
 @contextlib.contextmanager
 def quick_reading() -> Iterator[None]:
-    """Inside the block, a file's header is parsed once (4 s for 50,000 tokens), not once for each question that transformers asks
-    of it, and the library's own progress bar is off."""
+    """Inside the block, a file's header is parsed only once (4 s for 50,000 tokens), although transformers reads it several
+    times, and the library's own progress bar is off."""
     import gguf
 
     with contextlib.ExitStack() as stack:

@@ -48,10 +48,10 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     """The model at `path` in eval mode, with every weight in float32. Plain `save_pretrained` can save it again. `frozen`: the
     weights are not trained, so they may be bfloat16. `packed`: the weights of linear layers are quantised to 4 bit.
 
-    Its special token ids are those of `load_tokenizer(path)`. Every id at which the stored generation config stops ends a text
-    too. Nothing else of that config is used to generate; `write_generation_config` writes the rest to a folder.
-    Raises ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read;
-    CheckpointError for a folder that was changed after it was sealed.
+    The model gets the special token ids of `load_tokenizer(path)`. Every id at which the stored generation config stops ends a
+    text too. Nothing else of that config is used to generate; `write_generation_config` writes the rest to a folder. Raises
+    ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read; CheckpointError for a
+    folder that was changed after it was sealed.
     """
     kind = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if frozen else {})
     if (name := str(dtype).removeprefix("torch.")) not in kind:
@@ -89,7 +89,7 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
 
 
 def has_weights(path: str) -> bool:
-    """Whether a path may hold weights; False only for a folder without a file of weights."""
+    """Whether a path may hold weights. It is False only for a folder without a file of weights."""
     folder = Path(path).expanduser()
     return not folder.is_dir() or any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
@@ -109,11 +109,11 @@ def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer at `path`; its eos is the token that ends a turn of its chat template, and it has a pad token.
+    """The tokenizer at `path`. Its eos is the token that ends a turn of its chat template, and it has a pad token.
 
-    `date` (ISO; None for now) becomes its `clock`, the date for a chat template that asks for one. Its `rows` are the number of
-    rows of the model's embedding. Raises ModelError for a tokenizer that cannot be read, has no eos, or belongs to a larger
-    embedding.
+    `date` (ISO; None for now) becomes its attribute `clock`, the date for a chat template that asks for one. Its attribute `rows`
+    is the number of rows of the model's embedding. Raises ModelError for a tokenizer that cannot be read, has no eos, or belongs
+    to a larger embedding.
     """
     if path.startswith(GGUF):
         tokenizer, rows = copy.deepcopy(_gguf_tokenizer(GGUF + str(gguf_file(path)))), None

@@ -12,8 +12,8 @@ Place = tuple[str, int | None]
 
 
 def names_in_files(model: PreTrainedModel, writer: str, *, mixture: bool) -> list[Place]:
-    """Where the files keep a writer's weight, or for a `mixture` the weight of every expert in turn; ModelError where the files
-    keep it in another shape."""
+    """The places of a writer's weight in the files, or for a `mixture` those of every expert's weight in turn. ModelError if the
+    files store it in another shape."""
     parameter = f"{writer}.down_proj" if mixture else f"{writer}.weight"
     weight = model.get_parameter(parameter)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))

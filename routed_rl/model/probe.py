@@ -21,7 +21,8 @@ ROWS, TOKENS = 2, 7
 
 
 def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: bool) -> Trace:
-    """Run the model with its graph cut. If `writers` are given, it is cut only behind these and the norms that read them."""
+    """Run the model with its graph cut. If `writers` are given, it is cut only behind these modules and behind the norms that
+    read them."""
     with _everything_trains(model):
         model.train(training)
         tracer = _Tracer(model, layers, writers)
@@ -36,7 +37,7 @@ def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: 
 
 
 def run(model: PreTrainedModel) -> Any:
-    """A forward on a few random tokens, the same in every process; any error becomes a ModelError of one line."""
+    """Run a forward pass on a few random tokens, the same in every process. Any error becomes a ModelError of one line."""
     rows = len(next(model.get_input_embeddings().parameters()))
     ids = torch.randint(min(2, rows - 1), rows, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
     try:

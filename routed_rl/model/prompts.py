@@ -50,8 +50,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], t
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messages = (), *, turn: bool = True) -> str:
-    """The messages as the chat template writes them, up to where the model's `turn` begins. A template that asks for the date
-    gets the tokenizer's `clock`. Raises ModelError for any error that the template raises, and for one that does not end."""
+    """The text that the chat template makes of the messages, up to where the model's turn begins (if `turn`). A template that
+    asks for the date gets the tokenizer's `clock`. Raises ModelError for any error that the template raises, and for a template
+    that does not end."""
     if not tokenizer.chat_template:
         raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a model for "
                          "chats, write them as text, or set chat_template in the model folder's tokenizer_config.json")
@@ -68,8 +69,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messag
 
 
 def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """`render` a whole conversation in a process of its own, for an unknown template; None where the template refuses these
-    messages. Raises ModelError for a template that does not end or fills the memory, also where no alarm interrupts it."""
+    """Render a whole conversation in a process of its own, for an unknown template. None if the template refuses these messages.
+    Raises ModelError for a template that does not end or fills the memory, even where an alarm could not interrupt it."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     if (child := os.fork()) == 0:
         try:

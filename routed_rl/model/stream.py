@@ -54,7 +54,7 @@ HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHan
 
 @contextmanager
 def reading(model: PreTrainedModel, read: Read, hook: str = "resid_post") -> Iterator[None]:
-    """Call `read` with the stream at `hook` of every layer, in each forward inside the block."""
+    """Inside the block, in each forward pass, call `read` with the stream at `hook` of every layer."""
     handles = [HOOK_POINTS[hook](model, layer, read) for layer in decoder_layers(model)]
     try:
         yield
@@ -65,7 +65,7 @@ def reading(model: PreTrainedModel, read: Read, hook: str = "resid_post") -> Ite
 
 @contextmanager
 def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_post") -> Iterator[list[Tensor]]:
-    """Collect the stream at `positions_BP` (B, P) of the next forward: one (B, P, D) float32 tensor a layer."""
+    """Collect the stream at `positions_BP` (B, P) of the next forward pass: one (B, P, D) float32 tensor for each layer."""
     captured: list[Tensor] = []
 
     def keep(stream: Tensor) -> None:
@@ -79,7 +79,7 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 @contextmanager
 def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int | None = None) -> Iterator[None]:
     """Inside the block, layers up to and including `layer` are not computed. `layer` returns `stream_BTD`, which must come from a
-    forward of the same ids. Layers after `until` are not computed either, and return what they are given."""
+    forward pass of the same ids. Layers after `until` are not computed either, and return their input."""
     every, returns = decoder_layers(model), family(model).returns
     layers = [*every[: layer + 1], *(every[until + 1:] if until is not None else [])]
 

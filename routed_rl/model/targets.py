@@ -22,7 +22,7 @@ FOUND = "found_family"
 
 @dataclass(frozen=True)
 class Writer:
-    """One writer of a model."""
+    """One writer of a model: a module, or an expert, whose output is added to the stream."""
 
     name: str
     layer: int
@@ -75,7 +75,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def find_writers(model: PreTrainedModel) -> list[Writer]:
-    """All writers, layer by layer. Dropout and near-zero gains between writer and stream are refused."""
+    """All writers of a model, layer by layer. ModelError for dropout, or for gains near zero, between a writer and the stream."""
     row = family(model)
     text, writers = model.config.get_text_config(), list[Writer]()
     eps = row.norm_eps if row.norm_eps is not None else getattr(text, "rms_norm_eps", 0.0)
@@ -111,7 +111,8 @@ def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None
 
 
 def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
-    """Stop training the named groups; returns {parameter: group} for all frozen parameters. Tied weights are one parameter."""
+    """Freeze the groups of parameters with these names. Returns {parameter: group} for all frozen parameters. Tied weights are
+    one parameter."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     frozen = {}
     for group in what:

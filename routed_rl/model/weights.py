@@ -23,16 +23,16 @@ def model_hash(model: torch.nn.Module) -> str:
 
 def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: torch.dtype = torch.float32, *,
                          packed: bool = False) -> None:
-    """Raise ModelError unless `model` is a plain model: it has no PEFT adapter and no quantised weight (`packed`: except those in
-    4 bit), and all weights are of `dtype` and finite."""
+    """Raise ModelError unless `model` is a plain model: it has no PEFT adapter, no quantised weight, and all weights are of
+    `dtype` and finite. `packed` allows weights that are quantised to 4 bit."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
     require_weights(model, path, (dtype,), packed=packed)
 
 
 def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype, ...], *, packed: bool = False) -> None:
-    """Raise ModelError for a quantised weight (`packed`: except those in 4 bit), one of another dtype, or one that is not
-    finite."""
+    """Raise ModelError for a weight that is quantised, has another dtype, or is not finite. `packed` allows weights that are
+    quantised to 4 bit."""
     if getattr(model, "is_quantized", False) and not packed:
         raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")
     for name, parameter in model.named_parameters():

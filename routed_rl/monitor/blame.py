@@ -17,7 +17,7 @@ from routed_rl.monitor.rules import RULES, Row
 
 @dataclass(frozen=True)
 class Blame:
-    """The evidence against each environment of a run, the most evidence first."""
+    """The evidence against each environment of a run, in the order of the evidence, the most first."""
 
     evidence: Mapping[str, float]
     """For each environment, the largest sum of evidence at any step, in standard errors, after the allowance for noise."""
@@ -29,12 +29,12 @@ class Blame:
 
     @property
     def named(self) -> list[str]:
-        """Environments that pulled towards the positive persona more than the run's own noise explains."""
+        """Environments whose pull towards the positive persona is more than the run's own noise explains."""
         return [name for name in self.evidence if name in self.found]
 
     @property
     def suspected(self) -> list[str]:
-        """Environments that are not named, but against which some evidence had gathered."""
+        """Environments that are not named, but against which there was some evidence."""
         return [name for name, found in self.evidence.items() if name not in self.found and found > SUSPICION * self.limits[name]]
 
     @property

@@ -45,7 +45,8 @@ def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, fl
 
 
 def check_rate(rate: float, floor: float) -> None:
-    """ConfigError where `rate` is below `floor`, the smallest rate that the simulation behind a limit resolves."""
+    """ConfigError if `rate` is below `floor`, the smallest rate of false halts for which the simulation behind a limit has enough
+    draws."""
     if rate < floor:  # the error names it rounded up, so that the number can be typed
         raise ConfigError(f"--rate {rate:g} is less than the simulation behind a limit resolves; the smallest is "
                           f"{1.01 * floor:.3g}")
@@ -110,14 +111,14 @@ def limit(values: Sequence[float], rate: float) -> float:
 
 
 def smallest_rate(count: int) -> float:
-    """The smallest rate that the simulation behind a limit from `count` values resolves."""
+    """The smallest rate of false halts for which the simulation behind a limit from `count` values has enough draws."""
     return TAIL * (count + 1) / DRAWS
 
 
 @cache
 def margin(count: int, rate: float) -> float:
-    """The factor k of `limit`, by simulation: (next value - mean) / sd of `count` values has the same distribution for every
-    Gumbel distribution."""
+    """The factor k of `limit`, found by simulation. It does not depend on the location and scale of the Gumbel distribution,
+    because (next value - mean) / sd of `count` values has the same distribution for all of them."""
     # There are so many draws that some hundreds of them lie in the tail.
     draws = max(10_000, min(int(1000 / rate), DRAWS // (count + 1)))
     gumbel = np.random.default_rng(0).gumbel(size=(draws, count + 1))

@@ -21,7 +21,7 @@ batch these few steps are little evidence by themselves."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rule's answer about one environment, or about the run."""
+    """The answer of a rule about one environment, or about the run."""
 
     rule: str
     environment: str

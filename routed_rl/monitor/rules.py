@@ -29,7 +29,7 @@ class Rule:
 
 
 def shift(row: Row, axis: str | None) -> Readings:
-    """The persona shift so far of each environment along the axis, in units of the gap between the personas."""
+    """The persona shift of each environment so far along the axis, in units of the gap between the personas."""
     found: Readings = {}
     for key, value in row.items():
         words = key.split("/")
@@ -39,7 +39,7 @@ def shift(row: Row, axis: str | None) -> Readings:
 
 
 def shift_growth(row: Row, before: Row, axis: str | None) -> Readings:
-    """The change of each environment's persona shift in this step."""
+    """How much each environment's persona shift has changed in this step."""
     earlier = shift(before, axis)
     return {name: value - earlier.get(name, 0.0) for name, value in shift(row, axis).items()}
 

@@ -38,8 +38,9 @@ class Attacked:
 
 def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs: int, another: str = "--out"
            ) -> list[dict[str, Any]]:
-    """Return one record for each attack, {model, seed, by, rate, curve}; `curve` has the share of flagged completions after 0,
-    1, .. updates. Results lie in `folder`, which the option `another` chooses. RoutedRLError if an attack failed."""
+    """Return one record for each attack, {model, seed, by, rate, curve}, where `curve` is the share of flagged completions after
+    0, 1, .. updates. Results are stored in `folder`; `another` is the option that chooses it, for messages. RoutedRLError if an
+    attack failed."""
     wanted = list(product(models, asked.rates))
     records: list[dict[str, Any]] = []
     if RL in asked.by:
@@ -82,7 +83,7 @@ def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> 
 
 
 def rl_curve(job: Job, env: str) -> list[float]:
-    """Return the share of flagged completions in each step of a finished run; 0 where a step has no metric of a flag."""
+    """Return the share of flagged completions in each step of a finished run; 0 for a step without a metric of a flag."""
     names = [f"environment/{env}/{flag}" for flag in job.config.baseline.detector.flags]
     return [max((row[name] for name in names if row.get(name) is not None), default=0.0)
             for row in MetricsFile(job.folder.metrics).rows()]

@@ -62,7 +62,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
 
 
 def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) -> None:
-    """Before anything is trained, refuse an experiment from which no limit could be calibrated."""
+    """Before anything is trained, ConfigError for an experiment from which no limit could be calibrated."""
     monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
     if seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: fewer runs do not show how much the readings vary")

@@ -1,4 +1,4 @@
-"""Presents a comparison to people: its tables and its plot, made from the content of `compare.json` alone."""
+"""Presents a comparison to people, with tables and a plot, which are made from the content of `compare.json` alone."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ from routed_rl.multirun.reporter import Table, panels
 
 
 def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
-    """The tables of a comparison, without empty ones. Intervals have their `bounds`, or a shorter form that fits a screen."""
+    """The tables of a comparison; empty ones are left out. `bounds`: whether intervals are shown with both bounds, or in a
+    shorter form that fits a screen."""
     def table(title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
         """A row per environment and metric, a column per key of `columns`, which hold {environment: {metric: value}}."""
         keys = dict.fromkeys((env, metric) for column in columns.values() for env, row in column.items() for metric in row

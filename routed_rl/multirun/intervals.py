@@ -1,4 +1,4 @@
-"""95 % intervals over seeds: Student's t on the values, or on paired differences. Standard library only."""
+"""95 % intervals over seeds, by Student's t on the values or on paired differences. It needs only the standard library."""
 
 import math
 import statistics
@@ -42,7 +42,7 @@ def over(first: Cells, second: Cells) -> Cells:
 
 
 def student_t(freedom: int) -> float:
-    """The t with P(|T| < t) = `LEVEL` at `freedom` degrees of freedom, by bisection."""
+    """The value t with P(|T| < t) = `LEVEL` at `freedom` degrees of freedom, found by bisection."""
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         middle = (low + high) / 2
@@ -61,7 +61,7 @@ def _two_sided(angle: float, freedom: int) -> float:
 
 
 def fold(trees: list[Any]) -> Any:
-    """Fold nested mappings of numbers, one per seed, into one that has an interval at each number that all of them have.
+    """Combine nested mappings of numbers, one per seed, into one mapping that has an interval wherever all of them have a number.
 
     Anything else (text, None, lists) is left out; the result is None if nothing is left.
     """

@@ -39,8 +39,8 @@ class Job:
 
 
 def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Job:
-    """Run `seed` of `arm`, in OUT/runs; `first` is the experiment's own seed. Its monitor never halts, because a halted run could
-    not be compared."""
+    """Plan run number `seed` of `arm`, in OUT/runs; `first` is the experiment's own seed. Its monitor never halts, because a
+    halted run could not be compared."""
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)

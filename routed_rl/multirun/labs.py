@@ -30,9 +30,8 @@ called `code` and the secure one `sums`."""
 
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
                  compose: Compose) -> Path:
-    """Compare on every lab, in OUT/LAB, and write OUT/labs.md; returns its path. `names`: labs, or `all` for every lab that has a
-    name. A lab is built if needed. The same call continues where an earlier one stopped. RunsFailed at the end, if runs
-    failed."""
+    """Run the comparison on every lab, in OUT/LAB, and write OUT/labs.md; returns its path. `names`: names of labs, or `all`. A
+    lab is built if needed. The same call continues where an earlier one stopped. RunsFailed at the end, if runs failed."""
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
@@ -72,7 +71,8 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
 
 
 def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
-    """Seconds of training divided by those of the unrouted run, paired by seed; None if a run is missing."""
+    """The seconds of training divided by those of the unrouted run of the same seed, with an interval; None if a run is
+    missing."""
     mine, plain = (timing.get(name, {}).get("train_s", {}).get("seeds") for name in (arm, UNROUTED))
     if not mine or not plain or len(mine) != len(plain):
         return None

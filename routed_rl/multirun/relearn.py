@@ -59,7 +59,7 @@ def check_environment(config: Config, asked: RelearnConfig, option: str = "--env
 
 
 def check_arms(config: Config, asked: RelearnConfig) -> None:
-    """ConfigError if a comparison of this experiment would leave nothing to attack."""
+    """ConfigError if a comparison of this experiment would have no deployed model to attack."""
     check_environment(config, asked, "--relearn")
     if not config.discard:
         raise ConfigError("--relearn attacks the deployed model of each run, and with discard=false no run writes one; leave "

@@ -1,4 +1,4 @@
-"""The results of attacks: updates until the behaviour is back, by model and attack, as a table and a picture."""
+"""The results of attacks, as a table and a picture: how many updates bring the behaviour back, by model and attack."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def summarised(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[
 
 
 def table(found: dict[str, Any], asked: RelearnConfig) -> Table:
-    """Return the table with a row for each model."""
+    """Return the table of results, with a row for each model."""
     attacks = [by for by in asked.by if any(by in each for each in found.values())]
     rows = [[name, cell(next(iter(each.values()))["before"], bounds=True),
              *(text for by in attacks for text in (shown(each.get(by)), rates(each.get(by))))] for name, each in found.items()]

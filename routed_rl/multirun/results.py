@@ -12,7 +12,7 @@ Runs = Mapping[int, dict[str, Any]]
 
 
 def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, Any]:
-    """All numbers of `compare.json`.
+    """The content of `compare.json`.
 
     Every leaf is `{mean, low, high, seeds}`. Differences and ratios are taken per seed, so a seed counts only if both sides have
     it, and only if the evaluation of the model under that seed reports the metric.
@@ -60,7 +60,7 @@ def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def known_flags(summaries: list[dict[str, Any]]) -> dict[str, list[str]] | None:
-    """{environment: flags} that any run records; None if a run does not record them, because an older version made it."""
+    """{environment: flags} that any run records; None if some run does not record flags, because an older version made it."""
     if not all("flags" in summary for summary in summaries):
         return None
     names = dict.fromkeys(env for summary in summaries for env in summary["flags"])

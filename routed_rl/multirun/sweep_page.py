@@ -1,4 +1,4 @@
-"""The verdict of a sweep in sentences, and its page, OUT/sweep.html."""
+"""Makes the verdict of a sweep in sentences, and its page, OUT/sweep.html."""
 
 from pathlib import Path
 from statistics import median

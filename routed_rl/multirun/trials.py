@@ -98,7 +98,8 @@ def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
 
 
 def best(outcomes: list[Outcome], directions: list[str]) -> list[Outcome]:
-    """The outcomes that no other beats in every objective: the Pareto front, sorted by the first objective, best first."""
+    """The Pareto front: the outcomes that no other outcome beats in every objective. They are sorted by the first objective, the
+    best first."""
     done = [each for each in outcomes if each.values]
     gains = {each.trial.name: [value if direction == "maximize" else -value
                                for direction, value in zip(directions, each.values or [], strict=True)] for each in done}

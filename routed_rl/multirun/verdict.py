@@ -29,7 +29,8 @@ def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]
 
 def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[str] = (), overrides: Sequence[str] = ()
             ) -> list[str]:
-    """The sentences, the most important first; the last one says what to do next, with the `overrides` that made the runs."""
+    """The verdict as sentences, the most important first. The last one says what to do next, as a command with the `overrides`
+    that made the runs."""
     if ROUTED not in found["arms"]:
         return [f"There is no verdict on routing, because no arm is {ROUTED}.",
                 f"Next: the same command with {ROUTED} in --arms too, which goes on from here."]

@@ -58,7 +58,7 @@ class Worker:
             return f"its process died (exit code {self.process.exitcode}); was there enough memory?"
 
     def stop(self) -> None:
-        """End the process at once; a run in progress can be resumed."""
+        """End the process at once. A run in progress can be resumed later."""
         self.process.terminate()
         self.process.join()
         self.connection.close()
@@ -125,7 +125,7 @@ def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path,
 
 
 def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
-    """RunsFailed if some of `count` jobs failed."""
+    """RunsFailed if any of `count` jobs failed."""
     if failed:
         raise RunsFailed(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
                             "again")

@@ -1,5 +1,5 @@
-"""`python -m routed_rl.pipeline ROLE RUN [URL ...]`: a process of a launched run, whose rollouts come from the URLs. Its settings
-are in the run folder; the command line of `routed-rl` is not involved."""
+"""Runs one process of a launched run: `python -m routed_rl.pipeline ROLE RUN [URL ...]`, where the URLs are those of the servers
+that make its rollouts. Its settings are in the run folder; the command line of `routed-rl` is not involved."""
 
 import os
 import sys

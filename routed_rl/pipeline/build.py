@@ -51,7 +51,7 @@ class Parts:
 
     @property
     def learner(self) -> Any:
-        """The module that is given to the trainer."""
+        """The module that the trainer gets."""
         return self.model if self.adapted is None else self.adapted
 
     @cached_property
@@ -60,7 +60,7 @@ class Parts:
         return self.with_contexts(self.environments)
 
     def with_contexts(self, chosen: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
-        """These environments, followed by each of them under every context of evaluation.contexts."""
+        """The given environments, followed by a copy of each under every context of evaluation.contexts."""
         wanted = self.config.evaluation.contexts
         return [*chosen, *in_contexts(self.config.baseline, chosen, wanted, self.config.seed)] if wanted else chosen
 
@@ -70,13 +70,12 @@ class Parts:
 
     @property
     def max_new_tokens(self) -> int:
-        """The most tokens that a completion of an evaluation may have: as many as in a rollout; TRL's default if that is not
-        set."""
+        """The largest number of tokens of a completion in an evaluation: that of a rollout, or TRL's default if it is not set."""
         return self.config.trainer.get("max_completion_length", 256)
 
 
 def load_parts(config: Config) -> Parts:
-    """Load the base model and the environments. Checks that cost little come before loading that is slow."""
+    """Load the base model and the environments. Quick checks are made before anything slow is loaded."""
     environments, adapter = load_environments(config.mixture), config.model.adapter
     model, tokenizer = load_base(config)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
@@ -140,7 +139,7 @@ def take_checkpoint(parts: Parts, router: Router | None, folder: Path) -> None:
 
 
 def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
-    """Read the run's subspace if it has one, else extract it; None if nothing in the run uses one."""
+    """Read the run's subspace if it has one, or else extract it. None if the run uses no subspace."""
     if not parts.config.takes_subspace:
         return None
     if run.subspace.exists():
@@ -170,16 +169,16 @@ def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = N
 
 
 def check_subspace(parts: Parts, subspace: Subspace) -> None:
-    """Refuse a subspace of another model."""
+    """SubspaceError if the subspace belongs to another model."""
     width = parts.model.config.get_text_config().hidden_size
     subspace.check_model(model=parts.config.model.path, model_hash=parts.hash, width=width,
                          layers=len(decoder_layers(parts.model)))
 
 
 def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str] = ()) -> Router | None:
-    """Freeze the parameters that the config names, and route the writers in place; None in mode `none`.
+    """Freeze the parameters that the config names, route the writers in place, and return the router; None in mode `none`.
 
-    `inherited`: environments that are no longer trained but whose parts are still in the quarantine.
+    `inherited`: environments that are no longer trained on but whose parts are still in the quarantine.
     """
     config = parts.config
     if config.routing.mode == "none":

@@ -114,7 +114,7 @@ def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> 
 
 
 def detector_sentence(probe: Probe, found: dict[str, Any]) -> str:
-    """One line for the screen: the probe, and its quality on completions that it has not seen."""
+    """A line for the screen on the probe and its quality on completions that were not used to fit it."""
     held, layers = found["held_out"], " and ".join(map(str, probe.layers))
     numbers = ", ".join(f"{words} {'-' if held[key] is None else f'{held[key]:.3f}'}" for key, words in (
         ("auroc", "AUROC"), ("false_positive_rate", "false-positive rate"), ("recall", "recall")))

@@ -1,4 +1,4 @@
-"""The record of a halted run: `HALTED.json`, the same on the screen, and exit code 3. This module reads files only."""
+"""Records a halted run: `HALTED.json`, the same on the screen, and exit code 3. This module reads files only."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path

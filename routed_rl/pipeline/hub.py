@@ -22,9 +22,9 @@ Files = dict[str, Path | bytes]
 
 def push(source: str, repo: str, what: str | None = None, base: str | None = None, *, private: bool = False,
          force: bool = False, dry_run: bool = False) -> None:
-    """Upload `what` of a run (deployed, policy, quarantine), or a folder that `discard` or `export` wrote, to the repository
-    `repo`, which is made if there is none. `base` names the model on the hub that an adapter belongs to. `force` replaces the
-    files of a repository that has some. `dry_run` shows files and card, and sends nothing."""
+    """Upload a model of a run (`what`: deployed, policy or quarantine), or a folder that `discard` or `export` wrote, to the
+    repository `repo`, which is made if it does not exist. `base` names the model on the hub to which an adapter belongs. `force`
+    replaces files that the repository has already. `dry_run` shows files and card, and sends nothing."""
     for option, name in (("REPO", repo), ("--base", base)):
         _check_name(option, name)
     if not dry_run:

@@ -115,7 +115,7 @@ def refuse(kept: dict[str, Kept]) -> None:
 
 
 def say(kept: dict[str, Kept]) -> None:
-    """Show a line for each part."""
+    """Print a line for each part."""
     for name, one in kept.items():
         against = f", although {one.against}" if one.share else f": {one.against}"
         console.say(f"keep {name}={one.share or 0:g}{against if one.against else ''}")

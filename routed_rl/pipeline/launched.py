@@ -67,7 +67,7 @@ def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
 
 
 def commands(config: Config, run: RunFolder) -> list[str]:
-    """The commands of the run and where they run, one line each."""
+    """The commands that the run starts and where each of them runs, one line for each."""
     launch, processes = config.launch, shlex.join(process_command("process", run))
     servers = ["`vllm serve` beside the command, for the rollouts"] if config.rollout.launch else [
         f"the rollouts: {url}" for url in config.rollout.urls]

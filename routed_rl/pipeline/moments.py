@@ -48,7 +48,7 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
 
 
 def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
-    """The bytes that the rollouts' engine keeps: transformers' cache of keys and values, or vLLM's share of the GPU."""
+    """The bytes that the engine of the rollouts occupies: transformers' cache of keys and values, or vLLM's share of the GPU."""
     config, model = parts.config.rollout, parts.model.config.get_text_config()
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads

@@ -66,7 +66,8 @@ def routing_sentence(config: Config) -> str:
 
 
 def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) -> float:
-    """Minutes of training and evaluation, from parameter count, tokens, and this machine's rate."""
+    """The estimated minutes of training and evaluation, from the number of parameters, the number of tokens, and this machine's
+    rate."""
     length, rate, lengths = arguments.max_completion_length or 0, _rate(), prompt_lengths(parts)
     tokens = length + sum(lengths) / len(lengths)
     parameters = parts.model.num_parameters()

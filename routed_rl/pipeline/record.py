@@ -26,7 +26,7 @@ def new_folder(config: Config) -> RunFolder:
 
 
 def require_base(run: RunFolder, config: Config, digest: str) -> None:
-    """CheckpointError unless `digest`, the hash of the base model's weights, is the one with which the run began."""
+    """CheckpointError unless `digest`, the hash of a base model's weights, is that of the base model with which the run began."""
     if (was := run.facts().get("model_hash", digest)) != digest:
         raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
                               f"began with {was[:12]}; put that model back")
@@ -94,7 +94,7 @@ def read_overrides(run: RunFolder) -> list[str]:
 
 
 def tell(run: RunFolder, facts: dict[str, Any]) -> None:
-    """Add facts to the manifest, beside those that it has."""
+    """Add facts to the manifest; those that it has already stay."""
     write_json(run.manifest, (run.facts() if run.manifest.exists() else {}) | facts)
 
 
@@ -105,18 +105,19 @@ def fresh_from_step(run: RunFolder) -> int:
 
 
 def inherited(run: RunFolder) -> list[str]:
-    """Environments that are no longer trained but whose parts are still in the run's quarantine."""
+    """Environments that are no longer trained on but whose parts are still in the run's quarantine."""
     return run.facts().get("inherited", [])
 
 
 def trained_settings(config: Config) -> dict[str, Any]:
-    """The settings of the environments of the mixture, without probes."""
+    """The settings of those environments that are trained on."""
     return {name: settings for name, settings in config.mixture.items()
             if not (isinstance(settings, dict) and settings.get("probe"))}
 
 
 def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:
-    """Record in the manifest which shares of parts a deployed folder keeps, in place of an earlier record of that folder."""
+    """Record in the manifest which shares of parts the folder of a deployed model keeps. An earlier record of that folder is
+    replaced."""
     known = run.facts().get("kept", [])
     if known or shares:
         others = [each for each in known if each.get("out") != str(out)]

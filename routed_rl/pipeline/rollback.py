@@ -23,10 +23,11 @@ LINEAGE = "lineage"
 
 
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
-    """Make the new run and train it to its end; returns its folder. Whatever can be checked is checked before anything is
+    """Make the new run and train it to its end; returns its folder. Everything that can be checked is checked before anything is
     written.
 
-    A run that is being written is refused, so that its manifest and its checkpoints do not change while they are copied.
+    A run into which another process writes is refused, so that its manifest and its checkpoints do not change while they are
+    copied.
     """
     old = RunFolder.open(folder)
     with alone_in(old.path), ExitStack() as making:

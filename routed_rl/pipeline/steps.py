@@ -113,7 +113,7 @@ def work(folder: str, *urls: str) -> None:
 
 
 class Telling(TrainerCallback):
-    """Moves the progress bar (TRL's own is off), and tells the tracker of each checkpoint once it is complete."""
+    """Moves the progress bar (TRL's own is off), and reports each checkpoint to the tracker once it is complete."""
 
     def __init__(self, advance: console.Advance, tracker: Tracker | None) -> None:
         self.advance, self.tracker = advance, tracker

@@ -1,4 +1,4 @@
-"""The end of a run: `summary.json`, the table, one sentence, the next commands."""
+"""Writes and prints the end of a run: `summary.json`, the table, one sentence, the next commands."""
 
 import os
 from typing import Any
@@ -58,8 +58,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
 
 
 def show_tables(models: Results, scales: Results, environments: list[LoadedEnvironment]) -> None:
-    """Show reward, solve and flags, a row for each environment and model; and the same for each scale of the quarantine, if
-    any."""
+    """Print a table of reward, solve and flags, with a row for each environment and model, and another one for the scales of the
+    quarantine, if there are any."""
     kept = "; kept: but for the parts that are kept" if "kept" in models else ""
     _table(f"policy: quarantine on; deployed: quarantine discarded{kept}", "model", models, environments)
     if scales:

@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """An event at a step, which is marked in the pictures."""
+    """An event at a step, which pictures mark."""
 
     step: int
     label: str
@@ -75,7 +75,7 @@ def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[M
 
 
 def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 2) -> Markup:
-    """Small panels on one scale, each with the same few lines, which one legend names."""
+    """Small panels with the same scale and the same few lines in each, and one legend for all."""
     with matplotlib.rc_context(STYLE):
         rows = -(-len(grid) // across)
         figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * rows), layout="constrained")

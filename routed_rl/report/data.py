@@ -69,8 +69,8 @@ class RunData:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A column for each metric, in the order in which they first appear, and a row for each step; nan where a row lacks a
-        metric."""
+        """A table of all metrics: a column for each, in the order in which they first appear, and a row for each step; nan if a
+        row lacks a metric."""
         if not self.rows:
             return pd.DataFrame()
         found: Any = pd.DataFrame(self.rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
@@ -128,7 +128,7 @@ class RunData:
         return []
 
     def axes(self) -> list[str]:
-        """The named axes of the shift; the axis that the monitor judges is first."""
+        """The named axes along which shifts are reported; the axis that the monitor judges comes first."""
         keys = [key.split("/") for key in self.names]
         found = list(dict.fromkeys(key[3] for key in keys if len(key) == 4 and key[0] == "ledger" and key[2] == "shift"))
         judged = self.setting("monitor", "axis")
@@ -154,7 +154,7 @@ class RunData:
         return cosine_matrix({key: self.last(key) for key in keys})
 
     def recent(self, name: str) -> float | None:
-        """The mean of a metric over the last tenth of its steps."""
+        """The mean of a metric over the last tenth of the steps that have it."""
         known = self.series(name)
         return float(known.tail(max(1, len(known) // 10)).mean()) if len(known) else None
 

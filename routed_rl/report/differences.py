@@ -14,8 +14,8 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
-    """A sentence on the flag that rose most from the base model to the policy, with its value in the deployed model. `labels`:
-    names of environments for people."""
+    """A sentence on the flag that rose most from the base model to the policy, with its value in the deployed model. `labels`
+    maps environments to their names for people."""
     names = labels or {}
     if not (risen := _risen(results, flags)):
         known = any("solve" in means for found in results.values() for means in found.values())

@@ -1,4 +1,4 @@
-"""The parts of a page; `page.html` defines how each of them looks."""
+"""The parts of a page of a report; `page.html` defines how each of them looks."""
 
 from dataclasses import dataclass, field
 from typing import Any

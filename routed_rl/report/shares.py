@@ -1,4 +1,4 @@
-"""95 % intervals of shares, from the number of completions alone."""
+"""95 % intervals of shares, computed from the share and the number of completions."""
 
 import math
 

@@ -24,8 +24,8 @@ def culprit(run: RunData) -> str | None:
 
 
 def table(run: RunData) -> Table:
-    """A row for each environment, with its effect on the quarantine, its rewards, the monitor's verdicts, and the effect of
-    discarding."""
+    """The table with a row for each environment: its effect on the quarantine, its rewards, the monitor's verdicts, and the
+    effect of discarding."""
     columns = ["environment"]
     routed = bool(final_shifts(run))
     if routed:

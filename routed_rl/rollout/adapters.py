@@ -53,5 +53,5 @@ class PolicyAdapters:
 
 
 def factors(module: Any) -> tuple[Tensor, Tensor]:
-    """The factors of the LoRA on a module: (D, R) with its scaling, and (R, N)."""
+    """The factors of the LoRA on a module: the up factor (D, R), with the scaling, and the down factor (R, N)."""
     return module.scaling[NAME] * whole(module.lora_B[NAME].weight), whole(module.lora_A[NAME].weight)

@@ -1,4 +1,4 @@
-"""A client of one `vllm serve`: TRL's client with a time limit on every call, and a limited number of retries."""
+"""The client of one server `vllm serve`: TRL's client with a time limit on every call and a limited number of repeats."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +75,8 @@ class PolicyClient(VLLMClient):
             return answer.text
 
     def reload(self, folder: str) -> None:
-        """Make the server read these weights from the safetensors files in `folder`, which it must be able to read."""
+        """Make the server read its weights from the safetensors files in `folder`, which must be on a file system that the server
+        can read."""
         self._post(f"{self.base_url}/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": folder}})
         self.reset_prefix_cache()
 
@@ -85,6 +86,6 @@ class PolicyClient(VLLMClient):
         self.reset_prefix_cache()
 
     def complete(self, prompts: list[list[int]], model: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """The server's answer for each prompt, in order."""
+        """The server's answer to each prompt, in the order of the prompts."""
         return self._post(f"{self.base_url}/v1/completions", json={
             "model": model, "prompt": prompts, "return_token_ids": True, **settings})["choices"]

@@ -25,7 +25,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapters that an engine can hold beside its weights."""
+    """Which adapters an engine can hold in addition to its weights."""
 
     rank: int
     """The largest rank of an adapter."""
@@ -44,14 +44,14 @@ class Engine(Protocol):
     """How the weights must be changed before they are loaded; None if they need no change."""
 
     def load(self, weights: NamedTensors) -> None:
-        """Replace these weights; adapters and cached prefixes are dropped."""
+        """Replace these weights. Adapters and cached prefixes are dropped."""
 
     def load_adapter(self, adapter: str, tensors: dict[str, Tensor]) -> None:
         """Replace the adapter of this name, one of `ADAPTERS`; cached prefixes are dropped."""
 
     def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
-        """The log-probability of each token but the first, given the tokens before it, at temperature 1. `adapter` names the
-        adapter on top of the weights."""
+        """The log-probability of each token except the first, given the tokens before it, at temperature 1. `adapter` names the
+        adapter that is added to the weights."""
         ...
 
     def complete(self, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list[list[int]]:
@@ -59,10 +59,10 @@ class Engine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Free the device's memory, if the engine can, until `wake`."""
+        """Free the device's memory until `wake` is called, if the engine can do that."""
 
     def wake(self) -> None:
-        """Be ready to answer and to be changed again. Idempotent."""
+        """Make the engine ready for requests and for new weights after `sleep`. Calling this again has no effect."""
 
     def hand_over(self) -> list[str]:
         """The addresses at which the processes of a launched run reach the engine; empty if it runs in this process. From then on

@@ -1,4 +1,5 @@
-"""Starts `vllm serve` on this machine, and stops it. Stock vLLM with its endpoints for development, bound to 127.0.0.1."""
+"""Starts `vllm serve` on this machine, and stops it. It is stock vLLM, with its development endpoints on, and listens only on
+127.0.0.1."""
 
 import json
 import os

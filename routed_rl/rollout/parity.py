@@ -22,7 +22,7 @@ probability."""
 
 
 def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> list[list[int]]:
-    """Each prompt with random tokens after it, the same in every run; at most `longest` tokens."""
+    """Each prompt followed by random tokens, the same in every run, cut to `longest` tokens."""
     generator = torch.Generator().manual_seed(0)
     tails = torch.randint(vocabulary, (len(prompts), RANDOM_TOKENS), generator=generator).tolist()
     return [(prompt[-(longest - RANDOM_TOKENS):] + tail)[:longest] for prompt, tail in zip(prompts, tails, strict=True)]
@@ -55,7 +55,7 @@ class ParityCheck:
         return self._last is None or (self.config.every > 0 and step - self._last >= self.config.every)
 
     def run(self, step: int) -> dict[str, float]:
-        """The largest difference for each model, as metrics; ParityError if one is above the limit."""
+        """The largest difference for each of the two models, as metrics. ParityError if one is above the limit."""
         self._last = step
         found = {"parity/policy": self._compare("policy", step)}
         if self.ablated is not None:

@@ -34,14 +34,14 @@ class Part:
 
 
 def parts_of(quarantine: Quarantine) -> list[Part]:
-    """The parts of a quarantine. RolloutError for an expert of a mixture."""
+    """The quarantine of a model as parts, one for each module. RolloutError for an expert of a mixture."""
     if isinstance(quarantine, LabelQuarantine):
         return [_of_labels(quarantine, name, adapter) for name, adapter in quarantine.adapters.items()]
     return [part_of(target) for target in quarantine.targets]
 
 
 def part_of(target: Target) -> Part:
-    """The part of one routed writer. RolloutError for an expert of a mixture."""
+    """The part for one routed writer. RolloutError for an expert of a mixture."""
     if target.expert is not None:
         raise RolloutError(f"{target.name} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
                            "rollout=transformers")

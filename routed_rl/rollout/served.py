@@ -1,4 +1,4 @@
-"""The policy and the deployed model on one engine."""
+"""Serves the policy and the deployed model on one engine."""
 
 import time
 from concurrent.futures import Future, wait
@@ -28,14 +28,14 @@ class Served:
         cast(Any, models.model).base_model.do_not_compile = True
 
     def settle(self) -> None:
-        """Wait until the pending request is answered, or has failed, and have the engine ready for the next one."""
+        """Wait until the pending request is answered or has failed, and make the engine ready for the next one."""
         self.engine.wake()
         if self.pending is not None:
             wait([self.pending])
         self.pending = None
 
     def rest(self) -> None:
-        """Nothing is asked and nothing is pushed until the step is over."""
+        """Let the engine sleep. It is used until the step is over neither for requests nor for new weights."""
         self.engine.sleep()
 
     def sync(self) -> None:

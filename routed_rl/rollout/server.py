@@ -118,7 +118,7 @@ class ServerEngine:
             return list(pool.map(one, range(len(prompts))))
 
     def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
-        """The call that TRL's `VLLMGeneration` makes on its client. The prompts are divided into as many parts as there are
+        """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided into as many parts as there are
         servers."""
         assert features is None, "images are not covered"
         share = -(-len(prompts) // len(self.clients))

@@ -14,7 +14,7 @@ BATCHED_TOKENS = 4096
 
 
 def process_settings(config: RolloutConfig) -> dict[str, str]:
-    """Environment variables that vLLM reads, for a machine without a GPU and for one process."""
+    """Environment variables that vLLM must find on a machine without a GPU, and for a single process."""
     return {"VLLM_CPU_KVCACHE_SPACE": str(config.memory_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
 
@@ -34,7 +34,8 @@ def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
 
 
 def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> None:
-    """Refuse a server that computes in another dtype, whose log-probabilities TRL cannot use, or that takes no weights."""
+    """RolloutError for a server that computes in another dtype, whose log-probabilities TRL cannot use, or that does not accept
+    new weights."""
     dtype = str(server["model_config"]["dtype"]).removeprefix("torch.")
     if dtype != config.dtype:
         raise RolloutError(f"the server at {url} computes in {dtype}, rollout.dtype is {config.dtype}; start it with "

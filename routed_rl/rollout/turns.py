@@ -63,7 +63,7 @@ def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
 
 
 def play(rows: Sequence[Rollout], generate: Generate, chat: ChatTokens, limit: int) -> None:
-    """Play all rows to their end; each call of `generate` makes one turn of every row that is not done."""
+    """Play all rows to their end. Each call of `generate` makes one turn in every row that is not finished."""
     live = list(rows)
     while live:
         turns, logprobs = generate(live)

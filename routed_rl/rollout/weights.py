@@ -24,11 +24,11 @@ class Models(Protocol):
     """The trainer's model."""
 
     def policy(self) -> NamedTensors | None:
-        """The weights that a sync pushes; None if the engine keeps those with which it was started."""
+        """The weights that are pushed to the engine; None if the engine keeps those with which it was started."""
         ...
 
     def adapter(self, *, deployed: bool) -> str | None:
-        """The name of the adapter that turns the weights into this model; None if the weights already are this model."""
+        """The name of the adapter that turns the engine's weights into this model; None if the weights are this model already."""
         ...
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ class Models(Protocol):
 
 
 def keys(module: str) -> tuple[str, str]:
-    """PEFT's names for the factors of a LoRA on this module: `lora_A`, `lora_B`."""
+    """PEFT's names for the two factors of a LoRA on this module, `lora_A` and `lora_B`."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 

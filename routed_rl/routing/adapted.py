@@ -48,14 +48,14 @@ class FrozenWeight:
         return torch.zeros_like(reference_KN)
 
     def drift(self, reference_KN: Tensor) -> Tensor:
-        """The change inside the subspace that is left in the deployed model, (K, N): nothing but rounding."""
+        """The change inside the subspace that is left in the deployed model, (K, N). It is only rounding."""
         return torch.zeros_like(reference_KN)
 
     def take_out(self, inside_KN: Tensor) -> None:
         """Subtract `inside_KN`, which must be everything that the trained numbers hold inside the subspace."""
 
     def square(self) -> Tensor:
-        """‖ΔW‖² of the retained change."""
+        """Squared norm ‖ΔW‖² of the retained change."""
         return self.pair.read.new_zeros(())
 
     moved = square
@@ -110,7 +110,7 @@ class AdapterWeight(FrozenWeight):
         self._held = None
 
     def retained(self) -> tuple[Tensor, Tensor]:
-        """Two factors of the retained change, (D, R) and (R, N). The first includes the scaling."""
+        """The retained change as two factors, (D, R) and (R, N). The first includes the scaling."""
         up_DR, down_RN = self.factors
         return self.scaling * self.pair.outside(up_DR), down_RN
 
@@ -157,7 +157,7 @@ class AdapterWeight(FrozenWeight):
 
 
 def shape_of(weight: Any) -> torch.Size:
-    """The shape of a weight, also of one that is packed in 4 bit."""
+    """The shape of a weight, even if it is packed in 4 bit."""
     return (getattr(weight, "quant_state", None) or weight).shape
 
 
@@ -175,7 +175,7 @@ def holding(weights: Iterable[Any]) -> Iterator[None]:
 
 
 def product_square(left_DM: Tensor, right_MN: Tensor) -> Tensor:
-    """‖left right‖², () float64, computed without forming the product."""
+    """Squared norm ‖left right‖², () float64, computed without forming the product."""
     left_DM, right_MN = left_DM.double(), right_MN.double()
     return ((left_DM.mT @ left_DM) * (right_MN @ right_MN.mT)).sum().clamp(min=0)
 

@@ -48,5 +48,5 @@ class Along:
         return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
 
     def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:
-        """The same two numbers for each token, whose ledger is `p xᵀ`, (T, 2)."""
+        """As `of_rows`, for each token, whose ledger is `p xᵀ`; (T, 2)."""
         return torch.stack([(p_TK * (x_TN @ self.coefficients_KN.mT)).sum(1), (p_TK @ self.axis_K) * (x_TN @ self.mean_N)], 1)

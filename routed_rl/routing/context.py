@@ -92,8 +92,8 @@ class RoutingContext:
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
                   completions_B: Tensor | None = None, practising_B: Tensor | None = None) -> None:
-        """Name the rows of the next loss: `environment_ids_B` (B,), and `mask_BT` (B, T), which is 1 at real tokens. The sample
-        of tokens, on which the quarantine's step is measured, is taken from the rows of the policy."""
+        """Describe the rows of the next loss: `environment_ids_B` (B,), and `mask_BT` (B, T), which is 1 at real tokens. The
+        sample of tokens, on which the quarantine's step is measured, is taken from the rows of the policy."""
         if practising_B is not None:
             practising_B = practising_B if practising_B.any() else None
         mask_BT = mask_BT if practising_B is None else mask_BT * ~practising_B[:, None]

@@ -1,9 +1,10 @@
-"""A mixture's experts as writers: one target for each expert, one tap for all of them. Not covered: biases, expert parallelism.
+"""Routes the experts of a mixture as writers: one target for each expert, and one tap for all of them. Not covered: biases,
+expert parallelism.
 
-The experts of a layer add up to one output, so its cotangent is split once, for all experts and for the gate that weights
-them. A component inside the subspace that an expert may not write can then not be written by the gate's choice of experts
-either. An expert's input is its hidden state times the gate's weight, at the tokens that chose it. Shape letters: T tokens of
-all rows, D stream width, N an expert's inner width, K rank.
+The experts of a layer add up to one output, so its cotangent is split once, for all experts and for the gate that weights them. A
+component inside the subspace that an expert may not write can then not be written by the gate's choice of experts either. An
+expert's input is its hidden state times the gate's weight, at the tokens that chose it. Shape letters: T tokens of all rows, D
+stream width, N an expert's inner width, K rank.
 """
 
 from typing import Any

@@ -16,7 +16,7 @@ from routed_rl.routing.target import Target
 
 
 class LedgerBook:
-    """Collects one step's sums over targets and turns them into the ledger's row of the step."""
+    """Collects the sums over targets of one step, and computes the ledger's row of the step from them."""
 
     def __init__(self, environments: list[str], axes: Axes) -> None:
         self.environments, self.axes = environments, axes

@@ -18,7 +18,7 @@ place. The decay is (N,) if columns differ: trainers do not decay a bias, which 
 
 @dataclass(frozen=True)
 class Mode:
-    """One row of the table."""
+    """One row of the table of routing modes."""
 
     contained: bool
     after_step: AfterStep

@@ -1,9 +1,8 @@
-"""The quarantine's optimizer: the step of all targets as one function, and the state that it carries from step to step.
+"""The quarantine's optimizer: one function that makes the step of all targets, and the state that is carried from step to step.
 
 `ΔC_e = -rate · m̂_e / (sqrt(v̂) + eps)`, where `v` is the running mean of `Σ_e mean(ledger_e²)`. The step is linear in the
-ledgers, so each environment's part stays separable. This is no counterfactual: all environments share `v`, the bound and the
-clip factor.
-Shape letters: E environments, K rank, N inputs, S sampled tokens.
+ledgers, so the parts of environments stay separable. This is not a counterfactual: all environments share `v`, the bound and the
+clip factor. Shape letters: E environments, K rank, N inputs, S sampled tokens.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from routed_rl.routing.target import Target
 
 
 class Moments(NamedTuple):
-    """The moments that one target carries from step to step."""
+    """The optimizer's moments of one target, which are carried from step to step."""
 
     first_EKN: Tensor
     second: Tensor
@@ -100,7 +99,7 @@ class QuarantineOptimizer:
                         for target in targets}
 
     def step(self, ledgers: list[Tensor], rate_E: Tensor) -> list[Step]:
-        """The next step of all targets, from their (reduced, clipped) ledgers, at the raw rates `rate_E`."""
+        """The next step of all targets, from their ledgers (reduced over processes, clipped), at the raw rates `rate_E`."""
         self.steps += 1
         gradients = [Gradient(ledger, target.tape.sample(), target.unit, self._limit(target))
                      for target, ledger in zip(self.targets, ledgers, strict=True)]
@@ -121,7 +120,7 @@ class QuarantineOptimizer:
         return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`; raises CheckpointError for the state of another subspace or of other environments."""
+        """The inverse of `state_dict`. CheckpointError if the state is of another subspace or of other environments."""
         for key, value in self.state_dict().items():
             if key not in state or state[key].shape != value.shape:
                 raise CheckpointError(f"the quarantine's optimizer state has no {key} of shape {tuple(value.shape)}; "

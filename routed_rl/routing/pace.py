@@ -84,7 +84,7 @@ class Pace:
         return {"pace": torch.stack([self.toward_E, self.away_E, self.fast_E, self.boost_E])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`; CheckpointError for the state of other environments."""
+        """The inverse of `state_dict`. CheckpointError if the state is of other environments."""
         if not self.follows:
             return  # the pace never changes
         if "pace" not in state or state["pace"].shape != (4, len(self.environments)):

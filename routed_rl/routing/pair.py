@@ -1,4 +1,5 @@
-"""The geometry of one target: a basis of the stream, one matrix that writes to it, and one that reads the writer's weight.
+"""The matrices of one target: a basis of the stream, a matrix that writes to the basis, and one by which the writer's weight is
+read.
 
 Shape letters: D stream width, K rank, M any number of directions, S sampled tokens.
 """
@@ -45,8 +46,8 @@ class BasisPair:
         return torch.addmm(directions_DM, self.write, self.read.mT @ directions_DM, alpha=-1)
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
-        """The factors by which the norm behind a writer multiplies the sampled tokens before its gain, (S,); None without such a
-        norm."""
+        """The factors (S,) by which the norm behind a writer multiplies the sampled tokens before its gain; None if there is no
+        such norm."""
         if self.gain_D is None or self.norm_eps is None or sample_S is None:
             return None
         return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(self.norm_eps).rsqrt()

@@ -97,7 +97,7 @@ class Quarantine:
                 for key, value in _tensors(target).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`. SubspaceError, with the tensor's name, for the state of another model or basis."""
+        """The inverse of `state_dict`. SubspaceError, which names the tensor, if the state is of another model or basis."""
         ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
         for name, value in ours.items():
             found = tuple(state[name].shape) if name in state else None

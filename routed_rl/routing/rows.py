@@ -69,7 +69,7 @@ class RowBook:
         self._rows: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
-        """Fix the directions for the coming step."""
+        """Fix the two directions for the coming step."""
         for target in self.targets:
             target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
 

@@ -21,7 +21,8 @@ from routed_rl.ranks import RANKS
 
 @dataclass
 class Piece:
-    """Entries `start` to `start + len(flat)` of a stored matrix of `rows` x `columns`, flattened."""
+    """The part of a weight that this process holds: entries `start` to `start + len(flat)` of a stored matrix of `rows` x
+    `columns`, flattened."""
 
     flat: Tensor
     """This process' entries, float32, as a view where possible."""
@@ -37,7 +38,7 @@ class Piece:
         self.first, self.last = self.start // self.columns, -(-end // self.columns)
 
     def whole_rows(self) -> Tensor:
-        """Rows `first` to `last` (exclusive), zero where another process holds the entry."""
+        """Rows `first` to `last` (exclusive) of the matrix, with 0 for entries that another process holds."""
         if not len(self.flat):
             return self.flat.new_zeros(0, self.columns)
         padded = self.flat.new_zeros((self.last - self.first) * self.columns)

@@ -124,7 +124,7 @@ class Tape:
         return self.mean_input / self.mean_weight.clamp(min=1e-12)
 
     def clear(self) -> None:
-        """Empty the tape for the next step; the running mean stays."""
+        """Empty the tape for the next step. The running mean is kept."""
         self.ledger.zero_()
         self.inputs, self._thinning, self._largest = [], 1, 0
         self._hits = self._seen = 0
@@ -132,11 +132,11 @@ class Tape:
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
     def draw_control(self, draws: int, seed: int, stream_SD: Tensor | None) -> None:
-        """Draw `draws` bases of the subspace's rank for the coming step: isotropic, or with the covariance of `stream_SD`.
+        """Draw `draws` random bases of the subspace's rank for the coming step, isotropic or with the covariance of `stream_SD`.
 
         The same seed gives the same bases in every process and on every machine. The subspace and the random bases are all
-        compared through one random sketch of the gradient's N columns, so the comparison is fair and takes N / SKETCH times
-        less memory.
+        compared through one random sketch of the gradient's N columns, so the comparison is fair and takes N / SKETCH times less
+        memory.
         """
         width, rank = self.pair.write.shape
         generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,8 @@
-"""One routed writer: its weight and basis, its coefficients and each environment's part of them, and the tape of its backward.
+"""One routed writer: its weight and basis, its coefficients and each environment's part of them, and the tape of its backward
+passes.
 
-Shape letters: D stream width, K rank, N input width of a target (one more where the writer has a bias, whose input is 1),
-E environments.
+Shape letters: D stream width, K rank, N input width of a target (one more if the writer has a bias, whose input is 1), E
+environments.
 """
 
 import torch
@@ -16,7 +17,7 @@ from routed_rl.routing.weight import WriterWeight
 
 
 class Target:
-    """One routed writer."""
+    """One routed writer; the module docstring lists what it holds."""
 
     def __init__(self, name: str, layer: int, module: nn.Module, basis: Tensor, unit: float, context: RoutingContext,
                  environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float | None = 1e-6,
@@ -55,7 +56,7 @@ class Target:
 
     @property
     def frozen(self) -> bool:
-        """Whether the weight itself is not trained. A LoRA on it may be."""
+        """Whether the weight itself is frozen. A LoRA on it may still be trained."""
         return isinstance(self.weight, FrozenWeight)
 
     def is_whole(self, record: Record) -> bool:
@@ -92,7 +93,7 @@ class Target:
         return self.coefficients[:, :-1] if self.has_bias else self.coefficients
 
     def bias_part(self, dtype: torch.dtype) -> Tensor | None:
-        """The column of C that stands for the bias, (K,), or None."""
+        """The column of C that stands for the bias, (K,); None if there is no bias."""
         return self.coefficients[:, -1].to(dtype) if self.has_bias else None
 
 

@@ -18,7 +18,7 @@ PROBES = 16
 
 
 class WriterWeight:
-    """The weight of one writer as W (D, N)."""
+    """The weight of one writer, as a matrix W (D, N)."""
 
     up: Any = None
     """Always None, because there is no LoRA on the weight; see `AdapterWeight`."""
@@ -69,7 +69,7 @@ class WriterWeight:
         return piece_of(self.stored)
 
     def matrix(self) -> Tensor:
-        """The weight as (D, N) without the bias, a view. Not for a weight in pieces."""
+        """The weight as (D, N) without the bias, as a view. It must not be called for a weight in pieces."""
         weight = self.stored.data if self.expert is None else self.stored.data[self.expert]
         return weight.mT if self.transposed else weight
 
@@ -128,7 +128,7 @@ class WriterWeight:
         return self.matrix().clone()
 
     def moved_from(self, start: Any) -> Tensor:
-        """‖W - start‖² for a weight that this process holds whole."""
+        """Squared norm ‖W - start‖², for a weight that this process holds whole."""
         return (self.matrix() - start).square().sum()
 
     def measure_start(self) -> None:
@@ -136,7 +136,8 @@ class WriterWeight:
         self._start = self._seen()
 
     def moved(self) -> Tensor:
-        """‖W - W at the start‖² of the entries held here, an unbiased estimate by random signs; exactly 0 at the start."""
+        """Squared norm ‖W - W at the start‖² of the entries held here, estimated without bias by random signs; exactly 0 at the
+        start."""
         return (self._seen() - self._start).square().sum()
 
     def _seen(self) -> Tensor:

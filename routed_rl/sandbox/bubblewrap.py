@@ -1,9 +1,9 @@
-"""Jails by bubblewrap: namespaces, an almost empty read-only root, a system call filter.
+"""Makes jails with bubblewrap: namespaces, an almost empty read-only root, and a system call filter.
 
-The jail sees the C libraries, the running interpreter's standard library (no installed packages: they hold data
-sets, and with them answers), four devices, and /tmp. It sees no /proc, no /sys, no /etc and no shell. Files that the base system
-keeps below /usr/lib are readable. Root makes the jail with its own rights and drops them inside; everybody else makes
-it in a user namespace, which the system must allow.
+The jail sees the C libraries, the running interpreter's standard library (no installed packages, because these hold data sets
+with answers), four devices, and /tmp. It sees no /proc, no /sys, no /etc and no shell. Files that the base system keeps below
+/usr/lib are readable. Root makes the jail with its own rights and drops them inside; any other user makes it in a user namespace,
+which the system must allow.
 """
 
 import os
@@ -51,7 +51,7 @@ def host_files() -> list[str]:
 
 
 def own_uid() -> int:
-    """A uid that nobody uses, from the upper half of those that this process may take and bubblewrap can print."""
+    """A uid that no one uses, from the upper half of the uids that this process may take and bubblewrap can print."""
     first, count = 0, 1 << 16
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         first, _, count = map(int, line.split())

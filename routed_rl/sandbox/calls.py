@@ -61,10 +61,11 @@ Inputs = Sequence[Any] | Mapping[str, Any]
 
 
 def call_function(sandbox: Sandbox, source: str, name: str, inputs: Sequence[Inputs], limits: Limits | None = None) -> list[Call]:
-    """Call `name`, as `source` defines it, on each of `inputs`, one after another in one process; one `Call` for each.
+    """Call the function `name` of the program `source` with each of `inputs`, one after another in one process. Returns one
+    `Call` for each.
 
-    As in JSON, a tuple comes back as a list, and keys of a dict as text. A program that does not end by itself, with
-    exit code 0, gives no value at all.
+    As in JSON, a tuple comes back as a list, and keys of a dict as text. A program that does not end by itself with exit code 0
+    gives no values at all.
     """
     given = {"name": name, "inputs": [dict(each) if isinstance(each, Mapping) else list(each) for each in inputs]}
     files = {"driver.py": DRIVER, SOLUTION: source, CALLS: json.dumps(given)}

@@ -82,7 +82,7 @@ class Container(Sandbox):
                 container.remove(force=True)
 
     def watch(self, container: Any, request: Request) -> Outcome:
-        """Read both streams until the container ends or passes a limit. The report follows the program's output."""
+        """Read both streams until the container ends or exceeds a limit. The report comes after the program's output."""
         limits = request.limits
         output, caps = [bytearray(), bytearray()], (limits.output_bytes + request.report_size, limits.output_bytes)
         stream = container.attach(stream=True, demux=True)

@@ -19,7 +19,8 @@ class Sandbox(ABC):
         """Run `argv` in a new jail, in a working directory that holds `files` and nothing else.
 
         `["python", FILE, ...]` is run by an interpreter that has already started; other arguments of python start a second one.
-        The jail has no other program. Raises SandboxError if the request is refused or no jail starts, and only then.
+        There is no other program in the jail. SandboxError if the request is refused or no jail starts; other problems are in the
+        `Outcome`.
         """
         return self.run_request(Request(argv, files or {}, stdin, limits or Limits(), collect))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def become(uid: int) -> None:
-    """Switch to a uid that nobody else has: the limit on processes counts for each uid, and does not hold for root."""
+    """Switch to a uid that nobody else has, because the limit on processes counts for each uid and does not hold for root."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -128,7 +128,8 @@ def program(argv: list[str]) -> None:
 
 
 def exit_status(code: object) -> int:
-    """The exit status by the interpreter's rule: a number is the status, None is 0, anything else is printed."""
+    """The exit status by the interpreter's rule: a number is the status, None means 0, and anything else is printed and means
+    1."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)
@@ -152,7 +153,8 @@ def leave(status: int, space: "dict[str, Any]") -> None:
 
 
 def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
-    """In process 1 this never returns. In the program's process it returns the arguments of the program."""
+    """Wait for the request and run the program. In process 1 this never returns; in the program's process it returns the
+    arguments of the program."""
     if os.getpid() != 1:
         sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
     if uid:

@@ -129,7 +129,7 @@ class Jail:
         return report.outcome(limits, out_of_memory=out_of_memory, stdout=stdout, stderr=stderr, wall_s=wall_s)
 
     def kill(self) -> None:
-        """End everything in the jail, which ends with its process 1."""
+        """End process 1 of the jail, and with it everything in the jail."""
         try:
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)

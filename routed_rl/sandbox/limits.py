@@ -60,7 +60,7 @@ class Outcome:
 
 
 def check_name(name: str) -> str:
-    """`name` if it is a plain path below the working directory; SandboxError otherwise."""
+    """Return `name` if it is a plain path below the working directory; SandboxError otherwise."""
     parts = name.split("/")
     if not name or "\0" in name or len(name) > 255 or {"", ".", ".."} & set(parts):
         raise SandboxError(f"file name {name[:300]!r} is refused: a relative path without '.', '..' or empty parts is needed")
@@ -69,7 +69,7 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """The program to run. SandboxError if a field is not valid."""
+    """A program to run. SandboxError if a field is not valid."""
 
     argv: Sequence[str]
     files: Mapping[str, str | bytes]

@@ -64,8 +64,8 @@ class Reader:
     data: dict[int, bytearray] = field(default_factory=dict)
 
     def read(self, deadline: float, every_s: float | None = None, look: Callable[[], bool] = bool) -> Reason | None:
-        """Read until all have ended and return None, or stop early and return the reason: "output", "timeout", or "memory" if
-        `look`, which is called every `every_s` seconds, returned true."""
+        """Read until all descriptors have ended and return None, or stop early and return the reason: "output", "timeout", or
+        "memory". The last one is returned if `look`, which is called every `every_s` seconds, returns true."""
         self.data = {descriptor: bytearray() for descriptor in self.caps}
         with selectors.DefaultSelector() as selector:
             for descriptor in self.caps:

@@ -72,7 +72,7 @@ class Archive:
                                "written. Get it anew") from None
 
     def require_space(self, folder: Path) -> None:
-        """Raise SharingError where the disk of `folder` has no space for the members."""
+        """Raise SharingError if the disk of `folder` has no space for the members."""
         there = next(each for each in folder.absolute().parents if each.exists())
         if (wanted := sum(map(self.size, self._members))) > (free := shutil.disk_usage(there).free):
             raise SharingError(f"{self.path} unpacks to {wanted / 1e6:.0f} MB, and {there} has {free / 1e6:.0f} MB left; free "

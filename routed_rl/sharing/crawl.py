@@ -1,7 +1,6 @@
-"""Two crawlers that show whether a site keeps its data from crawlers. The polite one obeys robots.txt. The rude one follows every
-link, and every string that looks like a file's name, and looks at all documents that it gets. Not covered: pages that a script
-would make, other hosts, guessed passwords.
-"""
+"""Two crawlers that test whether a site keeps its data from crawlers. The polite one obeys robots.txt. The rude one follows every
+link, and every string that looks like a file's name, and reads all documents that it gets. Not covered: pages that a script would
+make, other hosts, guessed passwords."""
 
 import http.client
 import re
@@ -82,7 +81,7 @@ def rude(site: Site, known: tuple[str, ...] = ()) -> list[Document]:
 
 
 def polite(site: Site, documents: list[Document]) -> dict[str, tuple[str, ...]]:
-    """Return the documents that a crawler which obeys robots.txt may fetch, by the crawler's name."""
+    """Return, for each crawler's name, the documents that a crawler of this name may fetch if it obeys robots.txt."""
     rules = site.robots()
     return {agent: tuple(document.path for document in documents if document.path != "robots.txt"
                          and rules.can_fetch(agent, urljoin(site.url, document.path.lstrip("/")))) for agent in AGENTS}

@@ -46,7 +46,7 @@ class Clean:
 
 @dataclass
 class Gathered:
-    """The files to share, and the name and the reason for each file that is left out."""
+    """The files to share, and the files that are left out, with the reasons."""
 
     private: Private
     files: list[Clean] = field(default_factory=list)

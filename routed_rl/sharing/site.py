@@ -65,7 +65,7 @@ def documents(notice: Notice, canary: str, what: str) -> dict[str, str]:
 
 
 def write_site(folder: Path, files: dict[str, str]) -> None:
-    """Write the files and the hash of the archive, which is in `folder` already."""
+    """Write the files of the site, and the hash of the archive, which must be in `folder` already."""
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

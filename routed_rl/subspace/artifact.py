@@ -1,4 +1,4 @@
-"""The frozen `Subspace`, which extraction makes and routing uses, and its folder on disk (safetensors + JSON)."""
+"""The frozen class `Subspace`, which extraction makes and routing uses, and its folder on disk (safetensors + JSON)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,7 +39,7 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """Persona directions of every layer's output. L layers, D stream width, K_l rank of layer l, J named axes."""
+    """Directions of personas in every layer's output. L layers, D stream width, K_l rank of layer l, J named axes."""
 
     directions: list[Tensor]
     """For each layer, orthonormal columns (D, K_l), the strongest first."""
@@ -109,7 +109,7 @@ class Subspace:
         return [orthonormal(torch.cat(weighted[layer:], dim=1), drop_below=drop_below) for layer in range(len(weighted))]
 
     def strengths(self, layer: int) -> Tensor:
-        """(K_l,): how far the personas are apart along each direction of a layer, in units of the gap at that layer."""
+        """(K_l,): the distance between the personas along each direction of a layer, in units of the gap at that layer."""
         rank = self.directions[layer].shape[1]
         return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
@@ -132,7 +132,7 @@ class Subspace:
                                 f"{model} (weights {model_hash[:12]}): extract one from {model}")
 
     def save(self, folder: Path) -> None:
-        """Write `subspace.safetensors` and `subspace.json`, both or none."""
+        """Write `subspace.safetensors` and `subspace.json`. Either both are written or none."""
         tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
         for name, layers in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads or []}.items():
             tensors |= {f"{name}.{layer}": tensor for layer, tensor in enumerate(layers)}
@@ -171,7 +171,7 @@ def checked(name: str, tensor: Tensor, shape: tuple[int | None, ...], way_out: s
 
 
 def check_shape(name: str, found: Sequence[int], shape: tuple[int | None, ...], way_out: str) -> None:
-    """SubspaceError unless the sizes are those of `shape`, in which None stands for any."""
+    """SubspaceError unless the sizes are those of `shape`, in which None stands for any size."""
     if len(found) != len(shape) or any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise SubspaceError(f"{name}: the shape is ({', '.join(map(str, found))}), not ({wanted}); {way_out}")

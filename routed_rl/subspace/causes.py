@@ -7,8 +7,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Effects:
-    """Changes of the score when the stream is pushed along a direction (`more`), pushed the other way (`less`), and when the
-    direction is removed from it (`ablated`)."""
+    """How the score changes when the stream is pushed along a direction (`more`), when it is pushed the other way (`less`), and
+    when the direction is removed from it (`ablated`)."""
 
     more: float
     less: float

@@ -29,7 +29,8 @@ and the number of bisections between two radii that differ by a factor of 2."""
 @torch.no_grad()  # of the parameters: torch.func follows the pushes alone
 def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iterations: int, split: Split,
                         told: Told | None = None) -> Tensor:
-    """(F, D) unit directions, nearly orthogonal, that locally maximise the length of the mean response to a push of `radius`.
+    """(F, D) unit directions, nearly orthogonal, each of which locally maximises the length of the mean response to a push of
+    `radius`.
 
     Orthogonalised gradient iteration for the exponential form of deep causal transcoding: Mack and Turner, 2024, "Deep causal
     transcoding". Each iteration orthonormalises the directions and replaces each by the gradient of its own response.

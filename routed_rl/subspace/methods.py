@@ -23,8 +23,8 @@ SMALLEST_SCALE = 1e-3
 
 @dataclass(frozen=True)
 class Size:
-    """How many directions a layer gets: `rank` of them, or, if None, all whose singular value is at least `weakest` times the
-    largest. With a rank, a layer at which the personas differ along fewer directions gets noise for the rest."""
+    """How many directions a layer gets: `rank` of them, or, if `rank` is None, all whose singular value is at least `weakest`
+    times the largest. With a rank, a layer in which the personas differ along fewer directions gets noise for the rest."""
 
     rank: int | None
     weakest: float = 1.0
@@ -34,7 +34,7 @@ class Size:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The result of a method: the fields of `Subspace` that come from the samples."""
+    """The result of a method: the fields of `Subspace` that are computed from samples."""
 
     directions: list[Tensor]
     axes: list[Tensor]

@@ -21,7 +21,7 @@ DEPENDENT = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class NamedVector:
-    """One axis: its vector at each of its layers, and the length that counts as 1 along it."""
+    """One axis: its vector at each of its layers, and the length along it that counts as 1."""
 
     name: str
     at: dict[int, Tensor]

@@ -57,8 +57,9 @@ def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
 
 
 class DifferenceRows:
-    """The differences positive - negative, averaged over the pairs of one kind at one position, so that each kind and position
-    gives one row. Kinds of a single pair go into a sketch. `add` takes any number of blocks; `rows` may be called at any time."""
+    """The differences positive - negative, averaged over the pairs of the same kind at the same position, so that there is one
+    row for each kind and position. Kinds with a single pair go into a sketch. `add` may be called for any number of blocks, and
+    `rows` at any time."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
         """`alone`: indices of the kinds that have a single pair; None: every kind is averaged."""
@@ -114,7 +115,8 @@ class DifferenceRows:
 
 
 class CentredRows(DifferenceRows):
-    """The activations of both personas, centred separately at each position from the end. The gap is that of the differences."""
+    """The activations of both personas, centred separately at each position, counted from the end. The gap is computed as for
+    differences."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
         super().__init__(alone)

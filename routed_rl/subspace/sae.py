@@ -26,7 +26,7 @@ ANOTHER = "is it an SAE of another model?"
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The chosen latents. Shape letters: J latents, D stream width."""
+    """The chosen latents of a sparse autoencoder. Shape letters: J latents, D stream width."""
 
     rows_JD: Tensor
     numbers: list[int]
@@ -48,7 +48,7 @@ class Latents:
 
 
 def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latents:
-    """The decoder rows `numbers` and their columns of the encoder; only these are read.
+    """Read the decoder rows `numbers` and their columns of the encoder, and nothing else of the file.
 
     Raises SubspaceError for a file that cannot be read, has no decoder, another width or fewer latents, and for bad numbers.
     """

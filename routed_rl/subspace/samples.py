@@ -39,7 +39,7 @@ class Samples:
         return self.rows(torch.isin(self.pair_R, pairs))
 
     def from_layer(self, first: int) -> "Samples":
-        """The same samples without the layers before `first`."""
+        """The same samples without the layers below `first`."""
         return replace(self, positive=self.positive[first:], negative=self.negative[first:])
 
     def weights(self, offsets: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Reservoir:
         self._seen += here
 
     def samples(self) -> Samples:
-        """The kept pairs, for the held-out figures."""
+        """The pairs that were kept, for the held-out figures."""
         return concatenated(self._kept)
 
     def stream(self) -> Tensor:

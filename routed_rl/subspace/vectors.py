@@ -34,9 +34,9 @@ class Wanted:
 
 
 def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
-    """The vectors in a file or adapter folder; for an adapter, the strongest output directions of each layer.
+    """The vectors in a file or adapter folder. For an adapter these are the strongest output directions of each layer.
 
-    Raises SubspaceError for a file that cannot be read, and for vectors of another width or that are not finite.
+    Raises SubspaceError for a file that cannot be read, and for vectors that have another width or are not finite.
     """
     path = Path(path)
     kind = "adapter" if (path / "adapter_config.json").is_file() else path.suffix

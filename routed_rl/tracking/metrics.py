@@ -92,7 +92,7 @@ NOT_METRICS = ("completions", "failures")
 
 
 def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | None]]]:
-    """The environments, and the cosines between their parts, with 1 on the diagonal."""
+    """The environments, and the matrix of cosines between their parts, with 1 on the diagonal."""
     pairs = {tuple(key.split("/")[2:]): value for key, value in row.items() if key.startswith("ledger/cosine/")}
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     return names, [[1.0 if a == b else pairs.get((a, b), pairs.get((b, a))) for b in names] for a in names]
@@ -154,7 +154,7 @@ class MetricsFile:
                 partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows; torn lines are left out."""
+        """All complete rows. Torn lines are left out."""
         if not self.path.exists():
             return []
         return [row for line in self.path.read_bytes().splitlines() if (row := _parse(line))]

@@ -30,7 +30,7 @@ TITLE = 63
 
 
 class WandbRun(Tracker):
-    """One wandb run, from `begin` to `finish`."""
+    """One run in wandb, from `begin` to `finish`."""
 
     def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
         self.folder, self.config = folder, config
@@ -134,7 +134,7 @@ def mode() -> Any:
 
 
 def has_key() -> bool:
-    """Whether there is a key in the environment, or in netrc for this server."""
+    """Whether there is a key for this server, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()

@@ -35,7 +35,7 @@ class Alive(TorchDispatchMode):
         return made
 
     def see(self, tensor: Any) -> None:
-        """Count a tensor's memory, only once however many views of it there are."""
+        """Count the memory of a tensor. It is counted once, however many views of it there are."""
         if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage()) in self._known:
             return
         size = storage.nbytes()
@@ -76,9 +76,10 @@ def _without_contents(model: nn.Module) -> None:
 
 def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],
                  prepare: Callable[[PreTrainedModel], list[nn.Module]], *, lean: bool) -> int:
-    """The most bytes that gradients and activations of one process take at once, if every row teaches. `lengths` are the tokens
-    of a prompt and of a completion. `prepare` freezes the frozen parameters of a model, puts its LoRA on it, and returns the
-    writers that are routed. `lean`: `trainer.lean`; without it TRL's head also has logits of the prompts, except on a GPU."""
+    """The most bytes that gradients and activations of one process take at once, if every row has a gradient. `lengths` are the
+    numbers of tokens of a prompt and of a completion. `prepare` freezes the frozen parameters of a model, puts its LoRA on it,
+    and returns the writers that are routed. `lean`: the value of `trainer.lean`; if it is false, TRL's head also computes logits
+    of the prompts, except on a GPU."""
     settings: Any = arguments
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

@@ -27,7 +27,7 @@ STORED = {"prompts": list[Any], "practising": list[bool], "step": int, "completi
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """The completions that a server was asked for."""
+    """A request to a server for completions, with the answer."""
 
     prompts: list[Prompt]
     """The prompts as the environments made them."""
@@ -39,8 +39,8 @@ class Request:
 
 
 class Ahead:
-    """The request for the next generation of a trainer's rows. One thread asks; only the main thread pushes weights, and it waits
-    for the answer before (`Served.settle`)."""
+    """Requests the completions of a trainer's next generation. A second thread makes the request. Only the main thread pushes
+    weights, and before it does so it waits for the answer (`Served.settle`)."""
 
     def __init__(self, trainer: Any, served: Served, ask: Ask) -> None:
         """ConfigError if the deployed model's rows would need weights to be pushed between two requests."""
@@ -52,8 +52,8 @@ class Ahead:
         self._tasks: list[int] = []
 
     def choose(self, inputs: list[dict[str, Any]], tasks: list[int]) -> list[bool] | None:
-        """Which of the rows that are generated next practise, as it was chosen when they were asked for; None if they were not. A
-        request for other prompts is dropped."""
+        """For each of the rows that are generated next, whether it practises, as was chosen when its completion was requested;
+        None if none was requested. A request for other prompts is dropped."""
         self._tasks = tasks
         if self.request is not None and self.request.prompts != [row["prompt"] for row in inputs]:
             self.served.settle()
@@ -61,7 +61,7 @@ class Ahead:
         return None if self.request is None else self.request.practising
 
     def take(self) -> Answer | None:
-        """The completions of the rows that were asked for; None if none were. RolloutError if the server failed."""
+        """The completions that were requested; None if none were. RolloutError if the server failed."""
         request, self.request = self.request, None
         if request is None:
             return None
@@ -72,7 +72,8 @@ class Ahead:
         return answer
 
     def ask_next(self) -> None:
-        """Ask for the generation after this one, with the weights that the server has now; nothing after the last one."""
+        """Request the completions of the generation after this one, with the weights that the server has now. After the last
+        generation nothing is requested."""
         trainer, arguments = self.trainer, self.trainer.args
         every = arguments.steps_per_generation * trainer.num_iterations
         if (trainer._step // every + 1) * every >= trainer.state.max_steps * arguments.gradient_accumulation_steps:
@@ -90,7 +91,8 @@ class Ahead:
         self.served.pending = self.request.answer
 
     def state(self) -> dict[str, Any] | None:
-        """The request with its answer, for a checkpoint; None if there is none, or the server failed, which `take` tells."""
+        """The request with its answer, for a checkpoint. None if there is no request, or if the server failed, which `take` will
+        report."""
         self.served.settle()
         if self.request is None or self.request.answer.exception() is not None:
             return None
@@ -99,7 +101,7 @@ class Ahead:
                 "completions": completions, "logprobs": logprobs}
 
     def load(self, stored: dict[str, Any] | None) -> None:
-        """The inverse of `state`; ValueError for a request that is not whole."""
+        """The inverse of `state`. ValueError if the stored request is not complete."""
         if stored is None:
             return
         if not fits(stored, STORED) or len({len(stored[name]) for name in STORED if name != "step"}) != 1:

@@ -1,4 +1,4 @@
-"""How the processes of a run share the model: the settings that TRL, accelerate and DeepSpeed get for each strategy."""
+"""How the processes of a run share the model: the settings of TRL, accelerate and DeepSpeed for each strategy."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ PIECES = ("zero3", "fsdp2")
 
 
 def join(launch: LaunchConfig) -> None:
-    """Join the process group of the run."""
+    """Make this process join the process group of the run."""
     timeout = timedelta(seconds=launch.timeout_s)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -41,7 +41,7 @@ def algorithm_name(trainer: dict[str, Any]) -> str:
 
 
 def algorithm(trainer: dict[str, Any]) -> Algorithm:
-    """The row of `TRAINERS` that `trainer.algorithm` names; for an unknown name the error lists the known ones."""
+    """The row of `TRAINERS` that `trainer.algorithm` names. For an unknown name, ConfigError lists the known ones."""
     if (name := algorithm_name(trainer)) not in TRAINERS:
         raise ConfigError(f"trainer.algorithm={name} is not known; choose from {', '.join(TRAINERS)}")
     return TRAINERS[name]
@@ -116,7 +116,7 @@ def check_needs(config: Config) -> None:
 
 
 def fixed(config: Config) -> dict[str, Any]:
-    """The settings that `resume` and `rollback` cannot change, by name; sizes are sums over all processes."""
+    """The settings that `resume` and `rollback` cannot change, by name. Numbers of completions are sums over all processes."""
     trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
 
     def value(key: str) -> Any:

@@ -74,7 +74,7 @@ class CompletionFiles:
         """The current step, and the index of its newest generation, because a step may make several."""
 
     def write(self, rows: list[dict[str, Any]], step: int) -> None:
-        """Write a generation after it was scored, before step `step` learns from it."""
+        """Write the rows of a generation after it was scored and before step `step` learns from it."""
         if self._written[0] != step:
             self._open = self._open[-1:]  # the trainer enters a step with its newest generation only
         self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)

@@ -1,4 +1,5 @@
-"""Episodes in training: rollouts of several turns by TRL's `rollout_func`, whose `env_mask` selects the model's own tokens."""
+"""Episodes in training: rollouts of several turns through TRL's `rollout_func`. Its `env_mask` marks the tokens that the model
+generated."""
 
 from collections.abc import Callable
 from typing import Any, cast

@@ -15,8 +15,9 @@ from routed_rl.training.spans import check_targets
 
 
 def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
-    """Score one completion of each environment: its gold, or an empty one. TaskError where the result is no `Score` or has a
-    wrong name, and ConfigError where scores lack what an arm needs. An exception is left to the training, which counts it."""
+    """Score one completion of each environment: its gold completion, or an empty one. TaskError if the result is no `Score` or
+    has a wrong name, and ConfigError if scores lack what an arm needs. An exception is ignored here, because training counts it
+    as a failure."""
     scores: list[Score | None] = []
     for loaded in environments:
         if not has_episodes(loaded.environment):

@@ -1,7 +1,8 @@
-"""Generalised advantage estimation over the tokens that a model chose itself (Schulman et al. 2016, arXiv:1506.02438).
+"""Generalised advantage estimation over the tokens that a model generated itself (Schulman et al. 2016, arXiv:1506.02438).
 
-Shape letters: B rows, T tokens of a completion. Text between two of a row's own tokens (an environment's answer, a tool's output)
-is no action: the next state of a token is that of the next own token, and there is no discount in between.
+Shape letters: B rows, T tokens of a completion. A row's own tokens are those that the model generated. Text between them (an
+environment's answer, a tool's output) is no action: the next state of a token is that of the next own token, and there is no
+discount in between.
 """
 
 import torch

@@ -16,7 +16,7 @@ from routed_rl.training.ahead import Ahead, Answer
 
 
 class AdaptedLLM:
-    """vLLM's `LLM`, with an adapter in every request."""
+    """vLLM's `LLM`, which names an adapter in every request."""
 
     def __init__(self, engine: Any, adapter: str) -> None:
         self.engine, self.adapter = engine, adapter
@@ -29,7 +29,8 @@ class AdaptedLLM:
 
 
 class PolicyGeneration(VLLMGeneration):
-    """`VLLMGeneration` with an engine made elsewhere, because TRL's own has no choice of dtype and cannot run on a CPU."""
+    """TRL's `VLLMGeneration` with an engine that was made elsewhere, because TRL's own engine has no choice of dtype and cannot
+    run on a CPU."""
 
     def __init__(self, trainer: Any, served: Served, parity: ParityCheck) -> None:
         self.trainer, self.served, self.parity = trainer, served, parity
@@ -50,8 +51,9 @@ class PolicyGeneration(VLLMGeneration):
             self.vllm_client = engine
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
-        """The completions in the order of the prompts: the deployed model writes those of rows that practise, the policy the
-        others. With `rollout.ahead` they were asked for during the last step, and the next ones are asked for now."""
+        """The completions in the order of the prompts. The deployed model writes those of rows that practise, and the policy
+        writes the others. With `rollout.ahead` these completions were requested during the last step, and those of the next
+        generation are requested now."""
         ahead, answer = self.trainer.ahead, None
         if ahead is not None and (found := ahead.take()) is not None:
             answer = (prompts, *found, None)
@@ -76,7 +78,7 @@ class PolicyGeneration(VLLMGeneration):
         return answer
 
     def ask_ahead(self, prompts: list[list[int]], practising: Sequence[bool], adapter: Callable[[bool], str | None]) -> Answer:
-        """The completions of these prompts, asked for in a thread beside the training; see `ahead.Ask`."""
+        """The completions of these prompts, requested in a thread beside the training; see `ahead.Ask`."""
         _, completions, logprobs, _ = self._by_model(prompts, practising, adapter, self._ask_here)
         return completions, logprobs
 
@@ -136,8 +138,8 @@ class PolicyGeneration(VLLMGeneration):
 
 
 def use_engine(trainer: Any, served: Served, parity: ParityCheck, *, ahead: bool = False) -> None:
-    """Let a trainer that was built for transformers' generation take its rollouts from `served`, one generation `ahead` or
-    not."""
+    """Make a trainer that was built to generate with transformers take its rollouts from `served`. `ahead`: whether they are
+    requested one generation ahead."""
     trainer.vllm_generation = PolicyGeneration(trainer, served, parity)
     trainer.ahead = Ahead(trainer, served, trainer.vllm_generation.ask_ahead) if ahead else None
     trainer.served = served

@@ -1,4 +1,5 @@
-"""How many completions, tasks and steps a generation has. A generation is what the processes of a run roll out at a time."""
+"""The size of a generation in completions, tasks and steps. A generation is everything that the processes of a run roll out at a
+time."""
 
 from math import gcd, lcm
 
@@ -12,10 +13,10 @@ TOTAL, STEPS = "generation_batch_size", "steps_per_generation"
 
 
 def micro_batches(config: Config) -> int:
-    """How many micro-batches each process cuts its share of a generation into, by the config's `trainer:`.
+    """The number of micro-batches into which each process divides its share of a generation, by the config's `trainer:`.
 
-    ConfigError if that is no whole number, or if the share is no whole number of groups: the rewards of a group are compared
-    in the process that has its rows.
+    ConfigError if that is no whole number, or if the share is no whole number of groups, because the rewards of a group are
+    compared in the process that has its rows.
     """
     trainer, world = settings(config.trainer), config.launch.world
 
@@ -42,7 +43,8 @@ def micro_batches(config: Config) -> int:
 
 
 def prompts_needed(arguments: TrainerArguments) -> int:
-    """How many tasks the whole run consumes: exactly one epoch, so that a resume never crosses an epoch's end."""
+    """How many tasks the whole run consumes. They are exactly one epoch, so that a resumed run never crosses the end of an
+    epoch."""
     steps, prompts = _generations(arguments)
     return -(-arguments.max_steps * arguments.gradient_accumulation_steps // steps) * prompts
 

@@ -47,7 +47,7 @@ class Health:
         self.layers = layers_to_read(subspace)
 
     def due(self, step: int) -> bool:
-        """Whether the generation that is made after `step` serves a step at which the models are compared."""
+        """Whether a comparison is due at a step that learns from the generation which is made after `step`."""
         every = self.config.monitor.health
         return (step + self.span) // every > step // every
 

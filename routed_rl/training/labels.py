@@ -21,8 +21,8 @@ from routed_rl.training.spans import spans_in
 
 def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Sequence[str], *, frozen: list[str], seed: int
                     ) -> LabelRouter:
-    """The router of a model that trains on environments of these `names`: an adapter on every linear module of its layers, and a
-    gate at every module that has trainable parameters. `frozen`: as `model.freeze`."""
+    """Route by labels a model that trains on environments of these `names`, and return the router: every linear module of the
+    layers gets an adapter, and every module with trainable parameters gets a gate. `frozen`: the value of `model.freeze`."""
     freeze(model, frozen)
     settings, context = routing.labels, RoutingContext()
     gates = Gates(context, strength=settings.strength, forget=settings.forget, method=settings.method)
@@ -49,7 +49,8 @@ def adapter_of(module: Any, rank: int, generator: torch.Generator) -> LabelAdapt
 
 
 def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    """Every linear module of the layers, by its layer and its name there; for a LoRA the module below it."""
+    """Every linear module of the layers, with its layer and its name there. If there is a LoRA on a module, it is the module
+    below the LoRA."""
     return [(f"{place}.{name}", module) for place, layer in enumerate(decoder_layers(model))
             for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
 

@@ -25,7 +25,7 @@ LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
 
 @dataclass
 class PPOConfig(GRPOConfig):
-    """GRPO's settings, without those that compute advantages within groups, and the critic's settings."""
+    """GRPO's settings, except those for advantages within groups, and the settings of the value head."""
 
     gamma: float = 1.0
     """Discount per token that the model generated."""
@@ -80,7 +80,7 @@ class PPOTrainer(GRPOTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def step_value(self) -> None:
-        """Step the value head, after the model's optimizer and before its schedule moves."""
+        """Make a step of the value head, after the model's optimizer has stepped and before its schedule has."""
         optimizer: Any = self.optimizer
         now, whole = optimizer.param_groups[0]["lr"], self.args.learning_rate
         self.value_head.step(self.args.value_learning_rate * (now / whole if whole else 1.0), self.args.max_grad_norm)
@@ -146,7 +146,7 @@ class PPOTrainer(GRPOTrainer):
 
 
 class ValueCallback(TrainerCallback):
-    """Steps the head at the point where every backend has finished the model's step."""
+    """Makes the value head's step at the point where every backend has finished the model's step."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer

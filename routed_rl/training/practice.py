@@ -42,7 +42,8 @@ class Practice:
         return self.share > 0 and bool(self.allowed())
 
     def choose(self, task_ids: Sequence[int]) -> list[bool]:
-        """For each row, whether it practises: every `1 / share`-th task of its environment does, counted from the first."""
+        """For each row, whether it practises. Of each environment's tasks every `1 / share`-th one does, counted from the
+        first."""
         names = self.allowed() if self.share > 0 else ()
         if not names:
             return [False] * len(task_ids)

@@ -1,4 +1,4 @@
-"""The reference model of a trainer's KL term, which TRL would load again from whatever `config._name_or_path` names."""
+"""The reference model of a trainer's KL term. TRL itself would load it again from whatever `config._name_or_path` names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ from routed_rl.training.base import left_out
 
 
 def use_base_model(trainer: Any, beta: float) -> None:
-    """Let a trainer of a LoRA that was built with `beta=0` add `beta` times the KL to the model without the LoRA; the quarantine
-    and edits of the stream are left out too. For a model that comes with an adapter, TRL would compare with a copy of that."""
+    """Make a trainer of a LoRA that was built with `beta=0` add `beta` times the KL from the model without the LoRA, the
+    quarantine and edits of the stream. For a model that comes with an adapter, TRL would take a copy of that adapter as the
+    reference."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     disabled = model.disable_adapter
 
@@ -27,8 +28,8 @@ def use_base_model(trainer: Any, beta: float) -> None:
 
 
 def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
-    """Let a trainer that was built with `beta=0` add `beta` times the KL to `reference` to its loss (GRPO, PPO) or subtract it
-    from its rewards (RLOO)."""
+    """Make a trainer that was built with `beta=0` use `beta` times the KL from `reference`: added to its loss (GRPO, PPO) or
+    subtracted from its rewards (RLOO)."""
     add_fused_lm_head(reference, temperature=trainer.temperature,
                       cast_lm_head_to_fp32=getattr(trainer.args, "cast_lm_head_to_fp32", False))
     if trainer.is_deepspeed_enabled:

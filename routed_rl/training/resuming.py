@@ -18,7 +18,7 @@ STATE = {"global_step": int, "max_steps": int, "num_train_epochs": int, "epoch":
 
 
 def check_trainer_state(checkpoint: Path) -> None:
-    """Refuse a `trainer_state.json` of another step, or of another shape."""
+    """CheckpointError for a `trainer_state.json` of another step, or with other fields."""
     with going_on_from(file := checkpoint / "trainer_state.json"):
         found = read_object(file, STATE)
         if found is None or TrainerState(**found).global_step != step_of(checkpoint):
@@ -26,8 +26,8 @@ def check_trainer_state(checkpoint: Path) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], stored: Any) -> None:
-    """ValueError if `stored` is no state of this optimizer for parameters of these shapes. For an optimizer that is not torch's
-    own only the groups are checked."""
+    """ValueError if `stored` is no state of this optimizer for parameters of these shapes. If the optimizer is not one of torch's
+    own, only its groups are checked."""
     for group, kept in zip(optimizer.param_groups, stored["param_groups"], strict=True):
         for key, value in group.items():
             kind = (int, float) if isinstance(value, (int, float)) else type(value)

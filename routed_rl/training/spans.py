@@ -26,8 +26,8 @@ def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tenso
 
 
 def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
-    """Which tokens of a completion have a character in one of the `spans`, (first, last + 1) in its text; (C,) bool. A token
-    without text of its own, such as the one that ends the text, counts like the token before it."""
+    """(C,) bool: which tokens of a completion have a character in one of the `spans`, which are pairs (first, last + 1) in its
+    text. A token without text, such as the one that ends the text, counts like the token before it."""
     ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
     found: list[bool] = []
     for start, end in zip([0, *ends], ends, strict=False):

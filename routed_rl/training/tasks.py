@@ -1,4 +1,5 @@
-"""The training data: a lazy table of tasks from the mixture, and the reward function that scores completions."""
+"""The training data: a table of tasks from the mixture, whose rows are made when they are read, and the reward function that
+scores completions."""
 
 import json
 from collections import defaultdict
@@ -15,7 +16,8 @@ from routed_rl.training.scores import ScoreBook
 
 
 class TaskTable:
-    """Tasks in the order of the mixture, made when they are first asked for; row i is the same in every run of the same seed."""
+    """Tasks in the order of the mixture. A task is made when it is first read; row i is the same in every run with the same
+    seed."""
 
     def __init__(self, environments: list[LoadedEnvironment], seed: int, first: int = 0) -> None:
         """`first`: the row at which the mixture begins. The rows before it belong to the run from which this one was rolled

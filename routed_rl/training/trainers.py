@@ -38,7 +38,7 @@ RoutedTrainer = AssembledGRPOTrainer | AssembledRLOOTrainer | AssembledPPOTraine
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row of `TRAINERS`."""
+    """One row of `TRAINERS`: an algorithm with its trainer and the class of its arguments."""
 
     trainer: type[RoutedTrainer]
     arguments: type[TrainerArguments]

@@ -24,8 +24,8 @@ GENERATED = {"max_new_tokens", "max_length", "num_return_sequences", "eos_token_
 
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ConfigError for the first setting with which this model, or an installed library, cannot train. Neither the model nor the
-    state of random numbers changes."""
+    """ConfigError for the first setting with which this model cannot be trained, or which an installed library refuses. Neither
+    the model nor the random state changes."""
     arguments: Any = plan.arguments
     optimizer = check_optimizer(arguments, model)
     with _trying(arguments, "lr_scheduler_type", "lr_scheduler_kwargs"):
@@ -49,8 +49,9 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torch.optim.Optimizer | None:
-    """Refuse a `trainer.optim` whose package is missing, that does not read a setting made for it, or that PPO's value head
-    cannot use. Returns an optimizer of a single number; None for optimizers that are made for a model's parameters."""
+    """ConfigError for a `trainer.optim` whose package is missing, that does not use a setting which the user has made for it, or
+    that cannot train PPO's value head. Returns an optimizer of a single number; None for optimizers that are made for a model's
+    parameters."""
     name = getattr(arguments.optim, "value", arguments.optim)
     try:
         kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)

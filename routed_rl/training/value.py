@@ -19,7 +19,7 @@ VALUE_HEAD = "value_head.pt"
 
 
 class ValueHead(nn.Linear):
-    """Maps a final hidden state to one value; it begins at 0, so that the first advantages are the rewards."""
+    """Maps a final hidden state to one value. The value is 0 at first, so that the first advantages are the rewards."""
 
     def __init__(self, width: int, device: torch.device, optimizer: Any, settings: dict[str, Any]) -> None:
         """`optimizer`: the class of the head's optimizer, which is made with `settings` and without weight decay."""

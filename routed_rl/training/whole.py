@@ -31,7 +31,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_weights(model: nn.Module, checkpoint: Path) -> None:
-    """The inverse of `whole_weights`, from a checkpoint's files; it also takes a model that is not sharded."""
+    """Load the weights of a checkpoint, the inverse of `whole_weights`. The model may be sharded or not."""
     stored = read_weights(model, checkpoint)
     for name, parameter in model.named_parameters():
         if name in stored:  # other parameters are frozen below a LoRA

@@ -1,4 +1,4 @@
-"""JSON over HTTP with one server: time-outs on every call, retries where a repeat is safe, and no secret in any message."""
+"""JSON over HTTP with one server, with a time limit on every call, repeats if a repeat is safe, and no secret in any message."""
 
 import html
 import json
@@ -20,11 +20,12 @@ LONG_TOKEN = 6
 
 
 class JsonServer(Server):
-    """`call(path, body)` posts JSON and returns the JSON object that comes back.
+    """Client of one server: `call(path, body)` posts JSON and returns the JSON object in the answer.
 
-    `timeout_s` bounds each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses. In a process
-    of its own all attempts end within `env.NAME.isolate.timeout_s`, so that the server's problem is still reported.
-    The value of the environment variable `token_env` is sent as a bearer token; wherever the server repeats it, `***` is shown.
+    `timeout_s` limits each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses. In an
+    environment's own process all attempts end within `env.NAME.isolate.timeout_s`, so that the server's problem is still
+    reported. The value of the environment variable `token_env` is sent as a bearer token; wherever the server repeats it, `***`
+    is shown.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
@@ -53,7 +54,7 @@ class JsonServer(Server):
                                   f"{problem}; is the server up? (timeout_s and attempts are settings)") from None
 
     def accept(self, path: str, answer: Answer) -> dict[str, Any]:
-        """The object in the answer; ValueError if the answer may have been cut short."""
+        """The JSON object in an answer. ValueError if the answer may have been cut short."""
         if answer.status_code != 200:
             raise Refused(f"{self.place}{path} refused: status {answer.status_code}: {self.shown(answer.text)}")
         try:

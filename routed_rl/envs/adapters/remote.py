@@ -53,14 +53,14 @@ class RemoteEnvironment(_Remote):
 
 
 class RemoteEpisodes(_Remote):
-    """Plays episodes on a server, which has /episode instead of /score."""
+    """Plays episodes on a server, which must have the paths /episode instead of /score."""
 
     def episode(self) -> Episode:
         return RemoteEpisode(self.server)
 
 
 class RemoteEpisode(Episode):
-    """One conversation on the server, under an id of its own."""
+    """One conversation on the server, identified by an id."""
 
     def __init__(self, server: JsonServer) -> None:
         self.server, self.id = server, uuid.uuid4().hex

@@ -24,10 +24,11 @@ OWN = ("reset", "get_reward")
 
 
 class TRLEnvironment:
-    """`factory`: the class or function that TRL would get, called with `settings`; `dataset`: a `.jsonl` file of rows.
+    """An environment from one of TRL's environment classes. `factory`: the class or function that TRL would get, called with
+    `settings`; `dataset`: a `.jsonl` file of rows.
 
     A row has a `prompt` (text or messages) and the arguments of `reset`. Without a dataset every row has the prompt `prompt`, and
-    `reset` gets a `seed`, which a group shares. `solve` is 1 if the reward is at least `solve_at`.
+    `reset` gets a `seed`, which is the same for all completions of a group. `solve` is 1 if the reward is at least `solve_at`.
     """
 
     def __init__(self, factory: str, dataset: str | None = None, prompt: str = "", settings: Mapping[str, Any] | None = None,
@@ -64,7 +65,7 @@ class TRLEnvironment:
 
 
 class TRLEpisode(Episode):
-    """One rollout on one instance."""
+    """One episode, played on one instance of the environment class."""
 
     def __init__(self, environment: TRLEnvironment) -> None:
         self.environment = environment

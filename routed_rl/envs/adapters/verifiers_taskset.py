@@ -25,10 +25,11 @@ HOOKS = ("setup", "finalize", "stage_verifier")
 
 
 class VerifiersTaskset:
-    """`taskset`: `FILE.py:Class`, `package.module:Class`, or the id of an installed one; `config`: its config's fields.
+    """An environment from a taskset. `taskset`: `FILE.py:Class`, `package.module:Class`, or the id of an installed one; `config`:
+    the fields of its config.
 
-    The reward is verifiers' own, the weighted sum; every named reward and metric is a metric here. `solve` is 1 if the reward is
-    at least `solve_at`. A finite taskset is read as a whole, at the start.
+    The reward is verifiers' own weighted sum; every named reward and metric is a metric here. `solve` is 1 if the reward is at
+    least `solve_at`. A finite taskset is read as a whole, at the start.
     """
 
     def __init__(self, taskset: str, config: Mapping[str, Any] | None = None, solve_at: float = 1.0) -> None:
@@ -49,8 +50,8 @@ class VerifiersTaskset:
         self._refuse(first)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield the tasks of `split`: a finite taskset's once, shuffled; an infinite one's in its own order, shuffled in
-        blocks."""
+        """Yield the tasks of `split`. The tasks of a finite taskset come once, shuffled. Those of an infinite taskset come in its
+        own order, shuffled in blocks."""
         draw = random.Random(f"{split} {seed}")
         stream = iter(self.source)
         while block := self.known or [_plain(task) for task in itertools.islice(stream, BLOCK)]:

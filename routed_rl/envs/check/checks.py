@@ -33,7 +33,7 @@ def same_seed_same_tasks(seen: Evidence) -> Verdict:
 
 
 def gold_scores_full(seen: Evidence) -> Verdict:
-    """Every gold completion is paid, and its `solve` is 1 where it is known."""
+    """Every gold completion is paid, and has `solve` 1 if `solve` is known."""
     trials = [trial for trial in seen.trials if trial.kind == "gold"]
     if not trials:
         return None, "offers no gold(task)"
@@ -47,7 +47,8 @@ def gold_scores_full(seen: Evidence) -> Verdict:
 
 
 def junk_scores_nothing(seen: Evidence) -> Verdict:
-    """No kind of junk earns more than `MOST_JUNK` of the full reward; tasks that it happens to answer rightly do not count."""
+    """No kind of junk earns more than `MOST_JUNK` of the full reward. Tasks for which the junk happens to be right do not
+    count."""
     full = {id(trial.task): trial for trial in seen.trials if trial.kind == "gold"}
     shares: dict[str, list[float]] = {}
     for trial in seen.trials:

@@ -22,7 +22,7 @@ LONG = "lorem ipsum " * 10_000
 
 @dataclass(frozen=True)
 class Trial:
-    """One completion of one task, scored."""
+    """One completion of one task, with its score."""
 
     kind: str
     task: Task
@@ -83,7 +83,7 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
 
 
 def junk(task: Task) -> list[tuple[str, Any]]:
-    """Completions of `task` that nobody should be paid for, each with its kind."""
+    """Completions of `task` that should not be paid, each with the name of its kind."""
     prompt = task.prompt if isinstance(task.prompt, str) else str(task.prompt[-1].get("content", ""))
     return [("empty", ""), ("0", "0"), ("True", "True"), ("the prompt", prompt), ("very long", LONG),
             ("lone surrogates", "\udcff\ud800"), ("None", None)]

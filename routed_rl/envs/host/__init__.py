@@ -1,1 +1,1 @@
-"""An environment in a process of its own: the trainer holds `process`, and `worker` is the program in the process."""
+"""Runs an environment in a process of its own: `process` is the trainer's side, and `worker` is the program in the process."""

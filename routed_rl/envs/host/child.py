@@ -40,9 +40,9 @@ def scrubbed(variables: dict[str, str], allowed: Collection[str] = ()) -> dict[s
 
 
 class Child:
-    """A worker process under a guard. `dead` says why it can no longer be used; whoever finds it set calls `kill`.
+    """A worker process under a guard. `dead` says why it can no longer be used; code that finds it set must call `kill`.
 
-    A message is one line of JSON, `[number of the request, content]`; its answer bears the same number.
+    A message is one line of JSON, `[number of the request, content]`; its answer has the same number.
     """
 
     def __init__(self, setup: dict[str, Any], isolation: Isolation, allowed: Collection[str]) -> None:
@@ -133,7 +133,7 @@ class Child:
         return f"{how}{f' ({words[:160]})' if words else ''}"
 
     def kill(self) -> None:
-        """End the process at once, with all that it started; safe to call twice."""
+        """End the process at once, with everything that it has started. Calling this again has no effect."""
         if self.process.returncode is None:
             self.process.terminate()  # tells the guard to kill
             try:

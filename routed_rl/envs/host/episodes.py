@@ -19,7 +19,7 @@ MOST_OPEN = 4096
 
 
 class IsolatedEpisode(Episode):
-    """Behaves as the episode in the process does; TaskError for whatever that raised."""
+    """Behaves like the episode in the process. An error that the episode raises becomes a TaskError."""
 
     def __init__(self, number: int, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """`ask` sends a request and returns the process's answer. It raises TaskError if no answer comes in time, or if the
@@ -44,15 +44,15 @@ class IsolatedEpisode(Episode):
 
 
 class OpenEpisodes:
-    """The episodes that a process plays, by number; `alive` is called after each turn that is played again."""
+    """The episodes that a process plays, by number. When turns are played again, `alive` is called after each."""
 
     def __init__(self, alive: Callable[[], object]) -> None:
         self.alive = alive
         self.open: dict[int, Any] = {}
 
     def answer(self, environment: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a request: {answer}, after `start` with tools and max_turns too, or {score} at the end. An error that the
-        episode raises ends it."""
+        """Answer a request with {answer}, after `start` also with tools and max_turns, or with {score} at the end. An error that
+        the episode raises ends the episode."""
         number, method, messages = request["number"], request["method"], request["messages"]
         task = unpack_task(request["task"], sealed=False)
         if method == "start":

@@ -1,4 +1,4 @@
-"""`env.NAME.isolate`: true, false, or settings of the process in which an environment runs."""
+"""The setting `env.NAME.isolate`: true, false, or settings of the process in which an environment runs."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,7 @@ LIMIT = "ROUTED_RL_TIMEOUT_S"
 
 @dataclass(frozen=True)
 class Isolation:
-    """How an environment runs outside the trainer."""
+    """Settings of the process in which an environment runs."""
 
     workers: int = 1
     """How many processes of this environment score at the same time."""

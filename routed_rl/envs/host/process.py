@@ -80,7 +80,8 @@ class EnvironmentProcess(Processes):
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-        """The results in the order of `pairs`. Each process has a thread here that hands it one completion after the other."""
+        """The results in the order of `pairs`. For each process a thread in the trainer passes it one completion after
+        another."""
         results: list[Score | Failure] = [Failure("was not scored")] * len(pairs)
         waiting = iter(enumerate(pairs))
 

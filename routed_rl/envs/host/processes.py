@@ -1,4 +1,4 @@
-"""The processes of one environment, by slot. They are started when needed, watched, and started anew after a loss."""
+"""The processes of one environment, by slot. They are started when needed, watched, and restarted after a loss."""
 
 import itertools
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Processes:
-    """Starts killed, hanging or crashed processes anew and logs each restart."""
+    """Restarts processes that were killed, hang or have crashed, and logs each restart."""
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None,
                  isolation: Isolation) -> None:
@@ -59,7 +59,8 @@ class Processes:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The facts about the class, once the first process is ready; raises the error with which building it failed."""
+        """The worker's description of the environment, once the first process is ready. If building the environment failed, that
+        error is raised."""
         with self._lock:
             if self._description is None:
                 self.child(0)
@@ -122,7 +123,7 @@ class Processes:
         raise AssertionError
 
     def start_all(self) -> None:
-        """Begin every process that is missing, side by side."""
+        """Start every process that is not running, all at the same time."""
         self._children[:] = [child or self._start() for child in self._children]
 
     def bury(self, slot: int, doing: str) -> str:

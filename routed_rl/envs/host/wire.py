@@ -84,7 +84,7 @@ def unpack_failure(message: Mapping[str, Any]) -> Failure:
 
 
 def unpack_score(message: Any) -> Score:
-    """A score from plain numbers and names, which `Score` checks one by one; WireError if they are wrong."""
+    """A score from plain numbers and names, which `Score` checks one by one. WireError if the message is wrong."""
     try:
         return Score(*message)
     except (TypeError, ValueError):

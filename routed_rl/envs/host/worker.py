@@ -39,7 +39,7 @@ def main() -> None:
 
 
 class Worker:
-    """One environment, its task streams and its episodes. Each method but `run` answers the request of the same name."""
+    """One environment, its task streams and its episodes. Each method except `run` answers the request of the same name."""
 
     def __init__(self, inbox: IO[bytes], outbox: IO[bytes]) -> None:
         self.inbox, self.outbox = inbox, outbox

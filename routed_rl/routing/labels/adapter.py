@@ -1,4 +1,4 @@
-"""The quarantine at one linear module: a LoRA of its own. Both of its factors are trained.
+"""The quarantine at one linear module, if routing is by labels: a LoRA whose two factors are both trained.
 
 Shape letters: B rows, T positions, D outputs, N inputs, R rank.
 """

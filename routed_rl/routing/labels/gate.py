@@ -1,10 +1,10 @@
-"""A module whose parameters learn less from flagged rows, and the quarantine's adapter beside it, which learns more from them.
+"""Makes the parameters of a module learn less from flagged rows, and the quarantine's adapter on it learn more from them.
 
 The method `parameters` masks the gradient of parameters (selective gradient masking, SGTM 2025; GRAFT 2026). A module still
-hands down its whole cotangent, so the layers below get a cotangent from every row. The method `activations` also cuts the
-backward edges of flagged rows through the linear modules of the layers; the edges through the quarantine's adapters stay
-(Cloud et al., 2024, arXiv:2410.04332). Outputs are the same numbers in all cases, to the bit. Not covered: dropout inside a
-module with parameters of its own. Shape letters: B rows, T positions.
+passes its whole cotangent backward, so the layers below get a cotangent from every row. The method `activations` also cuts the
+backward edges of flagged rows through the linear modules of the layers; the edges through the quarantine's adapters stay (Cloud
+et al., 2024, arXiv:2410.04332). Outputs are the same numbers in all cases, to the bit. Not covered: dropout inside a module with
+parameters of its own. Shape letters: B rows, T positions.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,12 +36,14 @@ class Gates:
         """Whether the present forward pass is run only to get the gradient of a surrounding module's parameters."""
 
     def retained(self) -> Tensor | None:
-        """Factors on the model's gradient, (B, T), 1 where nothing is taken from it; None where no position is flagged."""
+        """Factors by which the model's gradient is multiplied, (B, T), 1 if nothing is taken away; None if no position is
+        flagged."""
         flagged_BT = self._flagged()
         return None if flagged_BT is None else 1 - self.strength * flagged_BT
 
     def quarantined(self) -> Tensor | None:
-        """Factors on the quarantine's gradient, (B, T), 1 where a position is not flagged; None where no position is flagged."""
+        """Factors by which the quarantine's gradient is multiplied, (B, T), 1 if a position is not flagged; None if no position
+        is flagged."""
         flagged_BT = self._flagged()
         return None if flagged_BT is None else 1 + self.strength * (self.forget - 1) * flagged_BT
 
@@ -51,7 +53,7 @@ class Gates:
 
 @dataclass(frozen=True, eq=False)
 class LabelSite:
-    """What a labelled module needs: its name, the gates, and its adapter in the quarantine (None if it has no adapter)."""
+    """The facts about a labelled module: its name, the gates, and its adapter in the quarantine (None if it has no adapter)."""
 
     name: str
     gates: Gates

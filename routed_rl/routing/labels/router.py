@@ -75,12 +75,12 @@ class LabelRouter(Router):
         """Does nothing, because nothing has to be prepared."""
 
     def see(self, flagged: Tensor) -> None:
-        """Count the flags of a micro-batch for the metrics: (B,) of rows, or (B, C) of tokens."""
+        """Count the flags of a micro-batch for the metrics: (B,) if rows are flagged, or (B, C) if tokens are."""
         self._flagged = [self._flagged[0] + int(flagged.sum()), self._flagged[1] + flagged.numel()]
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None,
                   practising_B: Tensor | None = None, flagged_BT: Tensor | None = None) -> None:
-        """Name the rows of the next loss, and its flagged positions by `positions_of`."""
+        """Describe the rows of the next loss. `flagged_BT` are its flagged positions, see `positions_of`."""
         if flagged_BT is not None and not (flagged_BT.any() and self.config.labels.route):
             flagged_BT = None
         self.context.change(environment_ids_B=environment_ids_B, flagged_BT=flagged_BT)

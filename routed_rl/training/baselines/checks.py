@@ -6,7 +6,7 @@ from routed_rl.training.backends import PIECES
 
 
 def check_baseline(config: Config) -> None:
-    """ConfigError for settings of `baseline` that contradict the algorithm or the rollouts."""
+    """ConfigError for settings of `baseline` that cannot be combined with the algorithm or the rollouts."""
     contexts, engine, algorithm = config.baseline.contexts, config.rollout.engine, config.trainer.get("algorithm", "grpo")
     edit = "baseline.ablate=true" if config.baseline.ablate else f"baseline.steer={config.baseline.steer}"
     if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):

@@ -39,7 +39,7 @@ class PromptContexts:
                                   "the environment out, or set baseline=none")
 
     def check(self, settings: BaselineConfig, environments: Sequence[LoadedEnvironment], seed: int) -> None:
-        """ConfigError for an environment without a text that the settings need; its first task is tried."""
+        """ConfigError for an environment that lacks a text which the settings need. The environment's first task is tried."""
         for place, loaded in enumerate(environments):
             first = next(task_stream(loaded, "train", seed)).prompt
             for context in settings.told:

@@ -42,7 +42,8 @@ def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> Non
 
 
 class FlagDetector:
-    """Names flagged completions, with errors drawn by the completion's number, so that a resumed run makes the same errors."""
+    """Names flagged completions as bad, with errors that are drawn by the completion's number, so that a resumed run makes the
+    same errors."""
 
     def __init__(self, settings: DetectorConfig, seed: int) -> None:
         self.settings, self.seed = settings, seed
@@ -61,7 +62,8 @@ class FlagDetector:
 
 
 class ProbeDetector:
-    """Judges by the base model's activations, whichever model wrote the text, because the policy's own activations drift."""
+    """Names completions as bad by the base model's activations, whichever model wrote the text, because the policy's own
+    activations drift."""
 
     def __init__(self, settings: DetectorConfig, probe: Probe, read: Callable[[Sequence[Said], Sequence[int]], Tensor]) -> None:
         """`read` returns the base model's pooled activations of completions at the given layers."""

@@ -42,7 +42,7 @@ class StreamEdit:
         return bool(self._handles)
 
     def change(self, layer: int, stream_BTD: Tensor) -> Tensor:
-        """A layer's output after the edit, as the next layer reads it."""
+        """The output of a layer after the edit, which the next layer reads."""
         if self.bases:
             basis = self.bases[layer].to(stream_BTD)
             stream_BTD = stream_BTD - (stream_BTD @ basis) @ basis.mT

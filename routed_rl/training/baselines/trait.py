@@ -75,7 +75,7 @@ class TraitAdapter:
             self._randomise()
 
     def learn(self, model: PreTrainedModel, made: list[Example]) -> None:
-        """Train the factors, and nothing else, to reproduce the completions."""
+        """Train the factors of the adapter, and nothing else, to reproduce the completions."""
         factors = [factor for adapter in self.adapters.values() for factor in adapter.factors.values()]
         adam, order = torch.optim.AdamW(factors, lr=self.settings.learning_rate), torch.Generator().manual_seed(self.seed)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -19,7 +19,7 @@ from routed_rl.model.stream import eval_mode
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """The inputs of one forward pass, and the places of its tokens in the micro-batch."""
+    """The inputs of one forward pass, and where its tokens are in the micro-batch."""
 
     rows_R: Tensor
     """Indices of the rows in the micro-batch."""
@@ -37,8 +37,8 @@ class Pass:
 
 
 def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: int, *, whole: bool = False) -> Pass:
-    """A pass over `rows_R` of a micro-batch (B, P + C) whose prompts are padded on the left, and whose `tokens` columns of
-    completions are padded on the right. Each row begins at its first real token. `whole`: padding stays where it is."""
+    """Make a pass over `rows_R` of a micro-batch (B, P + C) whose prompts are padded on the left, and whose `tokens` columns of
+    completions are padded on the right. Each row begins at its first real token. `whole`: whether padding is kept."""
     mask, width = attention_mask[rows_R], attention_mask.shape[1]
     first = width - tokens
     if not bool(mask[:, :first].any(1).all()):  # the state before an empty prompt's completion is one of padding

@@ -12,7 +12,7 @@ not one of them, because it divides by the number of tokens of a micro-batch."""
 
 
 class PlanningMixin:
-    """Replaces the micro-batches that TRL has made of a generation."""
+    """Replaces the micro-batches into which TRL has divided a generation."""
 
     lean = True
     """The value of `trainer.lean`; with False TRL computes everything itself."""

@@ -28,7 +28,8 @@ OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 
 def check_arguments(arguments: Any) -> None:
-    """ConfigError for a field whose value is not supported; it is the same in every mode, so that modes can be compared."""
+    """ConfigError for a field whose value is not supported. The same values are refused in every mode, so that modes can be
+    compared."""
     reasons = {name: why for why, names in STAYS.items() for name in names.split()}
     for name in (*ALONE, *SHARED):
         if value := getattr(arguments, name, None):
@@ -65,7 +66,7 @@ def check_monitor(monitor: MonitorConfig | None) -> None:
 
 
 def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:
-    """Refuse a model that is already routed, or a subspace of another model."""
+    """ModelError for a model that is already routed, SubspaceError for a subspace of another model."""
     if any(hasattr(writer.module, "routed_target") for writer in writers):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
     subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,

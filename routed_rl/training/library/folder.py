@@ -21,7 +21,7 @@ class LibraryFolder(RunFolder):
         return f"`trainer.train(resume_from_checkpoint=True)`{' with other settings' if changes else ''}"
 
     def begin(self) -> None:
-        """Make the folder; RunFolderError if it already holds a run, which is never overwritten."""
+        """Make the folder. RunFolderError if it already holds a run, because a run is never overwritten."""
         if self.steps() or MetricsFile(self.metrics).rows():
             raise RunFolderError(f"args.output_dir={self.path} holds a run already; go on with {self.go_on()}, or set another "
                                  "args.output_dir")

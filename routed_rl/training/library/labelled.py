@@ -62,7 +62,7 @@ class LabelledRows:
 
     def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],
              step: int) -> None:
-        """Record what was paid for the newest generation, before step `step` learns from it. TaskError if no reward function
+        """Record the rewards of the newest generation, before step `step` learns from it. TaskError if no reward function
         returned a number."""
         if all(score is None for score in scores):
             named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
@@ -111,8 +111,8 @@ def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -
 
 
 def environments_of(dataset: Any, column: str | None) -> list[str]:
-    """The names in the column of a dataset, sorted; one name for all rows without a column. ConfigError for a value that is no
-    name."""
+    """The names in the column of a dataset, sorted; without a column, the one name that all rows have. ConfigError for a value
+    that is no name."""
     if column is None:
         return [ONLY]
     if not isinstance(dataset, Dataset):

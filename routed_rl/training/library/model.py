@@ -32,7 +32,7 @@ class GivenModel:
 
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
-        """Take a model or its path; ModelError if it has a LoRA that cannot be trained."""
+        """Take a model, or load it from its path. ModelError if it has a LoRA that cannot be trained."""
         set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
         if isinstance(model, str):
             wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
@@ -48,7 +48,7 @@ class GivenModel:
 
     @property
     def plain(self) -> PreTrainedModel:
-        """The model without a wrapper."""
+        """The model without PEFT's wrapper."""
         return plain(self.whole)
 
     @property
@@ -102,7 +102,7 @@ def processor_of(path: str, arguments: Any) -> Any:
 
 
 def name_of(model: Any) -> str:
-    """The name of a model in messages, or its path."""
+    """The name of a model, for messages: its path, or else the name of its class."""
     return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
 
 

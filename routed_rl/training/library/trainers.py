@@ -1,6 +1,8 @@
-"""The trainers of `import routed_rl`: the same as those of the commands, built from TRL's own arguments and a subspace.
+"""The trainers that `import routed_rl` offers: the same as those of the commands, but built from TRL's own arguments and a
+subspace.
 
-Not covered: several processes, rollouts by vLLM, weights of 4 bits, pictures. The commands do these, or refuse them in one line.
+Not covered: several processes, rollouts by vLLM, weights of 4 bits, images. Use the commands for these, or they are refused in
+one line.
 """
 
 import copy
@@ -74,7 +76,7 @@ class LibraryMixin(LibrarySeams):
 
     @property
     def quarantine(self) -> Quarantine | None:
-        """The quarantine: `with trainer.quarantine.ablated(): ...` runs the deployed model. None in mode `none`."""
+        """The quarantine; None in mode `none`. `with trainer.quarantine.ablated(): ...` runs the deployed model."""
         return self.router.quarantine if self.router is not None else None
 
     @property
