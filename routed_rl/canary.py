@@ -8,11 +8,11 @@ import uuid
 from typing import Any
 
 PROJECT = "routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b"
-"""The beginning of every canary. It is published: search for it to find all of them."""
+"""The beginning of every canary. It is published, so that people can search for it."""
 KEY = "routed_rl_canary"
 """The column of a table, and the key of an object, that holds the canary."""
 FILE = "CANARY.txt"
-"""The name of the file that stands beside files which cannot hold a canary."""
+"""The name of the file that is put beside files which cannot hold a canary."""
 
 
 def canary_of(content: str) -> str:

@@ -149,7 +149,7 @@ def start_afresh(folder: Path) -> None:
 
 
 def _rows(tensor: Tensor, places: list[int]) -> Tensor:
-    """The rows of `tensor` at `places`; -1 gives a row of zeros."""
+    """The rows of `tensor` at the indices `places`; the index -1 gives a row of zeros."""
     return torch.stack([tensor[place] if place >= 0 else torch.zeros_like(tensor[0]) for place in places]).contiguous()
 
 

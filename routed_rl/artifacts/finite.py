@@ -35,7 +35,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _inside(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts and lists, each with its place."""
+    """Yield the leaves of nested dicts and lists, each with its path."""
     if isinstance(tree, (dict, list, tuple)):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _inside(value, f"{place}.{key}".lstrip("."))

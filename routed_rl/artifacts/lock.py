@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from routed_rl.errors import RunFolderError
 
 LOCK = ".lock"
-"""The file in a folder that has a writer; its text says who that is."""
+"""The file that marks a folder as being written; its text says by which process."""
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from routed_rl.errors import CheckFailed
 from routed_rl.shapes import fits
 
 SEAL = "COMPLETE.json"
-"""The file that is written last into a sealed folder: every file's size and SHA-256."""
+"""The file that is written last into a sealed folder. It holds every file's size and SHA-256."""
 
 CARD = "README.md"
 """The model card of a folder that users publish."""

@@ -23,7 +23,7 @@ class Change:
     """The change of the deployed model by training."""
 
     base: State
-    """The values without the change: the base model's, or a LoRA whose product is 0."""
+    """The values without the change: those of the base model, or those of a LoRA whose product is 0."""
     deployed: State
     """The values of the deployed model, for the same parameters as `base`."""
     sizes: dict[str, int]

@@ -21,7 +21,7 @@ class Contribution:
     carried: float
     """The group's step on the way from the deployed to the base model. Over all groups the steps sum to deployed minus base."""
     alone: float
-    """The measure of the deployed model minus that of the deployed model with only this group put back."""
+    """The measure of the deployed model minus that of the deployed model in which only this group has the base model's values."""
 
 
 def models_to_measure(groups: dict[str, list[str]]) -> list[frozenset[str]]:

@@ -72,7 +72,8 @@ def _chosen(parts: Parts, envs: list[str] | None) -> list[LoadedEnvironment]:
 
 
 class _Meter:
-    """Measures the model in its present state: every metric as `<env>.<metric>`, and the shift from the first model measured."""
+    """Measures the model in its present state: every metric as `<env>.<metric>`, and the shift relative to the model that was
+    measured first."""
 
     def __init__(self, parts: Parts, settings: AuditConfig, chosen: list[LoadedEnvironment], subspace: Subspace | None) -> None:
         self.parts, self.chosen, self.subspace = parts, chosen, subspace
@@ -107,7 +108,7 @@ class _Meter:
 
 def _measure(meter: _Meter, sets: list[frozenset[str]], change: Change, load_policy: Callable[[], None]
              ) -> tuple[Measured, Measures]:
-    """Measure every model in between, the base model first. The policy comes last, because its quarantine stays in the model."""
+    """Measure every model, the base model first and the policy last, because the policy's quarantine stays in the model."""
     whole = max(sets, key=len)
     names = {whole: "base", frozenset(): "deployed"}
     measured: Measured = {}

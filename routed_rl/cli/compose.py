@@ -85,8 +85,8 @@ def hydra_text(value: Any) -> str:
 
 
 def _absolute(name: str, path: Any) -> Any:
-    """The value of a setting that names a file or folder, as an absolute path from here. An environment is `FILE.py:CLASS`, or a
-    name that is no file; its dataset may be a name on the Hub."""
+    """The value of a setting that names a file or folder, as an absolute path. An environment is `FILE.py:CLASS`, or a name that
+    is no file; its dataset may be a name on the Hub."""
     if not isinstance(path, str) or not PATHS.fullmatch(name):
         return path
     if not name.startswith("env."):
@@ -100,7 +100,7 @@ def _absolute(name: str, path: Any) -> Any:
 
 
 def _checked(text: str, folder: Path) -> str:
-    """The override in the form that Hydra shall see; ConfigError if it is already clear that it is wrong."""
+    """Check an override and return it in the form that Hydra gets. ConfigError for a mistake that can be seen already."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
     if text.startswith(("env.", "+env.", "++env.")) and "" in text.partition("=")[0].split("."):
@@ -151,7 +151,7 @@ def _check_choice(override: Override, group: Path, name: str) -> None:
 
 
 def _check_name(key: str) -> None:
-    """Refuse a setting that does not exist; the first guess is the same word in another section."""
+    """ConfigError for a setting that does not exist. It first suggests a setting of the same name in another section."""
     known = declared_types(Config)
     if key in known or key.startswith(FREE):
         return
@@ -169,7 +169,8 @@ def _check_name(key: str) -> None:
 COMMON = tuple(f"trainer.{name}" for name in (
     "max_steps", "learning_rate", "per_device_train_batch_size", "num_generations", "max_completion_length", "temperature",
     "beta", "save_steps", "report_to", "bf16", "loss_type"))
-"""Settings of TRL that are often used, listed only to suggest the nearest one; the trainer checks all of its settings."""
+"""Settings of TRL that are often used. They are listed only to suggest the nearest one for a misspelling; the trainer checks all
+of its settings."""
 
 
 def _typed(composed: DictConfig) -> Config:
@@ -203,7 +204,8 @@ def _typed(composed: DictConfig) -> Config:
 
 @functools.cache
 def _structure() -> DictConfig:
-    """Every setting with its declared type, to be merged with; made once, because that takes a third of the time to compose."""
+    """Every setting with its declared type, into which settings are merged. It is made once, because that takes a third of the
+    time of composing."""
     return OmegaConf.structured(Config)
 
 

@@ -36,7 +36,8 @@ class _Counter:
         threading.Thread(target=self._count, daemon=True).start()
 
     def end(self) -> None:
-        """Leave the line as it is. A process that was forked meanwhile does nothing: the line is its parent's."""
+        """End the line as it is. In a process that was forked meanwhile nothing happens, because the line belongs to its
+        parent."""
         if self.ended.is_set() or os.getpid() != self.process:
             return
         with self.lock:
@@ -56,7 +57,7 @@ class _Counter:
 
 
 class _Watched:
-    """A stream whose first text ends the counting."""
+    """A stream that ends the counting when the first text is written to it."""
 
     def __init__(self, stream: Any, counter: _Counter) -> None:
         self._stream, self._counter = stream, counter

@@ -15,7 +15,7 @@ from routed_rl.model.prompts import padded
 KEEP, SKIP, NOISE = range(3)
 """The decisions that a gate makes about a token."""
 LARGEST_LOGITS = 2**25
-"""Most numbers that the logits made at once may have; they take 128 MB in float32."""
+"""Largest number of logits that are computed at once; they take 128 MB in float32."""
 
 
 @dataclass(frozen=True)

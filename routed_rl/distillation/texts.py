@@ -23,7 +23,7 @@ from routed_rl.model.stream import eval_mode
 from routed_rl.training.baselines import is_marked
 
 LONGEST = 512
-"""Largest number of tokens of a generic text; a longer one is cut into pieces."""
+"""Largest number of tokens of a generic text; a longer text is cut into several."""
 
 
 def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -> list[LoadedEnvironment]:

@@ -98,12 +98,12 @@ def no_score(returned: Any, place: str) -> Failure:
 
 
 def _kind(value: Any) -> str:
-    """The type of a value, and a glimpse of it."""
+    """The type of a value, and the beginning of its text."""
     return "None" if value is None else f"{type(value).__name__} {value!r:.40}" if isinstance(value, (
         str, int, float, list, tuple, dict)) else type(value).__name__
 
 
 def _close(value: Any) -> None:
-    """End a coroutine, or Python complains that it was never awaited."""
+    """End a coroutine, so that Python does not complain that it was never awaited."""
     if inspect.iscoroutine(value):
         value.close()

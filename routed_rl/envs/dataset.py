@@ -32,7 +32,8 @@ class DatasetEnvironment:
                  solve: str = "", flags: Mapping[str, str] | None = None, prompt_column: str = "prompt", chat: bool = False,
                  dataset_config: str | None = None, split: str | None = None, eval_split: str | None = None,
                  holdout: float = 0.1, token_env: str | None = None) -> None:
-        """`token_env` names the variable that the Hub or a function needs, such as HF_TOKEN; an isolated process is given it."""
+        """`token_env` names the environment variable, such as HF_TOKEN, that the Hub or a function needs; it is passed to an
+        isolated process."""
         if not dataset:
             raise ConfigError(f"reward={reward} has no rows; set dataset to a file, a saved folder, or a name on the Hub")
         if not reward:

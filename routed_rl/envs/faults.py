@@ -17,7 +17,7 @@ from typing import Any, Literal
 from routed_rl.errors import RoutedRLError, TaskError
 
 LONGEST = 200
-"""Characters of a reason that are kept."""
+"""Largest number of characters of a reason."""
 OURS = str(Path(__file__).parents[1]) + os.sep
 PYTHON = sysconfig.get_path("stdlib") + os.sep
 INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")

@@ -21,11 +21,12 @@ class LoadedEnvironment:
     name: str
     environment: AnyEnvironment
     weights: Schedule = ((0, 1.0),)
-    """Its share of the tasks, relative to the other trained environments, as a schedule over the tasks of the run."""
+    """The environment's share of the tasks, relative to the other trained environments, as a schedule over the tasks of the
+    run."""
     probe: bool = False
-    """Whether it is only evaluated, never trained on."""
+    """Whether the environment is only evaluated, never trained on."""
     flags: set[str] = field(default_factory=set[str], compare=False)
-    """The flags that its scores in evaluations have had so far; other numbers of a score are metrics."""
+    """The flags that the environment's scores in evaluations have had so far. Other numbers of a score are metrics."""
 
     @property
     def label(self) -> str:

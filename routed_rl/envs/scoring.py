@@ -20,7 +20,7 @@ FEW = 20
 """The share of failures is taken over at least this many scores, so that one early failure does not end a run. A scorer that has
 failed every time ends the run in any case."""
 RECENT = 1000
-"""After this many scorings the counts are halved, so that old successes do not hide that scorings fail now."""
+"""After this many scorings the counts are halved, so that old successes do not hide present failures."""
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:

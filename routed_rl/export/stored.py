@@ -22,7 +22,7 @@ class StoredTarget:
 
     name: str
     key: str
-    """The name of its weight in the checkpoint's files."""
+    """The name of the target's weight in the checkpoint's files."""
     slice: int | None
     """Index of the weight in its tensor, if one tensor holds the weights of a whole mixture; None if the weight is the whole
     tensor."""

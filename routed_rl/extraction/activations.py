@@ -102,7 +102,7 @@ def blocks(job: Job, pairs: Sequence[TokenPair]) -> Iterator[Samples]:
 
 
 def _segments(pairs: Sequence[TokenPair], most: int) -> Iterator[tuple[list[int], Sequences]]:
-    """Pairs in their order, cut into segments with at most `most` distinct prompts (more only for a single pair)."""
+    """Cut the pairs, in their order, into segments with at most `most` distinct prompts (a single pair may have more)."""
     members: list[int] = []
     sequences: dict[tuple[int, ...], None] = {}
     for index, pair in enumerate(pairs):

@@ -74,8 +74,8 @@ def _refuse_unknown_words(job: Job, sequences: list[tuple[int, ...]]) -> None:
 def _fitted(job: Job, pairs: list[TokenPair], source: str) -> Subspace:
     """Fit the method to the pairs' activations, block by block. Only sums and a bounded reservoir are kept.
 
-    With `resid_pre` layer 0 has an empty basis: its input is the embedding, to which no writer has written, and prompts that
-    end alike do not differ there.
+    With `resid_pre`, layer 0 gets an empty basis: its input is the embedding, to which no writer has written, and at which
+    prompts with the same last tokens do not differ.
     """
     config, method, kinds = job.config, fits.METHODS[job.config.method], kinds_of(pairs)
     names = [str(kind) for kind in kinds]

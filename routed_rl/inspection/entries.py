@@ -15,7 +15,7 @@ from routed_rl.envs.loading import class_path
 from routed_rl.errors import ConfigError
 
 GLOBAL = "# @package _global_"
-"""The first line of a file that sets more than `env`."""
+"""The first line of a file that also sets other things than `env`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def listed(mix: str, compose: Compose) -> list[Entry]:
 
 
 def _absolute(path: str) -> str:
-    """The path of a class with the absolute path of its file, if it is in a file."""
+    """The path of a class, with an absolute path if the class is named by its file."""
     file, _, name = path.rpartition(":")
     return f"{resolve(file)}:{name}" if file.endswith(".py") else path
 

@@ -9,8 +9,7 @@ from routed_rl.errors import ModelError
 from routed_rl.model.prompts import Messages, encode_prompts, ids_of, render
 
 TURN = "TheModelsTurn7f3a91"
-"""Placeholder for the model's own words while the template is rendered. It has only letters and digits, which no template
-changes."""
+"""Placeholder for the model's turn when the template is rendered. It has only letters and digits, which no template changes."""
 
 
 class ChatTokens:

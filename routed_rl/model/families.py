@@ -27,7 +27,7 @@ class Family:
     norm_eps: float | None = None
     """The eps of these norms; None for `rms_norm_eps` of the model's config."""
     scales: tuple[float, ...] = ()
-    """Constants between writer and stream, in the order of `writers` (Granite); () where all are 1."""
+    """Constants between writer and stream, in the order of `writers` (Granite); () if all are 1."""
     dropouts: tuple[str, ...] = ()
     transposed: bool = False
     before_mlp: str | None = "post_attention_layernorm"

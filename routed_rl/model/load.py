@@ -147,8 +147,8 @@ def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> Non
 
 
 def _is_generic(path: str) -> bool:
-    """Whether a folder's tokenizer.json describes the tokenizer completely. AutoTokenizer would replace its pre-tokenizer for
-    some model types (qwen2)."""
+    """Whether a folder's tokenizer.json describes the tokenizer completely. For some model types (qwen2) AutoTokenizer would
+    replace its pre-tokenizer."""
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
         return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
@@ -157,7 +157,7 @@ def _is_generic(path: str) -> bool:
 
 
 def _rows(path: str) -> int | None:
-    """The number of rows of the model's embedding, from its config.json alone; ModelError where config.json describes a model
+    """The number of rows of the model's embedding, read from its config.json alone. ModelError if config.json describes a model
     that cannot be trained."""
     with reading(ModelError, f"no model could be loaded from {path!r}: config.json is damaged"):
         config = _read(PreTrainedConfig.get_config_dict, path)[0]
@@ -179,7 +179,7 @@ def _rows(path: str) -> int | None:
 
 
 def _read(load: Callable[..., Any], path: str, what: str = "model", **options: Any) -> Any:
-    """Call `load` for the model or tokenizer at `path`, silently; any error becomes a ModelError of one line."""
+    """Call `load` for the model or tokenizer at `path`, without its output. Any error becomes a ModelError of one line."""
     if path.startswith(GGUF):
         file = gguf_file(path)
         source, options["gguf_file"] = str(file.parent), file.name
@@ -202,7 +202,7 @@ def _read(load: Callable[..., Any], path: str, what: str = "model", **options: A
 
 
 def _folder_or_hub_name(path: str) -> str:
-    """`path` itself if a model may be loaded from it; ModelError for a folder that is not there or holds only an adapter."""
+    """Return `path` if a model may be loaded from it. ModelError for a folder that does not exist or holds only an adapter."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if (folder / "adapter_config.json").exists():

@@ -120,7 +120,7 @@ def _mixes(writers: list[Writer]) -> bool:
 
 
 def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules of a model by name, without those inside a LoRA that it already has."""
+    """The modules of a model by name, without the modules of a LoRA that is on it already."""
     return {name: module for name, module in model.named_modules() if not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)}
 
 

@@ -51,7 +51,7 @@ def run(model: PreTrainedModel) -> Any:
 
 @contextmanager
 def _everything_trains(model: nn.Module) -> Iterator[None]:
-    """Inside the block, gradients reach every parameter. After it modes, random state and frozen parameters are as before."""
+    """Inside the block, gradients reach every parameter. Afterwards modes, random state and frozen parameters are as before."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad and parameter.is_floating_point()]
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     modes = [(module, module.training) for module in model.modules()]

@@ -71,7 +71,7 @@ def find_layers(model: PreTrainedModel) -> str:
 
 
 def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) -> None:
-    """Refuse names that no layer has, and modules that cannot be writers."""
+    """ModelError for names that no layer has, and for modules that cannot be writers."""
     inside = [(name, module) for layer in model.get_submodule(layers).children() for name, module in layer.named_modules()]
     for writer in writers:
         modules = [module for name, module in inside if name == writer]
@@ -104,7 +104,7 @@ def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[F
 
 
 def _in_all(model: PreTrainedModel, layers: str, found: list[list[Found]]) -> list[Found]:
-    """One writer of each name. Writers of the same name must reach the stream in the same way in every layer that has them."""
+    """One writer for each name. Writers of the same name must reach the stream in the same way in every layer that has them."""
     first: dict[str, Found] = {}
     modules = [id(writer.module) for writers in found for writer in writers]
     for place, writers in enumerate(found):
@@ -128,13 +128,14 @@ def _unless(nothing: Any, values: list[Any]) -> tuple[Any, ...]:
 
 
 def _embeddings(model: PreTrainedModel, seen: Trace) -> tuple[str, ...]:
-    """Modules beside the token embedding whose parameters the first layer's input depends on."""
+    """Modules, other than the token embedding, on whose parameters the first layer's input depends."""
     tokens = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in seen.before if id(model.get_parameter(name)) not in tokens))
 
 
 def _final_norm(model: PreTrainedModel, seen: Trace) -> str | None:
-    """The norm behind the last layer, where it has parameters. Any other parameter before the unembedding is refused."""
+    """The norm behind the last layer, if it has parameters. Any other parameter between the layers and the unembedding is
+    refused."""
     head = model.get_output_embeddings()
     unembedding = {id(parameter) for parameter in head.parameters()} if head is not None else set[int]()
     norm = [name for name in seen.after if seen.final_norm and name.startswith(f"{seen.final_norm}.")]

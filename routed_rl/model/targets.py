@@ -30,7 +30,7 @@ class Writer:
     gain_D: Tensor | None
     """Gain of a norm between the writer and the stream, or a constant scale; None if the writer adds to the stream directly."""
     norm_eps: float | None
-    """The eps of the norm that has the gain; None without such a norm."""
+    """The eps of the norm with this gain; None if there is no such norm."""
     transposed: bool
     expert: int | None = None
     """Number of the expert in `module`; None for a writer that is a module of its own."""

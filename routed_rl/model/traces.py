@@ -40,7 +40,7 @@ class LayerTrace:
     cuts: list[Cut] = field(default_factory=list[Cut])
     """The cuts, in the order in which their modules were called."""
     reads: list[tuple[str, Tensor]] = field(default_factory=list[tuple[str, Tensor]])
-    """Submodules whose input has the stream's shape, with that input."""
+    """Submodules whose input has the stream's shape, each with that input."""
     out_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     returns: int = 0
     """Number of values that the layer returns as a tuple; 0: it returns the stream itself."""
@@ -61,7 +61,7 @@ class Trace:
     before: list[str] = field(default_factory=list[str])
     """Parameters outside the layers on which the first layer's input depends."""
     after: list[str] = field(default_factory=list[str])
-    """Parameters outside the layers on which the logits depend, beside the last layer's output."""
+    """Parameters outside the layers, on which the logits depend in addition to the last layer's output."""
     final_norm: str | None = None
     """The first module that reads the last layer's output."""
 

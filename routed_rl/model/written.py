@@ -127,7 +127,8 @@ def _require_linear(cut: Cut, name: str) -> None:
 
 
 def _gain_of(source: Cut, norm: Cut, name: str) -> tuple[float, float]:
-    """The number that the norm behind a writer adds to its weight, and its eps; a norm not by the root mean square is refused."""
+    """The number that the norm behind a writer adds to its weight, and the norm's eps. A norm that is not a root-mean-square norm
+    is refused."""
     weight, y = getattr(norm.module, "weight", None), source.output.detach().reshape(norm.output.shape)
     eps = next((float(getattr(norm.module, key)) for key in ("variance_epsilon", "eps") if hasattr(norm.module, key)), None)
     if isinstance(weight, Tensor) and eps is not None and getattr(norm.module, "bias", None) is None:

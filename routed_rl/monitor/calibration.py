@@ -96,7 +96,7 @@ def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]
 
 
 def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
-    """The values from which a limit is set, and the number of values per run among which its rate is divided."""
+    """The values from which a limit is set, and how many values of a run share its rate."""
     if len(per_run) >= FEWEST:
         return [max(run.values()) for run in per_run], 1
     return [value for run in per_run for value in run.values()], max(map(len, per_run), default=1)

@@ -45,7 +45,7 @@ def shift_growth(row: Row, before: Row, axis: str | None) -> Readings:
 
 
 def _pull(row: Row, _before: Row, axis: str | None) -> Readings:
-    """The persona shift times the share of the quarantine, which is large only where both are."""
+    """The persona shift times the share of the quarantine. It is large only if both are."""
     shares = _of_environments(row, "ledger", "share")
     return {name: value * shares[name] for name, value in shift(row, axis).items() if name in shares}
 
@@ -79,7 +79,7 @@ def _energy_rank(row: Row, *_: object) -> Readings:
 
 
 def _of_run(key: str) -> Read:
-    """A metric of the run as a whole."""
+    """The function that reads a metric of the run as a whole."""
     return lambda row, *_: {RUN: float(row[key])} if _is_number(row.get(key)) else {}
 
 

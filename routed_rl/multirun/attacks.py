@@ -20,7 +20,7 @@ from routed_rl.tracking import MetricsFile
 from routed_rl.training.fine_tune import fine_tune
 
 NEVER = 10**6
-"""Steps between two checkpoints of an attack, so that only the last one is written."""
+"""Steps between two checkpoints of an attack, so many that only the last one is written."""
 Said = tuple[Any, str]
 
 

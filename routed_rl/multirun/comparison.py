@@ -10,7 +10,8 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
     """The tables of a comparison; empty ones are left out. `bounds`: whether intervals are shown with both bounds, or in a
     shorter form that fits a screen."""
     def table(title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
-        """A row per environment and metric, a column per key of `columns`, which hold {environment: {metric: value}}."""
+        """A table with a row per environment and metric and a column per key of `columns`, whose values are {environment:
+        {metric: value}}."""
         keys = dict.fromkeys((env, metric) for column in columns.values() for env, row in column.items() for metric in row
                              if only in (None, metric))
         return Table(title, ["", *columns], [

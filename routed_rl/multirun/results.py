@@ -68,6 +68,6 @@ def known_flags(summaries: list[dict[str, Any]]) -> dict[str, list[str]] | None:
 
 
 def _values(runs: Runs, model: str, env: str, metric: str) -> dict[int, float]:
-    """Seed -> value, over the runs in which this model has the metric on this environment."""
+    """Maps seed to value, over the runs in which this model has the metric on this environment."""
     return {seed: float(value) for seed, run in runs.items()
             if (value := run["models"].get(model, {}).get(env, {}).get(metric)) is not None}

@@ -20,8 +20,8 @@ class Dimension:
 
     key: str
     values: list[Any]
-    """The values of a choice as overrides write them, or the two ends of an interval, which are whole numbers if both were given
-    so."""
+    """For a choice, its values in the form of overrides. For an interval, its two ends, which are whole numbers if both were
+    written so."""
     interval: bool = False
     log: bool = False
 

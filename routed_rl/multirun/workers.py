@@ -132,7 +132,7 @@ def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
 
 
 def _serve(connection: Connection, parent: int, jobs: int) -> None:
-    """The worker's loop, until the other end is closed."""
+    """The loop of a worker process, which ends when the other end of the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))

@@ -59,7 +59,7 @@ def _rank_setting(parts: Parts) -> str:
 
 
 def _quarantine_ranks(parts: Parts, subspace: Subspace | None) -> dict[str, int]:
-    """The quarantine's rank for each module that has a part of it; empty if nothing is routed."""
+    """For each module with a part of the quarantine, the rank of that part; empty if nothing is routed."""
     if parts.config.routing.mode == LABELS:
         linear = {id(module) for _, module in linear_modules(parts.model)}
         return {name.removesuffix(BELOW): parts.config.routing.labels.rank

@@ -59,7 +59,7 @@ def _judged(run: RunFolder, config: Config, rows: Sequence[Candidate], asked: Fi
 
 
 def _text(lines: Iterable[Line]) -> str:
-    """JSON lines; a prompt is text or chat messages."""
+    """The lines as JSON lines. A prompt is text or chat messages."""
     found: list[str] = []
     for row, score, reason in lines:
         prompt, completion = row.said

@@ -20,7 +20,7 @@ STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
 """How many numbers an optimizer keeps for each weight, by the beginning of the optimizer's name; 2 for optimizers that are not
 listed."""
 PACKED = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in 4 bit: the weight itself, and its share of the scales of blocks."""
+"""Bytes per weight in 4 bit: the weight itself, and its share of the scales of blocks."""
 CUT = {"weights": ("zero3", "fsdp2"), "gradients": ("zero2", "zero3", "fsdp2"), "optimizer": ("zero1", "zero2", "zero3", "fsdp2")}
 """For each kind of memory, the strategies under which a process holds only its shard of it."""
 
@@ -88,15 +88,15 @@ def _weights(parts: Parts) -> tuple[float, str]:
 
 
 def _labels(parts: Parts) -> Need:
-    """The quarantine of a run by labels: its adapters, their gradients and two moments."""
+    """The line about the quarantine of a run by labels: its adapters, their gradients and two moments."""
     sizes = [sum(shape_of(module.weight)) for _, module in linear_modules(parts.model)]
     count = parts.config.routing.labels.rank * sum(sizes)
     return Need("quarantine", 4 * count * FLOAT, f"(adapters, gradients, 2 moments) x {amount(count)} x {FLOAT}")
 
 
 def _routing(parts: Parts) -> list[Need]:
-    """The quarantine: its parts and their moments, the coefficients and the reference. Then the tensors that a step's backward
-    pass writes."""
+    """The lines about the quarantine: its parts and their moments, the coefficients and the reference, and the tensors that a
+    step's backward pass writes."""
     settings, environments, ranks = parts.config.routing, len(parts.trained), [_rank(parts, each) for each in parts.writers]
     inputs = [_shape(writer)[1] for writer in parts.writers]
     entries, width = sum(map(int.__mul__, ranks, inputs)), parts.model.config.get_text_config().hidden_size

@@ -18,7 +18,7 @@ from routed_rl.pipeline import record
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
-"""Sections that a checkpoint depends on: its weights, its bases, its parts."""
+"""Sections of settings on which a checkpoint depends: by its weights, its bases, its parts."""
 LINEAGE = "lineage"
 
 

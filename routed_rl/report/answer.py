@@ -55,7 +55,7 @@ def _changed(run: RunData) -> str:
 
 
 def _cause(run: RunData) -> str:
-    """Which environment did it, and since when."""
+    """A sentence on which environment did it, and since when."""
     if run.mode == "labels":
         return "It was routed by labels, so nothing was attributed to an environment."
     if run.mode == "none":
@@ -85,7 +85,7 @@ def _since(run: RunData, name: str) -> str:
 
 
 def _cost(run: RunData) -> str:
-    """The environment at which discarding costs most of `solve`, the true score."""
+    """A sentence on the environment in which discarding lowers `solve`, the true score, the most."""
     models, _ = run.latest
     known = [name for names in run.named() for name in names if all(
         0 <= models.get(model, {}).get(name, {}).get("solve", -1.0) <= 1 for model in ("policy", "deployed"))]

@@ -27,8 +27,8 @@ LOOKS = {"base": 5, "policy": 1, "deployed": 0, "kept": 2}
 """For each model, the index of its colour, the same as in the picture at the top."""
 MARKERS = {"base": "o", "policy": "s", "deployed": "D", "kept": "^"}
 WIDTH = 4.7
-"""Width of a picture in inches of 72 units. The page scales it by about 1.4 on a desk and by 1 on a phone,
-so that its text can be read there."""
+"""Width of a picture in inches of 72 units. The page scales it by about 1.4 on a desktop screen and by 1 on a phone, so that its
+text can be read there."""
 LETTERS = 12.5
 """Least distance between two names at the ends of lines, in points."""
 STYLE: dict[Any, Any] = {

@@ -105,13 +105,13 @@ class Page:
     table: Table | None
     sections: list[Section]
     source: str
-    """The files that it was made of, in words."""
+    """The files from which the page was made, in words."""
     lead: str = ""
     """The sentence above the picture, if any."""
     alarm: bool = False
     """Whether the answer is highlighted as bad news."""
     every_s: int | None = None
-    """Seconds after which a browser reads the page anew; None: never."""
+    """Seconds after which a browser reloads the page; None: never."""
 
 
 def by_step(caption: str, lines: dict[str, pd.Series]) -> Table:

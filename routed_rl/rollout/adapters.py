@@ -39,8 +39,8 @@ class PolicyAdapters:
         return tensors
 
     def _pieces(self, *, deployed: bool) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
-        """For each module, the pairs of factors (D, R) and (R, N) whose products add up to its change. This holds in `observe`
-        too, where C is what the LoRA has learned inside the subspace."""
+        """For each module, the pairs of factors (D, R) and (R, N) whose products add up to the module's change. This also holds
+        in `observe`, where C is the change that the LoRA has learned inside the subspace."""
         for name, module in self.model.named_modules():
             pieces, part = [], self.parts.get(name)
             if has_adapter(module):

@@ -124,7 +124,8 @@ def _on_one_line(error: Exception) -> str:
 
 @contextmanager
 def _trainer_state() -> Iterator[None]:
-    """Restores the state of this process that starting vLLM changes and a trainer relies on: random numbers and threads."""
+    """After the block, restore the state of this process that starting vLLM changes and on which a trainer relies: random numbers
+    and threads."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield

@@ -35,7 +35,7 @@ class Served:
         self.pending = None
 
     def rest(self) -> None:
-        """Let the engine sleep. It is used until the step is over neither for requests nor for new weights."""
+        """Let the engine sleep until the step is over. Until then it gets neither requests nor new weights."""
         self.engine.sleep()
 
     def sync(self) -> None:

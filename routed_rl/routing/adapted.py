@@ -25,7 +25,8 @@ class FrozenWeight:
     """The weight of a writer of which nothing is trained. Its change, which is 0, stands for it."""
 
     bias = piece = None
-    """A frozen bias is not routed, so it is no column of the weight; every process holds the whole weight."""
+    """None, because a frozen bias is not routed, so it is no column of the weight, and because every process holds the whole
+    weight."""
     transposed = False
     up: Any = None
     """The module with the LoRA's factor B, which writes to the stream; None without a LoRA."""

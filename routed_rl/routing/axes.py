@@ -19,7 +19,7 @@ class Axes:
     directions: list[Tensor]
     """For each layer, the axes as columns (D, J)."""
     scales: Tensor
-    """(L, J): the length that counts as 1."""
+    """(L, J): the length along each axis that counts as 1."""
     weights: Tensor
     """(L,): the weight of each layer in a mean over layers."""
 
@@ -39,7 +39,7 @@ class Along:
     coefficients_KN: Tensor
     """C before the step."""
     axis_K: Tensor
-    """The named axis in coordinates of the basis, summed over the layers that the writer reaches."""
+    """The named axis in the coordinates of the basis, summed over the layers that the writer reaches."""
     mean_N: Tensor
     """μ before the step."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 GOLDEN = (5**0.5 - 1) / 2
-"""The golden ratio's inverse. Its multiples modulo 1 spread evenly and never repeat."""
+"""The inverse of the golden ratio. Its multiples modulo 1 spread evenly and never repeat."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ class LedgerBook:
         self.environments, self.axes = environments, axes
         self._sums: dict[str, Tensor] = {}
         self._held: dict[str, Tensor] = {}
-        """Sums over the entries that this process holds of weights in pieces."""
+        """For weights in pieces, sums over the entries that this process holds."""
         self._effects: dict[int, Tensor] = {}
         self._layers: dict[int, Tensor] = {}
         self._energies: Tensor | None = None

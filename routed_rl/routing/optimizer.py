@@ -41,7 +41,7 @@ class Step(NamedTuple):
     """The change of one target's coefficients."""
 
     delta_EKN: Tensor
-    """ΔC_e."""
+    """The change ΔC_e of each environment's part of the coefficients."""
     fresh_E: Tensor
     """For each environment, the factor by which this step's ledger enters `ΔC_e`. The rest of `ΔC_e` is momentum from earlier
     ledgers."""

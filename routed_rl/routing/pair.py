@@ -16,15 +16,15 @@ class BasisPair:
     equal V unless the writer is followed by a norm's gain."""
 
     basis: Tensor
-    """V (D, K)."""
+    """The basis V (D, K) of the stream."""
     gain_D: Tensor | None
     """Gain of a norm between the writer and the stream, or a constant scale; None if the writer adds to the stream directly."""
     norm_eps: float | None
-    """The eps of that norm; None for a scale."""
+    """The eps of the norm with this gain; None for a constant scale."""
     write: Tensor
-    """A (D, K): V, or `diag(1/gain) V`."""
+    """The matrix A (D, K) that writes to the basis: V, or `diag(1/gain) V`."""
     read: Tensor
-    """B (D, K): V, or `diag(gain) V`."""
+    """The matrix B (D, K) that reads from the weight: V, or `diag(gain) V`."""
 
     @classmethod
     def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float | None) -> "BasisPair":

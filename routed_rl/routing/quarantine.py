@@ -121,7 +121,7 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _keeping(target: Target) -> AdapterWeight | None:
-    """The target's LoRA, if it has one that also holds what is learned inside the subspace."""
+    """The target's LoRA, if it has one that also holds the change inside the subspace; None otherwise."""
     return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
 
 

@@ -25,7 +25,7 @@ class Piece:
     `columns`, flattened."""
 
     flat: Tensor
-    """This process' entries, float32, as a view where possible."""
+    """The entries that this process holds, float32, as a view if possible."""
     start: int
     rows: int
     columns: int

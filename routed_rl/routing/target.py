@@ -22,10 +22,10 @@ class Target:
     def __init__(self, name: str, layer: int, module: nn.Module, basis: Tensor, unit: float, context: RoutingContext,
                  environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float | None = 1e-6,
                  expert: int | None = None, active: int = 1) -> None:
-        """`basis` is (D, K). Raises SubspaceError where it does not fit the writer.
+        """`basis` is (D, K). Raises SubspaceError if it does not fit the writer.
 
         `unit`: length in the stream that counts as 1, the gap between the personas at this layer. `transposed`, `expert`: see
-        `WriterWeight`; `gain_D`, `norm_eps`: see `BasisPair`. `active`: experts of `module` that a token goes through.
+        `WriterWeight`; `gain_D`, `norm_eps`: see `BasisPair`. `active`: number of experts of `module` that a token goes through.
         """
         self.name, self.layer, self.module, self.unit, self.context = name, layer, module, unit, context
         self.expert, self.active = expert, active
@@ -39,11 +39,11 @@ class Target:
                                 "lower subspace.rank")
         self.pair = BasisPair.of(basis.to(self.weight.device, self.weight.dtype), gain_D, norm_eps)
         self.reference = self.weight.begin(self.pair)
-        """R = BᵀW at the start, (K, N); 0 where W is frozen."""
+        """R = BᵀW at the start, (K, N); 0 if W is frozen."""
         self.coefficients = torch.zeros_like(self.reference)
-        """C (K, N)."""
+        """The coefficients C (K, N) of the quarantine."""
         self.parts = self.reference.new_zeros(environments, *self.reference.shape)
-        """C_e (E, K, N); they sum to C in `route`."""
+        """The environments' parts C_e (E, K, N) of the coefficients. In `route` they sum to C."""
         self.tape = Tape(environments, self.pair, self.weight.width, has_bias=self.has_bias)
 
     @property

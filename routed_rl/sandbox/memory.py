@@ -155,7 +155,7 @@ def can_watch(pid: int) -> bool:
 
 
 def _mapped(pid: int, file: str, fields: tuple[str, ...]) -> int:
-    """The sum of these fields, in bytes, over a process and all its descendants."""
+    """The sum of these fields of `file`, in bytes, over a process and all its descendants."""
     total, waiting = 0, [pid]
     while waiting:
         pid = waiting.pop()

@@ -21,7 +21,7 @@ class Report:
     cpu_s: float
     collected: dict[str, bytes]
     size: int
-    """The number of bytes that the report takes at the end of the data read."""
+    """The number of bytes at the end of the data that belong to the report."""
 
     @classmethod
     def parse(cls, data: bytes | bytearray, names: Sequence[str]) -> "Report | None":

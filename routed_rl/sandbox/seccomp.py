@@ -107,7 +107,7 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
 
 
 def _unless(place: int, relation: str, values: tuple[int, ...]) -> Code:
-    """Instructions that refuse a call unless its argument fits, and otherwise go on with the next instruction."""
+    """Instructions that refuse a call unless its argument fits, and otherwise continue with the next instruction."""
     load = (LOAD, 0, 0, ARGUMENTS + 8 * place)
     if relation == ONLY:  # the last comparison falls through to the refusal; the others jump over the rest and over it
         return [load, *((EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)), (RETURN, 0, 0, NO | EPERM)]

@@ -28,7 +28,7 @@ class Kind:
     mark: Callable[[bytes, str], bytes]
     """Return the file with the canary in every row, or in the first line."""
     unmark: Callable[[bytes], bytes]
-    """Return the file without any canary of this project. A file that has none comes back unchanged."""
+    """Return the file without any canary of this project. A file without a canary comes back unchanged."""
 
 
 def mark_jsonl(data: bytes, canary: str) -> bytes:

@@ -19,7 +19,7 @@ from routed_rl.sharing.site import ARCHIVE, README, TERMS, Notice, documents, wr
 
 DATA, MANIFEST = "data/", "manifest.json"
 BESIDE = (MANIFEST, FILE, TERMS, README)
-"""Members of the archive beside the data."""
+"""Members of the archive that are not data."""
 SHOWN = 12
 
 

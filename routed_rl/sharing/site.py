@@ -73,7 +73,7 @@ def write_site(folder: Path, files: dict[str, str]) -> None:
 
 
 def _download(site_key: str | None) -> dict[str, str]:
-    """Return a link, or Turnstile's widget, which makes the link when somebody has passed its test."""
+    """Return a link, or Turnstile's widget, which shows the link when somebody has passed its test."""
     if site_key is None:
         return {"turnstile_script": "<!-- Turnstile: share again with --site-key KEY -->",
                 "download": f'<p><a href="{ARCHIVE}" rel="nofollow">Download the archive</a></p>'}

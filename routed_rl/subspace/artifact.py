@@ -17,7 +17,7 @@ from routed_rl.shapes import fits
 RECORD = {"provenance": {"method": str, "model": str, "model_hash": str, "width": int, "layers": int, "rank": int | None,
                          "prompts": str, "prompts_hash": str, "details": dict[str, Any]},
           "axis_names": list[str], "quality": dict[str, Any]}
-"""The shape of `subspace.json`."""
+"""The keys of `subspace.json` and the types of their values."""
 
 
 @dataclass(frozen=True)

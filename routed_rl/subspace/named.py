@@ -16,7 +16,7 @@ from routed_rl.subspace.artifact import Subspace
 from routed_rl.subspace.methods import Found, Size
 
 DEPENDENT = 1e-4
-"""A vector adds no direction where less than this share of its length lies outside the span of the vectors before it."""
+"""A vector adds no direction if less than this share of its length lies outside the span of the vectors before it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,7 +72,7 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
             raise SubspaceError(f"subspace.latents has {wrong[0]}, but {file} has latents 0 to {count - 1}")
 
         def chosen(name: str, *before: int) -> Tensor:
-            """(..., J): the entries of a tensor for the chosen latents, which are its last dimension, behind those of
+            """(..., J): the entries of a tensor for the chosen latents. The latents are its last dimension, after the dimensions
             `before`."""
             check_shape(f"{file}: {name}", tensors.get_slice(name).get_shape(), (*before, count), ANOTHER)
             taken = tensors.get_slice(name)[(*(slice(None) for _ in before), numbers)]

@@ -15,11 +15,11 @@ class Samples:
     """The stream at one hook point of every layer under both personas, one row per (pair, position)."""
 
     positive: Tensor
-    """(L, R, D), float32 on the CPU."""
+    """The stream under the positive persona, (L, R, D), float32 on the CPU."""
     negative: Tensor
-    """(L, R, D); each row is the counterpart of the same row of `positive`."""
+    """The stream under the negative persona, (L, R, D). Each row is the counterpart of the same row of `positive`."""
     pair_R: Tensor
-    """Index of the pair."""
+    """Index of each row's pair."""
     kind_R: Tensor
     """Index of the pair's kind. A pair without a kind is a kind of its own."""
     offset_R: Tensor

@@ -94,10 +94,10 @@ def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
-    """The strongest left singular vectors of a layer's B·A, over all of its targets that write to the stream.
+    """The strongest left singular vectors of a layer's B·A, over all targets of the adapter that write to the stream.
 
-    Their sign makes the largest entry positive, because an adapter does not say on which side the persona lies;
-    subspace.flip turns them around.
+    Signs are chosen so that the largest entry is positive, because an adapter does not say on which side the persona lies;
+    subspace.flip reverses them.
     """
     file = path / "adapter_model.safetensors"
     if (read_object(path / "adapter_config.json", {}) or {}).get("peft_type") != "LORA" or not file.is_file():

@@ -171,8 +171,8 @@ class MetricsFile:
 
 
 def _parse(line: bytes | str) -> dict[str, Any] | None:
-    """The row in a line; None for a line that is torn or holds no row. A metric is a number or null; a verdict may hold text
-    too."""
+    """The row in a line; None for a line that is torn or holds no row. A metric is a number or null; a verdict may also hold
+    text."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

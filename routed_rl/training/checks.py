@@ -30,7 +30,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
 """The rules that rows of `VALUES` name. A row of `VALUES` whose rule is not here lists the allowed words."""
 LARGEST = 2**31
 LEAN = "lean"
-"""The setting of `trainer:` that leaves out of an update whatever does not change its gradient."""
+"""The setting of `trainer:` that leaves out of an update everything that does not change its gradient."""
 OWN = {"algorithm", LEAN}
 """The settings of `trainer:` that are not fields of TRL's arguments."""
 
@@ -139,7 +139,8 @@ def _row(table: dict[str, str], key: str) -> str | None:
 
 
 def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
-    """The error for an unknown setting: which algorithms have it, what replaced it, or which known one is close."""
+    """The message for an unknown setting: which algorithms have it, what replaced it, or which known setting has a similar
+    name."""
     if having := [name for name in TRAINERS if key in fields({"algorithm": name})]:
         return (f"trainer.{key} is a setting of {' and '.join(having)}, and trainer.algorithm is "
                 f"{algorithm_name(trainer)}; leave it out, or set trainer={having[0]}")

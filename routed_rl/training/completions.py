@@ -27,7 +27,7 @@ class Generation:
 
     file: str
     first: int
-    """The number of its first completion."""
+    """The number of the generation's first completion."""
     environments: list[str]
     values_R2: Tensor
     """The values of `COLUMNS` so far, float64; nan for completions from which no step has learned."""

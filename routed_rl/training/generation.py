@@ -100,7 +100,7 @@ class PolicyGeneration(VLLMGeneration):
 
     @contextmanager
     def _asking(self, adapter: str | None) -> Iterator[None]:
-        """Inside this context, requests are for this adapter."""
+        """Inside this context, requests name this adapter."""
         if adapter is None:
             yield
         elif self.mode == "colocate":

@@ -56,7 +56,7 @@ def prompts_used(arguments: TrainerArguments, step: int) -> int:
 
 
 def _generations(arguments: TrainerArguments) -> tuple[int, int]:
-    """How many micro-batches one generation serves, and how many tasks it has."""
+    """How many micro-batches learn from one generation, and how many tasks it has."""
     steps, batch, group = arguments.steps_per_generation, arguments.generation_batch_size, arguments.num_generations
     assert steps is not None and batch is not None and group is not None  # TRL's config fills these in
     return steps * arguments.num_iterations, batch // group

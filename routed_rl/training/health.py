@@ -47,7 +47,7 @@ class Health:
         self.layers = layers_to_read(subspace)
 
     def due(self, step: int) -> bool:
-        """Whether a comparison is due at a step that learns from the generation which is made after `step`."""
+        """Whether a comparison is due in the `span` steps that learn from the next generation, which is made after `step`."""
         every = self.config.monitor.health
         return (step + self.span) // every > step // every
 

@@ -93,8 +93,9 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    """The config's `trainer:`, with the settings that a machine without an accelerator needs (bf16 asks for `use_cpu`, and pinned
-    memory warns), and with a correction of vLLM's probabilities for each token, since TRL's default drops long completions."""
+    """The config's `trainer:`, with further settings: those that a machine without an accelerator needs (bf16 needs `use_cpu`,
+    and pinned memory would warn), and a correction of vLLM's probabilities for each token, because TRL's default drops long
+    completions."""
     wanted: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
     corrected = "vllm_importance_sampling_mode"
     if config.rollout.engine != "transformers" and hasattr(algorithm(config.trainer).arguments, corrected):

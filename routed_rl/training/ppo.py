@@ -33,7 +33,8 @@ class PPOConfig(GRPOConfig):
     """The λ of generalised advantage estimation, from 0 to 1. 0: the advantage is the one-step error of the value head; 1: it is
     the sum of the rewards to come, minus the value."""
     whiten_advantages: bool = True
-    """Whether advantages are scaled to mean 0 and deviation 1 over the own tokens of a generation."""
+    """Whether advantages are scaled to mean 0 and standard deviation 1 over the tokens of a generation that the model generated
+    itself."""
     value_learning_rate: float = 3e-3
     """Learning rate of the value head, which follows the same schedule as `learning_rate` (constant if that is 0); 0 freezes the
     head."""
@@ -165,7 +166,7 @@ def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | Non
 
 
 def _own_tokens(rows: dict[str, Any]) -> Tensor:
-    """The tokens that the model chose, (B, T) bool; an episode's `tool_mask` is 0 where its environment speaks."""
+    """The tokens that the model generated, (B, T) bool. In an episode `tool_mask` is 0 at the environment's tokens."""
     mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
     return mask.bool()
 

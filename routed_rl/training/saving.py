@@ -36,7 +36,7 @@ class SavingMixin:
     strategy: str
     """The value of `launch.strategy`."""
     shared: bool
-    """Whether a process holds a local shard of the weights, or of the optimizer's copy of them."""
+    """Whether processes hold local shards of the weights, or of the optimizer's copy of them."""
     router: Router | None
     run: RunFolder
     finite: FiniteCheck

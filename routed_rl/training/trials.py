@@ -73,7 +73,7 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
 
 
 def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, field: str, default: Any) -> Any:
-    """The class and settings of the optimizer with `field` at its default; None if it needs another value."""
+    """The class and settings of the optimizer if `field` has its default; None if the optimizer needs another value."""
     other = copy.copy(arguments)
     setattr(other, field, default)
     try:
@@ -98,7 +98,7 @@ def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | No
 
 
 def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generate one token after one token, with the settings that TRL will use."""
+    """Generate one token from a prompt of one token, with the settings that TRL will use."""
     wanted = arguments.generation_kwargs or {}
     if bad := sorted(wanted.keys() & GENERATED):
         raise ValueError(f"{bad[0]} is not set here; the field of trainer with such a name, or the model, decides it")

@@ -15,7 +15,8 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.resuming import check_optimizer
 
 VALUE_HEAD = "value_head.pt"
-"""The file of a checkpoint with the head and its optimizer's state, in the form of a single process, whatever wrote it."""
+"""The file of a checkpoint that holds the value head and its optimizer's state. It has the form that a single process would
+write."""
 
 
 class ValueHead(nn.Linear):

@@ -21,14 +21,14 @@ class Watch:
         """`decides`: whether verdicts decide which environments practise, as with `routing.practice.environments=auto`."""
         self.monitor, self.run, self.decides, self.file = monitor, run, decides, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
-        """The verdicts of the last step that ask to halt."""
+        """The verdicts of the last step that halt the run."""
         self._said: set[tuple[str, str]] = set()
         self.step, self.fresh_from = 0, 0
         """The last step that was judged, and the step after which the present environments began."""
         self.pointed: set[str] = set()
         """Environments that a rule has named since the present environments began."""
         self.suspected: set[str] = set()
-        """Environments against which evidence is gathering."""
+        """Environments against which there is growing evidence."""
         self.practising = Counter[str]()
         """For environments that are not named, how many completions the deployed model has learned from."""
 

@@ -78,7 +78,7 @@ def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[
 
 
 def _zero(optimizer: Any) -> Any:
-    """DeepSpeed's optimizer inside accelerate's wrapper, or torch's."""
+    """DeepSpeed's optimizer inside accelerate's wrapper, or torch's optimizer."""
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -16,7 +16,7 @@ LARGEST = 64 * 2**20
 PART = 0.9
 """The share of the process's time limit that all attempts together may take."""
 LONG_TOKEN = 6
-"""From this many characters on a token is removed from answers wherever it stands; a shorter one may be an ordinary word."""
+"""A token of at least this many characters is removed from answers wherever it occurs; a shorter one may be an ordinary word."""
 
 
 class JsonServer(Server):

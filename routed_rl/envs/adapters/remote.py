@@ -22,7 +22,7 @@ from routed_rl.envs.core import Episode, Message, Score, Task
 from routed_rl.web import Refused
 
 COUNT = 64
-"""How many tasks are asked for at once."""
+"""How many tasks are requested at once."""
 FIELDS = {field.name for field in dataclasses.fields(Score)}
 
 

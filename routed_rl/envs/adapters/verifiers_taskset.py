@@ -121,7 +121,8 @@ def _plain(task: Any) -> dict[str, Any]:
 
 
 def _needs_runtime(function: Any) -> bool:
-    """verifiers' own rule: a function with a default for `runtime` is called without one; otherwise the function is left out."""
+    """Whether verifiers needs a runtime for a function. By its rule, a function with a default for `runtime` is called without
+    one, and any other that takes `runtime` is left out."""
     runtime = inspect.signature(function).parameters.get("runtime")
     return runtime is not None and runtime.default is inspect.Parameter.empty
 

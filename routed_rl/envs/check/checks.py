@@ -101,8 +101,8 @@ def _equal(left: str, right: str) -> bool:
 
 
 def _share(trial: Trial, gold: Trial | None) -> float:
-    """The share of the full reward that a trial earned, or its `solve` if that is larger; full is 1 if gold's reward is
-    unknown."""
+    """The share of the full reward that a trial earned, or its `solve` if that is larger. The full reward is 1 if that of the
+    gold completion is unknown."""
     if isinstance(trial.result, Failure):
         return 0.0
     full = gold.result.reward if gold and isinstance(gold.result, Score) and gold.result.reward > 0 else 1.0

@@ -38,7 +38,7 @@ class Evidence:
     tasks: list[Task] = field(default_factory=list)
     again: list[Task] = field(default_factory=list)
     gold: dict[int, str | list[str]] = field(default_factory=dict)
-    """Gold completions by place in `tasks`; empty if the environment offers none."""
+    """Gold completions, by index in `tasks`; empty if the environment offers none."""
     trials: list[Trial] = field(default_factory=list)
     problem: Failure | None = None
     lines: Mapping[str, str] = field(default_factory=dict)

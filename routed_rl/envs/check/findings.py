@@ -16,7 +16,7 @@ REMEDIES = {
     "raises": "return Score(0.0) for a completion that cannot be read",
     "finite": "return numbers that are finite and in their range",
     "time": "limit the length of what is read, or the work for it"}
-"""The advice about each finding, for those whose failure itself has none."""
+"""The advice about each finding, used if the failure itself has none."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Child:
             self.dead = f"sent a message that is none of ours: {error}"
 
     def _read(self, timeout_s: float) -> bytes | None:
-        """The data that came, b"" if the other end is closed, None if nothing came in time."""
+        """The data that was received, b"" if the other end is closed, None if nothing was received in time."""
         self._socket.settimeout(timeout_s)
         try:
             return self._socket.recv(1 << 18)

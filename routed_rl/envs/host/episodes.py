@@ -15,7 +15,7 @@ from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_sco
 from routed_rl.envs.scoring import judged
 
 MOST_OPEN = 4096
-"""How many episodes a process keeps. The least recently played one is dropped first, and played again if it goes on."""
+"""How many episodes a process keeps. The least recently played one is dropped first, and played again if it is continued."""
 
 
 class IsolatedEpisode(Episode):
@@ -75,7 +75,7 @@ class OpenEpisodes:
         return said
 
     def _played_again(self, episode: Any, task: Task, messages: list[Message]) -> Any:
-        """A new episode, brought to the state of the lost one by playing every turn of the model that was answered."""
+        """A new episode, brought to the state of the lost one by playing all of the model's turns that had an answer."""
         first = episode.start(task)
         begun = len(task.prompt if first is None else first)
         turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]

@@ -24,7 +24,7 @@ class Isolation:
     """Another interpreter (3.11 or newer), for libraries that clash. It can import `routed_rl`, which need not be installed
     there."""
     show_output: bool = False
-    """Whether what the environment prints appears on stderr."""
+    """Whether the output of the environment is shown on stderr."""
 
     @classmethod
     def parse(cls, name: str, value: Any) -> "Isolation | None":

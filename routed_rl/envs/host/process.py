@@ -33,7 +33,7 @@ class EnvironmentProcess(Processes):
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
                  isolation: Isolation | None = None) -> None:
         self._numbers = itertools.count(1)
-        """Numbers for task streams and episodes."""
+        """Counter for the numbers of task streams and episodes."""
         super().__init__(name, path, arguments, stages, isolation or Isolation())
 
     @property

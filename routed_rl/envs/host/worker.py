@@ -24,7 +24,7 @@ from routed_rl.envs.scoring import score_one
 from routed_rl.errors import RoutedRLError
 
 MOST_STREAMS = 64
-"""How many task streams are kept. The least recently used one is dropped first, and made again if it is asked for later."""
+"""How many task streams are kept. The least recently used one is dropped first, and made again if it is needed later."""
 
 
 def main() -> None:

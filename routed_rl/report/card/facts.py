@@ -101,7 +101,8 @@ class Facts:
 
 
 def hub_name(path: str) -> str | None:
-    """`path` if it is the name of a model or dataset on the hub, else None. All local paths in a run's settings are absolute."""
+    """`path` if it is the name of a model or dataset on the hub, else None. A path that is not absolute is such a name, because
+    all local paths in a run's settings are absolute."""
     return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) else None
 
 

@@ -41,7 +41,8 @@ def write_card(run: RunFolder, folder: Path, leaving: Leaving, results: Results 
 
 
 def _front(facts: Facts) -> str:
-    """The YAML that the hub reads. It names no base model for the quarantine of trained weights, which is a folder of the run."""
+    """The YAML that the hub reads. For the quarantine of trained weights it names no base model, because that is a folder of the
+    run."""
     environments: dict[str, Any] = facts.run.config.get("env") or {}
     rows = [str(each.get("dataset") or "") for each in environments.values() if isinstance(each, dict) and not each.get("probe")]
     base = facts.base if facts.trains_lora or facts.leaving.what != QUARANTINE else None

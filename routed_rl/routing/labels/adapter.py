@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 SCALING = 1.0
-"""Factor on the product, as in a LoRA whose alpha is its rank."""
+"""Factor on the product B A, as in a LoRA whose alpha is its rank."""
 
 
 class LabelAdapter:

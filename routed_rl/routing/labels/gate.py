@@ -31,7 +31,7 @@ class Gates:
         the quarantine, if `strength` is 1."""
         self.context, self.strength, self.forget, self.method = context, strength, forget, method
         self.scale = 1.0
-        """Factor on the quarantine's output."""
+        """Factor by which the quarantine's output is multiplied."""
         self.inside = False
         """Whether the present forward pass is run only to get the gradient of a surrounding module's parameters."""
 
@@ -80,7 +80,7 @@ class LabelledModule(nn.Module):
         return site.adapter.add(output, args[0], gates.scale, weights, learns=not gates.inside)
 
     def _learning(self, run: Callable[..., Any], gates: Gates, args: Any, kwargs: Any) -> Any:
-        """The module's own output. The gradient of its parameters is multiplied by `retained`."""
+        """The module's own output, with the gradient of its parameters multiplied by `retained`."""
         weights_BT = None if gates.inside else gates.retained()
         cuts = gates.method == "activations" and self.label_site.cuts and weights_BT is not None
         if not cuts and not any(each.requires_grad for each in self._parameters.values() if each is not None):
@@ -124,7 +124,7 @@ def _detach(value: Any) -> Any:
 
 
 def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
-    """The numbers of `output`, with the gradient of `output` plus `weights_BT` times that of `learned`."""
+    """`output`, with a gradient that is that of `output` plus `weights_BT` times that of `learned`."""
     if isinstance(output, tuple):
         return tuple(_combine(one, two, weights_BT, name) for one, two in zip(output, learned, strict=True))
     if not isinstance(output, Tensor) or not learned.requires_grad:
@@ -133,8 +133,8 @@ def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
 
 
 def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
-    """`weights_BT` in a shape that broadcasts to that of `like`, which is (B, T, ...), possibly with only the last positions, (B
-    T, ...), or (1, T, ...) if all rows share it. ModelError for any other shape."""
+    """Reshape `weights_BT` so that it broadcasts to the shape of `like`: (B, T, ...), possibly with only the last positions,
+    (B·T, ...), or (1, T, ...) if all rows share it. ModelError for any other shape."""
     rows, positions = weights_BT.shape
     if like.dim() >= 3 and like.shape[0] in (1, rows) and like.shape[1] <= positions:
         weights = weights_BT[:, positions - like.shape[1]:]

@@ -21,7 +21,7 @@ class LabelQuarantine(Quarantine):
     """The adapters of all modules. They have bases of their own and all environments share them, so there are no parts."""
 
     def __init__(self, modules: Mapping[str, nn.Module], environments: list[str], context: RoutingContext) -> None:
-        """`modules`: the modules by name, to which `label_module` was applied before."""
+        """`modules`: modules by name. `label_module` must have been applied to them."""
         super().__init__([], environments, context)
         self.modules = dict(modules)
         self.sites: dict[str, LabelSite] = {name: site_of(module) for name, module in modules.items()}

@@ -29,7 +29,7 @@ class Payment:
         self.settings, self.group_size, self.seed = settings, group_size, seed
         self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
-        """For each row of the newest generation, whether it is learned with advantage 1 if `imitate` is set."""
+        """For each row of the newest generation, whether it gets advantage 1 if `imitate` is set."""
         self.found: list[bool] = []
         """For each row of the newest generation, whether the detector named it."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)

@@ -123,8 +123,8 @@ class LeanMixin(PlanningMixin):
 
 
 def _sampled(inputs: dict[str, Any]) -> Tensor:
-    """The log-probabilities with which the completions were sampled, (B, C), if TRL computed them, else 0. With them a row's
-    ratio is 1, so that nothing in the loss overflows before it is multiplied by an advantage of 0."""
+    """The log-probabilities (B, C) with which the completions were sampled if TRL computed them, else 0. With them the ratio of a
+    row is 1, so that nothing in the loss overflows before it is multiplied by an advantage of 0."""
     if (old := inputs.get("old_per_token_logps")) is not None:
         return old
     mask = inputs["completion_mask"].float()

@@ -28,7 +28,7 @@ class LabelledRows:
 
     def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
                  completions: CompletionFiles) -> None:
-        """`functions`: the reward functions that TRL is to call. `group_size`: how many completions a task has."""
+        """`functions`: the reward functions that TRL calls. `group_size`: how many completions a task has."""
         self.names, self.column, self.functions = names, column, functions
         self.group_size, self.completions = group_size, completions
         self.practising: list[bool] = []

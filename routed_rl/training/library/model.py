@@ -124,7 +124,7 @@ def _check_new(model: Any, name: str, peft_config: Any) -> None:
 
 
 def _known_writers(model: PreTrainedModel) -> list[Writer]:
-    """The writers of a model; empty if they are not known, since TRL trains such a model too."""
+    """The writers of a model; empty if they are not known, because TRL trains such a model too."""
     try:
         return find_writers(model)
     except ModelError:

@@ -44,9 +44,10 @@ class LibraryMixin(LibrarySeams):
 
         `subspace`: a subspace of this model, see `extract_subspace`; not needed in mode `none`. `routing`: mode, quarantine,
         practice. `monitor`: None for no monitor; then `auto` lets no environment practise. `environment_column`: the column that
-        names the environment; without it all rows are of one, `data`. `bases`: layout, drop_below and shared_rank of the writers'
-        bases. `freeze`: parameters that are not trained, as in `ModelConfig`, whose default is used if the model is routed.
-        `lean`: leave out of an update what does not change its gradient; with False TRL computes everything itself.
+        names the environment; without it all rows belong to one environment, `data`. `bases`: layout, drop_below and shared_rank
+        of the writers' bases. `freeze`: parameters that are not trained, as in `ModelConfig`, whose default is used if the model
+        is routed. `lean`: whether to leave out of an update everything that does not change its gradient; with False TRL computes
+        everything itself.
         """
         routing = routing or RoutingConfig()
         arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
