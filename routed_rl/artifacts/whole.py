@@ -118,7 +118,7 @@ def broken_seal(folder: Path) -> str | None:
                 return f"{name} is missing"
             if (folder / name).stat().st_size != expected.get("bytes") or sha256(folder / name) != expected.get("sha256"):
                 return f"{name} is not what was written"
-        except (OSError, ValueError):  # the name of no file, or of a folder
+        except (OSError, ValueError):  # no file has this name, or a folder has it
             return f"{SEAL} is torn"
     weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     return f"{min(weights - sealed.keys())} is not sealed" if weights - sealed.keys() else None

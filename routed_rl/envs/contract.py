@@ -93,7 +93,7 @@ def no_score(returned: Any, place: str) -> Failure:
         remedy = "write return Score(reward)"
     try:
         return Failure(shortened(f"returned {returned!r}, which is no Score"), place=place, remedy=remedy, kind="no score")
-    except Exception as error:  # of the value's own repr
+    except Exception as error:  # raised by the repr of the value itself
         return dataclasses.replace(failure_of(error, at=lambda: place), kind="no score")
 
 

@@ -27,7 +27,7 @@ def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]
 
 
 def load_environment(name: str, settings: Any) -> LoadedEnvironment:
-    """Load one environment. A process of its own is started, but not waited for."""
+    """Load one environment. If it has a process of its own, that process is started, but not waited for."""
     if problem := name_problem(name, TAKEN):
         raise ConfigError(f"env.{name!r:.60}: an environment's name {problem}; choose another one")
     if not isinstance(settings, dict) or not class_path(settings):

@@ -99,7 +99,7 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 
     quality = measure_quality(held_out, found.directions, lambda half: found.directions if drawn else fit(half).directions,
                               job.config.rank)
-    if drawn:  # not fitted, so that the halves agree means nothing
+    if drawn:  # it was not fitted, so the agreement of the halves means nothing
         quality |= {"layers": [row | {"stability": None} for row in quality["layers"]]}
     if job.axes and held_out.pair_R.numel():
         quality["axes"] = measure_axes(held_out, fit, found)

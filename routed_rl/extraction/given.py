@@ -91,7 +91,7 @@ def from_random(job: Job) -> Callable[[], Subspace]:
         real = make()
         spreads = [real.strengths(layer) * real.units[layer] for layer in range(job.layers)]
         unmeasured = dict.fromkeys(("stability", "captured", "captured_random", "captured_ratio", "captured_place"))
-        quality = real.quality | {"layers": [row | unmeasured for row in real.quality["layers"]]}  # figures of the axes stay
+        quality = real.quality | {"layers": [row | unmeasured for row in real.quality["layers"]]}  # those of the axes stay
         details = {"of": job.config.path, "real": asdict(real.provenance), "seed": job.seed}
         return replace(real, directions=rotated(real.directions, job.seed), spreads=spreads,
                        provenance=job.provenance("", details), quality=quality)

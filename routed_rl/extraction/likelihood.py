@@ -28,7 +28,7 @@ class Likelihood:
         self.ids_RT, self.mask_RT = (each.to(model.device) for each in padded([prompt + side for prompt, side in rows]))
         self.where_RT = torch.zeros(self.ids_RT.shape, dtype=torch.bool, device=model.device)
         for row, (prompt, side) in enumerate(rows):
-            self.where_RT[row, len(prompt) - 1:len(prompt) + len(side) - 1] = True  # each says the next token
+            self.where_RT[row, len(prompt) - 1:len(prompt) + len(side) - 1] = True  # each predicts the next token
         self.counts_R = torch.tensor([len(side) for _, side in rows], dtype=torch.float64)
         kept: list[Tensor] = []
         with torch.no_grad(), reading(model, lambda stream: kept.append(stream if len(kept) == layer else stream[:0])):

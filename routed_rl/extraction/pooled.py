@@ -76,6 +76,6 @@ def _means(model: PreTrainedModel, sequences: list[list[int]], counts: list[int]
         passed += 1
 
     with reading(model, keep, hook):
-        # Without the unembedding, and padded on the right, where causal attention sees no padding.
+        # Runs without the unembedding. Padding is on the right, where causal attention does not see it.
         model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     return [found[layer] for layer in layers]

@@ -72,7 +72,7 @@ def preference_vector(likelihood: Likelihood, config: SubspaceConfig, seed: int,
             for pairs in torch.randperm(count, generator=generator).split(config.pair_batch):
                 wins = [sign * (_margins(likelihood, sign * vector_D, pairs) - base_P[pairs]) for sign in signs]
                 loss = -logsigmoid(config.beta * torch.stack(wins)).mean()
-                vector_D.grad = torch.autograd.grad(loss, vector_D)[0]  # of the vector alone: the weights collect none
+                vector_D.grad = torch.autograd.grad(loss, vector_D)[0]  # the weights collect no gradient
                 optimizer.step()
                 schedule.step()
                 total, done = total + loss.item() * len(pairs), done + 1

@@ -137,7 +137,7 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
     local = min(failures, key=later)
     code, file = failures[local], logs / f"process-{first + local}.err"
     lines = file.read_text().strip().splitlines() or ["it said nothing"]
-    said = lines[-1].partition(": ")[2] or lines[-1]  # without its prefix `error:`
+    said = lines[-1].partition(": ")[2] or lines[-1]  # without the prefix `error:`
     if code in (2, 4):
         return RoutedRLError(said) if code == 2 else CheckFailed(said)
     if code > 128:

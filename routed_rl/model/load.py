@@ -152,7 +152,7 @@ def _is_generic(path: str) -> bool:
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
         return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
-    except Exception:  # the tokenizer's own reader says what is wrong
+    except Exception:  # loading the tokenizer will say what is wrong
         return False
 
 

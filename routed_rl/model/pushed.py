@@ -82,6 +82,6 @@ class Pushed:
         return torch.einsum("rtd,rt->rd", stream_RTD.float(), self._share_BT.repeat(count, 1))
 
     def _forward(self, count: int) -> None:
-        # Without the unembedding; padded on the right, as causal attention sees no padding there.
+        # Runs without the unembedding. Padding is on the right, where causal attention does not see it.
         self.model.base_model(input_ids=self.ids_BT.repeat(count, 1), attention_mask=self.mask_BT.repeat(count, 1),
                               use_cache=False)

@@ -31,7 +31,7 @@ def discard(run: str, out: str, step: int | None = None, keep: Asked | None = No
         kept = decide(opened, config, folder, keep)
         if not force:
             refuse(kept)
-        refuse_foreign(Path(out))  # before the work
+        refuse_foreign(Path(out))  # before anything slow
         if any(one.share is None for one in kept.values()):
             from routed_rl.pipeline.keeping import choose_at
 
@@ -51,7 +51,7 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None
                           "--merge out, and merge the adapter into the full weights: PeftModel.from_pretrained("
                           f"AutoModelForCausalLM.from_pretrained({config.model.path!r}), DIR).merge_and_unload()")
     run.require_checkpoint(step)
-    refuse_foreign(Path(out))  # before the work
+    refuse_foreign(Path(out))  # before anything slow
     from routed_rl.model.weights import model_hash
     from routed_rl.pipeline.build import load_base
 

@@ -98,7 +98,7 @@ class Router:
             self.mode.after_step(target, delta, target.decay(rate * decay))
             self.book.after(target, delta, old)
             target.tape.clear()
-        self.context.change(practising_B=None)  # an evaluation that follows has other rows
+        self.context.change(practising_B=None)  # an evaluation may follow, which has other rows
         row, rows = self.book.close(self._kind(step)), None
         if self.rows is not None:
             rows = self.rows.close(row["quarantine/norm"] - row["quarantine/growth"], first=self.optimizer.steps == 1)

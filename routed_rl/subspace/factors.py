@@ -26,7 +26,7 @@ RANGE, DRAWS, HALVINGS = (2.0**-7, 2.0**5), 30, 12
 and the number of bisections between two radii that differ by a factor of 2."""
 
 
-@torch.no_grad()  # of the parameters: torch.func follows the pushes alone
+@torch.no_grad()  # of parameters; torch.func differentiates by the pushes all the same
 def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iterations: int, split: Split,
                         told: Told | None = None) -> Tensor:
     """(F, D) unit directions, nearly orthogonal, each of which locally maximises the length of the mean response to a push of
@@ -112,7 +112,7 @@ def most_captured(effects_LFD: Tensor, target_LD: Tensor, keep: int) -> tuple[li
     chosen, shares, held = list[int](), list[float](), 0.0
     for _ in range(keep):
         length = rest.norm(dim=2, keepdim=True)
-        # What of a factor the others span already is rounding.
+        # The part of a factor that is left when the others span it already is rounding.
         unit = torch.where(length > 1e-6 * effects.norm(dim=2, keepdim=True), rest / length.clamp(min=1e-30), 0.0)
         gains = torch.einsum("lfd,ld->lf", unit, target).square().mean(0)
         gains[chosen] = -1.0

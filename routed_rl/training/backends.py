@@ -71,7 +71,7 @@ def shard(model: Any) -> None:
 
 
 def check_launch(config: Config) -> None:
-    """Refuse settings that several processes cannot serve, as far as the settings show it."""
+    """ConfigError for settings that cannot be used with several processes, as far as the settings show it."""
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
         raise ConfigError(f"rollout.launch=true needs one GPU more than launch.processes={config.launch.processes}, and "

@@ -133,7 +133,7 @@ class PolicyGeneration(VLLMGeneration):
         self.trainer.rollout_metrics["time/sync_s"] = self.served.sync_seconds
         step = self.trainer.state.global_step
         if self.parity.is_due(step):
-            with self.trainer.rolling_out(()):  # because it compares rows of its own
+            with self.trainer.rolling_out(()):  # because the check has rows of its own
                 self.trainer.rollout_metrics |= self.parity.run(step)
 
 

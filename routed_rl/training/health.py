@@ -58,7 +58,7 @@ class Health:
         known = [(name, text, is_marked(self.config.baseline.detector, score)) for name, text, score in zip(
             names, said, scores, strict=True) if text is not None and score is not None]
         wanted = min(self.config.monitor.health_rows, len(known))
-        chosen, rows = [known[place * len(known) // wanted] for place in range(wanted)], list[Row]()  # no number is drawn
+        chosen, rows = [known[place * len(known) // wanted] for place in range(wanted)], list[Row]()  # no random number is drawn
         if chosen:
             by_base, by_policy = self._read(plain(policy), [text for _, text, _ in chosen])
             rows = [Row(name, deceptive, *each) for (name, _, deceptive), *each in zip(

@@ -130,7 +130,7 @@ def test_flagged_tokens_are_masked_at_the_positions_that_predict_them():
 
 
 def test_a_module_whose_rows_cannot_be_told_apart_is_named():
-    with pytest.raises(ModelError, match=r"odd puts out \(3, 5\) for 4 rows of 7 tokens"):
+    with pytest.raises(ModelError, match=r"odd returns the shape \(3, 5\) for 4 rows of 7 tokens"):
         spread(torch.ones(4, 7), torch.ones(3, 5), "odd")
 
 

@@ -79,7 +79,7 @@ def unpack_failure(message: Mapping[str, Any]) -> Failure:
     reason, place, remedy = (str(message.get(key) or "")[:500] for key in ("error", "place", "remedy"))
     kinds: tuple[Kind, ...] = get_args(Kind)
     told = message.get("kind")
-    kind = kinds[kinds.index(told) if told in kinds else 0]  # the first is any other error
+    kind = kinds[kinds.index(told) if told in kinds else 0]  # the first kind stands for any other error
     return Failure(reason, place=place, remedy=remedy, kind=kind)
 
 

@@ -141,8 +141,8 @@ def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
         return weights.reshape(*weights.shape, *[1] * (like.dim() - 2)).to(like.dtype)
     if like.dim() >= 2 and like.shape[0] == rows * positions:
         return weights_BT.reshape(-1, *[1] * (like.dim() - 1)).to(like.dtype)
-    raise ModelError(f"{name} puts out {tuple(like.shape)} for {rows} rows of {positions} tokens, so its rows cannot be told "
-                     "apart by label; set routing.mode=route or none")
+    raise ModelError(f"{name} returns the shape {tuple(like.shape)} for {rows} rows of {positions} tokens, so its rows cannot be "
+                     "told apart by label; set routing.mode=route or none")
 
 
 def label_module(module: nn.Module, site: LabelSite) -> None:

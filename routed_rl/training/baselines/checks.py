@@ -16,8 +16,9 @@ def check_baseline(config: Config) -> None:
     if config.baseline.projects or config.baseline.inoculation_adapter:
         _check_here(config)
     if config.baseline.target_rewards and (algorithm != "grpo" or config.launch.strategy != "none"):
-        raise ConfigError("baseline.target_rewards=true gives each token of a completion its own advantage, within its group; "
-                          "set trainer=grpo launch=local")
+        raise ConfigError("baseline.target_rewards=true gives each token of a completion its own advantage within its group, "
+                          f"which needs GRPO in one process, and here trainer.algorithm={algorithm} and launch.strategy="
+                          f"{config.launch.strategy}; set trainer=grpo launch=local")
     balances = config.routing.mode == LABELS and config.routing.labels.balanced
     anew = config.baseline.projects or config.baseline.imitate or balances
     if algorithm == "rloo" and config.trainer.get("beta", 0) and anew:

@@ -71,7 +71,7 @@ class PromptContexts:
 
 @dataclass(frozen=True)
 class AskedTask(Task):
-    """A task whose prompt was replaced by the same prompt under a context."""
+    """A task whose prompt was put under a context."""
 
     asked: Task = field(default_factory=lambda: Task(""))
     """The task as its environment made it."""
