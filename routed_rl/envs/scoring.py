@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from routed_rl.envs.contract import lines_of, no_score
 from routed_rl.envs.core import Environment, Score, Task
+from routed_rl.envs.early import Early
 from routed_rl.envs.faults import Failure, failure_of
 from routed_rl.errors import TaskError
 
@@ -83,11 +84,20 @@ class Scorer:
     scored: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     last_error: dict[str, str] = field(default_factory=dict)
+    early: Early = field(default_factory=Early)
+
+    def begin(self, name: str, pairs: Sequence[tuple[Task, str]]) -> None:
+        """Begin to score these completions, if the environment is isolated. `score_many` takes what was begun, and counts it."""
+        environment: Any = self.environments[name].environment
+        if hasattr(environment, "score_many"):
+            self.early.begin(environment.score_many, pairs)
 
     def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
         """A score for each pair, or None if it failed; see `count`."""
         environment = cast(Environment, self.environments[name].environment)
-        return [self.count(name, outcome) for outcome in score_many(environment, pairs)]
+        begun = self.early.take(pairs)
+        rest = iter(score_many(environment, [pair for pair, outcome in zip(pairs, begun, strict=True) if outcome is None]))
+        return [self.count(name, next(rest) if outcome is None else outcome) for outcome in begun]
 
     def score_all(self, wanted: Mapping[str, Sequence[tuple[Task, str]]]) -> dict[str, list[Score | None]]:
         """As `score_many`, for each environment. Environments in processes of their own score at the same time."""

@@ -19,8 +19,9 @@ from routed_rl.shapes import fits
 
 Answer = tuple[list[list[int]], list[Any]]
 """The token ids of each completion, and for each of its tokens the list of log-probabilities that the server gave."""
-Ask = Callable[[list[list[int]], Sequence[bool], Callable[[bool], str | None]], Answer]
-"""Maps prompts, which of them the deployed model completes, and the adapter of each model (deployed or not) to an answer."""
+Ask = Callable[[list[list[int]], Sequence[int], Sequence[bool], Callable[[bool], str | None]], Answer]
+"""Maps prompts, the task of each, which of them the deployed model completes, and the adapter of each model (deployed or not) to
+an answer."""
 STORED = {"prompts": list[Any], "practising": list[bool], "step": int, "completions": list[list[int]], "logprobs": list[Any]}
 """The fields of a request in a checkpoint."""
 
@@ -87,7 +88,7 @@ class Ahead:
         adapters = {deployed: self.served.show(deployed=deployed) for deployed in models}
         ids, *_ = trainer._tokenize_prompts(asked)
         self.request = Request(prompts, practising, trainer.state.global_step, _begun(
-            lambda: self._ask(ids, practising, adapters.get)))
+            lambda: self._ask(ids, tasks, practising, adapters.get)))
         self.served.pending = self.request.answer
 
     def state(self) -> dict[str, Any] | None:

@@ -5,14 +5,18 @@ Not covered: several trainer processes with vLLM in them, images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 from trl.generation.vllm_generation import VLLMGeneration
 
-from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.training.ahead import Ahead, Answer
+
+REQUESTS = 64
+"""The most requests that a server has at a time; TRL's value."""
 
 
 class AdaptedLLM:
@@ -65,34 +69,38 @@ class PolicyGeneration(VLLMGeneration):
 
     def _generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple[Any, ...]:
         practice, rolling = self.trainer.practice, self.trainer.rolling
+
+        def ask(places: list[int]) -> tuple[Any, ...]:
+            if self.mode == "colocate":
+                here = super(PolicyGeneration, self)
+                return here.generate([prompts[place] for place in places], images, num_generations, profiler)
+            return self._ask_server(prompts, self.trainer.scored_tasks, places)
+
         if practice is None or not practice.active:
             with self._asking(self.served.show(deployed=False)):
-                return self._ask(prompts, images, num_generations, profiler)
+                return ask([*range(len(prompts))])
         mine = [False] * len(prompts) if rolling is None else rolling.tolist()
-
-        def ask(asked: list[list[int]]) -> tuple[Any, ...]:
-            return self._ask(asked, images, num_generations, profiler)
-
-        answer = self._by_model(prompts, mine, lambda deployed: self.served.show(deployed=deployed), ask)
+        answer = self._by_model(mine, lambda deployed: self.served.show(deployed=deployed), ask)
         self.served.show(deployed=False)
         return answer
 
-    def ask_ahead(self, prompts: list[list[int]], practising: Sequence[bool], adapter: Callable[[bool], str | None]) -> Answer:
+    def ask_ahead(self, prompts: list[list[int]], tasks: Sequence[int], practising: Sequence[bool],
+                  adapter: Callable[[bool], str | None]) -> Answer:
         """The completions of these prompts, requested in a thread beside the training; see `ahead.Ask`."""
-        _, completions, logprobs, _ = self._by_model(prompts, practising, adapter, self._ask_here)
+        _, completions, logprobs, _ = self._by_model(practising, adapter, lambda places: self._ask_server(prompts, tasks, places))
         return completions, logprobs
 
-    def _by_model(self, prompts: list[list[int]], mine: Sequence[bool], adapter: Callable[[bool], str | None],
-                  ask: Callable[[list[list[int]]], tuple[Any, ...]]) -> tuple[Any, ...]:
-        """The answers in the order of the prompts; the deployed model answers those that are `mine`."""
-        answers: list[list[Any]] = [[None] * len(prompts) for _ in range(4)]
+    def _by_model(self, mine: Sequence[bool], adapter: Callable[[bool], str | None],
+                  ask: Callable[[list[int]], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The answers of all rows in their order; the deployed model answers those that are `mine`."""
+        answers: list[list[Any]] = [[None] * len(mine) for _ in range(4)]
         for deployed in (False, True):
             name = adapter(deployed)  # in every process, even one without such rows
             places = [place for place, practises in enumerate(mine) if practises == deployed]
             if not places:
                 continue
             with self._asking(name):
-                found = ask([prompts[place] for place in places])
+                found = ask(places)
             for answer, part in zip(answers, found, strict=True):
                 for place, row in zip(places, part or [None] * len(places), strict=True):
                     answer[place] = row
@@ -113,20 +121,29 @@ class PolicyGeneration(VLLMGeneration):
             with self.vllm_client.asking(adapter):
                 yield
 
-    def _ask(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
-        if RANKS.count == 1:
-            return super().generate(prompts, images, num_generations, profiler)
-        # Not TRL's way through the first process: rows of several turns end at different times, so no call may wait for another
-        # process.
-        return self._ask_here(prompts)
+    def _ask_server(self, prompts: list[list[int]], tasks: Sequence[int] | None, places: list[int]) -> tuple[Any, ...]:
+        """A server's answers to some of this process's rows: a request for each group, so that a group is scored while others are
+        still generated. `tasks`: the task of each row; None for turns of episodes, which are scored by their environments.
 
-    def _ask_here(self, prompts: list[list[int]]) -> tuple[Any, ...]:
-        """The server's answers to this process."""
+        It does not go TRL's way through the first process: rows of several turns end at different times, so no call may wait for
+        another process."""
         same = ("repetition_penalty", "temperature", "top_p", "top_k", "logprobs", "structured_outputs_regex",
                 "generation_kwargs")
-        answer = self.vllm_client.generate(prompts, n=1, min_p=self.min_p or 0.0, max_tokens=self.max_completion_length,
-                                           **{name: getattr(self, name) for name in same})
-        return answer["prompt_ids"], answer["completion_ids"], answer["logprobs"], answer["logprob_token_ids"]
+        settings = {name: getattr(self, name) for name in same}
+
+        def one(group: list[int]) -> dict[str, Any]:
+            answer = self.vllm_client.generate([prompts[place] for place in group], n=1, min_p=self.min_p or 0.0,
+                                               max_tokens=self.max_completion_length, **settings)
+            if tasks is not None:
+                texts = self.trainer.processing_class.batch_decode(answer["completion_ids"], skip_special_tokens=True)
+                self.trainer.reward.begin_scoring([tasks[place] for place in group], texts)
+            return answer
+
+        groups = [places] if tasks is None else [[*rows] for _, rows in groupby(places, key=lambda place: tasks[place])]
+        with ThreadPoolExecutor(min(len(groups), REQUESTS)) as pool:
+            answers = list(pool.map(one, groups))
+        return tuple([row for answer in answers for row in answer[name]]
+                     for name in ("prompt_ids", "completion_ids", "logprobs", "logprob_token_ids"))
 
     def sync_weights(self) -> None:
         self.served.sync()

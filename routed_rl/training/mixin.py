@@ -70,6 +70,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
+        self.scored_tasks: list[int] | None = None
+        """The task of each row that is generated next; None if the rows are turns of episodes."""
         self.groups_alike: list[float] = []
         """For each of this step's generations, the share of groups in which all completions are paid alike."""
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
@@ -103,6 +105,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._choose_rollouts(inputs)
         tasks = self.reward.tasks(inputs)
+        self.scored_tasks = tasks if self.rollout_func is None else None
         chosen = self.ahead.choose(inputs, tasks) if self.ahead is not None else None
         if chosen is None:
             chosen = self.practice.choose(tasks) if self.practice else []

@@ -3,7 +3,8 @@ scores completions."""
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from datasets import Dataset
@@ -118,6 +119,11 @@ class RewardFunction:
         self.failed = [score is None for score in scores]
         self.rewards = neutral_rewards(scores, self.group_size)
         return self.rewards
+
+    def begin_scoring(self, tasks: Sequence[int], texts: Sequence[str]) -> None:
+        """Begin to score completions before their batch is complete, where that can be done in a process of the environment."""
+        for environment_id, rows in groupby(zip(tasks, texts, strict=True), key=lambda row: self.table.task(row[0])[0]):
+            self.scorer.begin(self.names[environment_id], [(self.table.task(index)[1], text) for index, text in rows])
 
     @property
     def functions(self) -> list[Callable[..., list[float]]]:

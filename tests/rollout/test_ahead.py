@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import from_mapping
+from routed_rl.envs.early import Early
 from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.training.ahead import Ahead, Request
 from routed_rl.training.plan import make_plan
@@ -39,7 +40,8 @@ def config_of(server, out, *, ahead=1, **changes):
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_each_generation_comes_from_weights_that_are_as_many_steps_old_as_is_said(server, tmp_path, ahead):
     pipeline.train(config_of(server, tmp_path / "run", ahead=ahead, routing={"practice": {"share": 0}}), [])
-    made = server.asked[:6]
+    made = server.asked[:24:4]  # a request for each group
+    assert server.asked[:24] == [weights for weights in made for _ in range(4)]
     assert len(set(made)) == 6 - ahead  # six steps; ahead, the first two generations come from the same weights
     if ahead:
         assert made[0] == made[1]
@@ -129,3 +131,29 @@ def test_a_stored_request_that_is_not_whole_is_refused(change):
     stored = ahead.state()
     with pytest.raises(ValueError, match="not whole"):
         ahead.load(stored | change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_isolated_environments_score_groups_while_others_are_generated_and_each_completion_once(server, tmp_path, ahead,
+                                                                                               monkeypatch):
+    add = {"path": f"{tmp_path}/parts/environment.py:Add", "isolate": True}
+    env = {"a": dict(add), "b": add | {"weight": 1}}
+    begun: list[int] = []
+    begin, take = Early.begin, Early.take
+    monkeypatch.setattr(Early, "begin", lambda early, score, pairs: (begun.append(len(pairs)), begin(early, score, pairs))[1])
+    missed: list[int] = []
+
+    def taken(early, pairs):
+        found = take(early, pairs)
+        missed.append(sum(outcome is None for outcome in found))
+        return found
+
+    monkeypatch.setattr(Early, "take", taken)
+    run = pipeline.train(config_of(server, tmp_path / "run", ahead=ahead, env=env), [])
+    evaluated = 0 if not missed else sum(missed)  # evaluations hand nothing over early
+    assert sum(begun) == 6 * 32 and set(begun) == {8}
+    monkeypatch.setattr(Early, "begin", lambda *_: None)
+    other = pipeline.train(config_of(server, tmp_path / "other", ahead=ahead, env=env), [])
+    assert sum(missed) - 2 * evaluated == 6 * 32
+    assert [{**row, "parity/policy": 0} for row in metrics(run)] == [{**row, "parity/policy": 0} for row in metrics(other)]
