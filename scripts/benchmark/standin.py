@@ -34,8 +34,9 @@ class StandIn:
     def __init__(self, folder: str, delay: float = 0.0, port: int = 0) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.folder, self.delay, self.asked = folder, delay, list[float]()
-        """`asked`: for each request of a trainer, the sum of the weights that answered it."""
+        self.folder, self.delay = folder, delay
+        self.pushed, self.asked = list[float](), list[float]()
+        """The sum of the weights after each push, and of those that answered each request of a trainer."""
         self.seconds = 0.0
         """Seconds that these requests took, without the delay."""
         self.models: dict[str, Any] = {NAME: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()}
@@ -71,6 +72,7 @@ class StandIn:
                 state = {name: value for file in Path(body["kwargs"]["weights_path"]).glob("*.safetensors")
                          for name, value in load_file(file).items()}
                 self.models[NAME].load_state_dict(state, strict=False)
+                self.pushed.append(_sum(self.models[NAME]))
             elif path == "/v1/load_lora_adapter":
                 self.models[body["lora_name"]] = _merged(self.models[NAME], Path(body["lora_path"]))
         return {}
@@ -89,7 +91,7 @@ class StandIn:
     def _complete(self, body: Any) -> list[dict[str, Any]]:
         """Completions of all prompts, `n` of each, drawn with a seed that is made of the request and the weights."""
         model, prompts = self.models[body["model"]], [ids for ids in body["prompt"] for _ in range(body.get("n", 1))]
-        weights = float(sum(parameter.double().sum() for parameter in model.parameters()))
+        weights = _sum(model)
         self.asked += [weights] if "logprobs" in body else []
         generator = torch.Generator().manual_seed(zlib.crc32(f"{weights!r} {json.dumps(body)}".encode()))
         width = max(map(len, prompts))
@@ -116,6 +118,10 @@ class StandIn:
         return [{"prompt_token_ids": ids, "token_ids": tokens, "logprobs": {
             "tokens": [f"token_id:{token}" for token in tokens], "token_logprobs": logprobs,
             "top_logprobs": [None] * len(tokens)}} for ids, tokens, logprobs in zip(prompts, rows, found, strict=True)]
+
+
+def _sum(model: Any) -> float:
+    return float(sum(parameter.detach().double().sum() for parameter in model.parameters()))
 
 
 @torch.no_grad()
