@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from routed_rl.artifacts import (
     SEAL,
     RunFolder,
+    broken_seal,
     damage,
     read_json,
     read_object,
@@ -186,6 +190,18 @@ def test_a_file_or_folder_that_is_replaced_stays_until_the_new_one_is_whole(tmp_
         write(place, "new")
         assert (path / inside).read_text() == "old"
     assert (path / inside).read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_of_a_sealed_folder_are_readable_for_whom_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with sealed_folder(tmp_path / "model") as folder:
+            save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {oct(mode)}
+    assert broken_seal(tmp_path / "model") is None
 
 
 def test_a_record_that_would_hold_nan_is_refused_by_its_place_and_the_old_one_stays(tmp_path):

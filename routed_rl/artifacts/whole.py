@@ -37,6 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for each in [*partial.rglob("*"), partial]:
+            _share(each, partial)
             _sync(each)
         _remove(old)
         if path.is_dir():
@@ -129,6 +130,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _share(path: Path, folder: Path) -> None:
+    """Let those read and write a file of a folder whom the user's umask lets: safetensors writes files for the owner alone."""
+    if path.is_file() and folder.is_dir():
+        mode = path.stat().st_mode
+        if (wanted := mode | folder.stat().st_mode & 0o666) != mode:
+            path.chmod(wanted)
 
 
 def _sync(path: Path) -> None:
