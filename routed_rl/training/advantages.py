@@ -11,7 +11,7 @@ from routed_rl.model.adapter import plain
 from routed_rl.routing import Router
 from routed_rl.routing.labels import LabelRouter
 from routed_rl.training.baselines import Projection, imitation
-from routed_rl.training.labels import balanced_of_all, flags_of
+from routed_rl.training.labels import balanced, flags_of
 from routed_rl.training.spans import ANSWER, spans_in, targeted
 from routed_rl.training.tasks import RewardFunction
 
@@ -47,6 +47,6 @@ class Advantages:
         assert reward.payment is not None
         found = reward.payment.found
         if routing.labels.balanced and routing.labels.route and output["advantages"].dim() == 1:
-            output["advantages"] = balanced_of_all(output["advantages"], reward.rewards, found, reward.group_size, reward.failed)
+            output["advantages"] = balanced(output["advantages"], reward.rewards, found, reward.group_size, reward.failed)
         output["flagged"] = flags_of(found, reward.scores, output["completion_ids"], output["completion_mask"], routing,
                                      reward.payment.settings.detector.flags, self.tokenizer)

@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from routed_rl.config import RoutingConfig
 from routed_rl.envs import Score
 from routed_rl.model.targets import decoder_layers, freeze
-from routed_rl.ranks import RANKS
 from routed_rl.routing import RoutingContext, shape_of
 from routed_rl.routing.labels import Gates, LabelAdapter, LabelQuarantine, LabelRouter, LabelSite, label_module
 from routed_rl.training.spans import spans_in
@@ -84,12 +83,3 @@ def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[b
         moved = (sum(paid) / len(paid) - sum(clean) / len(clean)) * unit
         found[rows] += moved
     return found
-
-
-def balanced_of_all(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool]
-                    ) -> Tensor:
-    """`balanced` for the rows of this process. The rows of a group may lie in several processes, in the order of their ranks."""
-    everyone = RANKS.gather((advantages_B.tolist(), list(rewards), list(flagged), list(failed)))
-    paid, all_rewards, all_flagged, all_failed = ([row for mine in each for row in mine] for each in zip(*everyone, strict=True))
-    found = balanced(advantages_B.new_tensor(paid), all_rewards, all_flagged, group, all_failed)
-    return found.chunk(RANKS.count)[RANKS.rank]

@@ -6,7 +6,6 @@ from itertools import product
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from routed_rl.artifacts import RunFolder
@@ -15,10 +14,9 @@ from routed_rl.pipeline.build import load_parts, make_router
 from routed_rl.routing.labels import LabelRouter
 from routed_rl.training.backends import join
 from routed_rl.training.build import build_trainer
-from routed_rl.training.labels import balanced, balanced_of_all
 from routed_rl.training.plan import make_plan
 from routed_rl.training.whole import whole_weights
-from tests.parts import own_config, write_parts
+from tests.parts import write_parts
 from tests.ranks import on_ranks
 from tests.replay import replay_config, replayed
 from tests.training.test_distributed import rows
@@ -111,18 +109,3 @@ def test_a_checkpoint_of_two_processes_is_gone_on_with_by_one_and_by_two(parts, 
     again = labels_config(parts, tmp_path / "again", 2, "ddp", "weights")
     found = on_ranks(train, again, str(tmp_path / "whole" / "checkpoints" / "step-4"))[0]
     assert furthest(found, whole) == 0.0, "with as many processes it goes on bit for bit"
-
-
-ADVANTAGES, REWARDS = torch.tensor([1.0, -1.0, 0.5, -0.5, 1.0, -1.0, 0.0, 0.0]), [2.0, 0.0, 1.5, 0.5, 2.0, 0.0, 1.0, 1.0]
-FLAGGED = [True, False, False, False, True, False, True, False]
-
-
-def mine(config: Any) -> Tensor:
-    join(config)
-    half = slice(4 * torch.distributed.get_rank(), 4 * torch.distributed.get_rank() + 4)
-    return balanced_of_all(ADVANTAGES[half], REWARDS[half], FLAGGED[half], 8, [False] * 4)
-
-
-def test_a_group_that_lies_in_two_processes_has_one_mean(parts):
-    config = own_config(parts, "unused", launch={"strategy": "ddp", "processes": 2}).launch
-    assert torch.cat(on_ranks(mine, config)).equal(balanced(ADVANTAGES, REWARDS, FLAGGED, 8))
