@@ -29,7 +29,8 @@ class Verdict:
     value: float
     limit: float
     since: int
-    """The step at which the reading that exceeded its limit began to rise."""
+    """The step at which the present stretch of readings above the limit began, or at which the summed evidence or the shift
+    behind it began to grow."""
     action: str
     """report or halt."""
 

@@ -37,8 +37,8 @@ def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Track
 
 def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None,
                   trained: Collection[str] | None = None) -> dict[str, Any]:
-    """The record of a halt: its verdicts, the environment and the step at which its shift began, push and shift of every
-    environment, the last checkpoint before that step, completions, and commands."""
+    """The record of a halt: its verdicts, the environment and the step to which they point, push and shift of every environment,
+    the last checkpoint before that step, completions, and commands."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]

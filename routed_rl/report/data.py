@@ -149,7 +149,7 @@ class RunData:
                 and f"ledger/{name}/push" not in self.rows[-1]]
 
     def cosines(self) -> tuple[list[str], list[list[float | None]]]:
-        """The environments, and the cosines between their parts in the last row that has them."""
+        """The environments, and the last cosines that were measured between their parts."""
         keys = [key for key in self.names if key.startswith("ledger/cosine/")]
         return cosine_matrix({key: self.last(key) for key in keys})
 

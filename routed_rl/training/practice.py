@@ -94,8 +94,7 @@ def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
 
 
 class PractisingMixin:
-    """Tells the writers, and an engine, which rows of a rollout practise. As a base class it must come after the routed trainer's
-    mixin."""
+    """Tells the writers, and an engine, which rows of a rollout practise. It is a base class of the routed trainer's mixin."""
 
     router: Router | None
     practice: Practice | None

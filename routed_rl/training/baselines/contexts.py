@@ -121,8 +121,7 @@ def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironme
 
 
 class ContextsMixin:
-    """Generates under one prompt and passes the other one to the loss. As a base class it must come after the routed trainer's
-    mixin."""
+    """Generates under one prompt and passes the other one to the loss. It is a base class of the routed trainer's mixin."""
 
     contexts: PromptContexts | None = None
     _environment_ids: Sequence[int] = ()

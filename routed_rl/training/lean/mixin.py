@@ -1,5 +1,5 @@
-"""The mixin that leaves out of a trainer's update everything that does not change the gradient. As a base class it must come
-after the routed trainer's mixin. It replaces the forward passes of TRL's loss and nothing of the loss itself.
+"""The mixin that leaves out of a trainer's update everything that does not change the gradient. It is a base class of the routed
+trainer's mixin. It replaces the forward passes of TRL's loss and nothing of the loss itself.
 
 Shape letters: B rows of a micro-batch, C columns of its completions, R rows of a pass, T positions of a pass.
 """

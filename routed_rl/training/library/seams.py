@@ -10,7 +10,7 @@ from routed_rl.training.mixin import RoutedTrainerMixin
 
 
 class LibrarySeams(RoutedTrainerMixin):
-    """The base of `LibraryMixin`, without the constructor of the library's trainers."""
+    """The base of `LibraryMixin`, which adds the constructor of the library's trainers."""
 
     prints = True
     labelled: LabelledRows
