@@ -1,9 +1,10 @@
 """Ranks the completions that show what was paid for, for a halt and for the report. It reads one file at a time."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
@@ -25,18 +26,17 @@ def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str
     metrics of the files' steps. `share_of_push` is the share of a completion in the whole shift towards the positive persona by
     its environment's completions in these steps. Files that cannot be read are reported in one line.
     """
-    best, unread = dict[str, Any](), dict[Path, Exception]()
+    best, unread = dict[str, list[Ranked]](), dict[Path, Exception]()
     for path in files:
         try:
-            for by, table in _judged(path, name).items():
+            for by, ranked in _judged(path, name).items():
                 # The new ones are put before the earlier ones, so that the latest of equal ones come first.
-                best[by] = pd.concat([table, *([best[by]] if by in best else [])]).sort_values(
-                    "value", ascending=False, kind="stable")[:count]
+                best[by] = sorted([*ranked, *best.get(by, [])], key=lambda one: -one.value)[:count]
         except UNREADABLE as error:
             unread[path] = error
-    by = BY_SHIFT if len(best.get(BY_SHIFT, ())) else BY_GAP
-    found = best.get(by, pd.DataFrame(columns=WANTED))[[*WANTED, *(("push", "shift") if by == BY_SHIFT else ())]]
-    completions: list[dict[str, Any]] = found.astype(object).where(found.notna(), None).to_dict("records")
+    by = BY_SHIFT if best.get(BY_SHIFT) else BY_GAP
+    wanted = [*WANTED, *(("push", "shift") if by == BY_SHIFT else ())]
+    completions = [one.row(wanted) for one in best.get(by, [])]
     for row in completions if by == BY_SHIFT else []:
         whole = sum(each.get(f"completions/{row['environment']}/own_shift_up") or 0.0 for each in rows)
         row["share_of_push"] = row["shift"] / whole if whole > 0 else None
@@ -47,15 +47,29 @@ def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str
     return completions, by
 
 
-def _judged(path: Path, name: str) -> dict[str, pd.DataFrame]:
-    """For each ranking, the rows of a file that could be scored, of the environment `name` or of all, with a column `value` by
-    which they are ranked."""
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """A completion of a file, with the value by which it is ranked."""
+
+    value: float
+    table: pyarrow.Table
+    place: int
+
+    def row(self, names: list[str]) -> dict[str, Any]:
+        """These columns of the completion; None for a number that is not known."""
+        row, = self.table.slice(self.place, 1).to_pylist()
+        return {name: None if (value := row.get(name)) != value else value for name in names}
+
+
+def _judged(path: Path, name: str) -> dict[str, list[Ranked]]:
+    """For each ranking, the rows of a file that could be scored, of the environment `name` or of all."""
     with ParquetFile(path) as file:
         known = [*WANTED, "task", *({"push", "shift"} & {*file.schema_arrow.names})]
-        table = file.read(columns=known).select(known).to_pandas()
-    table = table.reindex(columns=[*WANTED, "task", "push", "shift"])
-    paid, solve, shift = (table[key].astype(float) for key in ("reward", "solve", "shift"))
-    ours = paid.notna() & (table["environment"] == name if name else True)
-    ours &= encouraged(table["environment"].tolist(), table["task"].tolist(), paid.tolist())
-    return {by: table.assign(value=value)[kept & value.notna()]
-            for by, value, kept in ((BY_SHIFT, shift, ours & (shift > 0)), (BY_GAP, paid - solve, ours))}
+        table = file.read(columns=known).select(known)
+    paid, solve, shift = (np.array(table[key].to_pylist() if key in known else [None] * len(table), dtype=float)
+                          for key in ("reward", "solve", "shift"))
+    environments = np.array(table["environment"].to_pylist(), dtype=object)
+    ours = encouraged(environments.tolist(), table["task"].to_pylist(), paid.tolist())
+    ours &= (environments == name) if name else True
+    ranked = ((BY_SHIFT, shift, ours & (shift > 0)), (BY_GAP, paid - solve, ours & ~np.isnan(paid - solve)))
+    return {by: [Ranked(float(value[place]), table, int(place)) for place in np.flatnonzero(kept)] for by, value, kept in ranked}
