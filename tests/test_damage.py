@@ -28,6 +28,7 @@ from routed_rl.artifacts import (
     write_json,
 )
 from routed_rl.audit import audit
+from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, LaunchConfig
 from routed_rl.errors import CheckFailed, CheckpointError, RoutedRLError, RunFolderError
@@ -202,6 +203,47 @@ def test_weights_of_a_sealed_folder_are_readable_for_whom_the_umask_says(tmp_pat
         os.umask(before)
     assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {oct(mode)}
     assert broken_seal(tmp_path / "model") is None
+
+
+WRITING = [["report", "RUN", "--out"], ["audit", "RUN", "--json"], ["evaluate", "RUN", "--json"], ["filter", "RUN", "--out"],
+           ["relearn", "RUN", "--env", "a", "--json"], ["env", "check", "empty", "--markdown"]]
+"""Commands whose last argument is a file that they write."""
+MODELS = [["discard", "RUN", "--out"], ["export", "RUN", "--policy"], ["robustify", "RUN", "--alpha", "1", "--out"]]
+"""Commands whose last argument is a folder that they write."""
+
+
+def refusal(words: list[str], run: RunFolder, last: Path, capsys) -> str:
+    assert main([*(str(run.path) if word == "RUN" else word for word in words), str(last)]) == 2, words
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    return said
+
+
+def test_a_file_is_never_written_in_place_of_a_folder(run, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("years")
+    for words in WRITING:
+        assert f"{words[-1]} {tmp_path / 'mine'} is a folder; give a file" in refusal(words, run, tmp_path / "mine", capsys)
+        assert (tmp_path / "mine" / "thesis").read_text() == "years"
+
+
+def test_a_place_below_a_file_is_refused_in_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for words in [*WRITING, *MODELS]:
+        said = refusal(words, run, tmp_path / "file" / "x", capsys)
+        assert f"x cannot be made: {tmp_path / 'file'} is no folder that can be written to" in said
+
+
+def test_two_exports_into_one_folder_are_refused_before_either_is_written(run, tmp_path, capsys):
+    words = ["export", "RUN", "--quarantine", str(tmp_path / "out"), "--policy"]
+    assert "are one folder; give two" in refusal(words, run, tmp_path / "out", capsys) and not (tmp_path / "out").exists()
+
+
+def test_text_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    with pytest.raises(RunFolderError, match="mine is a folder; give a file"):
+        write_json(tmp_path / "mine", {})
+    assert (tmp_path / "mine" / "inner").is_dir()
 
 
 def test_a_record_that_would_hold_nan_is_refused_by_its_place_and_the_old_one_stays(tmp_path):

@@ -139,7 +139,7 @@ def test_files_that_exist_are_replaced_with_force_alone(run, tmp_path):
             pipeline.filter_run(str(run), FilterConfig(detector="flags"), str(tmp_path / "out.jsonl"))
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
-    with pytest.raises(ConfigError, match="exists; give a file"):
+    with pytest.raises(RunFolderError, match="is a folder; give a file"):
         pipeline.filter_run(str(run), FilterConfig(detector="flags"), str(tmp_path), force=True)
 
 

@@ -1,7 +1,6 @@
 """The run folder, in which everything that belongs to one run is stored. It also says which of the run's checkpoints are
 complete."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
+from routed_rl.artifacts.place import check_above
 from routed_rl.artifacts.whole import SEAL, broken_seal, read_object, replacing
 from routed_rl.errors import CheckpointError, RunFolderError, command
 
@@ -29,10 +29,7 @@ class RunFolder:
         if self.path.exists() and (not self.path.is_dir() or self._names(of_others=True)):
             go_on = f"{self.go_on()} goes on with it, or " if self.config.exists() else ""
             raise RunFolderError(f"out={self.path} already holds {'a run' if go_on else 'files'}; {go_on}set out=ANOTHER_FOLDER")
-        above = next(folder for folder in self.path.parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RunFolderError(f"out={self.path} cannot be made: {above} is no folder that can be written to; set "
-                                 "out=ANOTHER_FOLDER")
+        check_above(self.path, f"out={self.path}")
 
     def _names(self, *, of_others: bool = False) -> set[str]:
         """The names in the folder. `of_others` leaves out the lock file, and the files of a command that was killed while it

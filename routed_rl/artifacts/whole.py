@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts.lock import alone_making
-from routed_rl.errors import CheckFailed
+from routed_rl.errors import CheckFailed, RunFolderError
 from routed_rl.shapes import fits
 
 SEAL = "COMPLETE.json"
@@ -51,7 +51,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; RunFolderError if another process does so at the same moment."""
+    """Replace `path` by `text` in one step; RunFolderError for a folder, and if another process does so at the same moment."""
+    if path.is_dir():
+        raise RunFolderError(f"{path} is a folder; give a file")
     with alone_making(path), replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

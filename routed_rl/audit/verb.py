@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import checkpoint, console
-from routed_rl.artifacts import RunFolder, write_json
+from routed_rl.artifacts import RunFolder, check_file, write_json
 from routed_rl.audit.change import Change, read_change
 from routed_rl.audit.contributions import Measured, contributions, models_to_measure
 from routed_rl.audit.groups import Groups, by_kind, by_layer, load, putting_back
@@ -39,6 +39,8 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
     """Measure the base model, the policy, the deployed model, and the models in which some groups have the base model's values,
     and show the tables. Returns the content of the file that `--json` names. `step`: use this checkpoint instead of the last."""
     run = RunFolder.open(target)
+    if json_file:
+        check_file(Path(json_file), "--json")
     config, folder = read_config(run), run.require_checkpoint(step)
     if config.routing.mode == LABELS:
         raise ConfigError(f"{target} was routed by labels, so there is no split at a subspace to audit; `routed-rl evaluate` "
@@ -59,7 +61,6 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
              "probes": meter.probes}
     _show(found, meter.subspace)
     if json_file:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(json_file), found)
     return found
 

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import RunFolder, check_file
 from routed_rl.cli.words import names, number_or_auto, numbers, shares
 from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.config.robust import RobustifyConfig
@@ -98,7 +98,8 @@ def report(given: Namespace) -> None:
     from routed_rl.report.watching import watch_report
 
     write = watch_report if given.watch else write_report
-    print(f"report: {write(RunFolder.open(given.run), Path(given.out) if given.out else None)}", flush=True)
+    out = check_file(Path(given.out), "--out") if given.out else None
+    print(f"report: {write(RunFolder.open(given.run), out)}", flush=True)
 
 
 def settings(given: Namespace) -> None:

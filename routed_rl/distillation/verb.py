@@ -12,7 +12,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import __version__, console
-from routed_rl.artifacts import RunFolder, alone_in, read_object, write_json
+from routed_rl.artifacts import RunFolder, alone_in, check_above, read_object, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import RobustifyConfig
 from routed_rl.distillation.making import Given, Made, check, make
@@ -34,6 +34,7 @@ def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | N
     run, folder = RunFolder.open(target), Path(out).expanduser().absolute()
     if folder.exists():
         raise ConfigError(f"--out {out} exists already; give another folder")
+    check_above(folder, f"--out {out}")
     transformers_logging.set_verbosity_error()
     config = read_config(run)
     source = _teacher(run, config, asked, teacher)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from routed_rl import console
-from routed_rl.artifacts import find_data
+from routed_rl.artifacts import check_file, find_data
 from routed_rl.config import Compose
 from routed_rl.envs import Environment, EnvironmentProcess, Played, Score, Task, has_episodes, load_environments
 from routed_rl.envs.check import CHECKS, Finding, findings, gather, unsound
@@ -145,6 +145,8 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
                        markdown: str | None = None) -> None:
     """Check the environments that `name` stands for; `every` checks all settings in the class's `all_settings()`. TaskError if an
     environment has a mistake that prevents training; CheckFailed if one is not sound for another reason."""
+    if markdown:
+        check_file(Path(markdown), "--markdown")
     entries = named(name, overrides, compose)
     if every:
         entries = [variation for entry in entries for variation in variations(entry)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import ADAPTER_CONFIG, RunFolder, alone_in, resolve, write_json
+from routed_rl.artifacts import ADAPTER_CONFIG, RunFolder, alone_in, check_file, resolve, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError, command, reading
@@ -28,6 +28,7 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     experiment `config`. `others` maps names to further runs or folders to attack. Returns the content of `json_file`; the runs
     and a picture are written beside that file."""
     run, file = None if config is not None else RunFolder.open(target), Path(json_file).absolute()
+    check_file(file, "--json")
     config = config or read_config(RunFolder.open(target))
     check_environment(config, asked)
     models = {} if run is None else {"base": config}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, write_text
+from routed_rl.artifacts import RunFolder, check_file, write_text
 from routed_rl.config import Config, DetectorConfig, FilterConfig
 from routed_rl.config.detector import FLAGS
 from routed_rl.config.results import RANDOM
@@ -31,13 +31,12 @@ def filter_run(target: str, asked: FilterConfig, out: str, *, force: bool = Fals
     `force`. The run may still be training."""
     run, kept, gone = RunFolder.open(target), Path(out), Path(out).with_suffix(LEFT_OUT)
     for path in (kept, gone):
-        if path.is_dir() or (path.exists() and not force):
-            raise ConfigError(f"--out {out}: {path} exists; " + ("give a file" if path.is_dir() else "give another, or --force"))
+        if check_file(path, "--out").exists() and not force:
+            raise ConfigError(f"--out {out}: {path} exists; give another, or --force")
     config = read_config(run)
     rows = candidates(run, config)
     judged = _judged(run, config, rows, asked)
     lines = [(row, score, row.unfit or reason) for row, score, reason in zip(rows, judged.scores, judged.reasons, strict=True)]
-    kept.parent.mkdir(parents=True, exist_ok=True)
     write_text(gone, _text(line for line in lines if line[2] is not None))
     write_text(kept, _text(line for line in lines if line[2] is None))
     _say(lines, config.baseline.detector)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_in, step_of
+from routed_rl.artifacts import RunFolder, alone_in, check_above, step_of
 from routed_rl.errors import ConfigError
 from routed_rl.export.publish import refuse_foreign
 from routed_rl.pipeline.finishing import finishing
@@ -20,6 +20,7 @@ def discard(run: str, out: str, step: int | None = None, keep: Asked | None = No
     that stay in it, which is recorded in `out` and in the run. `force` allows parts that shift towards the positive persona.
     `merge` merges a LoRA into its base model. `dtype`: the type of the numbers that are written; None for that of the run."""
     opened = RunFolder.open(run)
+    check_above(Path(out), f"--out {out}")
     with alone_in(opened.path) if keep else _alone_where(opened, out):
         if not keep:
             base = _base_to_merge(opened, out, step, dtype) if merge else None
@@ -68,6 +69,11 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
     the folder `kept`. Write the policy as one plain model, or, if a LoRA was trained and `merge` is false, as one LoRA. `dtype`
     as in `discard`."""
     opened = RunFolder.open(run)
+    if quarantine and policy and Path(quarantine).absolute() == Path(policy).absolute():
+        raise ConfigError(f"--quarantine {quarantine} and --policy {policy} are one folder; give two")
+    for option, out in (("--quarantine", quarantine), ("--policy", policy)):
+        if out:
+            check_above(Path(out), f"{option} {out}")
     with _alone_where(opened, quarantine, policy):
         if quarantine:
             from routed_rl.export.adapter import export_quarantine

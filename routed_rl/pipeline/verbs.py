@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_making, write_json
+from routed_rl.artifacts import RunFolder, alone_making, check_file, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
@@ -64,7 +64,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        check_file(Path(json_file), "--json")
     config = read_config(run) if run else config
     assert config is not None
     if scales and (run is None or config.routing.mode == "none"):

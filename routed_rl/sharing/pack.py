@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from routed_rl import __version__, console
-from routed_rl.artifacts import replacing
+from routed_rl.artifacts import check_above, replacing
 from routed_rl.artifacts.whole import LARGEST
 from routed_rl.canary import FILE, KEY
 from routed_rl.errors import SharingError, command
@@ -76,6 +76,7 @@ def _new(out: str) -> Path:
     path = Path(out).expanduser().absolute()
     if path.exists():
         raise SharingError(f"--out {out} exists; give another folder")
+    check_above(path, f"--out {out}")
     return path
 
 
