@@ -25,7 +25,8 @@ class RunFolder:
         self.path = Path(path).expanduser().absolute()
 
     def refuse_if_taken(self) -> None:
-        """Refuse a folder that already holds a run, or anything else, so that nothing is ever overwritten."""
+        """Raise RunFolderError if the folder already holds a run or other files, so that nothing is ever overwritten, or if it
+        cannot be made."""
         if self.path.exists() and (not self.path.is_dir() or self._names(of_others=True)):
             go_on = f"{self.go_on()} goes on with it, or " if self.config.exists() else ""
             raise RunFolderError(f"out={self.path} already holds {'a run' if go_on else 'files'}; {go_on}set out=ANOTHER_FOLDER")
@@ -100,11 +101,11 @@ class RunFolder:
         return self._whole(self.manifest, shape)
 
     def halt(self) -> dict[str, Any] | None:
-        """The content of HALTED.json, or None if the run has not halted; RunFolderError if it is damaged."""
+        """The content of HALTED.json, or None if the run has not halted. RunFolderError if the file is damaged."""
         return self._whole(self.halted, {"step": int}, "step") if self.halted.exists() else None
 
     def results(self) -> dict[str, Any]:
-        """The content of summary.json; RunFolderError if it is missing or damaged."""
+        """The content of summary.json. RunFolderError if the file is missing or damaged."""
         return self._whole(self.summary, {"models": dict[str, dict[str, dict[str, float | None]]]}, "models")
 
     def _whole(self, path: Path, shape: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -137,8 +138,8 @@ class RunFolder:
         return None, skipped
 
     def require_checkpoint(self, step: int | None = None) -> Path:
-        """The checkpoint of `step`, or without a step the newest complete one, after a line for each damaged one that was
-        skipped. CheckpointError if there is none."""
+        """The folder of the checkpoint of `step`. Without a step, the folder of the newest complete checkpoint, and one line is
+        printed for each damaged checkpoint that was skipped. CheckpointError if there is none."""
         if step is not None:
             if problem := damage(self.checkpoint(step)) if step in self.steps() else "there is none":
                 whole = ", ".join(str(each) for each in self.steps() if damage(self.checkpoint(each)) is None) or "none"
@@ -166,15 +167,16 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def require_seal(folder: Path) -> None:
-    """CheckpointError for a folder, such as RUN/deployed, that was sealed and has changed since."""
+    """Raise CheckpointError if a sealed folder, such as RUN/deployed, has changed since it was sealed. A folder without a seal
+    passes."""
     if (folder / SEAL).exists() and (problem := broken_seal(folder)):
         raise CheckpointError(f"{folder} is damaged: {problem}; write it again with `routed-rl discard RUN --out FOLDER`, or "
                               f"remove {SEAL} if the change is yours")
 
 
 def step_of(path: Path) -> int:
-    """The step in the name `step-N` or `step-N-...` of a checkpoint, of a halt that was put aside, or of a file of
-    completions."""
+    """The step in the name of a path, `step-N` or `step-N-...`. Checkpoints, files of completions and the records of earlier
+    halts have such names. CheckpointError if the name has no step."""
     if (found := re.match(r"step-([0-9]+)(-|$)", path.stem)) is None:
         raise CheckpointError(f"{path} has no step in its name, so no run wrote it; move it out of the run folder")
     return int(found[1])

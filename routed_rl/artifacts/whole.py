@@ -25,7 +25,7 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a stock PEFT adapter."""
 
 LARGEST = 2**26
-"""The most bytes that one of our JSON records may have."""
+"""The largest size of a JSON record that `read_object` reads, in bytes."""
 
 
 @contextmanager
@@ -82,8 +82,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """The JSON object in a file. None if the file is missing or damaged, or if a key that is in `shape` has a value of another
-    type."""
+    """The JSON object in a file. `shape` maps keys to the types that their values must have; a key may be missing. Returns None
+    if the file is missing or damaged, or if a value has another type."""
     try:
         found = read_json(path) if path.stat().st_size <= LARGEST else None
     except (OSError, ValueError):
@@ -109,7 +109,8 @@ def sealed_folder(final: Path) -> Iterator[Path]:
 
 
 def broken_seal(folder: Path) -> str | None:
-    """The first problem of a sealed folder: a file that is missing, torn or changed. None if there is none."""
+    """The first problem of a sealed folder: a file that is missing, torn or changed, or a file of weights that was added. None if
+    there is no problem."""
     if not (folder / SEAL).exists():
         return f"{SEAL} is missing"
     sealed = read_object(folder / SEAL, {})
