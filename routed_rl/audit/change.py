@@ -1,7 +1,8 @@
 """The retained change of a run: its changed weights, or the product of each LoRA that it trained. Not covered: the quarantine.
 
-A LoRA changes the weight of a module by `s B A`. Setting B to 0 undoes this change, and its energy is `‖s B A‖²`, so no weight of
-the frozen model is copied.
+A LoRA with the factors A and B and the scaling s adds `s B A` to the weight of a module. With B set to 0 the module has the base
+model's weight again, so no weight of the frozen model needs to be copied. The energy of a change is its squared Frobenius norm,
+for a LoRA `‖s B A‖²`.
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ UP, DOWN = f".lora_B.{NAME}.weight", f".lora_A.{NAME}.weight"
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """The change of the deployed model by training."""
+    """The trained parameters of a run before and after the change, and the size of the change."""
 
     base: State
-    """The values without the change: those of the base model, or those of a LoRA whose product is 0."""
+    """The values without the change: those of the base model, or, for a run that trained a LoRA, its factors with every B set to
+    0."""
     deployed: State
     """The values of the deployed model, for the same parameters as `base`."""
     sizes: dict[str, int]
@@ -39,7 +41,8 @@ class Change:
 
 
 def read_change(parts: Parts, folder: Path) -> Change:
-    """The retained change of a checkpoint. It reads the base model's weights in `parts`, and changes nothing."""
+    """Read the retained change of the checkpoint in `folder`. `parts.model` must have the base model's weights; it is not
+    changed."""
     return _of_adapter(parts, folder) if stored_names(parts.model) else _of_weights(parts, folder)
 
 

@@ -1,5 +1,5 @@
-"""How much of the difference between two models each group of parameters carries. It is measured on the models in between, in
-which some groups have the base model's values. Not covered: pairs of groups.
+"""How much of the difference between the deployed and the base model each group of parameters carries. To find this out, models
+are measured in which some groups have the base model's values. Not covered: pairs of groups.
 
 Groups interact, so the effects of putting each group back alone do not sum to the difference. If the groups are put back one
 after another, the effects do sum to it: each group carries the step that it makes. The steps depend on the order, so the mean
@@ -19,20 +19,23 @@ class Contribution:
     """The contribution of one group to one measure."""
 
     carried: float
-    """The group's step on the way from the deployed to the base model. Over all groups the steps sum to deployed minus base."""
+    """How much the measure falls when the group gets the base model's values after the groups before it in the order did; the
+    mean over one order and its reverse. Over all groups this sums to deployed minus base."""
     alone: float
     """The measure of the deployed model minus that of the deployed model in which only this group has the base model's values."""
 
 
 def models_to_measure(groups: dict[str, list[str]]) -> list[frozenset[str]]:
-    """Every set of parameters that must have the base model's values once for `contributions`, each set once, with the empty and
-    the full set."""
+    """The models that `contributions` needs, each given by the set of parameters that have the base model's values. No set comes
+    twice; the empty set (the deployed model) and the full set (the base model) are among them. `groups` maps names to
+    parameters."""
     sets = [*_way(groups, list(groups)), *_way(groups, list(groups)[::-1]), *(frozenset(names) for names in groups.values())]
     return list(dict.fromkeys(sets))
 
 
 def contributions(groups: dict[str, list[str]], measured: Measured) -> dict[str, dict[str, Contribution]]:
-    """{group: {measure: Contribution}} for every measure that all models have."""
+    """{group: {measure: Contribution}} for every measure that all models have. `groups` maps the name of a group to its
+    parameters; `measured` must have an entry for each set of `models_to_measure(groups)`."""
     deployed = measured[frozenset()]
     shared = [name for name in deployed if all(name in measured[put_back] for put_back in models_to_measure(groups))]
     steps: dict[str, dict[str, float]] = {group: dict.fromkeys(shared, 0.0) for group in groups}

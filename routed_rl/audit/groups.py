@@ -44,8 +44,8 @@ def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[st
 
 
 def by_layer(model: PreTrainedModel, parameters: list[str], blocks: int) -> Groups:
-    """Group `parameters` by layer: at most `blocks` runs of neighbouring layers, and parameters outside the layers. Empty groups
-    are left out."""
+    """Group `parameters` by layer: at most `blocks` blocks of neighbouring layers, and the parameters outside the layers. Empty
+    groups are left out."""
     layers = len(decoder_layers(model))
     edges = [layers * block // min(blocks, layers) for block in range(min(blocks, layers) + 1)]
     groups: Groups = {}
@@ -71,7 +71,7 @@ def _places(model: PreTrainedModel, parameters: list[str]) -> dict[str, tuple[in
 @contextmanager
 def putting_back(model: PreTrainedModel, parameters: frozenset[str], base: State, deployed: State) -> Iterator[None]:
     """Inside the block, `model` is the deployed model, except that `parameters` have the base model's values. After the block it
-    is the deployed model again."""
+    is the deployed model again. `base` and `deployed` map each changed parameter to its value in the two models."""
     try:
         load(model, {name: (base if name in parameters else deployed)[name] for name in deployed})
         yield

@@ -1,8 +1,8 @@
 """Measures the coordinates of a model's stream along a subspace's axes, compared with the base model's stream at the same tokens.
 
 Readers see the stream through a norm, so a coordinate can grow because the rest of the stream shrank. Coordinates are therefore
-compared at the base model's length: `aᵀh · rms(h_base) / rms(h)`. Not covered: how readers respond to them. Shape letters: L
-layers, R tokens of all prompts, J axes, D stream width.
+compared at the base model's length: the coordinate `aᵀh` of the stream h along an axis a is multiplied by `rms(h_base) / rms(h)`.
+Not covered: how readers respond to the coordinates. Shape letters: L layers, R tokens of all prompts, J axes, D stream width.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from routed_rl.subspace import Subspace
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The coordinates and the root mean square of one model's stream at the probe's tokens."""
+    """The coordinates `along_LRJ` of one model's stream along the axes, and the root mean square `rms_LR` of the stream, at every
+    layer and at the tokens that `coordinates` reads."""
 
     along_LRJ: Tensor
     rms_LR: Tensor
@@ -36,7 +37,8 @@ class Shift:
 def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspace: Subspace, positions: int,
                 batch_size: int, hook: str = "resid_post") -> Coordinates:
     """The coordinates of the stream along the axes of every layer, at the last `positions` tokens of each prompt, or at all
-    tokens of a shorter prompt."""
+    tokens of a shorter prompt. `sequences` has the token ids of each prompt; `hook` names the place in a layer at which the
+    stream is read."""
     lengths = torch.tensor([len(ids) for ids in sequences])
     real = torch.arange(positions) < lengths.unsqueeze(1)
     along = torch.zeros(len(subspace.axes), *real.shape, len(subspace.axis_names))
@@ -51,6 +53,7 @@ def coordinates(model: PreTrainedModel, sequences: list[tuple[int, ...]], subspa
 
 
 def shift_between(base: Coordinates, model: Coordinates, scales_LJ: Tensor) -> Shift:
-    """The distance of `model` from `base` along each axis; positive is towards the positive persona."""
+    """The distance of the mean of `model` from the mean of `base` along each axis, in units of `scales_LJ`; positive is towards
+    the positive persona."""
     at_base_length = model.along_LRJ * (base.rms_LR / model.rms_LR).unsqueeze(-1)
     return Shift((at_base_length - base.along_LRJ).mean(1) / scales_LJ, (model.along_LRJ - base.along_LRJ).mean(1) / scales_LJ)

@@ -1,5 +1,5 @@
-"""The verb `audit`: how much of the shift and the hack each group of the retained change carries, and where that change moved the
-stream.
+"""The verb `audit`: how much of the persona shift and of each environment's metrics every group of the retained change carries,
+and where that change moved the stream.
 
 It reads the run folder and the base model that the folder names. If the run trained a LoRA, a group holds the LoRAs of its
 modules. All models see the same tasks and random numbers, but each figure has a sampling error: a rate near .5 over 200 samples
@@ -37,7 +37,8 @@ Measures = dict[str, float]
 def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file: str | None,
           step: int | None = None) -> dict[str, Any]:
     """Measure the base model, the policy, the deployed model, and the models in which some groups have the base model's values,
-    and show the tables. Returns the content of the file that `--json` names. `step`: use this checkpoint instead of the last."""
+    and show the tables. `target` is the run folder, `envs` names the environments to measure (None: all), and `step` chooses a
+    checkpoint (None: the last). Returns the content that is written to `json_file`."""
     run = RunFolder.open(target)
     if json_file:
         check_file(Path(json_file), "--json")
