@@ -1,5 +1,5 @@
-"""The option `share --check` sends two crawlers to a site, a polite and a rude one. It serves a folder on this machine for
-them."""
+"""The option `share --check` sends two crawlers to a site, a polite and a rude one. If the site is a folder on this machine, it
+is served to them from here."""
 
 import contextlib
 import functools
@@ -17,8 +17,8 @@ HEADERS = ("x-robots-tag", "tdm-reservation")
 
 
 def check(target: str) -> None:
-    """Print what the crawlers get of `target`. CheckFailed if the polite crawler may fetch anything, or the rude one can read
-    data."""
+    """Print what the crawlers can get from `target`, the address of a site or its folder. CheckFailed if the polite crawler may
+    fetch anything, or if the rude one can read data."""
     with served(target) as (url, known):
         site = Site(url)
         found = rude(site, known)
@@ -54,7 +54,8 @@ def _say_marks(found: list[Document], target: str) -> None:
 
 @contextlib.contextmanager
 def served(target: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the address of a site, and, if it is a folder, the names of its files."""
+    """Yield the address of the site `target`, and, if `target` is a folder, the names of its files. A folder is served on this
+    machine inside the block."""
     if target.startswith(("http://", "https://")):
         yield target, ()
         return

@@ -66,7 +66,8 @@ class Site:
 
 
 def rude(site: Site, known: tuple[str, ...] = ()) -> list[Document]:
-    """Fetch every document to which the first page leads, directly or indirectly, and those in `GUESSES` and `known`."""
+    """Fetch every document to which the first page leads, directly or indirectly, and the files whose names are in `GUESSES` and
+    `known`."""
     waiting = [site.url, *(urljoin(site.url, quote(name)) for name in (*GUESSES, *known))]
     seen, found = set[str](), list[Document]()
     while waiting and len(found) < MOST:
@@ -97,7 +98,8 @@ def links(url: str, document: Document) -> list[str]:
 
 
 def readable(document: Document, public: set[str]) -> str | None:
-    """A text on the data that anybody can read in a document; None for ciphertext and for the site's own files, `public`."""
+    """Describe the data that anybody can read in a document. Returns None for ciphertext, and for the site's own files, whose
+    paths are in `public`."""
     body = document.body
     if body.startswith(b"PK"):
         return _in_zip(body)

@@ -1,7 +1,7 @@
 """Chooses and cleans the files of a run, or of any other folder, that are shared, and says which are left out and why.
 
-Of a run these are its completions, the contrast prompts of its subspace, its settings and its results. Of another folder it is
-every file that can carry a canary. Files are held in memory one at a time.
+From a run it takes the completions, the contrast prompts of the subspace, the settings and the results. From another folder it
+takes every file that can carry a canary. Files are held in memory one at a time.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ OF_A_RUN = "is not part of what is shared of a run: its completions, contrast pr
 
 @dataclass(frozen=True)
 class Source:
-    """A file to share, and its name in the archive. In settings every absolute path is cut to its last name."""
+    """A file to share, and its name in the archive. `settings` says that it is a file of settings, in which every absolute path
+    is cut to its last name."""
 
     path: Path
     name: str
@@ -33,7 +34,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Clean:
-    """A file without canary, secrets and paths of this machine. The canary that sharing adds can be removed exactly."""
+    """A file that can be shared, described by the size and the hash of its clean text. Secrets, this machine's paths and any
+    canary have been taken out of this text. Sharing adds a canary, whose removal gives exactly the clean text again."""
 
     source: Source
     size: int
@@ -54,7 +56,7 @@ class Gathered:
 
     @property
     def content(self) -> str:
-        """A hash of all names and contents, in order."""
+        """A hash of the names and contents of all files, in their order."""
         return hashlib.sha256("".join(f"{each.sha256}  {each.source.name}\n" for each in self.files).encode()).hexdigest()
 
     @property
@@ -62,7 +64,7 @@ class Gathered:
         return canary_of(self.content)
 
     def marked(self) -> Iterator[tuple[Clean, bytes]]:
-        """Yield each file with the canary. SharingError if a file has changed since it was read."""
+        """Yield each file with its bytes, in which the canary is. SharingError if a file has changed since it was read."""
         canary = self.canary
         for file in self.files:
             clean = _cleaned_again(file, self.private)
@@ -72,7 +74,7 @@ class Gathered:
 
 
 def gather(folder: Path) -> Gathered:
-    """Choose and clean the files of `folder`, a run or any other. SharingError if none can be shared."""
+    """Choose and clean the files of `folder`, which is a run or any other folder. SharingError if none can be shared."""
     found = Gathered(Private(folder))
     sources, found.left_out = _of_run(RunFolder(folder)) if (folder / "config.yaml").exists() else _of_folder(folder)
     with console.progress("reading", "files") as advance:

@@ -1,5 +1,5 @@
 """The kinds of files that can carry a canary, one row of `KINDS` each: as a column, as a key of every object, or as a first line.
-For all of them `unmark(mark(data))` is `data`, byte for byte.
+For every kind, `unmark(mark(data))` is `data`, byte for byte.
 
 Not covered: CSV, whose readers would take a first line for a row; markup; anything compressed.
 """
@@ -52,7 +52,7 @@ def mark_json(data: bytes, canary: str) -> bytes:
 
 
 def mark_text(data: bytes, canary: str, comment: str = "# {}") -> bytes:
-    """Put `canary` into a comment in the first line."""
+    """Put `canary` into a comment in the first line. `comment` is the pattern of a comment."""
     _utf8(data)
     bom = BOM if data.startswith(BOM) else b""
     return bom + comment.format(canary).encode() + b"\n" + data.removeprefix(BOM)

@@ -36,8 +36,8 @@ def mark(data: bytes, canary: str) -> bytes:
 
 
 def unmark(data: bytes) -> bytes:
-    """Remove the column `KEY`. If `mark` added it, the result is the input of `mark`, to the byte; if somebody else did, it is a
-    file that is written again."""
+    """Remove the column `KEY`. If `mark` added the column, the result is the input of `mark`, to the byte. If somebody else added
+    it, the file is written again from its rows."""
     file = pq.ParquetFile(pa.BufferReader(data))
     if KEY not in file.schema_arrow.names:
         return data
@@ -49,7 +49,8 @@ def unmark(data: bytes) -> bytes:
 
 
 def marks_exactly(data: bytes) -> bool:
-    """Whether `unmark` would restore this file. It would not if pyarrow writes its pages differently."""
+    """Whether marking this file and unmarking it again restores it to the byte. That fails if pyarrow writes the pages of the
+    file differently."""
     return unmark(mark(data, "?")) == data
 
 

@@ -30,8 +30,8 @@ PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//)(?:~|\b[A-Za-z]:)?[/\\](?:
 
 
 class Private:
-    """Removes private texts. `folder` is the folder that is shared. Columns are searched with RE2, which understands the same
-    patterns."""
+    """Finds and removes private texts. `folder` is the folder that is shared. Columns of tables are searched with RE2, which
+    understands the same patterns as Python's `re`."""
 
     def __init__(self, folder: Path) -> None:
         values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]
@@ -57,13 +57,14 @@ class Private:
         return text, secrets + logins + places
 
     def settings(self, text: str) -> tuple[str, int]:
-        """As `text`, but every other absolute path is cut to its last name, too."""
+        """As `text`, for a file of settings: every other absolute path is cut to its last name, too."""
         text, found = self.text(text)
         text, paths = PATH.subn(r"PATH/\1", text)
         return text, found + paths
 
     def file(self, data: bytes, change: Callable[[str], tuple[str, int]]) -> tuple[bytes, int]:
-        """Apply `change` to a file of text. A file that is not UTF-8 stays as it is."""
+        """Apply `change` to a file of text, where `change` is `text` or `settings`. Returns the new bytes and how many private
+        texts were removed. A file that is not UTF-8 stays as it is."""
         try:
             text, found = change(data.decode())
         except UnicodeDecodeError:
@@ -71,7 +72,8 @@ class Private:
         return (text.encode(), found) if found else (data, 0)
 
     def parquet(self, data: bytes) -> tuple[bytes, int]:
-        """As `text`, for every text in a parquet file. A file that has nothing private comes back unchanged."""
+        """Remove private texts from every text in a parquet file. Returns the new file and how many were removed. A file that has
+        none comes back unchanged."""
         table, found = parquet.table_of(data), 0
         for place, name in enumerate(table.column_names):
             column, count = self._column(table[name])

@@ -46,7 +46,7 @@ class Notice:
             self.terms_text({})
 
     def terms_text(self, facts: dict[str, str]) -> str:
-        """Return the terms of use, which are in the archive too."""
+        """Return the terms of use, which are in the archive too. `facts` fills the places in the default terms."""
         if self.terms is None:
             return _filled(TERMS, facts)
         try:
@@ -56,7 +56,8 @@ class Notice:
 
 
 def documents(notice: Notice, canary: str, what: str) -> dict[str, str]:
-    """Return the text of every file of the site except the archive, by its path."""
+    """Return the text of every file of the site except the archive, by its path. `what` says how many files the archive has and
+    how large they are."""
     facts = {"contact": notice.contact, "canary": canary, "what": what, "key": KEY}
     found = {place: _filled(template, facts) for template, place in PLACES.items() if template not in (TERMS, "index.html")}
     page = {name: html.escape(value) for name, value in facts.items()} | _download(notice.site_key)
@@ -65,7 +66,7 @@ def documents(notice: Notice, canary: str, what: str) -> dict[str, str]:
 
 
 def write_site(folder: Path, files: dict[str, str]) -> None:
-    """Write the files of the site, and the hash of the archive, which must be in `folder` already."""
+    """Write `files`, {path: text}, into the folder of the site, and the hash of the archive, which must be there already."""
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
