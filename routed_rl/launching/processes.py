@@ -31,7 +31,8 @@ Processes = list[subprocess.Popen[bytes]]
 
 def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: int = 0, address: str = "127.0.0.1") -> None:
     """Run `command` in `launch.processes` processes on this machine, which is node number `node` of `launch.nodes`, and wait for
-    their end.
+    their end. `address` is that of the first node. The output of all processes but the first goes to files in a new folder inside
+    `folder`, and so does everything that a process writes to stderr.
 
     Raises the error that the first failed process reported: RoutedRLError, CheckFailed or Stopped; LaunchError if it was killed,
     ChildProcessError if it is a bug.
@@ -58,7 +59,8 @@ def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: 
 
 
 def process_variables(launch: LaunchConfig, rank: int, local: int, address: str, port: int) -> dict[str, str]:
-    """The environment variables that torch, accelerate and DeepSpeed read."""
+    """The environment variables that torch, accelerate and DeepSpeed read. `rank` is the number of the process among all, `local`
+    its number on this machine; `address` and `port` are where the processes find each other."""
     return {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(launch.world),
             "LOCAL_WORLD_SIZE": str(launch.processes), "MASTER_ADDR": address, "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // launch.processes))),

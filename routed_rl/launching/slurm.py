@@ -21,7 +21,7 @@ class Script(Template):
 
 
 def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
-    """Write the script of a job that runs `command` into the run folder."""
+    """Write the script of a SLURM job that runs `command`. The script is put into the run folder `run`; its path is returned."""
     text = Script(Path(__file__).with_name("job.sbatch").read_text()).substitute(
         name=run.name, nodes=launch.nodes, run=run, grace=round(launch.grace_s), command=shlex.join(command),
         options="\n".join(f"#SBATCH {option}" for option in launch.sbatch), setup="\n".join(launch.setup))
@@ -31,7 +31,8 @@ def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
 
 
 def submit(script: Path) -> str:
-    """Submit the script to SLURM and return its answer."""
+    """Submit the script to SLURM and return the line that SLURM prints. LaunchError if there is no SLURM here, or if it
+    refuses."""
     if shutil.which("sbatch") is None:
         raise LaunchError(f"there is no sbatch here, so nothing was submitted; where there is one: sbatch {script}")
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
