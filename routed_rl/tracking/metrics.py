@@ -88,20 +88,22 @@ METRICS = {
 
 MODELS = ("base", "policy", "deployed")
 NOT_METRICS = ("completions", "failures")
-"""The models that are evaluated, and the keys of an evaluation's means that are numbers of completions and not metrics."""
+"""`MODELS` are the models that are evaluated. `NOT_METRICS` are the keys of an evaluation's means that are numbers of completions
+and not metrics."""
 
 
 def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | None]]]:
-    """The environments, and the matrix of cosines between their parts, with 1 on the diagonal."""
+    """The environments in a row of `metrics.jsonl`, and the matrix of cosines between their parts of the quarantine, with 1 on
+    the diagonal and None where a cosine is missing."""
     pairs = {tuple(key.split("/")[2:]): value for key, value in row.items() if key.startswith("ledger/cosine/")}
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     return names, [[1.0 if a == b else pairs.get((a, b), pairs.get((b, a))) for b in names] for a in names]
 
 
 def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Sequence[float | None]) -> np.ndarray:
-    """Whether each completion was paid more than the mean of its group, which is the completions of one task. True for a
-    completion that is alone in its group; False if all of a group were paid alike, and if the completion was not paid (None,
-    nan)."""
+    """Whether each completion was paid more than the mean of its group. `environments` and `tasks` give each completion's
+    environment and task, and a group is the completions of one task. True for a completion that is alone in its group. False if
+    all completions of a group were paid alike, and if the completion was not paid (None, nan)."""
     paid = np.array(rewards, dtype=float)
     groups = {pair: place for place, pair in enumerate(dict.fromkeys(zip(environments, tasks, strict=True)))}
     group = np.array([groups[pair] for pair in zip(environments, tasks, strict=True)], dtype=int)

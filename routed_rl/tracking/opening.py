@@ -12,12 +12,12 @@ from routed_rl.errors import ConfigError, Halted
 from routed_rl.tracking.tracker import Tracker
 
 PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboardX", "tensorboard")}
-"""For each tracker, the packages of which any one is enough; the first is the one to install."""
+"""For each tracker, the packages of which one is enough; an error proposes to install the first."""
 
 
 def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]:
-    """Whether `report_to` names wandb, and the trackers in it that transformers' own callbacks serve. ConfigError for a tracker
-    that is not known or not installed."""
+    """Return whether `report_to` names wandb, and the other trackers that it names, which transformers' own callbacks serve.
+    ConfigError for a tracker that is not known or not installed."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     names = [name for name in names if name != "none"]
     for name in names:
@@ -30,8 +30,8 @@ def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]
 
 
 def guarded(tracker: Tracker) -> Tracker:
-    """A tracker that passes reports on until one fails. The failure is reported in one line, and the run continues without the
-    tracker."""
+    """Change a tracker so that it passes reports on until one fails, and return it. The failure is printed in one line, and the
+    run continues without the tracker."""
     failures: list[Exception] = []
 
     def guard(tell: Callable[..., None]) -> Callable[..., None]:
@@ -54,8 +54,8 @@ def guarded(tracker: Tracker) -> Tracker:
 
 @contextmanager
 def tracked(run: RunFolder, config: TrackingConfig, report_to: str | list[str] | None) -> Iterator[Tracker]:
-    """The tracker of one command. At the end it gets the result of the command as an exit code: 0 done, 3 halted, 1 anything
-    else."""
+    """Yield the tracker of one command. At the end the tracker gets the result of the command as an exit code: 0 done, 3 halted,
+    1 anything else."""
     wandb, _ = split_report_to(report_to)
     if not wandb:
         yield Tracker()

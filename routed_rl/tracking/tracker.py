@@ -20,7 +20,7 @@ class Tracker:
         """Called when the monitor has halted the run, with the content of `HALTED.json`."""
 
     def report(self, page: Path) -> None:
-        """Called when the report was written."""
+        """Called when the report `page` was written."""
 
     def finish(self, exit_code: int) -> None:
         """Called when the command ends."""

@@ -128,13 +128,13 @@ class WandbRun(Tracker):
 
 
 def mode() -> Any:
-    """The mode in `WANDB_MODE`, but offline instead of online if there is no key, so that wandb never asks for one."""
+    """The mode that `WANDB_MODE` asks for, but offline instead of online if there is no key, so that wandb never asks for one."""
     wanted = os.environ.get("WANDB_MODE") or "online"
     return "offline" if wanted == "online" and not has_key() else wanted
 
 
 def has_key() -> bool:
-    """Whether there is a key for this server, in the environment or in netrc."""
+    """Whether there is a key for the wandb server in use, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
@@ -146,8 +146,8 @@ def has_key() -> bool:
 
 
 def identify(folder: RunFolder) -> dict[str, Any]:
-    """The identity of a folder in wandb: its own id, the group that it shares with the folder from which it was rolled back, and
-    the ids of its attempts."""
+    """The identity of a run folder in wandb: `id`; `group`, which a rollback shares with the run that it came from; `parent`, the
+    id of that run or None; and `attempts`, the ids of the wandb runs so far."""
     if (own := folder.path / IDENTITY).exists():
         return read_json(own)
     ours = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.path.name)}-{secrets.token_hex(3)}"
@@ -158,13 +158,13 @@ def identify(folder: RunFolder) -> dict[str, Any]:
 
 
 def layer_norms(row: dict[str, Any]) -> list[float]:
-    """The norm |C| of each layer's coefficients; 0 for layers without a target."""
+    """The norm |C| of the quarantine in each layer, from a row of `metrics.jsonl`; 0 for layers without a target."""
     found = {int(key.split("/")[2]): value for key, value in row.items() if key.startswith("quarantine/layer/")}
     return [found.get(layer, 0.0) for layer in range(max(found, default=-1) + 1)]
 
 
 def some_completions(folder: RunFolder, step: int, count: int) -> list[dict[str, Any]]:
-    """At most `count` of a step's completions from its files, equally many of each environment."""
+    """At most `count` completions of a step, read from the run's files, equally many of each environment."""
     rows = [row for path in sorted(folder.completions.glob(f"step-{step:06d}-*.parquet")) if count
             for row in ParquetFile(path).read().to_pylist()]
     each = count // max(len({row["environment"] for row in rows}), 1) or 1
