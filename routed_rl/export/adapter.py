@@ -15,12 +15,14 @@ from routed_rl.export.stored import hash_of, is_lora, is_transposed, read_quaran
 def export_quarantine(run: RunFolder, out: Path, environment: str | None = None, step: int | None = None,
                       kept: Path | None = None, finish: Finish | None = None) -> Path:
     """Write the quarantine, or the part of one environment, to `out` as a stock PEFT LoRA. `kept` is a folder that `discard_but`
-    wrote; with it, write only the rest of the quarantine, which is missing in that folder.
+    wrote; with it, write only the rest of the quarantine, which is missing in that folder. `finish` changes the new folder before
+    it is sealed.
 
-    `PeftModel.from_pretrained(deployed, out)` has the policy's logits; so has the same with `kept` in place of `deployed`.
-    `lora_A` is C (K, N), `lora_B` is A (D, K), and every alpha equals its rank. For a run that trained a LoRA, the adapter
-    belongs to the base model and must be active together with the deployed LoRA. Targets of rank 0 are left out. In modes other
-    than `route` the parts do not sum to the whole.
+    The deployed model with this adapter on it, `PeftModel.from_pretrained(deployed, out)`, has the policy's logits; if `kept` was
+    given, the model in `kept` with the adapter has them. `lora_A` holds the coefficients C (K, N), `lora_B` the matrix (D, K) by
+    which they are multiplied, and every alpha equals its rank. For a run that trained a LoRA, the adapter belongs to the base
+    model and must be active together with the deployed LoRA. Targets of rank 0 are left out. In modes other than `route` the
+    parts do not sum to the whole.
     """
     checkpoint = run.require_checkpoint(step)
     shares = {environment: 1.0} if environment else _missing_in(kept, checkpoint) if kept else None

@@ -1,5 +1,5 @@
 """Writes a stock PEFT LoRA that is composed of the retained change of a checkpoint's own LoRA and the quarantine. Every alpha
-equals its rank, so any scaling is inside the factors. Shape letters: D stream width, K rank, N input width, R rank of a LoRA."""
+equals its rank, so any scaling is inside the factors. Shape letters: D stream width, K rank of a target, N input width."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from routed_rl.model.adapter import write_adapter
 from routed_rl.model.base import WRAPPED
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""For each module, the factor up (D, R) and the factor down (R, N)."""
+"""For each module, the factor up (D, rank) and the factor down (rank, N) of a LoRA."""
 
 
 def retained(checkpoint: Path) -> tuple[Factors, str]:
@@ -29,7 +29,9 @@ def retained(checkpoint: Path) -> tuple[Factors, str]:
 
 
 def write_lora(folder: Path, own: Factors, targets: list[StoredTarget], base: str, *, transposed: bool) -> None:
-    """Write `own` and the coefficients of `targets` as one adapter. If a module has both, its rank is the sum of both ranks."""
+    """Write the LoRA `own` and the coefficients of `targets` to `folder` as one adapter on the model at `base`. If a module has
+    both, its rank is the sum of both ranks. `transposed` says that the model stores its weights as (input, output), as GPT-2
+    does."""
     has_bias = any(target.bias_K is not None for target in targets)
     pieces: dict[str, list[tuple[Tensor, Tensor]]] = {name: [factors] for name, factors in own.items()}
     mixtures: dict[str, list[StoredTarget]] = {}

@@ -15,9 +15,12 @@ from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is
 
 def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None,
                 finish: Finish | None = None) -> Path:
-    """Write the deployed model to `out`, with the `share` of each of these environments' parts merged into its weights, `W + A Σ
-    share_e C_e`, bias included, or added to its LoRA. All entries of `parts` are written to the file `KEPT` in it. If all shares
-    are 0, it is the deployed model to the bit."""
+    """Write to `out` the deployed model with shares of environments' parts of the quarantine added to it. `parts` maps an
+    environment to a record whose `share` says how much of its part is kept: 0 is nothing, 1 all of it.
+
+    The kept shares are merged into the weights and biases of the targets, or added to the LoRA that the run trained. `parts` is
+    also written to the file `KEPT` in `out`. If all shares are 0, the result is the deployed model to the bit.
+    """
     checkpoint = run.require_checkpoint(step)
     shares = {name: part["share"] for name, part in parts.items()}
     targets = read_quarantine(checkpoint, shares) if any(shares.values()) else []
@@ -30,7 +33,8 @@ def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]
 
 
 def merged_policy(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
-    """Write the policy to `out` as one stock model, `W + A C`, bias included. For a run that trained a LoRA, write one LoRA."""
+    """Write the policy to `out` as one stock model: the quarantine is merged into the weights and biases of its targets. For a
+    run that trained a LoRA, write one LoRA that holds both."""
     checkpoint = run.require_checkpoint(step)
     targets = read_quarantine(checkpoint)
     return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets), finish, step_of(checkpoint))

@@ -12,15 +12,15 @@ STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "mo
                "chat_template.jinja", "chat_template.json", ADAPTER, ADAPTER_CONFIG)
 """The files of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
 KEPT = "kept.json"
-"""The file in the folder of a deployed model that keeps shares of parts. It records which shares, why, and of which
-quarantine."""
+"""The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and
+from which quarantine they are."""
 
 
 def discard(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
     """Write the deployed model to `out`: the stock files of a checkpoint (default: the last), without the quarantine. `finish`
-    changes the folder before it is sealed, here and in all functions of this unit.
+    changes the folder before it is sealed.
 
-    It may be called again for the same `out`. RunFolderError if `out` holds anything else.
+    The function may be called again for the same `out`. RunFolderError if `out` holds anything else.
     """
     checkpoint = run.require_checkpoint(step)
     return publish(out, lambda folder: copy_stock_files(checkpoint, folder), finish, step_of(checkpoint))

@@ -18,16 +18,17 @@ from routed_rl.routing import kept_of
 
 @dataclass(frozen=True)
 class StoredTarget:
-    """One target of a checkpoint. `write_DK` is the matrix A, by which the coefficients are multiplied."""
+    """One target of a checkpoint. The quarantine changes its weight by `write_DK` times the coefficients."""
 
     name: str
     key: str
     """The name of the target's weight in the checkpoint's files."""
     slice: int | None
-    """Index of the weight in its tensor, if one tensor holds the weights of a whole mixture; None if the weight is the whole
-    tensor."""
+    """Index of the weight in its tensor, if one tensor holds the weights of all experts of a mixture; None if the weight is the
+    whole tensor."""
     mixture: str | None
-    """For an expert, the name of the parameter that holds all writers of its mixture; None for a plain writer."""
+    """For an expert of a mixture of experts, the name of the parameter that holds the writers of all its experts; None for a
+    plain writer."""
     write_DK: Tensor
     coefficients_KN: Tensor
     """Coefficients of the weight, without those of the bias."""
@@ -35,8 +36,9 @@ class StoredTarget:
 
 
 def read_quarantine(checkpoint: Path, shares: Mapping[str, float] | None = None) -> list[StoredTarget]:
-    """Every target of a checkpoint, with all of its coefficients, or, with `shares`, with these shares of environments' parts.
-    ConfigError for an unknown environment."""
+    """Every target of a checkpoint with its coefficients. With `shares`, {environment: share}, the coefficients are the sum of
+    these shares of the environments' parts. ConfigError for an unknown environment, CheckpointError if the checkpoint has no
+    quarantine that could be exported."""
     if not (checkpoint / QUARANTINE).exists():
         raise CheckpointError(f"{checkpoint} has no quarantine: the run was not routed (routing.mode=none); "
                               "its policy is the deployed model: use `routed-rl discard`")
