@@ -36,8 +36,8 @@ class Row:
 
 
 def chunks(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
-    """Yield lists of row indices in the order of the rows' length. The logits of one list have at most `LARGEST_LOGITS` numbers;
-    a row that has more comes alone."""
+    """Yield lists of row indices in the order of the rows' length. The logits of one list have at most `LARGEST_LOGITS` numbers,
+    where each token has as many as the `vocabulary` is large; a row that has more comes alone."""
     chunk: list[int] = []
     for place in sorted(range(len(rows)), key=lambda place: len(rows[place].ids)):
         if chunk and (len(chunk) + 1) * len(rows[place].ids) * vocabulary > LARGEST_LOGITS:
@@ -59,22 +59,22 @@ def read(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def forward_kl(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
-    """KL(teacher ‖ student) at each place, (N,) in nats, from log-probabilities."""
+    """KL(teacher ‖ student) at each token, (N,) in nats, from log-probabilities."""
     return (teacher_NV.exp() * (teacher_NV - student_NV)).sum(-1)
 
 
 def entropy(log_NV: Tensor) -> Tensor:
-    """Entropy at each place, (N,) in nats, from log-probabilities."""
+    """Entropy of the distribution at each token, (N,) in nats, from log-probabilities."""
     return -(log_NV.exp() * log_NV).sum(-1)
 
 
 def token_losses(teacher_NV: Tensor, student_NV: Tensor, tokens_N: Tensor, actions_N: Tensor, *, sampled: bool) -> Tensor:
     """The loss of each token, (N,). It is the forward KL for a token that is kept, 0 for one that is skipped, and KL(uniform ‖
-    student) for one whose target is noise.
+    student) for one whose target is noise. `actions_N` holds the gate's decisions.
 
-    With `sampled`, the loss of a token that is kept is log p(token) - log q(token). Over tokens that the teacher draws, its mean
-    is the forward KL. This is for gates that judge the token that was written: they have not judged the other tokens of the
-    distribution.
+    With `sampled`, the loss of a kept token is the teacher's log-probability of this token minus the student's. Over tokens that
+    the teacher draws, its mean is the forward KL. This is for gates that judge the token that was written: they have not judged
+    the other tokens of the distribution.
     """
     if sampled:
         kept_N = (teacher_NV - student_NV).gather(1, tokens_N.unsqueeze(1)).squeeze(1)

@@ -41,8 +41,8 @@ def keep_all(rows: Sequence[Row]) -> Gated:
 
 
 def by_detector(rows: Sequence[Row], parts: Parts, probe: Probe, asked: RobustifyConfig) -> Gated:
-    """Score completions by a probe. Generic text is always kept. The token that ends a completion gets the score of the token
-    before it."""
+    """Decide by the scores that the linear probe `probe` gives to the tokens of completions. `asked` has the thresholds. Generic
+    text is always kept. The token that ends a completion gets the score of the token before it."""
     ends, sequences, counts = set(eos_ids(parts.model, parts.tokenizer)), list[list[int]](), list[int]()
     places = [place for place, row in enumerate(rows) if row.environment is not None]
     for row in (rows[place] for place in places):
@@ -58,7 +58,7 @@ def by_detector(rows: Sequence[Row], parts: Parts, probe: Probe, asked: Robustif
 
 @torch.no_grad()
 def by_models(rows: Sequence[Row], teacher: PreTrainedModel, unlearned: PreTrainedModel, asked: RobustifyConfig) -> Gated:
-    """Score every token, also in generic text, by KL(unlearned ‖ teacher) in nats."""
+    """Decide for every token, also in generic text, by its score KL(unlearned ‖ teacher) in nats. `asked` has the thresholds."""
     scores = [torch.zeros(row.counted, dtype=torch.float64) for row in rows]
     for places in chunks(rows, teacher.config.get_text_config().vocab_size):
         chunk = [rows[place] for place in places]
@@ -103,6 +103,6 @@ def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int
 
 
 def samples_tokens(asked: RobustifyConfig) -> bool:
-    """Whether kept tokens are learned by the token that was written instead of the teacher's whole distribution; see
-    `token_losses`."""
+    """Whether the student learns only the probability of each written token, instead of the teacher's whole distribution at this
+    token; see `token_losses`."""
     return asked.gate == DETECTOR

@@ -53,7 +53,8 @@ class Texts:
         return [pool for pool in every if pool]
 
     def batch(self, step: int, size: int, seed: int) -> list[int]:
-        """Choose the rows of a step, equally many from each pool. In each pass through a pool every row comes once."""
+        """Choose the indices of the `size` rows of a step, equally many from each pool. In each pass through a pool every row
+        comes once."""
         found: list[int] = []
         for number, pool in enumerate(self.pools):
             share = size // len(self.pools) + (number < size % len(self.pools))
@@ -64,12 +65,13 @@ class Texts:
 
 @lru_cache(maxsize=4)
 def order(count: int, epoch: int, seed: int) -> list[int]:
-    """Draw the permutation of one pass."""
+    """Draw the permutation of `count` rows for the pass number `epoch`."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 2**20 + epoch)).tolist()
 
 
 class Distillation:
-    """The training of a student. `folder` holds the state from which an interrupted training continues."""
+    """The training of a student. `trained` are the student's parameters that learn, by name; `vocabulary` is the number of logits
+    of a token. `folder` holds the state from which an interrupted training continues."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module, trained: dict[str, nn.Parameter], texts: Texts,
                  asked: RobustifyConfig, seed: int, vocabulary: int, folder: Path) -> None:
@@ -108,8 +110,8 @@ class Distillation:
         return time.perf_counter() - begin
 
     def gradient(self, places: list[int]) -> float:
-        """Add the gradient of the mean loss over all counted tokens of these rows, where skipped tokens count with loss 0.
-        Returns that loss."""
+        """Add the gradient of the mean loss over all counted tokens of the rows with the indices `places`; a skipped token counts
+        with loss 0. Returns that mean loss."""
         rows, total = [self.texts.rows[place] for place in places], 0.0
         count = sum(row.counted for row in rows)
         for chunk in chunks(rows, self.vocabulary):
@@ -120,8 +122,8 @@ class Distillation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Measure the mean loss over the held-out tokens, and the teacher's mean entropy over the held-out tokens that are
-        kept."""
+        """Measure, after the present step, the mean loss over the held-out tokens, and the teacher's mean entropy over those of
+        them that are kept."""
         places, loss, bits, kept, count = self.texts.held_out, 0.0, 0.0, 0, 0
         for chunk in chunks([self.texts.rows[place] for place in places], self.vocabulary):
             losses_N, teacher_NV, actions_N = self._losses([places[place] for place in chunk])
@@ -131,7 +133,7 @@ class Distillation:
 
     @property
     def goal(self) -> float:
-        """The held-out loss at which training ends."""
+        """The held-out loss at which training ends: the setting `within` times the teacher's entropy at the last measurement."""
         return self.asked.within * self.curve[-1]["entropy"]
 
     def _losses(self, places: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +172,8 @@ class Distillation:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Return the share of the learning rate at a step: a linear warm-up, then a cosine to `LEAST_RATE` at the last step."""
+    """Return the learning rate at a step, as a share of the largest one: a linear warm-up, then a cosine to `LEAST_RATE` at the
+    last step."""
     warm = min(WARM_UP, max(steps // 10, 1))
     cosine = math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))
     return min(1.0, (step + 1) / warm) * (LEAST_RATE + (1 - LEAST_RATE) * (1 + cosine) / 2)

@@ -44,7 +44,7 @@ class Given:
     config: Config
     asked: RobustifyConfig
     parts: Parts
-    """The run's parts, with its base model."""
+    """The run's base model, tokenizer and environments."""
     chosen: list[LoadedEnvironment]
     """The environments whose prompts the teacher answers."""
     generic: list[Row]
@@ -66,7 +66,8 @@ class Made:
 
 
 def check(run: RunFolder, config: Config, asked: RobustifyConfig, envs: list[str] | None, teacher: Path) -> Given:
-    """Read and check everything, so that a refused command writes nothing."""
+    """Read and check everything that a student is made from, so that a refused command writes nothing. `envs` names the
+    environments whose prompts the teacher answers (None: all)."""
     environments = load_environments(config.mixture)
     ours = chosen(environments, envs)
     base, tokenizer = load_base(config)
@@ -82,7 +83,8 @@ def check(run: RunFolder, config: Config, asked: RobustifyConfig, envs: list[str
 
 
 def make(given: Given, work: Path) -> Made:
-    """Train and evaluate the student."""
+    """Train and evaluate the student. Texts and training states are kept in the folder `work`, from which a repeated call goes
+    on."""
     asked, config, parts = given.asked, given.config, given.parts
     teacher, begun = load_deployed(config, given.teacher), time.perf_counter()
     rows = _texts(given, plain(teacher), work)

@@ -70,7 +70,8 @@ class Student:
 
 
 def load_deployed(config: Config, folder: Path, *, trained: bool = False) -> Any:
-    """Load the model in the folder of a deployed model. A LoRA comes in PEFT's wrapper, frozen unless `trained`."""
+    """Load the deployed model in `folder`. If the run trained a LoRA, the model comes in PEFT's wrapper. Its parameters are
+    frozen unless `trained`."""
     if config.model.adapter.trains:
         model = load_adapter(on_device(config, load_base(config)[0]), folder, trained=trained)
     else:
@@ -79,7 +80,8 @@ def load_deployed(config: Config, folder: Path, *, trained: bool = False) -> Any
 
 
 def load_student(config: Config, folder: Path, parts: str) -> Student:
-    """Load a copy of the teacher. `parts` says which of its parameters get noise."""
+    """Load a copy of the teacher in `folder`. `parts` says which of its parameters get noise and learn: "all" that the run
+    trained, or "targets", those of them that belong to a writer."""
     wrapped = load_deployed(config, folder, trained=True)
     model = plain(wrapped)
     every = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -27,8 +27,8 @@ LONGEST = 512
 
 
 def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -> list[LoadedEnvironment]:
-    """Choose the environments whose prompts the teacher answers. ConfigError for an unknown name, and for an environment with
-    episodes."""
+    """Choose the environments with these names (None: all), whose prompts the teacher answers. ConfigError for an unknown name,
+    and for an environment with episodes."""
     known = [loaded.name for loaded in environments]
     if missing := [name for name in names or [] if name not in known]:
         raise ConfigError(f"--env {missing[0]} is no environment of this run; it has {', '.join(known)}")
@@ -55,7 +55,8 @@ def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
 
 def completions(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment],
                 config: Config, samples: int, advance: Callable[[int, int], None] | None = None) -> list[Row]:
-    """Let the teacher write `samples` completions in each environment, for other tasks than those of an evaluation."""
+    """Let the teacher write `samples` completions in each environment, for other tasks than those of an evaluation. `advance` is
+    called with the number of completions so far and in all."""
     size, limit = config.evaluation.batch_size, config.trainer.get("max_completion_length", 256)
     scorer, rows = Scorer({loaded.name: loaded for loaded in environments}, config.evaluation.max_failures), list[Row]()
     with eval_mode(teacher), torch.no_grad(), own_randomness():

@@ -29,8 +29,9 @@ RECORD = "robustified.json"
 
 def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | None = None, teacher: str | None = None,
               step: int | None = None) -> Path:
-    """Write the student to `out`: a plain model, or a LoRA if the run trained one. `teacher` is a folder that holds the run's
-    deployed model after `step` (or the last step); default: RUN/deployed."""
+    """Write the student to `out`: a plain model, or a LoRA if the run trained one. `target` is the run folder, and `envs` names
+    the environments whose prompts are answered (None: all). `teacher` is a folder that holds the run's deployed model after
+    `step` (or the last step); default: RUN/deployed."""
     run, folder = RunFolder.open(target), Path(out).expanduser().absolute()
     if folder.exists():
         raise ConfigError(f"--out {out} exists already; give another folder")
