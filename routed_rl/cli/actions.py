@@ -1,5 +1,6 @@
-"""The actions of the verbs that take settings. Each verb has a function of the same name, which makes the checks that need
-nothing heavy and then calls the code that does the work. Each function imports heavy modules itself."""
+"""The actions of the verbs that take settings. Each verb has a function of the same name, which gets the parsed command line,
+makes the checks that need nothing heavy and then calls the code that does the work. Each function imports heavy modules
+itself."""
 
 from argparse import Namespace
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Completion in a shell: `routed-rl completion SHELL` prints a file of `shells/`. At each press of Tab that script calls
+"""Completion in a shell: `routed-rl completion SHELL` prints a script from `shells/`. At each press of Tab that script calls
 `routed-rl --complete WORD...`, which prints the possible completions of the last word.
 
 Not covered: words with blanks in them. Nothing heavy is imported, because a press of Tab must be answered at once.
@@ -55,8 +55,8 @@ def _values(option: Option, before: list[str], word: str) -> list[str]:
 
 
 def settings(before: list[str], word: str) -> list[str]:
-    """The settings up to the next dot, in the way in which a shell shows folders. After `KEY=` the known values of the
-    setting."""
+    """The names of settings that begin with `word`, each up to its next dot, as a shell shows folders; if `word` is `KEY=` and
+    more, the known values of this setting. `before` has the earlier words of the command line."""
     key, equals, _ = word.partition("=")
     types, groups = declared_types(Config), _groups()
     if equals:
@@ -72,8 +72,8 @@ def settings(before: list[str], word: str) -> list[str]:
 
 
 def environments(before: list[str], _: str) -> list[str]:
-    """The environments of the run that the earlier words name, or, without a run, all environments of configs/env and the mixes
-    themselves."""
+    """The environments of the run folder that one of the words `before` names, or, if none does, all environments of configs/env;
+    for the verb `env` also the names of the mixes."""
     run = next((path for word in before[1:] if (path := Path(word) / "config.yaml").is_file()), None)
     if run is not None:
         return list(_read(run).get("env", {}))
@@ -109,5 +109,5 @@ def _beginning(word: str, known: Iterable[str]) -> list[str]:
 KNOWN: dict[str, Callable[[list[str], str], list[str]]] = {
     "overrides": settings, "--arms": lambda *_: list(ARMS), "--env": environments, "--drop": environments,
     "word": lambda *_: list(declared_types(Config))}
-"""For each option or positional argument, the function that gives its possible values from the earlier words and the word
-itself."""
+"""For each option or positional argument, the function that gives its possible values. It gets the earlier words of the command
+line, and the word that is to be completed."""

@@ -1,7 +1,7 @@
 """Turns overrides into a `Config`, with Hydra. Every error is one line that names the nearest known setting.
 
-No `+` is needed to add a key: the settings known to `routed_rl.config` are checked there, and `env.*` and `trainer.*`
-are free. `routed_rl.cli.space` handles overrides with several values.
+No `+` is needed to add a key. Settings that `routed_rl.config` declares are checked there; the sections `env.*` and `trainer.*`
+may have any keys. `routed_rl.cli.space` handles overrides with several values.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def _raise_rate(trainer: dict[str, Any]) -> None:
 
 PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"
                    r"subspace\.(path|weights|prompts|answers|(roles|traits|questions)_file|parts|compare_to)")
-"""Settings that name files."""
+"""Pattern of the settings that name files or folders."""
 
 
 def from_anywhere(overrides: list[str]) -> list[str]:
@@ -123,7 +123,8 @@ def _checked(text: str, folder: Path) -> str:
 
 
 def parse_override(text: str) -> tuple[str, Override]:
-    """`text` in Hydra's grammar. A bare value outside that grammar, such as a path with `=` or `(`, is taken literally."""
+    """Parse one override by Hydra's grammar. Returns its text in that grammar and the parsed form. A bare value outside that
+    grammar, such as a path with `=` or `(`, is taken literally. ConfigError if the text cannot be read."""
     parser = OverridesParser.create()
     try:
         return text, parser.parse_override(text)
@@ -210,7 +211,8 @@ def _structure() -> DictConfig:
 
 
 AT_ONCE = ("path", "probe", "algorithm", "optim", "report_to")
-"""Settings of environments and trainer that are not secret, and are read in many places, so their references are resolved now."""
+"""Settings of environments and of the trainer that are not secret and are read in many places, so references in them to
+environment variables are resolved at once."""
 
 
 def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:

@@ -20,7 +20,8 @@ def relearn(given: Namespace) -> None:
 
 
 def attacks(given: Namespace, env: str) -> RelearnConfig:
-    """The settings of the attacks from the options of `relearn`; `compare` has some of the same options."""
+    """The settings of relearning attacks in the environment `env`, from the options of `relearn`. `compare` has some of the same
+    options."""
     own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RelearnConfig)
                            if (value := getattr(given, field.name, None)) is not None}
     own |= {"env": env}
@@ -32,8 +33,8 @@ def attacks(given: Namespace, env: str) -> RelearnConfig:
 
 
 def experiment(given: Namespace) -> Config | None:
-    """The experiment for a model's folder, made from the overrides. None for a run, which has its own settings: overrides are
-    refused, because they would silently change these."""
+    """The experiment made from the overrides, if the command's target is a model's folder. None if the target is a run, which has
+    its own settings; then overrides are refused, because they would silently change these settings."""
     if not (Path(given.target) / "config.yaml").exists():
         return compose(given.overrides)
     if given.overrides:

@@ -1,7 +1,7 @@
 """The option `--config FILE.yaml`: reads an experiment from a user's file and translates it into overrides.
 
-The file is composed like `experiment=`: `defaults` chooses groups, everything else is settings. It may lie anywhere, and paths in
-it are relative to its folder.
+The file is composed like the files that `experiment=` names: its key `defaults` chooses groups, and all other keys are settings.
+It may lie anywhere, and paths in it are relative to its folder.
 """
 
 import re

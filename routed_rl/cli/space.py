@@ -11,8 +11,8 @@ FUNCTIONS = ("choice", "range", "interval", "int", "tag", "glob", "sort", "shuff
 
 
 def split(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
-    """Split overrides into those with one value and the dimensions, each in the order in which they were typed. ConfigError for a
-    dimension that is not valid."""
+    """Split overrides into those with one value and the dimensions of a sweep, each in the order in which they were typed.
+    ConfigError for a dimension that is not valid."""
     fixed: list[str] = []
     dimensions: list[Dimension] = []
     for text in overrides:

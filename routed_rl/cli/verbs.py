@@ -1,5 +1,5 @@
-"""The table of verbs: help text, arguments, and first line on the screen of each. Options and overrides may be typed in any
-order."""
+"""The table of verbs: for each, its help text, its arguments, and the first line that it shows on the screen. Options and
+overrides may be typed in any order."""
 
 import argparse
 import difflib
@@ -16,7 +16,7 @@ ARMS = "none,observe,route,control,erase"
 
 
 def option(*names: str, **declared: Any) -> Option:
-    """The arguments for one call of argparse's `add_argument`, as a pair."""
+    """The arguments for one call of argparse's `add_argument`, as a pair: the names of the option, and the keyword arguments."""
     return names, declared
 
 
@@ -27,7 +27,7 @@ CONFIG = option("--config", metavar="FILE.yaml", help="settings in a file of you
 
 
 def overrides(metavar: str = "KEY=VALUE", more: str = "") -> Option:
-    """The argument for settings, at the end of a command."""
+    """The positional argument that takes settings, at the end of a command. `more` is appended to its help text."""
     return option("overrides", nargs="*", metavar=metavar, help=SETTINGS + more)
 
 
@@ -44,14 +44,14 @@ PASSWORD = (option("--password-file", metavar="FILE", help="a file whose one lin
             option("--password", nargs="?", const="", help="refused: other users and the shell's history would see it"))
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
 TRAINING = "loading the libraries for training, about 10 s"
-"""The first line of the verbs that import TRL, which takes most of that time."""
+"""The first line on the screen of the verbs that import TRL. That import takes most of the ten seconds."""
 RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; default: 1e-5,1e-4,1e-3")
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb. `says` is the first line on the screen, or empty for none. The function of the verb's name in `module` does the
-    work."""
+    """One verb. `says` is the first line on the screen, or empty for none. The function that has the name of the verb, in
+    `module`, does the work."""
 
     help: str
     options: tuple[Option, ...]

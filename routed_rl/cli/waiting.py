@@ -11,8 +11,8 @@ from typing import Any
 
 @contextmanager
 def waiting(text: str, *, count: bool = True) -> Iterator[None]:
-    """Print `text` while the code inside the block loads. On a terminal, if `count`, the seconds are counted after it until the
-    first output; elsewhere it is a plain line."""
+    """Print `text` while the code inside the block loads. On a terminal, the seconds are counted behind `text` until the first
+    output, unless `count` is False. Elsewhere `text` is a plain line."""
     if not (count and sys.stdout.isatty()):
         print(text, flush=True)
         yield

@@ -15,7 +15,7 @@ def names(lists: list[str] | None) -> list[str] | None:
 
 
 def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
-    """The numbers in an option that takes N[,N]. ConfigError if one is no number."""
+    """The numbers in `text`, the value N[,N] of `option`. ConfigError if one is no number; it shows `example`, a valid value."""
     try:
         return [kind(number) for number in text.split(",") if number]
     except ValueError:
@@ -23,7 +23,7 @@ def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Nu
 
 
 def number_or_auto(option: str, text: str | None) -> float | str | None:
-    """The number, or `AUTO`, in an option. None if the option was not given."""
+    """The number, or `AUTO`, in `text`, the value of `option`. None if the option was not given."""
     try:
         return text if text in (None, AUTO) else float(text)
     except ValueError:
@@ -43,7 +43,7 @@ def shares(given: list[str] | None) -> dict[str, float | str]:
 
 
 def places(option: str, given: list[str] | None) -> dict[str, str]:
-    """Parse an option that takes NAME=DIR and may be repeated: for each name, the place."""
+    """Parse the values NAME=DIR of an option that may be repeated. Returns the folder DIR of each name."""
     found: dict[str, str] = {}
     for text in given or []:
         name, _, place = text.partition("=")
