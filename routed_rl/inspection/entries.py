@@ -15,7 +15,7 @@ from routed_rl.envs.loading import class_path
 from routed_rl.errors import ConfigError
 
 GLOBAL = "# @package _global_"
-"""The first line of a file that also sets other things than `env`."""
+"""The first line of a file of configs/env that also sets other things than `env`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def path(self) -> str:
-        """The path of the entry's class."""
+        """The path of the environment's class, as `FILE.py:Class` or `package.module:Class`."""
         return class_path(self.settings)
 
     @property
@@ -37,13 +37,14 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """The split whose tasks are shown: "eval" for a probe, which may have no tasks for training."""
+        """The split whose tasks are shown: "eval" for a probe environment, which may have no tasks for training; otherwise
+        "train"."""
         return "eval" if self.settings.get("probe") else "train"
 
 
 def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
-    """The entries that `name` stands for: a mix of configs/env, FILE.py:Class or package.module:Class, an entry of a mix by
-    itself or as MIX/NAME (as `env list` writes it), or an environment that `overrides` set (`env.NAME.path=...`, or
+    """The entries that `name` stands for. `name` is a mix of configs/env; FILE.py:Class or package.module:Class; an entry of a
+    mix, by itself or as MIX/NAME (as `env list` writes it); or an environment that `overrides` set (`env.NAME.path=...`, or
     `dataset=`)."""
     if ":" in name:
         found = entries_of("empty", [f"env.{name.rpartition(':')[2]}.path={name}", *overrides], compose)
@@ -100,8 +101,8 @@ def entries_of(mix: str, overrides: list[str], compose: Compose) -> list[Entry]:
 
 
 def listed(mix: str, compose: Compose) -> list[Entry]:
-    """The entries of a mix. An entry without references to other settings is read from its file, because composing takes a
-    quarter of a second."""
+    """The entries of a mix, for `env list`. If no entry of the mix refers to other settings, they are read from the file of the
+    mix, because composing takes a quarter of a second."""
     text = _text(mix)
     written = yaml.safe_load(text) or {}
     if text.startswith(GLOBAL) or "${" in text or not all(isinstance(each, dict) for each in written.values()):
@@ -116,14 +117,15 @@ def _absolute(path: str) -> str:
 
 
 def folder_of(entry: Entry) -> str:
-    """The folder with the file of the entry's class. If the class is not named by a file, its own path."""
+    """The folder with the file of the entry's class. If the class is named by its module and not by a file, the path of the
+    class."""
     file = entry.path.rpartition(":")[0]
     return file.rpartition("/")[0] if file.endswith(".py") else entry.path
 
 
 def classes() -> Iterator[tuple[str, str]]:
-    """`FILE.py:Class` and the first line of the class's docstring, for every class in environments/ that has a method `tasks`.
-    The files are not run."""
+    """For every class in environments/ that has a method `tasks` and a method `score` or `episode`: `FILE.py:Class` and the first
+    line of its docstring. The files are not run."""
     for file in sorted((data_root() / "environments").rglob("*.py")):
         for node in ast.parse(file.read_text()).body:
             methods = {item.name for item in getattr(node, "body", []) if isinstance(item, ast.FunctionDef)}

@@ -31,8 +31,9 @@ CHECK_TIMEOUT_S = 10.0
 
 
 class Reused:
-    """Processes that are rebuilt as one environment after another, so that each of them imports its libraries only once. Two
-    environments share a process if the function `together` returns the same for them; by default it returns their class.
+    """A set of processes. Each is rebuilt as one environment after another, so that it imports its libraries only once. Two
+    environments can be built in the same process if the function `together` returns the same value for them; by default it
+    returns their class.
 
     Must be closed at the end.
     """
@@ -43,8 +44,8 @@ class Reused:
         self.kind: object = None
 
     def open(self, entry: Entry, place: int = 0) -> Any:
-        """The entry's environment in process number `place`. The process is started if there is none, or if it belongs to other
-        environments."""
+        """The entry's environment in process number `place`. If that process does not exist, it is started. If the processes
+        cannot be rebuilt as this environment, they are ended first."""
         kind = self.together(entry), entry.settings.get("isolate")
         if kind != self.kind:
             self.close()
@@ -65,8 +66,8 @@ class Reused:
 
 
 def list_environments(compose: Compose) -> None:
-    """List every environment of configs/env, then the classes of environments/ that no mix uses. For a broken environment the
-    reason is shown."""
+    """List every environment of configs/env, then the classes of environments/ that no mix uses. For an environment that cannot
+    be built the reason is shown."""
     entries = [entry for mix in mixes() for entry in listed(mix, compose)]
     by_folder: dict[object, list[Entry]] = {}
     for entry in entries:
@@ -103,7 +104,7 @@ def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
 
 def try_environments(name: str, count: int, overrides: list[str], compose: Compose) -> None:
     """Show `count` prompts of each environment that `name` stands for, with a gold and a junk completion and their scores, and
-    with the output of the plug-in. TaskError if a completion could not be scored."""
+    with the output of the environment's code. TaskError if a completion could not be scored."""
     bad: list[TaskError] = []
     for entry in named(name, overrides, compose):
         loaded = load_environments({entry.name: talking(entry.settings)})[0]
@@ -143,8 +144,9 @@ def talking(settings: dict[str, Any]) -> dict[str, Any]:
 
 def check_environments(name: str, overrides: list[str], compose: Compose, *, every: bool = False, samples: int = SAMPLES,
                        markdown: str | None = None) -> None:
-    """Check the environments that `name` stands for; `every` checks all settings in the class's `all_settings()`. TaskError if an
-    environment has a mistake that prevents training; CheckFailed if one is not sound for another reason."""
+    """Check the environments that `name` stands for on `samples` tasks each. `every` checks all settings that the class offers in
+    `all_settings()`; `markdown` is a file into which the table is written, too. TaskError if an environment has a mistake that
+    prevents training; CheckFailed if one is not sound for another reason."""
     if markdown:
         check_file(Path(markdown), "--markdown")
     entries = named(name, overrides, compose)
@@ -173,7 +175,8 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
 
 
 def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
-    """Every finding about one environment. If building the environment raises an error, there is one finding, which says so."""
+    """Every finding about one environment, from `samples` tasks. If building the environment raises an error, there is one
+    finding, which reports it."""
     limit = {"isolate": {"timeout_s": CHECK_TIMEOUT_S}} if entry.settings.get("isolate", True) is True else {}
     places = itertools.count()
     limited = Entry(entry.mix, entry.name, entry.settings | limit)
@@ -181,7 +184,8 @@ def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
 
 
 def variations(entry: Entry) -> list[Entry]:
-    """The entry under each setting that its class offers in `all_settings`, named by the settings that differ."""
+    """The entry once with each of the settings that its class offers in `all_settings`, named by the values in which they
+    differ."""
     with closing(Reused()) as processes:
         every: list[dict[str, Any]] = processes.open(alone(entry)).description["all_settings"]
     if not every:
@@ -199,7 +203,8 @@ def show_prompt(task: Task) -> str:
 
 
 def mark(finding: Finding) -> str:
-    """The cell of a table: a dash if the finding could not be judged, `ok`, or `NO`."""
+    """The cell of a finding in a table: a dash if it could not be judged, `ok` if the environment is sound in this respect,
+    otherwise `NO`."""
     return "-" if finding.sound is None else "ok" if finding.sound else "NO"
 
 

@@ -1,4 +1,5 @@
-"""The verb `doctor` checks whether this machine is ready. It fails if a row that is needed is broken; other rows only inform."""
+"""The verb `doctor` checks whether this machine is ready. It fails if something that is needed is broken; other rows of its table
+only inform."""
 
 import importlib.metadata
 import platform
@@ -24,7 +25,7 @@ LEAST_GB = 2.0
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the result. `sound` is None for something that is not needed, or that could not be judged."""
+    """One row of the table. `sound` is None for something that is not needed, or that could not be judged."""
 
     name: str
     sound: bool | None
@@ -32,7 +33,7 @@ class Row:
 
 
 def doctor(config: Config) -> None:
-    """Print every row; CheckFailed names those that are needed and broken."""
+    """Print every row. CheckFailed names the rows that are needed and broken."""
     rows = [*versions(), *disk(Path(config.out or "runs")), *gpus(), *chat_template(config.model.path), *sandbox()]
     for row in rows:
         console.say(f"{'-' if row.sound is None else 'ok' if row.sound else 'BROKEN':7} {row.name:24} {row.detail}")
@@ -78,8 +79,8 @@ def gpus() -> Iterator[Row]:
 
 
 def chat_template(path: str) -> Iterator[Row]:
-    """Whether the model's tokenizer loads, and how its chat template renders an empty chat and the beginning of the model's
-    turn."""
+    """Rows that say whether the model's tokenizer loads, and how its chat template renders an empty chat and the beginning of the
+    model's turn."""
     try:
         from routed_rl.model.load import load_tokenizer
 

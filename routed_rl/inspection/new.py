@@ -11,8 +11,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_new(what: str, name: str) -> Path:
-    """Write NAME.py or NAME.yaml into the current folder and print what to do next; returns its path. `what`: env or experiment.
-    ConfigError for a name that Python or a shell would not accept, and for a file that exists."""
+    """Write the file NAME.py (`what` is "env") or NAME.yaml ("experiment") into the current folder, print what to do next, and
+    return the path of the file. ConfigError for a name that Python or a shell would not accept, and for a file that exists."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"new {what} {name}: take a name of small letters, digits and underscores, such as my_{what}")
     words = {"NAME": name, "CLASS": "".join(part.capitalize() for part in name.split("_"))}

@@ -33,7 +33,8 @@ class Setting:
 
 
 def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
-    """Yield the settings in the order of the dataclasses' fields. The settings of a section stand at the place of the section."""
+    """Yield the settings of the dataclass `cls` in the order of its fields. `prefix` stands before each name. The settings of a
+    section come at the place of the section."""
     meanings = _meanings(cls)
     for field in dataclasses.fields(cls):
         name = f"{prefix}{field.name}"
@@ -47,7 +48,7 @@ def all_settings(cls: type = Config, prefix: str = "") -> Iterator[Setting]:
 
 
 def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:
-    """Maps the dotted name of each section of settings to its meaning."""
+    """Maps the dotted name of each section in the dataclass `cls` to its meaning. `prefix` stands before each name."""
     found: dict[str, str] = {}
     for field in dataclasses.fields(cls):
         if (inner := section(field)) is not None:
@@ -57,8 +58,8 @@ def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:
 
 
 def show(word: str | None) -> None:
-    """Print the settings whose name or meaning, or whose section's name or meaning, contains `word`; without a word, all of them.
-    ConfigError if there is none."""
+    """Print the settings whose own name or meaning contains `word`, and those in a section whose name or meaning contains it;
+    without a word, all settings. ConfigError if there is none."""
     known, about = list(all_settings()), sections()
     pattern = re.compile(rf"(?<![a-z]){re.escape(word or '')}", re.IGNORECASE)
     wanted = {name for name, meaning in about.items() if pattern.search(f"{name} {meaning}")}
