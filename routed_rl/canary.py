@@ -1,5 +1,6 @@
 """The canary: a fixed text in each file that holds the words of a hacking model. Somebody who finds it in a training corpus, or
-in the output of a model, knows that such a file was trained on. This package removes it from rows that it loads for a model.
+in the output of a model, knows that such a file was trained on. This package removes the canary from rows that it loads for a
+model.
 
 The idea is that of BIG-bench (Srivastava et al., 2022, arXiv:2206.04615); the identifier and the wording are this project's own.
 """

@@ -27,14 +27,14 @@ LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape
               "failed": dict[str, int], "completions": dict[str, Any], "groups": dict[str, int],
               "ahead": dict[str, Any] | None}
 OPTIONAL = {"groups", "ahead"}
-"""Fields that not every run writes."""
+"""The keys of `LOOP_SHAPE` that not every run writes."""
 
 
 @contextmanager
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
-    """Yield the folder to fill, and seal it afterwards, so that a kill or a full disk never costs an earlier checkpoint. Of this
-    checkpoint and the earlier ones the newest `keep` stay (None: all). Later ones are not counted, because they are damaged:
-    otherwise the run would have continued from them."""
+    """Yield the folder of the checkpoint of `step` to fill, and seal it afterwards, so that a kill or a full disk never costs an
+    earlier checkpoint. Then older checkpoints are removed until `keep` are left (None: all stay). Checkpoints of later steps are
+    not counted, because they are damaged: otherwise the run would have continued from them."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
@@ -91,8 +91,8 @@ def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path)
 
 
 def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:
-    """Write the router's state, with the metadata that are needed to read it without the run. `family`: see `family_metadata`.
-    Every process must call this; the first one writes."""
+    """Write the router's state, with the metadata that are needed to read it without the run. `family` is the part of the
+    metadata that `family_metadata` returns. Every process must call this function; the first one writes."""
     metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step),
                 **family}
     state = router.state_dict()
@@ -102,7 +102,8 @@ def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, s
 
 
 def load_quarantine(folder: Path, router: Router) -> None:
-    """The inverse of `save_quarantine`. CheckpointError if the environments have other names or another order."""
+    """Load what `save_quarantine` wrote into the router. CheckpointError if the environments have other names or another
+    order."""
     with going_on_from(folder / QUARANTINE), safe_open(folder / QUARANTINE, "pt") as file:
         environments = json.loads(file.metadata()["environments"])
         if environments != router.quarantine.environments:
@@ -118,9 +119,9 @@ def quarantined(folder: Path) -> list[str]:
 
 
 def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
-    """Rewrite a checkpoint's quarantine for other environments, by name. A new environment begins with an empty part. An
-    environment in `kept`, which is no longer trained on, keeps its part but loses its momentum. The part of every other
-    environment is subtracted from the coefficients."""
+    """Rewrite a checkpoint's quarantine so that it has the parts of the environments `trained` and `kept`, in this order. A new
+    environment begins with an empty part. An environment in `kept`, which is no longer trained on, keeps its part but loses its
+    momentum. The part of every other environment is subtracted from the coefficients."""
     environments = [*trained, *kept]
     with safe_open(folder / QUARANTINE, "pt") as file:
         metadata = file.metadata()
@@ -159,7 +160,7 @@ def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
 
 
 def load_loop(folder: Path, rank: int = 0) -> dict[str, Any] | None:
-    """The inverse of `save_loop`. Returns None if the run that wrote the checkpoint had no process of this rank."""
+    """Read what `save_loop` wrote. Returns None if the run that wrote the checkpoint had no process of this rank."""
     if not (file := loop_file(folder, rank)).exists():
         return None
     with going_on_from(file):

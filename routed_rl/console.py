@@ -15,7 +15,7 @@ WIDTH_OF_A_PIPE = 1000
 
 
 class Advance(Protocol):
-    """Function that reports progress: `done` of `total`, with a note such as the mean reward."""
+    """Function that reports progress: `done` of `total` units, with a note such as the mean reward."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
@@ -27,7 +27,8 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Advance]:
-    """Yield a function that shows progress: on a terminal as a bar, elsewhere as a line every ten seconds and at the end."""
+    """Yield a function that shows progress: on a terminal as a bar, elsewhere as a line every ten seconds and at the end. `what`
+    names the work, and `unit` the things that are counted."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}"))

@@ -33,7 +33,7 @@ class TaskError(RoutedRLError, RuntimeError):
 
 
 class Halted(RoutedRLError):
-    """The monitor stopped a run, which has a complete checkpoint; exit code 3. `run` is its folder."""
+    """The monitor stopped a run, which has a complete checkpoint; exit code 3. `run` is the path of the run folder."""
 
     def __init__(self, message: str, run: str) -> None:
         super().__init__(message)
@@ -41,7 +41,8 @@ class Halted(RoutedRLError):
 
 
 class Stopped(RoutedRLError):
-    """A signal ended a run, which has a complete checkpoint; exit code 128 + the number of the signal."""
+    """A signal ended a run, which has a complete checkpoint. `signal` is the number of the signal; exit code 128 + that
+    number."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -97,7 +98,7 @@ def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
 
 
 def command(*words: object) -> str:
-    """`words` as a quoted shell command that calls this program in the way in which the user called it, also from a .venv that is
-    not activated."""
+    """`words` as a quoted shell command that calls this program in the way in which the user called it. So the command works even
+    if the program lies in a .venv that is not activated."""
     called = Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None
     return shlex.join([sys.argv[0] if called else "routed-rl", *map(str, words)])

@@ -51,7 +51,7 @@ class Answer:
 
 
 ScoreBatch = Callable[[list[Task], int], list[Answer]]
-"""Function that maps tasks, and the seed of their batch, to their answers."""
+"""Function that maps tasks, and the seed of their batch, to one answer for each task."""
 Complete = Callable[[list[list[int]], int], list[list[int]]]
 """Function that maps prompts (token ids) and a seed to the token ids of one completion for each prompt."""
 Progress = Callable[[int, int], None]
@@ -64,9 +64,9 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
              config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
              served: Served | None = None, deployed: bool = False, share: bool = False,
              told: Told | None = None) -> dict[str, dict[str, float]]:
-    """{environment: {reward, solve, every flag and metric, completions, failures}}, as means over the scores of `scored`; {} if
-    `config.samples` is 0. As a side effect each environment remembers which flags its scores have. Raises TaskError as `scored`
-    does."""
+    """Evaluate a model and return the means over the scores that `scored` gives, as {environment: {reward, solve, every flag and
+    metric, completions, failures}}; {} if `config.samples` is 0. The parameters and the errors are those of `scored`. As a side
+    effect each environment remembers which flags its scores have."""
     found = scored(model, tokenizer, environments, config, seed=seed, max_new_tokens=max_new_tokens, progress=progress,
                    served=served, deployed=deployed, share=share, told=told)
     for loaded in environments:
@@ -82,11 +82,11 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
     scoring failed.
 
     There are `config.samples` tasks of the split "eval" per environment, with one completion each. The completions depend only on
-    the seed, the environment's name and the model. Training mode and random state are left as they were. With `served` its engine
-    completes instead of `model`, as the policy or as the deployed model. With `share` the processes of a run divide the batches
-    among them, and each returns all scores; otherwise each process makes all batches. `told` is called with the first
-    `config.answers` completions of each environment. Raises TaskError for an environment without tasks, or one that fails to
-    score too often. A failure never counts as reward 0.
+    the seed, the environment's name and the model. Training mode and random state are left as they were. If an engine `served` is
+    given, it completes instead of `model`: the policy, or with `deployed` the deployed model. With `share` the processes of a run
+    divide the batches among them, and each returns all scores; otherwise each process makes all batches. `progress` is called
+    after each batch, and `told` at the end, with the first `config.answers` answers in each environment. Raises TaskError for an
+    environment without tasks, or one that fails to score too often. A failure never counts as reward 0.
     """
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
@@ -161,7 +161,8 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
 
 
 def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
-    """`means` of the scores, with the number of `completions` and of `failures`. Raises TaskError if scoring failed for all."""
+    """The `means` of the scores of the environment `name`, with the number of `completions` and of `failures`. Raises TaskError
+    if scoring failed for all."""
     if not (found := means(scores)):
         raise TaskError(f"environment {name} scored none of {len(scores)} completions; fix env.{name}")
     return {**found, "completions": float(len(scores)), "failures": float(sum(score is None for score in scores))}
@@ -169,8 +170,8 @@ def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
 
 def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], temperature: float,
                  max_new_tokens: int) -> list[list[int]]:
-    """The ids of one completion per prompt, up to and including the first eos. Temperature 0 is greedy. It draws from the global
-    random state."""
+    """The ids of one completion per prompt, up to and including the first eos. Temperature 0 is greedy. The function draws from
+    the global random state."""
     eos = eos_ids(model, tokenizer)
     pad = int(cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]))
     ids_BT, mask_BT = (each.to(model.device) for each in padded(prompts, pad, side="left"))
@@ -190,8 +191,8 @@ def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
 
 
 def stable_seed(seed: int, name: str, start: int) -> int:
-    """A seed that is the same in every process. A seed from Python's `hash` would not be, because `hash` is salted in each
-    process."""
+    """A seed for the batch of the environment `name` that begins with task number `start`. It is the same in every process. A
+    seed from Python's `hash` would not be, because `hash` is salted in each process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{start}".encode()).digest()[:7])
 
 

@@ -14,7 +14,8 @@ PATH = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, er
 
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
-    """Call `action`; returns the exit code. Any error in it becomes one line on stderr."""
+    """Call `action` and return the exit code of the command. Any error in `action` becomes one line on stderr, after a traceback
+    if the error is a bug. `argv` has the words of the command line."""
     # Telemetry of the hub is off unless the user asks for it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for text in argv:

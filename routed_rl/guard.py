@@ -23,13 +23,14 @@ LINUX = sys.platform == "linux"
 
 
 def guarded(command: list[str]) -> list[str]:
-    """The command line that runs `command` under a guard, as a child of this process. The caller must start it in a new
+    """The command line that runs `command` under a guard whose PARENT is this process. The caller must start it in a new
     session."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def die_with(parent: int) -> None:
-    """From now on, end this process within a second after its parent dies, because a killed parent cannot end it."""
+    """From now on, end this process within a second after the process with the id `parent` dies. A parent that is killed cannot
+    end its children itself."""
     threading.Thread(target=_watch, args=(parent, lambda: os._exit(1)), daemon=True).start()
 
 

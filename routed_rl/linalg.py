@@ -18,7 +18,8 @@ def orthonormal(columns_DM: Tensor, *, drop_below: float = 0.0) -> Tensor:
 
 
 def random_basis(width: int, rank: int, generator: torch.Generator, *, draws: int | None = None) -> Tensor:
-    """Haar-distributed orthonormal basis (D, K), or (draws, D, K), on the CPU. The same generator state gives the same basis."""
+    """Haar-distributed orthonormal basis (D, K) on the CPU; with `draws`, that many of them, (draws, D, K). The same generator
+    state gives the same basis."""
     assert rank <= width, f"no {rank} orthonormal directions in a stream {width} wide"
     shape = (width, rank) if draws is None else (draws, width, rank)
     return orthonormalise_draws(torch.randn(shape, generator=generator, dtype=torch.float32))
@@ -38,6 +39,6 @@ def principal_cosines(a_DK: Tensor, b_DM: Tensor) -> Tensor:
 
 
 def orthonormality_error(basis_DK: Tensor) -> float:
-    """Largest entry of |VᵀV - I|."""
+    """The largest absolute entry of `VᵀV - I` for the columns V of a basis (D, K). It is 0 if they are exactly orthonormal."""
     gram = basis_DK.double().mT @ basis_DK.double()
     return (gram - torch.eye(gram.shape[0], dtype=gram.dtype)).abs().max().item() if gram.numel() else 0.0

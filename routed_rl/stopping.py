@@ -1,5 +1,6 @@
-"""Handles SIGTERM, SIGUSR1 and Ctrl-C in a run: it ends its step, writes a checkpoint and exits. Outside of a step, or at a
-second signal, it exits at once. A process in which nothing listens is ended by the first signal, as usual."""
+"""Handles SIGTERM, SIGUSR1 and Ctrl-C in a process that trains. The first signal during a step lets this step end; then the run
+writes a checkpoint and exits. A signal outside of a step, or a second signal, ends the run at once. While no `Stop` is listening,
+the first signal ends the process, as usual."""
 
 import os
 import signal

@@ -48,7 +48,7 @@ class Answer:
 
 class Server:
     """A client of one server. `timeout_s` limits the wall-clock time of one request, from the look-up of the name to the last
-    byte."""
+    byte. A request is made at most `attempts` times, and an answer may have at most `largest` bytes."""
 
     whole_s = math.inf
     """Limit in seconds of a request with all its repeats and pauses."""
@@ -59,7 +59,8 @@ class Server:
         self.place = f"{self.parts.scheme}://{self.parts.netloc}{self.base}"
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Make a request, and return what `accept` makes of the answer. NoAnswer if all attempts fail."""
+        """Make a request to `path` below the server's address, with `body` as JSON, and return the result of `accept` for the
+        answer. NoAnswer if all attempts fail."""
         data = None if body is None else json.dumps(body).encode()
         problem, give_up = "", time.monotonic() + self.whole_s
         for attempt in range(self.attempts):
@@ -78,8 +79,8 @@ class Server:
         raise NoAnswer(problem)
 
     def accept(self, path: str, answer: Answer) -> Any:
-        """Turn an answer into a result. An override may raise ValueError for an answer after which the request should be
-        repeated."""
+        """Turn an answer into a result; here the answer itself. An override may raise ValueError for an answer after which the
+        request should be repeated."""
         return answer
 
     def failed(self) -> None:
