@@ -33,7 +33,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         return _fail(str(error), 4 if isinstance(error, CheckFailed) else 2)
     except KeyboardInterrupt as interrupt:
         hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: {_resume(argv)}"
-        print(f"\ninterrupted; {hint}", file=sys.stderr)
+        print(f"\ninterrupted; {masked(hint)}", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno in PATH and error.filename:
@@ -51,7 +51,9 @@ def _fail(message: str, code: int = 2, what: str = "error") -> int:
 
 
 def _resume(argv: list[str]) -> str:
-    """The command that continues the run, with the run's folder if the command line names it."""
+    """The command that continues: for a run the one with its folder, if the command line names it; else the same command."""
+    if argv[0] not in ("train", "resume", "rollback"):
+        return command(*argv)
     typed = argv[1:2] if argv[0] == "resume" else [text[4:] for text in argv if text.startswith("out=")]
     folder = next(reversed(typed), None)
     return command("resume", folder) if folder else f"{command('resume')} RUN (the folder named above)"

@@ -258,6 +258,9 @@ def test_an_interrupt_says_how_to_go_on(engine, monkeypatch, capsys):
     fails_with(monkeypatch, KeyboardInterrupt())
     assert main(["train", "out=D"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl resume D"
+    monkeypatch.setattr(sys.modules["routed_rl.pipeline.leaving"], "discard", sys.modules["routed_rl.pipeline.train"].train)
+    assert main(["discard", "my run", "--out", "D"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl discard 'my run' --out D"
 
 
 @pytest.mark.parametrize(("setting", "says"), [

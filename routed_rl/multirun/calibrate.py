@@ -36,8 +36,8 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
         raise ConfigError(f"--rate is a probability, got {rate:g}")
     if not runs:
         check_experiment(config, rules, seeds, rate)
+    folders = _given(runs)
     with alone_in(folder):
-        folders = _given(runs)
         if not runs:
             planned = [seeded("secure", seed, [*overrides, *CHEAP], config.seed, folder, compose) for seed in range(seeds)]
             failed = run_missing(planned, execute, jobs, folder / "logs", "calibrate")

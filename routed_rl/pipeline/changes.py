@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.config.checks import first_difference
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, command
 from routed_rl.training.checks import fixed
 
 
@@ -14,3 +15,18 @@ def refuse_changes(was: Config, wanted: Config, sections: tuple[str, ...], verb:
     found = [first_difference(fixed(was), fixed(wanted)), *(first_difference(old[name], new[name], name) for name in sections)]
     if difference := next(filter(None, found), None):
         raise ConfigError(f"{verb} cannot change {difference}; start a new run with it")
+
+
+def check_go_on(run: RunFolder, overrides: list[str]) -> None:
+    """ConfigError if settings of `resume` name another folder, because it goes on in the run's own."""
+    if out := next((text for text in overrides if text.lstrip("+").startswith("out=")), None):
+        raise ConfigError(f"resume goes on in {run.path}, so {out} does nothing; leave it out, or begin a new run at a "
+                          f"checkpoint: {command('rollback', run.path, '--step', 'N', out)}")
+
+
+def check_steps(run: RunFolder, wanted: Config) -> None:
+    """ConfigError if the run has trained more steps than are wanted."""
+    most, done = wanted.trainer.get("max_steps", 0), max(run.steps(), default=0)
+    if isinstance(most, int) and most < done:  # what is no number is refused with the settings
+        raise ConfigError(f"trainer.max_steps={most} is less than the {done} steps that {run.path} has trained; set it to {done} "
+                          f"or more, or go back: {command('rollback', run.path, '--step', 'N')}")

@@ -39,11 +39,11 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         config = without(wanted, drop)
         config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
         new = record.new_folder(config)
-        making.enter_context(alone_making(new.path))
         if step:  # 0 is the base model
             old.require_checkpoint(step)
         if step > (last := config.trainer.get("max_steps", step)):
             raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
+        making.enter_context(alone_making(new.path))
         from routed_rl.pipeline.changes import refuse_changes  # TRL takes seconds to load: first all that is refused without it
         from routed_rl.pipeline.train import go_on, prepared
 

@@ -23,7 +23,7 @@ from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.answers import keep_answers
 from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, keep_base, load_parts, make_router, run_subspace
-from routed_rl.pipeline.changes import refuse_changes
+from routed_rl.pipeline.changes import check_go_on, check_steps, refuse_changes
 from routed_rl.pipeline.detecting import check_detector, learn_detector
 from routed_rl.pipeline.engines import check_served
 from routed_rl.pipeline.keeping import keep_at_end
@@ -79,9 +79,11 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
     with alone_in(run.path):
         config = record.read_config(run)
         if overrides:
+            check_go_on(run, overrides)
             wanted = record.dated(compose([*record.read_overrides(run), *overrides]), config.model.date)
             wanted.out = config.out
             refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
+            check_steps(run, wanted)
             config = wanted
         parts, plan = prepared(config, run)
         if overrides:

@@ -159,6 +159,11 @@ def test_resume_refuses_another_experiment(parts, undisturbed):
     changed = own_config(parts, undisturbed, seed=1)
     with pytest.raises(ConfigError, match="cannot change seed: 0 -> 1"):
         pipeline.resume(str(undisturbed), ["seed=1"], lambda _: changed)
+    with pytest.raises(ConfigError, match="so out=D does nothing; .*rollback .* --step N out=D"):
+        pipeline.resume(str(undisturbed), ["out=D"], no_compose)
+    fewer = own_config(parts, undisturbed, trainer={"max_steps": 1})
+    with pytest.raises(ConfigError, match="trainer.max_steps=1 is less than the 6 steps that .* has trained"):
+        pipeline.resume(str(undisturbed), ["trainer.max_steps=1"], lambda _: fewer)
     with pytest.raises(RunFolderError, match="not a run folder"):
         pipeline.resume(str(undisturbed / "checkpoints"), [], no_compose)
 
