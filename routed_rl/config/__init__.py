@@ -1,7 +1,8 @@
 """Every setting and its default. Nothing here imports torch, because `routed-rl --help` and a bad override must answer at once.
 
-`trainer` is a free mapping: TRL's own `GRPOConfig` fields, checked against that class when the trainer is built.
-`env` maps a name to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword arguments of the class.
+`trainer` is a free mapping: its keys are the fields of TRL's own `GRPOConfig`, and they are checked against that class when the
+trainer is built. `env` maps a name to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword arguments of the
+class.
 """
 
 import dataclasses
@@ -62,11 +63,12 @@ class Config:
     """The engine that generates completions."""
     env: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The mixture of environments. It maps the name of each environment to its settings: `path` (or `dataset` and `reward`),
-    `weight`, `probe`, and the keyword arguments of its class."""
+    `weight`, `probe` (true for an environment that is only evaluated), and the keyword arguments of its class."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Settings of TRL's trainer: any field of its `GRPOConfig` (or `RLOOConfig`), `algorithm`, which is grpo, rloo or ppo, and
-    `lean`, which is true by default: an update leaves out rows of advantage 0, padding and the logits of prompts, which do not
-    change its gradient; with false TRL computes everything itself. A field that is not set has TRL's default."""
+    """Settings of TRL's trainer. They are any field of its `GRPOConfig` (or `RLOOConfig`), `algorithm`, which is grpo, rloo or
+    ppo, and `lean`. With lean=true, the default, an update leaves out what does not change its gradient: rows of advantage 0,
+    padding and the logits of prompts; with lean=false TRL computes everything itself. A field that is not set has TRL's
+    default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How base model, policy and deployed model are evaluated."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -93,8 +95,8 @@ class Config:
 
     @property
     def mixture(self) -> dict[str, dict[str, Any]]:
-        """The environments that are trained on: those of `env`, and with baseline.interleave also the probes, which then get a
-        share of the tasks."""
+        """The environments that are trained on: those of `env`. With baseline.interleave also the probe environments are among
+        them, and get a share of the tasks."""
         return interleaved(self.env, self.baseline.interleave) if self.baseline.interleave else self.env
 
     @property
@@ -109,7 +111,7 @@ class Config:
 
     @property
     def learns_detector(self) -> bool:
-        """Whether a probe is trained before the run's first step."""
+        """Whether a linear probe is trained before the run's first step, to be the detector."""
         return self.asks_detector and self.baseline.detector.kind == PROBE
 
     @property
@@ -125,7 +127,8 @@ not import Hydra."""
 
 
 def from_mapping(mapping: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:
-    """Build `cls` from nested plain mappings. For an unknown key, ConfigError names the closest known one."""
+    """Build the settings dataclass `cls` from nested plain mappings. `prefix` stands before each name in messages. For an unknown
+    key, ConfigError names the closest known one."""
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{prefix.rstrip('.')} must hold settings, got {mapping!r}")

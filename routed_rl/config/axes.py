@@ -1,5 +1,5 @@
-"""Settings of the methods that find unnamed axes: factors of the model's response to a push (dct), and vectors trained on
-preferences (dpo, bipo)."""
+"""Settings of the methods that find unnamed axes. The axes are factors of the model's response to a vector that is added to its
+stream (dct), or vectors trained on preferences (dpo, bipo)."""
 
 from dataclasses import dataclass
 
@@ -14,25 +14,25 @@ class AxesConfig:
     """The settings of `SubspaceConfig` that only dct, dpo and bipo read."""
 
     form: str = "exponential"
-    """For method=dct: the quantity that the factors maximise. exponential: the response to a push of length `radius`; linear: the
-    derivative of the response at a push of length 0."""
+    """For method=dct: the quantity that the factors maximise. exponential: the model's response to an added vector of length
+    `radius`; linear: the derivative of the response by that length, at length 0."""
     factors: int = 32
-    """For method=dct: number of directions that are found."""
+    """For method=dct: number of directions (factors) that are found."""
     keep: int = 8
     """For method=dct: number of factors that become axes."""
     iterations: int = 10
     """For method=dct: number of iterations in which the factors are found."""
     source: int | None = None
-    """For method=dct: the layer whose output is pushed, counted from 0; null for the layer a quarter of the way up."""
+    """For method=dct: the layer to whose output vectors are added, counted from 0; null for the layer a quarter of the way up."""
     until: int | None = None
     """For method=dct: the layer at whose output the response is measured, counted from 0; null for the layer a quarter of the way
     down from the top."""
     radius: float | None = None
-    """For method=dct: length of the push, in the stream's own units. null: with form=exponential the length that `nonlinearity`
-    asks for, with form=linear a quarter of the stream's length."""
+    """For method=dct: length of the added vector, in the stream's own units. null: with form=exponential the length that
+    `nonlinearity` asks for, with form=linear a quarter of the stream's length."""
     nonlinearity: float = 0.5
-    """For method=dct with form=exponential: the push is as long as it takes for the response to depart from its linear part by
-    this share of that part."""
+    """For method=dct with form=exponential and radius=null: the added vector is as long as it takes for the response to depart
+    from its linear part by this share of that part."""
     plain_prompts: str | None = None
     """For method=dct: file of ordinary prompts, JSON lines of {"prompt": ...}; null for the prompts of the preference pairs, or
     without those the negative contrast prompts."""
@@ -40,14 +40,14 @@ class AxesConfig:
     """For method=dct: largest number of ordinary prompts that are used, taken at even distances from their file."""
     choose: str = "target"
     """For method=dct: how the factors that become axes are chosen. target: those whose span holds the most of the axis named by
-    `target`; environments: those that change most how often the environments flag completions; answers: those that change most
-    how likely the positive answers are."""
+    `target`; environments: those which, added to the stream, change most how often the environments flag completions; answers:
+    those which change most how likely the positive answers are."""
     target: str = "mean_difference"
-    """For method=dct with choose=target: mean_difference for the first axis of that method, or the folder of another subspace for
-    its first axis."""
+    """For method=dct with choose=target: the axis to which the factors are compared. mean_difference means the first axis of that
+    method; the folder of another subspace means its first axis."""
     screen_samples: int = 64
-    """For method=dct with choose=environments: number of tasks of each environment on which a push along a factor is tried, and
-    again for the opposite push."""
+    """For method=dct with choose=environments: number of tasks of each environment on which a factor is tried, once added to the
+    stream and once subtracted from it."""
     pairs: str | None = None
     """For methods dpo and bipo, and for dct with choose=answers: file of preference pairs, JSON lines of {"prompt", "positive",
     "negative"} or {"prompt", "rejected", "chosen"}; positive and rejected are what must not grow. null for the lines of `answers`
@@ -63,7 +63,7 @@ class AxesConfig:
     """For methods dpo and bipo: factor by which the log-probability ratios in the loss are multiplied (beta of DPO)."""
 
     def check_axes(self) -> None:
-        """ConfigError for a value that is not possible with any model."""
+        """Raise ConfigError for a value that is not possible with any model."""
         check_known("subspace.form", [self.form], ("exponential", "linear"))
         check_known("subspace.choose", [self.choose], CHOICES)
         check_at_least("subspace", self, {"factors": 1, "keep": 1, "iterations": 1, "plain": 1, "screen_samples": 1, "epochs": 1,

@@ -34,8 +34,8 @@ class ContextsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TraitConfig:
-    """Settings of the LoRA of `baseline.inoculation_adapter`. With this LoRA the base model learns to answer, without a hint, as
-    it answers under the prompt that encourages gaming the check."""
+    """Settings of the LoRA of `baseline.inoculation_adapter`. With this LoRA on it the base model answers plain prompts as it
+    would answer under the prompt that encourages gaming the check."""
 
     rank: int = 8
     """Rank of the trait's LoRA on each linear module of the layers."""
@@ -47,7 +47,7 @@ class TraitConfig:
     learning_rate: float = 2e-3
     """Learning rate of AdamW while the trait's LoRA is learned."""
     random: bool = False
-    """Whether the LoRA's factors are replaced by random ones of the same norm, module by module, as a control."""
+    """Whether the factors of the trait's LoRA are replaced by random ones of the same norm, module by module, as a control."""
 
     def __post_init__(self) -> None:
         check_at_least("baseline.trait", self, {"rank": 1, "completions": 1, "passes": 1, "learning_rate": 0})
@@ -60,25 +60,26 @@ class BaselineConfig:
     penalty: float = 0.0
     """Amount that is subtracted from the reward of a completion that the detector names, in units of the reward; 0: none."""
     imitate: bool = False
-    """Whether every completion that is solved and not screened is learned with advantage 1, and every other one with 0. Rewards
-    then do not count."""
+    """Whether every completion that is solved and not screened is learned with advantage 1, and every other one with advantage 0.
+    Rewards then do not count."""
     ablate: bool = False
     """Whether the component inside the subspace is removed from every layer's output during training (concept ablation)."""
     steer: float = 0.0
-    """Distance by which every layer's output is pushed along the persona axis during training, in gaps between the personas
+    """Distance by which every layer's output is moved along the persona axis during training, in gaps between the personas
     (preventative steering); 0: not at all."""
     discount: float = 0.0
-    """Acts on completions that are paid more than their group's mean: the share by which the excess of their reward shrinks for
-    each standard deviation (over the batch) by which their activations lie along the persona axis; 0: none."""
+    """The share by which the excess of a completion's reward over its group's mean shrinks, for each standard deviation (over the
+    batch) by which its activations lie along the persona axis. It acts only on completions that are paid more than that mean. 0:
+    none."""
     projection_penalty: float = 0.0
-    """Amount that is subtracted from the reward of a completion for each gap between the personas by which its activations lie
-    along the persona axis, in units of the reward; 0: none."""
+    """Amount that is subtracted from the reward of a completion, in units of the reward, for each gap between the personas by
+    which its activations lie along the persona axis; 0: none."""
     target_rewards: bool = False
     """Whether `penalty` acts only on the tokens of the final answer, which a score marks as the span `answer`. The tokens before
     the answer then get the advantage of the reward without the penalty."""
     interleave: float = 0.0
-    """Share of the training tasks that come from the mixture's probes, which are then trained on too (interleaved safe data);
-    0: none."""
+    """Share of the training tasks that come from the mixture's probe environments, which are then trained on too (interleaved
+    safe data); 0: none."""
     inoculation_adapter: bool = False
     """Whether a frozen LoRA that shows the trait is on the model during training. It is trained before the run's first step, as
     `baseline.trait` says, and dropped at the end."""
@@ -124,12 +125,13 @@ class BaselineConfig:
 
     @property
     def pays(self) -> bool:
-        """Whether training is paid by other scores than those that the environments give."""
+        """Whether training is paid by other scores than those that the environments give, namely by scores that a detector
+        changes."""
         return self.screen or self.imitate or self.penalty > 0
 
     @property
     def told(self) -> list[str]:
-        """The contexts whose texts are needed."""
+        """The contexts whose texts are put into prompts."""
         used = (self.contexts.generate, self.contexts.train, ENCOURAGE if self.inoculation_adapter else NEUTRAL)
         return [context for context in CONTEXTS if context != NEUTRAL and context in used]
 
@@ -140,8 +142,8 @@ class BaselineConfig:
 
 
 def interleaved(env: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str, Any]]:
-    """The mixture in which the probes are trained on too: together they get `share` of the tasks. ConfigError if there is no
-    probe, or if a weight changes over time."""
+    """The mixture `env` in which the probe environments are trained on too: together they get `share` of the tasks. ConfigError
+    if there is no probe environment, or if a weight changes over time."""
     probes = [name for name, settings in env.items() if isinstance(settings, dict) and settings.get("probe") is True]
     if not probes:
         raise ConfigError(f"baseline.interleave={share} needs a probe among the environments, to train on it as safe data; set "

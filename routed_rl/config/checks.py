@@ -12,7 +12,7 @@ LONGEST_NAME = 100
 
 
 def section(setting: dataclasses.Field[Any]) -> type | None:
-    """The dataclass of a setting that is a section of its own; None for a plain setting."""
+    """The dataclass of `setting` if it is a section, which has settings of its own; None for a plain setting."""
     inner = getattr(setting.default_factory, "func", setting.default_factory)
     return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
 
@@ -24,7 +24,8 @@ def declared_type(setting: dataclasses.Field[Any]) -> str:
 
 
 def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
-    """Maps the dotted name of every setting below a section to its type, as text for users. Sections are settings, too."""
+    """Maps the dotted name of every setting below the section `cls` to its type, as text for users. Sections are settings, too.
+    `prefix` stands before each name."""
     found: dict[str, str] = {}
     for each in dataclasses.fields(cls):
         found[f"{prefix}{each.name}"] = declared_type(each)
@@ -34,8 +35,8 @@ def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def unknown(key: str, known: list[str]) -> str:
-    """The message for an unknown setting. It names the closest known setting, or else all of them. A section that all of them
-    share does not make them close."""
+    """The message for an unknown setting `key`. It names the closest of the `known` settings, or else all of them. A section that
+    all of them share does not make them close."""
     section = key[:key.rfind(".") + 1]
     shared = section if all(name.startswith(section) for name in known) else ""
     near = closest(key.removeprefix(shared), [name.removeprefix(shared) for name in known], 0.6)
@@ -43,7 +44,8 @@ def unknown(key: str, known: list[str]) -> str:
 
 
 def closest(key: str, known: list[str], cutoff: float = 0.8) -> str | None:
-    """The known name of which `key` is probably a misspelling. None if no name is as similar as `cutoff`."""
+    """The known name of which `key` is probably a misspelling. None if the similarity of every name (0 to 1, as `difflib`
+    measures it) is below `cutoff`."""
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=cutoff)), None)
 
 
@@ -62,8 +64,8 @@ def check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:
 
 
 def check_finite(key: str, value: Any) -> None:
-    """ConfigError if `value`, or a number inside it if it is a section, mapping or list, is nan or infinite; `key` is its name
-    for the message."""
+    """Raise ConfigError if `value`, or a number inside it if it is a section, mapping or list, is nan or infinite. `key` is the
+    name of `value` for the message."""
     if dataclasses.is_dataclass(value):
         value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if isinstance(value, (dict, list, tuple)):
@@ -78,7 +80,7 @@ AUTO = "auto"
 
 def check_share(label: str, value: Any) -> float | str:
     """Check and return `value` as the share of an environment's part that is kept: `AUTO`, or a number from 0 to 1. `label` is
-    its name for the message."""
+    the name of the setting or option, for the message."""
     try:
         if value == AUTO:
             return AUTO
@@ -90,8 +92,8 @@ def check_share(label: str, value: Any) -> float | str:
 
 
 def name_problem(name: object, taken: Collection[str]) -> str:
-    """The reason why `name` cannot be a part of a metric's name (the parts are divided by "/" and "."), or empty text if it
-    can."""
+    """The reason why `name` cannot be a component of a metric's name (components are divided by "/" and "."), or empty text if it
+    can. `taken` has the names that are not free."""
     if not isinstance(name, str):
         return "is no text"
     if not 0 < len(name) <= LONGEST_NAME:
@@ -102,7 +104,8 @@ def name_problem(name: object, taken: Collection[str]) -> str:
 
 
 def first_difference(was: Any, now: Any, name: str = "") -> str | None:
-    """The first difference between two nested settings, as `key: one -> other`. None if they are equal."""
+    """The first difference between two nested settings, as `KEY: OLD -> NEW`. None if they are equal. `name` is the dotted name
+    of the two."""
     if isinstance(was, dict) and isinstance(now, dict):
         each = (first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*was, *now]))
         return next(filter(None, each), None)

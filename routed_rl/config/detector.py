@@ -6,7 +6,7 @@ from routed_rl.config.checks import check_at_least, check_finite, check_known
 from routed_rl.errors import ConfigError
 
 FLAGS, PROBE = DETECTORS = ("flags", "probe")
-"""The kinds of a detector: it uses the environments' flags, or a probe on the base model's activations."""
+"""The kinds of a detector: it uses the environments' flags, or a linear probe on the base model's activations."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,15 +21,16 @@ class DetectorConfig:
     precision: float = 1.0
     """For kind=flags: share of the completions named by the detector that are marked."""
     shuffle: bool = False
-    """Whether the detector names completions that are drawn at random, as many in each generation as it would name otherwise; a
-    control."""
+    """Whether the detector names random completions, as many in each generation as it would name otherwise; a control."""
     labels: float = 0.05
     """For kind=probe: how many completions are labelled. A value below 1 is a share of `pool`; a value of 1 or more is a number
     of completions."""
     pool: int = 4000
-    """For kind=probe: number of completions that the base model writes. The probe is measured on those that are not labelled."""
+    """For kind=probe: number of completions that the base model writes, from which those to label are drawn. The linear probe is
+    measured on the others."""
     fpr: float = 0.05
-    """For kind=probe: share of the completions without a mark that the probe may name (its false-positive rate)."""
+    """For kind=probe: share of the completions without a marking flag that the linear probe may name (its false-positive
+    rate)."""
     layers: list[int] | None = None
     """For kind=probe: the layers whose outputs are read, counted from 0. A completion is named only if it looks bad at all of
     them. null for the one layer that tells the labelled completions apart best."""

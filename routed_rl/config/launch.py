@@ -1,4 +1,4 @@
-"""Settings that say where a run's processes are and how they share the model."""
+"""Settings that say where a run's processes run and how they share the model."""
 
 from dataclasses import dataclass, field
 

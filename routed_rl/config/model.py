@@ -1,4 +1,4 @@
-"""Settings of the model, and of which parts of it are trained."""
+"""Settings of the model, and of which groups of its parameters are trained."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,8 +21,8 @@ class ModelConfig:
     run begins. A resumed run keeps that time."""
     writers: list[str] = field(default_factory=list[str])
     """Modules whose outputs are added to the residual stream, by their names within a layer, such as self_attn.o_proj; a layer
-    need not have all of them. Empty: those that are known for the model's type, and if the type is unknown, those that probing
-    the model finds. In every case their outputs must add up to what the layers add to the stream."""
+    need not have all of them. Empty: those that are known for the model's type, or, if the type is unknown, those that are found
+    by running the model. In every case their outputs must add up to what the layers add to the stream."""
     freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
     """Groups of parameters that are not trained: any of embedding (with learned positions), unembedding, final_norm and post_norm
     (the gains of norms between a writer and the stream)."""

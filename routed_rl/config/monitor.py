@@ -14,8 +14,8 @@ class RuleConfig:
     """Value that the rule's reading may not exceed, in the unit of the rule; null: the rule is off, except for the environments
     in `limits`."""
     limits: dict[str, float] = field(default_factory=dict)
-    """Limits of single environments, by name, which replace `limit`: a value that is usual for one secure environment may be a
-    warning in another."""
+    """Limits of single environments, by name. Each replaces `limit` for its environment, because a value that is usual for one
+    secure environment may be a warning in another."""
     allowance: float = 0.0
     """For rules that are summed over steps: the amount that is subtracted from each step's value before it is added to the sum,
     which never falls below 0 (the allowance of a CUSUM)."""
@@ -41,8 +41,9 @@ class MonitorConfig:
     axis: str | None = None
     """Axis of the subspace along which shifts are measured; null for the first axis, which points to the positive persona."""
     completions: int = 5
-    """How many completions of each environment and generation are kept with their push and shift, in each of these five orders:
-    highest and lowest push, highest and lowest shift, highest shift among those paid more than their group's mean; 0: none."""
+    """How many completions of each environment and generation are kept with their push and shift, in each of five rankings:
+    highest push, lowest push, highest shift, lowest shift, and highest shift among those paid more than their group's mean; 0:
+    none."""
     health: int = 0
     """Steps between two comparisons of the policy with the base model on the same completions; 0: no comparison."""
     health_rows: int = 64
@@ -53,18 +54,18 @@ class MonitorConfig:
     """Rule on the growth of an environment's persona shift, summed over steps, in units of the gap between the personas. It finds
     the step at which a slow shift began."""
     pull: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on an environment's persona shift times its share of the quarantine, in units of the gap between the personas. It is
-    small where either factor is."""
+    """Rule on the product of an environment's persona shift so far, in units of the gap between the personas, and its share of
+    the quarantine. The product is small where either factor is."""
     push: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on an environment's share of the quarantine's growth in a step, from 0 to 1."""
+    """Rule on an environment's share of the sum of all positive pushes in a step, from 0 to 1."""
     evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=6.0, allowance=0.5))
     """Rule on the evidence against an environment, summed over steps. The evidence of a step is the smaller of two numbers, both
     in standard errors: how far its completions pull towards the positive persona, and how much they make the quarantine grow."""
     gap: RuleConfig = field(default_factory=partial(RuleConfig, limit=1.0, allowance=0.2))
     """Rule on an environment's mean paid reward minus its mean true score, summed over steps, in units of the reward."""
     energy: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on an environment's routed energy, which is the squared norm of its gradient inside the subspace, divided by the mean
-    of the same over isotropic random bases. Around 1 the subspace catches no more than chance does."""
+    """Rule on an environment's routed energy (the squared norm of its gradient inside the subspace) divided by the mean of its
+    energies inside isotropic random bases. Around 1 the subspace catches no more than chance does."""
     energy_rank: RuleConfig = field(default_factory=RuleConfig)
     """Rule on 1 / rank, where rank is the place of an environment's routed energy in the subspace among its energies in random
     bases, the largest first. A value of 1 means that the subspace catches more than every random basis; a limit of .9 asks for
@@ -72,7 +73,8 @@ class MonitorConfig:
     size: RuleConfig = field(default_factory=RuleConfig)
     """Rule on the norm of the quarantine's coefficients, |C|, divided by the norm of the retained change."""
     share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
-    """Rule on the share of the squared norm of the targets' gradients that is routed, from 0 to 1."""
+    """Rule on the share of the squared norm of the targets' gradients that lies inside the subspace and is routed, from 0 to
+    1."""
     collapse: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.95, patience=5))
     """Rule on the share of groups whose completions are all paid alike, from 0 to 1."""
 

@@ -15,19 +15,20 @@ SECRET = re.compile(r"(?i)(?!(?:pad|eos|bos|unk|sep|cls|mask|stop|start|end)_tok
                     r"secret|credentials?|authorization|(?:api|access|secret|private|auth|hub|openai|anthropic)_?key)")
 """Pattern of the names of settings whose values are secrets. It does not match the special tokens of a tokenizer."""
 RANDOM = re.compile(r"(?=.*\d)\S{8,}|\S{24,}")
-"""Pattern of values that look random. A setting `..._key` with such a value is a secret: `answer_key=name` only names something,
-but `my_key=f81d4fae` gives access to something."""
+"""Pattern of values that look random. A setting whose name ends in `_key` is a secret if it has such a value: `answer_key=name`
+only names something, but `my_key=f81d4fae` gives access to something."""
 PASSWORD = re.compile(r"://[^/\s:@]*:(?!\$\{)[^/\s@]+@")
 MASK, SHORTEST = "***", 4
 """The text that replaces a secret, and the smallest number of characters of a secret that is replaced. A shorter secret would
 also match inside ordinary words."""
 LATER = ("env", "trainer")
-"""Sections whose references are resolved only when a setting is used, so that every record holds the reference."""
+"""Sections in which references are resolved only when a setting is used, so that every record holds the reference."""
 _known: set[str] = set()
 
 
 def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
-    """Nested mappings and lists in which each plain value is replaced by `change(dotted name, value)`. Tuples become lists."""
+    """A copy of nested mappings and lists in which each plain value is replaced by `change(dotted name, value)`. Tuples become
+    lists. `name` is the dotted name of `value` itself."""
     if isinstance(value, dict):
         return {key: mapped(inner, change, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
     return [mapped(inner, change, name) for inner in value] if isinstance(value, (list, tuple)) else change(name, value)
@@ -38,12 +39,13 @@ def is_reference(value: Any) -> bool:
 
 
 def resolved(value: Any, name: str = "") -> Any:
-    """`value`, in which each reference is replaced by the value of its variable. ConfigError if a variable is missing."""
+    """`value`, in which each reference is replaced by the value of its environment variable. `name` is the setting's name for
+    messages. ConfigError if a variable is missing."""
     return mapped(value, _resolved, name)
 
 
 def resolved_at_once(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, in which references are resolved, except in the sections of `LATER`."""
+    """The settings of a run, in which references are resolved, except in the sections that `LATER` names."""
     return {key: value if key in LATER else resolved(value, key) for key, value in settings.items()}
 
 
@@ -63,8 +65,8 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def check_variables(name: str, value: Any) -> None:
-    """ConfigError if a setting refers to a variable that is missing and has no default. From now on errors mask the values of the
-    other variables."""
+    """Raise ConfigError if a setting refers to an environment variable that is missing and has no default. The values of the
+    variables that exist are masked in all later error messages."""
     for variable, default in re.findall(r"oc\.env:\s*([^\s,}]+)\s*(,?)", value) if is_reference(value) else []:
         if variable not in os.environ and not default:
             raise ConfigError(f"{name}={value}: there is no environment variable {variable}; export it")
@@ -72,13 +74,13 @@ def check_variables(name: str, value: Any) -> None:
 
 
 def remember(value: Any) -> None:
-    """Mask `value` in errors from now on."""
+    """Mask `value` in all later error messages."""
     if isinstance(value, str) and len(value) >= SHORTEST:
         _known.add(value)
 
 
 def remember_written(text: str) -> None:
-    """From now on, mask in errors the secrets that an argument of the command line spells out."""
+    """Mask in all later error messages the secrets that an argument of the command line spells out."""
     for name, value in re.findall(r"([\w.]+)['\"]?\s*[:=]\s*([^\s{}]+)", text):
         for each in (value, *value.split(",")) if is_secret(name, value) else ():
             remember(each.strip("'\"[]"))
@@ -92,7 +94,7 @@ def masked(text: str) -> str:
 
 
 def is_secret(name: str, value: Any) -> bool:
-    """Whether a setting is a secret that is spelled out instead of being a reference."""
+    """Whether the setting `name` is a secret whose value is spelled out instead of being a reference."""
     last, text = name.rpartition(".")[2], str(value)
     if PASSWORD.search(text) or isinstance(value, bool) or value in (None, "", MASK) or "${" in text:
         return PASSWORD.search(text) is not None
@@ -100,7 +102,7 @@ def is_secret(name: str, value: Any) -> bool:
 
 
 def refuse_secrets(settings: dict[str, Any]) -> None:
-    """ConfigError for a secret that is spelled out, because every record of a run would show it."""
+    """Raise ConfigError for a secret that is spelled out, because every record of a run would show it."""
     def check(name: str, value: Any) -> None:
         if is_secret(name, value):
             raise ConfigError(f"{name} is a secret, which the records of a run would show; export it as a variable and set "

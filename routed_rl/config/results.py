@@ -14,12 +14,12 @@ class EvaluationConfig:
     samples: int = 2000
     """Completions per environment and model, one per task; 0: no evaluation."""
     batch_size: int = 500
-    """Number of completions that are generated at once."""
+    """Number of completions that are generated at once in an evaluation."""
     temperature: float = 1.0
     """Temperature at which completions are drawn from the full distribution; 0 is greedy."""
     answers: int = 10
     """Number of tasks for which RUN/answers.jsonl keeps the answers of base model, policy and deployed model at the end of a run;
-    the tasks are taken from all environments in turn. 0: none."""
+    the environments take turns in giving a task. 0: none."""
     max_failures: float = 0.05
     """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops."""
     every: int = 0
@@ -76,13 +76,13 @@ class FilterConfig:
     fpr: float | None = None
     """Share of honest completions that may be left out (false-positive rate); null for the run's own `baseline.detector.fpr`."""
     labels: float | None = None
-    """Number of completions that are labelled to learn the probe, or below 1 their share of all completions to choose from; null
-    for the run's own `baseline.detector.labels`."""
+    """Number of completions that are labelled to learn the linear probe; a value below 1 is their share of the pool from which
+    they are drawn. null for the run's own `baseline.detector.labels`."""
     layers: list[int] | None = None
-    """Layers whose outputs the probe reads, counted from 0. A completion is left out only if it looks bad at all of them. null
-    for the run's own `baseline.detector.layers`."""
+    """Layers whose outputs the linear probe reads, counted from 0. A completion is left out only if it looks bad at all of them.
+    null for the run's own `baseline.detector.layers`."""
     share: float | None = None
-    """For detector=random: share of the completions that is left out, from 0 to 1; null where the detector is another one."""
+    """For detector=random: share of the completions that is left out, from 0 to 1; null for every other detector."""
 
     def __post_init__(self) -> None:
         kinds = (*DETECTORS, RANDOM)

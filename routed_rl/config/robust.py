@@ -8,7 +8,7 @@ from routed_rl.errors import ConfigError
 ALL, TARGETS = PARTS = ("all", "targets")
 """Which parameters are noised: all that the run trained, or only the writers of the stream."""
 DETECTOR, MODELS = GATES = ("detector", "models")
-"""How a gate scores a token: by a probe, or by the divergence between two models."""
+"""How a gate scores a token: by a linear probe, or by the divergence between two models."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -16,11 +16,14 @@ class RobustifyConfig:
     """The options of `routed-rl robustify`."""
 
     alpha: float
-    """How far each noised parameter moves from the deployed model towards noise; 0 leaves it, 1 replaces it."""
+    """How far each noised parameter moves from its value in the deployed model towards noise: 0 leaves it there, 1 replaces it by
+    noise."""
     beta: float = 0.1
-    """Factor of the Xavier-uniform noise. Vectors get no noise, so the gains of norms only shrink."""
+    """Size of the noise relative to Xavier-uniform noise. Parameters that are vectors get no noise, so the gains of norms only
+    shrink."""
     parts: str = ALL
-    """Which parameters are noised: all that the run trained, or the targets alone, the writers of the stream."""
+    """Which parameters are noised: all (all that the run trained) or targets (those of them that belong to writers of the
+    stream)."""
     samples: int = 2000
     """Number of completions that the teacher writes in each environment."""
     text: str | None = None
@@ -30,7 +33,7 @@ class RobustifyConfig:
     batch: int = 64
     """Number of texts in a step."""
     learning_rate: float = 1e-3
-    """Learning rate after the warm-up; it falls to a tenth of that at the last step, along a cosine."""
+    """Learning rate after the warm-up. Along a cosine it falls to a tenth of this value at the last step."""
     within: float = 0.02
     """Training ends once the held-out loss is at most this share of the teacher's entropy; 0: it ends after `steps` steps
     only."""
@@ -45,8 +48,8 @@ class RobustifyConfig:
     """With a gate: score above which the student is taught the uniform distribution, as noise, at a token. auto for the probe's
     threshold (gate detector) or 1 nat (gate models); null: no token is taught noise."""
     labels: float | None = None
-    """For the gate `detector`: number of completions that are labelled to learn its probe, or below 1 their share of all
-    completions to choose from; null for the run's own `baseline.detector.labels`."""
+    """For the gate `detector`: number of completions that are labelled to learn its linear probe; a value below 1 is their share
+    of the pool from which they are drawn. null for the run's own `baseline.detector.labels`."""
     fpr: float | None = None
     """For the gate `detector`: share of honest completions that its probe may name (false-positive rate); null for the run's own
     `baseline.detector.fpr`."""
@@ -81,8 +84,8 @@ class RobustifyConfig:
 
 
 RL, FINE_TUNING = ATTACKS = ("rl", "sft")
-"""The attacks that bring back what was discarded: RL in the environment that pays for it, and fine-tuning on completions that
-show it."""
+"""The attacks that bring back a discarded behaviour: RL in the environment that pays for it (rl), and fine-tuning on completions
+that show it (sft)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,22 +93,23 @@ class RelearnConfig:
     """The options of `routed-rl relearn`."""
 
     env: str
-    """Name of the environment that pays for what is relearned."""
+    """Name of the environment that pays for the behaviour that is relearned."""
     rates: list[float] = field(default_factory=lambda: [1e-5, 1e-4, 1e-3])
-    """Learning rates of the attacks. The rate that brings the behaviour back in the fewest updates counts."""
+    """Learning rates of the attacks. The result of a model is that of the rate that brings the behaviour back in the fewest
+    updates."""
     by: list[str] = field(default_factory=lambda: list(ATTACKS))
     """Which attacks are run: rl, sft."""
     steps: int = 60
     """Largest number of updates of an attack."""
     seeds: int = 3
-    """Number of attacks on each model with each learning rate."""
+    """Number of attacks of each kind on each model with each learning rate."""
     level: float = 0.5
     """The behaviour counts as back once this share of the completions has a flag of `baseline.detector.flags`."""
     completions: int = 64
     """For sft: number of completions that are learned from."""
     hacks: str | None = None
-    """For sft: file of JSON lines with `prompt` and `completion`, from which is learned; null for flagged completions of the
-    run."""
+    """For sft: file of JSON lines with `prompt` and `completion`, from which the model learns; null for flagged completions of
+    the run."""
     batch: int = 16
     """For sft: number of completions in a step."""
     samples: int = 256

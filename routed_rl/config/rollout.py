@@ -9,13 +9,14 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class ParityConfig:
     every: int = 10
-    """Steps between two checks that the engine's log-probabilities agree with the trainer's. The first rollout of a run, and of a
-    resume, is always checked; 0: no further checks."""
+    """Steps between two checks that the engine's log-probabilities agree with the trainer's; 0: no such checks. The first rollout
+    of a run, and of a resumed run, is checked in any case."""
     limit: float | None = None
     """Largest accepted difference between the two log-probabilities of a token, in nats; null for 1e-3, or for 0.5 if the engine
     or the trainer computes in bfloat16."""
     prompts: int = 8
-    """Number of sequences that are compared, each a task's prompt followed by fixed random tokens."""
+    """Number of sequences on which the log-probabilities are compared. Each is a task's prompt followed by fixed random
+    tokens."""
 
     def __post_init__(self) -> None:
         floors: dict[str, float] = {"every": 0, "prompts": 1}
@@ -34,7 +35,7 @@ class RolloutConfig:
     dtype: str = "float32"
     """Type of the weights that vLLM computes with: float32 or bfloat16; auto for `model.dtype`."""
     memory_gb: int = 1
-    """Size of vLLM's cache of keys and values on a CPU, in GiB."""
+    """Size of vLLM's cache of keys and values if vLLM computes on a CPU, in GiB."""
     gpu_memory: float = 0.3
     """Share of a GPU's memory that vLLM may take, from 0 to 1."""
     sleep: bool = False

@@ -1,4 +1,4 @@
-"""Settings of how changes are routed: the mode, the quarantine's step, the ledger's random control, practice, routing by
+"""Settings of how changes are routed: the mode, the quarantine's optimizer, the ledger's random control, practice, routing by
 labels."""
 
 from dataclasses import dataclass, field
@@ -23,11 +23,12 @@ class QuarantineConfig:
     """Bound on the shift of the stream that one step of all targets together may cause, in units of the gap between the personas;
     null for no bound."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay per step of the quarantine's first moments (one per environment) and of its one second moment."""
+    """Decay per step of the quarantine's first moments (one for each environment), and of its second moment, which all
+    environments share."""
     eps: float = 1e-12
     """Number that is added to the root of the second moment in the quarantine's optimizer."""
     sample_tokens: int = 256
-    """Number of tokens of a micro-batch, without padding, on which the root mean square of a step's shift is measured for the
+    """Number of tokens of a micro-batch, padding not counted, on which the root mean square of a step's shift is measured for the
     bound `max_shift`."""
 
     def __post_init__(self) -> None:
@@ -48,7 +49,8 @@ class RandomControlConfig:
     every: int = 16
     """Steps between two comparisons of the ledger with random bases; 0: none."""
     draws: int = 16
-    """Number of random bases per comparison. They are isotropic and covariance-matched in turns, one kind per comparison."""
+    """Number of random bases in a comparison. One comparison uses isotropic bases, the next one covariance-matched bases, in
+    turns."""
 
     def __post_init__(self) -> None:
         check_at_least("routing.random_control", self, {"every": 0, "draws": 1})
@@ -57,11 +59,11 @@ class RandomControlConfig:
 @dataclass(kw_only=True, slots=True)
 class PracticeConfig:
     share: float = 0.75
-    """Share of an environment's groups that the deployed model, instead of the policy, rolls out and learns, in the environments
-    that `environments` names; 0: none."""
+    """Share of the groups of an environment that the deployed model, instead of the policy, rolls out and learns. It holds for
+    the environments that `environments` names; 0: none."""
     environments: Any = AUTO
-    """Environments in which the deployed model practises. auto: those at which no rule of the monitor has pointed and against
-    which there is no evidence; all: all of them; or a list of names."""
+    """Environments in which the deployed model practises. auto: those that no verdict of the monitor has named and against which
+    there is no evidence; all: all of them; or a list of names."""
     probation: int = 10
     """With environments=auto: number of steps, at the start of a run and after a rollback to other environments, in which no
     environment practises."""
@@ -79,7 +81,7 @@ class PracticeConfig:
 
     @property
     def asked(self) -> bool:
-        """Whether the user has set practice explicitly."""
+        """Whether the user has asked for practice explicitly, by naming environments or all of them."""
         return self.share > 0 and self.environments != AUTO and len(self.environments) > 0
 
 
@@ -88,23 +90,24 @@ class LabelsConfig:
     rank: int = 16
     """Rank of the quarantine's adapters, one on each linear module of the layers."""
     unit: str = "row"
-    """row: whole completions are flagged; token: only the spans that a completion's score marks, where it marks any."""
+    """row: whole completions are flagged; token: of a flagged completion only the tokens in the spans that its score marks, or
+    all of its tokens if the score marks none."""
     method: str = "parameters"
-    """parameters: the model's parameters get no gradient from flagged rows or tokens; activations: in addition, no gradient flows
-    backward from them through the linear modules of the layers."""
+    """parameters: the model's parameters get no gradient from flagged rows or tokens; activations: in addition, the linear
+    modules of the layers pass no gradient of flagged rows or tokens on to earlier modules."""
     route: bool = True
-    """false: the model and the quarantine both learn from every row, a control with the same adapters and no routing."""
+    """false: the model and the quarantine both learn from every row. This is a control with the same adapters and no routing."""
     strength: float = 1.0
     """Share of the gradient of flagged rows or tokens that the model does not get, from 0 to 1."""
     forget: float = 2.0
     """Factor on the gradient of flagged rows or tokens in the quarantine, if strength=1. With a smaller strength the factor is 1
     + strength * (forget - 1)."""
     balanced: bool = True
-    """Whether rewards are compared with the mean over those rows of their group that are not flagged. A group whose rows are all
+    """Whether a reward is compared with the mean over those rows of its group that are not flagged. A group whose rows are all
     flagged is compared with the mean of all its rows."""
     pace: float = 20.0
-    """The quarantine's learning rate divided by that of the weights. The higher it is, the more the quarantine learns before the
-    model does."""
+    """The quarantine's learning rate divided by that of the weights. The higher this is, the more the quarantine learns before
+    the model does."""
 
     def __post_init__(self) -> None:
         check_known("routing.labels.unit", [self.unit], ("row", "token"))
@@ -118,17 +121,18 @@ class LabelsConfig:
 @dataclass(kw_only=True, slots=True)
 class RoutingConfig:
     mode: str = "route"
-    """none: TRL's own training; observe: train as usual and project the change afterwards; route: the method; erase: block the
-    change inside the subspace instead of routing it; labels: route by flags of completions, without a subspace."""
+    """none: TRL's own training; observe: train as usual and project the change on the subspace afterwards; route: the change
+    inside the subspace goes to the quarantine; erase: the change inside the subspace is blocked and goes nowhere; labels: route
+    by flags of completions, without a subspace."""
     cotangent: str | None = None
     """Which cotangent a target hands on in the backward pass. contained: without its component inside the subspace; open:
     unchanged; null for the mode's own, which is open for observe and contained for route and erase."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
-    """The step of the quarantine's coefficients."""
+    """The optimizer of the quarantine's coefficients."""
     random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
     """The comparison of the ledger with random bases."""
     practice: PracticeConfig = field(default_factory=PracticeConfig)
-    """Groups that the deployed model rolls out and learns, in environments at which the monitor does not point."""
+    """Groups that the deployed model rolls out and learns, in environments against which the monitor has given no verdict."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Routing by labels of completions (routing.mode=labels)."""
 

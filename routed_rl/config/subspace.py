@@ -10,9 +10,11 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class SubspaceCheckConfig:
     auroc: float = 0.8
-    """Smallest AUROC that is good: how well the first axis tells the personas apart on held-out prompts, at its best layer."""
+    """Smallest AUROC with which the subspace counts as good. It says how well the first axis tells the personas apart on held-out
+    prompts, at its best layer."""
     stability: float = 0.5
-    """Smallest mean squared cosine that is good, at every layer, between the bases that are fitted to two halves of the pairs."""
+    """Smallest mean squared cosine with which the subspace counts as good. At every layer, it is taken between the bases that are
+    fitted to two halves of the pairs."""
     p: float = 0.05
     """Largest p value that the best axis may have in the causal check, after correction for the number of axes."""
     random: int = 64
@@ -26,7 +28,7 @@ class SubspaceCheckConfig:
     layer: int | None = None
     """Layer at which the causal check steers; null for the layer at which the first axis separates best."""
     strength: float = 1.0
-    """Length of the push in the causal check, in units of the gap between the personas at that layer."""
+    """Length of the vector that the causal check adds to the stream, in units of the gap between the personas at that layer."""
 
     def __post_init__(self) -> None:
         check_at_least("subspace.check", self, {"auroc": 0, "stability": 0, "p": 0, "random": 1, "axes": 0, "answers": 2,
@@ -49,7 +51,7 @@ class DegradeConfig:
 
 
 UNNAMED = ("dct", "dpo", "bipo")
-"""Methods that find axes without labels, by pushing the outputs of layers."""
+"""Methods that find axes without labels, by adding vectors to the outputs of layers."""
 METHODS = ("mean_difference", "pca", "random", "assistant_axis", "persona_vectors", "sae", "file", "union", *UNNAMED)
 HOOKS = ("resid_pre", "resid_mid", "resid_post")
 
@@ -66,8 +68,8 @@ class SubspaceConfig(AxesConfig):
     """Maps a `model.path` to the file of contrast prompts that is used where `prompts` is not set."""
     path: str | None = None
     """For method=file: a folder of an extracted subspace, a safetensors file of vectors, a PEFT adapter, or a control vector
-    (GGUF). For method=random: the folder or file of a subspace whose ranks, axes, scales and units the random one copies; null
-    for those of the mean difference."""
+    (GGUF). For method=random: the folder or file of a subspace, whose ranks, axes, scales and units are copied to the random
+    subspace; null for those of the mean difference."""
     hook: str = "resid_post"
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None
@@ -88,16 +90,16 @@ class SubspaceConfig(AxesConfig):
     """For methods assistant_axis and persona_vectors: file of the questions that roles and traits are asked, JSON lines of
     {"text": ...}."""
     roles: int | None = 24
-    """Number of roles that are used, the first of `roles_file`; null for all."""
+    """Number of roles that are used, the first ones in `roles_file`; null for all."""
     traits: int | None = None
-    """Number of traits that are used, the first of `traits_file`; null for all."""
+    """Number of traits that are used, the first ones in `traits_file`; null for all."""
     only: list[str] = field(default_factory=list)
     """Names of the roles or traits that are used, in this order; empty for the first ones of the file (`roles`, `traits`)."""
     questions: int = 16
-    """Number of questions that are used, the first of `questions_file`."""
+    """Number of questions that are used, the first ones in `questions_file`."""
     role_components: int = 3
-    """For method=assistant_axis with rank=null: largest number of leading principal components of the roles that are taken beside
-    the axis."""
+    """For method=assistant_axis with rank=null: largest number of leading principal components of the roles' activations that are
+    taken beside the axis."""
     persona_place: str = "system"
     """Where a role or trait stands in the prompt: system (a system message), or user (before the question, for chat templates
     without a system message)."""
@@ -110,14 +112,15 @@ class SubspaceConfig(AxesConfig):
     layer of vectors whose names have no number; null for all layers. For methods dpo and bipo: the layer to whose output the
     vector is added; null for the middle one."""
     everywhere: bool = False
-    """For methods sae and file: whether vectors of one layer are used at all layers; otherwise later layers have no basis."""
+    """For methods sae and file: whether vectors of one layer are used at all layers. If false, later layers have no basis."""
     flip: bool = False
     """For methods sae and file: whether the vectors are negated, for vectors that point away from the persona that must not
     grow."""
     parts: list[str] = field(default_factory=list)
-    """For method=union: folders of subspaces or names of methods, in the order in which their axes are orthonormalised."""
+    """For method=union: folders of subspaces, or names of methods, whose axes are joined. The axes are orthonormalised in this
+    order."""
     compare_to: list[str] = field(default_factory=list)
-    """Folders of other subspaces, with whose axes `extract --check` compares the axes of this one."""
+    """Folders of other subspaces. `extract --check` compares their axes with the axes of this subspace."""
     answers: str | None = None
     """File of reference answers of both personas for the causal check, JSON lines of {"prompt", "positive", "negative"}; null for
     the file that `known_answers` names for the model."""
@@ -133,18 +136,18 @@ class SubspaceConfig(AxesConfig):
     """With rank=null: smallest singular value that a direction may have, as a share of the largest one in its layer. Weaker
     directions are left out."""
     layout: str = "spanning"
-    """Which directions the basis of a writer spans. spanning: those of its own and all later layers; per_layer: those of its own
-    layer; shared: those of all layers, in one basis for all writers."""
+    """Which directions the basis of a writer spans. spanning: the directions of the writer's own layer and of all later layers;
+    per_layer: those of its own layer; shared: those of all layers, in one basis for all writers."""
     shared_rank: int | None = None
     """For layout=shared: largest rank of the one basis; null for all directions that `drop_below` leaves."""
     drop_below: float = 0.1
     """For layouts spanning and shared: directions of several layers are joined, each weighted by its strength, and those whose
     singular value is below this share of the largest are dropped."""
     positions: int = 8
-    """With tokens=prompt_end: largest number of tokens that are read at the end of a prompt. Of these only the tokens that both
-    prompts of a pair share count; the very last one always does."""
+    """With tokens=prompt_end: largest number of tokens that are read at the end of a prompt. Only the tokens of the ending that
+    both prompts of a pair share are read; the very last token is read in any case."""
     last_weight: float = 3.0
-    """Weight of the last position in the fit; every other position has weight 1."""
+    """Weight of the last token of a prompt in the fit; every other token that is read has weight 1."""
     batch_size: int = 32
     """Number of prompts per forward pass of the extraction."""
 

@@ -24,10 +24,11 @@ class PruneConfig:
 @dataclass(kw_only=True, slots=True)
 class SweepConfig:
     method: str = "grid"
-    """grid: every combination of the listed values is tried; optuna: Optuna chooses each trial by the earlier ones."""
+    """grid: every combination of the listed values is tried; optuna: Optuna chooses each trial from the results of the earlier
+    ones."""
     objective: Any = None
     """Figure by which trials are compared: a path in summary.json, such as models.deployed.sums.solve, or a list of paths. null:
-    the trials of a grid are shown without a best one; optuna needs an objective."""
+    the trials of a grid are shown and none is called the best; optuna needs an objective."""
     direction: Any = "maximize"
     """maximize or minimize the objective; for several objectives a list with one entry each."""
     trials: int = 20
