@@ -1,4 +1,5 @@
-"""Routing: writers whose changes are split at a basis, the quarantine and its optimizer, the modes of routing, and the ledger."""
+"""Splits the changes of writers at a basis. The package holds the targets, the quarantine with its optimizer, the routing modes
+and the ledger."""
 
 from routed_rl.routing.adapted import shape_of
 from routed_rl.routing.axes import Axes

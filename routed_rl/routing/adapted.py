@@ -1,10 +1,10 @@
-"""A writer whose own weight is frozen, in any dtype. Either nothing of it is trained, or a LoRA on it is.
+"""Represents a writer's weight that is itself frozen, in any dtype. Either nothing of the writer is trained, or a LoRA on it is.
 
 A LoRA of scaling s changes the weight by `s B A` (`lora_B`, `lora_A`). The retained change is `s (I - A_basis B_basisᵀ) B A` by
 construction: `RoutedUp` leaves out the part of B inside the subspace, so no optimizer can move the retained change into the
-subspace. PEFT's modules are recognised by their attributes only. If processes hold pieces of the factors, both factors are
-gathered once a step, because they are small. Shape letters: D stream width, R rank of the LoRA, K rank of the basis, N input
-width, M columns of `left`.
+subspace. (A_basis and B_basis are the matrices A and B of `BasisPair`.) PEFT's modules are recognised by their attributes only.
+If processes hold pieces of the factors, both factors are gathered once a step, because they are small. Shape letters: D stream
+width, R rank of the LoRA, K rank of the basis, N input width, M columns of `left`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,11 @@ NAME = "default"
 
 
 class FrozenWeight:
-    """The weight of a writer of which nothing is trained. Its change, which is 0, stands for it."""
+    """The weight of a writer of which nothing is trained. The methods have the names of `WriterWeight`'s, but describe the change
+    of the weight since training began, which is 0 here, and not the weight itself."""
 
     bias = piece = None
-    """None, because a frozen bias is not routed, so it is no column of the weight, and because every process holds the whole
-    weight."""
+    """`bias` is None because a frozen bias is not routed. `piece` is None because every process holds the whole weight."""
     transposed = False
     up: Any = None
     """The module with the LoRA's factor B, which writes to the stream; None without a LoRA."""
@@ -39,30 +39,31 @@ class FrozenWeight:
         self.pair: BasisPair
 
     def begin(self, pair: BasisPair) -> Tensor:
-        """Set the basis pair by which the weight is routed. Returns R, (K, N), which is 0 because changes are measured from the
-        frozen weight."""
+        """Set the basis pair by which the weight is routed. Returns the reference for `inside`, (K, N), which is 0 because
+        changes are measured from the frozen weight."""
         self.pair = pair
         return pair.read.new_zeros(pair.rank, self.width)
 
     def inside(self, reference_KN: Tensor) -> Tensor:
-        """The change learned inside the subspace, (K, N)."""
+        """The change that the trained numbers hold inside the subspace, (K, N). `reference_KN` is the result of `begin`."""
         return torch.zeros_like(reference_KN)
 
     def drift(self, reference_KN: Tensor) -> Tensor:
-        """The change inside the subspace that is left in the deployed model, (K, N). It is only rounding."""
+        """The change inside the subspace that is left in the deployed model, (K, N). It is only rounding. `reference_KN` is the
+        result of `begin`."""
         return torch.zeros_like(reference_KN)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Subtract `inside_KN`, which must be everything that the trained numbers hold inside the subspace."""
+        """Remove from the trained numbers everything that they hold inside the subspace, which `inside_KN` must be equal to."""
 
     def square(self) -> Tensor:
-        """Squared norm ‖ΔW‖² of the retained change."""
+        """Squared norm ‖ΔW‖² of the retained change, ()."""
         return self.pair.read.new_zeros(())
 
     moved = square
 
     def start(self) -> None:
-        """The value from which `moved_from` measures: None, which stands for the frozen weight."""
+        """Returns None as the value from which `moved_from` measures, because that is always the frozen weight."""
 
     def moved_from(self, start: Any) -> Tensor:
         return self.moved()
@@ -71,21 +72,25 @@ class FrozenWeight:
         """Does nothing, because the change is always measured from the frozen weight."""
 
     def gradient_square(self) -> Tensor | None:
-        """Squared norm of the first-order change of the writer's weight in a gradient step at rate 1; None if nothing is
-        trained."""
+        """Squared norm of the change, to first order, that a gradient step at rate 1 would make to the writer's weight, (); None
+        if there are no gradients."""
         return None
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
-        """Squared norm of the part inside the subspace that the same step would have without routing."""
+        """Squared norm, (), of the change inside the subspace that a gradient step at rate 1 would make to the writer's weight if
+        nothing were routed. `ledger_KN`: the target's ledger, summed over environments. `whole`: whether the LoRA runs unchanged
+        (see `Mode.whole`), so that its own gradients contain that change."""
         return ledger_KN.square().sum()
 
     def pace(self) -> float | None:
-        """How far an entry of the weight moves in a step in which every trained number moves by 1; None if nothing is trained."""
+        """How far an entry of the weight moves, as a root mean square, in a step in which every trained number moves by 1; None
+        if nothing is trained."""
         return None
 
 
 class AdapterWeight(FrozenWeight):
-    """The weight of a writer with a LoRA on it. Its change stands for it."""
+    """The frozen weight of a writer with a LoRA on it. As in `FrozenWeight`, the methods describe the change of the weight, which
+    the LoRA holds, and not the weight itself."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.up, self.down = module, module.lora_B[NAME], module.lora_A[NAME]
@@ -99,7 +104,7 @@ class AdapterWeight(FrozenWeight):
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The trained factors B (D, R) and A (R, N). If they are in pieces, every process must call this."""
+        """The trained factors B (D, R) and A (R, N). If they are in pieces, every process must read this property."""
         return self._held or (whole(self.up.weight), whole(self.down.weight))
 
     def hold(self) -> None:
@@ -146,7 +151,8 @@ class AdapterWeight(FrozenWeight):
         return product_square(ledger_KN @ down_RN.mT, down_RN)
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        """Two factors of `s (∂B A + B ∂A)`, (D, 2R) and (2R, N)."""
+        """Two factors (D, 2R) and (2R, N) of `s (∂B A + B ∂A)`, the change of the LoRA's product, to first order, if its factors
+        move by their gradients ∂B and ∂A."""
         up_DR, down_RN = self.factors
         up_grad, down_grad = (torch.zeros_like(factor) if (grad := module.weight.grad) is None else whole(grad)
                               for module, factor in ((self.up, up_DR), (self.down, down_RN)))
@@ -158,13 +164,14 @@ class AdapterWeight(FrozenWeight):
 
 
 def shape_of(weight: Any) -> torch.Size:
-    """The shape of a weight, even if it is packed in 4 bit."""
+    """The shape that a weight has as a matrix, also if it is stored packed in 4 bit."""
     return (getattr(weight, "quant_state", None) or weight).shape
 
 
 @contextmanager
 def holding(weights: Iterable[Any]) -> Iterator[None]:
-    """Inside the block, factors of LoRAs that are in pieces are gathered once and kept as full tensors."""
+    """Inside the block, each LoRA among `weights` whose factors are in pieces keeps them as full tensors, which are gathered
+    once. `weights` are the `weight`s of targets, of any class."""
     adapters = [weight for weight in weights if isinstance(weight, AdapterWeight)]
     try:
         for weight in adapters:
@@ -176,7 +183,7 @@ def holding(weights: Iterable[Any]) -> Iterator[None]:
 
 
 def product_square(left_DM: Tensor, right_MN: Tensor) -> Tensor:
-    """Squared norm ‖left right‖², () float64, computed without forming the product."""
+    """Squared Frobenius norm of the product `left right`, () float64, computed without forming the product."""
     left_DM, right_MN = left_DM.double(), right_MN.double()
     return ((left_DM.mT @ left_DM) * (right_MN @ right_MN.mT)).sum().clamp(min=0)
 

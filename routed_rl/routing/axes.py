@@ -1,5 +1,5 @@
-"""Directions along which the effect of a step is reported: the named axes of the stream, and for each target two directions along
-which rows are measured.
+"""The directions along which the effect of a step is reported: named axes of the stream, and for each target two directions along
+which the ledgers of single rows are measured.
 
 Shape letters: L layers, J axes, D stream width, B rows of a micro-batch, T tokens, K rank, N inputs.
 """
@@ -13,19 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """Named, signed directions of every layer's stream, along which shifts are reported."""
+    """Named directions of every layer's stream, along which shifts are reported. Each has a sign: positive is towards the persona
+    that must not grow."""
 
     names: list[str]
     directions: list[Tensor]
     """For each layer, the axes as columns (D, J)."""
     scales: Tensor
-    """(L, J): the length along each axis that counts as 1."""
+    """(L, J): the length in the stream that counts as a shift of 1 along each axis."""
     weights: Tensor
     """(L,): the weight of each layer in a mean over layers."""
 
     def shares(self, layers: Sequence[int]) -> dict[int, float]:
-        """For each of these layers, its weight in a mean over them: `weights` scaled to sum to 1, or equal weights if all of them
-        are 0."""
+        """Return the weight of each of `layers` in a mean over these layers alone, by layer. The weights are `self.weights`,
+        scaled to sum to 1, or are equal if `self.weights` is 0 at all of these layers."""
         weights = self.weights[list(layers)].double()
         if not bool(weights.any()):
             weights = torch.ones_like(weights)
@@ -34,19 +35,24 @@ class Axes:
 
 @dataclass(frozen=True, eq=False)
 class Along:
-    """Two directions for one target. The product of each with a ledger (K, N) is one number."""
+    """The two directions, fixed before a step, along which one target's ledgers are measured: growth of the quarantine (C), and
+    shift along the named axis. The inner product of a ledger (K, N) with a direction is one number."""
 
     coefficients_KN: Tensor
-    """C before the step."""
+    """The target's coefficients C before the step."""
     axis_K: Tensor
-    """The named axis in the coordinates of the basis, summed over the layers that the writer reaches."""
+    """The named axis in the coordinates of the target's basis, as a weighted sum over the writer's own layer and all later ones,
+    which its output reaches."""
     mean_N: Tensor
-    """μ before the step."""
+    """The running mean μ of the target's inputs before the step."""
 
     def of_rows(self, ledgers_BKN: Tensor) -> Tensor:
-        """`<ledger_r, C>` and `axisᵀ ledger_r μ` for the ledger of each row r, (B, 2)."""
+        """Measure the ledger of each row along the two directions, (B, 2). Column 0 is `<ledger, C>`, the inner product with the
+        coefficients; column 1 is `axisᵀ ledger μ`, the part along the axis of what the ledger, used as coefficients, would add to
+        the stream at the mean input."""
         return torch.stack([torch.tensordot(ledgers_BKN, self.coefficients_KN, 2), (ledgers_BKN @ self.mean_N) @ self.axis_K], 1)
 
     def of_tokens(self, p_TK: Tensor, x_TN: Tensor) -> Tensor:
-        """As `of_rows`, for each token, whose ledger is `p xᵀ`; (T, 2)."""
+        """Measure the ledger `p xᵀ` of each token along the two directions, (T, 2), with the columns of `of_rows`. `p_TK` is the
+        cotangent in the coordinates of the basis and `x_TN` is the target's input, at each token."""
         return torch.stack([(p_TK * (x_TN @ self.coefficients_KN.mT)).sum(1), (p_TK @ self.axis_K) * (x_TN @ self.mean_N)], 1)

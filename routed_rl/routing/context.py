@@ -1,4 +1,5 @@
-"""The record that all taps of a model read: the environment of each row, which tokens are real, and which cotangent is passed on.
+"""The record that all taps of a model read. It says of each row which environment it is from, which tokens are sampled, and which
+cotangent is passed on.
 
 Shape letters: B rows, T tokens, S sampled tokens.
 """
@@ -20,31 +21,31 @@ class Record:
     """Facts about a forward pass that its taps keep for the backward pass."""
 
     environment_ids_B: Tensor | None = None
-    """Environment of each row, (B,) int64; None turns the taps off."""
+    """Index of each row's environment, (B,) int64; None turns the taps off."""
     completions_B: Tensor | None = None
-    """Number of the completion in each row, (B,) int64; None if rows are not measured one by one."""
+    """The number by which the trainer knows the completion in each row, (B,) int64; None if rows are not measured one by one."""
     sample_S: Tensor | None = None
-    """Flat indices of a sample of real tokens, (S,) int64."""
+    """A sample of the tokens that are not padding, as indices into the flattened (B, T) batch, (S,) int64."""
     sample_tokens: int = 0
     """The largest number of tokens in such a sample."""
     ablated: bool = False
     """Whether forward passes leave the quarantine out."""
     whole: bool = False
-    """Whether a writer with a LoRA runs as it does without routing, unless the quarantine is ablated; see `Mode.whole`."""
+    """Whether a writer with a LoRA runs as it does without routing, unless `ablated` is True; see `Mode.whole`."""
     practising_B: Tensor | None = None
-    """Rows that practise, (B,) bool: forward passes leave the quarantine out for them, and they enter no ledger. None: no row
-    practises."""
+    """Whether each row practises, (B,) bool. Forward passes leave the quarantine out of such a row, and it enters no ledger.
+    None: no row practises."""
     flagged_BT: Tensor | None = None
-    """Flagged positions of the batch for routing by labels, (B, T), 1 or 0; None: no position is flagged."""
+    """For label routing: 1 at each flagged position of the batch and 0 elsewhere, (B, T); None: no position is flagged."""
     contained: bool = True
-    """Whether the cotangent that is passed on from rows of the policy is contained (without its part in the subspace) or open.
+    """True: the cotangent that is passed on is contained, which means without its part inside the subspace; False: it is open.
     From rows that practise it is always open."""
     control_draws: int = 0
     """Number of random bases that are measured in the backward passes of this step; 0 for none."""
 
     def routed(self, coordinates_BTK: Tensor) -> Tensor:
-        """`coordinates_BTK` where the row is the policy's, and exactly 0 where the row practises. (T, K) holds the tokens of all
-        rows."""
+        """Return `coordinates_BTK` with exactly 0 in the rows that practise. Coordinates (T, K), with the tokens of all rows one
+        row after another, are accepted too."""
         if self.practising_B is None:
             return coordinates_BTK
         if coordinates_BTK.dim() == 2:
@@ -54,8 +55,8 @@ class Record:
         return coordinates_BTK.masked_fill(self.practising_B[:, None, None], 0.0)
 
     def routed_tokens(self, coordinates_TK: Tensor, rows_T: Tensor | None = None) -> Tensor:
-        """As `routed`, for tokens that belong to the rows `rows_T`. None: they are the tokens of all rows, one row after
-        another."""
+        """Return `coordinates_TK` with exactly 0 at the tokens of rows that practise. `rows_T`: the index of each token's row;
+        None: the tokens are those of all rows, one row after another."""
         if self.practising_B is None:
             return coordinates_TK
         if rows_T is None:
@@ -66,23 +67,24 @@ class Record:
 
 
 class RoutingContext:
-    """Holds the record for the coming forward passes, which all taps of one model share.
+    """Holds, for all taps of one model, the record that the coming forward passes read.
 
-    The record of a loss must stay until the next loss, because gradient checkpointing repeats the forward pass in the backward
-    pass.
+    The record must stay unchanged from a loss to the next, because gradient checkpointing repeats the forward pass in the
+    backward pass.
     """
 
     def __init__(self) -> None:
         self.now = Record()
 
     def change(self, **fields: Any) -> None:
-        """Change fields of the record for later forward passes. A forward pass that waits for its backward pass keeps its own
-        record."""
+        """Change fields of the record, by name, for later forward passes. A forward pass that has been run and waits for its
+        backward pass keeps the record that it was run with."""
         self.now = replace(self.now, **fields)
 
     @contextmanager
     def practising(self, practising_B: Tensor | None) -> Iterator[None]:
-        """Inside the block, these rows practise in forward passes without gradients."""
+        """Inside the block, the rows at which `practising_B` (B,) is True practise; None: no row practises. The block must hold
+        only forward passes without gradients."""
         before = self.now.practising_B
         self.change(practising_B=practising_B)
         try:
@@ -92,8 +94,9 @@ class RoutingContext:
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
                   completions_B: Tensor | None = None, practising_B: Tensor | None = None) -> None:
-        """Describe the rows of the next loss: `environment_ids_B` (B,), and `mask_BT` (B, T), which is 1 at real tokens. The
-        sample of tokens, on which the quarantine's step is measured, is taken from the rows of the policy."""
+        """Describe the rows of the next loss. `mask_BT` is 1 at real tokens and 0 at padding; the other tensors are those of
+        `Record`. At most `sample_tokens` real tokens are sampled, from rows that do not practise; the quarantine's step is
+        measured on them."""
         if practising_B is not None:
             practising_B = practising_B if practising_B.any() else None
         mask_BT = mask_BT if practising_B is None else mask_BT * ~practising_B[:, None]

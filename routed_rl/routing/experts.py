@@ -1,10 +1,10 @@
 """Routes the experts of a mixture as writers: one target for each expert, and one tap for all of them. Not covered: biases,
 expert parallelism.
 
-The experts of a layer add up to one output, so its cotangent is split once, for all experts and for the gate that weights them. A
-component inside the subspace that an expert may not write can then not be written by the gate's choice of experts either. An
-expert's input is its hidden state times the gate's weight, at the tokens that chose it. Shape letters: T tokens of all rows, D
-stream width, N an expert's inner width, K rank.
+The outputs of a layer's experts are summed, so the cotangent of the sum is split once, for all experts and for the gate that
+weights them. A component inside the subspace that an expert may not write can then not be written by the gate's choice of experts
+either. The input of an expert's target is the expert's hidden state times the gate's weight, at the tokens that chose this
+expert. Shape letters: T tokens of all rows, D stream width, N an expert's inner width, K rank.
 """
 
 from typing import Any
@@ -19,9 +19,10 @@ from routed_rl.routing.target import Target
 
 
 class ExpertsTap(torch.autograd.Function):
-    """Identity on `y + A Σ_e C_e x_e`, whose backward adds to every expert's ledger and decides which cotangent is passed on.
+    """The tap behind a mixture. Forward, it adds the experts' quarantines and returns `y + A Σ_e C_e x_e`. Backward, it adds to
+    the ledger of every expert's target and passes the cotangent on, contained or open; see `Tap`.
 
-    It is `Tap` for tokens instead of rows: `tokens[e]` are the tokens that expert `e` got, `inputs[e]` its inputs there.
+    e counts the experts: `tokens[e]` are the indices of the tokens that expert e got, and `inputs[e]` are its inputs x_e there.
     """
 
     @staticmethod
@@ -56,7 +57,8 @@ class ExpertsTap(torch.autograd.Function):
 
 def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], inputs: tuple[Tensor, ...], record: Record
                      ) -> Tensor:
-    """Add `A (C_e x_e)` of every expert to `y_TD` in place, at its tokens, except in rows that practise; returns `y_TD`."""
+    """Add the quarantine's output `A C_e x_e` of every expert e to `y_TD` in place, at the tokens that e got, except in rows that
+    practise. Returns `y_TD`. `tokens`, `inputs`: as in `ExpertsTap`."""
     with torch.autocast(y_TD.device.type, enabled=False):
         coordinates_TK = y_TD.new_zeros(len(y_TD), targets[0].rank)
         for target, chosen, x in zip(targets, tokens, inputs, strict=True):
@@ -66,7 +68,8 @@ def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], 
 
 def mix(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
         ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The sum of the outputs of a mixture's experts, (T, D), and for each expert the tokens that it got and its inputs there."""
+    """Run the experts of the module `experts`. Returns the sum of their outputs, (T, D), and for each expert the indices of the
+    tokens that it got and its inputs there. The other arguments are those of `RoutedExperts.forward`."""
     y_TD, tokens, inputs = torch.zeros_like(hidden_states), [], []
     for expert in range(len(experts.down_proj)):
         # Ordered by place first, as in the stock loop, so that products are the same to the bit.

@@ -1,8 +1,9 @@
-"""The ledger: how one step changed the quarantine, and which environment caused which part of that.
+"""Computes the numbers by which the ledger says how one step changed the quarantine, and how much of the change each environment
+caused.
 
-The numbers have the names of `tracking.METRICS`, which explains them. The shift by a part does not include its effects through
-later layers. Shares of a step are exact bookkeeping, not a counterfactual. Shape letters: E environments, K rank, N inputs, L
-layers, J axes, D stream width.
+The numbers have the names of `tracking.METRICS`, which explains them. The shift by an environment's part does not include what
+later layers do in reaction to it. The split by environment is exact bookkeeping, not a counterfactual. Shape letters: E
+environments, K rank, N inputs, L layers, J axes, D stream width.
 """
 
 from itertools import accumulate, combinations
@@ -16,7 +17,7 @@ from routed_rl.routing.target import Target
 
 
 class LedgerBook:
-    """Collects the sums over targets of one step, and computes the ledger's row of the step from them."""
+    """Collects sums over all targets during one step, and computes the ledger's row of the step from these sums."""
 
     def __init__(self, environments: list[str], axes: Axes) -> None:
         self.environments, self.axes = environments, axes
@@ -32,7 +33,8 @@ class LedgerBook:
         sums[name] = sums[name] + value if name in sums else value
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
-        """Add a target's (clipped) gradients. It must be called before the tape is cleared."""
+        """Add the target's clipped ledger `ledger_EKN` and the gradient of its weight. Must be called before the target's tape is
+        cleared. `contained`: whether the cotangent that was passed on was contained."""
         whole = target.context.now.whole
         routed, gradient = target.weight.routed_square(ledger_EKN.sum(0), whole=whole), target.weight.gradient_square()
         if gradient is not None:
@@ -45,7 +47,8 @@ class LedgerBook:
             self._energies = energies if self._energies is None else self._energies + energies
 
     def after(self, target: Target, delta_EKN: Tensor, old_KN: Tensor) -> None:
-        """Add a target's change: `delta_EKN` is ΔC_e, `old_KN` are the coefficients before the step."""
+        """Add the change of a target after the step has been made: `delta_EKN` are the changes ΔC_e of the environments' parts,
+        and `old_KN` are the coefficients before the step."""
         new = target.coefficients
         both = old_KN + new
         flat = target.parts.flatten(1)
@@ -63,7 +66,8 @@ class LedgerBook:
         self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
 
     def close(self, control_kind: str) -> dict[str, float]:
-        """Return the ledger's row of this step, and empty the book."""
+        """Return the ledger's row of this step, by the names of `tracking.METRICS`, and empty the book. `control_kind`: the kind
+        of random bases that were measured in this step, one of `CONTROL_KINDS`."""
         RANKS.sum_(list(self._held.values()))
         for name, value in self._held.items():
             self._add(name, value)
@@ -90,8 +94,8 @@ class LedgerBook:
         return row
 
     def _shifts(self) -> list[list[float]]:
-        """The shift of each environment along each axis, (E, J). The effects of writers add up along the stream, and the shift is
-        the weighted mean over layers."""
+        """The shift of the stream by each environment's part along each axis, (E, J), as the weighted mean over layers. The
+        effect at a layer is the sum of the effects of all writers up to this layer."""
         shares = self.axes.shares(sorted(self._effects))
         streams = accumulate(self._effects[layer] for layer in shares)
         along = [share * stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]

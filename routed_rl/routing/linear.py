@@ -1,5 +1,5 @@
-"""A routed module: a writer that adds its quarantine and whose backward pass goes through a tap. Not covered: dropout behind the
-writer.
+"""Makes a writer a routed module: its forward pass adds the quarantine's output, and its backward pass goes through a tap. Not
+covered: dropout behind the writer.
 
 A module is routed by replacing its class in place, so parameter names, checkpoints and `from_pretrained` stay as they were. The
 quarantine needs no parameter and no persistent buffer of the model.
@@ -17,11 +17,13 @@ from routed_rl.routing.target import Target
 
 
 class Tap(torch.autograd.Function):
-    """Identity on `y + A C x`, whose backward adds to the ledger and decides which cotangent is passed on.
+    """The tap behind a writer with output `y = W x`. Forward, it returns `y + A C x`. Backward, it gets the cotangent g of that
+    sum, adds to the target's ledger, and passes a cotangent on to y and x.
 
-    With `p = g A`, `pᵀ x` is added to the ledger of each environment. Contained: the cotangent of `y` is `g - p Bᵀ` and `x` gets
-    nothing through `C`, which is the gradient of `y = Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`, where sg stops gradients. Open: `y`
-    keeps `g` and `x` gets `p C`. Rows that practise run without the quarantine, so their `y` keeps `g` in both cases.
+    With `p = g A`, the products `pᵀ x` of an environment's rows are added to this environment's ledger. If the cotangent is
+    contained, y gets `g - p Bᵀ`, and x gets nothing through C. That is the gradient of `Wx - A BᵀWx + A Bᵀsg(Wx) + A C sg(x)`,
+    where sg stops gradients. If the cotangent is open, y gets g, and x gets `p C`. Rows that practise run without the quarantine,
+    so their y gets g in both cases.
     """
 
     @staticmethod
@@ -53,7 +55,8 @@ class Tap(torch.autograd.Function):
 
 
 def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Tensor:
-    """Add `A (C x)` to `y` in place, except in rows that practise; returns `y`."""
+    """Add the quarantine's output `A (C x)` to the writer's output `y` in place, except in rows that practise; returns `y`. `x`
+    is the writer's input."""
     with torch.autocast(x.device.type, enabled=False):
         coordinates = record.routed(linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype)))
         y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y.dtype))
@@ -61,7 +64,8 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Ten
 
 
 def reduce_routed(self: Any) -> tuple[Any, ...]:
-    """Tell pickle and deepcopy how to make the class of a routed module again, because it is made at run time."""
+    """The `__reduce__` of a routed module: tells pickle and deepcopy how to make the module's class, which exists only at run
+    time."""
     mixin, plain = type(self).__mro__[1:3]
     return _blank_routed, (plain, mixin), self.__dict__
 
@@ -86,8 +90,8 @@ class RoutedModule(nn.Module):
 
 
 class RoutedUp(nn.Module):
-    """Mixin for the class of the module with a LoRA's factor B; it must come before that class. The module then writes nothing
-    inside the subspace, whatever its weight is."""
+    """Mixin for the class of the module that holds a LoRA's factor B; it must come before that class. The module then writes
+    nothing inside the subspace, whatever B is, unless the record says that the LoRA runs unchanged (`Record.whole`)."""
 
     routed_target: Target
 
@@ -109,19 +113,20 @@ def _blank_routed(plain: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
 
 @cache
 def routed_class(plain: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
-    """Make the class of a routed module, such as `RoutedLinear` for `nn.Linear`, from the mixin and the plain class."""
+    """Make the class of a routed module from the mixin and the plain class, for instance `RoutedLinear` for `nn.Linear`. The same
+    arguments give the same class."""
     return type(f"Routed{plain.__name__}", (mixin, plain), {"__module__": __name__})
 
 
 def route_module(module: nn.Module, target: Target | list[Target], mixin: type[nn.Module] = RoutedModule) -> None:
-    """Replace the module's class in place by one with `mixin`, which must fit the kind of module; `unroute_module` is the
-    inverse."""
+    """Route a module in place: its class is replaced by one that has `mixin` before the old class, and it gets the attribute
+    `routed_target`. A mixture of experts has a list of targets and the mixin `RoutedExperts`. `unroute_module` is the inverse."""
     assert "routed_target" not in vars(module), f"{type(module).__name__} is routed already"
     module.__class__ = routed_class(type(module), mixin)
     object.__setattr__(module, "routed_target", target)
 
 
 def unroute_module(module: nn.Module) -> None:
-    """Give the module its own class back."""
+    """Give a routed module the class back that it had before `route_module`, and take its target away."""
     module.__class__ = type(module).__mro__[2]
     object.__delattr__(module, "routed_target")

@@ -1,6 +1,7 @@
-"""The table of routing modes: which cotangent is passed on, and what is done after the model's optimizer has stepped.
+"""The table of routing modes. A mode says which cotangent is passed on, and what is done to each target after the model's
+optimizer has stepped.
 
-A new mode is one function and one row here.
+A new mode is one function and one entry of `MODES`.
 """
 
 from collections.abc import Callable
@@ -12,24 +13,26 @@ from torch import Tensor
 from routed_rl.routing.target import Target
 
 AfterStep = Callable[[Target, Tensor, float | Tensor], None]
-"""Function of (target, ΔC_e (E, K, N), the decay of the weights in this step, which is rate · decay) that changes the target in
-place. The decay is (N,) if columns differ: trainers do not decay a bias, which is the last column."""
+"""Function that changes a target in place at the end of a step. Its arguments are the target, the changes ΔC_e of the
+environments' parts (E, K, N), and the factor by which weight decay shrinks the weights in this step (learning rate times decay).
+This factor is (N,) if columns differ: trainers do not decay a bias, which is the last column."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One row of the table of routing modes."""
+    """One entry of the table of routing modes."""
 
     contained: bool
+    """Whether the cotangent that is passed on is contained, unless `routing.cotangent` says otherwise."""
     after_step: AfterStep
     whole: bool = False
-    """For writers with a LoRA: whether the policy runs the module unchanged, with everything that its LoRA has learned inside the
-    subspace."""
+    """For writers with a LoRA: whether the policy runs the module unchanged, so that the LoRA, and not C, holds what is learned
+    inside the subspace."""
 
 
 def reimpose(target: Target) -> None:
-    """Remove what the weights have learned inside the subspace: `W -= A (BᵀW - R)`. Projecting the gradients would not be enough,
-    because Adam does not commute with a projection, so W would drift inside the subspace."""
+    """Remove what a target's weight has learned inside the subspace: `W -= A (BᵀW - R)`. To project the gradients would not be
+    enough, because Adam does not commute with a projection, so W would drift inside the subspace."""
     target.take_out(target.inside())
 
 

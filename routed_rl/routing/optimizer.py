@@ -1,8 +1,11 @@
-"""The quarantine's optimizer: one function that makes the step of all targets, and the state that is carried from step to step.
+"""The quarantine's optimizer: a function that computes the step of all targets, and a class that carries the state from step to
+step.
 
-`ΔC_e = -rate · m̂_e / (sqrt(v̂) + eps)`, where `v` is the running mean of `Σ_e mean(ledger_e²)`. The step is linear in the
-ledgers, so the parts of environments stay separable. This is not a counterfactual: all environments share `v`, the bound and the
-clip factor. Shape letters: E environments, K rank, N inputs, S sampled tokens.
+The part of environment e changes by `ΔC_e = -rate_e · m̂_e / (sqrt(v̂) + eps)`, and the whole step is then shrunk if it shifts
+the stream by more than a limit. m_e is the running mean of the environment's ledger, v that of `Σ_e mean(ledger_e²)`, and the
+hats mark bias correction as in Adam. The step is linear in m_e, so the parts of environments stay separable. A part is no
+counterfactual: all environments share v, the limit and the clip factor. A rate before the limit is called raw. Shape letters: E
+environments, K rank, N inputs, S sampled tokens.
 """
 
 from collections.abc import Callable
@@ -18,7 +21,8 @@ from routed_rl.routing.target import Target
 
 
 class Moments(NamedTuple):
-    """The optimizer's moments of one target, which are carried from step to step."""
+    """The optimizer's moments of one target, which are carried from step to step. `first_EKN` is the running mean of the
+    ledger."""
 
     first_EKN: Tensor
     second: Tensor
@@ -26,15 +30,16 @@ class Moments(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The inputs of one target's step."""
+    """The numbers from which one target's step is computed."""
 
     ledger_EKN: Tensor
     inputs_SN: Tensor
-    """A sample of this step's inputs, on which the shift of the stream is measured."""
+    """The target's inputs at a sample of this step's tokens, on which the shift of the stream by the step is measured."""
     unit: float
-    """Length in the stream that counts as 1, the gap between the personas."""
+    """The gap between the personas at the target's layer, which is the length in the stream that counts as a shift of 1."""
     limit: float
-    """Largest shift of the stream by the step, as the root mean square over tokens, in units of `unit`; infinite for no bound."""
+    """The largest shift of the stream that the step may make, as a root mean square over tokens, in units of `unit`; infinite if
+    there is no limit."""
 
 
 class Step(NamedTuple):
@@ -43,14 +48,15 @@ class Step(NamedTuple):
     delta_EKN: Tensor
     """The change ΔC_e of each environment's part of the coefficients."""
     fresh_E: Tensor
-    """For each environment, the factor by which this step's ledger enters `ΔC_e`. The rest of `ΔC_e` is momentum from earlier
-    ledgers."""
+    """For each environment, the factor by which the ledger of this very step enters ΔC_e. The rest of ΔC_e is momentum, which
+    comes from the ledgers of earlier steps."""
 
 
 def quarantine_steps(gradients: list[Gradient], moments: list[Moments], count: int, config: QuarantineConfig, rate_E: Tensor,
                      add_up: Callable[[list[Tensor]], None]) -> tuple[list[Step], list[Moments]]:
-    """The `count`-th step (from 1) of all targets, at each environment's raw rate, and the targets' new moments. `add_up` sums
-    tensors over the processes, in place.
+    """Return the `count`-th step (counted from 1) of all targets, and the targets' new moments. `gradients` and `moments` have
+    one entry per target. `rate_E` has the raw rate of each environment's part. `add_up` sums tensors over the processes, in
+    place.
 
     Bias correction uses `count` for every environment, also for one that was absent in some steps.
     """
@@ -74,13 +80,15 @@ def _mean_square(ledger_EKN: Tensor) -> Tensor | float:
 
 
 def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
-    """How far a step moves the stream: the sum of squared shifts over the sampled tokens, and their number, (2,) float64."""
+    """Two numbers that say how far a step moves the stream: the sum of squared lengths of the movement over the sampled tokens,
+    and the number of these tokens, (2,) float64."""
     effect = (inputs_SN.to(step_EKN.dtype) @ step_EKN.sum(0).mT).double()
     return torch.stack([effect.square().sum(), effect.new_tensor(len(effect))])
 
 
 def _bound(reach: Tensor, unit: float, limit: float) -> float:
-    """Factor in [0, 1] that keeps a step within its limit. It is 0 if no token was sampled, because the shift is then unknown."""
+    """The factor in [0, 1] by which a step must be multiplied to stay within `limit`. It is 0 if no token was sampled, because
+    the shift is then unknown. `reach` is the result of `_reach`, summed over the processes."""
     if limit == float("inf"):
         return 1.0
     square, tokens = reach.tolist()
@@ -99,7 +107,8 @@ class QuarantineOptimizer:
                         for target in targets}
 
     def step(self, ledgers: list[Tensor], rate_E: Tensor) -> list[Step]:
-        """The next step of all targets, from their ledgers (reduced over processes, clipped), at the raw rates `rate_E`."""
+        """Return the next step of all targets, and update the moments. `ledgers`: the ledger of each target, averaged over the
+        processes and clipped. `rate_E`: the raw rate of each environment's part."""
         self.steps += 1
         gradients = [Gradient(ledger, target.tape.sample(), target.unit, self._limit(target))
                      for target, ledger in zip(self.targets, ledgers, strict=True)]
@@ -108,8 +117,8 @@ class QuarantineOptimizer:
         return steps
 
     def _limit(self, target: Target) -> float:
-        """A target's share of `max_shift`. In a mixture the shifts of the `target.active` experts that a token gets add up, so
-        each has an equal share."""
+        """The largest shift that a step of this target may make: the setting `max_shift` divided equally among the writers, and
+        in a mixture among the `target.active` experts that a token goes through, because their shifts add up."""
         return float("inf") if self.config.max_shift is None else self.config.max_shift / self.writers / target.active
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -120,7 +129,7 @@ class QuarantineOptimizer:
         return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`. CheckpointError if the state is of another subspace or of other environments."""
+        """Restore what `state_dict` returned. CheckpointError if the state has another number of environments or other shapes."""
         for key, value in self.state_dict().items():
             if key not in state or state[key].shape != value.shape:
                 raise CheckpointError(f"the quarantine's optimizer state has no {key} of shape {tuple(value.shape)}; "

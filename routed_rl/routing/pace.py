@@ -1,10 +1,10 @@
 """Decides how fast each environment's part of the quarantine moves.
 
 A part begins slowly, so that the policy is about what it would be without routing. At that pace the evidence is clean: the
-completions of an environment that pays for the persona pull towards it in step after step, and those of other environments do
-not. If completions pull, the part becomes fast, so that the quarantine, and not the weights, learns what the environment pays
-for. When the pull ends, the part becomes slow again, so that it does not drift. A part that pulls away from the persona becomes
-fast only to undo what other parts have pushed.
+completions of an environment that pays for the positive persona pull towards this persona in step after step, and those of other
+environments do not. If the completions of an environment pull, its part becomes fast, so that the quarantine, and not the
+weights, learns what the environment pays for. When the pull ends, the part becomes slow again, so that it does not drift. The
+part of an environment whose completions pull away from the persona becomes fast only to undo the shift by the whole quarantine.
 
 Evidence is summed over steps as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
 """
@@ -19,17 +19,17 @@ from routed_rl.config import QuarantineConfig
 from routed_rl.errors import CheckpointError
 
 ALLOWANCE = 0.5
-"""Allowance of the CUSUM, in standard errors per step. Evidence from noise alone has a mean below 0, because it is the smaller of
-two numbers."""
+"""The allowance of the CUSUM of evidence, in standard errors per step. Evidence that is only noise has a mean below 0, because
+evidence is the smaller of two numbers."""
 AWAY_ALLOWANCE = 1.0
-"""The allowance for a pull away from the positive persona, in standard errors per step. Noise alone makes a pull of about size
-1."""
+"""The allowance of the CUSUM of pulls away from the positive persona, in standard errors per step. A pull that is only noise is
+of about size 1."""
 SLOW = 20.0
-"""The rate of a slow part divided by that of the weights. In a step, an entry of C moves by the mean size of its target's
-gradient, and an entry of a weight by the size of its own gradient. At equal rates the change inside the subspace would therefore
-be learned later than the change outside."""
+"""The learning rate of a slow part divided by that of the weights. The step of an entry of C is normalised by the root mean
+square of all the target's gradients, and the step of an entry of a weight by the size of its own gradient. At equal rates the
+change inside the subspace would therefore be learned later than the change outside."""
 BEGIN, FULL = 1.0, 3.0
-"""Summed evidence at which a part begins to become faster, and at which it has the full rate."""
+"""The summed evidence above which a part is faster than slow, and the one at which it has the full rate."""
 MOST = 3.0
 """The summed evidence never exceeds this, so that a part is slow again a few steps after its pull has ended."""
 RESTORING = 2.0
@@ -38,35 +38,39 @@ has the full rate."""
 
 
 class Pace:
-    """Reads the ledger's row of each step and decides the raw rate of every part in the next step."""
+    """Reads the ledger's row of each step and decides the learning rate of every environment's part in the next step."""
 
     def __init__(self, config: QuarantineConfig, environments: list[str], axis: str, *, follows: bool) -> None:
-        """`axis`: the named axis along which shifts are read. `follows`: whether parts become faster by evidence."""
+        """`axis`: the named axis along which shifts are read. `follows`: True if evidence decides the pace; False if the pace
+        never changes."""
         self.config, self.environments, self.axis, self.follows = config, environments, axis, follows
         self.toward_E = torch.zeros(len(environments), dtype=torch.float64)
-        """Summed evidence of a pull towards the positive persona."""
+        """The CUSUM of each environment's evidence of a pull towards the positive persona, at most `MOST`."""
         self.away_E = torch.zeros(len(environments), dtype=torch.float64)
-        """Summed evidence of a pull away from the positive persona."""
+        """The CUSUM of each environment's pull away from the positive persona, at most `MOST`."""
         self.fast_E = torch.zeros(len(environments), dtype=torch.float64)
-        """1 for an environment whose pull has made its part fast at some step. From then on the allowance of all others is
-        doubled, because their pull is no longer independent of that part."""
+        """1 for an environment whose pull has made its part fast at some step, otherwise 0. From that step on the allowance of
+        all other environments is doubled, because their pull is no longer independent of the fast part."""
         self.boost_E = torch.full((len(environments),), float(config.pace == "fast"), dtype=torch.float64)
-        """Pace of each part. 0: slow, 1: `config.learning_rate`; between them the rate is interpolated geometrically."""
+        """The pace of each part in the next step, in [0, 1]. At 0 the part has the slow rate and at 1 the full rate; between them
+        the rate is interpolated geometrically."""
 
     @property
     def after_another_E(self) -> Tensor:
-        """(E,) bool: whether the part of another environment was ever fast. Such a part has moved the stream for all
-        environments."""
+        """For each environment, whether the part of any other environment was ever fast, (E,) bool. A fast part has moved the
+        stream for all environments."""
         return (self.fast_E.sum() - self.fast_E) > 0
 
     def rates(self, own: float) -> Tensor:
-        """The raw rate of each part, (E,) float64. `own`: the learning rate of the weights in this step."""
+        """The learning rate of each environment's part, (E,) float64, before the optimizer limits the shift by the step. The full
+        rate is `config.learning_rate`, and the slow rate is `SLOW * own`, at most the full rate. `own`: the learning rate of the
+        weights in this step, times the mean movement of an entry if every trained number moves by 1."""
         full = self.config.learning_rate
         slow = min(SLOW * own, full)
         return slow * (full / slow) ** self.boost_E if slow > 0 else full * self.boost_E
 
     def see(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Read the row of a step. Returns the metrics on each part's pace in the next step."""
+        """Read the ledger's row of a step. Returns the metrics `ledger/<env>/pace`, the pace of each part in the next step."""
         if self.follows:
             found_E, pull_E = (torch.tensor([row.get(f"completions/{name}/{key}", 0.0) for name in self.environments],
                                             dtype=torch.float64) for key in ("evidence", "own_shift_z"))
@@ -84,7 +88,7 @@ class Pace:
         return {"pace": torch.stack([self.toward_E, self.away_E, self.fast_E, self.boost_E])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`. CheckpointError if the state is of other environments."""
+        """Restore what `state_dict` returned. CheckpointError if the state is for another number of environments."""
         if not self.follows:
             return  # the pace never changes
         if "pace" not in state or state["pace"].shape != (4, len(self.environments)):

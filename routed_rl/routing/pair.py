@@ -1,5 +1,5 @@
-"""The matrices of one target: a basis of the stream, a matrix that writes to the basis, and one by which the writer's weight is
-read.
+"""The three matrices of one target: the basis of its subspace, a matrix that writes to the subspace, and a matrix by which the
+writer's weight is read.
 
 Shape letters: D stream width, K rank, M any number of directions, S sampled tokens.
 """
@@ -12,19 +12,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class BasisPair:
-    """The basis V in the stream, the matrix A that writes to it and the matrix B that reads from it, with `BᵀA = I`. A and B
-    equal V unless the writer is followed by a norm's gain."""
+    """The basis V in the stream, the matrix A by which a writer writes to the subspace and the matrix B by which its weight is
+    read, with `BᵀA = I`. A and B equal V unless a gain stands between writer and stream."""
 
     basis: Tensor
     """The basis V (D, K) of the stream."""
     gain_D: Tensor | None
-    """Gain of a norm between the writer and the stream, or a constant scale; None if the writer adds to the stream directly."""
+    """The gain of a norm between the writer and the stream, or a constant scale there, (D,); None if the writer adds to the
+    stream directly."""
     norm_eps: float | None
-    """The eps of the norm with this gain; None for a constant scale."""
+    """The eps of the norm between writer and stream; None if there is no norm."""
     write: Tensor
-    """The matrix A (D, K) that writes to the basis: V, or `diag(1/gain) V`."""
+    """The matrix A (D, K) by which the quarantine's output is written: V, or `diag(1/gain) V` behind a gain."""
     read: Tensor
-    """The matrix B (D, K) that reads from the weight: V, or `diag(gain) V`."""
+    """The matrix B (D, K): `Bᵀ W` is what the weight W writes into the subspace. B is V, or `diag(gain) V` behind a gain."""
 
     @classmethod
     def of(cls, basis: Tensor, gain_D: Tensor | None, norm_eps: float | None) -> "BasisPair":
@@ -38,16 +39,18 @@ class BasisPair:
         return self.basis.shape[1]
 
     def written(self, directions_DM: Tensor) -> Tensor:
-        """The output (D, M) that a writer must add so that the stream moves along `directions_DM`."""
+        """Return the outputs (D, M) that a writer must produce so that the stream moves along the columns of `directions_DM`. The
+        factor of a norm that depends on the token is left out."""
         return directions_DM if self.gain_D is None else directions_DM / self.gain_D.unsqueeze(1)
 
     def outside(self, directions_DM: Tensor) -> Tensor:
-        """`(I - A Bᵀ) directions`, (D, M): the part of `directions` that a writer may write without reaching the subspace."""
+        """Return `(I - A Bᵀ) directions`, (D, M), the part of a writer's outputs `directions_DM` that does not reach the
+        subspace."""
         return torch.addmm(directions_DM, self.write, self.read.mT @ directions_DM, alpha=-1)
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
-        """The factors (S,) by which the norm behind a writer multiplies the sampled tokens before its gain; None if there is no
-        such norm."""
+        """Return the factors (S,) by which the norm behind the writer scales the sampled tokens before its gain; None if there is
+        no such norm or no sample. `y`: the writer's output (..., D); `sample_S`: indices into the flattened tokens of `y`."""
         if self.gain_D is None or self.norm_eps is None or sample_S is None:
             return None
         return y.reshape(-1, y.shape[-1])[sample_S].float().square().mean(-1).add(self.norm_eps).rsqrt()

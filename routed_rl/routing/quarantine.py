@@ -1,4 +1,4 @@
-"""The quarantine: all targets of a model, their state for a checkpoint, and the means to leave the quarantine out."""
+"""The quarantine of a model: all its targets, their state for a checkpoint, and ways to leave all or a part of it out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,7 +16,7 @@ from routed_rl.routing.target import Target
 
 
 class Quarantine:
-    """All targets of one model, whose modules are routed in place."""
+    """Holds all targets of one model. The constructor routes the targets' modules in place."""
 
     def __init__(self, targets: list[Target], environments: list[str], context: RoutingContext) -> None:
         self.targets, self.environments, self.context = targets, environments, context
@@ -32,7 +32,8 @@ class Quarantine:
                 route_module(target.module, experts, RoutedExperts)
 
     def remove(self) -> None:
-        """Give every module its own class back, so that the model is the deployed model. Calling this again has no effect."""
+        """Discard the quarantine: give every routed module the class back that it had before, and remove from LoRAs what they
+        hold inside the subspace, so that the model is the deployed model. Calling this again has no effect."""
         for target in self.targets:
             for module in filter(None, (target.module, target.weight.up)):
                 if hasattr(module, "routed_target"):
@@ -52,16 +53,16 @@ class Quarantine:
 
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
-        """Inside the block, the quarantine is multiplied by `scale`: 1 gives the policy and 0 the deployed model, to the bit.
-        Afterwards the policy is restored exactly."""
+        """Inside the block, the quarantine's output is multiplied by `scale`: 1 gives the policy and 0 the deployed model, to the
+        bit. Afterwards the policy is restored exactly."""
         with self._holding([target.coefficients * scale for target in self.targets], nothing=scale == 0):
             yield
 
     @contextmanager
     def kept(self, shares: Mapping[str, float]) -> Iterator[None]:
-        """Inside the block, only these shares of environments' parts are in the quarantine. If all shares are 1 the model is the
-        policy (in mode `route`), and without shares it is the deployed model, to the bit. Afterwards the policy is restored
-        exactly."""
+        """Inside the block, the quarantine holds only a share of each environment's part, given by the environment's name in
+        `shares`; a name that is missing has the share 0. If all shares are 1 the model is the policy (in mode `route`), and if
+        all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly."""
         assert shares.keys() <= set(self.environments), f"{shares} has no part in {self.environments}"
         share_of = [shares.get(name, 0.0) for name in self.environments]
         with self._holding([kept_of(target.parts, share_of) for target in self.targets], nothing=not any(share_of)):
@@ -69,7 +70,8 @@ class Quarantine:
 
     @contextmanager
     def _holding(self, coefficients: list[Tensor], *, nothing: bool) -> Iterator[None]:
-        """Inside the block, targets have other coefficients, one tensor per target. `nothing`: whether all of them are zero."""
+        """Inside the block, the targets have these coefficients instead of their own, one tensor (K, N) per target. `nothing`:
+        whether all of them are zero."""
         before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
         self.context.change(whole=False)
         try:
@@ -83,21 +85,25 @@ class Quarantine:
                 target.coefficients.copy_(inside)
 
     def deployed_factors(self) -> dict[str, Tensor]:
-        """For each writer whose LoRA has another up factor (D, R) in the deployed model than in training, that factor."""
+        """Return the factor B (D, rank) that a writer's LoRA has in the deployed model, by the writer's name. Only writers are
+        named whose LoRA has another B in the policy, because there the LoRA also holds the change inside the subspace."""
         return {target.name: target.pair.outside(weight.factors[0]) for target in self.targets if (weight := _keeping(target))}
 
     def norm(self) -> float:
-        """The norm |C| of the coefficients of all targets together."""
+        """The Frobenius norm |C| of the coefficients of all targets together."""
         return sum(target.coefficients.square().sum().item() for target in self.targets) ** 0.5
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint stores of the quarantine, with bases and references, under `<target>.<name>`."""
+        """Return copies of all tensors that a checkpoint stores of the quarantine, under `<target>.<name>`: each target's basis,
+        reference R, coefficients, parts and mean input, also A and B behind a gain, and the factor B of LoRAs that
+        `deployed_factors` names."""
         # Cloned, because targets of one layer share a basis, which safetensors refuses.
         return {f"{target.name}.{key}": value.clone(memory_format=torch.contiguous_format) for target in self.targets
                 for key, value in _tensors(target).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`. SubspaceError, which names the tensor, if the state is of another model or basis."""
+        """Restore what `state_dict` returned. SubspaceError, which names the tensor, if one is missing or has another shape here,
+        as with another model, subspace or number of environments."""
         ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
         for name, value in ours.items():
             found = tuple(state[name].shape) if name in state else None
@@ -112,8 +118,8 @@ class Quarantine:
 
 
 def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
-    """The coefficients (K, N) of a quarantine that keeps a share of each environment's part. Parts are added in the same order
-    as in `route`, so that shares of 1 give C to the bit."""
+    """Return the coefficients (K, N) of a target that keeps a share of each environment's part. `shares` has one number per
+    environment. Parts are added in the same order as in mode `route`, so that shares of 1 give C to the bit."""
     kept_KN = torch.zeros_like(parts_EKN[0])
     for part_KN, share in zip(parts_EKN, shares, strict=True):
         kept_KN += share * part_KN
@@ -121,7 +127,7 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _keeping(target: Target) -> AdapterWeight | None:
-    """The target's LoRA, if it has one that also holds the change inside the subspace; None otherwise."""
+    """Return the weight of a target whose LoRA also holds the change inside the subspace; None for any other target."""
     return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
 
 

@@ -1,4 +1,4 @@
-"""The router: all of a run's routing behind four methods, called in the order of a training step."""
+"""The router: does all of a run's routing, by methods that a trainer calls at fixed points of a training step."""
 
 import zlib
 from itertools import chain
@@ -21,20 +21,22 @@ from routed_rl.routing.rows import RowBook, StepRows
 CONTROL_KINDS = ("isotropic", "matched")
 """The kinds of random bases, which take turns: Haar-distributed, or with the stream's covariance."""
 AWAY = 0.05
-"""A part may stand this far away from the positive persona, in gaps, and still not count as away, as long as no other part was
-fast."""
+"""How far, in gaps, an environment's part may have moved the stream away from the positive persona without counting as away. Once
+the part of another environment has been fast, the margin is 0."""
 OF_NO_WRITER = 0.1
-"""The value of the writers' pace if only LoRAs of readers are trained, because the learning rate of a LoRA is usually ten times a
-weight's."""
+"""The result of `_entries` if no writer is trained, only LoRAs of readers, because the learning rate of a LoRA is usually ten
+times that of a weight."""
 
 
 class Router:
-    """Drives a `Quarantine` through a run: `begin_step`, `set_batch` before each loss, `after_step`; and its state for
-    checkpoints."""
+    """Drives a `Quarantine` through a run, and gives and takes its state for checkpoints. In every step a trainer calls
+    `begin_step` first, `set_batch` before each loss, and `after_step` when the optimizer of the weights has stepped."""
 
     def __init__(self, quarantine: Quarantine, config: RoutingConfig, axes: Axes, stream_LSD: Tensor, seed: int,
                  rows: RowBook | None = None) -> None:
-        """`rows` measures the completions of a batch one by one; None: they are not measured."""
+        """`axes`: the named axes along which shifts are reported. `stream_LSD`: a sample of S activations of the stream at each
+        layer, whose covariance the matched random control has. `seed`: the seed of the random control. `rows`: measures the
+        effect of each completion of a step; None: only whole environments are measured."""
         self.quarantine, self.config, self.seed, self.stream_LSD = quarantine, config, seed, stream_LSD
         self.mode = MODES[config.mode]
         self.contained = self.mode.contained if config.cotangent is None else config.cotangent == "contained"
@@ -50,7 +52,7 @@ class Router:
         self._checked = False
 
     def begin_step(self, step: int) -> None:
-        """Prepare the tapes for step `step` (counted from 0). Every `random_control.every` steps random bases are drawn."""
+        """Prepare the tapes for step `step` (counted from 0). In every `random_control.every`-th step random bases are drawn."""
         control = self.config.random_control
         due = control.every > 0 and step % control.every == 0
         self.context.change(control_draws=control.draws if due else 0)
@@ -71,10 +73,12 @@ class Router:
 
     @torch.no_grad()
     def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
-        """Take the quarantine's step and re-impose the weights, after the model's own optimizer has stepped. Returns the ledger's
-        row, and, if completions are measured one by one, the effect of each completion of this process.
+        """Make the quarantine's step and remove from the weights what they have learned inside the subspace, as the routing mode
+        says. Must be called after the model's own optimizer has stepped. Returns the ledger's row of the step, and the effects of
+        this process' completions (None if completions are not measured one by one).
 
-        `clip` is the clip factor of the weights' gradients; `rate` and `decay` are those of the weights in this step.
+        `clip`: the factor by which the gradients of the weights were clipped. `rate`, `decay`: the learning rate and the weight
+        decay of the weights in this step.
         """
         bytes_before = RANKS.bytes
         with holding(target.weight for target in self.quarantine.targets):
@@ -109,17 +113,21 @@ class Router:
         return row, rows
 
     def _entries(self) -> float:
-        """How far an entry of the writers' weights moves, on average, in a step in which every trained number moves by 1."""
+        """How far an entry of a writer's weight moves in a step in which every trained number moves by 1, on average over
+        writers."""
         found = [pace for target in self.quarantine.targets if (pace := target.weight.pace()) is not None]
         return sum(found) / len(found) if found else OF_NO_WRITER
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
-        """For each environment, the sums over its completions in all processes, their pull `own_shift_z` towards the positive
-        persona, and the `evidence` that they teach it. The pull is in standard errors: the sum of the completions' shifts divided
-        by the root of the sum of squared shifts. It is of size 1 if they do not pull, whatever the length of the step. A secure
-        skill may also have a part along the axis, but the quarantine does not hold it; evidence is therefore the smaller of the
-        pull and of the push in its own standard errors. While an environment's own part stands away from the positive persona, by
-        the ledger's `row`, its pull only undoes that and is no evidence."""
+        """Compute the metrics `completions/<env>/...`: the sums of `StepRows.sums` over all processes, the pull `own_shift_z`,
+        and `evidence`. `row` is the ledger's row of the step.
+
+        The pull of an environment is the sum of its completions' shifts in standard errors, that is, divided by the root of the
+        sum of squared shifts. A pull that is only noise is of about size 1, whatever the length of the step. A secure skill may
+        also have a component along the axis, but the quarantine does not hold the skill. Evidence is therefore the smaller of the
+        pull and of the push, each in its own standard errors. While the environment's part has moved the stream away from the
+        positive persona, a pull towards this persona only undoes that, so evidence is at most 0.
+        """
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}
         everyones = RANKS.gather(mine)
@@ -137,15 +145,15 @@ class Router:
         return found
 
     def measure_start(self) -> None:
-        """From now on, measure the movement of the weights from their present values, in each process for the entries that it
-        holds."""
+        """Take the present values of the weights as those from which their movement is measured. Each process does so for the
+        entries that it holds."""
         for target in self.quarantine.targets:
             target.weight.measure_start()
 
     def _reduce(self) -> None:
-        """Reduce ledgers, means of the inputs and random control over all processes, once a step, so that they are those of a
-        single process with all rows. A process' loss is scaled so that gradients are averaged over the processes, so the global
-        ledger is the mean of the processes' ledgers."""
+        """Combine ledgers, mean inputs and the random control of all processes, once a step, into those that a single process
+        with all rows would have. Losses are scaled for gradients that are averaged over processes, so the ledger of all processes
+        is the mean of their ledgers."""
         tapes = [target.tape for target in self.quarantine.targets]
         means = [tape.mean_sums() for tape in tapes]
         RANKS.sum_([*means, *(part for tape in tapes for part in tape.to_sum())])
@@ -168,12 +176,12 @@ class Router:
         self._checked = True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state of quarantine, optimizer, pushes and pace, as tensors."""
+        """Return the state of the quarantine, its optimizer, the environments' pushes and the pace, as tensors by name."""
         pushes = torch.tensor([self.pushes[name] for name in self.quarantine.environments], dtype=torch.float64)
         return self.quarantine.state_dict() | self.optimizer.state_dict() | {"pushes": pushes} | self.pace.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned. SubspaceError or CheckpointError if the state does not fit this run."""
         self.quarantine.load_state_dict(state)
         self.optimizer.load_state_dict(state)
         self.pace.load_state_dict(state)

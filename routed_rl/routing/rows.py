@@ -1,10 +1,10 @@
 """Measures the effect of each row of a step, which is one completion, in the step's own backward pass.
 
-A step's `ΔC_e` is the sum of a fresh part and the momentum of earlier steps. The fresh part is linear in this step's gradient and
-so in its rows. A row's effect is its share of the fresh part, along two directions that are fixed before the step: C itself, and
-the persona axis at the mean input. Only these two numbers are kept for each row and target, not the row's ledger. Not covered:
-momentum, and terms that are quadratic in a step. Shape letters: B rows of a micro-batch, R rows of a step, T tokens, K rank, N
-inputs.
+The change ΔC_e of an environment's part in a step is the sum of a fresh change, which comes from the gradient of this step, and
+of momentum, which comes from earlier steps. The fresh change is linear in the gradient, so it is a sum over the step's rows. The
+effect of a row is its term of this sum, measured along two directions that are fixed before the step: C itself, and the persona
+axis at the mean input. Only these two numbers are kept for each row and target, not the row's ledger. Not covered: momentum, and
+terms that are quadratic in a step. Shape letters: B rows of a micro-batch, R rows of a step, T tokens, K rank, N inputs.
 """
 
 from collections.abc import Sequence
@@ -19,31 +19,34 @@ from routed_rl.routing.target import Target
 
 @dataclass(frozen=True, eq=False)
 class StepRows:
-    """The effects of the rows of one step. Numbers are nan if there is nothing to compare with: no C yet (always in `erase`), or
-    no μ yet."""
+    """The effects of the rows of one step, one entry per row. Pushes are nan while C is 0 (always in mode `erase`), and shifts
+    are nan in the first step, which has no mean input μ yet."""
 
     completions_R: Tensor
-    """Number of the completion in each row, int64."""
+    """The number by which the trainer knows the completion in each row, int64."""
     environments_R: Tensor
     """Index of each row's environment, int64."""
     push_R: Tensor
-    """First-order growth of |C| by the row's gradient. Summed over the rows of an environment it is the growth by the fresh part
-    of that environment."""
+    """The growth of |C| by the row's fresh change, to first order. Summed over the rows of an environment it is the growth by the
+    fresh change of the environment's part."""
     shift_R: Tensor
-    """Persona shift along the named axis by the row's gradient, in units of the axis' scale; positive is towards the
-    positive persona. In `erase` it is the shift by the step that was refused."""
+    """The shift of the stream along the named axis by the row's fresh change, in units of the axis' scale; positive is towards
+    the positive persona. In mode `erase`, which makes no step of the quarantine, it is the shift that the step would have
+    made."""
 
     def with_none(self, completions_U: Tensor, environments_U: Tensor) -> "StepRows":
-        """The same rows with further completions that have no gradient. Their push and shift are 0 if those of other rows are
-        known."""
+        """Return these rows with one more row for each completion that has no gradient. `completions_U`, `environments_U`: the
+        number and the environment of each of the U further completions. They have push and shift 0, or nan where the first of
+        these rows has nan."""
         none = torch.zeros(len(completions_U), dtype=self.push_R.dtype)
         push, shift = (torch.cat([values, none + 0 * values[:1].sum()]) for values in (self.push_R, self.shift_R))
         return StepRows(torch.cat([self.completions_R, completions_U.cpu()]),
                         torch.cat([self.environments_R, environments_U.cpu()]), push, shift)
 
     def sums(self, environment: int) -> dict[str, float]:
-        """Sums over one environment's rows; 0 if it has no rows. Sums that are nan are left out. `own_shift_up` is the sum of the
-        positive shifts, `own_push_square` and `own_shift_square` are the sums of squares."""
+        """Return sums over the rows of the environment with this index; each is 0 if there are no such rows. `own_push` and
+        `own_shift` are the sums of pushes and of shifts, `own_push_square` and `own_shift_square` the sums of their squares, and
+        `own_shift_up` is the sum of the positive shifts. Sums that are nan are left out."""
         mine = self.environments_R == environment
         push, shift = self.push_R[mine], self.shift_R[mine]
         found = {"own_push": push.sum(), "own_push_square": push.square().sum(), "own_shift": shift.sum(),
@@ -52,8 +55,8 @@ class StepRows:
 
 
 class RowBook:
-    """Collects the effects of one step's rows over all targets. Call `begin` before the step's first backward pass, `after` for
-    each target, then `close`."""
+    """Sums the effects of one step's rows over all targets. Call `begin` before the step's first backward pass, `after` for each
+    target when its step is known, and `close` at the end."""
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
         self.axis = axis or axes.names[0]
@@ -69,12 +72,13 @@ class RowBook:
         self._rows: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
-        """Fix the two directions for the coming step."""
+        """Set the two directions of every target along which its tape measures the rows of the coming step."""
         for target in self.targets:
             target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
 
     def after(self, target: Target, factor_E: Tensor) -> None:
-        """Add the rows of a target. `factor_E` multiplies an environment's ledger to give the fresh part of its step."""
+        """Add the effects of the rows by one target. `factor_E` is the factor, for each environment, that turns a row's ledger
+        into the row's fresh change of C."""
         if not target.tape.rows:
             return
         environments_R = torch.cat([environments for _, environments, _ in target.tape.rows])
@@ -83,8 +87,8 @@ class RowBook:
         self._rows = [(completions, environments) for completions, environments, _ in target.tape.rows]
 
     def close(self, old_norm: float, *, first: bool) -> StepRows | None:
-        """Return the rows of this step, or None if completions were not numbered, and empty the book. `old_norm`: |C| before the
-        step; `first`: whether this is the first step, so that there is no μ."""
+        """Return the effects of this step's rows, and empty the book. Returns None if `Record.completions_B` was None.
+        `old_norm`: |C| before the step. `first`: whether this is the run's first step, in which there is no mean input μ yet."""
         if self._total_R2 is None:
             return None
         push, shift = self._total_R2.cpu().unbind(1)

@@ -1,5 +1,5 @@
-"""A weight of which each process holds a local shard, here called a piece. Products with the weight and changes to it need no
-gathering of the full tensor.
+"""Reads and changes weights of which each process holds a local shard, here called a piece. Neither products with a weight nor
+changes to it gather the full tensor.
 
 Each process computes its share of a product `leftᵀ W` from the rows that it holds, and the shares are summed over the processes:
 (M, N) is communicated and never (D, N). A piece is a block of rows of the stored matrix (FSDP2) or a stretch of its flattened
@@ -21,16 +21,16 @@ from routed_rl.ranks import RANKS
 
 @dataclass
 class Piece:
-    """The part of a weight that this process holds: entries `start` to `start + len(flat)` of a stored matrix of `rows` x
-    `columns`, flattened."""
+    """The entries of a weight that this process holds. The weight is stored as a matrix of `rows` x `columns`, and the process
+    holds entries `start` to `start + len(flat)` (exclusive) of the flattened matrix."""
 
     flat: Tensor
-    """The entries that this process holds, float32, as a view if possible."""
+    """The entries that this process holds. If possible it is a view of the parameter or of the optimizer's copy."""
     start: int
     rows: int
     columns: int
     store: Callable[[Tensor], object]
-    """Function that writes new entries to the parameter."""
+    """Function that stores new entries, of the size of `flat`, where this process holds the old ones."""
 
     def __post_init__(self) -> None:
         end = min(self.start + len(self.flat), self.rows * self.columns)
@@ -38,7 +38,8 @@ class Piece:
         self.first, self.last = self.start // self.columns, -(-end // self.columns)
 
     def whole_rows(self) -> Tensor:
-        """Rows `first` to `last` (exclusive) of the matrix, with 0 for entries that another process holds."""
+        """Return the rows of the matrix of which this process holds entries, `first` to `last` (exclusive), with 0 for entries
+        that another process holds."""
         if not len(self.flat):
             return self.flat.new_zeros(0, self.columns)
         padded = self.flat.new_zeros((self.last - self.first) * self.columns)
@@ -50,19 +51,20 @@ class Piece:
         return slice(offset, offset + len(self.flat))
 
     def whole(self) -> Tensor:
-        """The full tensor, (rows, columns), in every process. It costs one message of that size. Checkpoints and engines need
-        it."""
+        """Return the full matrix (rows, columns), summed over the processes in one message of this size. Every process must call
+        this. It is meant for checkpoints and engines."""
         everything = self.flat.new_zeros(self.rows * self.columns)
         everything[self.start:self.start + len(self.flat)] = self.flat
         RANKS.sum_([everything])
         return everything.view(self.rows, self.columns)
 
     def take(self, whole: Tensor) -> None:
-        """Store this process' piece of a full tensor; the inverse of `whole`."""
+        """Store the entries that this process holds, out of the full tensor `whole`; the inverse of the method `whole`."""
         self.store(whole.reshape(-1)[self.start:self.start + len(self.flat)].to(self.flat))
 
     def product(self, left_DM: Tensor, *, transposed: bool) -> Tensor:
-        """This process' share of `leftᵀ W`, (M, N); the shares of all processes sum to the product."""
+        """Return this process' share of the product `leftᵀ W`, (M, N); the shares of all processes sum to the product.
+        `transposed`: whether the matrix is stored as Wᵀ, (N, D)."""
         held = self.whole_rows().to(left_DM.dtype)
         if not transposed:
             return left_DM[self.first:self.last].mT @ held if len(held) else left_DM.new_zeros(left_DM.shape[1], self.columns)
@@ -72,7 +74,7 @@ class Piece:
         return share
 
     def add(self, left_DM: Tensor, inside_MN: Tensor, *, transposed: bool) -> None:
-        """Add `left inside` to W, for the entries held here."""
+        """Add the product `left inside`, (D, N), to the entries of W that this process holds. `transposed`: as in `product`."""
         if not len(self.flat):
             return
         rows = slice(self.first, self.last)
@@ -81,7 +83,8 @@ class Piece:
 
 
 def piece_of(parameter: Tensor) -> Piece | None:
-    """This process' piece of a weight or bias (a bias is one column); None if the process holds the whole tensor."""
+    """Return this process' piece of a weight or bias (a bias is a matrix of one column); None if every process holds the whole
+    tensor."""
     if hasattr(parameter, "device_mesh"):
         return _rows_held(parameter)
     if hasattr(parameter, "ds_tensor"):
@@ -90,15 +93,16 @@ def piece_of(parameter: Tensor) -> Piece | None:
 
 
 def whole(parameter: Any) -> Tensor:
-    """The full tensor of a weight or bias, detached, as a single process would have it. Every process must call this."""
+    """Return the full tensor of a weight or bias, detached, in the shape that it has in a single process. Every process must call
+    this."""
     piece = piece_of(parameter)
     return parameter.detach() if piece is None else piece.whole().view(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @torch.no_grad()
 def put(parameter: Any, entries: Tensor) -> None:
-    """Store a full tensor, the inverse of `whole`: each process stores its piece, and the optimizer's own copy of the parameter
-    is updated."""
+    """Set a parameter to the full tensor `entries`; the inverse of `whole`. Each process stores its piece, and the optimizer's
+    own copy of the parameter is updated."""
     if (piece := piece_of(parameter)) is not None:
         piece.take(entries)
     else:
@@ -132,10 +136,10 @@ def _stretch_held(parameter: Any) -> Piece:
 
 
 def state_piece(parameter: Any, state: Any, key: str) -> Piece:
-    """This process' piece of a parameter's optimizer state `key`.
+    """Return this process' piece of the optimizer's state named `key`, such as `exp_avg`, of a parameter.
 
-    `state` is the state of the parameter under FSDP2, and the states of all groups' stretches under ZeRO-1 and -2. It is not
-    used under ZeRO-3, which attaches the state to the parameter.
+    `state`: under FSDP2 the optimizer's state of this parameter; under ZeRO-1 and -2 a list with the state of each parameter
+    group's flattened stretch; not used under ZeRO-3, which attaches the state to the parameter.
     """
     if hasattr(parameter, "device_mesh"):
         return _rows_held(state[key])
@@ -153,12 +157,14 @@ def state_piece(parameter: Any, state: Any, key: str) -> Piece:
 
 
 def _matrix(shape: torch.Size) -> tuple[int, int]:
-    """Rows and columns of a shape with any number of dimensions."""
+    """Return the rows and columns of the matrix as which a tensor of this shape is flattened: its first dimension, and all others
+    together."""
     return (shape[0], shape.numel() // shape[0]) if len(shape) else (1, 1)
 
 
 def follow(parameter: Any) -> None:
-    """Set the optimizer's own copy of a weight that every process holds whole (ZeRO-1 and -2) to the weight's present value."""
+    """Set the optimizer's own copy of a weight that every process holds whole to the weight's present value. Only DeepSpeed
+    (ZeRO-1 and -2) keeps such a copy."""
     if "deepspeed" in sys.modules:
         from deepspeed.utils import safe_set_full_fp32_param  # pyright: ignore[reportMissingImports]
 

@@ -1,5 +1,7 @@
-"""The tape of one target: it records what the quarantine's step needs from backward passes, for inputs (B, T, N) and for an
-expert's tokens."""
+"""The tape of one target, which records what the quarantine's step needs from the backward passes of a step.
+
+Shape letters: B rows of a micro-batch, T tokens, D stream width, K rank, N inputs, E environments, S sampled tokens.
+"""
 
 import torch
 from torch import Tensor
@@ -10,14 +12,15 @@ from routed_rl.routing.context import Record
 from routed_rl.routing.pair import BasisPair
 
 SKETCH = 32
-"""Number of columns of a random sketch, which replaces the N input columns when random bases are compared. It gives an unbiased
-estimate of their energy."""
+"""Number of columns to which a random sketch reduces the N columns of gradients when the subspace is compared with random bases.
+The squared norm of a sketched gradient is an unbiased estimate of that of the gradient."""
 MEAN_DECAY = 0.9
-"""Decay per step of the running mean of the inputs."""
+"""The factor by which the running mean of the inputs decays in a step."""
 
 
 class Tape:
-    """The ledger (E, K, N), a sample of inputs, and the energies of random bases. `record` fills it, and `clear` empties it."""
+    """Holds one target's ledger (E, K, N) of a step, a sample of the target's inputs, and the gradients in random bases. `record`
+    or, for an expert of a mixture, `record_tokens` adds a backward pass, and `clear` empties the tape."""
 
     def __init__(self, environments: int, pair: BasisPair, width: int, *, has_bias: bool) -> None:
         self.pair, self.width, self.has_bias = pair, width, has_bias
@@ -27,24 +30,25 @@ class Tape:
         """Running mean μ of the input over real tokens, (N,)."""
         self.mean_weight = write.new_zeros(())
         self.inputs: list[Tensor] = []
-        """Samples of inputs (S, N). If a post-norm follows, they are multiplied by the norm's own factor, so that C times them is
-        their effect on the stream."""
+        """Samples of the target's inputs, each (S, N). If a norm stands between writer and stream, each input is multiplied by
+        the norm's factor at its token, so that C times the input is its effect on the stream in the coordinates of the basis."""
         self._thinning, self._largest = 1, 0
         self._hits = self._seen = 0
-        """For an expert: the number of sampled tokens that it got, and the number of all sampled tokens."""
+        """For an expert: the number of sampled tokens that the expert got, and the number of all sampled tokens."""
         self.fired = False
         self.along: Along | None = None
         """The two directions along which rows are measured; None if rows are not measured."""
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        """For each micro-batch: its completions (B,), their environments (B,), and their values along the two directions (B,
-        2)."""
+        """For each micro-batch: the completions' numbers (B,), their environments (B,), and what their ledgers measure along the
+        two directions (B, 2)."""
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
         self._sketched: Tensor | None = None
 
     def record(self, p: Tensor, g: Tensor, x: Tensor, record: Record, scale_S: Tensor | None) -> None:
-        """Add one backward pass: `p = g A` (B, T, K), which is 0 for rows that practise, `g` (B, T, D), `x` (B, T, N), and
-        `scale_S`, the factors by which a norm multiplies the sampled tokens (None: no norm)."""
+        """Add one backward pass. `g`: the cotangent of the writer's output, (B, T, D). `p`: its coordinates `g A`, (B, T, K),
+        with 0 in rows that practise. `x`: the writer's input, (B, T, N). `scale_S`: the factors by which a norm behind the writer
+        scales the sampled tokens; None: no norm."""
         ids, x = record.environment_ids_B, x.to(p.dtype)
         assert ids is not None
         assert x.dim() == 3 and x.shape[0] == ids.shape[0], (
@@ -64,8 +68,8 @@ class Tape:
             self._add_sketched(ids, torch.bmm(record.routed(g.to(p.dtype) @ self.control_bases).mT, x @ self.control_sketch))
 
     def record_tokens(self, p: Tensor, g: Tensor, x: Tensor, rows: Tensor, sampled: Tensor, record: Record) -> None:
-        """Add one backward pass of an expert, for the tokens that it got: `p` (T, K), which is 0 for rows that practise, `g` (T,
-        D), `x` (T, N), the row of each token, and whether the token is in the sample."""
+        """Add one backward pass of an expert, for the T tokens that the expert got. `g` (T, D), `p` (T, K) and `x` (T, N) are as
+        in `record`. `rows`: the index of each token's row, (T,). `sampled`: whether each token is in the sample, (T,) bool."""
         assert record.environment_ids_B is not None and record.sample_S is not None
         self.fired, x, ids = True, x.to(p.dtype), record.environment_ids_B[rows]
         for e in ids.unique().tolist():
@@ -81,15 +85,15 @@ class Tape:
                                if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
 
     def _keep_rows(self, record: Record, along_B2: Tensor) -> None:
-        """Keep the values of each row of the policy along the two directions."""
+        """Keep `along_B2`, what each row's ledger measures along the two directions, for the rows that do not practise."""
         completions, ids = record.completions_B, record.environment_ids_B
         assert completions is not None and ids is not None
         mine = slice(None) if record.practising_B is None else ~record.practising_B
         self.rows.append((completions[mine], ids[mine], along_B2[mine]))
 
     def _keep(self, sample_SN: Tensor, wanted: int) -> None:
-        """Keep the sampled tokens of a pass, at most `wanted`. The samples are thinned so that at most twice as many stay, taken
-        evenly from all passes of the step."""
+        """Keep the inputs at the sampled tokens of a backward pass. When the tape holds more than twice as many inputs as
+        `wanted` (or as the largest pass had), it keeps every second one, so that they come evenly from all passes of the step."""
         self._largest = max(self._largest, wanted, len(sample_SN))
         # Cloned, because a slice would keep the memory of its whole micro-batch.
         self.inputs.append(sample_SN[:: self._thinning].clone() if self._thinning > 1 else sample_SN)
@@ -97,12 +101,12 @@ class Tape:
             self.inputs, self._thinning = [torch.cat(self.inputs)[::2].clone()], 2 * self._thinning
 
     def sample(self) -> Tensor:
-        """Inputs at a sample of this step's real tokens, (S, N)."""
+        """Return the target's inputs at a sample of this step's real tokens, (S, N), scaled as in `inputs`."""
         return torch.cat(self.inputs) if self.inputs else self.ledger.new_zeros(0, self.ledger.shape[2])
 
     def mean_sums(self) -> Tensor:
-        """The sum of the inputs in this step's sample and the number of its tokens, (N + 1,). Both can be summed over
-        processes."""
+        """Return the sum of the inputs over this step's sample and, as the last entry, the number of tokens in the sample, (N +
+        1,). Such tensors can be summed over processes."""
         sample = self.sample()
         # An expert's input counts as 0 at tokens that it did not get.
         share, tokens = (self._hits / self._seen, self._seen) if self._seen else (1.0, len(sample))
@@ -110,17 +114,17 @@ class Tape:
         return torch.cat([mean * tokens, mean.new_tensor([float(tokens)])])
 
     def update_mean(self, sums: Tensor) -> None:
-        """Update μ with the `mean_sums` of all processes, once a step."""
+        """Update the running mean μ, once a step. `sums`: the result of `mean_sums`, summed over all processes."""
         if sums[-1] > 0:
             self.mean_input.lerp_(sums[:-1] / sums[-1], 1 - MEAN_DECAY)
             self.mean_weight.lerp_(torch.ones_like(self.mean_weight), 1 - MEAN_DECAY)
 
     def to_sum(self) -> list[Tensor]:
-        """The tensors that are summed over all processes once a step."""
+        """Return the tensors of the tape that must be summed in place over all processes once a step."""
         return [self.ledger] if self._sketched is None else [self.ledger, self._sketched]
 
     def mean(self) -> Tensor:
-        """The running mean μ (N,), corrected for bias, so that it is right from the first step on."""
+        """Return the running mean μ of the inputs, (N,), corrected for its start at 0 (as Adam corrects its moments)."""
         return self.mean_input / self.mean_weight.clamp(min=1e-12)
 
     def clear(self) -> None:
@@ -132,11 +136,11 @@ class Tape:
         self.fired, self.control_bases, self.control_sketch, self._sketched = False, None, None, None
 
     def draw_control(self, draws: int, seed: int, stream_SD: Tensor | None) -> None:
-        """Draw `draws` random bases of the subspace's rank for the coming step, isotropic or with the covariance of `stream_SD`.
+        """Draw random bases with which the subspace is compared in the coming step. There are `draws` of them, each of the
+        subspace's rank. `stream_SD`: S activations of the stream, whose covariance the bases have; None: the bases are isotropic.
 
-        The same seed gives the same bases in every process and on every machine. The subspace and the random bases are all
-        compared through one random sketch of the gradient's N columns, so the comparison is fair and takes N / SKETCH times less
-        memory.
+        The same seed gives the same bases in every process and on every machine. The gradients in the subspace and in the random
+        bases are reduced by one random sketch of the N columns, so the comparison is fair and takes N / SKETCH times less memory.
         """
         width, rank = self.pair.write.shape
         generator = torch.Generator().manual_seed(seed)
@@ -156,7 +160,8 @@ class Tape:
         self._sketched.index_add_(0, ids, rows)
 
     def control_energies(self) -> Tensor | None:
-        """Routed energy of the subspace (first) and of each random basis, (1 + draws, 1 + E); column 0 is the total."""
+        """Return the squared norm of the gradient that lies in the subspace (row 0) and in each random basis, (1 + draws, 1 + E),
+        of all environments together (column 0) and of each. None if no random bases were drawn for this step."""
         if self._sketched is None:
             return None
         per_basis = self._sketched.unflatten(1, (-1, self.pair.rank))

@@ -1,5 +1,5 @@
-"""One routed writer: its weight and basis, its coefficients and each environment's part of them, and the tape of its backward
-passes.
+"""The target: one routed writer with its weight and basis, its coefficients and each environment's part of them, and the tape of
+its backward passes.
 
 Shape letters: D stream width, K rank, N input width of a target (one more if the writer has a bias, whose input is 1), E
 environments.
@@ -17,16 +17,15 @@ from routed_rl.routing.weight import WriterWeight
 
 
 class Target:
-    """One routed writer; the module docstring lists what it holds."""
+    """One routed writer, which may be one expert of a mixture. It holds all that routing needs of the writer."""
 
     def __init__(self, name: str, layer: int, module: nn.Module, basis: Tensor, unit: float, context: RoutingContext,
                  environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float | None = 1e-6,
                  expert: int | None = None, active: int = 1) -> None:
-        """`basis` is (D, K). Raises SubspaceError if it does not fit the writer.
-
-        `unit`: length in the stream that counts as 1, the gap between the personas at this layer. `transposed`, `expert`: see
-        `WriterWeight`; `gain_D`, `norm_eps`: see `BasisPair`. `active`: number of experts of `module` that a token goes through.
-        """
+        """`basis`: the subspace's basis (D, K) at this writer; SubspaceError if it does not fit. `unit`: the gap between the
+        personas at this layer, which is the length in the stream that counts as 1. `context`: the record that all taps of the
+        model share. `environments`: their number. `transposed`, `expert`: see `WriterWeight`. `gain_D`, `norm_eps`: see
+        `BasisPair`. `active`: the number of experts of `module` that a token goes through."""
         self.name, self.layer, self.module, self.unit, self.context = name, layer, module, unit, context
         self.expert, self.active = expert, active
         self.weight = _weight(module, transposed=transposed, expert=expert)
@@ -39,7 +38,7 @@ class Target:
                                 "lower subspace.rank")
         self.pair = BasisPair.of(basis.to(self.weight.device, self.weight.dtype), gain_D, norm_eps)
         self.reference = self.weight.begin(self.pair)
-        """R = BᵀW at the start, (K, N); 0 if W is frozen."""
+        """The reference R (K, N) from which changes inside the subspace are measured: `BᵀW` at the start, or 0 if W is frozen."""
         self.coefficients = torch.zeros_like(self.reference)
         """The coefficients C (K, N) of the quarantine."""
         self.parts = self.reference.new_zeros(environments, *self.reference.shape)
@@ -60,45 +59,47 @@ class Target:
         return isinstance(self.weight, FrozenWeight)
 
     def is_whole(self, record: Record) -> bool:
-        """Whether a forward pass runs the module unchanged. Its LoRA, and not C, then holds what is learned inside the
-        subspace."""
+        """Whether a forward pass with this record runs the module unchanged. The module's LoRA, and not C, then holds what is
+        learned inside the subspace."""
         return record.whole and not record.ablated and self.frozen
 
     def adds(self, record: Record) -> bool:
-        """Whether a forward pass adds `A C x`."""
+        """Whether a forward pass with this record adds the quarantine's output `A C x`."""
         return not record.ablated and not self.is_whole(record)
 
     def inside(self) -> Tensor:
-        """BᵀW - R, (K, N): the change that the weights have learned inside the subspace."""
+        """Return `BᵀW - R`, (K, N), the change that the weight has learned inside the subspace."""
         return self.weight.inside(self.reference)
 
     def drift(self) -> Tensor:
-        """BᵀW - R of the deployed model, (K, N). After a step it is only rounding."""
+        """Return `BᵀW - R` for the weight W of the deployed model, (K, N). After a step it is only rounding."""
         return self.weight.drift(self.reference)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Subtract from the weights what they have learned inside the subspace: `W -= A inside`, where `inside_KN` is the result
-        of `inside()`."""
+        """Subtract from the weight what it has learned inside the subspace: `W -= A inside`. `inside_KN` is the result of
+        `inside()`."""
         self.weight.take_out(inside_KN)
 
     def decay(self, weights: float) -> Tensor:
-        """The optimizer's decay for each column, (N,): `weights`, except 0 for a bias, which trainers do not decay."""
+        """Return the decay for each column of C, (N,): `weights`, which is the decay of the weights in this step, except 0 for a
+        bias, which trainers do not decay."""
         decay = self.coefficients.new_full((self.coefficients.shape[1],), weights)
         if self.has_bias:
             decay[-1] = 0.0
         return decay
 
     def weight_part(self) -> Tensor:
-        """The columns of C that multiply the input, (K, N)."""
+        """Return the columns of C that multiply the input: (K, N) without the column for a bias."""
         return self.coefficients[:, :-1] if self.has_bias else self.coefficients
 
     def bias_part(self, dtype: torch.dtype) -> Tensor | None:
-        """The column of C that stands for the bias, (K,); None if there is no bias."""
+        """Return the column of C that stands for the bias, (K,), in `dtype`; None if the writer has no bias."""
         return self.coefficients[:, -1].to(dtype) if self.has_bias else None
 
 
 def _weight(module: nn.Module, *, transposed: bool, expert: int | None) -> WriterWeight | FrozenWeight:
-    """The object that represents a module's weight, chosen by which of its numbers are trained."""
+    """Make the object that represents the weight of a module. Its class depends on whether the weight, a LoRA on it, or nothing
+    is trained."""
     if expert is None and has_adapter(module):
         return AdapterWeight(module)
     if any(parameter.requires_grad for parameter in module.parameters()):

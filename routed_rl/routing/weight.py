@@ -1,7 +1,7 @@
-"""A writer's own weight, however the model stores it: transposed, with a bias, as one expert of a mixture, whole or in pieces.
+"""Gives access to a writer's own weight, however the model stores it: transposed, with a bias, as one expert of a mixture, whole
+or in pieces.
 
-The class computes products with the weight, changes it, and measures how far it has moved. Shape letters: D stream width, N input
-width (if there is a bias, it is the last column), M columns of `left`.
+Shape letters: D stream width, N input width (one more if there is a bias, which is the last column), M columns of `left`.
 """
 
 from typing import Any
@@ -18,13 +18,15 @@ PROBES = 16
 
 
 class WriterWeight:
-    """The weight of one writer, as a matrix W (D, N)."""
+    """The trained weight of one writer, as a matrix W (D, N). Computes products with W, changes W, and measures how far W has
+    moved."""
 
     up: Any = None
     """Always None, because there is no LoRA on the weight; see `AdapterWeight`."""
 
     def __init__(self, module: nn.Module, *, transposed: bool = False, expert: int | None = None) -> None:
-        """`transposed`: the module stores (N, D), as GPT-2's Conv1D does. `expert`: W is this slice of `module.down_proj`."""
+        """`transposed`: whether the module stores Wᵀ (N, D), as GPT-2's Conv1D does. `expert`: the index of an expert, if W is
+        the slice of `module.down_proj` at this index; None: W is `module.weight`."""
         self.module, self.transposed, self.expert = module, transposed, expert
         weight = self.matrix()
         self.rows, self.width = weight.shape
@@ -37,18 +39,18 @@ class WriterWeight:
         self.measure_start()
 
     def begin(self, pair: BasisPair) -> Tensor:
-        """Set the basis pair by which the weight is routed. Returns R = BᵀW, (K, N)."""
+        """Set the basis pair by which the weight is routed. Returns the reference R = BᵀW, (K, N)."""
         self.pair = pair
         return self.read(pair.read)
 
     def inside(self, reference_KN: Tensor) -> Tensor:
-        """BᵀW - R, (K, N): how far the weight has moved inside the subspace."""
+        """Return `BᵀW - R`, (K, N), the change of the weight inside the subspace since `begin` returned R = `reference_KN`."""
         return self.read(self.pair.read) - reference_KN
 
     drift = inside
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Subtract a change inside the subspace: `W -= A inside`."""
+        """Subtract a change inside the subspace from the weight: `W -= A inside`."""
         self.add(self.pair.write, -inside_KN)
 
     @property
@@ -65,21 +67,23 @@ class WriterWeight:
 
     @property
     def piece(self) -> Piece | None:
-        """This process' piece of a weight in pieces; None if the process holds the whole weight, which `matrix` returns."""
+        """The piece of the weight that this process holds; None if every process holds the whole weight, which `matrix`
+        returns."""
         return piece_of(self.stored)
 
     def matrix(self) -> Tensor:
-        """The weight as (D, N) without the bias, as a view. It must not be called for a weight in pieces."""
+        """Return a view of the weight as a matrix (D, N) without the bias. Must not be called for a weight in pieces."""
         weight = self.stored.data if self.expert is None else self.stored.data[self.expert]
         return weight.mT if self.transposed else weight
 
     def square(self) -> Tensor:
-        """Squared norm ‖W‖² of the entries held here."""
+        """Squared norm ‖W‖² of the entries that this process holds, without the bias."""
         piece = self.piece
         return (self.matrix() if piece is None else piece.flat).square().sum()
 
     def gradient_square(self) -> Tensor | None:
-        """Squared norm of the gradient of the entries held here; None if there is no gradient, as under ZeRO."""
+        """Squared norm of the gradient of the entries that this process holds, without the bias; None if there is no gradient, as
+        under ZeRO."""
         gradient = self.stored.grad
         if gradient is None:
             return None
@@ -88,15 +92,18 @@ class WriterWeight:
         return (gradient if self.expert is None else gradient[self.expert]).square().sum()
 
     def routed_square(self, ledger_KN: Tensor, *, whole: bool) -> Tensor:
-        """Squared norm of the part of the gradient inside the subspace."""
+        """Squared norm of the part of the weight's gradient inside the subspace, from `ledger_KN`, the target's ledger summed
+        over environments. `whole` is used only by `AdapterWeight`."""
         return ledger_KN.square().sum()
 
     def pace(self) -> float:
-        """How far an entry of the weight moves in a step in which every trained number moves by 1."""
+        """How far an entry of the weight moves in a step in which every trained number moves by 1: by 1, because the entry is
+        itself trained."""
         return 1.0
 
     def read(self, left_DM: Tensor) -> Tensor:
-        """`leftᵀ W`, (M, N), with the bias as the last column. For a weight in pieces it is summed over the processes."""
+        """Return `leftᵀ W`, (M, N), with the bias as the last column of W. If the weight is in pieces, every process must call
+        this, and gets the product with the full weight."""
         piece, bias = self.piece, self.bias
         if piece is not None:
             share = piece.product(left_DM, transposed=self.transposed)
@@ -109,7 +116,7 @@ class WriterWeight:
 
     @torch.no_grad()
     def add(self, left_DM: Tensor, inside_MN: Tensor) -> None:
-        """Add `left inside` to W, whose last column is the bias. Each process changes the entries that it holds."""
+        """Add the product `left inside` to W, whose last column is the bias. Each process changes the entries that it holds."""
         piece, bias, width = self.piece, self.bias, self.width
         if piece is not None:
             piece.add(left_DM, inside_MN[:, :width], transposed=self.transposed)
@@ -124,24 +131,26 @@ class WriterWeight:
             follow(bias)
 
     def start(self) -> Tensor:
-        """A copy of the weight, from which `moved_from` measures."""
+        """Return a copy of the weight, for `moved_from`. The weight must not be in pieces."""
         return self.matrix().clone()
 
     def moved_from(self, start: Any) -> Tensor:
-        """Squared norm ‖W - start‖², for a weight that this process holds whole."""
+        """Return the squared norm ‖W - start‖², where `start` is an earlier result of `start()`. The weight must not be in
+        pieces."""
         return (self.matrix() - start).square().sum()
 
     def measure_start(self) -> None:
-        """From now on, measure `moved` from the weight's present value."""
+        """Take the present value of the weight as the one from which `moved` measures."""
         self._start = self._seen()
 
     def moved(self) -> Tensor:
-        """Squared norm ‖W - W at the start‖² of the entries held here, estimated without bias by random signs; exactly 0 at the
-        start."""
+        """Return the squared norm of the weight's change since `measure_start`, for the entries that this process holds. It is an
+        unbiased estimate by random signs, and exactly 0 if nothing has changed."""
         return (self._seen() - self._start).square().sum()
 
     def _seen(self) -> Tensor:
-        """Products of the random sign vectors with the weight, (PROBES, N); for a weight in pieces, with the rows held here."""
+        """Products of the random sign vectors with the weight, (PROBES, N); if the weight is in pieces, this process' share of
+        them."""
         piece = self.piece
         if piece is None:
             return self._probes @ self.matrix().to(self._probes.dtype)

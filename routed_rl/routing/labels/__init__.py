@@ -1,4 +1,4 @@
-"""Gradient routing by labels: flagged rows are learned by a quarantine, which has its own basis, instead of by the model."""
+"""Label routing: rows that a detector flags teach a quarantine of LoRAs instead of the model. There is no subspace."""
 
 from routed_rl.routing.labels.adapter import LabelAdapter
 from routed_rl.routing.labels.gate import Gates, LabelSite, label_module

@@ -1,6 +1,6 @@
-"""The quarantine at one linear module, if routing is by labels: a LoRA whose two factors are both trained.
+"""The quarantine of label routing at one linear module: a LoRA whose two factors are both trained.
 
-Shape letters: B rows, T positions, D outputs, N inputs, R rank.
+Shape letters: D outputs of the module, N inputs, R rank of the LoRA.
 """
 
 import torch
@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 SCALING = 1.0
-"""Factor on the product B A, as in a LoRA whose alpha is its rank."""
+"""The factor by which the product B A is multiplied. It is that of a LoRA whose alpha is its rank."""
 
 
 class LabelAdapter:
-    """A LoRA that adds `B A x` to the output of its module. B begins at 0, and A begins as in PEFT's LoRA. Neither is a parameter
-    of the model."""
+    """A LoRA that adds `B A x` to the output of its module, whose input is x. B begins at 0, and A begins as in PEFT's LoRA.
+    Neither factor is a parameter of the model."""
 
     def __init__(self, rows: int, width: int, rank: int, generator: torch.Generator, device: torch.device) -> None:
         bound = width**-0.5  # kaiming_uniform_ with a = sqrt(5), as PEFT starts a LoRA
@@ -22,16 +22,17 @@ class LabelAdapter:
 
     @property
     def factors(self) -> dict[str, Tensor]:
-        """The LoRA's factors A and B, by the names that they have in files."""
+        """The LoRA's factors A (R, N) and B (D, R), by the names that they have in files, `down` and `up`."""
         return {"down": self.down_RN, "up": self.up_DR}
 
     def product(self, scale: float) -> tuple[Tensor, Tensor]:
-        """The factors (D, R) and (R, N) whose product the adapter adds to the weight of its module, multiplied by `scale`."""
+        """Return two factors (D, R) and (R, N). Their product is `scale` times what the LoRA adds to the weight of its module."""
         return scale * SCALING * self.up_DR.detach(), self.down_RN.detach()
 
     def add(self, output: Tensor, x: Tensor, scale: float, weights: Tensor | None, *, learns: bool = True) -> Tensor:
-        """`output + scale B A x`. The gradient of the factors is multiplied by `weights`, whose shape broadcasts to that of
-        `output`; None: by 1."""
+        """Return `output + scale B A x`. `output`: the module's own output for the input `x`. `weights`: factors by which the
+        gradient of A and B is multiplied, in a shape that broadcasts to that of `output`; None: the gradient is not changed if
+        `learns`, and does not reach A and B otherwise."""
         with torch.autocast(x.device.type, enabled=False):
             if weights is None and learns:
                 added = self._product(x, self.down_RN, self.up_DR)

@@ -1,10 +1,11 @@
-"""Makes the parameters of a module learn less from flagged rows, and the quarantine's adapter on it learn more from them.
+"""Makes the parameters of a module learn less from flagged positions, and the quarantine's adapter on the module learn more from
+them.
 
 The method `parameters` masks the gradient of parameters (selective gradient masking, SGTM 2025; GRAFT 2026). A module still
-passes its whole cotangent backward, so the layers below get a cotangent from every row. The method `activations` also cuts the
-backward edges of flagged rows through the linear modules of the layers; the edges through the quarantine's adapters stay (Cloud
-et al., 2024, arXiv:2410.04332). Outputs are the same numbers in all cases, to the bit. Not covered: dropout inside a module with
-parameters of its own. Shape letters: B rows, T positions.
+passes its whole cotangent backward, so the layers below get a cotangent from every row. The method `activations` also stops the
+cotangent of flagged positions from passing backward through the linear modules of the layers; it still passes through the
+quarantine's adapters (Cloud et al., 2024, arXiv:2410.04332). Outputs are the same numbers in all cases, to the bit. Not covered:
+dropout inside a module with parameters of its own. Shape letters: B rows, T positions.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,28 +23,29 @@ from routed_rl.routing.linear import reduce_routed, routed_class
 
 
 class Gates:
-    """Factors by which the gradients of the model and of the quarantine are multiplied at each position; all modules of a model
-    share them."""
+    """The factors by which the gradients of the model and of the quarantine are multiplied at each position. All modules of a
+    model share one object."""
 
     def __init__(self, context: RoutingContext, *, strength: float = 1.0, forget: float = 2.0, method: str = "parameters"
                  ) -> None:
-        """`strength`: the share of a flagged row's gradient that the model does not get. `forget`: the factor on that gradient in
-        the quarantine, if `strength` is 1."""
+        """`strength`: the share of the gradient of flagged positions that the model does not get. `forget`: the factor by which
+        the quarantine's gradient of flagged positions is multiplied if `strength` is 1. `method`: `parameters` or `activations`,
+        see the module."""
         self.context, self.strength, self.forget, self.method = context, strength, forget, method
         self.scale = 1.0
-        """Factor by which the quarantine's output is multiplied."""
+        """The factor by which the quarantine's output is multiplied; 1 in the policy."""
         self.inside = False
         """Whether the present forward pass is run only to get the gradient of a surrounding module's parameters."""
 
     def retained(self) -> Tensor | None:
-        """Factors by which the model's gradient is multiplied, (B, T), 1 if nothing is taken away; None if no position is
-        flagged."""
+        """Return the factors (B, T) by which the model's gradient is multiplied: `1 - strength` at flagged positions and 1
+        elsewhere. None if no position is flagged or gradients are off."""
         flagged_BT = self._flagged()
         return None if flagged_BT is None else 1 - self.strength * flagged_BT
 
     def quarantined(self) -> Tensor | None:
-        """Factors by which the quarantine's gradient is multiplied, (B, T), 1 if a position is not flagged; None if no position
-        is flagged."""
+        """Return the factors (B, T) by which the quarantine's gradient is multiplied: `1 + strength (forget - 1)` at flagged
+        positions and 1 elsewhere. None if no position is flagged or gradients are off."""
         flagged_BT = self._flagged()
         return None if flagged_BT is None else 1 + self.strength * (self.forget - 1) * flagged_BT
 
@@ -53,19 +55,20 @@ class Gates:
 
 @dataclass(frozen=True, eq=False)
 class LabelSite:
-    """The facts about a labelled module: its name, the gates, and its adapter in the quarantine (None if it has no adapter)."""
+    """Everything that label routing keeps about one module: its name, the model's gates, and its adapter in the quarantine (None
+    if the quarantine has no adapter there)."""
 
     name: str
     gates: Gates
     adapter: LabelAdapter | None = None
     cuts: bool = False
-    """Whether flagged rows pass no cotangent backward through the module, with method=activations."""
+    """Whether the module lets no cotangent of flagged positions pass backward if `Gates.method` is `activations`."""
     transposed: bool = False
     """Whether the module stores its weight as (N, D), as GPT-2's Conv1D does."""
 
 
 class LabelledModule(nn.Module):
-    """Mixin for the class of a module that is routed by labels; it must come before that class."""
+    """Mixin for the class of a module that label routing changes; it must come before that class."""
 
     label_site: LabelSite
 
@@ -80,7 +83,8 @@ class LabelledModule(nn.Module):
         return site.adapter.add(output, args[0], gates.scale, weights, learns=not gates.inside)
 
     def _learning(self, run: Callable[..., Any], gates: Gates, args: Any, kwargs: Any) -> Any:
-        """The module's own output, with the gradient of its parameters multiplied by `retained`."""
+        """Return the module's own output, in a way that the gradient of the module's parameters is multiplied by
+        `gates.retained()`. `run`: the module's plain forward."""
         weights_BT = None if gates.inside else gates.retained()
         cuts = gates.method == "activations" and self.label_site.cuts and weights_BT is not None
         if not cuts and not any(each.requires_grad for each in self._parameters.values() if each is not None):
@@ -124,7 +128,8 @@ def _detach(value: Any) -> Any:
 
 
 def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
-    """`output`, with a gradient that is that of `output` plus `weights_BT` times that of `learned`."""
+    """Return the values of `output`, with a gradient that is the sum of the gradient of `output` and `weights_BT` times the
+    gradient of `learned`. Both are tensors, or tuples of them; `name`: the module, for messages."""
     if isinstance(output, tuple):
         return tuple(_combine(one, two, weights_BT, name) for one, two in zip(output, learned, strict=True))
     if not isinstance(output, Tensor) or not learned.requires_grad:
@@ -133,8 +138,9 @@ def _combine(output: Any, learned: Any, weights_BT: Tensor, name: str) -> Any:
 
 
 def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
-    """Reshape `weights_BT` so that it broadcasts to the shape of `like`: (B, T, ...), possibly with only the last positions,
-    (B·T, ...), or (1, T, ...) if all rows share it. ModelError for any other shape."""
+    """Reshape `weights_BT` so that it broadcasts to the shape of `like`, which is the output of the module `name`. This shape
+    must be (B, T, ...), where T may be only the last positions, or (B·T, ...), or (1, T, ...) if all rows share the output.
+    ModelError for any other shape."""
     rows, positions = weights_BT.shape
     if like.dim() >= 3 and like.shape[0] in (1, rows) and like.shape[1] <= positions:
         weights = weights_BT[:, positions - like.shape[1]:]
@@ -146,12 +152,13 @@ def spread(weights_BT: Tensor, like: Tensor, name: str) -> Tensor:
 
 
 def label_module(module: nn.Module, site: LabelSite) -> None:
-    """Replace the class of the module, in place, by one that routes by labels."""
+    """Replace the class of the module in place by one that has `LabelledModule` before the old class, and set its
+    `label_site`."""
     module.__class__ = routed_class(type(module), LabelledModule)
     object.__setattr__(module, "label_site", site)
 
 
 def unlabel_module(module: nn.Module) -> None:
-    """Give the module its own class back."""
+    """Give the module the class back that it had before `label_module`, and take its `label_site` away."""
     module.__class__ = type(module).__mro__[2]
     object.__delattr__(module, "label_site")

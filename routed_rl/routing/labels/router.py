@@ -1,4 +1,4 @@
-"""The router of a run that routes by labels. It has the same methods as `Router`, called in the same order, but no subspace."""
+"""The router of a run with label routing. It has the same methods as `Router`, called in the same order, but no subspace."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +18,11 @@ from routed_rl.routing.rows import StepRows
 
 
 class LabelQuarantine(Quarantine):
-    """The adapters of all modules. They have bases of their own and all environments share them, so there are no parts."""
+    """The quarantine of label routing: the adapters of all modules. Their trained factors take the place of a subspace's basis.
+    All environments share the adapters, so the quarantine is not split into parts."""
 
     def __init__(self, modules: Mapping[str, nn.Module], environments: list[str], context: RoutingContext) -> None:
-        """`modules`: modules by name. `label_module` must have been applied to them."""
+        """`modules`: all modules by name to which `label_module` has been applied, at least one."""
         super().__init__([], environments, context)
         self.modules = dict(modules)
         self.sites: dict[str, LabelSite] = {name: site_of(module) for name, module in modules.items()}
@@ -60,7 +61,8 @@ class LabelQuarantine(Quarantine):
 
 
 class LabelRouter(Router):
-    """Trains the quarantine's adapters with AdamW, at a multiple of the weights' learning rate."""
+    """The router of label routing. It trains the quarantine's adapters with AdamW, at `routing.labels.pace` times the learning
+    rate of the weights."""
 
     def __init__(self, quarantine: LabelQuarantine, config: RoutingConfig) -> None:
         # Router's own is not called, because there are no targets, no axes and no ledger.
@@ -75,12 +77,15 @@ class LabelRouter(Router):
         """Does nothing, because nothing has to be prepared."""
 
     def see(self, flagged: Tensor) -> None:
-        """Count the flags of a micro-batch for the metrics: (B,) if rows are flagged, or (B, C) if tokens are."""
+        """Count the flags of a micro-batch for the metric `labels/flagged`. `flagged`: one flag for each row (B,), or for each of
+        the C tokens of the completions (B, C)."""
         self._flagged = [self._flagged[0] + int(flagged.sum()), self._flagged[1] + flagged.numel()]
 
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, completions_B: Tensor | None = None,
                   practising_B: Tensor | None = None, flagged_BT: Tensor | None = None) -> None:
-        """Describe the rows of the next loss. `flagged_BT` are its flagged positions, see `positions_of`."""
+        """Describe the rows of the next loss: the index of each row's environment, and the flagged positions `flagged_BT` as
+        `positions_of` returns them (None: no position is flagged). The other arguments are those of `Router.set_batch` and are
+        not used."""
         if flagged_BT is not None and not (flagged_BT.any() and self.config.labels.route):
             flagged_BT = None
         self.context.change(environment_ids_B=environment_ids_B, flagged_BT=flagged_BT)
@@ -115,7 +120,7 @@ class LabelRouter(Router):
             gradient.div_(RANKS.count)
 
     def measure_start(self) -> None:
-        """Does nothing, because the movement of the weights is not measured."""
+        """Does nothing, because label routing does not measure the movement of the weights."""
 
     def state_dict(self) -> dict[str, Tensor]:
         moments = {f"{name}.{key}": self.adam.state[factor][key] for name, factor in self.factors.items()
@@ -132,8 +137,9 @@ class LabelRouter(Router):
 
 
 def positions_of(flagged: Tensor, length: int) -> Tensor:
-    """(B, T) for rows of T = `length` positions: 1 at all positions of flagged rows, for `flagged` (B,), or at the positions that
-    predict a flagged token, for `flagged` (B, C) of the last C tokens."""
+    """Return which positions are flagged, 1 or 0, (B, T) with T = `length`. If `flagged` is (B,), a flag for each row, all
+    positions of a flagged row are. If it is (B, C), a flag for each of a row's last C tokens, the positions that predict a
+    flagged token are."""
     if flagged.dim() == 1:
         return flagged.float()[:, None].repeat(1, length)
     before = length - 1 - flagged.shape[1]
