@@ -1,4 +1,4 @@
-"""Environments: `Task`, `Score`, `Episode`, and the contract a plug-in fulfils."""
+"""Environments: `Task`, `Score`, `Episode`, and the contract that a plug-in fulfils."""
 
 from routed_rl.envs.conversation import Conversation, Played
 from routed_rl.envs.core import (

@@ -20,7 +20,8 @@ from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 
 
 def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
-    """Import `path` and call the class with `arguments`; the object must keep to the contract."""
+    """Import the class at `path`, call it with `arguments` and return the environment `name`. ConfigError if the object does not
+    fulfil the contract, or if a setting is wrong; TaskError if the class raises another error."""
     factory, attribute = find_object(f"env.{name}.path", path), path.rpartition(":")[2]
     _check_arguments(name, attribute, factory, arguments)
     try:
@@ -64,7 +65,8 @@ def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[st
 
 
 def find_object(setting: str, path: str, kind: str = "class") -> Any:
-    """The object at `FILE.py:NAME` or `package.module:NAME`. If there is none, ConfigError names the setting and the `kind`."""
+    """The object at the path `FILE.py:NAME` or `package.module:NAME`. If there is none, ConfigError names the `setting` that
+    holds the path, and the `kind` of object that is wanted, "class" or "function"."""
     (place, _, name), word = path.rpartition(":"), "Class" if kind == "class" else kind
     if not place:
         raise ConfigError(f"{setting}={path} names no {kind}; write FILE.py:{word} or package.module:{word}")

@@ -1,4 +1,5 @@
-"""Checks whether a plug-in keeps to the contract: its methods once, when it is built, and what they return at each call.
+"""Checks whether a plug-in fulfils the contract. Its methods are checked once, when it is built; what they return is checked at
+each call.
 
 Every complaint names the line in the plug-in and says what to write instead.
 """
@@ -19,7 +20,8 @@ YIELD = "write yield Task(prompt, data) for each task"
 
 
 def check_methods(name: str, environment: Any) -> None:
-    """ConfigError if a method is missing, is async, or cannot be called with the arguments that it will be given."""
+    """Raise ConfigError if a method of the environment `name` is missing, is async, or cannot be called with the arguments of the
+    contract."""
     for method, written in WRITTEN.items():
         function = getattr(environment, method, None)
         if (method in ("episode", "gold") and not callable(function)) or (method == "score" and has_episodes(environment)):
@@ -40,7 +42,7 @@ def check_methods(name: str, environment: Any) -> None:
 
 
 def lines_of(environment: Any) -> Mapping[str, str]:
-    """For each method of `WRITTEN`, the line of its definition in the plug-in, if the plug-in has the method."""
+    """For each method of `WRITTEN` that the plug-in has, the place `FILE:LINE` of its definition."""
     known = getattr(environment, "plugin_lines", None)
     if isinstance(known, Mapping):
         return known
@@ -78,7 +80,8 @@ def is_gold(value: object) -> bool:
 
 
 def no_score(returned: Any, place: str) -> Failure:
-    """The failure of a completion for which the plug-in returned something that is not a valid `Score`."""
+    """The failure of a completion for which the plug-in returned `returned`, which is no valid `Score`. `place` is the line of
+    the plug-in to name."""
     if isinstance(returned, Score):
         return Failure(shortened(f"returned Score(...) whose {returned.problem}"), place=place, kind="wrong number",
                        remedy="return numbers that are finite and in their range")

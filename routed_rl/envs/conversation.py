@@ -1,4 +1,4 @@
-"""An episode that is being played: the messages so far, and the outcome. It does not deal with tokens."""
+"""An episode that is being played: its messages so far, and its outcome. Tokens are handled elsewhere."""
 
 import dataclasses
 import inspect
@@ -16,10 +16,11 @@ ANSWERS = ("user", "tool")
 
 
 class Conversation:
-    """Drives one `Episode`. Call `reply` after each turn of the model, and `cut` if there is no room for another turn.
+    """Plays one episode of `environment` on `task`. Call `reply` after each turn of the model, and `cut` if there is no room for
+    another turn.
 
-    `outcome` is the score, or a `Failure` that names the line of the plug-in; `Scorer.count` accepts either. An episode that is
-    no subclass of `Episode` needs `start` and `step`; otherwise it gets the defaults of `Episode`.
+    `outcome` is the score, or a `Failure` that names the line of the plug-in; `Scorer.count` accepts either. An episode need not
+    subclass `Episode`: it must define `start` and `step`, and any other attribute that it lacks is taken from `Episode`.
     """
 
     def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
@@ -36,7 +37,8 @@ class Conversation:
         """The number of messages before the model's first turn."""
 
     def reply(self, text: str) -> list[Message]:
-        """Pass the model's turn to the episode and return the episode's answer, or [] if the episode has ended."""
+        """Pass `text`, the model's turn, to the episode. Returns the messages with which the episode answers, or [] if the
+        episode has ended."""
         if self.ended:
             return []
         self.messages.append({"role": "assistant", "content": text})
@@ -89,8 +91,8 @@ class Conversation:
 
 
 def checked(episode: Any, method: str, answer: Any) -> Any:
-    """The answer of an episode's method. ContractError, with the line of the method, if the method may not give such an
-    answer."""
+    """Return `answer`, which `method` of an episode has returned. ContractError, with the line of the method, if the method may
+    not return such an answer."""
     if method == "start":
         fits, allowed = answer is None or _are_messages(answer, ("system", "assistant", *ANSWERS)), "None or messages"
     else:
@@ -107,8 +109,8 @@ def checked(episode: Any, method: str, answer: Any) -> Any:
 
 
 class Played:
-    """An environment with episodes, scored like one without, to try it out without a model. A completion is a list of turns,
-    whose last one is repeated if the episode continues, or one text that is used as every turn."""
+    """An environment with episodes that is scored like one without, to try it out without a model. A completion is a list of
+    turns, whose last one is repeated if the episode continues, or one text that is used as every turn."""
 
     def __init__(self, environment: EpisodicEnvironment) -> None:
         self.environment, self.tasks, self.plugin_lines = environment, environment.tasks, lines_of(environment)
@@ -116,7 +118,7 @@ class Played:
             self.gold = gold
 
     def score(self, task: Task, completion: str | list[str]) -> Score:
-        """The score of the played episode; any error in it is raised."""
+        """Play an episode with these turns and return its score. Any error in the episode is raised."""
         turns = [completion] if isinstance(completion, str) else completion
         conversation = Conversation(self.environment, task)
         for turn in itertools.chain(turns, itertools.repeat(turns[-1])):

@@ -52,7 +52,8 @@ def _prompt_problem(prompt: Any) -> str:
 
 
 LARGEST = 1e15
-"""The largest absolute value of a number in a score. float32 holds the sum of such squares over all completions of a step."""
+"""The largest absolute value of a number in a score. The sum of the squares of such numbers over all completions of a step still
+fits into float32."""
 RESERVED = frozenset(
     ["reward", "solve", "completions", "failures", "restarts", "environment", "task", "prompt", "completion", "flags",
      "metrics", "step", "push", "shift", "own_push", "own_shift", "own_shift_up", "evidence", "pace", "practised",
@@ -65,10 +66,10 @@ class Score:
     """The result of scoring one completion.
 
     `reward` is paid to the model. `solve`, in [0, 1], says whether the task is truly solved, whether or not that is paid; None if
-    nobody knows. `flags` name facts about the completion (`{"hack": True}`, or just the names that hold). `metrics` are further
-    numbers to average. `spans` mark places in the text of the completion: for each name, pairs of (first character, last + 1).
-    ContractError, a ValueError, for a value that is not a number (text included), a name that is not text, or a pair that is not
-    a place.
+    nobody knows. `flags` name facts about the completion: a mapping such as `{"hack": True}`, or just the names of the flags that
+    hold. `metrics` are further numbers, which are averaged. `spans` mark places in the text of the completion: for each name,
+    pairs of (first character, last + 1). ContractError, a ValueError, for a value that is not a number (text included), a name
+    that is not text, or a pair that is not a place.
     """
 
     reward: float
@@ -105,7 +106,7 @@ class Score:
 
     @property
     def wrong_name(self) -> str:
-        """The complaint about a flag or a metric that has a wrong name; empty if every name is right."""
+        """The complaint about a flag or a metric whose name is reserved, given twice or not allowed; empty if there is none."""
         names = [*self.flags, *self.metrics]
         found = [f"{name!r:.60}, which {problem}" for name in names if (problem := name_problem(name, RESERVED))]
         found += [f"{name!r:.60} twice" for name in self.metrics if name in self.flags]
@@ -161,8 +162,8 @@ class Environment(Protocol):
 
 
 class Episode:
-    """One conversation about one task. Each conversation has a new object. `step` must be defined; everything else has the
-    defaults below.
+    """One conversation about one task. A new object is made for each conversation. A subclass must define `step`; everything else
+    has the defaults below.
 
     An error raised in any method ends the episode; it counts as a failure and is not paid 0.
     """
@@ -171,7 +172,7 @@ class Episode:
     """JSON schemas of tools, which the chat template shows to the model; read after `start`. `step` must find the calls of tools
     in the model's text itself."""
     max_turns: int = 8
-    """After this many turns of the model `cut` ends the episode; read after `start`."""
+    """The number of turns of the model after which `cut` ends the episode; read after `start`."""
 
     def start(self, task: Task) -> list[Message] | None:
         """Return the messages that the model sees first, or None to show the task's prompt."""

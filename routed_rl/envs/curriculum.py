@@ -1,6 +1,6 @@
 """Settings that change in the course of a run: an environment's weight, and the settings of its class.
 
-Changes are set by the number of tasks so far, not of steps, so that they depend on nothing but the seed. A step takes
+A change is due at a number of tasks and not of steps, so that it depends on nothing but the settings and the seed. A step takes
 `per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
 """
 
@@ -20,7 +20,8 @@ Schedule = tuple[tuple[int, float], ...]
 
 
 def parse_weight(name: str, value: Any) -> Schedule:
-    """Parse a weight: a number, or `[[0, 1.0], [100, 0.2]]`, which is weight 0.2 from the run's 100th task on."""
+    """Parse the weight of the environment `name`: a number, or a list such as `[[0, 1.0], [100, 0.2]]`, which is weight 1 until
+    the run's 100th task and weight 0.2 from that task on."""
     if _number(value):
         return ((0, float(value)),)
     rows = value if isinstance(value, (list, tuple)) else []
@@ -39,7 +40,8 @@ def _number(value: Any) -> bool:
 
 
 def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None) -> AnyEnvironment:
-    """Call the class with `arguments`, once, or once for each stage, whose settings replace those of the same name."""
+    """Build the environment `name` from the class at `path`. Without `stages` the class is called once, with `arguments`. With
+    `stages` it is called once for each stage, whose settings replace the arguments of the same name."""
     if stages is None:
         return build(name, path, arguments)
     lengths = check_stages(name, stages)
@@ -51,7 +53,8 @@ def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[d
 
 
 def check_stages(name: str, stages: Any) -> list[int | None]:
-    """Check the stages and return how many tasks each one lasts. The last stage never ends, so the number may be left out."""
+    """Check the stages of the environment `name` and return how many tasks each one lasts. The last stage never ends, so its
+    number may be left out."""
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ConfigError(f"env.{name}.stages must be a list of settings, such as [{{tasks: 500, KEY: VALUE}}, {{KEY: VALUE}}], "
                           f"got {stages}")
@@ -63,7 +66,8 @@ def check_stages(name: str, stages: Any) -> list[int | None]:
 
 
 class Staged:
-    """One environment whose settings change. Evaluation uses the last stage, which the curriculum leads to."""
+    """One environment whose settings change from stage to stage. `stages` has the number of tasks of each stage, and its
+    environment. Evaluation uses the last stage."""
 
     def __init__(self, stages: Sequence[tuple[int | None, AnyEnvironment]]) -> None:
         self.stages = stages
@@ -74,7 +78,8 @@ class Staged:
             self.gold = lambda task: self._of(task).gold(task)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield tasks without end. Stage 0 begins with the tasks of the same environment without stages."""
+        """Yield tasks without end. In training they are those of stage 0 first, then of the later stages; stage 0 has the tasks
+        that the environment would have without stages."""
         last = len(self.stages) - 1
         for number, (length, environment) in enumerate(self.stages):
             if split == "train" or number == last:
@@ -90,8 +95,8 @@ class Staged:
 
 
 def endless(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """Yield tasks without end: a finite environment starts over with the next seed. ContractError if it has no tasks, or yields
-    something else."""
+    """Yield tasks without end. An environment whose tasks have run out starts over with another seed. ContractError if it has no
+    tasks, or yields something else."""
     for round_number in itertools.count():
         empty = True
         for task in tasks_of(environment, split, seed + 1000003 * round_number):

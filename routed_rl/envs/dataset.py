@@ -20,12 +20,13 @@ class NoReward(ValueError):
 
 
 class DatasetEnvironment:
-    """An environment from a dataset. `dataset`: a file, a folder of `save_to_disk`, or a name on the Hub; `reward`, `solve`,
-    `flags`: FILE.py:function.
+    """An environment from a dataset. `dataset` is a file, a folder of `save_to_disk`, or a name on the Hub. `reward` (one or a
+    list), `solve` and each of `flags` name a function, as FILE.py:function.
 
     `holdout` is the share of the prompts that are held back for evaluation; 0 evaluates on the rows for training. Prompts are
-    chosen by their text, so that no prompt is in both splits and neither order nor seed matter. `eval_split` evaluates on another
-    split instead. `chat=true` turns a prompt that is text into the message of a user.
+    chosen by their text, so that no prompt is in both splits, and neither the order of the rows nor the seed matters. With
+    `eval_split`, the rows of that split of the dataset are evaluated on instead. `chat=true` turns a prompt that is text into the
+    message of a user.
     """
 
     def __init__(self, dataset: str = "", reward: str | list[str] = "", reward_weights: list[float] | None = None,
@@ -61,14 +62,14 @@ class DatasetEnvironment:
         self.flags = _flags(flags, table.columns)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield each row of the split once, shuffled. For another round, call it with another seed."""
+        """Yield each row of the split once, shuffled by `seed`. Another seed gives another order."""
         table, places = self.places[split]
         for place in random.Random(f"{split} {seed}").sample(places, len(places)):
             row = table.row(place)
             yield Task(self._prompt(row[self.prompt_column]), {name: value for name, value in row.items() if name != "prompt"})
 
     def score(self, task: Task, completion: str) -> Score:
-        """Score a completion by the functions; NoReward if no reward function applies."""
+        """Score a completion by the functions. NoReward if every reward function returns None."""
         data = dict(task.data)
         paid, truth, *named = [functions.call(task.prompt, completion, data) if functions else Said([None])
                                for functions in (self.reward, self.truth, *self.flags.values())]

@@ -11,18 +11,19 @@ from routed_rl.envs.faults import Failure
 Pair = tuple[Task, str]
 Outcome = Score | Failure
 ScoreMany = Callable[[Sequence[Pair]], Sequence[Outcome]]
-"""Gives the outcomes of these completions in their order; another thread may call it at the same time."""
+"""Function that returns the outcomes of completions in their order; another thread may call it at the same time."""
 
 
 class Early:
-    """Outcomes by task and text. A completion that is asked for with another text than it was handed over with has none."""
+    """Outcomes of scorings that were begun ahead, by task and text. If a completion is asked for with another text than the one
+    that was handed over, it has no outcome."""
 
     def __init__(self) -> None:
         self._begun: dict[int, list[tuple[Pair, Future[Outcome]]]] = defaultdict(list)
         self._lock = Lock()
 
     def begin(self, score_many: ScoreMany, pairs: Sequence[Pair]) -> None:
-        """Score these completions in a thread that does not keep the process alive."""
+        """Begin to score these completions with `score_many`, in a thread that does not keep the process alive."""
         futures: list[Future[Outcome]] = [Future() for _ in pairs]
         with self._lock:
             for pair, future in zip(pairs, futures, strict=True):
@@ -39,8 +40,8 @@ class Early:
         Thread(target=run, daemon=True, name="early scores").start()
 
     def take(self, pairs: Sequence[Pair]) -> list[Outcome | None]:
-        """The outcome of each completion, waited for; None for one that was not begun. All else that was begun for these tasks is
-        forgotten."""
+        """The outcome of each completion, for which this call waits; None for one that was not begun. Any other scoring that was
+        begun for the same tasks is forgotten."""
         with self._lock:
             begun = {key: self._begun.pop(key, []) for key in {id(task) for task, _ in pairs}}
         found: list[Future[Outcome] | None] = []

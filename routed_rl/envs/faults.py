@@ -1,7 +1,7 @@
 """Describes a fault of a plug-in in one line of text: the line of its code, what happened, and the likely remedy.
 
 A line of code belongs to a plug-in if its file is neither in this package nor in Python's library. Lines of installed packages
-are named only if there is no other line. Code that a plug-in makes itself (`exec`) has no file and is passed over.
+are named only if there is no other line. Code that a plug-in generates (`exec`) has no file and is passed over.
 """
 
 import inspect
@@ -25,19 +25,20 @@ ANY_TEXT = "a completion may be any text, empty too: return Score(0.0) for one t
 
 
 Kind = Literal["error", "no score", "wrong number"]
-"""error: scoring raised, or gave no answer; no score: something was returned that is no `Score`; wrong number: a `Score` was
-returned with a number that cannot be counted."""
+"""The kinds of a failure. error: scoring raised, or gave no answer; no score: something was returned that is no `Score`; wrong
+number: a `Score` was returned with a number that cannot be counted."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Describes why a completion could not be scored, or a task not be made. A failure is counted, and is not paid 0."""
+    """Says why a completion could not be scored, or a task could not be made. A failure is counted; it does not become a reward
+    of 0."""
 
     reason: str
     fatal: bool = False
     """Whether every completion will fail in this way, because the environment itself is wrong."""
     place: str = ""
-    """`FILE:LINE` in the plug-in; empty if it is not known, or if no plug-in has part in it."""
+    """`FILE:LINE` in the plug-in; empty if the line is not known, or if the failure has nothing to do with the plug-in."""
     remedy: str = ""
     kind: Kind = "error"
 
@@ -49,7 +50,7 @@ class Failure:
 
     @property
     def text(self) -> str:
-        """`FILE:LINE: reason; remedy`, as far as they are known."""
+        """`FILE:LINE: reason; remedy`, without the parts that are not known."""
         return f"{self.place and f'{self.place}: '}{self.reason}{self.remedy and f'; {self.remedy}'}"
 
     def of(self, name: str) -> str:
@@ -67,7 +68,8 @@ class ContractError(ValueError):
 
 
 class Reported(TaskError):
-    """An error about a failure that has been described already, such as one that an environment's own process has reported."""
+    """An error that stands for a failure which has been described already, such as one that an environment's own process has
+    reported."""
 
     def __init__(self, failure: Failure, name: str | None = None) -> None:
         """The message also names the environment, if its `name` is given."""
@@ -77,8 +79,8 @@ class Reported(TaskError):
 
 def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str] = str, data: Mapping[str, Any] | None = None
                ) -> Failure:
-    """Describe an exception. `doing` begins the reason. `at` gives the place if no line of a plug-in was run. `data` is the data
-    of the task at hand."""
+    """Describe an exception as a failure. The reason begins with `doing`. `at` returns the place to name if no line of a plug-in
+    was run. `data` is the data of the task at hand."""
     if isinstance(error, Reported):
         return error.failure
     place = (error.place if isinstance(error, ContractError) else "") or place_of(error) or at()
@@ -89,7 +91,8 @@ def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str
 
 @contextmanager
 def blamed(name: str, doing: str = "raised", at: Callable[[], str] = str) -> Iterator[None]:
-    """Inside the block, any exception of a plug-in becomes a TaskError that names the environment, the line and the remedy."""
+    """Inside the block, any exception becomes a TaskError that names the environment `name`, the line of the plug-in and the
+    remedy. `doing` and `at` are as in `failure_of`."""
     try:
         yield
     except RoutedRLError as error:
@@ -124,7 +127,8 @@ def place_of(error: BaseException) -> str:
 
 
 def definition(function: Any) -> str:
-    """`FILE:LINE` at which a plug-in's function or class is defined; empty if it belongs to this package or has no source."""
+    """`FILE:LINE` at which a function or class of a plug-in is defined; empty if `function` belongs to this package or has no
+    source."""
     if isinstance(function, type):
         function = function.__dict__.get("__init__", function)
     if not inspect.isroutine(function) and not isinstance(function, type):

@@ -50,18 +50,20 @@ def trained(environments: list[LoadedEnvironment]) -> list[LoadedEnvironment]:
 
 
 def weight_at(weights: Schedule, task: int) -> float:
-    """The weight in force at task number `task` of the run."""
+    """The weight that the schedule `weights` gives at task number `task` of the run."""
     return [weight for start, weight in weights if start <= task][-1]
 
 
 def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Task]:
-    """As `endless`, but TaskError names the environment, and the line of the plug-in, if tasks cannot be made or one is wrong."""
+    """Yield tasks without end, as `endless` does. If tasks cannot be made, or one of them is wrong, TaskError names the
+    environment and the line of the plug-in."""
     with blamed(loaded.name, MAKING, lambda: lines_of(loaded.environment).get("tasks", "")):
         yield from endless(loaded.environment, split, seed)
 
 
 def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
-    """Refuse a mix of text and chat prompts, which TRL cannot batch. An environment without tasks is also found here."""
+    """Raise TaskError if some environments give text and others chat messages, because TRL cannot batch these together. An
+    environment without tasks is also found here."""
     kinds = {loaded.name: "text" if isinstance(next(task_stream(loaded, "train", seed)).prompt, str) else "chat messages"
              for loaded in environments}
     for loaded in environments:

@@ -1,9 +1,8 @@
 """Calls reward functions as TRL 1.16 does, but with one completion at a time, so that every list has one entry.
 
-A function gets by keyword `prompts`, `completions` (text, or a list with one assistant message where the prompt is chat
-messages), every column of the row but `prompt`, `completion` and `completion_ids`, `log_metric` and `log_extra`, and
-`trainer_state`, which is None. It returns a list with one number, or with None where it does not apply; it may be async.
-
+A function gets by keyword `prompts`, `completions` (text, or a list with one assistant message if the prompt is chat messages),
+every column of the row except `prompt`, `completion` and `completion_ids`, and further `log_metric`, `log_extra`, and
+`trainer_state`, which is None. It returns a list with one number, or with None if it does not apply to the row; it may be async.
 Not covered: `completion_ids` (reading them raises), functions that compare the rows of a batch, reward models. Values given to
 `log_extra` are dropped; values given to `log_metric` become metrics of the completion.
 """
@@ -45,7 +44,8 @@ class Said:
 
 
 class Functions:
-    """One or more reward functions, found by their paths."""
+    """One or more reward functions, found by their `paths`. `setting` is the name of the setting that holds the paths, and
+    `columns` are those of the dataset."""
 
     def __init__(self, setting: str, paths: Any, columns: Sequence[str]) -> None:
         """ConfigError if a function is not found, or cannot take the arguments that it will be given."""
@@ -74,8 +74,8 @@ class Functions:
         return function
 
     def call(self, prompt: Prompt, completion: str, data: dict[str, Any]) -> Said:
-        """Call every function for one completion. An exception of a function is passed on; anything but a list with one number
-        raises."""
+        """Call every function for one completion; `data` has the columns of the row. An exception in a function is passed on.
+        ContractError if a function returns anything but a list with one number or None."""
         said = Said([])
         answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
         given: dict[str, Any] = {name: [data[name]] for name in self.passed} | {

@@ -21,11 +21,12 @@ FEW = 20
 """The share of failures is taken over at least this many scores, so that one early failure does not end a run. A scorer that has
 failed every time ends the run in any case."""
 RECENT = 1000
-"""After this many scorings the counts are halved, so that old successes do not hide present failures."""
+"""When the number of scorings reaches this, the counts are halved, so that old successes do not hide present failures."""
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
-    """The environment's score, or the reason why it has none. No exception leaves this function, `SystemExit` included."""
+    """The environment's score of a completion, or the failure that says why there is none. No exception leaves this function, not
+    even `SystemExit`."""
     try:
         return judged(environment.score(task, completion), lambda: scorer_line(environment))
     except (Exception, SystemExit) as error:
@@ -33,7 +34,7 @@ def score_one(environment: Environment, task: Task, completion: str) -> Score | 
 
 
 def scorer_line(environment: object) -> str:
-    """The place of the plug-in's method that scores."""
+    """The place `FILE:LINE` of the method of the plug-in that scores; empty if it is not known."""
     lines = lines_of(environment)
     return lines.get("episode") or lines.get("score", "")
 
@@ -68,16 +69,16 @@ def means(scores: Sequence[Score | None]) -> dict[str, float]:
 
 
 def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-    """The results in the order of `pairs`. If the environment can score many completions at once, as one in a process of its own
-    can, it does so."""
+    """The scores or failures of the completions in the order of `pairs`. If the environment has a method `score_many`, as one in
+    a process of its own has, that method is called once for all of them."""
     many = getattr(environment, "score_many", None)
     return many(pairs) if many is not None else [score_one(environment, task, completion) for task, completion in pairs]
 
 
 @dataclass
 class Scorer:
-    """Scores completions of all environments, and ends the run if one of them fails for more than `max_failures` of its
-    completions."""
+    """Scores completions of all environments and counts the failures of each. It ends the run if scoring fails for more than the
+    share `max_failures` of an environment's completions."""
 
     environments: dict[str, LoadedEnvironment]
     max_failures: float
@@ -87,20 +88,22 @@ class Scorer:
     early: Early = field(default_factory=Early)
 
     def begin(self, name: str, pairs: Sequence[tuple[Task, str]]) -> None:
-        """Begin to score these completions, if the environment is isolated. `score_many` takes what was begun, and counts it."""
+        """Begin to score these completions of the environment `name`, if it has a process of its own. A later `score_many` waits
+        for the outcomes and counts them."""
         environment: Any = self.environments[name].environment
         if hasattr(environment, "score_many"):
             self.early.begin(environment.score_many, pairs)
 
     def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
-        """A score for each pair, or None if it failed; see `count`."""
+        """The score of each pair in the environment `name`, or None if scoring failed; failures are counted as in `count`."""
         environment = cast(Environment, self.environments[name].environment)
         begun = self.early.take(pairs)
         rest = iter(score_many(environment, [pair for pair, outcome in zip(pairs, begun, strict=True) if outcome is None]))
         return [self.count(name, next(rest) if outcome is None else outcome) for outcome in begun]
 
     def score_all(self, wanted: Mapping[str, Sequence[tuple[Task, str]]]) -> dict[str, list[Score | None]]:
-        """As `score_many`, for each environment. Environments in processes of their own score at the same time."""
+        """The scores that `score_many` gives, for each environment in `wanted`. Environments in processes of their own score at
+        the same time."""
         apart = [name for name in wanted if hasattr(self.environments[name].environment, "score_many")]
         with ThreadPoolExecutor(max(len(apart), 1)) as pool:
             waiting = {name: pool.submit(self.score_many, name, wanted[name]) for name in apart}
@@ -110,8 +113,8 @@ class Scorer:
         return {name: found[name] for name in wanted}
 
     def count(self, name: str, outcome: object) -> Score | None:
-        """Count the outcome of one completion and return a valid `Score`, or None for a failure. TaskError if a flag or a metric
-        has a wrong or reserved name."""
+        """Count the outcome of one completion of the environment `name`. Returns a valid `Score`, or None for a failure.
+        TaskError if a flag or a metric has a wrong or reserved name."""
         result = accepted(outcome, lambda: scorer_line(self.environments[name].environment))
         if self.scored[name] >= RECENT:
             self.scored[name] //= 2
@@ -140,8 +143,8 @@ class Scorer:
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:
-    """The reward of each row. A failed row gets the mean of its group, so that its own advantage is 0 and the mean of the group
-    does not change.
+    """The reward of each row, where `group_size` rows in a row are one group. A row whose scoring failed gets the mean of its
+    group, so that its own advantage is 0 and the mean of the group does not change.
 
     If the trainer divides by the group's standard deviation, the advantages of the other rows grow a little. A group whose rows
     have all failed gets the mean over all rows, so that every advantage in it is 0.

@@ -12,7 +12,8 @@ IMAGES = ("image", "images")
 
 
 def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
-    """The prompt of each row as text. ConfigError if the column is missing, or if a prompt is neither text nor chat messages."""
+    """The prompt of each row, in the column `column`, as text. `shown` names the dataset in messages. ConfigError if the column
+    is missing, or if a prompt is neither text nor chat messages."""
     if column not in table.columns:
         raise ConfigError(f"{shown} has no column {column}, it has {', '.join(table.columns)}; set prompt_column to the one that "
                           "holds the prompts")
@@ -28,8 +29,9 @@ def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
 
 
 def divided(dataset: str, keys: Sequence[str], holdout: float) -> dict[str, list[int]]:
-    """The indices of the rows for training and of those for evaluation. The prompts with the smallest hashes are held back for
-    evaluation, each with all of its rows."""
+    """The indices of the rows for training ("train") and of those for evaluation ("eval"). `keys` has the prompt of each row, and
+    `holdout` is the share of the prompts that are held back for evaluation. They are those with the smallest hashes, each with
+    all of its rows."""
     every = list(range(len(keys)))
     if not holdout:
         return {"train": every, "eval": every}

@@ -1,5 +1,5 @@
 """The rows of a dataset: a file, a folder that `datasets.save_to_disk` wrote, or a dataset of the Hub by its name. Canaries are
-removed, because they are for people who search for leaked data, not for models."""
+removed, because they are meant for people who search for leaked data, not for models."""
 
 import json
 from collections.abc import Iterable
@@ -18,10 +18,11 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by index. Rows of a folder or of the Hub stay on disk until they are read."""
+    """The rows of a dataset, which are read by their index. The rows of a folder or of the Hub stay on disk until they are
+    read."""
 
     rows: Any
-    """A list of mappings, or a `datasets.Dataset`; both have `[place]` and `len`."""
+    """A list of mappings, or a `datasets.Dataset`. Both can be indexed by the number of a row, and both have a length."""
     columns: list[str]
 
     def __len__(self) -> int:
@@ -31,13 +32,13 @@ class Table:
         return self.rows[place]
 
     def column(self, name: str) -> Iterable[Any]:
-        """The value of this column in each row."""
+        """The values of the column `name`, one for each row."""
         return (row[name] for row in self.rows) if isinstance(self.rows, list) else self.rows[name]
 
 
 def read_table(dataset: str, name: str | None = None, split: str | None = None) -> Table:
-    """The rows of `dataset`; `name` is the configuration of a dataset of the Hub. ConfigError, in one line, if it cannot be
-    read."""
+    """The rows of `dataset`. `name` is the configuration of a dataset of the Hub, and `split` one of its splits. ConfigError, in
+    one line, if the dataset cannot be read."""
     shown = f"dataset={dataset}"
     try:
         place = find_data(dataset)

@@ -15,7 +15,8 @@ SHARE = 5
 
 
 def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
-    """The JSON objects of a `.jsonl` file, one on each line, without a canary."""
+    """The JSON objects of the `.jsonl` file at `path`, one on each line, without a canary. ConfigError names `setting` if the
+    file cannot be read."""
     try:
         rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -26,9 +27,10 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
 
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """The rows of `split`, "train" or "eval". One row in five is "eval", chosen by its key, so that no row is in both.
+    """The rows of `split`, "train" or "eval". One row in five is "eval"; it is chosen by the hashes of the rows' `keys`, so that
+    no row is in both splits and the order does not matter.
 
-    If there are fewer than five rows, every row is in both splits, for there is nothing to hold out.
+    If there are fewer than five rows, every row is in both splits, because there is nothing to hold out.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be train or eval, got {split!r}")

@@ -12,7 +12,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.web import Answer, NoAnswer, Refused, Server
 
 LARGEST = 64 * 2**20
-"""The most bytes that an answer may have; more is an error."""
+"""The largest size of an answer in bytes; a larger one is an error."""
 PART = 0.9
 """The share of the process's time limit that all attempts together may take."""
 LONG_TOKEN = 6
@@ -22,10 +22,10 @@ LONG_TOKEN = 6
 class JsonServer(Server):
     """Client of one server: `call(path, body)` posts JSON and returns the JSON object in the answer.
 
-    `timeout_s` limits each attempt as a whole, so a dead server costs about `attempts` times that, plus the pauses. In an
-    environment's own process all attempts end within `env.NAME.isolate.timeout_s`, so that the server's problem is still
-    reported. The value of the environment variable `token_env` is sent as a bearer token; wherever the server repeats it, `***`
-    is shown.
+    `timeout_s` limits each attempt as a whole, so a server that does not answer costs about `attempts` times that, plus the
+    pauses. In an environment's own process all attempts end within `env.NAME.isolate.timeout_s`, so that there is still time to
+    report the server's problem. `token_env` names an environment variable, whose value is sent as a bearer token; wherever the
+    server repeats the token, `***` is shown.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
@@ -45,8 +45,8 @@ class JsonServer(Server):
                               "letters beyond ASCII); export the token alone")
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post `body` and return the answer. ConnectionError if all attempts fail. `Refused`, with the server's own words, if the
-        server rejects the request."""
+        """Post `body` to `path` below the server's address and return the JSON object in the answer. ConnectionError if all
+        attempts fail. `Refused`, with the server's own words, if the server rejects the request."""
         try:
             return self.ask("POST", path, body)
         except NoAnswer as problem:

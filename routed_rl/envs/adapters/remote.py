@@ -1,7 +1,7 @@
 """An environment behind a server, over HTTP: `RemoteEnvironment` scores completions, `RemoteEpisodes` plays episodes.
 
-The protocol is JSON objects by POST. Every request may come twice (a lost answer is asked for again), so a server answers the
-same request in the same way. This side chooses an episode's id, and `messages` is always the whole conversation.
+The protocol is JSON objects by POST. Every request may come twice (a request whose answer was lost is repeated), so a server must
+answer the same request in the same way. This side chooses an episode's id, and `messages` is always the whole conversation.
 
     /tasks          {"split", "seed", "start", "count"}      -> {"tasks": [{"prompt", "data"}, ...]}; fewer than `count`: no more
     /score          {"task": {"prompt", "data"}, "completion"} -> {"reward", "solve"?, "flags"?, "metrics"?}
@@ -60,7 +60,7 @@ class RemoteEpisodes(_Remote):
 
 
 class RemoteEpisode(Episode):
-    """One conversation on the server, identified by an id."""
+    """One conversation on the server, which knows it by its `id`."""
 
     def __init__(self, server: JsonServer) -> None:
         self.server, self.id = server, uuid.uuid4().hex

@@ -1,9 +1,11 @@
-"""TRL's environment classes (`environment_factory`): `reset`, public methods as tools, `get_reward`; played as episodes.
+"""TRL's environment classes (`environment_factory`), with `reset`, public methods as tools, and `get_reward`. They are played as
+episodes.
 
-Covered as in TRL 1.16: a row of the dataset goes to `reset`, whose text is appended to the prompt; the model's tool calls run on
-the instance and come back in the role tool; a turn without a call ends the episode, and `get_reward` gives the reward. Tool calls
-are read from the text, as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: the format of Qwen, Hermes and SmolLM. Not
-covered: async methods, images, reward functions beside the environment, other formats of tool calls.
+Covered as in TRL 1.16: a row of the dataset goes to `reset`, and the text that `reset` returns is appended to the prompt. The
+model's tool calls run on the instance, and their results come back in the role tool. A turn without a call ends the episode, and
+`get_reward` gives the reward. Tool calls are read from the text, as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`:
+the format of Qwen, Hermes and SmolLM. Not covered: async methods, images, reward functions beside the environment, other formats
+of tool calls.
 """
 
 import inspect
@@ -24,11 +26,12 @@ OWN = ("reset", "get_reward")
 
 
 class TRLEnvironment:
-    """An environment from one of TRL's environment classes. `factory`: the class or function that TRL would get, called with
-    `settings`; `dataset`: a `.jsonl` file of rows.
+    """An environment from one of TRL's environment classes. `factory` is the path of the class or function that TRL would get; it
+    is called with `settings`. `dataset` is a `.jsonl` file of rows.
 
-    A row has a `prompt` (text or messages) and the arguments of `reset`. Without a dataset every row has the prompt `prompt`, and
-    `reset` gets a `seed`, which is the same for all completions of a group. `solve` is 1 if the reward is at least `solve_at`.
+    A row has a `prompt` (text or messages) and the arguments of `reset`. Without a dataset every task has the prompt `prompt`,
+    and `reset` gets a `seed`, which is the same for all completions of a group. An episode ends after `max_turns` turns of the
+    model. `solve` is 1 if the reward is at least `solve_at`.
     """
 
     def __init__(self, factory: str, dataset: str | None = None, prompt: str = "", settings: Mapping[str, Any] | None = None,
@@ -38,7 +41,7 @@ class TRLEnvironment:
         self.prompt, self.max_turns, self.solve_at = prompt, max_turns, solve_at
         instance = self.make()
         self.idle = [instance]
-        """Instances that no episode uses; `reset` prepares them for the next one, as in TRL."""
+        """Instances that no episode uses; `reset` prepares each of them for its next episode, as in TRL."""
         self.names = _tool_names(instance, factory)
         self.schemas = [_schema(getattr(instance, name), factory) for name in self.names]
         self.rows = read_rows("dataset", dataset) if dataset else None
@@ -88,7 +91,7 @@ class TRLEpisode(Episode):
         return [self._call(text) for text in found] if found else self._score()
 
     def cut(self, messages: list[Message]) -> Score:
-        """Score the episode by the state that the instance has reached, as TRL does."""
+        """Score the episode in the state that the instance has reached, as TRL does."""
         return self._score("cut")
 
     def _call(self, text: str) -> Message:

@@ -1,8 +1,8 @@
-"""A verifiers v1 taskset as a single-turn environment, in this process: `task.score(trace)` without a harness.
+"""A verifiers v1 taskset as a single-turn environment in this process. A completion is scored by verifiers' `task.score(trace)`,
+without a harness.
 
-Not covered, and refused by name: harnesses and environment classes, tools, containers, `setup` and `finalize`, stops,
-intercepts, rewards or metrics that need a runtime (verifiers would leave them out without a word), judges, images, users
-that speak first.
+Not covered, and refused by name: harnesses and environment classes, tools, containers, `setup` and `finalize`, stops, intercepts,
+rewards or metrics that need a runtime (verifiers would leave them out silently), judges, images, users that speak first.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from routed_rl.envs.core import Message, Score, Task
 from routed_rl.errors import ConfigError
 
 BLOCK = 200
-"""How many tasks of an infinite taskset are shuffled, and split into train and eval, at a time."""
+"""How many tasks of an infinite taskset are read, shuffled, and divided into train and eval at a time."""
 HOOKS = ("setup", "finalize", "stage_verifier")
 
 
 class VerifiersTaskset:
-    """An environment from a taskset. `taskset`: `FILE.py:Class`, `package.module:Class`, or the id of an installed one; `config`:
-    the fields of its config.
+    """An environment from a taskset. `taskset` is `FILE.py:Class`, `package.module:Class`, or the id of an installed one;
+    `config` has the fields of the taskset's config.
 
-    The reward is verifiers' own weighted sum; every named reward and metric is a metric here. `solve` is 1 if the reward is at
-    least `solve_at`. A finite taskset is read as a whole, at the start.
+    The reward is verifiers' own weighted sum; each of its named rewards and metrics becomes a metric of the score. `solve` is 1
+    if the reward is at least `solve_at`. A finite taskset is read as a whole, at the start.
     """
 
     def __init__(self, taskset: str, config: Mapping[str, Any] | None = None, solve_at: float = 1.0) -> None:
@@ -62,8 +62,8 @@ class VerifiersTaskset:
                 return
 
     def score(self, task: Task, completion: str) -> Score:
-        """Score a completion with verifiers. An error of a scorer is passed on, and a reward that verifiers left out is an error,
-        too."""
+        """Score a completion with verifiers. An error in one of its scorers is passed on, and ValueError is raised if verifiers
+        leaves a reward out."""
         trace = asyncio.run(self._scored(task.data["data"], as_messages(task.prompt), completion))
         missing = [name for name, value in {**trace.rewards, **trace.metrics}.items() if value is None]
         if missing:

@@ -1,4 +1,5 @@
-"""The checks of an environment. Each check is one function of the evidence. Its verdict is None if it could not be judged."""
+"""The checks of an environment. Each check is one function that gives a verdict on the evidence, and its docstring says what must
+hold. The verdict is None if it could not be judged."""
 
 import itertools
 import re
@@ -10,12 +11,13 @@ from routed_rl.envs.faults import Failure
 from routed_rl.envs.host.wire import json_text, pack_task
 
 MOST_JUNK = 0.05
-"""Mean share of the full reward that one kind of junk may earn, over the tasks for which it is not the right answer."""
+"""Largest mean share of the full reward that one kind of junk may earn, over the tasks for which this junk is not the right
+answer."""
 SLOW_S = 1.0
-"""The median number of seconds that scoring one kind of completion may take."""
+"""Largest median time, in seconds, that scoring one kind of completion may take."""
 Verdict = tuple[bool | None, str] | tuple[bool | None, str, Failure | None]
-"""Whether the environment is sound (None if that cannot be judged), a detail in words, and the failure behind it if there is
-one."""
+"""Whether the environment passes the check (None if that cannot be judged), a detail in words, and, if there is one, the failure
+that explains it."""
 
 
 def makes_tasks(seen: Evidence) -> Verdict:
@@ -86,8 +88,8 @@ def is_quick(seen: Evidence) -> Verdict:
 CHECKS = {"tasks": makes_tasks, "seed": same_seed_same_tasks, "gold": gold_scores_full, "junk": junk_scores_nothing,
           "raises": does_not_raise, "finite": is_finite, "time": is_quick}
 def is_right(trial: Trial, gold: str) -> bool:
-    """Whether a junk completion happens to be right: it has the words or the number of the gold completion, or it repeats a
-    prompt that ends with these."""
+    """Whether a junk completion happens to be right: it has the words or the number of the gold completion `gold`, or it repeats
+    a prompt whose last number is that of the gold completion."""
     left, right = (str(text).strip().casefold() for text in (trial.completion, gold))
     numbers = re.findall(r"-?\d+(?:\.\d+)?", left) if trial.kind == "the prompt" else [left]
     return left == right or any(_equal(number, right) for number in numbers[-1:])

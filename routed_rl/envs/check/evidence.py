@@ -1,4 +1,5 @@
-"""The evidence on which an environment is judged: its tasks, made twice, and gold and junk completions, scored."""
+"""The evidence on which an environment is judged: its tasks, which are made twice, and its scores for gold and junk
+completions."""
 
 import itertools
 import time
@@ -22,7 +23,8 @@ LONG = "lorem ipsum " * 10_000
 
 @dataclass(frozen=True)
 class Trial:
-    """One completion of one task, with its score."""
+    """One completion of one task, with its score, or the failure of scoring it. `kind` is "gold" or a kind of junk; `seconds` is
+    the time that scoring took."""
 
     kind: str
     task: Task
@@ -33,7 +35,8 @@ class Trial:
 
 @dataclass
 class Evidence:
-    """All observations of one environment. `problem` says why observing it ended early; it is empty if it did not."""
+    """All observations of one environment. `tasks` and `again` are its tasks, made twice from the same seed. `problem` says why
+    observing it ended early; None if it did not."""
 
     tasks: list[Task] = field(default_factory=list)
     again: list[Task] = field(default_factory=list)
@@ -42,14 +45,14 @@ class Evidence:
     trials: list[Trial] = field(default_factory=list)
     problem: Failure | None = None
     lines: Mapping[str, str] = field(default_factory=dict)
-    """The lines of the plug-in's methods, as far as they are known."""
+    """For each method of the plug-in, the place `FILE:LINE` of its definition, as far as it is known."""
 
 
 def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: str = "train") -> Evidence:
-    """Collect the evidence on an environment.
+    """Collect the evidence on the environment that `make` builds.
 
-    Makes the tasks of `split` twice, from two environments of the same settings, then scores gold and every kind of junk, one
-    completion at a time.
+    The first `samples` tasks of `split` are made twice, from two environments of the same settings. Then gold and every kind of
+    junk are scored, one completion at a time.
     """
     seen = Evidence()
     try:

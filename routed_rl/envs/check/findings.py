@@ -1,5 +1,5 @@
-"""Turns the verdicts of the checks into findings for people, with the line of the plug-in to look at and what to write
-instead."""
+"""Turns the verdicts of the checks into findings for people, each with the line of the plug-in to look at and advice what to
+write there."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ REMEDIES = {
     "raises": "return Score(0.0) for a completion that cannot be read",
     "finite": "return numbers that are finite and in their range",
     "time": "limit the length of what is read, or the work for it"}
-"""The advice about each finding, used if the failure itself has none."""
+"""The advice for each check, used if the failure itself has none."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Finding:
 
 
 def findings(seen: Evidence) -> list[Finding]:
-    """The findings of every check, in order; without tasks only the first check can be judged."""
+    """The findings of every check, in order. If there are no tasks, only the first check can be judged."""
     return [_finding(name, seen, check(seen) if seen.trials or check is makes_tasks else (None, "no tasks"))
             for name, check in CHECKS.items()]
 

@@ -20,9 +20,9 @@ from routed_rl.envs.host.wire import LARGEST, frame
 from routed_rl.guard import GIVE_UP_S, guarded
 
 LOOK_S = 0.25
-"""The most seconds between two checks whether a process that is waited for still lives."""
+"""Largest number of seconds between two checks whether a process that is waited for is still alive."""
 SEND_S = 60.0
-"""Seconds that a process may take to read a message."""
+"""Seconds that a process may take to read a message that is sent to it."""
 LAST_WORDS = 2000
 """How many bytes of the newest output are kept, so that a message can quote what a process printed before it died."""
 SECRET = re.compile(
@@ -33,14 +33,15 @@ ROOT = str(Path(__file__).parents[3])
 
 
 def scrubbed(variables: dict[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
-    """`variables` without secrets: those whose name looks like that of a secret, or whose value holds a URL with a password.
-    Variables in `allowed` stay."""
+    """The environment variables `variables` without secrets: those whose name looks like that of a secret, or whose value holds a
+    URL with a password. Variables in `allowed` stay."""
     return {name: value for name, value in variables.items()
             if name in allowed or not (SECRET.search(name) or CREDENTIALS.search(value))}
 
 
 class Child:
-    """A worker process under a guard. `dead` says why it can no longer be used; code that finds it set must call `kill`.
+    """A worker process under a guard. `setup` is its first message; `allowed` names variables that it may see although they look
+    like secrets. `dead` says why the process can no longer be used; code that finds it set must call `kill`.
 
     A message is one line of JSON, `[number of the request, content]`; its answer has the same number.
     """
@@ -60,7 +61,8 @@ class Child:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self.facts: dict[str, Any] | None = None
-        """The worker's description of its environment, once it is ready, with the worker's own `pid` (`process` is its guard)."""
+        """The worker's description of its environment, once it is ready, with the worker's own `pid` (`process` is the guard of
+        the worker)."""
         self.dead: str | None = None
         self.hung = False
         self.send(setup)
@@ -74,8 +76,8 @@ class Child:
             self._socket.sendall(line)
 
     def receive(self, timeout_s: float) -> Any:
-        """The answer to the last message, or None, after which `dead` says why there is none. An empty line from the process is a
-        sign of life, which restarts the time limit."""
+        """The answer to the last message. None if the process gives no answer; then `dead` says why. An empty line from the
+        process is a sign of life, which restarts the time limit."""
         line, waited, looked = bytearray(), 0.0, time.monotonic()
         while self.dead is None and not line.endswith(b"\n"):
             data = self._read(min(LOOK_S, timeout_s / 4))

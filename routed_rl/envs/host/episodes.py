@@ -1,7 +1,8 @@
-"""Episodes of an environment in a process of its own: `IsolatedEpisode` in the trainer, `OpenEpisodes` in the process.
+"""Episodes of an environment in a process of its own. `IsolatedEpisode` lives in the trainer, `OpenEpisodes` in the process.
 
-A lost process takes its open episodes with it. A new process plays their turns again, so an episode's answers must follow
-from its task and the model's turns, as in any environment that can be resumed. If they differ, the episode is a failure.
+When a process is lost, its open episodes are lost too. A new process plays their turns again, so an episode's answers must follow
+from its task and the model's turns, as in any environment that can be resumed. If they differ from the first time, the episode is
+a failure.
 """
 
 import itertools
@@ -15,11 +16,12 @@ from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_sco
 from routed_rl.envs.scoring import judged
 
 MOST_OPEN = 4096
-"""How many episodes a process keeps. The least recently played one is dropped first, and played again if it is continued."""
+"""How many open episodes a process keeps. If there are more, the one that was played least recently is dropped; if it is
+continued after all, its turns are played again."""
 
 
 class IsolatedEpisode(Episode):
-    """Behaves like the episode in the process. An error that the episode raises becomes a TaskError."""
+    """Behaves like the episode with this `number` in the process. An error that the episode raises becomes a TaskError."""
 
     def __init__(self, number: int, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """`ask` sends a request and returns the process's answer. It raises TaskError if no answer comes in time, or if the
@@ -44,15 +46,16 @@ class IsolatedEpisode(Episode):
 
 
 class OpenEpisodes:
-    """The episodes that a process plays, by number. When turns are played again, `alive` is called after each."""
+    """The episodes that a process plays, by number. When turns are played again, `alive` is called after each of them, so that
+    the trainer does not take the process for hung."""
 
     def __init__(self, alive: Callable[[], object]) -> None:
         self.alive = alive
         self.open: dict[int, Any] = {}
 
     def answer(self, environment: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a request with {answer}, after `start` also with tools and max_turns, or with {score} at the end. An error that
-        the episode raises ends the episode."""
+        """Answer a request to play one method of an episode. Returns {"answer": the episode's messages}, after `start` also with
+        "tools" and "max_turns", or {"score": ...} if the episode has ended. An error that the episode raises ends the episode."""
         number, method, messages = request["number"], request["method"], request["messages"]
         task = unpack_task(request["task"], sealed=False)
         if method == "start":

@@ -21,14 +21,14 @@ class Isolation:
     timeout_s: float = 60.0
     """Seconds that one scoring may take; then its process is killed and the completion counts as failed."""
     python: str | None = None
-    """Another interpreter (3.11 or newer), for libraries that clash. It can import `routed_rl`, which need not be installed
-    there."""
+    """Path of another interpreter (3.11 or newer), for libraries that clash; null for the interpreter of the trainer. The other
+    interpreter can import `routed_rl`, which need not be installed there."""
     show_output: bool = False
     """Whether the output of the environment is shown on stderr."""
 
     @classmethod
     def parse(cls, name: str, value: Any) -> "Isolation | None":
-        """Parse the setting; None means no process of its own."""
+        """Parse the setting `value` of the environment `name`. Returns None if the environment gets no process of its own."""
         if isinstance(value, bool):
             return cls() if value else None
         known = [field.name for field in dataclasses.fields(cls)]

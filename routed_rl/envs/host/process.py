@@ -1,8 +1,9 @@
-"""`EnvironmentProcess`: an environment in a process of its own, so that crashes, alarms and clashing libraries stay there.
+"""`EnvironmentProcess`: an environment in a process of its own, so that crashes, alarms and clashing libraries do not affect the
+trainer.
 
 It keeps accidents out of the trainer, but it is no jail: the process has the user's rights. Code that a model wrote belongs in
-`routed_rl.sandbox`. The output of an environment is shown only with `show_output`; else its last line is part of the message if
-the process dies.
+`routed_rl.sandbox`. The output of an environment is shown only with `show_output`; otherwise its last line is part of the message
+if the process dies.
 """
 
 import itertools
@@ -26,8 +27,8 @@ TASKS_S = 300.0
 class EnvironmentProcess(Processes):
     """An `Environment` that runs in processes of its own; `score_many` uses all of them.
 
-    When a process is lost, task streams continue at the same place, because they follow from split and seed. A completion that
-    was being scored when a process crashed is tried once more, and then counts as failed.
+    When a process is lost, a task stream continues at the same place, because it is determined by split and seed. A completion
+    that was being scored when a process crashed is scored once more; if that fails too, it counts as failed.
     """
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
@@ -48,7 +49,7 @@ class EnvironmentProcess(Processes):
 
     @property
     def plugin_lines(self) -> dict[str, str]:
-        """The lines of the plug-in's methods; empty until a process is ready."""
+        """For each method of the plug-in, the place `FILE:LINE` of its definition; empty until a process is ready."""
         return self._description["lines"] if self._description else {}
 
     @property
@@ -60,8 +61,8 @@ class EnvironmentProcess(Processes):
         return IsolatedEpisode(next(self._numbers), lambda request: self._ask(request, "play", self.isolation.timeout_s))
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield the tasks that the environment makes. Data that JSON would change stays sealed. TaskError if tasks cannot be
-        made."""
+        """Yield the tasks that the environment makes. Data that JSON would change stays sealed, so that only the environment's
+        process can read it. TaskError if tasks cannot be made."""
         request = {"ask": "task", "reader": next(self._numbers), "split": split, "seed": seed}
         for place in itertools.count():
             reply = self._ask(request | {"place": place}, "make tasks")
@@ -80,8 +81,8 @@ class EnvironmentProcess(Processes):
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-        """The results in the order of `pairs`. For each process a thread in the trainer passes it one completion after
-        another."""
+        """The scores or failures in the order of `pairs`. For each process, a thread in the trainer passes completions to it one
+        after another."""
         results: list[Score | Failure] = [Failure("was not scored")] * len(pairs)
         waiting = iter(enumerate(pairs))
 

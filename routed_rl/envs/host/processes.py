@@ -1,4 +1,5 @@
-"""The processes of one environment, by slot. They are started when needed, watched, and restarted after a loss."""
+"""The processes of one environment, each in a numbered slot. They are started when needed, watched, and restarted after a
+loss."""
 
 import itertools
 import logging
@@ -17,7 +18,7 @@ from routed_rl.envs.host.wire import unpack_failure
 from routed_rl.errors import TaskError
 
 START_S = 300.0
-"""Seconds to import and build an environment."""
+"""Seconds that a process may take to import and build an environment."""
 STARTS = 5
 """How often a process may die while it starts. After that the environment is given up."""
 INNOCENT = 8
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 
 class Processes:
-    """Restarts processes that were killed, hang or have crashed, and logs each restart."""
+    """Keeps the processes of an environment running. A process that was killed, hangs or has crashed is restarted, and each
+    restart is logged."""
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None,
                  isolation: Isolation) -> None:
@@ -59,8 +61,8 @@ class Processes:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The worker's description of the environment, once the first process is ready. If building the environment failed, that
-        error is raised."""
+        """The worker's description of the environment, for which this property waits until the first process is ready. If
+        building the environment failed, that error is raised."""
         with self._lock:
             if self._description is None:
                 self.child(0)
@@ -107,8 +109,9 @@ class Processes:
                         f"built with env.{self.name}.isolate=false")
 
     def exchange(self, request: dict[str, Any], timeout_s: float, slot: int = 0) -> dict[str, Any] | Failure:
-        """The answer to `request`, whose entry `doing` names its purpose. The request is not repeated if it took too long, if the
-        process died during it twice, or if the process was killed from outside more than `INNOCENT` times."""
+        """The answer of the process in `slot` to `request`, whose entry `doing` names its purpose. If the process dies, the
+        request is repeated. A Failure is returned if the request took longer than `timeout_s`, if the process died during it
+        twice, or if the process was killed by SIGKILL more than `INNOCENT` times."""
         for deaths in itertools.count(1):
             child = self.child(slot)
             child.send(request)
@@ -127,7 +130,7 @@ class Processes:
         self._children[:] = [child or self._start() for child in self._children]
 
     def bury(self, slot: int, doing: str) -> str:
-        """End the process in `slot`, log it, and return the reason."""
+        """End the process in `slot`, log what it was `doing`, and return the reason why it cannot be used."""
         child = self._children[slot]
         assert child is not None
         reason = child.dead or "sent no answer"

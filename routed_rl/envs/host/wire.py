@@ -1,7 +1,8 @@
-"""Messages between the trainer and an environment's process: lines of JSON, so that neither side runs the other's bytes.
+"""Messages between the trainer and an environment's process. They are lines of JSON, so that neither side runs bytes of the
+other.
 
-Data of a task that JSON would change (tuples, sets, objects) is pickled by the process that made it. It stays sealed in the
-trainer, which hands it back unread; only processes of the same environment ever unpickle it.
+Data of a task that JSON would change (tuples, sets, objects) is pickled by the process that made it. The trainer keeps the
+pickled bytes sealed and hands them back unread; only processes of the same environment ever unpickle them.
 """
 
 import base64
@@ -15,7 +16,7 @@ from routed_rl.envs.core import Score, Task
 from routed_rl.envs.faults import ContractError, Failure, Kind
 
 LARGEST = 64 << 20
-"""The most bytes that one message may have."""
+"""The largest size of one message in bytes."""
 
 
 class WireError(ValueError):
@@ -39,7 +40,7 @@ class Sealed(Mapping[str, Any]):
 
 
 def frame(message: Any) -> bytes:
-    """`message` as one line of bytes. Any text and any float are kept exactly. WireError if it is too large."""
+    """`message` as one line of bytes. Any text and any float are kept exactly. WireError if the line is larger than `LARGEST`."""
     line = json_text(message).encode("utf-8", "surrogatepass") + b"\n"
     if len(line) > LARGEST:
         raise WireError(f"a message of {len(line)} bytes is larger than {LARGEST}")
@@ -69,7 +70,7 @@ def unpack_task(message: Any, *, sealed: bool) -> Task:
 
 
 def pack_score(result: Score | Failure) -> dict[str, Any]:
-    """A score as `{"score": its fields}`, a failure as `{"error": why it failed, ...}` with place, remedy and kind."""
+    """A score as {"score": list of its fields}, or a failure as {"error": reason, "place": ..., "remedy": ..., "kind": ...}."""
     if isinstance(result, Failure):
         return {"error": result.reason, "place": result.place, "remedy": result.remedy, "kind": result.kind}
     return {"score": [result.reward, result.solve, result.flags, result.metrics, result.spans]}
@@ -84,7 +85,7 @@ def unpack_failure(message: Mapping[str, Any]) -> Failure:
 
 
 def unpack_score(message: Any) -> Score:
-    """A score from plain numbers and names, which `Score` checks one by one. WireError if the message is wrong."""
+    """A score from a list of its fields, which `Score` checks one by one. WireError if the message is wrong."""
     try:
         return Score(*message)
     except (TypeError, ValueError):

@@ -1,7 +1,8 @@
-"""The program inside an environment's process. It builds one environment, then answers until its trainer is gone. No torch.
+"""The program inside an environment's process. It builds one environment, then answers requests until the trainer that started it
+is gone. It does not import torch.
 
-`routed_rl.envs.host.child` starts it; nobody starts it by hand. Messages come and leave through the socket that is its stdin.
-The environment itself gets another stdin, which is empty, and whatever it prints goes to stderr.
+`routed_rl.envs.host.child` starts it; nobody starts it by hand. Messages come and leave through the socket that is its stdin. The
+environment itself gets another stdin, which is empty, and whatever it prints goes to stderr.
 """
 
 import faulthandler
@@ -24,7 +25,8 @@ from routed_rl.envs.scoring import score_one
 from routed_rl.errors import RoutedRLError
 
 MOST_STREAMS = 64
-"""How many task streams are kept. The least recently used one is dropped first, and made again if it is needed later."""
+"""How many task streams are kept. If there are more, the one that was used least recently is dropped; it is made again if it is
+needed later."""
 
 
 def main() -> None:
@@ -39,7 +41,8 @@ def main() -> None:
 
 
 class Worker:
-    """One environment, its task streams and its episodes. Each method except `run` answers the request of the same name."""
+    """One environment with its task streams and its episodes. `build`, `task`, `score`, `gold` and `play` answer the requests of
+    these names."""
 
     def __init__(self, inbox: IO[bytes], outbox: IO[bytes]) -> None:
         self.inbox, self.outbox = inbox, outbox
@@ -74,7 +77,8 @@ class Worker:
         return describe_environment(self.environment)
 
     def task(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Task number `place` of a stream. If the stream stands at another place, it is made anew and skipped ahead."""
+        """Answer with task number `place` of a stream. If the next task of the stream has another number, the stream is made anew
+        and skipped ahead."""
         reader, place = request["reader"], request["place"]
         stream, position = self.streams.pop(reader, (None, -1))
         if stream is None or position != place:
