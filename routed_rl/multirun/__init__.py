@@ -1,4 +1,5 @@
 """Many training runs of one experiment: `compare` runs several arms, `sweep` several settings, `calibrate` several seeds.
 
-All of them plan runs (`job`), run those that are missing, a few at a time (`workers`), and show the results (`reporter`).
+Each of these verbs plans its runs (`job`), runs those that are missing, a few at a time (`workers`), and shows the results
+(`reporter`).
 """

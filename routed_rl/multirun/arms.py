@@ -38,5 +38,5 @@ ARMS: dict[str, list[str]] = {
     "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
 }
 """For each arm, the settings that make it, which are added after the user's. The frozen parameters are the same in every arm.
-`practice_all` is there for contrast: a leaky environment practises too, so the behaviour that it pays for reaches the deployed
-model."""
+`practice_all` is there for contrast: in it an environment that pays for gaming its check practises too, so the behaviour that it
+pays for reaches the deployed model."""

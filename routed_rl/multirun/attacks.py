@@ -1,5 +1,5 @@
-"""Attacks that bring back a behaviour which was removed from a model: RL on the environment that pays for it, and fine-tuning on
-completions that show it. Results are kept, so the same call continues where an earlier one stopped."""
+"""Relearning attacks, which bring back a behaviour that was removed from a model: RL in the environment that pays for it, and
+fine-tuning on completions that show it. Results are kept, so the same call continues where an earlier one stopped."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,13 +20,14 @@ from routed_rl.tracking import MetricsFile
 from routed_rl.training.fine_tune import fine_tune
 
 NEVER = 10**6
-"""Steps between two checkpoints of an attack, so many that only the last one is written."""
+"""Steps between two checkpoints of an attack. It is larger than any number of updates, so that only the last checkpoint is
+written."""
 Said = tuple[Any, str]
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """A model to attack, and the seed of the attacks on it."""
+    """A model to attack, and the seed of the attacks on it. `name` is the name of the model in the results."""
 
     name: str
     seed: int
@@ -38,8 +39,9 @@ class Attacked:
 
 def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs: int, another: str = "--out"
            ) -> list[dict[str, Any]]:
-    """Return one record for each attack, {model, seed, by, rate, curve}, where `curve` is the share of flagged completions after
-    0, 1, .. updates. Results are stored in `folder`; `another` is the option that chooses it, for messages. RoutedRLError if an
+    """Attack each of `models` at each learning rate in `asked`, `jobs` runs at a time. Returns one record for each attack,
+    {model, seed, by, rate, curve}, where `curve` is the share of flagged completions after 0, 1, .. updates. Results are stored
+    in `folder`. `another` is the option by which a user chooses another folder; error messages name it. RoutedRLError if an
     attack failed."""
     wanted = list(product(models, asked.rates))
     records: list[dict[str, Any]] = []
@@ -61,7 +63,8 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
 
 
 def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int) -> Config:
-    """The experiment with which an attack trains: only the environment `asked.env`, without routing, monitor and evaluation."""
+    """The settings with which an attack trains the model of `config` at the learning rate `rate`: only the environment
+    `asked.env`, without routing, monitor and evaluation."""
     own = {key: value for key, value in config.env[asked.env].items() if key not in ("probe", "weight")}
     trainer = config.trainer | {"learning_rate": rate, "max_steps": asked.steps + 1, "save_steps": NEVER}
     practice = dataclasses.replace(config.routing.practice, share=0)
@@ -75,15 +78,16 @@ def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int
 
 
 def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> Job:
-    """Plan the RL run that attacks a model. It has one step more than there are updates, because the completions of a step are
-    written before its update."""
+    """Plan the RL run that attacks a model at the learning rate `rate`. It has one step more than there are updates, because the
+    completions of a step are written before its update."""
     name = _name(model, rate)
     config = attacked_config(model.config, asked, rate, model.seed)
     return Job(name, dataclasses.replace(config, name=name, out=str(folder / "runs" / name)), [], model.name, model.seed)
 
 
 def rl_curve(job: Job, env: str) -> list[float]:
-    """Return the share of flagged completions in each step of a finished run; 0 for a step without a metric of a flag."""
+    """Return the share of flagged completions in the environment `env` in each step of a finished run; 0 for a step in which no
+    flag of the detector was reported."""
     names = [f"environment/{env}/{flag}" for flag in job.config.baseline.detector.flags]
     return [max((row[name] for name in names if row.get(name) is not None), default=0.0)
             for row in MetricsFile(job.folder.metrics).rows()]

@@ -18,17 +18,18 @@ from routed_rl.tracking import MetricsFile
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Settings that save time: only the metrics of these runs are read."""
 WITHOUT_ROUTING = ("gap", "collapse")
-"""Rules that have something to read when nothing is routed."""
+"""Rules that can be read when nothing is routed."""
 OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
-"""Rules that have nothing to read when the quarantine stays empty."""
+"""Rules that cannot be read when the quarantine stays empty."""
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
               execute: Execute = train_or_resume) -> Path:
     """Set a limit for every rule that halts, so that all of them together halt a secure run with probability `rate`.
 
-    Reads the metrics of `runs`, or trains `seeds` runs of the experiment; returns OUT/calibration.json. The same call continues
-    where an earlier one stopped. The rules' own settings (allowance, patience, warm-up, axis) are those of the experiment.
+    The metrics come from the run folders `runs`, or, if there are none, from `seeds` runs of the experiment that are trained
+    here, `jobs` at a time. Returns OUT/calibration.json. The same call continues where an earlier one stopped. The other settings
+    of the rules (allowance, patience, warm-up, axis) are those of the experiment.
     """
     config, folder = compose(overrides), Path(out).absolute()
     rules = [name for name, rule in config.monitor.rules().items() if rule.action == "halt"] or ["pull", "change", "gap"]
@@ -62,7 +63,8 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
 
 
 def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) -> None:
-    """Before anything is trained, ConfigError for an experiment from which no limit could be calibrated."""
+    """Raise ConfigError, before anything is trained, for an experiment from which no limit of `rules` could be calibrated with
+    `seeds` runs at the rate `rate` of false halts."""
     monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
     if seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: fewer runs do not show how much the readings vary")
@@ -82,9 +84,9 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
-    """The peak of every rule in every run and environment. RunFolderError for a run without metrics, or with nothing that a rule
-    can read. ConfigError for runs of different lengths, because peaks grow with the length. Warns if an environment paid for
-    tasks that were not solved, because limits from an insecure run would hide insecure runs."""
+    """The peak of every rule in every run and environment. RunFolderError for a run without metrics, or if a rule finds nothing
+    to read in them. ConfigError for runs of different lengths, because peaks grow with the length. A warning is printed if an
+    environment paid for tasks that were not solved, because limits from an insecure run would hide insecure runs."""
     found: Peaks = {name: [] for name in rules}
     first: tuple[Path, int] | None = None
     for run in folders:

@@ -24,9 +24,9 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     """Run every arm under every seed, and the arm `route` at each rank of `ranks` under the first seed. Returns OUT/compare.json.
     With `relearn`, the deployed model of each run is also attacked, to see how fast it relearns.
 
-    The same call continues where an earlier one stopped: finished runs are kept, unfinished ones resumed. Beside the JSON there
-    are compare.html, compare.md and compare.png, the runs and their logs. Failed runs are left out, and at the end RunsFailed is
-    raised.
+    The same call continues where an earlier one stopped: finished runs are kept, unfinished ones are resumed. `jobs` runs train
+    at the same time, each by `execute`. Beside the JSON there are compare.html, compare.md and compare.png, the runs and their
+    logs. Failed runs are left out, and at the end RunsFailed is raised.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
@@ -76,7 +76,8 @@ def _tables(found: dict[str, Any], *, bounds: bool) -> list[reporter.Table]:
 
 
 def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, compose: Compose) -> list[Job]:
-    """Plan every run of the arms, seed by seed, so that the runs that have finished at any time can already be compared."""
+    """Plan every run of the arms in the folder `out`. The runs are ordered by seed, so that at any time the arms can be compared
+    under the seeds that have finished."""
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"--arms has {arm}, which is no arm; the arms are {', '.join(ARMS)}")
@@ -88,7 +89,8 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
 
 
 def plan_ranks(overrides: list[str], ranks: list[int], out: Path, compose: Compose) -> dict[int, Job]:
-    """Plan the routed arm's first run at other ranks. At the rank that the arm has anyway, it is the arm's own run."""
+    """Plan a run of the arm `route` at each of `ranks`, under the first seed. At the rank that the arm has anyway, this is a run
+    of the arm itself."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
     plans = {}

@@ -1,4 +1,4 @@
-"""The page of a comparison, DIR/compare.html: verdict, forest plots, tables. It is made from the content of compare.json and from
+"""The page of a comparison, OUT/compare.html: verdict, forest plots, tables. It is made from the content of compare.json and from
 tables."""
 
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from routed_rl.report.parts import Bar, Page, Panel, Section, Table
 from routed_rl.tracking import NOT_METRICS
 
 LOOKS = {ROUTED: "deployed", UNROUTED: "policy"}
-"""For each arm its colour, which is the colour of the corresponding model in a run's report; other arms are grey."""
+"""For each arm its colour, given by the name of the model that has this colour in a run's report; other arms are grey."""
 READING = ("Each point is the mean of an arm's deployed models with its 95 % interval over seeds; the dotted line is the base "
            "model.")
 
 
 def write_comparison(file: Path, found: dict[str, Any], heads: list[Headline], tables: Sequence[Numbers]) -> Path:
-    """Write the page of a comparison to `file`, and return it. `heads`: the figures in the picture at the top."""
+    """Write the page of a comparison to `file`, and return that path. `found` is the content of compare.json, and `heads` are the
+    figures in the picture at the top."""
     request, failed = found["request"], found["failed"]
     status = (f"{len(found['arms'])} arms with {request['seeds']} {'seed' if request['seeds'] == 1 else 'seeds'} each"
               + (f"; {len(failed)} runs failed" if failed else "") + f". {READING}")

@@ -7,8 +7,8 @@ from routed_rl.multirun.reporter import Table, panels
 
 
 def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
-    """The tables of a comparison; empty ones are left out. `bounds`: whether intervals are shown with both bounds, or in a
-    shorter form that fits a screen."""
+    """The tables of a comparison, made from `found`, the content of compare.json; empty tables are left out. `bounds` says
+    whether intervals are shown with both bounds, or in a shorter form that fits a screen."""
     def table(title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
         """A table with a row per environment and metric and a column per key of `columns`, whose values are {environment:
         {metric: value}}."""
@@ -33,7 +33,8 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
 
 
 def cell(value: dict[str, Any] | None, bounds: bool) -> str:
-    """The text `mean [low, high]` or `mean ±half`; only the mean if there is one seed."""
+    """An interval as text. With `bounds` it is `mean [low, high]`, otherwise `mean ±half`. Only the mean is shown if there is one
+    seed, and a dash if there is no value."""
     if value is None or value["low"] is None:
         return "-" if value is None else f"{value['mean']:.3f}"
     spread = f"[{value['low']:.3f}, {value['high']:.3f}]" if bounds else f"±{value['high'] - value['mean']:.3f}"
@@ -50,8 +51,8 @@ def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def draw(path: Path, found: dict[str, Any]) -> list[str]:
-    """Plot the deployed models' metrics by arm, with intervals, one panel per environment; the base model is a dotted line.
-    Returns the names of the files that were written, none if nothing was evaluated."""
+    """Plot the metrics of the deployed models by arm, with intervals, and one panel per environment; a dotted line is the base
+    model. Returns the names of the files that were written; there are none if nothing was evaluated."""
     arms = {arm: models for arm, models in found["arms"].items() if models.get("deployed")}
     environments = list(dict.fromkeys(env for models in arms.values() for env in models["deployed"]))
     if not environments:

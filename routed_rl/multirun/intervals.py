@@ -1,4 +1,5 @@
-"""95 % intervals over seeds, by Student's t on the values or on paired differences. It needs only the standard library."""
+"""95 % intervals over seeds, by Student's t on the values or on paired differences. The module needs only the standard
+library."""
 
 import math
 import statistics
@@ -6,11 +7,13 @@ from typing import Any
 
 LEVEL = 0.95
 Cells = dict[tuple[str, str], dict[int, float]]
-"""Maps (environment, metric) to seed to value. Two `Cells` that are compared have the same environments and metrics."""
+"""Maps (environment, metric) to a mapping from seeds to values. Two `Cells` that are compared have the same environments and
+metrics."""
 
 
 def interval(values: list[float]) -> dict[str, Any]:
-    """{mean, low, high, seeds}, where `seeds` are the values themselves. One value has no interval: low and high are None."""
+    """{mean, low, high, seeds} for the values of one figure, where `seeds` are the values themselves. One value has no interval:
+    low and high are None."""
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return {"mean": mean, "low": None, "high": None, "seeds": values}
@@ -19,7 +22,8 @@ def interval(values: list[float]) -> dict[str, Any]:
 
 
 def intervals(cells: Cells, only: str | None = None) -> dict[str, Any]:
-    """The interval of each cell that has values, as {environment: {metric: interval}}; with `only`, of this metric alone."""
+    """The interval of each cell that has values, as {environment: {metric: interval}}. With `only`, the cells of this metric
+    alone."""
     found: dict[str, Any] = {}
     for (env, metric), values in cells.items():
         if values and only in (None, metric):
@@ -61,7 +65,8 @@ def _two_sided(angle: float, freedom: int) -> float:
 
 
 def fold(trees: list[Any]) -> Any:
-    """Combine nested mappings of numbers, one per seed, into one mapping that has an interval wherever all of them have a number.
+    """Combine nested mappings of numbers, one mapping for each seed, into one mapping. It has an interval at each place where all
+    of them have a number.
 
     Anything else (text, None, lists) is left out; the result is None if nothing is left.
     """

@@ -19,7 +19,7 @@ from routed_rl.errors import ConfigError, RunFolderError
 
 @dataclass(frozen=True)
 class Job:
-    """A run to do; `config.out` is its folder."""
+    """A run to do. `config.out` is its folder, and `overrides` are the words that give `config`."""
 
     name: str
     config: Config
@@ -27,10 +27,10 @@ class Job:
     arm: str = ""
     """The arm of a comparison; runs of one arm differ only in their seed."""
     seed: int = 0
-    """Counted from 0; the run's own seed is the experiment's plus this one. Runs of the same seed see the same tasks in every
-    arm."""
+    """Number of the run within its arm, counted from 0. The run's own seed is the experiment's plus this number. Runs of the same
+    number see the same tasks in every arm."""
     point: dict[str, str] = field(default_factory=dict)
-    """The point of a sweep, as {key: value in the form of an override}."""
+    """For a trial of a sweep, the varied settings as {key: value in the form of an override}; empty for any other run."""
 
     @property
     def folder(self) -> RunFolder:
@@ -39,8 +39,8 @@ class Job:
 
 
 def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Job:
-    """Plan run number `seed` of `arm`, in OUT/runs; `first` is the experiment's own seed. Its monitor never halts, because a
-    halted run could not be compared."""
+    """Plan run number `seed` of `arm`, in the folder OUT/runs. `settings` are its overrides, and `first` is the experiment's own
+    seed. The monitor of the run never halts it, because a halted run could not be compared."""
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
@@ -62,15 +62,16 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
 
 
 def try_out(config: Config, overrides: list[str]) -> None:
-    """Check everything that can be known before a run begins: model, environments, prompts, the trainer's settings. Writes
-    nothing."""
+    """Check everything that can be known before a run begins: model, environments, prompts, the trainer's settings. Nothing is
+    written."""
     from routed_rl.pipeline.train import train
 
     train(dataclasses.replace(config, out=None), overrides, dry_run=True)
 
 
 def of_one_date(jobs: Sequence[Job]) -> list[Job]:
-    """Give the same date to all runs that are compared: the date of the first run that has begun, or else the present time."""
+    """Give the same date to all runs that are compared, for chat templates that ask for one: the date of the first run that has
+    begun, or else the present time."""
     begun = [job.folder.settings().get("model", {}).get("date") for job in jobs if job.folder.config.exists()]
     date = next(filter(None, begun), datetime.now().isoformat(timespec="seconds"))
     return [dataclasses.replace(job, config=dataclasses.replace(job.config, model=dataclasses.replace(
@@ -81,7 +82,7 @@ def is_finished(job: Job, another: str) -> bool:
     """Whether the job's folder holds the finished run. A folder with other settings is refused, so that results of different
     settings are never mixed.
 
-    `another`: the option by which a user chooses another folder, for the message.
+    `another` is the option by which a user chooses another folder; the error message names it.
     """
     if job.config.launch.where != "here":
         raise ConfigError(f"launch.where={job.config.launch.where}: many runs are done on this machine, a few at a time; set "

@@ -20,7 +20,7 @@ from routed_rl.multirun.reporter import Table
 
 DRAWN = re.compile(r"drawn-\d+")
 USE = "environments/*/use.py"
-"""Scripts that print the settings for a lab."""
+"""Pattern of the scripts that print the settings for a lab."""
 COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
            "secure skill": ("deployed", "sums", "solve"), "insecure true skill": ("deployed", "code", "solve"),
            "policy's pay on code": ("policy", "code", "reward")}
@@ -30,8 +30,9 @@ called `code` and the secure one `sums`."""
 
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
                  compose: Compose) -> Path:
-    """Run the comparison on every lab, in OUT/LAB, and write OUT/labs.md; returns its path. `names`: names of labs, or `all`. A
-    lab is built if needed. The same call continues where an earlier one stopped. RunsFailed at the end, if runs failed."""
+    """Run the comparison on every lab, in OUT/LAB, and write OUT/labs.md; returns the path of that file. `names` are names of
+    labs, or `all`; the other parameters are those of `compare`. A lab is built if needed. The same call continues where an
+    earlier one stopped. RunsFailed at the end, if runs failed."""
     known = _ask("--list")
     names = known if names == ["all"] else names
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
@@ -56,8 +57,9 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
 
 
 def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
-    """The table with a row for the base model of each lab and for each arm: means with 95 % intervals over seeds, and the time of
-    training relative to the unrouted run of the same seed."""
+    """The table of all labs, made from `found`, which maps a lab to the content of its compare.json. It has a row for the base
+    model of each lab and for each arm: means with 95 % intervals over seeds, and the time of training divided by that of the
+    unrouted run of the same seed."""
     rows: list[list[str]] = []
     for place, results in found.items():
         models = {arm: results["arms"][arm] for arm in dict.fromkeys(arms) if arm in results["arms"]}
@@ -71,8 +73,8 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
 
 
 def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
-    """The seconds of training divided by those of the unrouted run of the same seed, with an interval; None if a run is
-    missing."""
+    """The seconds of training of the arm divided by those of the unrouted run of the same seed, with an interval over seeds.
+    `timing` is the entry of that name in compare.json. None if a run is missing."""
     mine, plain = (timing.get(name, {}).get("train_s", {}).get("seeds") for name in (arm, UNROUTED))
     if not mine or not plain or len(mine) != len(plain):
         return None

@@ -15,21 +15,21 @@ from routed_rl.report.differences import not_scored
 
 
 def plan_lines(trials: list[Job], dimensions: list[Dimension], settings: SweepConfig) -> list[str]:
-    """Lines that show the trials of a grid, or the dimensions from which Optuna draws."""
+    """Lines that show the trials of a grid, or, for a sweep without listed trials, the dimensions from which Optuna draws."""
     listed = [f"{trial.name}  {' '.join(f'{key}={value}' for key, value in trial.point.items())}" for trial in trials]
     return [*(listed or [f"drawn: {dimension}" for dimension in dimensions]),
             f"{len(trials) or settings.trials} trials, {settings.jobs} at a time"]
 
 
 def result(found: list[Outcome], settings: SweepConfig, request: dict[str, Any]) -> dict[str, Any]:
-    """The content of sweep.json."""
+    """The content of sweep.json. `request` is the record of what the user asked for."""
     return {"request": request, "method": settings.method, "objectives": settings.objectives, "directions": settings.directions,
             "trials": [each.record() for each in found], "best": [each.record() for each in best(found, settings.directions)]}
 
 
 def table(found: list[Outcome], settings: SweepConfig) -> Table:
-    """The table with a row for each trial, the best first. Without an objective it has a row for each trial and environment, with
-    the metrics of the policy and the deployed model."""
+    """The table of a sweep, with a row for each trial, the best first. Without an objective it has a row for each trial and
+    environment, with the metrics of the policy and the deployed model."""
     keys = list(dict.fromkeys(key for each in found for key in each.trial.point))
     if not settings.objectives:
         return _figures(found, keys)
@@ -73,7 +73,7 @@ def notes(found: list[Outcome], settings: SweepConfig) -> list[str]:
 
 
 def commands(found: list[Outcome], settings: SweepConfig) -> Iterator[str]:
-    """The commands that train the best trials again."""
+    """The commands that train the best trials again, each with the trial's name and its values of the objectives."""
     for each in best(found, settings.directions):
         values = ", ".join(f"{path} {value:.3f}" for path, value in zip(settings.objectives, each.values or [], strict=True))
         yield f"{each.trial.name} ({values}): {command('train', *each.trial.overrides)}"
@@ -88,8 +88,9 @@ def _names(each: Outcome, keys: list[str]) -> list[str]:
 
 
 def draw(path: Path, found: list[Outcome], settings: SweepConfig) -> list[str]:
-    """Write PATH.png and PATH.svg: the objective over each setting, or, with several objectives, the second one over the first
-    with the Pareto front. Returns the names of the files that were written, none if no trial has a value of the objective."""
+    """Write PATH.png and PATH.svg: the objective over each setting, or, with several objectives, the second objective over the
+    first with the Pareto front. Returns the names of the files that were written; there are none if no trial has a value of the
+    objective."""
     done, several = [each for each in found if each.values], len(settings.objectives) > 1
     if not done:
         return []

@@ -1,5 +1,5 @@
-"""The verb `relearn` measures how many updates of training bring back a behaviour that was discarded, for the models of a run and
-for others."""
+"""The verb `relearn` measures how many updates of training bring back a discarded behaviour, for the models of a run and for
+others."""
 
 import dataclasses
 import json
@@ -25,8 +25,8 @@ from routed_rl.pipeline.record import read_config
 def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[str, str], config: Config | None,
             jobs: int = 2) -> dict[str, Any]:
     """Attack the base model and the deployed model of the run `target`, or, if `target` is a model's folder, that model in the
-    experiment `config`. `others` maps names to further runs or folders to attack. Returns the content of `json_file`; the runs
-    and a picture are written beside that file."""
+    experiment `config`. `others` maps names to further runs or folders to attack; `jobs` runs train at the same time. Returns the
+    content of `json_file`; the runs and a picture are written beside that file."""
     run, file = None if config is not None else RunFolder.open(target), Path(json_file).absolute()
     check_file(file, "--json")
     config = config or read_config(RunFolder.open(target))
@@ -54,13 +54,13 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
 
 
 def check_environment(config: Config, asked: RelearnConfig, option: str = "--env") -> None:
-    """ConfigError if the experiment does not have the environment that `option` names."""
+    """Raise ConfigError if the experiment does not have the environment that the user gave by `option`."""
     if asked.env not in config.env:
         raise ConfigError(f"{option} {asked.env} is not configured; there is {', '.join(config.env) or 'none'}")
 
 
 def check_arms(config: Config, asked: RelearnConfig) -> None:
-    """ConfigError if a comparison of this experiment would have no deployed model to attack."""
+    """Raise ConfigError if a comparison of this experiment would have no deployed model to attack."""
     check_environment(config, asked, "--relearn")
     if not config.discard:
         raise ConfigError("--relearn attacks the deployed model of each run, and with discard=false no run writes one; leave "
@@ -68,8 +68,8 @@ def check_arms(config: Config, asked: RelearnConfig) -> None:
 
 
 def with_model(config: Config, place: str) -> Config:
-    """The experiment with another model: the model in a folder, or the deployed model of a run. A LoRA in a folder is put on the
-    experiment's own model."""
+    """The experiment with another model. `place` is the folder of a model, or a run folder, which stands for the deployed model
+    of the run. A LoRA in a folder is put on the experiment's own model."""
     folder = Path(resolve(place))
     if (folder / "config.yaml").exists():
         run, folder = folder, RunFolder(folder).deployed
@@ -89,7 +89,8 @@ def with_model(config: Config, place: str) -> Config:
 
 
 def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
-    """Draw `asked.completions` completions for fine-tuning, from the file `asked.hacks` or from the run's flagged completions."""
+    """Draw `asked.completions` pairs of a prompt and a completion for fine-tuning, from the file `asked.hacks` or from the run's
+    flagged completions. `seed` decides which are drawn."""
     if asked.hacks is not None:
         with reading(ConfigError, f"--hacks {asked.hacks} is no file of JSON lines with prompt and completion"):
             lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -109,9 +110,9 @@ def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: 
 
 
 def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, folder: Path, jobs: int) -> dict[str, Any]:
-    """Attack the base model of a comparison and the deployed model of each run, under the run's seed, in the experiment `config`.
-    All models of a seed are fine-tuned on the same completions: those of the unrouted run if it has any. If no run has any, no
-    model is fine-tuned."""
+    """Attack the base model of the experiment `config`, and the deployed model of each of its `runs`, under the seed of the run.
+    Returns the settings, a summary by model, and the record of each attack. All models of a seed are fine-tuned on the same
+    completions: those of the unrouted run, or, if it has none, of another run. If no run has any, no model is fine-tuned."""
     attacked: list[Attacked] = []
     for seed in dict.fromkeys(run.seed for run in runs):
         ours = [run for run in runs if run.seed == seed]

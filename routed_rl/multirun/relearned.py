@@ -13,13 +13,15 @@ TITLES = {RL: "RL", "sft": "fine-tuning"}
 
 
 def steps_to(curve: Sequence[float], level: float) -> int | None:
-    """The number of updates after which the share is at least `level` for the first time; None if it never is."""
+    """The number of updates after which the share of flagged completions, `curve`, is at least `level` for the first time; None
+    if it never is."""
     return next((step for step, share in enumerate(curve) if share >= level), None)
 
 
 def worst(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[str, Any]:
-    """For one model, seed and attack: the learning rate that brings the behaviour back in the fewest updates, and that number. If
-    no rate brings it back, the number is that of all updates, and `back` is false."""
+    """The attack that is worst for the model, from the `records` of one model, seed and kind of attack at several learning rates.
+    It is the one that brings the behaviour back in the fewest updates; `steps` is that number. If no rate brings it back, `steps`
+    is the number of all updates, and `back` is false."""
     found = [(steps_to(record["curve"], asked.level), record) for record in records]
     steps, record = min(found, key=lambda each: (asked.steps + 1 if each[0] is None else each[0], -max(each[1]["curve"])))
     return {"steps": asked.steps if steps is None else steps, "back": steps is not None, "rate": record["rate"],
@@ -27,8 +29,9 @@ def worst(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[str, 
 
 
 def summarised(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[str, Any]:
-    """Return {model: {attack: {before, steps, never, rates, seeds}}} with intervals over seeds. `never` is the number of seeds in
-    which the behaviour did not come back, so that `steps` is a lower bound."""
+    """Return {model: {attack: {before, steps, never, rates, seeds}}}. `before` is the flagged share before the attack and `steps`
+    the number of updates, both with intervals over seeds; `never` is the number of seeds in which the behaviour did not come
+    back, in which case `steps` is a lower bound."""
     found: dict[str, Any] = {}
     for name, by in dict.fromkeys((record["model"], record["by"]) for record in records):
         ours = [record for record in records if (record["model"], record["by"]) == (name, by)]
@@ -43,7 +46,7 @@ def summarised(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[
 
 
 def table(found: dict[str, Any], asked: RelearnConfig) -> Table:
-    """Return the table of results, with a row for each model."""
+    """Return the table of the attacks, with a row for each model."""
     attacks = [by for by in asked.by if any(by in each for each in found.values())]
     rows = [[name, cell(next(iter(each.values()))["before"], bounds=True),
              *(text for by in attacks for text in (shown(each.get(by)), rates(each.get(by))))] for name, each in found.items()]
@@ -52,7 +55,8 @@ def table(found: dict[str, Any], asked: RelearnConfig) -> Table:
 
 
 def shown(found: dict[str, Any] | None) -> str:
-    """The interval of the number of updates as text, with `at least` if the behaviour did not come back under some seed."""
+    """The number of updates with its interval as text. It begins with `at least` if the behaviour did not come back under some
+    seed."""
     if found is None:
         return "-"
     steps = found["steps"]
@@ -65,7 +69,8 @@ def rates(found: dict[str, Any] | None) -> str:
 
 
 def draw(path: Path, found: dict[str, Any], asked: RelearnConfig) -> None:
-    """Draw the flagged share over updates, at the fastest rate of each seed: the mean, and the range from lowest to highest."""
+    """Draw the flagged share over updates, for each seed at the rate that brings the behaviour back fastest: the mean over seeds,
+    and the range from lowest to highest."""
     figure, axes = panels(len(asked.by), 4.5)
     for panel, by in zip(axes, asked.by, strict=True):
         for place, (name, attacks) in enumerate(found.items()):

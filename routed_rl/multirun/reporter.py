@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COLUMNS = 8
-"""A table with more columns is shown with its rows as columns, so that many arms stand below each other."""
+"""The largest number of columns of a table on the screen. A table with more is shown with its rows as columns, so that many arms
+stand below each other."""
 
 
 class Table(NamedTuple):
-    """A table whose cells are text already."""
+    """A table whose cells are text."""
 
     title: str
     columns: list[str]
@@ -32,7 +33,8 @@ class Table(NamedTuple):
 
 def show(tables: Sequence[Table], notes: Sequence[str], folder: Path, written: Sequence[str],
          verdict: Sequence[str] = ()) -> None:
-    """Show the verdict, the tables and notes on the screen; `written` are names of files in `folder`."""
+    """Show the verdict, the tables and the notes on the screen, and then where files were written: `written` are names of files
+    in `folder`."""
     for sentence in verdict:
         console.say(sentence)
     for table in tables:

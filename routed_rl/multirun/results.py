@@ -12,10 +12,10 @@ Runs = Mapping[int, dict[str, Any]]
 
 
 def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, Any]:
-    """The content of `compare.json`.
+    """The content of `compare.json`. `arms` has the runs of each arm, and `ranks` those of the arm `route` at other ranks.
 
-    Every leaf is `{mean, low, high, seeds}`. Differences and ratios are taken per seed, so a seed counts only if both sides have
-    it, and only if the evaluation of the model under that seed reports the metric.
+    Every leaf is `{mean, low, high, seeds}`. Differences and ratios are taken per seed. A seed counts only if both runs that are
+    compared have it, and if both evaluations report the metric.
     """
     known = known_metrics([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()])
 
@@ -50,7 +50,7 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
 
 
 def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """{environment: metrics} that any model of any run reports, in the order in which they first appear."""
+    """{environment: metrics} with every metric that any model of any run reports, in the order in which they first appear."""
     known: dict[str, dict[str, None]] = {}
     for summary in summaries:
         for table in summary["models"].values():
@@ -60,7 +60,8 @@ def known_metrics(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def known_flags(summaries: list[dict[str, Any]]) -> dict[str, list[str]] | None:
-    """{environment: flags} that any run records; None if some run does not record flags, because an older version made it."""
+    """{environment: flags} with every flag that any run records; None if some run does not record flags, because an older version
+    made it."""
     if not all("flags" in summary for summary in summaries):
         return None
     names = dict.fromkeys(env for summary in summaries for env in summary["flags"])

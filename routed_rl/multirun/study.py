@@ -21,8 +21,8 @@ PRUNED = "pruned at step"
 
 
 class Study:
-    """An Optuna study as a source of jobs: `jobs` yields them, `ended` takes the result of one, and `stop` says whether to end
-    one early."""
+    """An Optuna study as a source of jobs. `jobs` yields them, `ended` takes the result of one, and `stop` says whether a job in
+    progress should end early."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig, seed: int) -> None:
         self.plan, self.dimensions, self.settings = plan, dimensions, settings
@@ -58,8 +58,8 @@ class Study:
         return trial
 
     def ended(self, job: Job, problem: str | None) -> None:
-        """Pass the result of a trial to the study. ConfigError for an objective that does not exist; the result can still be
-        passed later."""
+        """Pass the result of a trial to the study: its objectives, or the `problem` if it failed. ConfigError for an objective
+        that does not exist; then the result can still be passed later."""
         import optuna
 
         asked, states = self.at_work[job.name], optuna.trial.TrialState
@@ -71,8 +71,8 @@ class Study:
             self.study.tell(asked, state=states.PRUNED if problem.startswith(PRUNED) else states.FAIL)
 
     def stop(self, job: Job) -> str | None:
-        """Report the metric's new values to the study. Returns the reason to end the trial if it is worse than the median of
-        earlier ones, else None."""
+        """Report the new values of the pruning metric to the study. Returns the reason to end the trial if it is worse than the
+        median of earlier trials, else None."""
         name, asked = self.settings.prune.metric, self.at_work[job.name]
         assert name is not None
         rows = [row for row in MetricsFile(job.folder.metrics).rows() if row.get(name) is not None]

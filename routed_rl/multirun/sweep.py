@@ -1,5 +1,5 @@
-"""The verb `sweep` tries many settings of one experiment: it runs the missing trials, then writes and shows the results of
-all."""
+"""The verb `sweep` tries many settings of one experiment. It runs the trials that are missing, then writes and shows the results
+of all trials."""
 
 import dataclasses
 import itertools
@@ -20,8 +20,8 @@ from routed_rl.multirun.workers import Execute, run_all
 
 
 class Grid:
-    """Every combination of the listed values, as a source of jobs like `Study`. The folders record which trials are done, so
-    failed ones are tried again."""
+    """Every combination of the listed values, as a source of jobs like `Study`. The trials' folders record which trials are done,
+    so failed trials are tried again."""
 
     def __init__(self, plan: Plan, dimensions: list[Dimension], settings: SweepConfig) -> None:
         for each in dimensions:
@@ -39,7 +39,8 @@ class Grid:
         return len(missing), iter(missing)
 
     def ended(self, job: Job, problem: str | None) -> None:
-        """Store the problem of a failed trial. For a successful one, ConfigError if an objective does not exist."""
+        """Store the `problem` of a failed trial. If the trial has succeeded, ConfigError is raised for an objective that its
+        summary does not have."""
         if problem is not None:
             self.problems[job.name] = problem
         else:

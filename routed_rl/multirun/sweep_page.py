@@ -1,4 +1,4 @@
-"""Makes the verdict of a sweep in sentences, and its page, OUT/sweep.html."""
+"""Makes the verdict of a sweep in sentences, and the page of the sweep, OUT/sweep.html."""
 
 from pathlib import Path
 from statistics import median
@@ -10,11 +10,11 @@ from routed_rl.report.page import write_page
 from routed_rl.report.parts import Bar, Page, Panel, Section, Table
 
 MOST = 12
-"""Largest number of trials in a picture."""
+"""Largest number of trials in a picture of the page."""
 
 
 def verdict(found: list[Outcome], settings: SweepConfig) -> list[str]:
-    """Sentences that say which trials are best, how far they are above the others, and what to do next; empty without an
+    """Sentences that say which trials are best, what the median trial reaches, and what to do next; empty without an
     objective."""
     done, winners = [each for each in found if each.values], best(found, settings.directions)
     if not settings.objectives:
@@ -33,7 +33,7 @@ def verdict(found: list[Outcome], settings: SweepConfig) -> list[str]:
 
 
 def write_sweep(file: Path, found: list[Outcome], settings: SweepConfig) -> Path:
-    """Write the page of a sweep to `file`; returns it."""
+    """Write the page of a sweep to `file`, and return that path."""
     lead, *more = verdict(found, settings) or [f"{len(found)} trials ended, and no objective ranks them."]
     title, columns, rows = table(found, settings)
     sections = [Section("trials", "All trials", "", "No trial has ended.", tables=[Table(f"{title}.", columns, rows)]),

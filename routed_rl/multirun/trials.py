@@ -15,8 +15,8 @@ from routed_rl.multirun.results import MODELS
 @dataclass(frozen=True)
 class Dimension:
     """A setting that a sweep varies. A choice lists its values: `KEY=A,B`, `KEY=choice(A,B)`, or `KEY=range(1,5)`. An interval
-    has two ends: `KEY=interval(LOW,HIGH)`; for whole numbers `int(interval(1,8))`; uniform in the logarithm
-    `tag(log,interval(1e-4,1))`."""
+    has two ends: `KEY=interval(LOW,HIGH)`; with whole numbers `KEY=int(interval(1,8))`; with values that are uniform in the
+    logarithm `KEY=tag(log,interval(1e-4,1))`."""
 
     key: str
     values: list[Any]
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings that all trials share."""
+    """The settings that all trials share. A trial has its folder in `folder`; `compose` turns its overrides into a config."""
 
     fixed: list[str]
     """The overrides of every trial."""
@@ -56,7 +56,8 @@ class Plan:
     compose: Compose
 
     def trial(self, number: int, point: Mapping[str, Any]) -> Job:
-        """Trial `number` with the settings `point`, as a job with its folder. ConfigError if the settings are not valid."""
+        """Trial number `number` with the varied settings `point`, as a job with its own folder. ConfigError if the settings are
+        not valid."""
         name, texts = f"trial-{number:03d}", {key: str(value) for key, value in point.items()}
         overrides = [*self.fixed, *(f"{key}={text}" for key, text in texts.items())]
         config = dataclasses.replace(self.compose(overrides), out=str(self.folder / name), name=name, sweep=SweepConfig())
@@ -64,8 +65,8 @@ class Plan:
 
 
 def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
-    """The outcome of a trial that has ended. If an objective is no number in the trial's summary, ConfigError lists the numbers
-    that it has."""
+    """The outcome of a trial that has ended, with the `problem` if it failed. If an objective is no number in the trial's
+    summary, ConfigError lists the numbers that the summary has."""
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
     summary = trial.folder.results()
@@ -77,8 +78,8 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
 
 
 def check_objective(path: str, config: Config) -> None:
-    """ConfigError for a path that no summary of a run of `config` can have. Metrics, and deeper keys, can be checked only after a
-    trial."""
+    """Raise ConfigError for a path that no summary.json of a run of `config` can have. Metrics, and deeper keys, can be checked
+    only after a trial."""
     section, *_ = names = path.split(".")
     models = (*MODELS, "kept") if config.keep else MODELS
     known = {"models": [models, list(config.env)], "attribution": [list(config.env)], "routing": [], "timing": [], "scales": []}
@@ -91,7 +92,7 @@ def check_objective(path: str, config: Config) -> None:
 
 
 def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
-    """Every number in nested mappings, with its path."""
+    """Every number in nested mappings, with its dotted path. `path` is that of `tree` itself."""
     if isinstance(tree, dict):
         return [found for key, inner in tree.items() for found in numbers(inner, f"{path}.{key}".lstrip("."))]
     return [(path, float(tree))] if isinstance(tree, (int, float)) and not isinstance(tree, bool) else []

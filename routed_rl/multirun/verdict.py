@@ -12,12 +12,14 @@ from routed_rl.report.headline import Headline, headlines
 Found = dict[str, Any]
 """The content of compare.json."""
 SMALLEST = 0.005
-"""Routing can be judged only if training without routing raises a flag by at least this much."""
+"""The least amount by which training without routing must raise a flag, as a share of completions, so that routing can be
+judged."""
 
 
 def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]) -> list[Headline]:
-    """The flag, the probe's flag and the skill that rose most from the base model to the policy without routing, or to the policy
-    of the first arm if no arm is unrouted. Environments count as trained on if the settings do not say which are."""
+    """The figures that the verdict is about: the flag, the flag of a probe environment and the skill that rose most from the base
+    model to the policy without routing (or, if no arm is unrouted, to the policy of the first arm). `trained` and `probes` name
+    the environments of each kind; if `trained` is empty, all but the probe environments count as trained on."""
     arms = found["arms"]
     shown = arms.get(UNROUTED) or next(iter(arms.values()), {})
     if not shown.get("policy"):
@@ -29,8 +31,8 @@ def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]
 
 def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[str] = (), overrides: Sequence[str] = ()
             ) -> list[str]:
-    """The verdict as sentences, the most important first. The last one says what to do next, as a command with the `overrides`
-    that made the runs."""
+    """The verdict as sentences, the most important first. `heads` are the figures that it is about. The last sentence says what
+    to do next, as a command with the `overrides` that made the runs."""
     if ROUTED not in found["arms"]:
         return [f"There is no verdict on routing, because no arm is {ROUTED}.",
                 f"Next: the same command with {ROUTED} in --arms too, which goes on from here."]

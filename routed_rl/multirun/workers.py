@@ -1,6 +1,6 @@
 """Runs jobs, a few at a time, in processes that import the libraries once and stay. Not covered: several machines.
 
-If a run fails, or its process dies, that is reported and the others continue.
+If a run fails, or its process dies, the failure is reported and the other runs continue.
 """
 
 import gc
@@ -22,8 +22,8 @@ from routed_rl.guard import die_with
 from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume, try_out
 
 Execute = Callable[[Config, list[str]], object]
-"""Function that trains one run into `config.out`. It must be importable by name. A caller that runs jobs elsewhere passes another
-function."""
+"""Function that trains one run into `config.out`, from its config and overrides. It must be importable by name. A caller that
+runs jobs elsewhere passes another function."""
 Ended = Callable[[Job, str | None], None]
 """Function that is called when a job has ended, with the job and its problem, or None."""
 Stop = Callable[[Job], str | None]
@@ -32,7 +32,7 @@ POLL_S = 1.0
 
 
 class Worker:
-    """A process that runs one job after another."""
+    """A process that runs one job after another. `jobs` is the number of such processes, which share the CPU cores."""
 
     def __init__(self, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -49,7 +49,7 @@ class Worker:
         self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
 
     def outcome(self) -> str | None:
-        """Wait for the end of the job. Returns its problem, or None."""
+        """Wait for the end of the job. Returns the reason why it failed, or None."""
         self.job = None
         try:
             return self.connection.recv()
@@ -66,11 +66,12 @@ class Worker:
 
 def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, logs: Path, verb: str, *,
             ended: Ended = lambda _job, _problem: None, stop: Stop | None = None, first: Iterable[Job] = ()) -> dict[str, str]:
-    """Run `count` jobs, at most `at_once` at a time. Returns {job: its problem} for those that failed.
+    """Run `count` jobs, at most `at_once` at a time, each by `execute`. Returns {job: its problem} for those that failed. Their
+    output goes to files in `logs`; `verb` is the name of the work on the progress bar.
 
     A job is taken from `jobs` when a process is idle, so that a later job may depend on the results of earlier ones, which
-    `ended` is told. `stop` may end a job in progress, with its process. Before any job is trained, those of `first` that have no
-    folder yet are tried out, in a process that trains afterwards; RoutedRLError if one of them cannot begin.
+    `ended` is told. `stop` may end a job in progress, with its process. The jobs in `first` that have no folder yet are tried out
+    before any job is trained; RoutedRLError if one of them cannot begin. They are tried out in a process that trains afterwards.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
@@ -78,7 +79,7 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
     try:
         tried = [job for job in first if not job.folder.path.exists()] if execute is train_or_resume else []
         if tried:
-            console.say(f"{verb}: trying out whether {len(tried)} run{'s' if len(tried) > 1 else ''} can begin, about 15 s")
+            console.say(f"{verb}: trying out whether {len(tried)} run{'s' if len(tried) > 1 else ''} can begin")
         for job in tried:
             workers[0].begin(try_out, job, logs)
             if problem := workers[0].outcome():
@@ -116,8 +117,8 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
 
 def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str = "--out"
                 ) -> dict[str, str]:
-    """Run the jobs that are not finished yet. `another` is the option that chooses the folder, for messages. Returns {job: its
-    problem} for those that failed."""
+    """Run the jobs that are not finished yet, as `run_all` does. `another` is the option by which a user chooses another folder;
+    error messages name it. Returns {job: its problem} for those that failed."""
     missing = [job for job in of_one_date(jobs) if not is_finished(job, another)]
     console.say(f"{verb}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done already, {at_once} at a time; logs in {logs}")
     first = [*{job.arm: job for job in reversed(missing)}.values()][::-1]
@@ -125,7 +126,7 @@ def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path,
 
 
 def refuse_failed(failed: dict[str, str], count: int, logs: Path) -> None:
-    """RunsFailed if any of `count` jobs failed."""
+    """Raise RunsFailed if any of `count` jobs failed; `failed` maps their names to their problems."""
     if failed:
         raise RunsFailed(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; see {logs}; the same command tries them "
                             "again")
