@@ -1,4 +1,4 @@
-"""The subspace: the frozen artifact, the methods that find it, and measures of its quality."""
+"""Finds, stores and judges subspaces: the frozen class `Subspace`, the methods that compute one, and measures of its quality."""
 
 from routed_rl.subspace.artifact import Provenance, Subspace
 from routed_rl.subspace.degrade import degrade

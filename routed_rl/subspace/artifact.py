@@ -22,11 +22,11 @@ RECORD = {"provenance": {"method": str, "model": str, "model_hash": str, "width"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a subspace comes from. These facts are enough to refuse the subspace for another model."""
+    """Facts about where a subspace comes from. They are enough to refuse the subspace for any model but its own."""
 
     method: str
     model: str
-    """The `model.path` from which it was extracted."""
+    """The `model.path` from which the subspace was extracted."""
     model_hash: str
     width: int
     layers: int
@@ -39,25 +39,28 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """Directions of personas in every layer's output. L layers, D stream width, K_l rank of layer l, J named axes."""
+    """Directions that tell personas apart, in every layer's output, and named axes along which shifts are reported.
+
+    Shape letters: L layers, D stream width, K_l rank of layer l, J named axes, S sampled activations.
+    """
 
     directions: list[Tensor]
     """For each layer, orthonormal columns (D, K_l), the strongest first."""
     axes: list[Tensor]
-    """For each layer, the named directions along which shifts are reported, as columns (D, J) of length 1 or 0. Each points to
-    the positive persona."""
+    """For each layer, the named axes as columns (D, J), which point to the positive persona. A column has length 1, or 0 if the
+    layer lacks the axis."""
     axis_names: list[str]
     scales: Tensor
-    """(L, J): the length along each axis that counts as 1."""
+    """(L, J): the length in the stream that counts as a shift of 1 along each axis."""
     units: Tensor
-    """(L,): the gap between the personas at each layer, the unit of the quarantine's bound."""
+    """(L,): the gap between the personas at each layer, which is the unit of the limit `routing.quarantine.max_shift`."""
     stream: Tensor
-    """(L, S, D): a centred sample of the base model's stream, for covariance-matched random bases."""
+    """(L, S, D): a sample of the base model's activations, centred, for random bases that have the stream's covariance."""
     provenance: Provenance
     quality: dict[str, Any] = field(default_factory=dict)
     spreads: list[Tensor] | None = None
-    """For each layer (K_l,): the length that counts as 1 along each direction. None if the axes after the first one are the
-    directions; their lengths are then in `scales`."""
+    """For each layer (K_l,): the length in the stream that counts as a shift of 1 along each direction. None if the axes after
+    the first one are the directions; `scales[:, 1:]` then has these lengths."""
 
     def __post_init__(self) -> None:
         self._check_tensors()
@@ -77,7 +80,7 @@ class Subspace:
                                 "use prompts that differ")
 
     def _check_tensors(self) -> None:
-        """Refuse missing layers, a wrong shape or type of number, and numbers that are not finite."""
+        """SubspaceError if a layer is missing, if a tensor has a wrong shape or type, or if a number is not finite."""
         layers, width, named = self.provenance.layers, self.provenance.width, len(self.axis_names)
         again = "extract it again"
         for name, tensors in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads}.items():
@@ -96,9 +99,11 @@ class Subspace:
                 raise SubspaceError(f"the subspace's {name}: the numbers are {tensor.dtype}, not float32; {again}")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
-        """For each layer l, the basis (D, K) of its writers. `spanning`: it spans the directions of layers l to L, so that a
-        contained cotangent has no component in any later layer's subspace. `per_layer`: it spans the directions of layer l.
-        `shared`: it spans those of all layers, is the same for all, and has a rank of at most `shared_rank`."""
+        """Return, for each layer l, the basis (D, K) at which changes of the writers in that layer are split. With the layout
+        `per_layer` it spans the directions of layer l. With `spanning` it spans the directions of layer l and all later layers,
+        so that a contained cotangent has no component in any later layer's subspace. With `shared` there is one basis for all
+        layers, which spans the directions of all layers and has a rank of at most `shared_rank`. `drop_below`: the share of the
+        largest singular value below which a direction of the span is dropped."""
         if layout == "per_layer":
             return list(self.directions)
         # Weighted by strength: layers mostly rotate the same few directions, and the rest hardly tells the personas apart.
@@ -109,20 +114,23 @@ class Subspace:
         return [orthonormal(torch.cat(weighted[layer:], dim=1), drop_below=drop_below) for layer in range(len(weighted))]
 
     def strengths(self, layer: int) -> Tensor:
-        """(K_l,): the distance between the personas along each direction of a layer, in units of the gap at that layer."""
+        """Return the distance between the personas along each direction of a layer, (K_l,), in units of the gap at that layer."""
         rank = self.directions[layer].shape[1]
         return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
     def layer_weights(self) -> Tensor:
-        """(L,): the weight of each layer in a mean of shifts over layers. It is 2 AUROC - 1 of the persona axis on held-out
-        prompts, so 0 if the axis does not tell the personas apart. At such a layer the gap between the personas, which is the
-        unit of the shift, is tiny, and any change would be many gaps. All weights are 1 if nothing was held out."""
+        """Return the weight of each layer in a mean of shifts over layers, (L,). The weight is 2 AUROC - 1 of the persona axis on
+        held-out prompts, at least 0. It is 0 if the axis does not tell the personas apart at a layer; there the gap, which is the
+        unit of the shift, is tiny, and any change would be many gaps. If AUROC was not measured, or all weights would be 0, they
+        are all 1."""
         found = [row.get("auroc") for row in self.quality.get("layers", [])]
         weights = torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found])
         return weights if len(weights) == self.provenance.layers and bool(weights.any()) else torch.ones(self.provenance.layers)
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
-        """SubspaceError, which names the difference, if the model is not the one from which this subspace was extracted."""
+        """SubspaceError, which names the difference, unless the described model is the one from which this subspace was
+        extracted. `model`: its path, for the message. `model_hash`: the hash of its weights. `width`: of its stream. `layers`:
+        their number."""
         ours = self.provenance
         if (ours.width, ours.layers) != (width, layers):
             raise SubspaceError(f"the subspace has {ours.layers} layers of width {ours.width} but {model} has {layers} of "
@@ -132,7 +140,7 @@ class Subspace:
                                 f"{model} (weights {model_hash[:12]}): extract one from {model}")
 
     def save(self, folder: Path) -> None:
-        """Write `subspace.safetensors` and `subspace.json`. Either both are written or none."""
+        """Write `subspace.safetensors` and `subspace.json` into a new sealed folder. Either both are written or none."""
         tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
         for name, layers in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads or []}.items():
             tensors |= {f"{name}.{layer}": tensor for layer, tensor in enumerate(layers)}
@@ -160,8 +168,8 @@ class Subspace:
 
 
 def checked(name: str, tensor: Tensor, shape: tuple[int | None, ...], way_out: str) -> Tensor:
-    """`tensor` in float32 (or float64). SubspaceError if it has another shape (None: any size), an integer type, or numbers that
-    are not finite."""
+    """Return `tensor` in float32 (float64 stays). SubspaceError if its shape is not `shape` (in which None stands for any size),
+    if it has an integer type, or if a number is not finite. `name` begins the message, and `way_out` ends it."""
     check_shape(name, tensor.shape, shape, way_out)
     if not tensor.is_floating_point():
         raise SubspaceError(f"{name}: the numbers are {tensor.dtype}, not float32; {way_out}")
@@ -171,7 +179,8 @@ def checked(name: str, tensor: Tensor, shape: tuple[int | None, ...], way_out: s
 
 
 def check_shape(name: str, found: Sequence[int], shape: tuple[int | None, ...], way_out: str) -> None:
-    """SubspaceError unless the sizes are those of `shape`, in which None stands for any size."""
+    """SubspaceError if the sizes `found` of a tensor are not those of `shape`, in which None stands for any size. `name` begins
+    the message, and `way_out` ends it."""
     if len(found) != len(shape) or any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise SubspaceError(f"{name}: the shape is ({', '.join(map(str, found))}), not ({wanted}); {way_out}")

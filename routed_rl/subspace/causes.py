@@ -1,4 +1,5 @@
-"""Computes p values from the effects of steering along axes and along random directions, corrected for the number of axes."""
+"""Computes p values for the effects of steering the stream along axes, by comparison with steering along random directions. The p
+values are corrected for the number of axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Effects:
-    """How the score changes when the stream is pushed along a direction (`more`), when it is pushed the other way (`less`), and
-    when the direction is removed from it (`ablated`)."""
+    """The changes of a score when a vector along a direction is added to the stream (`more`), when the negated vector is added
+    (`less`), and when the stream's component along the direction is removed (`ablated`)."""
 
     more: float
     less: float
@@ -16,18 +17,20 @@ class Effects:
 
     @property
     def steering(self) -> float:
-        """Half the difference between the effects of both signs. Effects that do not depend on the sign (any push harms) cancel
-        in it."""
+        """Half the difference between `more` and `less`. An effect that does not depend on the sign, such as the harm that any
+        added vector does, cancels."""
         return (self.more - self.less) / 2
 
 
 def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects]) -> dict[str, Any]:
-    """The result as plain JSON. `axes` has for each axis its effects, `p` and `p_corrected` of steering, `ablation_p` and
-    `ablation_p_corrected`; `random` has the effects of the random directions.
+    """Return p values of the axes' effects as plain JSON. `names`, `real`: the axes and their effects; `drawn`: the effects of
+    random directions. The result's `axes` has for each axis its effects, `p` and `p_corrected` of steering, `ablation_p` and
+    `ablation_p_corrected` of the removal, and `as_signed` (whether steering raised the score); its `random` has the effects of
+    the random directions.
 
-    Both p values are two-sided ranks among the random directions, (1 + the number of directions with at least that effect) / (1 +
-    the number of directions), so they are exact if the axis and the random directions are exchangeable. They are corrected over
-    the axes by Holm's method (1979).
+    A p value is two-sided: (1 + the number of random directions with an effect of at least that size) / (1 + the number of random
+    directions). It is exact if the axis and the random directions are exchangeable. Corrected p values are corrected over the
+    axes by Holm's method (1979).
     """
     random = {"steering": [other.steering for other in drawn], "ablated": [other.ablated for other in drawn]}
     steering = [place(effect.steering, random["steering"]) for effect in real]
@@ -40,12 +43,12 @@ def judge(names: Sequence[str], real: Sequence[Effects], drawn: Sequence[Effects
 
 
 def place(value: float, others: Sequence[float]) -> float:
-    """Share of the numbers `value` and `others` that are at least as far from zero as `value`."""
+    """Return the share of numbers that are at least as far from zero as `value`, among `value` itself and `others`."""
     return (1 + sum(abs(other) >= abs(value) for other in others)) / (1 + len(others))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values after Holm's step-down correction, in the order of `p_values`."""
+    """Return the p values after Holm's step-down correction, in the order of `p_values`."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -1,5 +1,5 @@
-"""Makes a subspace worse on purpose, by turning it away from the personas or leaving out directions. It is for experiments on the
-cost of an imperfect interpretation."""
+"""Makes a subspace worse on purpose, by turning it away from the personas or leaving out directions, for experiments on the cost
+of an imperfect interpretation."""
 
 import math
 from dataclasses import replace
@@ -13,11 +13,11 @@ from routed_rl.subspace.artifact import Subspace
 
 
 def degrade(subspace: Subspace, angle: float, missing: float, seed: int) -> Subspace:
-    """Turn every direction, and the axes with it, by `angle` degrees towards a random direction outside the span of its layer.
-    Then leave out the share `missing` of each layer's directions, drawn by `seed`; their number is rounded down. The figures of
-    quality stay those of the original subspace.
+    """Return a worse copy of a subspace. Every direction, and the axes with it, is turned by `angle` degrees towards a random
+    direction outside the span of its layer's directions. Then the share `missing` of each layer's directions, rounded down to a
+    whole number of directions, is left out at random. `seed` decides all draws. The quality figures stay those of the original.
 
-    SubspaceError if a layer has so many directions that there are not as many others outside their span.
+    SubspaceError if a layer has more directions than half the stream's width, so that there are too few to turn them to.
     """
     generator, turned, spreads = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
     axes = list[Tensor]()

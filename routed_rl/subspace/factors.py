@@ -1,5 +1,5 @@
-"""Finds directions to which a map responds most, and chooses the few whose effects capture the most of a target direction. It
-works on tensors and needs no model.
+"""Finds input directions, called factors, to which a map responds most, and chooses the few whose effects hold most of a given
+direction. The map adds a vector to the stream at one place and reads the change at another. Works on tensors and needs no model.
 
 Shape letters: F factors, B prompts, D stream width, L layers.
 """
@@ -16,21 +16,23 @@ from routed_rl.errors import SubspaceError
 from routed_rl.linalg import orthonormal
 
 Response = Callable[[Tensor], Tensor]
-"""Differentiable function that maps pushes (F, D) to the change that each makes, (F, B, D), each row by itself."""
+"""Differentiable function that maps F vectors (F, D), each of which is added to the stream by itself, to the changes that they
+cause, (F, B, D): one for each of B prompts."""
 Split = Callable[[Tensor], Sequence[Tensor]]
-"""Function that splits pushes into parts that are run together."""
+"""Function that splits vectors (F, D) along F into parts that are small enough to be run together."""
 Told = Callable[[int, int], None]
-"""Function (done, in all) -> None, called after each iteration."""
+"""Function that is called after each iteration, to report progress, with the number of iterations done and the number in all."""
 RANGE, DRAWS, HALVINGS = (2.0**-7, 2.0**5), 30, 12
-"""The smallest and the largest radius that is tried, in lengths of the stream; the number of random directions that are pushed;
-and the number of bisections between two radii that differ by a factor of 2."""
+"""For calibrating a radius: `RANGE` has the smallest and the largest radius that is tried, in units of the stream's length;
+`DRAWS` is the number of random directions; `HALVINGS` is the number of bisections between two radii that differ by a factor of
+2."""
 
 
 @torch.no_grad()  # of parameters; torch.func differentiates by the pushes all the same
 def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iterations: int, split: Split,
                         told: Told | None = None) -> Tensor:
-    """(F, D) unit directions, nearly orthogonal, each of which locally maximises the length of the mean response to a push of
-    `radius`.
+    """Return unit directions (F, D), nearly orthogonal to each other, each of which locally maximises the length of the mean
+    response over prompts to a vector of length `radius`. `start_FD`: the directions from which the search begins.
 
     Orthogonalised gradient iteration for the exponential form of deep causal transcoding: Mack and Turner, 2024, "Deep causal
     transcoding". Each iteration orthonormalises the directions and replaces each by the gradient of its own response.
@@ -50,8 +52,8 @@ def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iter
 @torch.no_grad()
 def linear_factors(respond: Response, start_FD: Tensor, iterations: int, split: Split,
                    told: Told | None = None) -> tuple[Tensor, Tensor]:
-    """(F, D) leading right singular vectors of the mean Jacobian without a push, the strongest first, and their singular values
-    (F,).
+    """Return the leading right singular vectors (F, D) of the response's Jacobian at 0, averaged over prompts, the strongest
+    first, and their singular values (F,). `start_FD`: the directions from which the search begins.
 
     Block power iteration, with a small singular value decomposition at the end.
     """
@@ -73,9 +75,10 @@ def linear_factors(respond: Response, start_FD: Tensor, iterations: int, split: 
 
 @torch.no_grad()
 def calibrated_radius(respond: Response, drawn_FD: Tensor, norm: float, goal: float, split: Split) -> float:
-    """The smallest radius at which the responses to the unit directions `drawn_FD` depart from their linear part by the share
-    `goal` of it, as the root mean square over directions and prompts. `norm` is the stream's length. SubspaceError if no radius
-    that is tried does that."""
+    """Return the smallest length of vectors along the unit directions `drawn_FD` at which the response is nonlinear by `goal`:
+    the length of its difference from its linear part, divided by the length of the linear part, is `goal` as a root mean square
+    over directions and prompts. Lengths in `RANGE` are tried, in units of `norm`, the stream's length; SubspaceError if none
+    does."""
     slopes = [jvp(respond, (torch.zeros_like(part),), (part.contiguous(),))[1] for part in split(drawn_FD)]
 
     def departure(radius: float) -> float:
@@ -103,9 +106,10 @@ def calibrated_radius(respond: Response, drawn_FD: Tensor, norm: float, goal: fl
 
 
 def most_captured(effects_LFD: Tensor, target_LD: Tensor, keep: int) -> tuple[list[int], list[float]]:
-    """Choose `keep` factors one after another: each is the one whose addition to the chosen ones makes their span hold the most
-    of the target's energy, as the mean over layers. Returns the factors, and the share of the energy after each. A layer at which
-    the target is zero does not count."""
+    """Choose `keep` factors by their effects at each layer, `effects_LFD`. They are chosen one after another, and each choice
+    makes the span of the chosen effects hold as much as possible of the energy of `target_LD`, as a mean over layers. Returns the
+    indices of the chosen factors, and the share of the energy that the span holds after each choice. A layer at which the target
+    is zero does not count."""
     used = target_LD.norm(dim=1) > 0
     effects, target = effects_LFD[used].double(), normalize(target_LD[used].double(), dim=1)
     rest = effects.clone()
@@ -126,7 +130,8 @@ def most_captured(effects_LFD: Tensor, target_LD: Tensor, keep: int) -> tuple[li
 
 
 def captured(effects_LFD: Tensor, target_LD: Tensor) -> list[float | None]:
-    """For each layer, the share of the target's energy within the span of the factors; None if the target is zero there."""
+    """Return, for each layer, the share of the energy of `target_LD` that the span of the effects `effects_LFD` holds; None for a
+    layer at which the target is zero."""
     units_LD = normalize(target_LD.double(), dim=1)
     return [(orthonormal(effects.double().mT).mT @ unit).square().sum().item() if unit.any() else None
             for effects, unit in zip(effects_LFD, units_LD, strict=True)]

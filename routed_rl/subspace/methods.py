@@ -1,5 +1,5 @@
 """The methods that turn activations under two personas into directions and named axes. They work on tensors and need no model.
-Each method is one row of `METHODS`.
+Each method is one entry of `METHODS`.
 
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width, K rank, J axes.
 """
@@ -18,23 +18,24 @@ from routed_rl.subspace.rows import NULL, CentredRows, DifferenceRows, Rows
 from routed_rl.subspace.samples import Samples
 
 SMALLEST_SCALE = 1e-3
-"""Smallest scale of a component, as a share of the gap, so that no shift is divided by almost nothing."""
+"""The smallest scale that a direction may have, as a share of the gap, so that no shift is divided by almost nothing."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many directions a layer gets: `rank` of them, or, if `rank` is None, all whose singular value is at least `weakest`
-    times the largest. With a rank, a layer in which the personas differ along fewer directions gets noise for the rest."""
+    """The number of directions that a layer gets: `rank` of them, or, if `rank` is None, as many as have a singular value of at
+    least `weakest` times the largest. If `rank` is set and the personas differ along fewer directions, the others are noise."""
 
     rank: int | None
     weakest: float = 1.0
     components: int = 3
-    """For the assistant axis without a rank: largest number of leading components of the roles beside the axis."""
+    """For the method `assistant_axis` if `rank` is None: the largest number of components of the roles that are taken beside the
+    axis itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The result of a method: the fields of `Subspace` that are computed from samples."""
+    """The directions and axes that a method found. Fields without a text are those of `Subspace`."""
 
     directions: list[Tensor]
     axes: list[Tensor]
@@ -42,16 +43,17 @@ class Found:
     scales: Tensor
     units: Tensor
     spreads: list[Tensor] | None = None
-    """For each layer (K,): the length that counts as 1 along each direction. None if `scales[:, 1:]` holds these lengths."""
+    """For each layer (K,): the length in the stream that counts as a shift of 1 along each direction. None if `scales[:, 1:]` has
+    these lengths."""
     kind_of_axis: dict[int, int] = field(default_factory=dict)
-    """For axes that stand for the pairs of only one kind: index of the axis -> index of the kind."""
+    """For each axis that stands for the pairs of one kind alone: index of the axis -> index of the kind."""
 
     def subspace(self, stream: Tensor, provenance: Provenance, quality: dict[str, Any]) -> Subspace:
         return Subspace(self.directions, self.axes, self.axis_names, self.scales, self.units, stream, provenance, quality,
                         self.spreads)
 
     def behind_an_empty_layer(self) -> "Found":
-        """The same result with all layers moved up by one. The new first layer has an empty basis and zero axes."""
+        """Return a copy in which every layer has moved up by one. The new first layer has no directions, and its axes are 0."""
         spreads = None if self.spreads is None else [self.spreads[0][:0], *self.spreads]
         return replace(self, directions=[self.directions[0][:, :0], *self.directions], spreads=spreads,
                        axes=[torch.zeros_like(self.axes[0]), *self.axes], scales=torch.cat([self.scales[:1], self.scales]),
@@ -60,26 +62,27 @@ class Found:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table of methods. `gather` is the class to which blocks of samples are added; `name` is the function that
-    turns its rows into directions and axes."""
+    """An entry of the table of methods."""
 
     gather: type[DifferenceRows]
+    """The class that gathers the rows for the fit from blocks of samples."""
     name: Callable[[Rows, Size, Sequence[str], int], Found]
-    """Function of (rows, size, names of the kinds, seed)."""
+    """Function that turns these rows into directions and named axes. Its arguments are the rows, the number of directions, the
+    names of the pairs' kinds, and a seed."""
 
 
 def gathered(method: str, samples: Samples) -> Rows:
-    """The rows that `method` fits, from samples that are all in memory."""
+    """Return the rows that `method` fits, gathered from samples that are all in memory."""
     gathering = METHODS[method].gather(None)
     gathering.add(samples)
     return gathering.rows()
 
 
 def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
-    """The strongest right singular vectors of the weighted rows, uncentred, strongest first: (D, K), float32.
+    """Return the strongest right singular vectors of the weighted rows, which are not centred, as columns (D, K), float32, the
+    strongest first. `size` decides K, but vectors whose singular value is not above `NULL` times the largest are left out.
 
-    Only vectors whose singular value is above `NULL` times the largest are kept. They are computed from the smaller Gram matrix,
-    in float64.
+    They are computed in float64 from the smaller of the two Gram matrices.
     """
     weighted = rows_GD.double() * weights_G.unsqueeze(1)
     wide = weighted.shape[0] <= weighted.shape[1]
@@ -94,8 +97,9 @@ def top_directions(rows_GD: Tensor, weights_G: Tensor, size: Size) -> Tensor:
 
 
 def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """For each layer, the `top_directions`, with signs so that each points to the positive persona, and the weighted root mean
-    square of all rows along each, (K,) float64."""
+    """Return, for each layer, the `top_directions` (D, K), each with the sign that points to the positive persona, and the
+    weighted root mean square of all rows along each, (K,) float64, at least `SMALLEST_SCALE` times the layer's entry of
+    `units_L`."""
     directions, spreads = [], []
     for layer, gap, unit in zip(rows.rows_LGD, rows.gap_LD, units_L, strict=True):
         basis = top_directions(layer, rows.weights_G, size)
@@ -107,15 +111,16 @@ def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], li
 
 
 def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[str] = ()) -> Found:
-    """Find directions, signed axes, scales and units of every layer, from samples that are all in memory."""
+    """Find directions and named axes of every layer by the method of this name, from samples that are all in memory. `seed` is
+    that of the method `random`. `kinds`: the names of the pairs' kinds, by which `persona_vectors` names its axes."""
     return METHODS[method].name(gathered(method, samples), size, kinds, seed)
 
 
 def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 0) -> Found:
-    """The strongest directions of the rows. This fits method mean_difference and, with centred rows, method pca.
+    """Take the strongest directions of the rows. This is the method `mean_difference` and, for centred rows, the method `pca`.
 
-    The axis "persona" is the unit mean difference, and its scale is the gap; "component_k" is the k-th direction. If a layer has
-    fewer components than another, it has zero columns (with the gap as their scale) in their place, along which every shift is 0.
+    The axis "persona" is the mean difference, scaled to length 1, and its scale is the gap; "component_k" is the k-th direction.
+    A layer with fewer directions than another has zeros as its missing axes, so that every shift along them is 0.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     directions, spreads = strongest(rows, size, units)
@@ -126,17 +131,20 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
 
 
 def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
-    """The random control: the result of `components`, with rotated directions. Axes, scales and units are not changed."""
+    """Make the random control: the result of `components`, with directions that are rotated at random by `seed`. Axes, scales and
+    units are not changed."""
     real = components(rows, size, kinds, seed)
     return replace(real, directions=rotated(real.directions, seed))
 
 
 def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: int) -> Found:
-    """The assistant axis and, orthogonal to it, the leading components of the roles' means about their common mean.
+    """Take the assistant axis and, orthogonal to it, the leading principal components of the roles. Each role is a kind of pairs,
+    and its row is the mean difference between the role and the default assistant.
 
-    The published axis is default minus roles. Here every axis points to what must not grow, which is leaving the assistant, so
-    "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. The scale of a component is
-    the root mean square over roles along it, and it points to the side of the roles' longer tail.
+    The published axis is default minus roles. Here every axis points to what must not grow, which is to leave the assistant, so
+    the axis "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. The axis
+    "role_component_k" is the k-th component. It points to the side of the roles' longer tail, and its scale is the root mean
+    square of the roles along it.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     total = size.components + 1 if size.rank is None else size.rank
@@ -160,11 +168,11 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
 
 
 def persona_vectors(rows: Rows, size: Size, kinds: Sequence[str], _seed: int) -> Found:
-    """One axis per trait: the trait's unit mean difference, with the trait's gap as scale. The directions are the strongest over
-    all traits.
+    """Take one axis for each trait, which is a kind of pairs: the trait's mean difference, scaled to length 1. Its scale is the
+    length of that difference, the trait's gap. The directions are the strongest over all traits.
 
-    The first axis, "persona", is the mean over the traits. The unit is the root mean square of the traits' gaps, because traits
-    may point against each other, which makes their mean short.
+    The first axis, "persona", is the mean over the traits. The unit of a layer is the root mean square of the traits' gaps and
+    not the length of their mean, which is short if traits point against each other.
     """
     gap_LJD = rows.rows_LGD.double()
     lengths = gap_LJD.norm(dim=2)
@@ -187,14 +195,14 @@ METHODS: dict[str, Method] = {
     "assistant_axis": Method(DifferenceRows, away_from_assistant),
     "persona_vectors": Method(DifferenceRows, persona_vectors),
 }
-"""The methods that fit rows of contrast prompts."""
+"""The methods that fit a subspace to contrast prompts, by their names in `subspace.method`."""
 
 
 def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
-    """All bases, turned by the same Haar-distributed rotation of the stream.
+    """Turn the bases of all layers by the same Haar-distributed rotation of the stream, drawn by `seed`.
 
-    Each basis is then Haar-distributed, and directions that layers share stay shared, so a spanning or shared union keeps its
-    rank. Independent draws would give the control a wider union than the real subspace.
+    Each basis is then Haar-distributed, and layers that had a direction in common still have one in common. The union of all
+    bases therefore keeps its rank. Independent draws would give the random control a wider union than the real subspace.
     """
     union = orthonormal(torch.cat(directions, dim=1).double())
     image = random_basis(union.shape[0], union.shape[1], torch.Generator().manual_seed(seed)).double()
@@ -203,8 +211,9 @@ def rotated(directions: list[Tensor], seed: int) -> list[Tensor]:
 
 def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str, scales: list[Tensor], units: Tensor,
            spreads: list[Tensor] | None = None) -> Found:
-    """The result, with zero columns for the axes that a layer lacks, whose scale is the unit. The axes are named `first`,
-    `others`_1, `others`_2, ..."""
+    """Make a `Found` from directions and axes of layers that may have different numbers of axes: a layer with fewer axes gets
+    columns of zeros, whose scale is the layer's unit. The first axis is named `first`, and the others `others`_1, `others`_2, and
+    so on. `directions`, `axes` and `scales` have one tensor per layer; `units` (L,) and `spreads` are those of `Found`."""
     most = max(axis.shape[1] for axis in axes)
     axes = [torch.nn.functional.pad(axis, (0, most - axis.shape[1])) for axis in axes]
     scales = [torch.cat([scale, unit.repeat(most - len(scale))]) for scale, unit in zip(scales, units, strict=True)]
@@ -213,7 +222,8 @@ def padded(directions: list[Tensor], axes: list[Tensor], first: str, others: str
 
 
 def checked_units(lengths_L: Tensor, norm_L: Tensor) -> Tensor:
-    """The lengths of the gaps. SubspaceError for a layer whose gap is only rounding of the stream."""
+    """Return `lengths_L`, the length of the gap at each layer. SubspaceError if a gap is so short against the stream's length
+    `norm_L` that it is only rounding."""
     for layer, (length, norm) in enumerate(zip(lengths_L, norm_L, strict=True)):
         if length <= NULL * norm:
             raise SubspaceError(f"the two personas do not differ at the output of layer {layer} (gap {length:.1e}, "

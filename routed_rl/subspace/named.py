@@ -1,5 +1,5 @@
-"""Turns named vectors into a subspace, by orthonormalising them in their order. It is used for SAE rows, vectors of a file, and
-unions.
+"""Turns named vectors into a subspace, by orthonormalising them in their order. Used for decoder rows of SAEs, for vectors of a
+file, and for unions of subspaces.
 
 Shape letters: L layers, D stream width, K rank, J axes, S sampled activations.
 """
@@ -21,14 +21,15 @@ DEPENDENT = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class NamedVector:
-    """One axis: its vector at each of its layers, and the length along it that counts as 1."""
+    """A vector that becomes one named axis of a subspace. It may be given at some layers only."""
 
     name: str
     at: dict[int, Tensor]
-    """Maps a layer to the vector (D,) there, which points to the persona that must not grow and may have any length but zero."""
+    """Maps a layer to the vector (D,) at that layer, which points to the persona that must not grow and may have any length but
+    0."""
     scales: dict[int, float]
-    """Maps a layer to the length that counts as 1. For a layer that is not in it, this is the stream's standard deviation along
-    the vector."""
+    """Maps a layer to the length in the stream that counts as a shift of 1 along the vector. At a layer that is missing here, the
+    stream's standard deviation along the vector counts as 1."""
 
     def __post_init__(self) -> None:
         for layer, values in self.at.items():
@@ -38,8 +39,8 @@ class NamedVector:
 
 
 def in_order(vectors_DJ: Tensor) -> Tensor:
-    """Orthonormal columns (D, K), by Gram-Schmidt in the order of the vectors. A vector in the span of those before it adds no
-    column."""
+    """Orthonormalise the columns of `vectors_DJ` by Gram-Schmidt in their order. Returns orthonormal columns (D, K); K may be
+    less than J, because a vector in the span of earlier vectors adds no column."""
     kept: list[Tensor] = []
     for vector in vectors_DJ.double().unbind(1):
         rest = vector
@@ -53,11 +54,11 @@ def in_order(vectors_DJ: Tensor) -> Tensor:
 
 
 def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -> Found:
-    """Make a subspace whose axes are the vectors, scaled to length 1. The directions are their orthonormalised columns, or the
-    first `size.rank` of them if a rank is set.
+    """Make a subspace whose axes are the vectors, scaled to length 1. Its directions are the orthonormalised axes, or the first
+    `size.rank` of them if a rank is set. `stream_LSD`: a sample of the model's activations at each layer.
 
-    The unit of a layer is the root of its axes' summed squared scales. A layer without axes has an empty basis, and zero columns
-    with the mean scale, so that every shift there is 0.
+    The unit of a layer is the root of the sum of its axes' squared scales. A layer without vectors has no directions, and its
+    axes are 0, so that every shift there is 0.
     """
     layers, _, width = stream_LSD.shape
     axes = torch.zeros(layers, width, len(vectors))
@@ -80,18 +81,18 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
 
 
 def spreads_of(basis: Tensor, axes: Tensor, scales_J: Tensor) -> Tensor:
-    """(K,): the length that counts as 1 along each direction, computed from the components of the axes (D, J) along it and from
-    their scales."""
+    """Return the length in the stream that counts as a shift of 1 along each column of `basis` (D, K), (K,). It is the root of
+    the sum of squares of the components that the axes (D, J), made as long as their scales `scales_J`, have along the column."""
     along = (basis.mT @ axes) * scales_J
     return along.square().sum(dim=1).sqrt()
 
 
 def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
-    """Join subspaces: all axes of `parts`, named part.axis, and the span of all their directions, orthonormalised in the order of
-    the parts.
+    """Join named subspaces of one model. The result has all their axes, named `NAME.AXIS`, and as its directions the span of all
+    their directions, orthonormalised in the order of `parts`, or the first `size.rank` of these if a rank is set.
 
-    The unit of the quarantine's bound, the sample of the stream and the provenance are those of the first part; the caller
-    replaces method and details of the provenance. Raises SubspaceError for parts of different models.
+    The units, the sample of the stream and the provenance are those of the first subspace; the caller replaces method and details
+    of the provenance. SubspaceError if the subspaces are of different models.
     """
     first = parts[0][1]
     ours = first.provenance

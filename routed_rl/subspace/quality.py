@@ -1,8 +1,8 @@
-"""Measures the quality of a subspace before any training: held-out separation, split-half stability, captured energy against
-chance.
+"""Measures the quality of a subspace before any training: whether it separates held-out prompts, whether two halves of the pairs
+give the same subspace, and whether it captures more of the personas' difference than chance.
 
-Not covered: whether steering along it changes behaviour, and prompts that the two halves share in part (the same question under
-two system prompts), which make held-out figures look better than they are.
+Not covered: whether steering along the subspace changes behaviour. If the two halves share a part of their prompts (the same
+question under two system prompts), the figures look better than they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,27 +19,29 @@ DRAWS = 64
 FEWEST_PAIRS = 4
 LOWEST_AUROC, LOWEST_STABILITY, LOWEST_RATIO = 0.8, 0.5, 2.0
 SEED = 0
-"""Seed of the halves and the random draws. It is not the run's seed, so that the figures of one subspace are always the same."""
+"""The seed of the halves and of the random bases. It is not the run's seed, so that a subspace always has the same figures."""
 
 COLUMNS = ("auroc", "ordered", "stability", "captured", "captured_random", "captured_ratio", "captured_place")
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Probability that a positive score is above a negative one; a tie counts as half."""
+    """Return the probability that one of the scores `positive` (P,) is above one of the scores `negative` (N,), both drawn at
+    random. A tie counts as half."""
     below = negative.sort().values
     ranks = torch.searchsorted(below, positive) + torch.searchsorted(below, positive, right=True)
     return ranks.double().mean().item() / 2 / len(negative)
 
 
 def best_layer_of(values: Sequence[float], tied: float = 0.005) -> int:
-    """The layer with the highest value. Among layers within `tied` of it the one nearest to the middle is taken."""
+    """Return the layer with the highest value, given one value for each layer. Among layers whose value is within `tied` of the
+    highest, the one nearest to the middle layer is taken."""
     best = [layer for layer, value in enumerate(values) if value >= max(values) - tied]
     return min(best, key=lambda layer: abs(layer - (len(values) - 1) / 2))
 
 
 def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two random halves of the pairs (indices). Each kind that has two pairs is in both halves. If the pairs have folds of their
-    own, these are the halves."""
+    """Split the pairs into two halves at random, and return the indices of the pairs in each. A kind that has two or more pairs
+    is in both halves. If the samples say to which fold a pair belongs (`fold_R`), folds 0 and 1 are the halves."""
     if samples.fold_R is not None:
         return samples.pair_R[samples.fold_R == 0].unique(), samples.pair_R[samples.fold_R == 1].unique()
     pairs = torch.stack([samples.kind_R, samples.pair_R], dim=1).unique(dim=0)
@@ -51,22 +53,28 @@ def halves(samples: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def captured_share(rows_GD: Tensor, weights_G: Tensor, bases: Tensor) -> Tensor:
-    """Share of the weighted rows' energy inside each of `bases` (..., D, K), from 0 to 1."""
+    """Return the share, from 0 to 1, of the energy of the weighted rows that lies inside each of `bases` (..., D, K)."""
     weighted = rows_GD * weights_G.float().unsqueeze(1)
     return (weighted @ bases).square().sum(dim=(-1, -2)) / weighted.square().sum().clamp(min=1e-30)
 
 
 def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[Samples], list[Tensor]],
                     rank: int | None) -> dict[str, Any]:
-    """The figures as plain JSON: `pairs`, `rank` (as the settings asked, or null), `draws`, and `layers`, one mapping for each
-    layer. A figure that cannot be measured is null. `fit` makes `directions` from samples.
+    """Measure the quality of the subspace with these `directions`, and return plain JSON. `fit` is the function that made the
+    directions from samples, and is called on each half of the pairs. `rank`: the rank that the settings asked for, or None.
 
-    The figures of a layer are: its `rank`; `auroc` of the persona axis fitted on one half, on the last positions of the other;
-    `ordered`, the share of those pairs whose positive prompt is further along the axis than their negative one; `stability`, the
-    mean squared principal cosine between the halves' bases (chance: rank / width); `captured`, the share of one half's difference
-    energy inside the other's basis; `captured_random`, its mean over random bases of that rank; `captured_ratio`, their ratio;
-    and `captured_place`, the rank of `captured` among the values of all these bases, where 1 is the best. Figures that compare
-    the halves are means over both ways.
+    The result has the number of `pairs`, `rank`, the number of random bases `draws`, and `layers`, one mapping for each layer
+    with the figures below. A figure that cannot be measured is null. All but the first are means over both ways to choose the
+    half on which something is fitted and the half on which it is tested.
+
+    - `rank`: the number of the layer's directions.
+    - `auroc`: how well the persona axis that is fitted on one half tells the personas apart at the last positions of the other.
+    - `ordered`: the share of the tested pairs whose positive prompt is further along this axis than their negative prompt.
+    - `stability`: the mean squared principal cosine between the bases of the two halves. By chance it is rank / width.
+    - `captured`: the share of the energy of one half's differences that lies inside the other half's basis.
+    - `captured_random`: the mean of `captured` over random bases of the same rank.
+    - `captured_ratio`: `captured` / `captured_random`.
+    - `captured_place`: the place of `captured` among the values of all these bases, where 1 is the highest.
     """
     generator = torch.Generator().manual_seed(SEED)
     parts = [samples.of_pairs(half) for half in halves(samples, generator)]
@@ -89,7 +97,8 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
 
 
 def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
-    """The same figures with all layers moved up by one. The new first layer has no figures."""
+    """Return a copy of the result of `measure_quality` in which every layer has moved up by one. The new first layer has no
+    figures."""
     empty = {"layer": 0, "rank": 0} | dict.fromkeys(COLUMNS)
     shifted = [row | {"layer": row["layer"] + 1} for row in quality["layers"]]
     if axes := quality.get("axes"):
@@ -100,7 +109,8 @@ def behind_an_empty_layer(quality: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
-    """A row of short texts for each layer, for a table, with a dash for a missing figure."""
+    """Format the result of `measure_quality` as a table: for each layer a mapping of the column's heading to a short text, which
+    is a dash for a missing figure."""
     return [{"layer": str(row["layer"]), "rank": str(row["rank"]), "separation (AUROC)": figure(row.get("auroc")),
              "pairs in order": figure(row.get("ordered"), ".0%"), "stability": figure(row.get("stability")),
              "captured": figure(row.get("captured"), ".0%"), "x random": figure(row.get("captured_ratio"), ".1f"),
@@ -109,7 +119,8 @@ def describe_quality(quality: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def check_quality(quality: dict[str, Any]) -> list[str]:
-    """A warning for each figure that is not good enough, with the layers; empty for a good subspace."""
+    """Return one warning for each figure of `measure_quality` that is not good enough, with the layers at which it is not. The
+    list is empty for a good subspace."""
     if quality["pairs"] is None:
         return []
     if quality["pairs"] < FEWEST_PAIRS:
@@ -133,7 +144,8 @@ def check_quality(quality: dict[str, Any]) -> list[str]:
 
 
 def _separation(axis_LD: Tensor, held_out: Samples) -> list[tuple[float, float]]:
-    """For each layer: the AUROC between all positive and all negative prompts, and the share of pairs in the right order."""
+    """Return, for each layer, two figures of the axis `axis_LD` at the last positions of the pairs `held_out`: the AUROC between
+    positive and negative prompts, and the share of pairs whose positive prompt is further along the axis."""
     last = held_out.offset_R == 0
     positive = torch.einsum("lrd,ld->lr", held_out.positive[:, last].double(), axis_LD)
     negative = torch.einsum("lrd,ld->lr", held_out.negative[:, last].double(), axis_LD)
@@ -143,7 +155,8 @@ def _separation(axis_LD: Tensor, held_out: Samples) -> list[tuple[float, float]]
 
 def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int, Tensor],
                     generator: torch.Generator) -> dict[str, Any]:
-    """Share captured by the basis of each fold (rows, weights, basis), and by random bases of the same rank; means over folds."""
+    """Return the figures `captured...` of `measure_quality`, as means over `folds`, which are (rows, weights, basis). `draws`:
+    the random bases by rank, to which missing ranks are added."""
     real, random = torch.zeros(()), torch.zeros(DRAWS)
     for rows, weights, basis in folds:
         width, rank = basis.shape
@@ -157,7 +170,7 @@ def _against_chance(folds: list[tuple[Tensor, Tensor, Tensor]], draws: dict[int,
 
 
 def figure(value: float | None, form: str = ".2f") -> str:
-    """A number as a table shows it; a dash for None."""
+    """Return a number as a table shows it, formatted by the format string `form`, or a dash for None."""
     return "-" if value is None else format(value, form)
 
 

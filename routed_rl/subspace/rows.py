@@ -1,6 +1,7 @@
-"""Gathers the rows for a fit from blocks of samples. The memory does not grow with the number of samples.
+"""Gathers the rows for a fit, which are difference vectors or activations, from blocks of samples. The memory does not grow with
+the number of samples, but it does grow with the number of kinds that have several pairs.
 
-Not covered: a number of *kinds* that grows with the prompts. Shape letters: L layers, G rows, D stream width.
+Shape letters: L layers, G rows, D stream width.
 """
 
 from dataclasses import dataclass, replace
@@ -12,35 +13,37 @@ from routed_rl.errors import SubspaceError
 from routed_rl.subspace.samples import Samples
 
 NULL = 1e-6
-"""A singular value below this share of the largest counts as rounding, and so does a gap below this share of the stream's
+"""A singular value below this share of the largest one counts as rounding. So does a gap below this share of the stream's
 length."""
 CAPACITY = 512
-"""Number of rows that a sketch holds before it is compressed to half as many."""
+"""The number of rows that `sketched` keeps before it compresses them to half as many."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A summary of all samples, from which a method fits a subspace."""
+    """A summary of all samples as a bounded number of weighted rows, to which a method fits a subspace."""
 
     rows_LGD: Tensor
-    """Float32. Their weighted second moments are those of all rows, except for the losses that `sketched` describes."""
+    """The rows, float32. Their weighted second moments are those of all rows that were gathered, except for the losses that
+    `sketched` describes."""
     weights_G: Tensor
-    """Float64; the weight with which each row counts."""
+    """The weight of each row, float64."""
     total_weight: float
-    """Sum of the weights of all rows, including those that a sketch has merged."""
+    """The sum of the weights of all rows that were gathered, including rows that `sketched` has merged."""
     gap_LD: Tensor
-    """Float64: weighted mean of the differences, from the negative persona to the positive one."""
+    """The weighted mean of the differences positive - negative, float64; it points to the positive persona."""
     norm_L: Tensor
-    """Mean length of the positive persona's activations."""
+    """The mean length of the activations under the positive persona."""
     kinds_G: Tensor
-    """Kind of each row; -1 if a row stands for several kinds."""
+    """The index of each row's kind, or -1 if a row stands for several kinds."""
 
 
 def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
-    """At most `CAPACITY` rows (L, G, D) whose second moments are those of `before` and `rows_LGD` together.
+    """Add `rows_LGD` to a sketch and return the new sketch: at most `CAPACITY` rows (L, G, D) whose second moments are those of
+    all rows added so far. `before`: the sketch so far; None for the first rows.
 
-    It is exact as long as there are at most `CAPACITY` rows, and always if D <= CAPACITY / 2. Otherwise the weakest directions of
-    a layer are lost.
+    The moments are exact as long as at most `CAPACITY` rows have been added, and always if D <= CAPACITY / 2. Otherwise the
+    weakest directions of a layer are lost.
     """
     for part in rows_LGD.split(CAPACITY // 2, dim=1):
         rows = part.clone() if before is None else torch.cat([before, part], dim=1)
@@ -50,19 +53,19 @@ def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
 
 
 def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
-    """At most `keep` rows with the second moments of `rows_GD`, except along the weakest directions."""
+    """Return `keep` rows with the second moments of `rows_GD`, except along the weakest directions; surplus rows are 0."""
     _, singular, right = torch.linalg.svd(rows_GD.double(), full_matrices=False)
     kept = (singular.unsqueeze(1) * right)[:keep].float()
     return torch.nn.functional.pad(kept, (0, 0, 0, keep - len(kept)))
 
 
 class DifferenceRows:
-    """The differences positive - negative, averaged over the pairs of the same kind at the same position, so that there is one
-    row for each kind and position. Kinds with a single pair go into a sketch. `add` may be called for any number of blocks, and
-    `rows` at any time."""
+    """Gathers the differences positive - negative. They are averaged over the pairs of the same kind at the same position, so
+    that there is one row for each kind and position. Differences of kinds with a single pair go into a sketch instead. `add`
+    takes a block of samples and may be called any number of times; `rows` returns the rows of all blocks so far."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
-        """`alone`: indices of the kinds that have a single pair; None: every kind is averaged."""
+        """`alone`: the indices of the kinds that have a single pair; None: no difference goes into a sketch."""
         self._alone = torch.tensor([], dtype=torch.long) if alone is None else alone
         self._sums: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._sketches: dict[float, Tensor] = {}
@@ -115,8 +118,8 @@ class DifferenceRows:
 
 
 class CentredRows(DifferenceRows):
-    """The activations of both personas, centred separately at each position, counted from the end. The gap is computed as for
-    differences."""
+    """Gathers the activations of both personas together, centred separately at each position (counted from the end). Its rows go
+    into a sketch. The gap is that of `DifferenceRows`."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
         super().__init__(alone)

@@ -1,7 +1,8 @@
-"""Reads rows of a sparse autoencoder's decoder from a safetensors file or a SAELens folder.
+"""Reads chosen latents of a sparse autoencoder from a safetensors file or a SAELens folder: their decoder rows, and their part of
+the encoder.
 
-Not covered: transcoders and cross-layer dictionaries. Activations are computed for the architectures `standard` and `jumprelu`;
-for others the scale is the stream's standard deviation.
+Not covered: transcoders and cross-layer dictionaries. The values of latents are computed for the architectures `standard` and
+`jumprelu`; the scale of a latent of another architecture is the stream's standard deviation along the decoder row.
 """
 
 import re
@@ -20,25 +21,30 @@ from routed_rl.subspace.artifact import check_shape, checked
 
 DECODERS = ("W_dec", "decoder.weight", "decoder", "w_dec")
 WITH_COLUMNS = ("decoder.weight",)
-"""Decoders that are stored as (D, latents); the others are stored as (latents, D)."""
+"""The names of decoders that are stored as (D, latents); the others are stored as (latents, D)."""
 ANOTHER = "is it an SAE of another model?"
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The chosen latents of a sparse autoencoder. Shape letters: J latents, D stream width."""
+    """The chosen latents of a sparse autoencoder: `rows_JD` are their decoder rows, and `numbers` their indices. `hook` is the
+    place in `layer` at which the autoencoder reads the stream, such as resid_pre; None if the folder does not say.
+
+    Shape letters: J latents, D stream width, S activations.
+    """
 
     rows_JD: Tensor
     numbers: list[int]
     layer: int | None
-    """The layer at whose `hook` the autoencoder reads the stream; None if the folder does not say."""
+    """The layer at which the autoencoder reads the stream; None if the folder does not say."""
     hook: str | None
     encoder: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    """(D, J) weights, (J,) bias, (J,) thresholds, and the (D,) vector that is subtracted from the input first."""
+    """The encoder of these latents: weights (D, J), bias (J,), thresholds (J,), and the vector (D,) that is subtracted from an
+    activation first. None if the values of latents cannot be computed."""
 
     def mean_active(self, stream_SD: Tensor) -> list[float | None]:
-        """For each latent, the mean of its value over the activations at which it is active; None if it is never active, or if
-        there is no encoder."""
+        """Return, for each latent, the mean of its value over those activations in `stream_SD` at which it is active; None if it
+        is never active, or if there is no encoder."""
         if self.encoder is None:
             return [None] * len(self.numbers)
         weights, bias, threshold, before = self.encoder
@@ -48,9 +54,11 @@ class Latents:
 
 
 def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latents:
-    """Read the decoder rows `numbers` and their columns of the encoder, and nothing else of the file.
+    """Read the latents with the indices `numbers` from the file or folder `path`, and nothing else of it. `width`: the width of
+    the model's stream.
 
-    Raises SubspaceError for a file that cannot be read, has no decoder, another width or fewer latents, and for bad numbers.
+    SubspaceError for a file that cannot be read, has no decoder or another width, and for an index that is named twice or does
+    not exist.
     """
     path, numbers = Path(path), list(numbers)
     if len(set(numbers)) < len(numbers):
@@ -72,8 +80,8 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
             raise SubspaceError(f"subspace.latents has {wrong[0]}, but {file} has latents 0 to {count - 1}")
 
         def chosen(name: str, *before: int) -> Tensor:
-            """(..., J): the entries of a tensor for the chosen latents. The latents are its last dimension, after the dimensions
-            `before`."""
+            """Return the entries (*before, J) of the tensor `name` for the chosen latents. Its last dimension counts the latents,
+            and `before` are the sizes of the others."""
             check_shape(f"{file}: {name}", tensors.get_slice(name).get_shape(), (*before, count), ANOTHER)
             taken = tensors.get_slice(name)[(*(slice(None) for _ in before), numbers)]
             return checked(f"{file}: {name}", taken, (*before, len(numbers)), ANOTHER)
@@ -92,8 +100,8 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The content of `cfg.json` beside the weights, {} if there is none. Newer versions of SAELens keep the hook in
-    `metadata`."""
+    """Return the content of SAELens' `cfg.json`, {} if there is no such file. The entries of `metadata`, where newer versions
+    keep the hook, are put beside the others."""
     if not file.is_file():
         return {}
     config = read_object(file, {"metadata": dict[str, Any] | None})
@@ -103,7 +111,8 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _place(config: dict[str, Any]) -> tuple[int | None, str | None]:
-    """Layer and hook point from a TransformerLens name such as blocks.8.hook_resid_pre; None if they are not known."""
+    """Return the layer and the hook, such as (8, resid_pre), from the TransformerLens name in a SAELens configuration, such as
+    blocks.8.hook_resid_pre. None for each that the configuration does not say."""
     name = str(config.get("hook_name") or config.get("hook_point") or "")
     found = re.search(r"blocks\.(\d+)\.hook_(resid_(?:pre|mid|post))", name)
     if found:

@@ -1,6 +1,6 @@
-"""Activations under two personas, row by row. A fit takes them block by block, and only a bounded reservoir is kept.
+"""Activations under two personas. A fit takes them block by block, and only a bounded part of them, the reservoir, is kept.
 
-Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width.
+Shape letters: L layers, R sample rows (one per pair and position), S sampled activations, D stream width.
 """
 
 from collections.abc import Sequence
@@ -12,34 +12,35 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The stream at one hook point of every layer under both personas, one row per (pair, position)."""
+    """The stream at one hook point of every layer under both personas, with one row for each pair and position."""
 
     positive: Tensor
     """The stream under the positive persona, (L, R, D), float32 on the CPU."""
     negative: Tensor
     """The stream under the negative persona, (L, R, D). Each row is the counterpart of the same row of `positive`."""
     pair_R: Tensor
-    """Index of each row's pair."""
+    """The index of each row's pair."""
     kind_R: Tensor
-    """Index of the pair's kind. A pair without a kind is a kind of its own."""
+    """The index of the kind of each row's pair. A pair without a kind is a kind of its own."""
     offset_R: Tensor
-    """Position counted from the end: 0 is the last token, or the mean over a response."""
+    """Each row's position in its prompt, counted from the end: 0 is the last token, or the mean over a response."""
     last_weight: float = 1.0
-    """Weight of the last position; every other position has weight 1."""
+    """The weight of rows at position 0; rows at other positions have weight 1."""
     fold_R: Tensor | None = None
-    """The half to which each row belongs: 0, 1, or -1 for neither. None: halves are drawn at random."""
+    """The half of the pairs to which each row belongs in held-out figures: 0, 1, or -1 for neither. None: halves are drawn at
+    random."""
 
     def rows(self, keep: Tensor) -> "Samples":
-        """The rows that `keep` (a mask or indices) selects."""
+        """Return the samples with only the rows that `keep` (a mask or indices) selects."""
         return Samples(self.positive[:, keep], self.negative[:, keep], self.pair_R[keep], self.kind_R[keep],
                        self.offset_R[keep], self.last_weight, None if self.fold_R is None else self.fold_R[keep])
 
     def of_pairs(self, pairs: Tensor) -> "Samples":
-        """The rows of `pairs` (indices) only."""
+        """Return the samples with only the rows of the pairs whose indices are in `pairs`."""
         return self.rows(torch.isin(self.pair_R, pairs))
 
     def from_layer(self, first: int) -> "Samples":
-        """The same samples without the layers below `first`."""
+        """Return the samples without the layers below `first`."""
         return replace(self, positive=self.positive[first:], negative=self.negative[first:])
 
     def weights(self, offsets: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class Samples:
 
 
 def concatenated(blocks: Sequence[Samples]) -> Samples:
-    """Several `Samples` as one, in their order."""
+    """Join several `Samples` into one, row after row in their order."""
     folds = [block.fold_R for block in blocks if block.fold_R is not None]
     return Samples(torch.cat([block.positive for block in blocks], dim=1),
                    torch.cat([block.negative for block in blocks], dim=1),
@@ -57,11 +58,13 @@ def concatenated(blocks: Sequence[Samples]) -> Samples:
 
 
 class Reservoir:
-    """Keeps a bounded part of all blocks: the rows of pairs that are chosen beforehand, and a small sample of all activations."""
+    """Keeps a bounded part of the samples that are added block by block: all rows of some pairs, which are drawn beforehand, and
+    a small sample of all activations."""
 
     def __init__(self, pairs: Tensor, rows: int, most: int, sample: int = 64) -> None:
-        """At most `most` of `pairs` (indices) are kept, and `sample` activations. `rows` is the number of rows of all blocks
-        together. The random draw is always the same."""
+        """`pairs`: the indices of pairs of which at most `most`, drawn at random, are kept. `rows`: the number of rows that all
+        blocks will have together. `sample`: the number of activations that are kept. The random draws are the same in every
+        run."""
         generator = torch.Generator().manual_seed(0)
         # Drawn and not strided, because a stride may meet the same position of every pair.
         self._drawn = torch.randperm(2 * rows, generator=generator)[:sample]
@@ -79,14 +82,14 @@ class Reservoir:
         self._seen += here
 
     def samples(self) -> Samples:
-        """The pairs that were kept, for the held-out figures."""
+        """Return all rows of the pairs that were kept, for the held-out figures."""
         return concatenated(self._kept)
 
     def stream(self) -> Tensor:
-        """The sample of activations of both personas, centred: (L, S, D)."""
+        """Return the sample of activations of both personas, centred at each layer, (L, S, D)."""
         stream = self.activations()
         return stream - stream.mean(dim=1, keepdim=True)
 
     def activations(self) -> Tensor:
-        """The sample of activations of both personas, not centred: (L, S, D)."""
+        """Return the sample of activations of both personas, not centred, (L, S, D)."""
         return torch.cat(self._sampled, dim=1)

@@ -1,7 +1,7 @@
-"""Measures each axis by itself: whether it tells the personas apart on held-out prompts, and whether two halves of the pairs
-agree on it.
+"""Measures each named axis of a subspace by itself: whether the axis tells the personas apart on held-out prompts, and whether
+two halves of the pairs give the same axis.
 
-Not covered: whether steering along it changes behaviour; that needs a model (`routed_rl.extraction.causal`).
+Not covered: whether steering along an axis changes behaviour, which `routed_rl.extraction.causal` measures with a model.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,15 @@ from routed_rl.subspace.samples import Samples
 
 
 def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found, *, fitted: bool = True) -> dict[str, Any]:
-    """The figures as plain JSON: `names`, and `layers`, each with `auroc` and `stability` by axis, `random` and `random_best`.
+    """Measure the axes of `found`, and return plain JSON: the axes' `names`, and `layers`, one mapping for each layer with the
+    figures below. `fit`: the function that made `found` from samples, which is called on each half of the pairs. `fitted`:
+    whether the axes depend on the samples at all. A figure that cannot be measured is null.
 
-    `auroc` is that of an axis fitted on one half, at the last positions of the other half, as the mean over both ways. An axis
-    that stands for one kind of pairs is judged on those pairs. `random` is the mean AUROC over random directions, each with the
-    sign that is better on the fitted half, as an axis has; `random_best` is their maximum. `stability` is the cosine between the
-    axes of the two halves. A figure that cannot be measured is null, and so is stability if the axes were not `fitted`.
+    - `auroc`, for each axis: how well the axis fitted on one half tells the personas apart at last positions of the other half,
+      as a mean over both ways. An axis that stands for one kind of pairs is tested on pairs of this kind.
+    - `stability`, for each axis: the cosine between the axes of the two halves; null unless `fitted`.
+    - `random`: the mean AUROC over random directions, whose signs are chosen on the fitted half, as that of an axis is.
+    - `random_best`: the highest AUROC of these random directions.
     """
     generator = torch.Generator().manual_seed(SEED)
     layers: list[dict[str, Any]] = [{"layer": layer, "auroc": {}, "stability": {}, "random": None, "random_best": None}
@@ -45,14 +48,16 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
 
 
 def best_layer(axes: dict[str, Any], axis: str) -> int | None:
-    """The layer at which `axis` separates best; None if that was not measured."""
+    """Return the layer at which the axis named `axis` has the highest AUROC, by `axes`, the result of `measure_axes`. None if no
+    AUROC was measured for it."""
     measured = {row["layer"]: value for row in axes["layers"] if (value := row["auroc"].get(axis)) is not None}
     return best_layer_of([measured.get(row["layer"], 0.0) for row in axes["layers"]]) if measured else None
 
 
 def cosines(ours: Subspace, theirs: Subspace) -> list[dict[str, Any]]:
-    """For each axis of `ours`, the axis of `theirs` that is nearest by the mean cosine over the layers that both have. `chance`
-    is the root mean square cosine of two random directions."""
+    """Compare two subspaces of one model. Returns one mapping for each axis of `ours`: the name of the `axis`, the axis of
+    `theirs` that is `nearest` ("" if none is), their mean `cosine` over the layers at which both axes are not 0, and `chance`,
+    the root mean square cosine of two random directions. The nearest axis has the largest absolute cosine."""
     rows = []
     for column, name in enumerate(ours.axis_names):
         best: tuple[float, str] = (0.0, "")

@@ -18,25 +18,28 @@ from routed_rl.subspace.artifact import checked
 from routed_rl.subspace.named import NamedVector
 
 Vectors = dict[str, dict[int | None, Tensor]]
-"""Maps a name to layer (None: the name has no number) to vector (D,)."""
+"""Maps a vector's name to a mapping of layers to vectors (D,). The layer is None if the file does not say it."""
 ANOTHER = "is it of another model?"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The model that the vectors must fit, and the number of directions that are taken from an adapter."""
+    """The shape of the model that the vectors must fit (number of `layers`, `width` of the stream), and how many directions are
+    taken from an adapter."""
 
     layers: int
     width: int
     weakest: float
     rank: int | None
-    """Number of directions of an adapter's change in each layer; None for those that are at least as strong as `weakest`."""
+    """The largest number of directions that are taken from an adapter in each layer. None: all directions whose singular value is
+    at least `weakest` times the largest."""
 
 
 def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
-    """The vectors in a file or adapter folder. For an adapter these are the strongest output directions of each layer.
+    """Read the vectors in a file or adapter folder. The vectors of an adapter are the strongest output directions of its change
+    in each layer.
 
-    Raises SubspaceError for a file that cannot be read, and for vectors that have another width or are not finite.
+    SubspaceError for a file that cannot be read or has no vector, and for vectors that have another width or are not finite.
     """
     path = Path(path)
     kind = "adapter" if (path / "adapter_config.json").is_file() else path.suffix
@@ -51,7 +54,12 @@ def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
 
 
 def placed(vectors: Vectors, layers: int, layer: int | None, everywhere: bool, flip: bool) -> list[NamedVector]:
-    """`vectors` at their layers. A vector whose name has no layer is put at `layer`, or at all layers if that is None."""
+    """Make each vector a `NamedVector` with its layers. A vector stands at the layer that the file says. If the file says none,
+    it stands at `layer`, or at all layers if `layer` is None.
+
+    `layers`: the number of the model's layers; SubspaceError for a vector at a layer that the model lacks. `everywhere`: whether
+    a vector that is given for one layer stands at all layers instead. `flip`: whether vectors are negated.
+    """
     made = []
     for name, at in vectors.items():
         places: dict[int, Tensor] = {}
@@ -66,7 +74,8 @@ def placed(vectors: Vectors, layers: int, layer: int | None, everywhere: bool, f
 
 
 def _from_safetensors(path: Path, wanted: Wanted) -> Vectors:
-    """Vectors from tensors: (D,) and (K, D) belong to the layer in which their name ends, (L, K, D) to all layers in order."""
+    """Read the tensors of a safetensors file. A tensor (D,) or (K, D), which is one vector or K vectors, belongs to the layer
+    that is the last number in its name. A tensor (L, K, D) has K vectors for each layer."""
     found: Vectors = {}
     shapes = {1: (wanted.width,), 2: (None, wanted.width), 3: (wanted.layers, None, wanted.width)}
     for key, tensor in sorted(load_file(path).items(), key=lambda item: [int(part) if part.isdigit() else part
@@ -80,7 +89,7 @@ def _from_safetensors(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
-    """Control vectors of llama.cpp, which adds `direction.N` to the output of layer N."""
+    """Read a file of control vectors as llama.cpp uses them. It adds the vector `direction.N` to the output of layer N."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -94,10 +103,11 @@ def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
-    """The strongest left singular vectors of a layer's B·A, over all targets of the adapter that write to the stream.
+    """Read a LoRA. The vectors of a layer are the strongest left singular vectors of the changes B·A of all writers in the layer,
+    put side by side.
 
-    Signs are chosen so that the largest entry is positive, because an adapter does not say on which side the persona lies;
-    subspace.flip reverses them.
+    An adapter does not say on which side the persona lies, so each vector has the sign that makes its largest entry positive. The
+    setting `subspace.flip` reverses all signs.
     """
     file = path / "adapter_model.safetensors"
     if (read_object(path / "adapter_config.json", {}) or {}).get("peft_type") != "LORA" or not file.is_file():
@@ -133,7 +143,8 @@ READERS: dict[str, Callable[[Path, Wanted], Vectors]] = {
 
 
 def _split(key: str) -> tuple[str, int | None]:
-    """Split a name at its last number: direction.3 becomes (direction, 3)."""
+    """Split a tensor's name into the vector's name and the layer, which is the last number: direction.3 becomes (direction, 3).
+    The layer is None if there is no number."""
     numbers = re.findall(r"(?<![A-Za-z])\d+(?![A-Za-z])", key)
     if not numbers:
         return key.replace("/", "."), None
