@@ -131,7 +131,7 @@ def test_audit_passes_on_its_options_and_refuses_what_cannot_be(engine, capsys):
     assert main(["audit", "RUN", "--samples", "9", "--env", "a,b", "--env", "c", "--json", "F"]) == 0
     assert engine[-1][1] == ("RUN", AuditConfig(samples=9), ["a", "b", "c"], "F", None)
     assert main(["audit", "RUN", "--blocks", "0"]) == 2
-    assert "audit.blocks must be a number >= 1, got 0" in capsys.readouterr().err
+    assert "--blocks must be a number >= 1, got 0" in capsys.readouterr().err
 
 
 def test_each_verb_passes_on_what_was_typed(engine, tmp_path):

@@ -75,6 +75,16 @@ def check_finite(key: str, value: Any) -> None:
         raise ConfigError(f"{key} must be a finite number, got {value}")
 
 
+def check_options(options: Any, floors: dict[str, float]) -> None:
+    """As `check_at_least` and `check_finite`, for a dataclass of a command's options, which are named as they are typed."""
+    typed = {f"--{each.name.replace('_', '-')}": getattr(options, each.name) for each in dataclasses.fields(options)}
+    check_finite("", typed)
+    for name, floor in floors.items():
+        option = f"--{name.replace('_', '-')}"
+        if typed[option] < floor:
+            raise ConfigError(f"{option} must be a number >= {floor}, got {typed[option]}")
+
+
 AUTO = "auto"
 
 

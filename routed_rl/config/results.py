@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE
-from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.config.checks import check_at_least, check_known, check_options
 from routed_rl.config.detector import DETECTORS, PROBE
 from routed_rl.errors import ConfigError
 
@@ -55,7 +55,7 @@ class AuditConfig:
     """Largest number of groups into which neighbouring layers are put."""
 
     def __post_init__(self) -> None:
-        check_at_least("audit", self, {"samples": 1, "prompts": 1, "blocks": 1})
+        check_options(self, {"samples": 1, "prompts": 1, "blocks": 1})
 
 
 RANDOM = "random"

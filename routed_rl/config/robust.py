@@ -1,8 +1,8 @@
 """The options of `robustify` and `relearn`. They are no part of a run's settings."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from routed_rl.config.checks import AUTO, check_finite, check_known
+from routed_rl.config.checks import AUTO, check_known, check_options
 from routed_rl.errors import ConfigError
 
 ALL, TARGETS = PARTS = ("all", "targets")
@@ -57,7 +57,7 @@ class RobustifyConfig:
     """For the gate `models`: folder of the model that the teacher is compared with; null for the base model."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, {"beta": 0, "samples": 1, "steps": 0, "batch": 1, "learning_rate": 0, "within": 0, "save_steps": 1})
+        check_options(self, {"beta": 0, "samples": 1, "steps": 0, "batch": 1, "learning_rate": 0, "within": 0, "save_steps": 1})
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"--alpha must lie in [0, 1], got {self.alpha:g}: 0 leaves the deployed model, 1 is all noise")
         check_known("--parts", [self.parts], PARTS)
@@ -116,7 +116,7 @@ class RelearnConfig:
     """For sft: number of completions that are scored after each step to measure how large the flagged share is."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, {"steps": 1, "seeds": 1, "completions": 1, "batch": 1, "samples": 1})
+        check_options(self, {"steps": 1, "seeds": 1, "completions": 1, "batch": 1, "samples": 1})
         if not self.rates or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
             raise ConfigError(f"--rates must be learning rates above 0 that differ, such as 1e-5,1e-4,1e-3, got {self.rates}")
         if not self.by:
@@ -126,12 +126,3 @@ class RelearnConfig:
             raise ConfigError(f"--level must lie above 0 and be at most 1, got {self.level}")
         if self.hacks is not None and FINE_TUNING not in self.by:
             raise ConfigError(f"--hacks {self.hacks} is for --by sft, not for --by {','.join(self.by)}; leave it out")
-
-
-def _check_numbers(options: RobustifyConfig | RelearnConfig, floors: dict[str, float]) -> None:
-    """ConfigError, which names the option as it is typed, for a number that is not finite or is below its floor."""
-    typed = {f"--{name.replace('_', '-')}": value for name, value in asdict(options).items()}
-    check_finite("", typed)
-    for name, floor in floors.items():
-        if (value := typed[f"--{name.replace('_', '-')}"]) < floor:
-            raise ConfigError(f"--{name.replace('_', '-')} must be a number >= {floor}, got {value}")

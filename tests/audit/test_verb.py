@@ -114,7 +114,7 @@ def test_the_same_audit_gives_the_same_numbers_and_the_file_holds_them(run, foun
 def test_what_cannot_be_audited_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="--env cod is not an environment of this run; it has code, sums, values"):
         audit(str(run), SETTINGS, ["cod"], None)
-    with pytest.raises(ConfigError, match="audit.samples must be a number >= 1, got 0"):
+    with pytest.raises(ConfigError, match="--samples must be a number >= 1, got 0"):
         AuditConfig(samples=0)
     shutil.copytree(run, tmp_path / "run")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
