@@ -1,5 +1,5 @@
 """Runs one process of a launched run: `python -m routed_rl.pipeline ROLE RUN [URL ...]`, where the URLs are those of the servers
-that make its rollouts. Its settings are in the run folder; the command line of `routed-rl` is not involved."""
+that make the run's rollouts. The settings are read from the run folder; the command line of `routed-rl` is not involved."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ itself."""
 
 
 def main(role: str, folder: str, *urls: str) -> int:
-    """Act in the given role; returns the exit code."""
+    """Act in the given role for the run in `folder`; returns the exit code."""
     if PARENT in os.environ:
         die_with(int(os.environ[PARENT]))
 

@@ -12,7 +12,8 @@ from routed_rl.report.answers import read_answers
 
 
 def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told | None:
-    """A function that adds the answers of `model` to the file in one step; None if `config` asks for no answers."""
+    """A function that adds the first answers of `model`, by environment, to RUN/answers.jsonl in one step. None if `config` asks
+    for no answers."""
     if not config.answers:
         return None
 

@@ -32,7 +32,7 @@ from routed_rl.training.route import bases_of, check_axis, check_routable, route
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that all verbs need which load a model."""
+    """The objects that all verbs need which load a model: config, model, tokenizer and environments."""
 
     config: Config
     model: PreTrainedModel
@@ -45,13 +45,13 @@ class Parts:
 
     @cached_property
     def writers(self) -> list[Writer]:
-        """The model's writers, which are found once and then kept. A model whose writers are unknown or cannot be routed is
-        refused."""
+        """The model's writers, which are found once and then kept. ModelError for a model whose writers are unknown or cannot be
+        routed."""
         return find_writers(self.model)
 
     @property
     def learner(self) -> Any:
-        """The module that the trainer gets."""
+        """The module that the trainer gets: PEFT's wrapper if there is one, otherwise the model."""
         return self.model if self.adapted is None else self.adapted
 
     @cached_property
@@ -75,7 +75,8 @@ class Parts:
 
 
 def load_parts(config: Config) -> Parts:
-    """Load the base model and the environments. Quick checks are made before anything slow is loaded."""
+    """Load the base model and the environments. The environments are loaded first, so that a mistake in them is reported before
+    anything slow begins."""
     environments, adapter = load_environments(config.mixture), config.model.adapter
     model, tokenizer = load_base(config)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
@@ -89,7 +90,7 @@ def load_parts(config: Config) -> Parts:
 
 
 def describe_parts(config: Config) -> Parts:
-    """Parts for the plan of a run whose model folder has only a config and a tokenizer. They can be shown but not run."""
+    """The parts of a run for its plan, if the model folder has only a config and a tokenizer. They can be shown but not run."""
     environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:
@@ -108,7 +109,8 @@ def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 
 def keep_base(config: Config, run: RunFolder) -> None:
-    """Write RUN/base if the run begins by merging an adapter, because the run's own adapters belong on the merged model."""
+    """Write the base model to RUN/base if the run begins by merging an adapter into it, because the adapters that the run writes
+    belong on the merged model."""
     if config.model.adapter.trains and config.model.adapter.path is not None and not run.base.exists():
         model, tokenizer = load_base(config)
         with sealed_folder(run.base) as folder:
@@ -153,8 +155,8 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
 
 
 def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
-    """Extract the subspace of a run, or read it (method=file), and check that it fits the model. `axes`: also measure figures of
-    each single axis."""
+    """Extract the subspace of a run, or read it (method=file), and check that it fits the model. `axes` asks for figures of each
+    single axis, too."""
     with console.progress("extract", "steps" if parts.config.subspace.method in UNNAMED else "prompts") as advance:
         subspace = prepare(extraction_job(parts, advance, axes=axes))()
     check_subspace(parts, subspace)
@@ -162,14 +164,15 @@ def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
 
 
 def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:
-    """The inputs of an extraction with these parts."""
+    """The inputs of an extraction with the model and the settings in `parts`. `progress` is called with the number of steps or
+    prompts that are done, and of all; `axes` is as in `make_subspace`."""
     config = parts.config
     return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes,
                behave=partial(flagged, parts.model, parts.tokenizer, parts.environments, config, parts.max_new_tokens))
 
 
 def check_subspace(parts: Parts, subspace: Subspace) -> None:
-    """SubspaceError if the subspace belongs to another model."""
+    """Raise SubspaceError if the subspace belongs to another model."""
     width = parts.model.config.get_text_config().hidden_size
     subspace.check_model(model=parts.config.model.path, model_hash=parts.hash, width=width,
                          layers=len(decoder_layers(parts.model)))
@@ -178,7 +181,7 @@ def check_subspace(parts: Parts, subspace: Subspace) -> None:
 def make_router(parts: Parts, subspace: Subspace | None, inherited: Sequence[str] = ()) -> Router | None:
     """Freeze the parameters that the config names, route the writers in place, and return the router; None in mode `none`.
 
-    `inherited`: environments that are no longer trained on but whose parts are still in the quarantine.
+    `inherited` names environments that are no longer trained on but whose parts are still in the quarantine.
     """
     config = parts.config
     if config.routing.mode == "none":

@@ -27,9 +27,10 @@ class Candidate:
     environment: str
     step: int
     said: Said
+    """The prompt (text or chat messages) and the completion."""
     reward: float | None
     flags: dict[str, float]
-    """Every flag and metric of its score."""
+    """Every flag and metric of the completion's score."""
     unfit: str | None
     """Why the completion can be neither judged nor trained on; None if it can."""
 
@@ -39,7 +40,8 @@ class Candidate:
 
 
 def candidates(run: RunFolder, config: Config) -> list[Candidate]:
-    """The completions in the order of training. RunFolderError if the run has kept none, or a file cannot be read."""
+    """The completions that a run has kept, in the order of training. RunFolderError if the run has kept none, or a file cannot be
+    read."""
     files = run.completion_files()
     if not files:
         why = "it was trained with tracking.completions=false" if not config.tracking.completions else "it has trained no step"
@@ -52,7 +54,7 @@ def candidates(run: RunFolder, config: Config) -> list[Candidate]:
 
 
 def require_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> None:
-    """ConfigError if no completion reports a flag that the detector uses, whether the flag holds or not."""
+    """Raise ConfigError unless some completion reports a flag that the detector uses, whether or not the flag holds."""
     seen = {name for row in rows for name in row.flags}
     if not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no completion of the run has such a flag (there is "
@@ -60,8 +62,8 @@ def require_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> None:
 
 
 def read_once(rows: Sequence[Candidate], read: Callable[[list[Said]], Tensor]) -> list[float | None]:
-    """The number that `read` returns for each completion that can be judged, None for the others. `read` gets equal completions
-    only once."""
+    """A number for each completion that can be judged, and None for the others. `read` gets each different completion once, and
+    returns a tensor with one number for each."""
     keys = [json.dumps(row.said) for row in rows]
     said = {key: row.said for key, row in zip(keys, rows, strict=True) if row.unfit is None}
     found: dict[str, float] = dict(zip(said, read(list(said.values())).tolist(), strict=True)) if said else {}

@@ -1,5 +1,5 @@
 """The detector that a run learns before its first step. The base model writes completions, the environments' flags label a few of
-them, and a probe on the base model's activations is fitted to those and measured on the others."""
+them, and a linear probe on the base model's activations is fitted to the labelled ones and measured on the others."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.training.baselines import check_flags, is_marked
 
 LEARNED = ("flags", "labels", "pool", "fpr", "layers")
-"""Settings on which a probe depends. If they change, it is learned anew."""
+"""Settings of the detector on which the linear probe depends. If they change, it is learned anew."""
 POOL = "detector"
 """The name of the random stream that draws the completions to be labelled."""
 
@@ -39,7 +39,7 @@ class Written:
 
 
 def check_detector(parts: Parts) -> None:
-    """ConfigError if the probe that the settings ask for is not possible with this model or these environments."""
+    """Raise ConfigError if the settings ask for a linear probe that is not possible with this model or these environments."""
     settings = parts.config.baseline.detector
     if not parts.config.learns_detector:
         return
@@ -50,14 +50,15 @@ def check_detector(parts: Parts) -> None:
 
 
 def check_layers(settings: DetectorConfig, layers: int, model: str) -> None:
-    """ConfigError if the settings name a layer that the model does not have."""
+    """Raise ConfigError if the settings name a layer that the model does not have. `layers` is the number of its layers, and
+    `model` its name for the message."""
     if settings.layers is not None and max(settings.layers) >= layers:
         raise ConfigError(f"baseline.detector.layers has {max(settings.layers)}, but {model} has {layers} layers, counted from "
                           f"0; choose from 0 to {layers - 1}")
 
 
 def learn_detector(parts: Parts, run: RunFolder) -> None:
-    """Write RUN/detector if the run's settings ask for a probe, unless a probe with the same settings is there already."""
+    """Write RUN/detector if the run's settings ask for a linear probe, unless a probe with the same settings is there already."""
     settings = parts.config.baseline.detector
     if not parts.config.learns_detector:
         return
@@ -73,8 +74,8 @@ def learn_detector(parts: Parts, run: RunFolder) -> None:
 
 
 def base_completions(parts: Parts, count: int, advance: console.Advance) -> list[Written]:
-    """The base model's completions of tasks from the run's mixture, one for each task. These tasks differ from those of the
-    training, and the run's other random numbers do not change."""
+    """Let the base model write `count` completions of tasks from the run's mixture, one for each task. These tasks differ from
+    those of the training, and the run's own random numbers do not change."""
     seed, size = stable_seed(parts.config.seed, POOL, 0) % 2**31, parts.config.evaluation.batch_size
     tasks = list(islice(mixture(parts.trained, seed), count))
     scorer = Scorer({loaded.name: loaded for loaded in parts.trained}, parts.config.evaluation.max_failures)
@@ -98,8 +99,9 @@ def base_completions(parts: Parts, count: int, advance: console.Advance) -> list
 
 
 def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> tuple[Probe, dict[str, Any]]:
-    """Fit a probe to the first `settings.labelled` of `rows`, and measure it on the others, together and by environment. The
-    model in `parts` must be the base model, and every row must have a score."""
+    """Fit a linear probe to the first `settings.labelled` of `rows`, and measure it on the others, together and by environment.
+    Returns the probe and the record of these figures. The model in `parts` must be the base model, and every row must have a
+    score."""
     marked = torch.tensor([is_marked(settings, row.score) for row in rows])
     known, size = min(settings.labelled, len(rows)), parts.config.evaluation.batch_size
     few = pooled(parts.model, parts.tokenizer, [row.said for row in rows[:known]], size, layers=settings.layers)
@@ -114,7 +116,8 @@ def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> 
 
 
 def detector_sentence(probe: Probe, found: dict[str, Any]) -> str:
-    """A line for the screen on the probe and its quality on completions that were not used to fit it."""
+    """A line for the screen about the linear probe and its quality on completions that were not used to fit it. `found` is the
+    record that `learned` returns."""
     held, layers = found["held_out"], " and ".join(map(str, probe.layers))
     numbers = ", ".join(f"{words} {'-' if held[key] is None else f'{held[key]:.3f}'}" for key, words in (
         ("auroc", "AUROC"), ("false_positive_rate", "false-positive rate"), ("recall", "recall")))

@@ -13,7 +13,7 @@ from routed_rl.training.route import bases_of
 
 
 def check_served(parts: Parts) -> None:
-    """Refuse a model that the engine cannot serve, as far as the structure of the model shows this."""
+    """Raise RolloutError for a model that the engine cannot serve, as far as the structure of the model shows this."""
     engine, path = parts.config.rollout.engine, parts.config.model.path
     if engine == "transformers":
         return
@@ -29,8 +29,8 @@ def check_served(parts: Parts) -> None:
 
 def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
     """The adapters that the engine must be able to hold. If the weights are trained, this is one adapter, which subtracts the
-    quarantine, or none if vLLM has no adapter for such writers. If a LoRA is trained, these are the adapters of the policy and of
-    the deployed model."""
+    quarantine from them, or None if nothing is routed or if vLLM has no adapter for such writers. If a LoRA is trained, these are
+    the adapters of the policy and of the deployed model. RolloutError if their rank is too large for vLLM."""
     ranks = _quarantine_ranks(parts, subspace)
     if parts.adapted is None:
         if not ranks or not _takes_adapter(parts):

@@ -1,8 +1,8 @@
 """The verb `filter` writes the completions of a run that are fit to train on, and in a second file those that are not, with the
-reason.
+reasons.
 
 A filter after the run puts no pressure on the policy. The arm `screen` of `compare` filters in the same way during RL, which
-selects for completions that the detector does not see: it is there for contrast, not for protection.
+selects for completions that the detector does not see: that arm is there for contrast, not for protection.
 """
 
 import json
@@ -27,8 +27,8 @@ Line = tuple[Candidate, float | None, str | None]
 
 
 def filter_run(target: str, asked: FilterConfig, out: str, *, force: bool = False) -> Path:
-    """Write the completions that stay to `out`, and those that are left out beside it. ConfigError if either file exists, unless
-    `force`. The run may still be training."""
+    """Write those completions of the run `target` that stay to `out`, and those that are left out to a second file beside it.
+    ConfigError if one of the two files exists, unless `force`. The run may still be training."""
     run, kept, gone = RunFolder.open(target), Path(out), Path(out).with_suffix(LEFT_OUT)
     for path in (kept, gone):
         if check_file(path, "--out").exists() and not force:

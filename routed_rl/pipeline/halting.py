@@ -38,7 +38,8 @@ def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Track
 def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None,
                   trained: Collection[str] | None = None) -> dict[str, Any]:
     """The record of a halt: its verdicts, the environment and the step to which they point, push and shift of every environment,
-    the last checkpoint before that step, completions, and commands."""
+    the last checkpoint before that step, completions, and commands. `axis` is the axis that the monitor watches, and `trained`
+    names the environments that are trained on."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
@@ -54,8 +55,9 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, mon
 
 
 def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every environment of the ledger with its push and its shift, over the whole run and from step `since` on. The environments
-    in `named` come first, then those with the largest push from `since` on."""
+    """Every environment of the ledger with its push and its shift, over the whole run and from step `since` on. `rows` are the
+    run's metrics, and `axis` is the axis of the shift. The environments in `named` come first, then those with the largest push
+    from `since` on."""
     first = {name: place for place, name in enumerate(dict.fromkeys(named))}
     now = shift(rows[-1], axis)
     at = next((row for row in reversed(rows) if row["step"] < since), {})
@@ -74,14 +76,16 @@ def checkpoint_before(run: RunFolder, since: int) -> int:
 
 
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
-    """The completions of these steps that pushed hardest, and the measure by which they were ranked; only those of environment
-    `name`, unless that is empty."""
+    """The completions of the steps `since` to `step` that did most to bring the halt about, and the measure by which they were
+    ranked, see `hardest`. `rows` are the run's metrics. Only completions of the environment `name` count, unless that is
+    empty."""
     files = [path for path in run.completion_files() if since <= step_of(path) <= step]
     return hardest(files, [row for row in rows if since <= row["step"] <= step], COMPLETIONS, name)
 
 
 def commands(run: RunFolder, name: str, before: int) -> list[str]:
-    """The commands with which a user can continue the run."""
+    """The commands with which a user can continue the run, from the checkpoint of step `before` or as it is. `name` is the
+    environment to drop or to repair; empty if there is none."""
     back = ("rollback", run.path, "--step", before)
     ways = [f"{command(*back, '--drop', name)}    # without {name}",
             f"{command(*back, f'env.{name}.KEY=VALUE')}    # with {name} repaired"]
@@ -90,13 +94,14 @@ def commands(run: RunFolder, name: str, before: int) -> list[str]:
 
 
 def put_aside(run: RunFolder) -> None:
-    """Move the record of a halt to `halts/step-N.json`, because the user resumes the run."""
+    """Move the record of a halt to `halts/step-N.json`, because the user has resumed the run."""
     if halt := run.halt():
         (run.path / "halts").mkdir(exist_ok=True)
         run.halted.replace(run.path / "halts" / f"step-{halt['step']}.json")
 
 
 def halted_steps(run: RunFolder) -> set[int]:
-    """Steps at which the run halted and was resumed, and the step after which it continues with other environments."""
+    """The steps at which the run halted and was resumed, and, after a rollback, the step after which it continues with other
+    environments."""
     steps = {step_of(path) for path in Path(run.path, "halts").glob("step-*.json")}
     return steps | {fresh_from_step(run)}

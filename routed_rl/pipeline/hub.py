@@ -17,14 +17,15 @@ from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
 
 BASE = "base_model_name_or_path"
 Files = dict[str, Path | bytes]
-"""Maps names in the repository to files, or to bytes if they differ from those in the folder."""
+"""Maps the name of a file in the repository to the file, or to bytes if its content differs from that in the folder."""
 
 
 def push(source: str, repo: str, what: str | None = None, base: str | None = None, *, private: bool = False,
          force: bool = False, dry_run: bool = False) -> None:
-    """Upload a model of a run (`what`: deployed, policy or quarantine), or a folder that `discard` or `export` wrote, to the
-    repository `repo`, which is made if it does not exist. `base` names the model on the hub to which an adapter belongs. `force`
-    replaces files that the repository has already. `dry_run` shows files and card, and sends nothing."""
+    """Upload a model of a run (`what` is deployed, policy or quarantine), or a folder that `discard` or `export` wrote, to the
+    repository `repo`, which is made if it does not exist. `source` is the run or the folder. `base` names the model on the hub to
+    which an adapter belongs. `private` makes a new repository private. `force` replaces files that the repository has already.
+    `dry_run` shows files and card, and sends nothing."""
     for option, name in (("REPO", repo), ("--base", base)):
         _check_name(option, name)
     if not dry_run:

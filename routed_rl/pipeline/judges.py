@@ -1,5 +1,5 @@
-"""The judges of `filter`: by flags, by chance, by a probe, or by the persona axis of a subspace. Each gives scores, and a reason
-for each completion that it leaves out. The base model reads the completions, whichever model wrote them."""
+"""The judges of `filter`: by flags, by chance, by a linear probe, or by the persona axis of a subspace. Each gives scores, and a
+reason for each completion that it leaves out. The base model reads the completions, whichever model wrote them."""
 
 import dataclasses
 import random
@@ -32,9 +32,9 @@ class Judged:
     """The result of a judge for each candidate."""
 
     scores: list[float | None]
-    """None for a candidate that is not judged."""
+    """The score of each candidate; None for a candidate that is not judged."""
     reasons: list[str | None]
-    """Why a candidate is left out; None if it stays."""
+    """The reason why each candidate is left out; None if it stays."""
 
 
 def by_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> Judged:
@@ -45,14 +45,15 @@ def by_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> Judged:
 
 
 def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
-    """Leave out a share of all completions, drawn at random, as a control."""
+    """Leave out the share `share` of all completions, drawn at random, as a control."""
     gone = set(random.Random(f"filter {seed}").sample(range(len(rows)), round(share * len(rows))))
     return Judged([float(row in gone) for row in range(len(rows))],
                   ["drawn at random" if row in gone else None for row in range(len(rows))])
 
 
 def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: FilterConfig) -> Judged:
-    """Judge by a probe, see `probe_of`."""
+    """Leave out the completions whose score by a linear probe lies above its threshold. The probe is that of `probe_of`, with the
+    settings in `asked`."""
     probe = probe_of(rows, parts, run, {key: getattr(asked, key) for key in ("labels", "fpr", "layers")})
     scores = _scores(rows, parts, probe)
     return Judged(scores, [f"the probe's score {score:.2f} is above {probe.threshold:.2f}"
@@ -60,8 +61,8 @@ def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Fil
 
 
 def probe_of(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Mapping[str, Any]) -> Probe:
-    """Return the run's own probe if all settings in `asked` are None. Otherwise fit a probe with these settings to a few of the
-    rows, and measure it on the others."""
+    """Return the run's own linear probe if all settings in `asked` are None. Otherwise fit a probe with these settings to a few
+    of the rows, measure it on the others, and return it."""
     own = {key: value for key, value in asked.items() if value is not None}
     if run.detector.exists() and not own:
         console.say(f"detector      the run's own probe, {run.detector}")
@@ -94,9 +95,10 @@ def _scores(rows: Sequence[Candidate], parts: Parts, probe: Probe) -> list[float
 
 
 def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) -> Judged:
-    """Judge by the shift of a completion along the persona axis, in gaps; the smallest over the layers counts. The shift is
-    measured from the mean of the base model's own honest completions in the same environment. By default the threshold is the
-    shift that a share `fpr` of these exceeds."""
+    """Leave out the completions that shift far along the persona axis of the subspace `asked.subspace`. The score of a completion
+    is its shift in gaps, and the smallest shift over the layers counts. It is measured from the mean of the base model's own
+    honest completions in the same environment. The threshold is `asked.max_shift`, or else the shift that a share `fpr` of these
+    honest completions exceeds."""
     axis = _Axis(parts, asked)
     if missing := {row.environment for row in rows} - axis.zeros.keys():
         raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "

@@ -1,4 +1,4 @@
-"""Chooses the share of an environment's part that `auto` keeps.
+"""Chooses the share of an environment's part that is kept, for environments whose share is `auto`.
 
 A part holds the changes that its environment needs, and also its pull against the pull of others, so the whole part may be too
 much. Each of `SHARES` is tried on evaluation tasks of the environment itself. The smallest share is taken whose paid reward is
@@ -28,14 +28,14 @@ from routed_rl.subspace import Subspace
 
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 SAMPLES = 256
-"""The least number of tasks on which each share is tried."""
+"""Smallest number of tasks on which each share is tried."""
 Paid = dict[float, list[float | None]]
 """For each share, the rewards of the tasks, which are the same for all shares; None for a task that could not be scored."""
 
 
 def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:
-    """Choose the shares that are still open, and show the reward at each share. `parts` and `router` hold the checkpoint.
-    Afterwards the engine still has the weights of the last trial."""
+    """Choose the shares in `kept` that are still open, and show the reward at each share that was tried. The model in `parts` and
+    the router must be in the state of the checkpoint. Afterwards the engine `served` still has the weights of the last trial."""
     fixed = shares_of(kept)
     for loaded in parts.trained:
         if (one := kept.get(loaded.name)) is not None and one.share is None:
@@ -47,7 +47,7 @@ def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, 
 
 
 def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, Kept]) -> None:
-    """Load the model of a run at a checkpoint, and choose the shares that are still open."""
+    """Load the model of a run at a checkpoint, and choose the shares in `kept` that are still open."""
     parts, subspace = load_parts(config), Subspace.load(run.subspace)
     with serving(parts, subspace) as served:
         if router := at_checkpoint(checkpoint, parts, run, subspace, served):
@@ -56,7 +56,8 @@ def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, 
 
 def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None,
                  kept: dict[str, Kept]) -> Results:
-    """Choose the open shares, then evaluate the deployed model with the parts that are kept. Empty if no part is kept."""
+    """Choose the shares in `kept` that are still open, then evaluate the deployed model with the parts that are kept. Returns {}
+    if there are none."""
     if not kept:
         return {}
     choose(parts, router, served, kept)
@@ -72,7 +73,7 @@ def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 
 def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> tuple[Results, dict[str, Kept]]:
     """Evaluate the deployed model with the parts that the settings keep at the end of a run. Returns the results and the shares.
-    A part to which there is an objection is not kept, because no user is there to insist."""
+    A part against which there is an objection is not kept, because no user is there to insist on it."""
     if router is None or not (parts.config.keep and parts.config.discard):
         return {}, {}
     kept = decide(run, parts.config, run.require_checkpoint(), parts.config.keep)
@@ -82,7 +83,7 @@ def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Ser
 
 
 def best_share(paid: Paid) -> float:
-    """The smallest share that pays about as much as the best one, and no less than the smallest share."""
+    """The smallest share that pays about as much as the best one, and no less than the smallest share that was tried."""
     means = {share: average_paid(found) for share, found in sorted(paid.items())}
     best, least = max(means, key=lambda share: means[share]), means[min(means)]
 

@@ -1,5 +1,5 @@
-"""The shares of environments' parts that a user asks to keep in a deployed model, and the objections to keeping them. Only files
-are read; `keeping` chooses the shares that are `auto`."""
+"""The shares of environments' parts that a user asks to keep in a deployed model, and the objections to keeping them. This module
+only reads files; `keeping` chooses the shares that are `auto`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,14 +33,15 @@ PARTLESS = {"none": "has no quarantine", "erase": "leaves the quarantine empty",
 
 @dataclass
 class Kept:
-    """The share of one environment's part: the share that was asked for, the share that was decided, and the objection to keeping
-    it."""
+    """The decision about one environment's part: the share that was asked for, the share that was decided on, and the objection
+    to keeping it."""
 
     asked: float | str
     share: float | None
     """The share that is kept; None until it is chosen."""
     shift: float | None
-    """How far the whole part moves the stream along the watched axis. A share of the part moves it in proportion."""
+    """How far the whole part moves the stream along the watched axis, in gaps; None if that is unknown. A share of the part moves
+    the stream in proportion."""
     against: str = ""
     """The reason to keep nothing of the part; empty if there is none."""
     paid: dict[str, float] = field(default_factory=dict)
@@ -48,8 +49,8 @@ class Kept:
 
 
 def check(config: Config, asked: Asked, option: str, run: RunFolder | None = None) -> None:
-    """ConfigError for an environment that has no part to keep. `option` is the option or setting that names the environment, for
-    the message."""
+    """Raise ConfigError if `asked` names an environment that has no part to keep. `option` is the option or setting that names
+    the environment, for the message."""
     trained = trained_settings(config)
     for name in asked:
         if (mode := config.routing.mode) in PARTLESS:
@@ -69,9 +70,9 @@ def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
 
 
 def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> dict[str, Kept]:
-    """Decide the share of each part of a checkpoint, with the objection to it; the share is None if it is still to be chosen. A
-    part that moves the watched axis towards the positive persona is an objection, and for `AUTO` also that the run found its
-    environment to cause this."""
+    """Decide the share of each part of a checkpoint, and find the objection to keeping it. The share stays None if it is still to
+    be chosen. There is an objection if the part moves the stream along the watched axis towards the positive persona, or if that
+    is unknown. For `AUTO` there is also one if the run found that the environment causes such a shift."""
     axis, step = config.monitor.axis, step_of(checkpoint)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
     moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run, config), dict[str, Kept]()
@@ -91,8 +92,8 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
 
 
 def causes(run: RunFolder, config: Config) -> dict[str, str]:
-    """The environments that the run itself found to cause a shift towards the positive persona, and the file that says so. The
-    evidence of the run's steps decides, whether the run has ended or not; `summary.json` decides only for a run without
+    """The environments that the run itself found to cause a shift towards the positive persona, each with the finding that says
+    so. The evidence of the run's steps decides, whether the run has ended or not; `summary.json` decides only for a run without
     evidence."""
     halts = [read_object(path, {"environment": str | None, "step": int}) or {}
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
@@ -108,14 +109,14 @@ def causes(run: RunFolder, config: Config) -> dict[str, str]:
 
 
 def refuse(kept: dict[str, Kept]) -> None:
-    """ConfigError for the first share that is to be kept although there is an objection."""
+    """Raise ConfigError for the first share that is to be kept although there is an objection to it."""
     for name, one in kept.items():
         if one.against and one.share:
             raise ConfigError(f"--keep {name}={one.share:g}: {one.against}; leave it out, or keep it with --force")
 
 
 def say(kept: dict[str, Kept]) -> None:
-    """Print a line for each part."""
+    """Print a line for each part, with its share and the objection to keeping it."""
     for name, one in kept.items():
         against = f", although {one.against}" if one.share else f": {one.against}"
         console.say(f"keep {name}={one.share or 0:g}{against if one.against else ''}")
@@ -127,8 +128,8 @@ def shares_of(kept: dict[str, Kept]) -> dict[str, float]:
 
 def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, Kept], base: Base | None = None,
                    dtype: str | None = None, results: Results | None = None) -> Path:
-    """Write the deployed model with the parts that it keeps, and record these in `out` and in the run. `base`: the model into
-    which a LoRA is merged; `dtype`, `results`: see `finishing`."""
+    """Write the deployed model with the parts that it keeps to `out`, and record these parts in `out` and in the run. `base` is
+    the model into which a LoRA is merged, or None; `dtype` and `results` are as in `finishing`."""
     parts = {name: dataclasses.asdict(one) for name, one in kept.items()}
     finish = finishing(run, DEPLOYED, dtype, results)
 
@@ -145,7 +146,8 @@ def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, 
 
 
 def written(write: Callable[[Path, Finish], Path], out: Path, base: Base | None, finish: Finish) -> Path:
-    """Call `write` to write a model or a LoRA to `out`. With `base`, write that model with the LoRA merged into it instead."""
+    """Call `write`, which writes a model or a LoRA to `out`. If `base` is given, write that model to `out` instead, with the LoRA
+    merged into it."""
     if base is None:
         return write(out, finish)
     from routed_rl.export.merging import merged

@@ -30,8 +30,8 @@ LOGS = "processes"
 
 
 def process_command(role: str, run: RunFolder, urls: list[str] | None = None) -> list[str]:
-    """The command that starts a process of the run, which runs this package's `__main__`. `urls`: the servers that make its
-    rollouts."""
+    """The command that starts a process of the run, which runs this package's `__main__` in the given role. `urls` are the
+    servers that make the run's rollouts."""
     return [sys.executable, "-m", str(__package__), role, str(run.path), *(urls or [])]
 
 
@@ -54,7 +54,8 @@ def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | 
 
 
 def run_node(folder: str, *urls: str) -> None:
-    """Act as one node of a job: start the node's processes and wait for them."""
+    """Act as one node of a job: start the node's processes and wait for them. `folder` is the run folder, and `urls` are the
+    servers that make its rollouts."""
     run = RunFolder.open(folder)
     run_processes(process_command("process", run, list(urls)), read_config(run).launch, run.path / LOGS,
                   node=int(os.environ["SLURM_NODEID"]), address=os.environ["MASTER_ADDR"])
@@ -67,7 +68,7 @@ def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
 
 
 def commands(config: Config, run: RunFolder) -> list[str]:
-    """The commands that the run starts and where each of them runs, one line for each."""
+    """The commands that the run starts and where each of them runs, one line for each command."""
     launch, processes = config.launch, shlex.join(process_command("process", run))
     servers = ["`vllm serve` beside the command, for the rollouts"] if config.rollout.launch else [
         f"the rollouts: {url}" for url in config.rollout.urls]
@@ -84,7 +85,8 @@ def commands(config: Config, run: RunFolder) -> list[str]:
 
 @contextmanager
 def following(run: RunFolder, tracker: Tracker, every_s: float = 1.0) -> Iterator[None]:
-    """Inside the block, while the run trains, pass each new row of the metrics and each new checkpoint to the tracker."""
+    """Inside the block, while the run trains, pass each new row of the metrics and each new checkpoint to the tracker. The files
+    are looked at every `every_s` seconds."""
     file, known, over = MetricsFile(run.metrics), set(run.steps()), threading.Event()
     file.new_rows()
 

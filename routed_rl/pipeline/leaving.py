@@ -1,5 +1,5 @@
 """The verbs `discard` and `export`, which write models of a run. They read only files, unless a share is to be chosen or a LoRA
-merged: then the model is loaded, and with it libraries that take seconds to load."""
+merged. Then the model is loaded, and with it libraries that take seconds to load."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,8 +17,9 @@ from routed_rl.report.card import POLICY, QUARANTINE
 def discard(run: str, out: str, step: int | None = None, keep: Asked | None = None, *, force: bool = False,
             merge: bool = False, dtype: str | None = None) -> None:
     """Write the deployed model of a run, after `step` or its last step, to `out`. `keep` names the shares of environments' parts
-    that stay in it, which is recorded in `out` and in the run. `force` allows parts that shift towards the positive persona.
-    `merge` merges a LoRA into its base model. `dtype`: the type of the numbers that are written; None for that of the run."""
+    that stay in it; they are recorded in `out` and in the run. `force` allows parts against which there is an objection, such as
+    a shift towards the positive persona. `merge` merges a LoRA into its base model. `dtype` is the type of the numbers that are
+    written; None for that of the run."""
     opened = RunFolder.open(run)
     check_above(Path(out), f"--out {out}")
     with alone_in(opened.path) if keep else _alone_where(opened, out):
@@ -65,9 +66,10 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None
 
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
            kept: str | None = None, *, merge: bool = False, dtype: str | None = None) -> None:
-    """Write the quarantine as a stock PEFT adapter, or only the part of environment `env`, or only the rest that is missing in
-    the folder `kept`. Write the policy as one plain model, or, if a LoRA was trained and `merge` is false, as one LoRA. `dtype`
-    as in `discard`."""
+    """Write models of a run, after `step` or its last step. The quarantine goes to the folder `quarantine` as a stock PEFT
+    adapter, or only the part of environment `env`, or only the rest that is missing in the folder `kept`. The policy goes to the
+    folder `policy` as one plain model, or, if a LoRA was trained and `merge` is false, as one LoRA. A folder that is None is not
+    written. `dtype` is as in `discard`."""
     opened = RunFolder.open(run)
     if quarantine and policy and Path(quarantine).absolute() == Path(policy).absolute():
         raise ConfigError(f"--quarantine {quarantine} and --policy {policy} are one folder; give two")

@@ -17,13 +17,13 @@ from routed_rl.routing import Router
 from routed_rl.training.backends import PIECES
 
 Means = dict[str, dict[str, float]]
-"""Maps environment to metric to mean."""
+"""Maps an environment to a mapping from metrics to means."""
 
 
 def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served | None, *, deployed: bool = False,
             title: str | None = None, config: EvaluationConfig | None = None, told: Told | None = None) -> Means:
     """Evaluate the model in its present state. `title` is the name under which progress is shown; None shows none. `config`
-    replaces the run's settings. `told` is called with the first answers."""
+    replaces the run's settings of evaluation. `deployed` and `told` are as in `scored`."""
     with console.progress(f"evaluate {title}", "completions") if title else nullcontext(None) as advance:
         return evaluate(parts.model, parts.tokenizer, environments, config or parts.config.evaluation, seed=parts.config.seed,
                         max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed,
@@ -33,8 +33,8 @@ def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served 
 def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Router | None, served: Served | None, *,
                  titles: bool = True, config: EvaluationConfig | None = None,
                  told: Callable[[str], Told | None] = lambda _: None) -> Results:
-    """Evaluate the policy and the deployed model, which are the same if nothing was routed. An engine gets the weights first.
-    `told` maps the name of a model to the function that is called with its first answers."""
+    """Evaluate the policy and the deployed model, which are the same if nothing was routed. The engine `served`, if there is one,
+    gets the present weights first. `told` maps the name of a model to the function that is called with its first answers."""
     if served is not None:
         served.sync()
     found = {"policy": measure(parts, environments, served, title="policy" if titles else None, config=config,
@@ -48,8 +48,8 @@ def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 
 def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],
           models: Results) -> Results:
-    """The results for each scale of the quarantine, as {text of the scale: results}. `models` holds those of the scales 0
-    (deployed) and 1 (policy)."""
+    """The results for each of `scales`, by which the quarantine is multiplied, as {text of the scale: results}. `models` holds
+    those of the scales 0 (deployed) and 1 (policy)."""
     known, found = {0.0: models["deployed"], 1.0: models["policy"]}, Results()
     for scale in scales:
         if scale in known:
@@ -66,7 +66,7 @@ def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, s
 
 def measure_during(parts: Parts, router: Router | None, served: Served | None, step: int) -> dict[str, float]:
     """Every `evaluation.every` steps, evaluate the policy and the deployed model on every environment, with the same few tasks
-    and random numbers each time. Returns metrics of `step`, empty if no evaluation is due. The training state stays the same to
+    and random numbers each time. Returns the metrics of `step`; {} if no evaluation is due. The training state stays the same to
     the bit: weights, modes, random numbers."""
     settings = parts.config.evaluation
     if not settings.every or step % settings.every:

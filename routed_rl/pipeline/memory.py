@@ -1,5 +1,5 @@
 """Estimates the device memory that a run occupies all the time, line by line with the arithmetic. `moments` estimates the memory
-that is occupied only for a while."""
+that is occupied only for a while in each step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +15,19 @@ from routed_rl.training.checks import default
 from routed_rl.training.labels import linear_modules
 
 FLOAT = 4
-"""Bytes of a float32; only weights that are frozen may take fewer."""
+"""Bytes of a float32 number. Only weights that are frozen may take fewer."""
 STATES = {"adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
 """How many numbers an optimizer keeps for each weight, by the beginning of the optimizer's name; 2 for optimizers that are not
 listed."""
 PACKED = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per weight in 4 bit: the weight itself, and its share of the scales of blocks."""
+"""Bytes of a weight in 4 bit: the weight itself, and its share of the scales that a block of weights has in common."""
 CUT = {"weights": ("zero3", "fsdp2"), "gradients": ("zero2", "zero3", "fsdp2"), "optimizer": ("zero1", "zero2", "zero3", "fsdp2")}
 """For each kind of memory, the strategies under which a process holds only its shard of it."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One line of the estimate. `how` shows its arithmetic."""
+    """One line of the estimate: what the memory is for, its bytes, and in `how` the arithmetic behind them."""
 
     name: str
     bytes: float
@@ -35,7 +35,7 @@ class Need:
 
 
 def needs(parts: Parts) -> list[Need]:
-    """The memory that one process occupies all the time, and its gradients."""
+    """The memory that one process occupies all the time, and that of its gradients, which it occupies only during the update."""
     config, world = parts.config, parts.config.launch.world
     held = trained_by_adapter(parts) if parts.adapted is not None else parts.model.num_parameters()
     states, (weights, how) = _states(config), _weights(parts)

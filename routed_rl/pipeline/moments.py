@@ -19,8 +19,7 @@ ASSUMED = 80e9
 
 
 def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need | None:
-    """The bytes that a micro-batch takes beside the gradients, for prompts of `prompt` tokens; None if they cannot be
-    computed."""
+    """The memory that a micro-batch takes beside the gradients, for prompts of `prompt` tokens; None if it cannot be computed."""
     config, completion = parts.config, arguments.max_completion_length or 0
     if any(writer.expert is not None for writer in (parts.writers if config.routing.by_subspace else [])):
         return None  # the experts that tokens choose depend on contents, which are not known here
@@ -48,7 +47,8 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
 
 
 def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
-    """The bytes that the engine of the rollouts occupies: transformers' cache of keys and values, or vLLM's share of the GPU."""
+    """The memory that the engine of the rollouts occupies, for prompts of `prompt` tokens: transformers' cache of keys and
+    values, or vLLM's share of the GPU."""
     config, model = parts.config.rollout, parts.model.config.get_text_config()
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
@@ -86,7 +86,7 @@ def device_bytes(parts: Parts) -> float | None:
 
 
 def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, account: bool) -> list[str]:
-    """The lines of the plan about memory, for prompts of at most `prompt` tokens. `account` lists it line by line, with
+    """The lines of the plan about memory, for prompts of at most `prompt` tokens. `account` shows the memory line by line, with
     activations."""
     found = [*needs(parts), rollouts(parts, arguments, prompt)]
     if not account:
@@ -102,8 +102,8 @@ def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, acco
 
 
 def peak(found: list[Need]) -> float:
-    """The largest total at any moment. The cache of transformers, and the memory of a vLLM that sleeps, are freed before the
-    update begins."""
+    """The largest total of these needs at any moment, in bytes. The cache of transformers, and the memory of a vLLM that sleeps,
+    are freed before the update begins."""
     sizes = {need.name: need.bytes for need in found}
     cache, update = sizes.pop("rollouts", 0.0), sizes.pop("gradients") + sizes.pop("activations", 0.0)
     return sum(sizes.values()) + max(cache, update)

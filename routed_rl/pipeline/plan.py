@@ -1,5 +1,5 @@
-"""The plan of a run, which is shown before it begins. Time is estimated from a small matrix product that is timed here; memory is
-estimated too."""
+"""The plan of a run, which is shown before the run begins. Time is estimated from a small matrix product that is timed here;
+memory is estimated too."""
 
 import time
 from itertools import islice
@@ -19,12 +19,12 @@ from routed_rl.training.plan import Plan
 from routed_rl.training.trainers import TrainerArguments
 
 SHARE_OF_PEAK = 0.4
-"""The rate of a training step divided by that of the matrix product that is timed here; measured with the lab and SmolLM2 on two
-cores."""
+"""The speed of a training step divided by that of the matrix product that is timed here, both in operations per second. It was
+measured with the lab and SmolLM2 on two cores."""
 OVERHEAD_S = 0.004
 """Seconds for each layer and generated token, whatever the size of the model."""
 PROMPTS = 4
-"""The number of prompts of each environment over which the mean length is taken."""
+"""The number of prompts of each environment over which the mean length of a prompt is taken."""
 
 
 def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
@@ -80,7 +80,7 @@ def estimate_minutes(config: Config, parts: Parts, arguments: TrainerArguments) 
 
 
 def prompt_lengths(parts: Parts) -> list[int]:
-    """Token counts of the first prompts of each environment."""
+    """The numbers of tokens of the first prompts of each environment."""
     prompts = [task.prompt for loaded in parts.trained
                for task in islice(task_stream(loaded, "train", parts.config.seed), PROMPTS)]
     return list(map(len, encode_prompts(parts.tokenizer, prompts)))

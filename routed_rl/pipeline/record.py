@@ -1,4 +1,4 @@
-"""The record of a run in its folder: its settings, the overrides that the user typed, and facts in its manifest."""
+"""The record of a run in its folder: the settings, the overrides that the user typed, and facts in the manifest."""
 
 import dataclasses
 import importlib.metadata
@@ -26,15 +26,16 @@ def new_folder(config: Config) -> RunFolder:
 
 
 def require_base(run: RunFolder, config: Config, digest: str) -> None:
-    """CheckpointError unless `digest`, the hash of a base model's weights, is that of the base model with which the run began."""
+    """Raise CheckpointError unless `digest`, the hash of a base model's weights, is that of the base model with which the run
+    began."""
     if (was := run.facts().get("model_hash", digest)) != digest:
         raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
                               f"began with {was[:12]}; put that model back")
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
-    """Write the settings, the overrides that the user typed, and the versions of libraries. A secret that is spelled out is
-    refused."""
+    """Write the settings, the overrides that the user typed, and the versions of libraries into the run folder. ConfigError for a
+    secret that is spelled out."""
     settings = mapped(dataclasses.asdict(config), lambda _, value: value)
     refuse_secrets(settings)
     write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
@@ -62,9 +63,9 @@ def dated(config: Config, date: str | None = None) -> Config:
 
 
 def read_config(run: RunFolder) -> Config:
-    """The settings of a run. A run that is older than the setting `model.date` gets the day on which it was made. RunFolderError
-    if the settings or the facts are damaged. ConfigError if a setting refers to a variable that is missing (for settings of
-    environments this is noticed when they are built)."""
+    """The settings of a run. A run that is older than the setting `model.date` gets the day on which it was made as its date.
+    RunFolderError if the settings or the facts are damaged. ConfigError if a setting refers to an environment variable that is
+    missing (for settings of environments this is noticed when they are built)."""
     facts = run.facts()
     run.halt()
     try:
@@ -77,8 +78,8 @@ def read_config(run: RunFolder) -> Config:
 
 
 def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run. A run that is older than the settings for practice and pace gets the values that describe how it
-    behaved."""
+    """Return the settings of a run. If the run is older than the settings for practice and pace, these get the values that
+    describe how the run behaved."""
     routing = settings.get("routing")
     if isinstance(routing, dict) and "practice" not in routing and isinstance(routing.get("quarantine", {}), dict):
         routing |= {"practice": {"share": 0}, "quarantine": {"pace": "fast"} | routing.get("quarantine", {})}
@@ -86,7 +87,7 @@ def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_overrides(run: RunFolder) -> list[str]:
-    """The overrides that the user typed when the run began and each time that it was continued with others."""
+    """The overrides that the user typed when the run began, and each time that it was continued with further overrides."""
     try:
         return (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
     except ValueError as error:
@@ -94,7 +95,7 @@ def read_overrides(run: RunFolder) -> list[str]:
 
 
 def tell(run: RunFolder, facts: dict[str, Any]) -> None:
-    """Add facts to the manifest; those that it has already stay."""
+    """Add `facts` to the manifest. Facts with other names stay as they are."""
     write_json(run.manifest, (run.facts() if run.manifest.exists() else {}) | facts)
 
 
@@ -105,7 +106,7 @@ def fresh_from_step(run: RunFolder) -> int:
 
 
 def inherited(run: RunFolder) -> list[str]:
-    """Environments that are no longer trained on but whose parts are still in the run's quarantine."""
+    """The environments that are no longer trained on but whose parts are still in the run's quarantine."""
     return run.facts().get("inherited", [])
 
 
@@ -116,8 +117,8 @@ def trained_settings(config: Config) -> dict[str, Any]:
 
 
 def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:
-    """Record in the manifest which shares of parts the folder of a deployed model keeps. An earlier record of that folder is
-    replaced."""
+    """Record in the manifest which shares of parts the deployed model in the folder `out` keeps. An earlier record of that folder
+    is replaced."""
     known = run.facts().get("kept", [])
     if known or shares:
         others = [each for each in known if each.get("out") != str(out)]

@@ -1,8 +1,8 @@
 """The verb `rollback` makes a new run from an earlier checkpoint of another run, with other environments. The old run stays as it
 is.
 
-Without a change the new run repeats the old one from that step on, bit for bit on a CPU. With other environments the mixture
-starts afresh, with tasks that were not seen before; steps, schedules, weights and optimizer continue.
+Without a change the new run repeats the old one from that checkpoint on, bit for bit on a CPU. With other environments the
+mixture starts afresh, with tasks that were not seen before; steps, schedules, weights and optimizer continue.
 """
 
 import dataclasses
@@ -18,13 +18,15 @@ from routed_rl.pipeline import record
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
-"""Sections of settings on which a checkpoint depends: by its weights, its bases, its parts."""
+"""Sections of settings on which a checkpoint depends, by its weights, the bases of its subspace, and the parts of its
+quarantine."""
 LINEAGE = "lineage"
 
 
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
-    """Make the new run and train it to its end; returns its folder. Everything that can be checked is checked before anything is
-    written.
+    """Make a new run from the checkpoint of `step` of the run in `folder`, and train it to its end; returns the new run's folder.
+    `drop` names environments to leave out; `forget` also takes their parts out of the quarantine. Everything that can be checked
+    is checked before anything is written.
 
     A run into which another process writes is refused, so that its manifest and its checkpoints do not change while they are
     copied.
@@ -75,7 +77,7 @@ def alike(was: Config, wanted: Config) -> Config:
 
 
 def without(wanted: Config, drop: list[str]) -> Config:
-    """The config without the dropped environments. ConfigError if it does not have one of them."""
+    """The config without the environments in `drop`. ConfigError if it does not have one of them."""
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     kept, keep = ({name: each for name, each in settings.items() if name not in drop} for settings in (wanted.env, wanted.keep))
@@ -87,8 +89,8 @@ def without(wanted: Config, drop: list[str]) -> Config:
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:
-    """Copy the checkpoint of `step`. `fresh` prepares it for another mixture. `names` lists the parts that the copy gets: those
-    of environments that are trained on, and others; None keeps the parts as they are."""
+    """Copy the checkpoint of `step` from the old run to the new one. `fresh` prepares it for another mixture. `names` lists the
+    environments whose parts the copy gets: those that are trained on, and others; None keeps the parts as they are."""
     if not fresh and names is None:
         shutil.copytree(old.checkpoint(step), new.checkpoint(step))
         return
@@ -102,8 +104,8 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Copy the subspace, base model, detector and the base model's evaluation, and the metrics, completions and halts up to
-    `step`."""
+    """Copy from the old run to the new one the subspace, base model, detector and trait, the base model's evaluation, and the
+    metrics, completions and halts up to `step`."""
     for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):
         if before.exists():
             shutil.copytree(before, after)

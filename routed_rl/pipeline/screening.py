@@ -1,4 +1,4 @@
-"""Measures how often a model's completions are flagged by its environments, by which axes without names can be chosen."""
+"""Measures how often a model's completions are flagged by its environments. Axes without names can be chosen by this."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from routed_rl.evaluate import scored
 def flagged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment], config: Config,
             max_new_tokens: int) -> float:
     """The share of flagged completions of the model in its present state. It is the mean over the environments that report flags,
-    whether they are trained on or probes, with `subspace.screen_samples` tasks each, the same tasks in every call. SubspaceError
-    if no environment reports flags."""
+    whether they are trained on or probe environments, with `subspace.screen_samples` tasks each, the same tasks in every call.
+    SubspaceError if no environment reports flags."""
     settings = dataclasses.replace(config.evaluation, samples=config.subspace.screen_samples)
     found = scored(model, tokenizer, list(environments), settings, seed=config.seed, max_new_tokens=max_new_tokens)
     known = [[score for score in scores if score is not None] for scores in found.values()]

@@ -1,5 +1,5 @@
 """The engine that makes the rollouts of a command. It is opened with the base model, checked, and closed at the end. The
-processes of a launched run connect to it."""
+processes of a launched run connect to the same engine."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ from routed_rl.subspace import Subspace
 
 @contextmanager
 def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
-    """Open the engine that `rollout.engine` names, with the base model, and close it after the block. Yields None for
-    transformers."""
+    """Inside the block, the engine that `rollout.engine` names is open, with the base model. Yields the engine; None if that
+    setting is transformers, which needs no engine of its own."""
     config = parts.config.rollout
     if config.engine == "transformers":
         yield None
@@ -61,8 +61,8 @@ def serving(parts: Parts, subspace: Subspace | None) -> Iterator[Served | None]:
 
 @contextmanager
 def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterator[Served | None]:
-    """In a process of a launched run, connect to the servers at `urls`, which the starting command has opened. Yields None if
-    there are no URLs."""
+    """In a process of a launched run, connect to the servers at `urls`, which the starting command has opened. Yields the engine;
+    None if there are no URLs."""
     if not urls:
         yield None
         return
@@ -72,7 +72,8 @@ def joining(parts: Parts, subspace: Subspace | None, urls: list[str]) -> Iterato
 
 
 def route_served(parts: Parts, served: Served | None, router: Router | None) -> ParityCheck | None:
-    """From now on, make `served` push the routed policy. Returns the check that compares the engine with the trainer."""
+    """Make `served` send the routed policy to the engine in every later synchronisation. Returns the check that compares the
+    engine with the trainer; None if there is no engine."""
     if served is None:
         return None
     if router is not None:
@@ -82,7 +83,7 @@ def route_served(parts: Parts, served: Served | None, router: Router | None) -> 
 
 
 def at_checkpoint(folder: Path, parts: Parts, run: RunFolder, subspace: Subspace | None, served: Served | None) -> Router | None:
-    """Load a checkpoint into the model and the engine, and return its router."""
+    """Load the checkpoint in `folder` into the model and the engine, and return the router; None in mode `none`."""
     router = make_router(parts, subspace, inherited(run))
     parity = route_served(parts, served, router)
     take_checkpoint(parts, router, folder)

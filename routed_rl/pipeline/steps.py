@@ -1,4 +1,4 @@
-"""Trains the steps of a run, from its newest checkpoint on, in this process or in several, under the monitor."""
+"""Trains the steps of a run under the monitor, from the run's newest checkpoint on, in this process or in several."""
 
 import signal
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
 
 @contextmanager
 def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
-    """Inside the block, errors that leave the run intact, and Ctrl-C, also say how to continue the run."""
+    """Inside the block, the message of an error that leaves the run intact, or of Ctrl-C, also says how to continue the run."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -98,7 +98,8 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
 
 
 def work(folder: str, *urls: str) -> None:
-    """Act as one process of a launched run: train, with the files that the starting command has written."""
+    """Act as one process of a launched run: train, with the files that the starting command has written into `folder`. `urls` are
+    the servers that make the rollouts."""
     transformers_logging.set_verbosity_error()
     run = RunFolder.open(folder)
     config = read_config(run)
@@ -113,7 +114,7 @@ def work(folder: str, *urls: str) -> None:
 
 
 class Telling(TrainerCallback):
-    """Moves the progress bar (TRL's own is off), and reports each checkpoint to the tracker once it is complete."""
+    """Moves the progress bar, in place of TRL's own, and reports each checkpoint to the tracker once it is complete."""
 
     def __init__(self, advance: console.Advance, tracker: Tracker | None) -> None:
         self.advance, self.tracker = advance, tracker

@@ -1,4 +1,4 @@
-"""Writes and prints the end of a run: `summary.json`, the table, one sentence, the next commands."""
+"""Writes `summary.json` at the end of a run, and prints the table of results, one sentence about them, and the next commands."""
 
 import os
 from typing import Any
@@ -16,11 +16,11 @@ from routed_rl.routing import Router
 from routed_rl.tracking import NOT_METRICS, MetricsFile, Tracker, counted
 
 Results = dict[str, dict[str, dict[str, float]]]
-"""Maps model to environment to metric to mean."""
+"""Maps a model to a mapping from environments to means by metric."""
 
 
 def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
-    """For each environment, from the last row of the ledger: the norm and the share of its part, and its push and persona shift
+    """For each environment, from the last row of the ledger, the norm and the share of its part, and its push and persona shift
     so far."""
     rows = [row for row in MetricsFile(run.metrics).rows() if "quarantine/norm" in row]
     found = {}
@@ -39,8 +39,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
     """The entry `routing` of summary.json: mode, ranks, the means over the run of the routed fraction and of the random controls,
     and the quarantine's share.
 
-    `base` maps the name of each target to its weights at the start, from which ‖ΔW‖ of the retained change over all targets is
-    computed.
+    `base` maps the name of each target to its weights at the start. The norm ‖ΔW‖ of the retained change over all targets is
+    computed from them.
     """
     rows = MetricsFile(run.metrics).rows()
     fractions = [row["routing/routed_fraction"] for row in rows if "routing/routed_fraction" in row]
@@ -58,8 +58,8 @@ def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dic
 
 
 def show_tables(models: Results, scales: Results, environments: list[LoadedEnvironment]) -> None:
-    """Print a table of reward, solve and flags, with a row for each environment and model, and another one for the scales of the
-    quarantine, if there are any."""
+    """Print a table of reward, solve and flags, with a row for each environment and model. If there are results for scales of the
+    quarantine, print a second table with a row for each of these."""
     kept = "; kept: but for the parts that are kept" if "kept" in models else ""
     _table(f"policy: quarantine on; deployed: quarantine discarded{kept}", "model", models, environments)
     if scales:
@@ -80,7 +80,7 @@ def _table(title: str, column: str, models: Results, environments: list[LoadedEn
 
 
 def training_failures(run: RunFolder) -> list[str]:
-    """A line for each environment that failed to score some completions of the training."""
+    """A line for each environment in which some completions of the training could not be scored."""
     totals = counted(MetricsFile(run.metrics).rows(), "environment", "failures")
     return [f"{name}: {count} completions of the training could not be scored" for name, count in totals.items()]
 
@@ -88,7 +88,9 @@ def training_failures(run: RunFolder) -> list[str]:
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
              mode: str = "route", kept: dict[str, float] | None = None, who: Blame | None = None) -> str:
     """One sentence that says what training raised, which environments pulled the stream (or shifted it, if the run has no
-    evidence), what discarding the quarantine costs, and what keeping shares of it changes."""
+    evidence), what discarding the quarantine costs, and what keeping shares of it changes. `blame` is the result of
+    `attribution`, `kept` maps environments to the shares that are kept, and `who` is the finding about the environments'
+    evidence."""
     labels = {loaded.name: loaded.label for loaded in environments}
     flags = {loaded.name: loaded.flags for loaded in environments}
     said = [differences(models, mode, labels, flags)]
@@ -105,7 +107,7 @@ def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: li
 
 
 def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[str]:
-    """Shell commands for what a user may do next with a finished run. `overrides`: the settings that the user typed for this
+    """Shell commands for what a user may do next with a finished run. `overrides` are the settings that the user typed for this
     run."""
     here = os.path.relpath(run.path)
     where = here if len(here) < len(str(run.path)) else str(run.path)
@@ -132,7 +134,8 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
 
 
 def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
-    """Write the report, if the settings ask for it. It is made from files that stay, so a failure is only shown in one line."""
+    """Write the report, if the settings ask for it. A failure is only shown in one line, because the report can be made again
+    from the run's files."""
     if not config.tracking.report:
         return
     console.say("drawing the report")

@@ -1,5 +1,5 @@
-"""The verbs `train` and `resume`: extract the subspace, train with routing, evaluate base model, policy and deployed model,
-discard."""
+"""The verbs `train` and `resume`: extract the subspace, train with routing, evaluate base model, policy and deployed model, and
+discard the quarantine."""
 
 import dataclasses
 import shutil
@@ -51,8 +51,8 @@ FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "baseline", "env")
 
 
 def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
-    """Run one experiment from the start, or submit it as a job; returns the run folder. `dry_run` shows the plan and writes
-    nothing, except a job's script and settings if the run is to be a job."""
+    """Run one experiment from the start, or submit it as a job; returns the run folder. `overrides` are the words that the user
+    typed. `dry_run` shows the plan and writes nothing, except a job's script and settings if the run is to be a job."""
     run, config = record.new_folder(config), record.dated(config)
     if dry_run and config.launch.where == "here" and not has_weights(resolve(config.model.path)):
         described(config, run)
@@ -74,7 +74,8 @@ def train(config: Config, overrides: list[str], dry_run: bool = False) -> Path:
 
 
 def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
-    """Continue a run in place, from its newest complete checkpoint, or from the start if there is none."""
+    """Continue the run in `folder`, in place, from its newest complete checkpoint, or from the start if there is none.
+    `overrides` change settings that may change."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
         config = record.read_config(run)
@@ -101,7 +102,7 @@ def go_on(parts: Parts, plan: Plan) -> Path:
 
 
 def run_job(folder: str) -> None:
-    """Act as a SLURM job: begin the run, or continue it, on the nodes of the job."""
+    """Act as a SLURM job: begin the run in `folder`, or continue it, on the nodes of the job."""
     run = RunFolder.open(folder)
     with alone_in(run.path):
         parts, plan = prepared(record.read_config(run), run)
@@ -109,7 +110,7 @@ def run_job(folder: str) -> None:
 
 
 def described(config: Config, run: RunFolder) -> None:
-    """Show the plan of a run that trains elsewhere, for a model folder that has only a config and a tokenizer."""
+    """Show the plan of a run that trains elsewhere. The model folder needs only a config and a tokenizer."""
     transformers_logging.set_verbosity_error()
     plan, parts = make_plan(config, run, here=False), describe_parts(config)
     check_prompts(parts.trained, config.seed)
@@ -118,8 +119,9 @@ def described(config: Config, run: RunFolder) -> None:
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
-    """Load the parts of a run and check everything that can be checked before anything is written, so that a refused command
-    changes nothing. Shows the plan; with `account` its memory line by line. `before`: another run, whose subspace is used."""
+    """Load the objects of a run and check everything that can be checked before anything is written, so that a refused command
+    changes nothing. The plan is shown; `account` shows its memory line by line. `before` is another run, whose subspace is
+    used."""
     transformers_logging.set_verbosity_error()
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     plan, parts = make_plan(config, run), load_parts(config)

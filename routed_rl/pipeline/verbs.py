@@ -21,8 +21,8 @@ from routed_rl.subspace import Subspace
 
 
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
-    """Extract a subspace from prompts into a folder (`out=`, default `subspace`). `check` also measures whether the subspace is
-    good, and draws a plot."""
+    """Extract a subspace from prompts into a folder (`out=`, default `subspace`), and return that folder. `check` also measures
+    whether the subspace is good, and draws a plot."""
     out = Path(config.out or "subspace")
     with alone_making(out):
         if out.exists():
@@ -55,12 +55,13 @@ def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
 def evaluate(target: str, envs: list[str] | None, json_file: str | None, config: Config | None,
              engine: str | None = None, scales: list[float] | None = None, step: int | None = None,
              keep: Asked | None = None) -> None:
-    """Evaluate the base model, the policy and the deployed model of a run, or the model in one folder, on environments.
+    """Evaluate the base model, the policy and the deployed model of the run `target`, or, if `config` is given, the model in the
+    folder `target`, on the environments `envs` (None: all). The results go to `json_file`, too, if it is given.
 
-    `engine`: transformers, or vllm (the run's own server, or vLLM in this process if the run has none); None for the run's own
-    engine. `scales`: also evaluate with the quarantine multiplied by each of these. `step`: use a run's checkpoint of that step
-    instead of its last. `keep`: also evaluate the deployed model with these shares of environments' parts, whatever the
-    objections to them.
+    `engine` is transformers, or vllm (the run's own server, or vLLM in this process if the run has none); None for the run's own
+    engine. With `scales`, the model is also evaluated with the quarantine multiplied by each of them. `step` chooses a run's
+    checkpoint of that step instead of its last. With `keep`, the deployed model is also evaluated with these shares of
+    environments' parts, whatever the objections to them.
     """
     run = None if config is not None else RunFolder.open(target)
     if json_file:
