@@ -1,4 +1,4 @@
-"""The first sentences of a report: what training changed, which environment did it, and what discarding costs and removes."""
+"""The first sentences of a report: what training changed, which environment caused it, and what discarding costs and removes."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from routed_rl.tracking import MODELS
 
 
 def status(run: RunData) -> str:
-    """A text that says how far the run is."""
+    """A text that says how far the run has come."""
     if not run.rows:
         return "No step of this run has been written yet, so there is nothing to show but its settings."
     if run.halted:
@@ -25,7 +25,7 @@ def status(run: RunData) -> str:
 
 
 def sentences(run: RunData) -> list[str]:
-    """Sentences on how training and discarding changed the model, which environment did it and since when, the cost of
+    """Sentences on how training and discarding changed the model, which environment caused the change and since when, the cost of
     discarding, and the parts that were kept."""
     if not run.rows:
         return []

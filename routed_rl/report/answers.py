@@ -18,8 +18,8 @@ ROW = {"environment": str, "task": int, "prompt": str, "answers": dict[str, dict
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of RUN/answers.jsonl: an environment, the index of a task among its evaluation tasks, the prompt, and what each
-    model answered. Torn lines are left out; a missing file has no rows."""
+    """The rows of RUN/answers.jsonl: an environment, the index of a task among the evaluation tasks of this environment, the
+    prompt, and the answer of each model. Torn lines are left out; a missing file has no rows."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -28,7 +28,7 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
 
 
 def answers(run: RunData) -> Section:
-    """The section with a prompt in each row and what each model answered. Flags that hold for an answer are shown."""
+    """The section with a prompt in each row and the answer of each model. Flags that hold for an answer are shown."""
     section = Section("answers", "The same prompts, before and after", "Tasks of the evaluation, of all environments in turn, "
                       "with the same random numbers for each model. Answers with a flag are marked.",
                       "This run kept no answers (evaluation.answers).")

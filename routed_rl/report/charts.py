@@ -1,5 +1,5 @@
-"""The pictures of a report, drawn by matplotlib as SVG. Their colours are CSS variables of the page, so that they follow its
-light, dark and print styles.
+"""The pictures of a report, drawn by matplotlib as SVG. Their colours are CSS variables of the page, so that they follow the
+page's light, dark and print styles.
 
 A line is recognised by its dashes and by the name at its end as well as by its colour. Text stays text.
 """
@@ -24,11 +24,11 @@ VARIABLES = {TEXT: "--text", GRID: "--grid", MARK: "--mark"} | {colour: f"--c{pl
 """Maps the placeholder colours with which matplotlib draws to the variables of page.css that replace them."""
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2))]
 LOOKS = {"base": 5, "policy": 1, "deployed": 0, "kept": 2}
-"""For each model, the index of its colour, the same as in the picture at the top."""
+"""For each model, the index of its colour, which is the same as in the picture at the top of the page."""
 MARKERS = {"base": "o", "policy": "s", "deployed": "D", "kept": "^"}
 WIDTH = 4.7
-"""Width of a picture in inches of 72 units. The page scales it by about 1.4 on a desktop screen and by 1 on a phone, so that its
-text can be read there."""
+"""Width of a picture in inches of 72 units. The page scales a picture by about 1.4 on a desktop screen and by 1 on a phone, so
+that its text can be read there."""
 LETTERS = 12.5
 """Least distance between two names at the ends of lines, in points."""
 STYLE: dict[Any, Any] = {
@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """An event at a step, which pictures mark."""
+    """An event at a step, which is marked in the pictures."""
 
     step: int
     label: str
@@ -50,11 +50,12 @@ class Mark:
 
 def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[Mark], until: int, order: Sequence[str], *,
           bold: str | None = None, level: float | None = None, log: bool = False) -> Markup:
-    """A picture with a line for each series up to step `until`, with its name at its end. The line `bold` stands out, and `level`
-    is a horizontal line for comparison.
+    """A picture with a line for each series up to step `until`, with the name of the series at the end of its line. `name` is the
+    id of the picture in the page, and `label` is that of the vertical axis. `marks` are events to show. The line `bold` stands
+    out, and `level` is a horizontal line for comparison; `log` asks for a logarithmic scale.
 
-    The index of a name in `order` decides the look of its line, the same in all pictures. A line whose name is not in `order` has
-    the colour of text.
+    The index of a name in `order` decides the look of its line, which is the same in all pictures. A line whose name is not in
+    `order` has the colour of text.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, max(2.6, 0.19 * len(series) + 1)))
@@ -75,7 +76,8 @@ def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[M
 
 
 def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 2) -> Markup:
-    """Small panels with the same scale and the same few lines in each, and one legend for all."""
+    """A picture of small panels, `across` of them side by side, with the same scale and the same few lines in each, and one
+    legend for all. `grid` maps the title of a panel to its lines, and `name` is the id of the picture in the page."""
     with matplotlib.rc_context(STYLE):
         rows = -(-len(grid) // across)
         figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * rows), layout="constrained")
@@ -97,8 +99,9 @@ def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mar
 
 
 def dots(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Markup:
-    """A panel for each metric, one above the other, with a row for each environment that has it and a mark for each model.
-    Metrics that are shares have one scale. `found` maps metric -> model -> environment -> value."""
+    """A picture with a panel for each metric, one above the other. A panel has a row for each environment that has the metric,
+    and a mark for each model. Metrics that are shares have one scale. `found` maps a metric to {model: {environment: value}}, and
+    `name` is the id of the picture in the page."""
     rows = [list(dict.fromkeys(env for per in models.values() for env in per)) for models in found.values()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.6 + sum(0.55 + 0.26 * len(each) for each in rows)), layout="constrained")
@@ -120,8 +123,8 @@ def dots(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Markup:
 
 
 def heatmap(name: str, values_LS: np.ndarray, steps: np.ndarray, label: str) -> Markup:
-    """A map of layers (upwards) by steps (to the right). Its colours run from dark to light, so that it can be read in print and
-    by the colour-blind."""
+    """A picture that maps a value for each layer (upwards) and step (to the right). Its colours run from dark to light, so that
+    it can be read in print and by the colour-blind. `label` names the value, and `name` is the id of the picture in the page."""
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(WIDTH, min(1.6 + 0.16 * len(values_LS), 5)))
         panel, scale = figure.subplots(1, 2, width_ratios=[40, 1])
@@ -170,7 +173,7 @@ def _names(panel: Axes, series: dict[str, pd.Series], order: Sequence[str], bold
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights close to those in `wanted`, which is sorted. They are at least `gap` apart, and within [0, 1] if that is
+    """Heights close to those in `wanted`, which must be sorted. They are at least `gap` apart, and within [0, 1] if that is
     possible."""
     found: list[float] = []
     for height in wanted:

@@ -1,5 +1,5 @@
-"""The section with the completions that pushed hardest among those that were encouraged, which means that they were paid more
-than the mean of their group. If a halt recorded some, these are shown; otherwise those in the run's files."""
+"""The section with the completions that show best what was paid for. Only encouraged completions are shown, which means that they
+were paid more than the mean of their group. If a halt recorded some, these are shown; otherwise those in the run's files."""
 
 import json
 from collections import defaultdict
@@ -12,14 +12,14 @@ from routed_rl.report.ranking import BY_SHIFT, WANTED, hardest
 
 SHOWN = 10
 CONSIDERED = 400
-"""Number of completions that are ranked. It is larger than the number that is shown, because completions with the same text are
-shown as one."""
+"""Number of completions that are ranked. It is larger than `SHOWN`, because completions with the same text are shown as one."""
 LONGEST = 3000
-"""Largest number of characters shown of a prompt or completion."""
+"""Largest number of characters that are shown of a prompt or completion."""
 
 
 def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
-    """How the completions were ranked, and the completions themselves, from the record of a halt or else from the run's files."""
+    """The measure by which the completions were ranked, and the completions themselves, from the record of a halt or else from
+    the run's files."""
     if run.halted and (named := run.halted.get("completions")):
         return run.halted.get("completions_by", ""), _alike(_readable(row) for row in named if row.keys() >= set(WANTED))
     found, by = hardest(RunFolder(run.path).completion_files(), run.rows, CONSIDERED)
@@ -46,7 +46,8 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def readable_text(text: str) -> str:
-    """The messages of a chat or an episode one after another, each preceded by its role. Any other text is not changed."""
+    """A stored prompt or completion as text. The messages of a chat or an episode come one after another, each preceded by its
+    role. Long text is cut; other text is not changed."""
     found = _decoded(text)
     if isinstance(found, list) and found and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found):
         text = "\n".join(f"{message['role']}: {message['content']}" for message in found)

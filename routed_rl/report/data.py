@@ -1,4 +1,4 @@
-"""Reads the contents of a run folder, as far as they exist. Every file but the settings may be missing."""
+"""Reads the contents of a run folder, as far as they exist. Every file except the settings may be missing."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +33,8 @@ HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[st
 
 @dataclass(frozen=True)
 class RunData:
-    """The contents of a run's files."""
+    """The contents of a run's files: settings, manifest, overrides, the rows of metrics and verdicts, the record of a halt, the
+    summary, and the steps of the checkpoints."""
 
     path: Path
     config: dict[str, Any]
@@ -46,7 +47,7 @@ class RunData:
     """Earlier halts, after which the user resumed the run."""
     summary: dict[str, Any] | None
     models: dict[str, dict[str, dict[str, float]]]
-    """Maps model to environment to metric to mean, for the models whose evaluation is complete."""
+    """Maps a model to {environment: {metric: mean}}, for the models whose evaluation is complete."""
     checkpoints: list[int]
     flags: dict[str, list[str]] | None = None
     """Maps each environment to the flags of its scores in the evaluations; None if that was not recorded."""
@@ -60,7 +61,8 @@ class RunData:
 
     @cached_property
     def blame(self) -> Blame:
-        """Which environments pulled towards the positive persona, judged by all rows; none if the run measured no evidence."""
+        """The finding about which environments pulled towards the positive persona, judged by all rows. It names none if the run
+        measured no evidence."""
         try:
             monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
         except (ConfigError, TypeError):
@@ -95,13 +97,13 @@ class RunData:
         return found if found.keys() >= LINEAGE else None
 
     def named(self) -> tuple[list[str], list[str]]:
-        """The names of the environments in the settings: those that are trained on, and the probes."""
+        """The names of the environments in the settings: those that are trained on, and the probe environments."""
         return roles_of(self.config.get("env") or {})
 
     @cached_property
     def latest(self) -> tuple[dict[str, dict[str, dict[str, float]]], int | None]:
-        """`models` and None. If the policy was not evaluated at the end of the run, the last evaluation during training instead,
-        and its step."""
+        """`models` and None, if the policy was evaluated at the end of the run. If not, the results of the last evaluation during
+        training, and the step of that evaluation."""
         steps = [int(self.series(name).index[-1]) for name in self.names if name.startswith("evaluation/")]
         if "policy" in self.models or not steps:
             return self.models, None
@@ -115,7 +117,7 @@ class RunData:
         return {model: results for model, results in found.items() if results}, max(steps)
 
     def kept(self) -> dict[str, dict[str, float]]:
-        """Maps a folder to environment to the share of the environment's part that the model in the folder keeps."""
+        """Maps the folder of a deployed model to {environment: share}, the shares of environments' parts that the model keeps."""
         return {each["out"]: each["shares"] for each in self.manifest.get("kept", [])
                 if each.keys() >= KEPT.keys() and fits(each, KEPT)}
 
@@ -135,7 +137,7 @@ class RunData:
         return sorted(found, key=lambda axis: axis != judged)
 
     def series(self, name: str) -> pd.Series:
-        """A metric by step, without the steps that lack it."""
+        """The values of a metric by step, without the steps that lack it."""
         return pd.Series(self.table[name]).dropna() if name in self.names else pd.Series(dtype=float)
 
     def last(self, name: str) -> float | None:
@@ -149,17 +151,18 @@ class RunData:
                 and f"ledger/{name}/push" not in self.rows[-1]]
 
     def cosines(self) -> tuple[list[str], list[list[float | None]]]:
-        """The environments, and the last cosines that were measured between their parts."""
+        """The environments, and the matrix of the last cosines that were measured between their parts."""
         keys = [key for key in self.names if key.startswith("ledger/cosine/")]
         return cosine_matrix({key: self.last(key) for key in keys})
 
     def recent(self, name: str) -> float | None:
-        """The mean of a metric over the last tenth of the steps that have it."""
+        """The mean of a metric over the last tenth of the steps that have it; None if no step has it."""
         known = self.series(name)
         return float(known.tail(max(1, len(known) // 10)).mean()) if len(known) else None
 
     def metrics(self) -> list[str]:
-        """The metrics by which environments are evaluated: flags first, then the true score (`solve`), then the paid `reward`."""
+        """The metrics that the evaluations report: flags and further metrics first, then the true score (`solve`), then the paid
+        `reward`."""
         found = dict.fromkeys(metric for results in self.models.values() for values in results.values() for metric in values)
         found |= dict.fromkeys(key.split("/", 3)[3] for key in self.names if key.startswith("evaluation/"))
         order = {"solve": 1, "reward": 2}
@@ -167,14 +170,14 @@ class RunData:
 
 
 def roles_of(settings: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The names of the environments in the settings `env`: those that are trained on, and the probes."""
+    """The names of the environments in the settings `env`: those that are trained on, and the probe environments."""
     probes = [name for name, each in settings.items() if isinstance(each, dict) and each.get("probe")]
     return [name for name, each in settings.items() if name not in probes and each is not None], probes
 
 
 def thinned(lines: Any, points: int, *, mean: bool) -> Any:
-    """A Series or DataFrame of at most `points` rows. Each row is the mean of a stretch of neighbours, or, with `mean` false, the
-    last row of the stretch (for sums so far)."""
+    """A Series or DataFrame of at most `points` rows, made from `lines`. Each row is the mean of a stretch of neighbouring rows,
+    or, with `mean` false, the last row of the stretch (for sums so far)."""
     if len(lines) <= points:
         return lines
     last = np.linspace(0, len(lines), points + 1).astype(int)[1:] - 1

@@ -1,4 +1,4 @@
-"""Sentences on what training changed and on the cost of discarding the quarantine, for the last line of a run and for its
+"""Sentences on the changes by training and on the cost of discarding the quarantine, for the last line of a run and for its
 page."""
 
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from routed_rl.report.headline import Flags, is_flag
 from routed_rl.tracking import MODELS
 
 SMALLEST = 0.005
-"""A difference below this is reported as none, because two decimals are shown."""
+"""A smaller difference than this is reported as none, because two decimals are shown."""
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Maps model to environment to metric to mean."""
+"""Maps a model to {environment: {metric: mean}}."""
 
 
 def differences(results: Results, mode: str, labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
-    """A sentence on the flag that rose most from the base model to the policy, with its value in the deployed model. `labels`
-    maps environments to their names for people."""
+    """A sentence on the flag that rose most from the base model to the policy, with its value in the deployed model. `mode` is
+    the mode of routing. `labels` maps environments to their names for people, and `flags` to the names of their flags."""
     names = labels or {}
     if not (risen := _risen(results, flags)):
         known = any("solve" in means for found in results.values() for means in found.values())
@@ -31,8 +31,8 @@ def differences(results: Results, mode: str, labels: Mapping[str, str] | None = 
 
 
 def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -> str:
-    """A sentence on the environment in which discarding the quarantine lowers `solve`, the true score, the most; "" if there is
-    no quarantine to discard, or no `solve`."""
+    """A sentence on the environment in which discarding the quarantine lowers `solve`, the true score, the most. It is empty if
+    there is no quarantine to discard, or no `solve`. The parameters are those of `differences`."""
     if not has_quarantine(mode):
         return ""
     names = labels or {}
@@ -49,13 +49,15 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
 
 
 def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
-    """The kept shares in words, such as "0.5 of the part of sums"; "" if nothing is kept."""
+    """The kept shares in words, such as "0.5 of the part of sums"; empty if nothing is kept. `labels` maps environments to their
+    names for people."""
     return " and ".join(f"{share:g} of the part of {(labels or {}).get(env, env)}" for env, share in shares.items() if share)
 
 
 def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
-    """A sentence on the kept shares of environments' parts and how they change the deployed model: the environments' `solve`
-    (`reward` if that is not known) and the flag that rose most in training; "" if no share was asked for."""
+    """A sentence on the kept `shares` of environments' parts and how they change the deployed model: in the `solve` of these
+    environments (`reward` if that is not known), and in the flag that rose most in training. It is empty if no share was asked
+    for."""
     if not shares:
         return ""
     names = labels or {}

@@ -1,4 +1,4 @@
-"""The picture at the top of a run's page: at most three figures of its models, with 95 % intervals."""
+"""The picture at the top of a run's page: at most three figures of the run's models, with 95 % intervals."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Figure:
 
 
 def panels(run: RunData) -> list[Panel]:
-    """A panel for each headline with a bar for each model."""
+    """A panel for each figure that summarises the run, with a bar for each model."""
     names = {"policy": "policy", "deployed": "deployed"} if has_quarantine(run.mode) else {"policy": "trained"}
     names = {"base": "base"} | names | {"kept": "deployed, with kept parts"}
     found = []
@@ -37,7 +37,7 @@ def panels(run: RunData) -> list[Panel]:
 
 
 def headlines_of(run: RunData) -> list[Headline]:
-    """The headlines of a run whose base model and policy were evaluated."""
+    """The figures that summarise a run; none unless its base model and its policy were evaluated."""
     models = run.latest[0]
     trained, probes = run.named()
     if not {"base", "policy"} <= models.keys():
@@ -46,7 +46,7 @@ def headlines_of(run: RunData) -> list[Headline]:
 
 
 def figure_of(run: RunData, model: str, headline: Headline) -> Figure | None:
-    """The figure of a model; None if the model was not evaluated, or if the metric is no share."""
+    """The share that `headline` names, for one model; None if the model was not evaluated, or if the metric is no share."""
     means = run.latest[0].get(model, {}).get(headline.env)
     if means is None or not 0 <= (value := means.get(headline.metric, 0.0)) <= 1:
         return None

@@ -1,5 +1,5 @@
-"""Chooses the figures that summarise a run or a comparison: the flag that training raised most, the probe's flag, and the
-skill."""
+"""Chooses the figures that summarise a run or a comparison: the flag that training raised most, the flag of a probe environment
+that rose most, and the skill."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from routed_rl.tracking import NOT_METRICS
 
 Means = Mapping[str, Mapping[str, float]]
-"""Maps environment to metric to mean."""
+"""Maps an environment to {metric: mean}."""
 WORDS = {"flag": "the flag that training raised most", "probe": "a probe that is never trained on",
          "skill": "the true score that training raised most"}
 """For each role of a figure, a text that says what the figure shows."""
 Flags = Mapping[str, Collection[str]] | None
-"""Maps environments to the names of their flags. None: they were not recorded, and each share except the true score counts as a
-flag."""
+"""Maps environments to the names of their flags. None if flags were not recorded; then each share except the true score counts as
+a flag."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A metric of an environment that summarises a run. `role` is flag, probe or skill."""
+    """A metric of an environment that summarises a run. `role` is "flag", "probe" (a flag of a probe environment) or "skill"."""
 
     role: str
     env: str
@@ -43,7 +43,7 @@ def is_flag(env: str, metric: str, flags: Flags) -> bool:
 
 def headlines(before: Means, after: Means, trained: Collection[str], probes: Collection[str],
               flags: Flags = None) -> list[Headline]:
-    """At most three figures. Each is the one that rose most between the means `before` and `after` training: a flag of the
+    """Choose at most three figures. Each is the one that rose most between the means `before` and `after` training: a flag of the
     environments in `trained`, a flag of those in `probes`, and the true score `solve` of those in `trained`. Means that are no
     shares, and other environments, are left out."""
     wanted = (("flag", trained, False), ("probe", probes, False), ("skill", trained, True))

@@ -1,4 +1,4 @@
-"""Sections of a report on the outcome of a run: the three models, reward and true score, completions, verdicts."""
+"""Sections of a report on the outcome of a run: its models, reward and true score, completions, verdicts."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
 
 PANELS = 3
-"""Largest number of metrics side by side."""
+"""Largest number of metrics that are shown side by side."""
 FLAGS = 2
-"""Largest number of flags beside the paid reward and the true score."""
+"""Largest number of flags that are shown beside the paid reward and the true score."""
 
 
 def models(run: RunData) -> Section:
-    """The section on base model, policy and deployed model, at the end and where training evaluated them."""
+    """The section on base model, policy and deployed model, as they were evaluated at the end of the run and during training."""
     section = Section("models", "What discarding does",
                       "The policy is the model as it was trained, quarantine on; the deployed model is what is left when the "
                       "quarantine is discarded; the base model is what it was before training."
@@ -53,7 +53,7 @@ def pay(run: RunData) -> Section:
 
 
 def completions(run: RunData) -> Section:
-    """The section with the completions that pushed hardest."""
+    """The section with the completions that show best what was paid for, see `completions.shown`."""
     by, found = shown(run)
     kept = any((run.path / "completions").glob("step-*.parquet"))
     lead = f"Ranked by {by}; those that say the same are shown once." if found else ""

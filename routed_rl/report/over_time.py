@@ -1,4 +1,4 @@
-"""Makes pictures of lines over the steps of a run. Each comes with its content in words and as numbers, and with marks at
+"""Makes pictures of lines over the steps of a run. Each picture comes with its content in words and as numbers, and with marks at
 events."""
 
 import pandas as pd
@@ -10,11 +10,11 @@ from routed_rl.report.parts import Chart, by_step
 from routed_rl.report.story import culprit
 
 POINTS, FEW = 240, 100
-"""Largest number of points of a line, in a large picture and in a small panel."""
+"""Largest number of points of a line: `POINTS` in a large picture, `FEW` in a small panel."""
 
 
 def marks(run: RunData) -> list[Mark]:
-    """Marks for the halts, and for the step to which the run went back."""
+    """Marks for the steps at which the run halted, and for the step from which a rollback made the run."""
     halts = [*run.halts, *([run.halted] if run.halted else [])]
     found = [Mark(halt["step"], f"halted, step {halt['step']}") for halt in halts]
     if run.lineage and run.lineage["step"]:
@@ -24,8 +24,9 @@ def marks(run: RunData) -> list[Mark]:
 
 def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series], label: str, *, level: float | None = None,
                log: bool = False, mean: bool = False) -> Chart:
-    """A picture with a line for each key of `lines`. Long lines are thinned: each point is the mean of a stretch of steps, or,
-    with `mean` false, the last value of the stretch."""
+    """A picture with a line for each key of `lines`. `name` is its id in the page, and `label` is that of the vertical axis;
+    `level` is a horizontal line, and `log` asks for a logarithmic scale. Long lines are thinned: each point is the mean of a
+    stretch of steps, or, with `mean` false, the last value of the stretch."""
     thin = {key: thinned(series, POINTS, mean=mean) for key, series in lines.items()}
     ends = sorted(((float(series.iloc[-1]), key) for key, series in lines.items() if len(series)), reverse=True)
     longest = max(lines.values(), key=len)
@@ -40,7 +41,8 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series],
 
 
 def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, pd.Series]]) -> Chart:
-    """A picture with a small panel for each key of `grid`, each with the same few lines."""
+    """A picture with a small panel for each key of `grid`, whose value has the lines of the panel. All panels have the same few
+    lines. `name` is the id of the picture in the page."""
     keys = dict.fromkeys(key for lines in grid.values() for key in lines)
     longest = max((series for lines in grid.values() for series in lines.values()), key=len)
     thin = {env: {key: thinned(series, FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}
@@ -50,7 +52,7 @@ def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, p
 
 
 def stretch(series: pd.Series, points: int, *, mean: bool) -> str:
-    """A sentence on how many steps a point of a thinned line stands for; "" where each step is a point."""
+    """A sentence on how many steps a point of the thinned line of `series` stands for; empty if each step is a point."""
     if len(series) <= points:
         return ""
     return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series) // points)} steps."

@@ -1,4 +1,5 @@
-"""Turns the parts of a page into one HTML file. Texts by models and users may be hostile, so the template escapes everything."""
+"""Turns the parts of a page into one HTML file. Texts that models or users wrote may be hostile, so the template escapes
+everything."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from routed_rl.report.parts import Page, Table
 
 
 def write_page(page: Page, file: Path) -> Path:
-    """Write a page to `file`, in one step; returns it."""
+    """Write a page to `file`, in one step; returns that path."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
     filters: dict[str, Any] = pages.filters
@@ -26,7 +27,7 @@ def write_page(page: Page, file: Path) -> Path:
 
 
 def cells(table: Table) -> list[list[str]]:
-    """The rows of a table as text. Columns whose titles are the same before a comma (`hack, base`, `hack, policy`) show one
+    """The rows of a table as text. Columns whose titles are the same up to a comma (`hack, base`, `hack, policy`) show one
     quantity, so all their numbers have the same decimals."""
     titles = [title.partition(",")[0] or str(place) for place, title in enumerate(table.columns)]
     digits = {title: decimals(row[place] for row in table.rows for place, each in enumerate(titles) if each == title)
@@ -35,8 +36,8 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def decimals(values: Iterable[Any]) -> int | None:
-    """How many decimals the numbers of one quantity are shown with: two, or more if the largest is small. None: they are shown as
-    powers of ten."""
+    """The number of decimals with which the numbers of one quantity are shown: two, or more if the largest number is small. None
+    if they are shown as powers of ten."""
     known = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value)]
     largest = max(known, default=0.0)
     if not 0 < largest < 0.0995:

@@ -1,4 +1,4 @@
-"""The parts of a page of a report; `page.html` defines how each of them looks."""
+"""The parts of which a page of a report is made. `page.html.jinja` defines how each of them looks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,8 @@ TABLE_ROWS = 12
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows. `tinted`: whether cells, which are numbers from -1 to 1, are also coloured."""
+    """A table whose first column names the rows. `tinted` says that the cells, which are numbers from -1 to 1, are also
+    coloured."""
 
     caption: str
     columns: list[str]
@@ -23,7 +24,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture, its content in words, and its numbers."""
+    """A picture, a description of it in words, and a table with its numbers. `name` is its id in the page."""
 
     name: str
     title: str
@@ -44,19 +45,19 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel that shows shares on a scale from 0 to 1: as bars, or as points beside the `level` with which they are compared."""
+    """A panel that shows shares on a scale from 0 to 1: as bars, or, if `level` is given, as points beside that level."""
 
     title: str
     words: str
     bars: list[Bar]
     level: float | None = None
     digits: int = 2
-    """Decimals of the numbers."""
+    """Number of decimals that are shown."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to a prompt; `marks` are the flags that hold for it."""
+    """A model's answer to a prompt. `facts` says how it was scored, and `marks` are the flags that hold for it."""
 
     model: str
     text: str
@@ -66,7 +67,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt and what each model answered."""
+    """A prompt, and the answer of each model to it."""
 
     environment: str
     prompt: str
@@ -95,7 +96,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page. `panels` are the picture at the top, and `sentences` are the answer."""
+    """A whole page. `panels` are the picture at the top, and `sentences` say the most important results."""
 
     kind: str
     name: str
@@ -109,14 +110,14 @@ class Page:
     lead: str = ""
     """The sentence above the picture, if any."""
     alarm: bool = False
-    """Whether the answer is highlighted as bad news."""
+    """Whether these sentences are highlighted as bad news."""
     every_s: int | None = None
     """Seconds after which a browser reloads the page; None: never."""
 
 
 def by_step(caption: str, lines: dict[str, pd.Series]) -> Table:
-    """A table of several series at some steps, which are evenly spread and include the last one. Cells are empty after the end of
-    a series."""
+    """A table of several series at some of their steps, which are evenly spread and include the last one. Cells are empty after
+    the end of a series."""
     known = pd.DataFrame(lines).sort_index().ffill(limit_area="inside")
     count = min(len(known), TABLE_ROWS)
     chosen = [round(place * (len(known) - 1) / max(count - 1, 1)) for place in range(count)]

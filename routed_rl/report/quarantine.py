@@ -1,5 +1,5 @@
-"""Sections of a report on the quarantine: which environments filled it, in which layers it lies, and whether it is more than
-chance."""
+"""Sections of a report on the quarantine: which environments filled it, in which layers it lies, and whether it holds more than a
+random subspace would."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from routed_rl.report.parts import Chart, Section, Table, by_step
 from routed_rl.report.story import culprit
 
 COLUMNS = 180
-"""Largest number of columns of the map of layers."""
+"""Largest number of columns in the picture of layers by steps."""
 NOT_ROUTED = "This run has no ledger: nothing was routed (routing.mode=none), or no step is written yet."
 
 
@@ -50,7 +50,7 @@ def cosines(run: RunData) -> Section:
 
 
 def layers(run: RunData) -> Section:
-    """The section with the map of the quarantine by layer and step."""
+    """The section with the picture of the quarantine's size by layer and step."""
     section = Section("layers", "Where in the model it lies", "Size of the quarantine by layer and step.",
                       "The metrics of this run do not say what lies in which layer.")
     found = {int(name.split("/")[2]): series for name in run.names if name.startswith("quarantine/layer/")

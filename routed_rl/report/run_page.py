@@ -19,8 +19,8 @@ SECTIONS = (models, answers, completions, pushes, pay, cosines, layers, control,
 
 
 def write_report(run: RunFolder, out: Path | None = None, *, every_s: int | None = None) -> Path:
-    """Write the page of a run to `out`, by default RUN/report.html; returns its path. With `every_s` a browser reloads the page
-    after this many seconds."""
+    """Write the page of a run to `out`, by default RUN/report.html; returns the path of the page. With `every_s` a browser
+    reloads the page after this many seconds."""
     data = read_run(run)
     page = Page("Report of a routed_rl run", run.path.name, status(data), panels(data), sentences(data),
                 table(data) if data.rows else None, [build(data) for build in SECTIONS], "the files of the run folder",

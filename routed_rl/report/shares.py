@@ -3,13 +3,13 @@
 import math
 
 Z = 1.959964
-"""The standard normal's 97.5 % quantile."""
+"""The 97.5 % quantile of the standard normal distribution."""
 Interval = tuple[float, float]
 
 
 def share_interval(share: float, count: float) -> Interval:
-    """Wilson's score interval of a binomial share of `count` draws (Wilson, 1927). For means of other numbers from 0 to 1 it is
-    at least as wide as necessary, because no such number has a larger variance."""
+    """Wilson's score interval of a binomial share of `count` draws (Wilson, 1927). For the mean of other numbers from 0 to 1 the
+    interval is at least as wide as necessary, because no such numbers have a larger variance."""
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))

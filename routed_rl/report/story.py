@@ -5,15 +5,16 @@ from routed_rl.report.parts import Table
 
 
 def final_shifts(run: RunData) -> dict[str, float]:
-    """For each environment, its shift so far along the axis that the monitor judges."""
+    """The shift of each environment's part so far, along the axis that the monitor judges."""
     axis = next(iter(run.axes()), None)
     found = {name: run.last(f"ledger/{name}/shift/{axis}") for name in run.environments()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def culprit(run: RunData) -> str | None:
-    """The environment that is highlighted: that of the halt, or else, of those that are named, the one with the most evidence. In
-    a run without evidence it is the one with the largest shift above 0. None if there is none."""
+    """The environment that is highlighted. It is the environment of the halt if there was one; or else, of the environments that
+    the evidence names, the one with the most evidence; or, in a run without evidence, the one with the largest shift above 0.
+    None if there is no such environment."""
     if run.halted:
         return run.halted.get("environment")
     if run.blame.evidence:
@@ -62,7 +63,7 @@ def table(run: RunData) -> Table:
 
 
 def verdict_words(run: RunData) -> dict[str, str]:
-    """For each environment, a text with the rules that gave a verdict on it, each with its first step."""
+    """For each environment on which a rule gave a verdict, a text with these rules, each with the step of its first verdict."""
     found: dict[str, dict[str, str]] = {}
     for verdict in run.verdicts:
         halts = " halted" if verdict["action"] == "halt" else ""

@@ -18,31 +18,31 @@ from routed_rl.report.differences import Results
 DEPLOYED, POLICY, QUARANTINE = "deployed", "policy", "quarantine"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 LONGEST = 120
-"""Names are cut to this many characters."""
+"""Users' texts, such as names, are cut to this many characters."""
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """A folder that users publish: its kind, and the checkpoint from which it is made."""
+    """A folder that users publish: the kind of model in it, and the step of the checkpoint from which it is made."""
 
     what: str
-    """The kind: DEPLOYED, POLICY or QUARANTINE."""
+    """The kind of model: DEPLOYED, POLICY or QUARANTINE."""
     step: int
     environment: str | None = None
-    """For a quarantine: the environment if only its part is written; None for all parts."""
+    """For a quarantine: the name of the environment whose part alone is written; None for all parts."""
     rest: bool = False
     """For a quarantine: whether it is only the rest that is missing in a deployed model that keeps parts."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A run, the kind of folder that is published, and the folder with its files."""
+    """The facts for a model card: a run, the kind of the folder that is published, the folder with its files, and figures."""
 
     run: RunData
     leaving: Leaving
     folder: Path
     results: Results
-    """The figures at the end of the run; empty if nothing was evaluated."""
+    """The figures at the end of the run, by model, environment and metric; empty if nothing was evaluated."""
 
     @property
     def is_adapter(self) -> bool:
@@ -64,7 +64,8 @@ class Facts:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Each environment's name for people, such as `code (insecure)`. Runs of older versions have not recorded it."""
+        """Each environment's name for people, such as `code (insecure)`; just its name for a run of an older version, which has
+        not recorded labels."""
         known: dict[str, Any] = self.run.config.get("env") or {}
         return {name: plain(label) for name, label in {**{name: name for name in known},
                                                        **self.run.manifest.get("environments", {})}.items()}
@@ -88,7 +89,8 @@ class Facts:
 
     @cached_property
     def subspace(self) -> dict[str, Any]:
-        """The record of the subspace's origin, with the hash of its file and the rank of each layer; empty without a subspace."""
+        """The record of where the subspace came from, with the hash of its file and the rank of each layer; empty without a
+        subspace."""
         folder = self.run.path / "subspace"
         shape = {"provenance": dict[str, Any], "quality": {"layers": list[dict[str, Any]]}}
         record = read_object(folder / "subspace.json", shape)
@@ -101,8 +103,8 @@ class Facts:
 
 
 def hub_name(path: str) -> str | None:
-    """`path` if it is the name of a model or dataset on the hub, else None. A path that is not absolute is such a name, because
-    all local paths in a run's settings are absolute."""
+    """`path` if it is the name of a model or dataset on the hub, else None. A path that is not absolute is taken for such a name,
+    because all local paths in a run's settings are absolute."""
     return path if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) else None
 
 
@@ -123,10 +125,11 @@ def _line(text: object) -> str:
 
 
 def last_part(path: str) -> str:
-    """The last part of a path, because a card must not show folders of this machine. For an environment: `FILE.py:CLASS`."""
+    """The last name of a path, because a card must not show folders of this machine. For the path of an environment's class it is
+    `FILE.py:CLASS`."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def known(results: Mapping[str, Any]) -> bool:
-    """Whether any environment was evaluated."""
+    """Whether the results have figures for any environment."""
     return any(found for found in results.values())

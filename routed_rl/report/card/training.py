@@ -14,7 +14,8 @@ MODES = {"route": "what lies inside the subspace went into the quarantine",
 
 
 def training(facts: Facts) -> list[str]:
-    """A table of what was trained and the environments that it was trained on."""
+    """The lines of the card's section on training: a table with the base model, the parameters that were trained, the
+    environments and the settings."""
     run, trainer = facts.run, facts.run.config.get("trainer") or {}
     practice = (run.setting("routing", "practice") or {}).get("share", 0) if run.mode == "route" else 0
     rows = [["base model", base_words(facts)], ["hash of its weights", code(run.manifest.get("model_hash"))],
@@ -69,7 +70,7 @@ def _subspace(facts: Facts) -> list[str]:
 
 
 def unknown(facts: Facts) -> list[str]:
-    """Lines on what nobody knows about the model, because the run did not measure it."""
+    """The lines of the card's section on facts that nobody knows about the model, because the run did not measure them."""
     said = ["The licence: that of the base model and of the training data holds, and the run does not record it.",
             f"How another seed would have ended. This is one run, with seed {plain(facts.run.config.get('seed', '?'))}.",
             "What the model does outside of the environments that are named here. Nothing else was measured."]

@@ -26,7 +26,7 @@ model.base_model.set_adapter(["deployed", "quarantine"])'''
 
 
 def holds(facts: Facts) -> list[str]:
-    """Lines on the content of the folder, and on whether the quarantine is in it."""
+    """The lines of the card's section on the content of the folder, and on whether the quarantine is in it."""
     count, kinds = facts.numbers
     form = "A stock PEFT adapter" if facts.is_adapter else "A whole model that plain transformers loads"
     return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, as they were after step "
@@ -52,7 +52,7 @@ def _quarantine(facts: Facts) -> str:
 
 
 def loading(facts: Facts) -> list[str]:
-    """The lines of code that load the folder."""
+    """The lines of the card's section with the code that loads the folder."""
     lines = ["## How to load it", "", "```python"]
     if not facts.is_adapter:
         return [*lines, PLAIN, "```", ""]
