@@ -1,5 +1,5 @@
-"""Rollouts: turns of a conversation, and vLLM as an engine that serves the policy. No other unit imports vLLM, and this one
-imports it only when an engine opens."""
+"""Rollouts: turns of a conversation, and vLLM as an engine that serves the policy. No other package here imports vLLM, and this
+one imports it only when an engine opens."""
 
 from routed_rl.rollout.adapters import PolicyAdapters
 from routed_rl.rollout.engine import LORA_RANKS, Engine, Lora, Sampling, lora_for

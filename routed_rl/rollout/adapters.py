@@ -1,6 +1,6 @@
 """The adapters that an engine gets when a LoRA is trained: one for the policy and one for the deployed model, both on the base
 model, whose weights the engine keeps. If processes hold shards of the factors, all processes must call these methods together.
-Shape letters: D stream width, K rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
+Letters of shapes: D stream width, K rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,8 @@ from routed_rl.routing.shards import whole
 
 
 class PolicyAdapters:
-    """The LoRA of a model and its quarantine. In mode `none` there is no quarantine, and `parts` is empty."""
+    """The LoRA of a model and its quarantine. `parts` has the quarantine at each module; it is empty in mode `none`, which has no
+    quarantine."""
 
     def __init__(self, model: nn.Module, parts: Sequence[Part | Target]) -> None:
         self.model, self.parts = model, named(parts)
@@ -29,8 +30,9 @@ class PolicyAdapters:
 
     @torch.no_grad()
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """`lora_A` (R + K, N) and `lora_B` (D, R + K) of each module: the retained part of the LoRA, with its scaling in
-        `lora_B`, and for the policy also the quarantine's factors. Ranks differ by module, because vLLM pads with zeros."""
+        """The tensors of an adapter, "policy" or "deployed": `lora_A` (R + K, N) and `lora_B` (D, R + K) of each module. They
+        join the factors of the LoRA's retained change, with its scaling in `lora_B`, and for the policy those of the quarantine.
+        Ranks differ by module, which vLLM evens out with zeros."""
         tensors: dict[str, Tensor] = {}
         for name, pieces in self._pieces(deployed=adapter == DEPLOYED):
             down, up = keys(name)

@@ -11,12 +11,12 @@ from routed_rl.errors import RolloutError
 from routed_rl.web import Answer, NoAnswer, Server
 
 LARGEST = 4 * 2**30
-"""The most bytes that an answer may have; it holds completions with their probabilities."""
+"""The largest size of an answer in bytes; an answer holds completions with their probabilities."""
 
 
 class Session(Server):
-    """The calls that TRL's client makes on its `requests.Session`, each within the limits of `config`. `why_dead` says why a
-    server that this process started has ended; it returns None while the server lives."""
+    """The calls that TRL's client makes on its `requests.Session`, each within the limits of `config`. If this process has
+    started the server, `why_dead` says why the server has ended; it returns None while the server lives."""
 
     def __init__(self, config: RolloutConfig, url: str, why_dead: Callable[[], str | None]) -> None:
         super().__init__(url, config.timeout_s, config.retries + 1, LARGEST)
@@ -43,7 +43,8 @@ class Session(Server):
 
 
 class PolicyClient(VLLMClient):
-    """TRL's client, which sends its requests through a `Session`. Its errors are `RolloutError`s."""
+    """TRL's client, which sends its requests through a `Session`. It raises `RolloutError` for every failure. `group_port` is the
+    port of the NCCL group by which the server gets weights."""
 
     def __init__(self, url: str, config: RolloutConfig, group_port: int, why_dead: Callable[[], str | None]) -> None:
         # Does not call TRL's own `__init__`, whose session has no limits and which makes its first calls there.
@@ -86,6 +87,7 @@ class PolicyClient(VLLMClient):
         self.reset_prefix_cache()
 
     def complete(self, prompts: list[list[int]], model: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """The server's answer to each prompt, in the order of the prompts."""
+        """The server's answer to each prompt (token ids), in the order of the prompts. `model` names the model or adapter that
+        answers, and `settings` are those of the server's completions endpoint."""
         return self._post(f"{self.base_url}/v1/completions", json={
             "model": model, "prompt": prompts, "return_token_ids": True, **settings})["choices"]

@@ -23,7 +23,8 @@ from routed_rl.rollout.weights import ADAPTERS, NamedTensors
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
-    """Write a stock PEFT adapter, with the fields that vLLM reads."""
+    """Write a stock PEFT adapter, with the fields that vLLM reads, into `folder`. `tensors` has its factors under PEFT's
+    names."""
     folder.mkdir(exist_ok=True)
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.rank, "target_modules": lora.modules, "bias": "none"}
@@ -37,7 +38,8 @@ def memory_folder() -> Path:
 
 
 class ColocatedEngine:
-    """`vllm.LLM` in this process. Without a GPU it uses torch's own random numbers, so a seeded run repeats."""
+    """`vllm.LLM` in this process, for the model in `folder`. Without a GPU it uses torch's own random numbers, so a seeded run
+    repeats."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         os.environ.update(process_settings(config) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})

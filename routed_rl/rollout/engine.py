@@ -9,7 +9,7 @@ from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.weights import NamedTensors
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The maximum ranks with which vLLM can be started."""
+"""The values that vLLM accepts for the largest rank of its adapters."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class Sampling:
     temperature: float
     max_tokens: int
     stop: list[int]
-    """Token ids that end a completion. The id itself stays in the completion."""
+    """Token ids that end a completion. The token that ends it stays in the completion."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Which adapters an engine can hold in addition to its weights."""
+    """The adapters that an engine can hold in addition to its weights."""
 
     rank: int
     """The largest rank of an adapter."""
     modules: list[str]
-    """The last parts of the names of the modules that an adapter may change."""
+    """The last components of the names of the modules that an adapter may change."""
     count: int = 1
     """How many adapters the engine can hold at a time."""
 
@@ -44,18 +44,18 @@ class Engine(Protocol):
     """How the weights must be changed before they are loaded; None if they need no change."""
 
     def load(self, weights: NamedTensors) -> None:
-        """Replace these weights. Adapters and cached prefixes are dropped."""
+        """Replace the engine's weights of these names. Its adapters and cached prefixes are dropped."""
 
     def load_adapter(self, adapter: str, tensors: dict[str, Tensor]) -> None:
-        """Replace the adapter of this name, one of `ADAPTERS`; cached prefixes are dropped."""
+        """Replace the adapter of this name, one of `ADAPTERS`. Cached prefixes are dropped."""
 
     def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
-        """The log-probability of each token except the first, given the tokens before it, at temperature 1. `adapter` names the
-        adapter that is added to the weights."""
+        """The log-probability of each token of each sequence except the first, given the tokens before it, at temperature 1.
+        `adapter` names the adapter that is added to the weights; None for the weights alone."""
         ...
 
     def complete(self, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list[list[int]]:
-        """The token ids of one completion for each prompt."""
+        """The token ids of one completion for each prompt. `adapter` is as in `logprobs`."""
         ...
 
     def sleep(self) -> None:
@@ -65,8 +65,8 @@ class Engine(Protocol):
         """Make the engine ready for requests and for new weights after `sleep`. Calling this again has no effect."""
 
     def hand_over(self) -> list[str]:
-        """The addresses at which the processes of a launched run reach the engine; empty if it runs in this process. From then on
-        those processes push the weights, until this process pushes again."""
+        """Let the processes of a launched run send weights to the engine, until this process does so again. Returns the addresses
+        at which those processes reach the engine; empty if it runs in this process."""
         ...
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
 
 def lora_for(rank: int, modules: list[str], count: int = 1) -> Lora | None:
-    """The adapters that an engine must be able to hold: `count` adapters of at least this rank on modules of these names. None if
-    vLLM cannot be started with so large a rank."""
+    """The adapters that an engine must be able to hold: `count` adapters of at least the rank `rank` on modules of these names.
+    None if the rank is 0, or so large that vLLM cannot be started with it."""
     fitting = [known for known in LORA_RANKS if known >= rank]
     return Lora(fitting[0], sorted({name.rpartition(".")[2] for name in modules}), count) if fitting and rank else None

@@ -1,6 +1,6 @@
 """Pads attention heads with zeros to a width that vLLM's CPU kernels support; the model's outputs stay the same. Queries are
-scaled, because attention divides by the root of the width; rotary embeddings rotate only the first part of a head. Not covered:
-models that norm their queries and keys, or rotate only a part of each head."""
+scaled, because attention divides by the root of the width; rotary embeddings rotate only the first part of a padded head. Not
+covered: models that norm their queries and keys, or rotate only a part of each head."""
 
 import json
 import re
@@ -26,7 +26,7 @@ FAMILIES = ("llama", "mistral")
 
 @dataclass(frozen=True)
 class HeadPadding:
-    """The padding of attention heads from `width` to `padded`."""
+    """The padding of attention heads from `width` to `padded` numbers."""
 
     width: int
     padded: int
@@ -36,7 +36,8 @@ class HeadPadding:
             yield name, self.tensor(name, value)
 
     def tensor(self, name: str, value: Tensor) -> Tensor:
-        """Pad a parameter, or a LoRA's matrix, if its name is that of a padded one. Any other is returned as it is."""
+        """Pad a parameter of the model, or a matrix of a LoRA, if by its name it holds attention heads. Any other tensor is
+        returned as it is."""
         if re.search(r"\.[qkv]_proj\.(lora_B\.)?(weight|bias)$", name):
             padded = self._pad(value.mT if value.dim() == 2 else value)
             padded = padded.mT if value.dim() == 2 else padded
@@ -49,7 +50,7 @@ class HeadPadding:
         return torch.nn.functional.pad(heads, (0, self.padded - self.width)).flatten(-2)
 
     def write(self, source: Path, folder: Path) -> None:
-        """Write the model in `source`, padded, into `folder`."""
+        """Write the model in the folder `source`, with padded heads, into `folder`."""
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin", "*.gguf"), dirs_exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for file in sorted(source.glob("*.safetensors")):
@@ -62,8 +63,8 @@ class HeadPadding:
 
 
 def find_padding(config: dict[str, Any]) -> HeadPadding | None:
-    """The padding that a model with these settings needs on a CPU; None if vLLM supports its heads. RolloutError if padding is
-    not possible."""
+    """The padding that a model with the settings `config` needs on a CPU; None if vLLM supports its heads. RolloutError if
+    padding is not possible."""
     if "num_attention_heads" not in config:
         return None
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

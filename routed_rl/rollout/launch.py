@@ -1,5 +1,5 @@
-"""Starts `vllm serve` on this machine, and stops it. It is stock vLLM, with its development endpoints on, and listens only on
-127.0.0.1."""
+"""Starts `vllm serve` on this machine, and stops it. The server is stock vLLM, with its development endpoints on, and listens
+only on 127.0.0.1."""
 
 import json
 import os
@@ -25,7 +25,8 @@ STOP_S = 20
 
 
 class LaunchedServer:
-    """A server process. `stop` ends it and all that it has started. It also ends when this process dies, however that happens."""
+    """The process of a server for the model in `folder`. `stop` ends the process and all that it has started. They also end when
+    this process dies, however that happens."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         port = free_port()
@@ -40,7 +41,8 @@ class LaunchedServer:
                                             stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait(self) -> None:
-        """Return when the server answers. If it ends first or takes too long, it is stopped and RolloutError is raised."""
+        """Return when the server answers. If the server ends before that or takes too long, it is stopped and RolloutError is
+        raised."""
         give_up = time.monotonic() + self._config.start_timeout_s
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > give_up:
@@ -74,14 +76,14 @@ class LaunchedServer:
 
 
 def own_gpu(environment: Mapping[str, str], count: int) -> dict[str, str]:
-    """The environment variable that gives the server the last of `count` GPUs. The trainer does not use that GPU, because NCCL
-    cannot send from a GPU to itself. Empty without GPUs."""
+    """The environment variable that gives the server the last of `count` GPUs, as a mapping; empty without GPUs. The trainer does
+    not use that GPU, because NCCL cannot send from a GPU to itself. `environment` has this process's variables."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[-1] if visible else str(count - 1)} if count else {}
 
 
 def serve_arguments(config: RolloutConfig, folder: Path, lora: Lora | None) -> list[str]:
-    """The arguments of `vllm serve`."""
+    """The arguments of `vllm serve` for the model in `folder`."""
     arguments = [str(folder), "--max-logprobs", "-1", "--gpu-memory-utilization", str(config.gpu_memory)]
     for name, value in engine_settings(config, lora).items():
         option = f"--{name.replace('_', '-')}"

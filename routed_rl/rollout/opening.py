@@ -1,5 +1,5 @@
 """Opens and closes an engine: in this process, on a server, or on the servers of a launched run. vLLM and TRL are imported when
-one opens, because both take long to import."""
+an engine opens, because both take long to import."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,8 @@ from routed_rl.rollout.heads import HeadPadding, find_padding
 
 @contextmanager
 def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Iterator[Engine]:
-    """Open the engine that `config` names for the model in `folder`, and close it after the block, whatever happens."""
+    """Inside the block, the engine that `config` names is open for the model in `folder`. `lora` says which adapters it must be
+    able to hold."""
     check_engine(config)
     padding = _padding(json.loads((folder / "config.json").read_text()))
     with tempfile.TemporaryDirectory(prefix="routed_rl-") as padded:
@@ -45,8 +46,8 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
 
 @contextmanager
 def join_servers(config: RolloutConfig, urls: list[str], model: dict[str, Any], lora: Lora | None) -> Iterator[Engine]:
-    """In a process of a launched run, connect to the servers at `urls`, which the starting command has opened for the model with
-    these settings."""
+    """Inside the block, this process of a launched run is connected to the servers at `urls`, which the starting command has
+    opened. `model` has the settings of the model that they serve, and `lora` says which adapters they must be able to hold."""
     from routed_rl.rollout.server import ServerEngine
 
     engine = ServerEngine.join(config, urls, lora)
@@ -60,7 +61,7 @@ def _padding(model: dict[str, Any]) -> HeadPadding | None:
 
 
 def check_engine(config: RolloutConfig) -> None:
-    """RolloutError if vLLM, or the address of a server, is missing. This is checked before anything is started."""
+    """Raise RolloutError if vLLM, or the address of a server, is missing. This is checked before anything is started."""
     if config.engine == "transformers":
         return
     if config.engine == "vllm_server" and not config.urls and not config.launch:

@@ -1,4 +1,4 @@
-"""Checks whether the engine serves the model that the trainer trains: compares log-probabilities of fixed tokens, with the
+"""Checks whether the engine serves the model that the trainer trains. It compares log-probabilities of fixed tokens, with the
 quarantine on and off. Not covered: differences that show only in sequences longer than those compared."""
 
 import math
@@ -14,7 +14,7 @@ from routed_rl.model.stream import eval_mode
 from routed_rl.rollout.served import Served
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
-"""Default limits, by the less precise dtype of the two sides: float32 agrees to 1e-4 on real models, and bfloat16 has 3
+"""Default limits in nats, by the less precise dtype of the two sides: float32 agrees to 1e-4 on real models, and bfloat16 has 3
 digits."""
 RANDOM_TOKENS = 16
 """How many random tokens follow each prompt. Random tokens are unlikely, so every part of the model influences their
@@ -22,7 +22,7 @@ probability."""
 
 
 def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> list[list[int]]:
-    """Each prompt followed by random tokens, the same in every run, cut to `longest` tokens."""
+    """Each prompt followed by random tokens below `vocabulary`, the same in every run, cut to `longest` tokens."""
     generator = torch.Generator().manual_seed(0)
     tails = torch.randint(vocabulary, (len(prompts), RANDOM_TOKENS), generator=generator).tolist()
     return [(prompt[-(longest - RANDOM_TOKENS):] + tail)[:longest] for prompt, tail in zip(prompts, tails, strict=True)]
@@ -30,7 +30,8 @@ def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> 
 
 @torch.no_grad()
 def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[float]]:
-    """The values of `Engine.logprobs`, computed by the trainer's own model, which is in eval mode meanwhile."""
+    """The log-probabilities that `Engine.logprobs` returns, computed by the trainer's own model, which is in eval mode
+    meanwhile."""
     device, rows = next(model.parameters()).device, []
     with eval_mode(model):
         for ids in sequences:
@@ -41,8 +42,8 @@ def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[
 
 
 class ParityCheck:
-    """Compares at the first call of `run`, and then every `config.every` steps. `ablated` switches the trainer's quarantine off;
-    None if there is none."""
+    """Compares the engine with the trainer at the first call of `run`, and is due again every `config.every` steps. `ablated`
+    switches the trainer's quarantine off; None if the model has no quarantine."""
 
     def __init__(self, served: Served, model: nn.Module, sequences: list[list[int]], config: ParityConfig,
                  ablated: Callable[[], AbstractContextManager[None]] | None) -> None:
@@ -55,7 +56,8 @@ class ParityCheck:
         return self._last is None or (self.config.every > 0 and step - self._last >= self.config.every)
 
     def run(self, step: int) -> dict[str, float]:
-        """The largest difference for each of the two models, as metrics. ParityError if one is above the limit."""
+        """Compare the policy, and the deployed model if there is a quarantine. Returns the largest difference for each as a
+        metric. ParityError if one is above the limit."""
         self._last = step
         found = {"parity/policy": self._compare("policy", step)}
         if self.ablated is not None:

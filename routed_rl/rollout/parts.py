@@ -1,6 +1,7 @@
 """The quarantine at each module in the form that an engine needs: two factors, whose product is added to the module's weight.
 
-Shape letters: D outputs, K rank, N inputs, R rank of a LoRA that is trained.
+"Part" means here the quarantine at one module, caused by all environments. Letters of shapes: D outputs, K rank, N inputs, R rank
+of a LoRA that is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ BELOW = ".base_layer"
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The quarantine at one module. Its functions return present values at each call, because the factors change at each step."""
+    """The quarantine at one module. Its functions return the present values at each call, because the factors change at each
+    step."""
 
     name: str
     factors: Callable[[], tuple[Tensor, Tensor]]
@@ -28,20 +30,21 @@ class Part:
     bias: Callable[[torch.dtype], Tensor | None]
     """Function that returns the vector (D,) that is added to the module's bias; None if nothing is added."""
     retained: Callable[[Tensor], Tensor]
-    """Function that maps the up factor (D, R) of a LoRA on the module to the up factor in the deployed model."""
+    """Function that maps the up factor (D, R) of a LoRA on the module to its retained component, which is the up factor in the
+    deployed model."""
     transposed: bool
     """Whether the module stores its weight as (N, D)."""
 
 
 def parts_of(quarantine: Quarantine) -> list[Part]:
-    """The quarantine of a model as parts, one for each module. RolloutError for an expert of a mixture."""
+    """The quarantine at each module of a model. RolloutError for an expert of a mixture."""
     if isinstance(quarantine, LabelQuarantine):
         return [_of_labels(quarantine, name, adapter) for name, adapter in quarantine.adapters.items()]
     return [part_of(target) for target in quarantine.targets]
 
 
 def part_of(target: Target) -> Part:
-    """The part for one routed writer. RolloutError for an expert of a mixture."""
+    """The quarantine at one routed writer. RolloutError for an expert of a mixture."""
     if target.expert is not None:
         raise RolloutError(f"{target.name} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
                            "rollout=transformers")
@@ -50,7 +53,7 @@ def part_of(target: Target) -> Part:
 
 
 def named(parts: Sequence[Part | Target]) -> dict[str, Part]:
-    """Parts by the name of their module. A target is replaced by its part."""
+    """Maps the name of each module to the quarantine there. A target is converted by `part_of`."""
     found = [part_of(each) if isinstance(each, Target) else each for each in parts]
     return {part.name: part for part in found}
 

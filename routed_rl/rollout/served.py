@@ -11,15 +11,17 @@ from routed_rl.rollout.weights import Models, NamedTensors, PolicyWeights
 
 
 class Served:
-    """Keeps an engine in step with the trainer, and makes it answer as the policy or as the deployed model. If the engine cannot
-    hold adapters, the writers' weights are replaced at each change between the two models."""
+    """Keeps an engine's weights equal to the trainer's, and makes the engine answer as the policy or as the deployed model.
+    `models` makes the tensors that the engine gets. If the engine cannot hold adapters, the writers' weights are replaced at each
+    change between the two models."""
 
     def __init__(self, engine: Engine, models: Models) -> None:
         self.engine, self.models = engine, models
         self.sync_seconds = 0.0
         """Seconds that the last `sync` took."""
         self.pending: Future[Any] | None = None
-        """A request that another thread makes. Nothing is pushed and nothing else is asked before it is answered."""
+        """A request to the engine that another thread makes. Until it is answered, the engine gets no weights and no other
+        request."""
         self._current: set[str] = set()
         """Adapters whose tensors in the engine are up to date."""
         self._writers_are_deployed = False
@@ -35,11 +37,11 @@ class Served:
         self.pending = None
 
     def rest(self) -> None:
-        """Let the engine sleep until the step is over. Until then it gets neither requests nor new weights."""
+        """Let the engine sleep until the step is over. Until that time it gets neither requests nor new weights."""
         self.engine.sleep()
 
     def sync(self) -> None:
-        """Push the policy's present weights to the engine."""
+        """Send the policy's present weights to the engine."""
         self.settle()
         begin = time.perf_counter()
         if (weights := self.models.policy()) is not None:
@@ -55,8 +57,9 @@ class Served:
         return self.engine.complete(prompts, sampling, self.show(deployed=deployed))
 
     def show(self, *, deployed: bool) -> str | None:
-        """Make the engine ready to answer as one of the models, and return the name of the adapter for requests. Every process of
-        a run must call this, even one that makes no requests. Call it for the policy before others use the engine."""
+        """Make the engine ready to answer as the policy or as the deployed model. Returns the name of the adapter for requests;
+        None if requests need none. Every process of a run must call this, even one that makes no requests. Call it for the policy
+        before others use the engine."""
         self.settle()
         adapter = self.models.adapter(deployed=deployed)
         if self.engine.lora is None:

@@ -1,6 +1,6 @@
-"""One or several servers `vllm serve` as an engine. On a CPU weights go through files in shared memory, so servers must be on
-this machine; on GPUs they go through NCCL, as in TRL. If there are several processes, each requests its own completions, and the
-first one pushes the weights for all."""
+"""One or several servers `vllm serve` as an engine. On a CPU, weights go through files in shared memory, so servers must be on
+this machine; on GPUs they go through NCCL, as in TRL. If a run has several processes, each requests its own completions, and the
+first one sends the weights for all."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,8 +28,8 @@ GROUP_PORT = 51216
 
 
 class ServerEngine:
-    """The prompts are divided among `clients`. Weights and adapters go to all of them, at times when no process of the run waits
-    for an answer."""
+    """An engine that divides prompts among the servers behind `clients`. Weights and adapters go to all servers, at times when no
+    process of the run waits for an answer."""
 
     def __init__(self, clients: list[PolicyClient], dtype: str, lora: Lora | None, launched: LaunchedServer | None,
                  folder: Path) -> None:
@@ -38,7 +38,7 @@ class ServerEngine:
 
     @classmethod
     def open(cls, config: RolloutConfig, folder: Path, lora: Lora | None) -> "ServerEngine":
-        """Start a server or connect to those of `config.urls`. If that fails, whatever was started is stopped."""
+        """Start a server, or connect to those of `config.urls`. If that fails, a server that was started is stopped."""
         scratch = memory_folder()
         launched = LaunchedServer(config, folder, lora) if config.launch else None
         try:
@@ -118,8 +118,8 @@ class ServerEngine:
             return list(pool.map(one, range(len(prompts))))
 
     def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
-        """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided into as many parts as there are
-        servers."""
+        """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided evenly among the servers, each of
+        which gets one request."""
         assert features is None, "images are not covered"
         share = -(-len(prompts) // len(self.clients))
         parts = [prompts[place * share:(place + 1) * share] for place in range(len(self.clients))]
@@ -132,7 +132,7 @@ class ServerEngine:
 
     @contextmanager
     def asking(self, adapter: str) -> Iterator[None]:
-        """Inside this context `generate` requests completions with this adapter."""
+        """Inside this context `generate` requests completions by the adapter of this name."""
         before = [client.model for client in self.clients]
         for client in self.clients:
             client.model = adapter
@@ -147,7 +147,7 @@ class ServerEngine:
             return list(pool.map(call, self.clients))
 
     def sleep(self) -> None:
-        """A server has a device of its own."""
+        """Has no effect, because a server has a device of its own."""
 
     def wake(self) -> None:
         pass

@@ -10,11 +10,11 @@ from routed_rl.errors import RolloutError
 from routed_rl.rollout.engine import Lora
 
 BATCHED_TOKENS = 4096
-"""The most tokens in one forward pass; TRL's value."""
+"""Largest number of tokens in one forward pass of vLLM; TRL's value."""
 
 
 def process_settings(config: RolloutConfig) -> dict[str, str]:
-    """Environment variables that vLLM must find on a machine without a GPU, and for a single process."""
+    """The environment variables with which vLLM is started: its memory on a machine without a GPU, and how much it logs."""
     return {"VLLM_CPU_KVCACHE_SPACE": str(config.memory_gb), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
 
@@ -34,8 +34,8 @@ def engine_settings(config: RolloutConfig, lora: Lora | None) -> dict[str, Any]:
 
 
 def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> None:
-    """RolloutError for a server that computes in another dtype, whose log-probabilities TRL cannot use, or that does not accept
-    new weights."""
+    """Raise RolloutError if the server at `url` computes in another dtype than `config` says, if TRL cannot use its
+    log-probabilities, or if it does not accept new weights. `server` is the server's own description of its settings."""
     dtype = str(server["model_config"]["dtype"]).removeprefix("torch.")
     if dtype != config.dtype:
         raise RolloutError(f"the server at {url} computes in {dtype}, rollout.dtype is {config.dtype}; start it with "
@@ -49,7 +49,8 @@ def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> N
 
 
 def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
-    """The adapters that all of these servers, started by somebody else, can hold; None if that is not enough for `wanted`."""
+    """The adapters that all of these servers, which somebody else has started, can hold; None if that is not enough for `wanted`.
+    `servers` are the servers' own descriptions of their settings."""
     found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
     if wanted is None or len(found) < len(servers):
         return None

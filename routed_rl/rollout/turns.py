@@ -1,5 +1,5 @@
-"""Rollouts of several turns: the turns of the model and the answers to them, as tokens, with a mask of the tokens that the model
-generated. Tokens are only ever appended, and text of the model is never tokenised again. Not covered: images."""
+"""Rollouts of several turns: the turns of the model and the environment's answers to them, as tokens, with a mask of the tokens
+that the model generated. Tokens are only ever appended, and text of the model is never tokenised again. Not covered: images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +28,8 @@ class Rollout:
         return self.prompt_ids + self.completion_ids
 
     def turn(self, ids: list[int], chat: ChatTokens, limit: int, logprobs: list[float] | None = None) -> bool:
-        """Append the model's turn `ids` and the environment's answer. Returns False when the row is finished. `limit` bounds the
-        number of tokens of the whole completion, answers included."""
+        """Append the model's turn `ids`, with the log-probabilities of its tokens, and the environment's answer. Returns False
+        when the row is finished. `limit` bounds the number of tokens of the whole completion, answers included."""
         ids = ids[:limit - len(self.completion_ids)]
         self._append(ids, 1, logprobs)
         if self.conversation is None:
@@ -54,7 +54,8 @@ class Rollout:
 
 
 Generate = Callable[[list[Rollout]], tuple[list[list[int]], list[list[float]] | None]]
-"""Function that maps rows to the token ids that the model adds to each, and to their log-probabilities (None if not known)."""
+"""Function that maps rows to the token ids with which the model continues each row, and to their log-probabilities (None if not
+known)."""
 
 
 def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
@@ -63,7 +64,8 @@ def begin(conversation: Conversation, chat: ChatTokens) -> Rollout:
 
 
 def play(rows: Sequence[Rollout], generate: Generate, chat: ChatTokens, limit: int) -> None:
-    """Play all rows to their end. Each call of `generate` makes one turn in every row that is not finished."""
+    """Play all rows to their end. Each call of `generate` makes one turn in every row that is not finished. `limit` is as in
+    `Rollout.turn`."""
     live = list(rows)
     while live:
         turns, logprobs = generate(live)

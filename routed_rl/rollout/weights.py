@@ -1,6 +1,6 @@
 """The weights and the adapter that an engine gets when the weights are trained. Tensors are made one at a time, and the model is
-not changed. If processes hold shards of the weights, all processes must ask for the same tensors, to the end. Shape letters: D
-stream width, K rank, N input width of a target. Not covered: mixtures of experts."""
+not changed. If processes hold shards of the weights, all processes must ask for the same tensors, to the end. Letters of shapes:
+D stream width, K rank, N input width of a target. Not covered: mixtures of experts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
@@ -24,11 +24,12 @@ class Models(Protocol):
     """The trainer's model."""
 
     def policy(self) -> NamedTensors | None:
-        """The weights that are pushed to the engine; None if the engine keeps those with which it was started."""
+        """The weights that are sent to the engine; None if the engine keeps those with which it was started."""
         ...
 
     def adapter(self, *, deployed: bool) -> str | None:
-        """The name of the adapter that turns the engine's weights into this model; None if the weights are this model already."""
+        """The name of the adapter that turns the engine's weights into the policy, or into the deployed model. None if the
+        weights are this model already."""
         ...
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
@@ -42,8 +43,8 @@ def keys(module: str) -> tuple[str, str]:
 
 
 class PolicyWeights:
-    """The weights of a model with a quarantine; in mode `none` its `parts` are empty. An adapter that subtracts the quarantine
-    turns the policy into the deployed model, so that changing between them replaces no weight."""
+    """The weights of a model with a quarantine. `parts` has the quarantine at each module; it is empty in mode `none`. An adapter
+    that subtracts the quarantine turns the policy into the deployed model, so that changing between them replaces no weight."""
 
     def __init__(self, model: nn.Module, parts: Sequence[Part | Target]) -> None:
         self.model, self.parts = model, named(parts)
@@ -60,8 +61,7 @@ class PolicyWeights:
                 yield name, whole(parameter)
 
     def writers(self, *, deployed: bool) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters of the modules at which there is a part of the quarantine, for the deployed model or for the
-        policy."""
+        """Yield the parameters of the modules at which there is a quarantine, for the deployed model or for the policy."""
         for name, parameter in self.model.named_parameters():
             if name.rpartition(".")[0] in self.parts:
                 yield name, whole(parameter) if deployed else self._with_quarantine(name, whole(parameter))
