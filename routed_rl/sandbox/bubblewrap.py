@@ -51,7 +51,7 @@ def host_files() -> list[str]:
 
 
 def own_uid() -> int:
-    """A uid that no one uses, from the upper half of the uids that this process may take and bubblewrap can print."""
+    """A uid that nobody uses, drawn from the upper half of the uids that this process may take and bubblewrap can print."""
     first, count = 0, 1 << 16
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         first, _, count = map(int, line.split())
@@ -62,7 +62,8 @@ def own_uid() -> int:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to start bubblewrap: which of its processes have root's rights."""
+    """One way to start bubblewrap, described `in_words` and by `arguments`. The ways differ in which of its processes have root's
+    rights."""
 
     in_words: str
     arguments: tuple[str, ...]
@@ -80,7 +81,7 @@ AS_USER = Way("in a user namespace", USER_NAMESPACE)
 
 
 class Bubblewrap(Sandbox):
-    """Starts a jail for each program, in the first of the ways that works on this machine."""
+    """Starts a jail for each program, in the first of the ways that works on this machine. SandboxError if none works."""
 
     name = "bubblewrap"
 

@@ -1,7 +1,8 @@
 """Calls one function of untrusted code. Code and inputs go into a jail, and plain values come out.
 
-The expected values stay outside, so the jail holds nothing to read, patch or compare with. Untrusted code can forge a reply, but
-it chooses the value without knowing the right one, so it gains nothing over returning that value.
+The expected values stay outside, so the jail holds nothing to read, patch or compare with. Untrusted code can forge a reply. But
+it must choose the value in that reply without knowing the right one, so it gains nothing over returning the value from its
+function.
 """
 
 import json
@@ -92,6 +93,6 @@ def answer(reply: Mapping[str, Any]) -> Call:
 
 
 def problem(outcome: Outcome) -> str:
-    """The reason why a program gave no values, in one line."""
+    """The reason why a program gave no values, in one line of text."""
     last = outcome.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
     return f"{outcome.reason} {outcome.exit_code}: {last}" if outcome.reason == "exited" else outcome.reason

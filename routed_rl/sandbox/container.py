@@ -1,7 +1,7 @@
 """Runs each program in a container, by a running engine (Docker, or Podman's Docker-compatible socket) through the SDK `docker`.
 
-It is for machines that have an engine and no bubblewrap. The tests use a fake client and check what is sent; they never use a
-real engine. The engine must see this machine's files. A container takes about half a second.
+This sandbox is for machines that have an engine and no bubblewrap. The tests use a fake client and check what is sent; they never
+use a real engine. The engine must see this machine's files. A container takes about half a second.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ def engine() -> Any:
 
 
 def settings(limits: Limits, request: Path) -> dict[str, Any]:
-    """The settings of a container: it may use and see nothing but its image, the request and a /tmp of its own."""
+    """The settings of a container. It may use and see nothing but its image, the file `request` and a /tmp of its own."""
     return {
         "command": ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"],
         "entrypoint": [], "environment": dict(ENVIRONMENT), "working_dir": "/tmp", "user": "65534:65534",
@@ -82,7 +82,8 @@ class Container(Sandbox):
                 container.remove(force=True)
 
     def watch(self, container: Any, request: Request) -> Outcome:
-        """Read both streams until the container ends or exceeds a limit. The report comes after the program's output."""
+        """Read both streams until the container ends or exceeds a limit, and return the outcome. The report of process 1 comes at
+        the end of standard output, after the program's own output."""
         limits = request.limits
         output, caps = [bytearray(), bytearray()], (limits.output_bytes + request.report_size, limits.output_bytes)
         stream = container.attach(stream=True, demux=True)

@@ -15,10 +15,11 @@ WAY_OUT = ("install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; i
 
 @cache
 def find_sandbox(name: str = "auto") -> Sandbox:
-    """The sandbox `name` ("bubblewrap", "container"), or the first one that works. It is searched for once in each process.
+    """The sandbox `name` ("bubblewrap" or "container"), or, for "auto", the first one that works. It is searched for once in each
+    process.
 
-    It has run a test program when this returns. SandboxError if no sandbox works, because untrusted code must then not be run at
-    all.
+    The sandbox has already run a test program when this function returns. SandboxError if no sandbox works, because untrusted
+    code must then not be run at all.
     """
     if name != "auto" and name not in SANDBOXES:
         raise SandboxError(f"unknown sandbox {name!r}; there are auto, {', '.join(SANDBOXES)}")

@@ -1,10 +1,10 @@
 """The program that is process 1 inside a jail. It waits with its interpreter started, runs one program, reports, and ends.
 
-The interpreter gets it as text or compiled, so it imports nothing of this package, and little that takes time to import.
-Arguments: the source of the request (a path, or - for standard input), the descriptor of the reply, the uid to switch to
-(0: stay). The other side marshals the request. The reply holds the wait status, the CPU time in ms, each wanted file as a length
-and its bytes (length -1: no file), and at the end the length of all that; every number has eight bytes, signed.
-When the reply is written, no other process is left in the jail.
+The interpreter gets it as text or compiled, so it imports nothing of this package, and little that takes time to import. Its
+arguments are the source of the request (a path, or - for standard input), the descriptor to which the reply is written, and the
+uid to switch to (0: stay). The process outside marshals the request. The reply holds the wait status, the CPU time in ms, and
+each wanted file as a length and its bytes (length -1: no file). At its end stands the length of all that. Every number has eight
+bytes, signed. When the reply is written, no other process is left in the jail.
 """
 
 # pyright: reportPrivateUsage=false
@@ -44,8 +44,8 @@ def write_files(files: dict[str, bytes]) -> None:
 
 
 def prepare(request: "dict[str, Any]") -> None:
-    """Turn this fork into the program's process: set limits, give it its own standard input, and drop everything that belongs to
-    process 1."""
+    """Turn this fork of process 1 into the program's process: set limits, give it a standard input of its own, and close
+    everything that belongs to process 1."""
     spool = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(spool, request["stdin"])
     os.lseek(spool, 0, 0)
@@ -61,7 +61,7 @@ def prepare(request: "dict[str, Any]") -> None:
 
 
 def collect(name: str, most: int) -> bytes | None:
-    """The bytes of a regular file; None if there is none, or if it is longer than `most`."""
+    """The bytes of the regular file `name`; None if there is none, or if it is longer than `most` bytes."""
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         data = b""
@@ -75,7 +75,8 @@ def collect(name: str, most: int) -> bytes | None:
 
 
 def finish(child: int, request: "dict[str, Any]", source: int, reply: int) -> None:
-    """Wait for the program, end everything that it started, and only then read the files that it left."""
+    """Wait for the program, the process `child`, end everything that it started, and only then read the files that it left and
+    write the reply to the descriptor `reply`. If the caller closes `source` before, process 1 ends at once."""
     poll = select.poll()
     poll.register(os.pidfd_open(child), select.POLLIN)
     poll.register(source, 0)
@@ -128,8 +129,8 @@ def program(argv: list[str]) -> None:
 
 
 def exit_status(code: object) -> int:
-    """The exit status by the interpreter's rule: a number is the status, None means 0, and anything else is printed and means
-    1."""
+    """The exit status of a program that calls `exit(code)`, by the interpreter's rule: a number is the status, None means 0, and
+    anything else is printed and means 1."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)
@@ -137,8 +138,9 @@ def exit_status(code: object) -> int:
 
 
 def leave(status: int, space: "dict[str, Any]") -> None:
-    """End as the interpreter does, but without tearing it down, which takes a fifth of a short program's time. Wait for threads,
-    run the functions registered for the end, drop the program's own objects (so that open files are written), flush."""
+    """End the program as the interpreter does, but without tearing the interpreter down, which takes a fifth of a short program's
+    time. Wait for threads, run the functions that are registered for the end, drop the program's own objects in `space` (so that
+    open files are written), and flush."""
     try:
         if threading := sys.modules.get("threading"):
             threading._shutdown()
@@ -153,8 +155,8 @@ def leave(status: int, space: "dict[str, Any]") -> None:
 
 
 def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
-    """Wait for the request and run the program. In process 1 this never returns; in the program's process it returns the
-    arguments of the program."""
+    """Wait for the request on the descriptor `source`, and start the program. In process 1 this never returns; in the program's
+    process it returns the arguments of the program."""
     if os.getpid() != 1:
         sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
     if uid:

@@ -22,8 +22,8 @@ COMPILED = marshal.dumps(compile(INSIDE, "<jail>", "exec"))
 BOOT = """import marshal
 with open(0, "rb", closefd=False) as given:
     exec(marshal.loads(given.read(int(given.read(8)))))"""
-"""A program that reads the compiled program of process 1 from standard input. Compiling it in the jail would take a tenth of the
-time that a jail takes to start."""
+"""A program that reads the compiled program of process 1 from standard input. To compile that program in the jail would take a
+tenth of the time that a jail takes to start."""
 INTERPRETER = ("-S", "-P", "-s", "-B", "-X", "utf8")
 """Flags of the interpreter: no installed packages, no imports from the working directory, no bytecode files."""
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -34,10 +34,10 @@ START_S = 20.0
 
 
 class Jail:
-    """A jail that is starting or has started. Its interpreter starts in the background, before a program needs it. Use it in a
-    `with` statement: leaving that ends everything in the jail.
+    """A jail that is starting or has started. Its interpreter starts in the background, before a program needs it. Use the jail
+    in a `with` statement, whose end ends everything in the jail.
 
-    The thread that made it must outlive it, because the kernel ends the jail when that thread ends.
+    The thread that made the jail must outlive it, because the kernel ends the jail when that thread ends.
     """
 
     def __init__(self, command: Sequence[str], filter: bytes, groups: Groups | None, uid: int = 0,
@@ -77,7 +77,7 @@ class Jail:
             self.fail()
 
     def fail(self) -> NoReturn:
-        """Raise an error with bubblewrap's message."""
+        """Raise SandboxError with bubblewrap's message."""
         self.kill()
         assert self.process.stderr
         said = self.process.stderr.read(CHUNK).decode(errors="replace").split()
@@ -85,7 +85,7 @@ class Jail:
         raise SandboxError(f"a jail did not start: {' '.join(said)[-300:] or 'no message'}; `routed-rl doctor` tries it out")
 
     def run(self, request: Request) -> Outcome:
-        """Run one program. It must not be called twice."""
+        """Run one program. This method must not be called twice."""
         if self.groups is None:
             self.wait_until_up()
             return self.watch(request, None)
@@ -106,7 +106,8 @@ class Jail:
             self.fail()
 
     def watch(self, request: Request, group: Group | None) -> Outcome:
-        """Send the request, read until every stream has ended or a limit is exceeded, and return the outcome."""
+        """Send the request, read until every stream has ended or a limit is exceeded, and return the outcome. `group` is the
+        control group that limits the jail's memory; without one the memory is watched."""
         process, said, limits = self.process, self.reply, request.limits
         assert process.stdin and process.stdout and process.stderr
         out, err = process.stdout.fileno(), process.stderr.fileno()

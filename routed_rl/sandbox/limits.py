@@ -18,17 +18,17 @@ class Limits:
     """Limits on one program and everything that it starts. The first limit that is exceeded ends the program."""
 
     wall_s: float = 5.0
-    """Seconds from the moment the program may start."""
+    """Seconds of time from the moment at which the program may start."""
     cpu_s: float = 5.0
     """CPU seconds of each process, rounded up. All processes together can use at most `wall_s` times the number of cores."""
     memory_mb: int = 512
     """Limit in MiB, both of the address space of each process and of the memory of all processes together."""
     processes: int = 16
-    """The number of processes and threads at one time, including the program's own first one."""
+    """Largest number of processes and threads at one time, including the program's own first one."""
     output_bytes: int = 1 << 20
     """Limit in bytes for each of these: standard output, standard error, and every collected file."""
     disk_mb: int = 64
-    """MiB of /tmp, which also holds the files that the program is given."""
+    """Limit in MiB of /tmp, which also holds the files that the program is given."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. Everything in it may have been written by untrusted code."""
+    """The end and the output of a program. Everything in it may have been written by untrusted code."""
 
     exit_code: int | None
     """The exit code; None unless `reason` is "exited"."""
@@ -50,7 +50,7 @@ class Outcome:
     stdout: bytes = b""
     stderr: bytes = b""
     collected: Mapping[str, bytes] = field(default_factory=dict)
-    """The requested files that are regular and within the limit; empty after a timeout or a flood."""
+    """The requested files that are regular files and within the limit; empty after a timeout or too much output."""
     wall_s: float = 0.0
     """Seconds from the request to the end of the last process."""
 
@@ -69,7 +69,7 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """A program to run. SandboxError if a field is not valid."""
+    """A program to run, with the arguments of `Sandbox.run`. SandboxError if a field is not valid."""
 
     argv: Sequence[str]
     files: Mapping[str, str | bytes]
@@ -93,7 +93,7 @@ class Request:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The bytes that inside.py reads: a length, then the request."""
+        """The bytes that inside.py reads: the length of the request, then the request."""
         limits = {"memory": self.limits.memory_mb * MEBIBYTE, "disk": self.limits.disk_mb * MEBIBYTE,
                   "processes": self.limits.processes, "cpu": ceil(self.limits.cpu_s), "wall": ceil(self.limits.wall_s),
                   "output": self.limits.output_bytes}
@@ -103,5 +103,5 @@ class Request:
 
     @property
     def report_size(self) -> int:
-        """The largest number of bytes that the report on this request can have."""
+        """The largest number of bytes that the report of process 1 on this request can have."""
         return (3 + len(self.collect)) * 8 + len(self.collect) * self.limits.output_bytes

@@ -1,7 +1,7 @@
 """Limits the memory of a whole jail: by a control group if this process may make one, or else by watching the jail.
 
-Without a group a jail can exceed its limit for the time between two looks at it (`WATCH_S`). Counted are the mapped memory of
-processes, files and their inodes, and sockets at their largest. Not counted are pipes, which hold up to 64 MiB for one user.
+Without a group a jail can exceed its limit for `WATCH_S` seconds, the time between two looks at it. Counted are the mapped memory
+of processes, files and their inodes, and sockets at their largest. Not counted are pipes, which hold up to 64 MiB for one user.
 """
 
 import atexit
@@ -18,12 +18,12 @@ PREFIX = "routed-rl-"
 
 CAPS = ("memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
 EVENTS = ("memory.events", "memory.oom_control")
-"""Files of a control group. The two versions of the kernel's interface have different ones."""
+"""`CAPS` and `EVENTS` are files of a control group. The two versions of the kernel's interface have different ones."""
 
 
 @dataclass
 class Group:
-    """One control group with a limit in bytes. It serves one jail at a time, and is used again when it is empty."""
+    """One control group with a limit in bytes. It serves one jail at a time; when it is empty again, it serves the next one."""
 
     path: Path
     limit: int
@@ -85,7 +85,7 @@ class Groups:
 
 
 def candidates() -> Iterator[Path]:
-    """The places in which a group could be made: this process's own group, then those above it."""
+    """The control groups below which a group could be made: this process's own group, then those above it."""
     own = {words[1]: words[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if (words := line.split(":", 2))}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -101,7 +101,7 @@ def candidates() -> Iterator[Path]:
 
 
 def sweep(home: Path) -> None:
-    """Remove the empty groups of processes that are gone."""
+    """Remove the empty groups below `home` that belonged to processes which have ended."""
     for path in home.glob(f"{PREFIX}*"):
         owner = path.name.removeprefix(PREFIX).split("-")[0]
         if not Path("/proc", owner).exists():
@@ -133,7 +133,7 @@ def find_groups() -> Groups | None:
 
 
 INODE = 2048
-"""The most bytes that the kernel needs for a file in memory and its name."""
+"""Largest number of bytes that the kernel needs for a file in memory and its name."""
 SOCKETS = {"0001": 213_000, "0002": 11 * 213_000, "0005": 213_000}
 """For each kind of socket, the largest number of bytes that wait in one socket. A datagram socket also holds ten messages of
 other sockets."""
@@ -141,15 +141,16 @@ PROPORTIONAL = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def passes(pid: int, cap: int) -> bool:
-    """Whether the jail of process `pid` holds more than `cap` bytes. An exact count, in which shared memory counts once, takes
-    longer, so it is made only if the quick count is above the cap."""
+    """Whether the processes of a jail hold more than `cap` bytes; `pid` is the jail's process 1. An exact count, in which shared
+    memory counts once, takes longer, so it is made only if the quick count is above the cap."""
     beside = _files(pid) + _sockets(pid)
     return beside + _mapped(pid, "status", ("RssAnon:", "RssShmem:")) > cap and (
         beside + _mapped(pid, "smaps_rollup", PROPORTIONAL) > cap)
 
 
 def can_watch(pid: int) -> bool:
-    """Whether this process may read all the files in /proc that `passes` reads."""
+    """Whether the memory of the jail with the process 1 `pid` can be watched: this process can read the files in /proc that
+    `passes` needs."""
     shown = (Path(f"/proc/{pid}/task/{pid}/children"), Path(f"/proc/{pid}/net/unix"))
     return all(path.exists() for path in shown) and _files(pid) > 0 and _mapped(pid, "smaps_rollup", PROPORTIONAL) > 0
 

@@ -1,4 +1,5 @@
-"""A few attacks that `routed-rl doctor` really runs. Each program prints "safe" if its attack fails."""
+"""Programs that try to break out of a jail, and that `routed-rl doctor` really runs. Each prints "safe" if it fails to break
+out."""
 
 import os
 from dataclasses import replace
@@ -43,8 +44,8 @@ HOG = "import os, time\nfor _ in range(4): os.fork()\nkept = bytearray(60 << 20)
 
 
 def probe(name: str = "auto") -> list[Row]:
-    """Run the attacks. Each row names one, says whether the sandbox held it off, and gives a detail; the first row says whether
-    there is a sandbox."""
+    """Run the programs in the sandbox `name` ("auto": the first that works). Each row names what a program tries, says whether
+    the sandbox prevented it, and gives a detail; the first row says whether there is a sandbox."""
     try:
         sandbox = find_sandbox(name)
     except SandboxError as error:

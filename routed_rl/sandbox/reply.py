@@ -1,4 +1,4 @@
-"""Reads the output of a jail. The amount is bounded, and only well-formed output is used."""
+"""Reads the output of a jail. The amount that is read is bounded, and only well-formed output is used."""
 
 import os
 import selectors
@@ -15,17 +15,18 @@ WORD = 8
 
 @dataclass
 class Report:
-    """The report of process 1 of the jail after the program has ended; see inside.py."""
+    """The report of process 1 of the jail after the program has ended. inside.py says how it is written."""
 
     status: int
     cpu_s: float
     collected: dict[str, bytes]
     size: int
-    """The number of bytes at the end of the data that belong to the report."""
+    """The number of bytes that the report takes at the end of the data in which it was found."""
 
     @classmethod
     def parse(cls, data: bytes | bytearray, names: Sequence[str]) -> "Report | None":
-        """The report with which `data` ends; None unless it is complete."""
+        """The report with which `data` ends; None unless it is complete. `names` are the files that the request wants, in its
+        order."""
         size = int.from_bytes(data[-WORD:], "big", signed=True)
         if not 2 * WORD <= size <= len(data) - WORD:
             return None
@@ -55,17 +56,18 @@ class Report:
 
 @dataclass
 class Reader:
-    """Reads several descriptors to their ends, but from each at most its cap.
+    """Reads several descriptors to their ends, but from each at most its cap in bytes.
 
-    Its memory is bounded by the sum of the caps and one chunk, whatever the other side writes.
+    The memory of this object is bounded by the sum of the caps and one chunk, whatever the other side writes.
     """
 
     caps: dict[int, int]
     data: dict[int, bytearray] = field(default_factory=dict)
 
     def read(self, deadline: float, every_s: float | None = None, look: Callable[[], bool] = bool) -> Reason | None:
-        """Read until all descriptors have ended and return None, or stop early and return the reason: "output", "timeout", or
-        "memory". The last one is returned if `look`, which is called every `every_s` seconds, returns true."""
+        """Read until all descriptors have ended and return None, or stop early and return the reason. The reason is "output" if a
+        cap is exceeded, "timeout" at the time `deadline` (of `time.monotonic`), and "memory" if `look`, which is called every
+        `every_s` seconds, returns true."""
         self.data = {descriptor: bytearray() for descriptor in self.caps}
         with selectors.DefaultSelector() as selector:
             for descriptor in self.caps:

@@ -74,7 +74,8 @@ CHECKED: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {
     # Neither its own filters nor sharing a core with process 1.
     "prctl": [(0, NONE_OF, (22, 62))],
 }
-"""Calls that are allowed only if the lower halves of these arguments fit: (index of the argument, relation, values)."""
+"""Calls that are allowed only if the lower halves of some arguments fulfil these conditions: (index of the argument, relation,
+values)."""
 MISSING = frozenset({"clone3"})
 """Calls that appear not to exist. The flags of clone3 are behind a pointer, which a filter cannot follow; the C library then uses
 clone."""
@@ -87,8 +88,8 @@ Code = list[tuple[int, int, int, int]]
 
 
 def seccomp_filter(machine: str | None = None) -> bytes | None:
-    """The filter for `machine` (by default this one), in the form that `bwrap --seccomp` reads; None if there is no table of
-    calls for that machine."""
+    """The filter for the kind of machine `machine` (by default this one), in the form that `bwrap --seccomp` reads; None if there
+    is no table of calls for it."""
     found = MACHINES.get(machine or platform.machine())
     if found is None:
         return None

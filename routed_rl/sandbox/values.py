@@ -1,4 +1,4 @@
-"""Compares plain values from a jail with expected ones. This runs outside the jail, and never runs code that belongs to a
+"""Compares plain values from a jail with expected ones. This is done outside the jail, and never runs code that belongs to a
 value."""
 
 import json
@@ -9,8 +9,8 @@ MAX_DEPTH = 64
 MAX_ITEMS = 100_000
 PLAIN = {type(None), bool, int, float, str, list, dict}
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[{\]}]')
-"""Finds brackets outside of strings. The possessive quantifier never backtracks, so a text whose string does not end costs no
-more than any other."""
+"""Pattern that finds brackets outside of strings. Its possessive quantifier never backtracks, so a text whose string does not end
+takes no longer than any other."""
 
 
 def same_value(a: Any, b: Any) -> bool:
