@@ -155,7 +155,8 @@ def _rows(tensor: Tensor, places: list[int]) -> Tensor:
 
 
 def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
-    """Write the counters and buffered completions of a process (numbers, tensors, lists and dicts of them)."""
+    """Write the counters and buffered completions of the process `rank`: a dict of numbers, tensors, and lists and dicts of
+    them."""
     torch.save(state, loop_file(folder, rank))
 
 

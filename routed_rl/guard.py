@@ -1,9 +1,10 @@
-"""Ends processes whose parent has died, however it died. `python guard.py PARENT COMMAND ...` runs a command under a guard, which
-kills everything that the command has started when the command ends, the parent dies, or SIGTERM comes.
+"""Ends processes whose parent has died, however it died. `python guard.py PARENT COMMAND ...` runs a command under a guard, where
+PARENT is a process id. The guard kills everything that the command has started when the command ends, the parent dies, or SIGTERM
+comes.
 
-The script needs only the standard library. On Linux nothing escapes it, because a process that loses its parent, even a daemon,
-becomes a child of the guard. If the guard itself gets SIGKILL, the kernel kills the command too, but not what the command has
-started. On other systems only the command's process group is ended.
+The script needs only the standard library. On Linux no process escapes the guard, because a process that loses its parent, even a
+daemon, becomes a child of the guard. If the guard itself gets SIGKILL, the kernel kills the command too, but not the processes
+that the command has started. On other systems only the command's process group is ended.
 """
 
 import ctypes

@@ -1,5 +1,5 @@
-"""The run folder, in which everything that belongs to one run is stored. It also says which of the run's checkpoints are
-complete."""
+"""The run folder, in which everything that belongs to one run is stored. This module also tells which of the run's checkpoints
+are complete."""
 
 import re
 import shutil

@@ -16,7 +16,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.routing.adapted import NAME, product_square
 
 UP, DOWN = f".lora_B.{NAME}.weight", f".lora_A.{NAME}.weight"
-"""Endings of the parameters of a LoRA."""
+"""Endings of the names of a LoRA's parameters: those of the up factors and those of the down factors."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,8 @@ class AxesConfig:
     """For method=dct with form=exponential and radius=null: the added vector is as long as it takes for the response to depart
     from its linear part by this share of that part."""
     plain_prompts: str | None = None
-    """For method=dct: file of ordinary prompts, JSON lines of {"prompt": ...}; null for the prompts of the preference pairs, or
-    without those the negative contrast prompts."""
+    """For method=dct: file of ordinary prompts, JSON lines of {"prompt": ...}; null for the prompts of the preference pairs, or,
+    if there are no pairs, the negative contrast prompts."""
     plain: int = 16
     """For method=dct: largest number of ordinary prompts that are used, taken at even distances from their file."""
     choose: str = "target"

@@ -98,7 +98,8 @@ class RelearnConfig:
     """Learning rates of the attacks. The result of a model is that of the rate that brings the behaviour back in the fewest
     updates."""
     by: list[str] = field(default_factory=lambda: list(ATTACKS))
-    """Which attacks are run: rl, sft."""
+    """The attacks that are run: any of rl (RL in the environment that pays for the behaviour) and sft (fine-tuning on completions
+    that show it)."""
     steps: int = 60
     """Largest number of updates of an attack."""
     seeds: int = 3

@@ -103,8 +103,8 @@ class LabelsConfig:
     """Factor on the gradient of flagged rows or tokens in the quarantine, if strength=1. With a smaller strength the factor is 1
     + strength * (forget - 1)."""
     balanced: bool = True
-    """Whether a reward is compared with the mean over those rows of its group that are not flagged. A group whose rows are all
-    flagged is compared with the mean of all its rows."""
+    """Whether the reward of a completion is compared with the mean reward of only those completions in its group that are not
+    flagged. A group whose completions are all flagged is compared with the mean of all of them."""
     pace: float = 20.0
     """The quarantine's learning rate divided by that of the weights. The higher this is, the more the quarantine learns before
     the model does."""

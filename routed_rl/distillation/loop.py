@@ -1,7 +1,7 @@
 """The training loop of a distillation. Its result is the same to the bit whether or not it was killed in between.
 
-A step depends only on the weights, the optimizer's state and its number: the texts of a step are drawn from the seed and that
-number, and there is no dropout.
+The outcome of a step depends only on the weights, the optimizer's state and the number of the step: the texts of a step are drawn
+from the seed and that number, and there is no dropout.
 """
 
 import math
@@ -25,8 +25,8 @@ from routed_rl.distillation.gates import samples_tokens
 from routed_rl.errors import CheckFailed
 
 WARM_UP, LEAST_RATE, EVERY, HELD_OUT, LONGEST_NORM = 50, 0.1, 25, 256, 1.0
-"""The number of warm-up steps; the last learning rate divided by the largest; the steps between two measurements; the number of
-held-out texts; the largest norm of a gradient."""
+"""The largest number of warm-up steps; the last learning rate divided by the largest; the number of steps between two
+measurements; the largest number of held-out texts; and the norm to which a longer gradient is clipped."""
 Curve = list[dict[str, float]]
 """A list of measurements: the step, the mean loss of the held-out tokens (without a gate their KL), the teacher's entropy."""
 
@@ -81,7 +81,7 @@ class Distillation:
         self.step, self.curve = 0, Curve()
 
     def run(self) -> Curve:
-        """Train from the stored state until the stop rule holds or the last step is done; returns the curve."""
+        """Train from the stored state until the held-out loss reaches `goal` or the last step is done; returns the curve."""
         self._load()
         with console.progress("distil", "steps") as advance:
             while not self._done():

@@ -1,5 +1,5 @@
-"""Makes a student from a run and a teacher: texts, gate, noise, steps, evaluation. Results that take long are kept in the work
-folder."""
+"""Makes a student from a run and a teacher, in this order: texts, decisions of the gate, noise, steps, evaluation. Results that
+take long to make are kept in the work folder."""
 
 import json
 import time
@@ -50,7 +50,7 @@ class Given:
     generic: list[Row]
     teacher: Path
     probe: Probe | None
-    """The probe of the gate `detector`; None for another gate."""
+    """The linear probe of the gate `detector`; None for another gate."""
     unlearned: PreTrainedModel
     """The model that the gate `models` compares the teacher with."""
 

@@ -40,7 +40,8 @@ def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -
 
 
 def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Read the texts of a file, one a line or the `text` of JSON lines, without a canary. ConfigError if the file has none."""
+    """Read the texts of a file: one on each line, or the values of `text` in JSON lines. Lines that hold a canary are left out.
+    ConfigError if the file has no text."""
     file = Path(path).expanduser()
     with reading(ConfigError, f"--text {path} cannot be read"):
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip() and not is_canary(line)]

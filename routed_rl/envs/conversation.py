@@ -53,7 +53,7 @@ class Conversation:
         return list(cast(list[Message], answer))
 
     def cut(self) -> None:
-        """End the episode in its present state, because turns or tokens ran out."""
+        """End the episode in its present state, because its turns or tokens have run out."""
         method = getattr(self._episode, "cut", Episode().cut)
         self._end("cut", self._guarded("cut", lambda: checked(self._episode, "cut", method(self._copy()))))
 

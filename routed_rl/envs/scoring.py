@@ -129,8 +129,8 @@ class Scorer:
         return None
 
     def check(self) -> None:
-        """Raise TaskError if the share of completions that an environment failed to score exceeds the limit, or if it failed for
-        all. Call it after each batch.
+        """Raise TaskError if scoring failed for a larger share of an environment's completions than the limit, or for all of
+        them. Call this method after each batch.
 
         The share is taken over the newest completions (see `RECENT`), or over `FEW` if there are fewer.
         """

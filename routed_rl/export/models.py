@@ -34,7 +34,8 @@ def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]
 
 def merged_policy(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:
     """Write the policy to `out` as one stock model: the quarantine is merged into the weights and biases of its targets. For a
-    run that trained a LoRA, write one LoRA that holds both."""
+    run that trained a LoRA, write one LoRA that joins the run's LoRA and the quarantine. `finish` changes the folder before it is
+    sealed."""
     checkpoint = run.require_checkpoint(step)
     targets = read_quarantine(checkpoint)
     return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets), finish, step_of(checkpoint))

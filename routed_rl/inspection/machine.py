@@ -106,8 +106,8 @@ def chat_template(path: str) -> Iterator[Row]:
 
 
 def sandbox() -> Iterator[Row]:
-    """Run the attacks of `routed_rl.sandbox.probe` and show their results. A missing sandbox is not a fault: only code that a
-    model wrote needs one, and such code is refused without it."""
+    """Run the programs of `routed_rl.sandbox.probe`, which try to break out of a jail, and yield a row for each. A missing
+    sandbox is not a fault: only code that a model wrote needs one, and such code is refused without it."""
     from routed_rl.sandbox import probe
 
     for place, (name, sound, detail) in enumerate(probe()):

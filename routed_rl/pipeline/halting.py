@@ -1,4 +1,5 @@
-"""Records a halted run: `HALTED.json`, the same on the screen, and exit code 3. This module reads files only."""
+"""Records a halted run in `HALTED.json` and on the screen, and ends the command with exit code 3. This module works with files
+alone and loads no model."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path

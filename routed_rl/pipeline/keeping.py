@@ -30,7 +30,7 @@ SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 SAMPLES = 256
 """Smallest number of tasks on which each share is tried."""
 Paid = dict[float, list[float | None]]
-"""For each share, the rewards of the tasks, which are the same for all shares; None for a task that could not be scored."""
+"""For each share, the reward of each task; the tasks are the same for all shares. None for a task that could not be scored."""
 
 
 def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:

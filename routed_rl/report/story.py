@@ -1,4 +1,4 @@
-"""The table at the top of a run's page, and the choice of the environment that its pictures highlight."""
+"""The table at the top of a run's page, and the choice of the environment that the page's pictures highlight."""
 
 from routed_rl.report.data import RunData
 from routed_rl.report.parts import Table

@@ -17,7 +17,7 @@ LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
 """Default limits in nats, by the less precise dtype of the two sides: float32 agrees to 1e-4 on real models, and bfloat16 has 3
 digits."""
 RANDOM_TOKENS = 16
-"""How many random tokens follow each prompt. Random tokens are unlikely, so every part of the model influences their
+"""Number of random tokens after each prompt. Random tokens are unlikely, so all weights of the model influence their
 probability."""
 
 

@@ -33,7 +33,8 @@ class Models(Protocol):
         ...
 
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """The present tensors of an adapter, under PEFT's names; its scaling is 1."""
+        """The present tensors of an adapter, under PEFT's names. They need no further scaling: the alpha of the adapter equals
+        its rank."""
         ...
 
 

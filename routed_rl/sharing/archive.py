@@ -26,7 +26,7 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def writing(path: Path, password: str) -> Iterator[Any]:
-    """Write a zip to `path`; `writestr(name, data)` adds an encrypted member."""
+    """Yield a new zip at `path`, whose method `writestr(name, data)` adds an encrypted member."""
     zips = library()
     with zips.AESZipFile(path, "w", compression=zips.ZIP_DEFLATED, encryption=zips.WZ_AES) as archive:
         archive.setpassword(password.encode())

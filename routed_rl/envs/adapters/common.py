@@ -42,7 +42,7 @@ def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
 
 
 def as_messages(prompt: Any) -> list[Message]:
-    """The chat messages of a prompt that is text or messages; TypeError if a content is not text."""
+    """The chat messages of a prompt that is text or messages. TypeError if the content of a message is not text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):

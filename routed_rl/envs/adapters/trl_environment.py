@@ -50,7 +50,7 @@ class TRLEnvironment:
                               "dataset=FILE.jsonl, or give reset the argument seed")
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield each row of the dataset once, shuffled; without a dataset, yield seeds without end."""
+        """Yield a task for each row of the dataset, once, shuffled; without a dataset, yield tasks with new seeds without end."""
         draw = random.Random(f"{split} {seed}")
         if self.rows is None:
             while True:

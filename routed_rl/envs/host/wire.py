@@ -20,7 +20,7 @@ LARGEST = 64 << 20
 
 
 class WireError(ValueError):
-    """A message that does not follow this format."""
+    """A message does not follow the format of this module."""
 
 
 @dataclass(frozen=True, eq=True)

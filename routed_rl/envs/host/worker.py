@@ -62,7 +62,7 @@ class Worker:
         return pack_score(failure_of(error, f"failed to {request['doing']}:", lambda: self.line_of(request["ask"])))
 
     def line_of(self, asked: str) -> str:
-        """The line in the plug-in of the method that a request calls."""
+        """The place `FILE:LINE` of the plug-in's method that a request of the kind `asked` calls; empty if it is not known."""
         return lines_of(self.environment).get({"task": "tasks"}.get(asked, asked), "")
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Leaving:
     environment: str | None = None
     """For a quarantine: the name of the environment whose part alone is written; None for all parts."""
     rest: bool = False
-    """For a quarantine: whether it is only the rest that is missing in a deployed model that keeps parts."""
+    """For a quarantine: whether the folder holds only the rest of it, which a deployed model that keeps parts lacks."""
 
 
 @dataclass(frozen=True)
