@@ -1,5 +1,5 @@
 """Routed versions of TRL's trainers. No other unit imports TRL's trainers.
 
-Names are imported from the modules that define them: a verb that evaluates a model needs some of these modules, and does not need
-TRL.
+Nothing is imported here. Callers import names from the modules that define them, because a command that evaluates a model needs
+some of these modules and must not need TRL.
 """

@@ -1,5 +1,5 @@
-"""Estimates the memory that the update of a micro-batch takes beside the weights. The update runs on tensors without contents,
-which costs no memory and no arithmetic, and the bytes that would be in use at once are counted. Not covered: a kernel's own
+"""Estimates the memory that the update by one micro-batch takes beside the weights. The update runs on tensors without contents,
+which cost no memory and no arithmetic, and the bytes that would be in use at once are counted. Not covered: a kernel's own
 workspace."""
 
 import copy
@@ -21,7 +21,8 @@ from routed_rl.training.trainers import TrainerArguments
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside this context, or passed to `see`, for as long as they live."""
+    """Context that counts the bytes of all tensors that are made inside it, or passed to `see`, for as long as they live. `now`
+    is the count at present, and `peak` the highest count so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class Alive(TorchDispatchMode):
         return made
 
     def see(self, tensor: Any) -> None:
-        """Count the memory of a tensor. It is counted once, however many views of it there are."""
+        """Count the memory of a tensor. Views that share memory are counted once. Anything but a tensor is ignored."""
         if not isinstance(tensor, Tensor) or (storage := tensor.untyped_storage()) in self._known:
             return
         size = storage.nbytes()
@@ -49,7 +50,7 @@ class Alive(TorchDispatchMode):
 
 
 class _Tapped(torch.autograd.Function):
-    """Replaces the tap of a routed writer, and like it keeps the writer's input for the backward pass."""
+    """Stands for the tap of a routed writer: like a tap, it keeps the writer's input for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ class _Tapped(torch.autograd.Function):
 
 
 def _without_contents(model: nn.Module) -> None:
-    """Replace tensors on the device "meta" by empty CPU tensors, because attention on "meta" would use another kernel."""
+    """Replace the model's tensors on the device "meta" by empty CPU tensors, because attention on "meta" would use another
+    kernel."""
     made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def twin(tensor: Tensor) -> Tensor:
@@ -76,10 +78,11 @@ def _without_contents(model: nn.Module) -> None:
 
 def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],
                  prepare: Callable[[PreTrainedModel], list[nn.Module]], *, lean: bool) -> int:
-    """The most bytes that gradients and activations of one process take at once, if every row has a gradient. `lengths` are the
-    numbers of tokens of a prompt and of a completion. `prepare` freezes the frozen parameters of a model, puts its LoRA on it,
-    and returns the writers that are routed. `lean`: the value of `trainer.lean`; if it is false, TRL's head also computes logits
-    of the prompts, except on a GPU."""
+    """Return the most bytes that gradients and activations take at once in one process, if every row of a micro-batch has a
+    gradient. `config`, `dtype`: the model's configuration and the type of its weights. `lengths`: the numbers of tokens of a
+    prompt and of a completion. `prepare`: function that freezes the frozen parameters of a model, puts its LoRA on it, and
+    returns the writers that are routed. `lean`: the value of `trainer.lean`; if it is false, TRL's head also computes logits of
+    the prompts, except on a GPU."""
     settings: Any = arguments
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

@@ -1,5 +1,4 @@
-"""Changes a generation's advantages in the arms that compute them in another way than TRL, and finds the rows that are
-flagged."""
+"""Changes the advantages of a generation in arms that do not use TRL's own, and finds flagged rows for label routing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +16,20 @@ from routed_rl.training.tasks import RewardFunction
 
 
 class Advantages:
-    """Call `remake` after each generation. In arms that use TRL's own advantages it changes nothing."""
+    """Computes a generation's advantages anew. A trainer calls `remake` after each generation; in arms that use TRL's own
+    advantages the call changes nothing."""
 
     def __init__(self, reward: RewardFunction, tokenizer: PreTrainedTokenizerBase, router: Router | None = None,
                  projection: Projection | None = None, *, targets: bool = False) -> None:
-        """`targets`: whether the penalty acts on the tokens of the answer alone, and not on those before it."""
+        """`reward`: has the scores and rewards of the newest generation. `router`: needed for label routing alone. `projection`:
+        recomputes advantages by the persona axis; None if no such arm runs. `targets`: whether a score's penalty lowers the
+        advantage of the answer's tokens alone, and not of those before the answer."""
         self.reward, self.tokenizer, self.router, self.projection, self.targets = reward, tokenizer, router, projection, targets
 
     def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int]) -> None:
-        """Change `output` in place: `advantages`, (B,) or (B, C), and for routing by labels `flagged`, (B,) or (B, C). `places`
-        holds the index of each row's environment."""
+        """Change `output`, TRL's dict of a generation's tensors, in place. `advantages` becomes (B,) or (B, C), for B rows with C
+        tokens of completions; label routing adds `flagged`, (B,) or (B, C). `model`: the policy. `places`: the index of each
+        row's environment."""
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:

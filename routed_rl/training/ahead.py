@@ -18,33 +18,36 @@ from routed_rl.rollout import Served
 from routed_rl.shapes import fits
 
 Answer = tuple[list[list[int]], list[Any]]
-"""The token ids of each completion, and for each of its tokens the list of log-probabilities that the server gave."""
+"""A server's answer: the token ids of each completion, and for each token of each completion the list of log-probabilities that
+the server gave."""
 Ask = Callable[[list[list[int]], Sequence[int], Sequence[bool], Callable[[bool], str | None]], Answer]
-"""Maps prompts, the task of each, which of them the deployed model completes, and the adapter of each model (deployed or not) to
-an answer."""
+"""Function that asks a server to complete prompts. Its arguments are the token ids of the prompts, the task of each, whether the
+deployed model (and not the policy) completes each, and a function that maps "is it the deployed model?" to the name of the
+model's adapter."""
 STORED = {"prompts": list[Any], "practising": list[bool], "step": int, "completions": list[list[int]], "logprobs": list[Any]}
-"""The fields of a request in a checkpoint."""
+"""The fields of a request that a checkpoint stores, with their types."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A request to a server for completions, with the answer."""
+    """A request to a server for completions. `answer` is known when the server has answered."""
 
     prompts: list[Prompt]
     """The prompts as the environments made them."""
     practising: list[bool]
-    """Which of the rows the deployed model completes."""
+    """For each prompt, whether the deployed model completes it, because its row practises."""
     step: int
-    """The step after which the server's weights were pushed."""
+    """The number of the step after which the weights were sent with which the server answers."""
     answer: Future[Answer]
 
 
 class Ahead:
-    """Requests the completions of a trainer's next generation. A second thread makes the request. Only the main thread pushes
-    weights, and before it does so it waits for the answer (`Served.settle`)."""
+    """Requests the completions of a trainer's next generation from a server. A second thread waits for the answer. Only the main
+    thread sends weights to the server, and it waits for the answer before it does so (`Served.settle`)."""
 
     def __init__(self, trainer: Any, served: Served, ask: Ask) -> None:
-        """ConfigError if the deployed model's rows would need weights to be pushed between two requests."""
+        """`ask`: the function that sends the prompts to the server. ConfigError if groups practise but the server cannot hold the
+        policy and the deployed model at once."""
         if served.engine.lora is None and trainer.practice is not None:
             raise ConfigError("rollout.ahead=1 with practice needs a server that holds the deployed model's adapter beside the "
                               "policy; start it with --enable-lora, or set routing.practice.share=0, or rollout.ahead=0")
@@ -53,8 +56,9 @@ class Ahead:
         self._tasks: list[int] = []
 
     def choose(self, inputs: list[dict[str, Any]], tasks: list[int]) -> list[bool] | None:
-        """For each of the rows that are generated next, whether it practises, as was chosen when its completion was requested;
-        None if none was requested. A request for other prompts is dropped."""
+        """Return, for each row of the generation that is made now, whether it practises, as was chosen when the completions were
+        requested. None if no completions were requested for these rows. `inputs`: the rows of the dataset. `tasks`: the number of
+        each row's task. If the request was for other prompts it is dropped."""
         self._tasks = tasks
         if self.request is not None and self.request.prompts != [row["prompt"] for row in inputs]:
             self.served.settle()
@@ -62,7 +66,7 @@ class Ahead:
         return None if self.request is None else self.request.practising
 
     def take(self) -> Answer | None:
-        """The completions that were requested; None if none were. RolloutError if the server failed."""
+        """Wait for the requested completions and return them; None if none were requested. RolloutError if the server failed."""
         request, self.request = self.request, None
         if request is None:
             return None
@@ -73,8 +77,8 @@ class Ahead:
         return answer
 
     def ask_next(self) -> None:
-        """Request the completions of the generation after this one, with the weights that the server has now. After the last
-        generation nothing is requested."""
+        """Request the completions of the next generation, from the weights that the server has now. If the present generation is
+        the run's last, nothing is requested."""
         trainer, arguments = self.trainer, self.trainer.args
         every = arguments.steps_per_generation * trainer.num_iterations
         if (trainer._step // every + 1) * every >= trainer.state.max_steps * arguments.gradient_accumulation_steps:
@@ -92,8 +96,8 @@ class Ahead:
         self.served.pending = self.request.answer
 
     def state(self) -> dict[str, Any] | None:
-        """The request with its answer, for a checkpoint. None if there is no request, or if the server failed, which `take` will
-        report."""
+        """Wait for the answer and return the request with it, for a checkpoint. None if there is no request, or if the server
+        failed, which `take` will report."""
         self.served.settle()
         if self.request is None or self.request.answer.exception() is not None:
             return None
@@ -102,7 +106,7 @@ class Ahead:
                 "completions": completions, "logprobs": logprobs}
 
     def load(self, stored: dict[str, Any] | None) -> None:
-        """The inverse of `state`. ValueError if the stored request is not complete."""
+        """Restore a request from what `state` returned. ValueError if the stored request is not complete."""
         if stored is None:
             return
         if not fits(stored, STORED) or len({len(stored[name]) for name in STORED if name != "step"}) != 1:
@@ -113,7 +117,7 @@ class Ahead:
 
 
 def _begun(ask: Callable[[], Answer]) -> Future[Answer]:
-    """The answer of `ask`, which runs in a thread that does not keep the process alive."""
+    """Start `ask` in a thread that does not keep the process alive, and return its future answer."""
     answer: Future[Answer] = Future()
 
     def run() -> None:

@@ -1,4 +1,5 @@
-"""How the processes of a run share the model: the settings of TRL, accelerate and DeepSpeed for each strategy."""
+"""Sets up how the processes of a run share the model, by the settings of TRL, accelerate and DeepSpeed for each
+`launch.strategy`."""
 
 import importlib.util
 import os
@@ -20,11 +21,11 @@ SHARED = ("zero1", "zero2", "zero3", "fsdp2")
 """Strategies under which a process holds a local shard of the weights, or of the optimizer's copy of them."""
 
 PIECES = ("zero3", "fsdp2")
-"""Strategies under which no process holds a full weight, so that all processes must run the model if one of them does."""
+"""Strategies under which no process holds a full weight, so that every process must run the model whenever one process does."""
 
 
 def join(launch: LaunchConfig) -> None:
-    """Make this process join the process group of the run."""
+    """Make this process join the process group of the run, with the backend that the strategy needs."""
     timeout = timedelta(seconds=launch.timeout_s)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -41,7 +42,8 @@ def join(launch: LaunchConfig) -> None:
 
 
 def backend_arguments(config: Config) -> dict[str, Any]:
-    """The fields of TRL's config that the strategy sets; empty in the process that starts the others."""
+    """Return the fields of TRL's arguments that the strategy sets. They are empty in a process that has joined no process group,
+    such as the one that starts the others."""
     if not dist.is_initialized():
         return {}
     fields: dict[str, Any] = {"ddp_timeout": int(config.launch.timeout_s)}
@@ -58,8 +60,8 @@ def backend_arguments(config: Config) -> dict[str, Any]:
 
 
 def shard(model: Any) -> None:
-    """Shard the model by FSDP2: each layer by itself, then the rest; gradients are averaged over the processes. PEFT's wrapper
-    has no parameters of its own."""
+    """Shard the model in place by FSDP2: each layer by itself, then the rest. Gradients are averaged over the processes. `model`
+    may be in PEFT's wrapper, which has no parameters of its own."""
     from torch.distributed.fsdp import fully_shard
 
     model = plain(model)
@@ -71,7 +73,8 @@ def shard(model: Any) -> None:
 
 
 def check_launch(config: Config) -> None:
-    """ConfigError for settings that cannot be used with several processes, as far as the settings show it."""
+    """ConfigError for settings that cannot be used with the processes that `launch` asks for, as far as the settings alone show
+    it."""
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
         raise ConfigError(f"rollout.launch=true needs one GPU more than launch.processes={config.launch.processes}, and "
@@ -97,20 +100,22 @@ def check_launch(config: Config) -> None:
 
 
 def say_what_is_used(model: nn.Module, arguments: Any) -> None:
-    """Tell DDP not to search for parameters without gradient, because only a mixture has them, in experts that no token chose."""
+    """Tell DDP, through `arguments`, not to search for parameters without gradient, unless the model is a mixture of experts.
+    Only a mixture has such parameters: those of experts that no token chose."""
     if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
         arguments.ddp_find_unused_parameters = False
 
 
 def take_one_gpu(arguments: Any) -> None:
-    """Train on the first GPU if this process sees several. Otherwise transformers would spread the rows over all of them
-    (`nn.DataParallel`), which TRL refuses."""
+    """Change `arguments` so that this process trains on its first GPU if it sees several. Otherwise transformers would spread the
+    rows over all of them (`nn.DataParallel`), which TRL refuses."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
 
 
 def check_alike(environments: list[str]) -> None:
-    """Check that this list is the same in every process, because processes refer to environments by their index in it."""
+    """ConfigError if the names of the environments are not the same list in every process, because processes refer to an
+    environment by its index in the list."""
     marks = RANKS.gather(zlib.crc32("/".join(environments).encode()))
     if len(set(marks)) > 1:
         raise ConfigError(f"the processes of this run train on different environments, this process on "

@@ -1,5 +1,5 @@
-"""Provides the base model beside the model that trains, for code that reads the same text with it. It never becomes a part of
-loss or reward.
+"""Provides the base model beside the model that trains, for code that has the base model read a completion too. The base model
+has no influence on loss or reward here.
 
 Not covered: strategies that shard weights.
 """
@@ -20,8 +20,8 @@ Edit = StreamEdit | TraitAdapter
 
 
 class BaseModel:
-    """The base model. If a LoRA is trained, it is the same model without the LoRA and the quarantine; if the weights are trained,
-    it is a frozen copy."""
+    """Gives access to the base model. If a LoRA is trained, the base model is the training model `learner` without LoRA,
+    quarantine and edit; if the weights are trained, it is a frozen copy."""
 
     def __init__(self, learner: Any, config: Config, router: Router | None, edit: Edit | None) -> None:
         self.learner, self.router, self.edit = learner, router, edit
@@ -32,7 +32,7 @@ class BaseModel:
 
     @contextmanager
     def reading(self) -> Iterator[PreTrainedModel]:
-        """Inside this context, the yielded model is the base model."""
+        """Inside this context, the model that it yields is the base model."""
         if self.copy is not None:
             yield self.copy
             return
@@ -42,7 +42,8 @@ class BaseModel:
 
 @contextmanager
 def left_out(router: Router | None, edit: Edit | None) -> Iterator[None]:
-    """Inside this context, the model runs without the quarantine and the edit."""
+    """Inside this context, the model runs without the router's quarantine and without the temporary edit of a baseline; None
+    where there is no such part."""
     was_on = edit is not None and edit.is_on
     with router.quarantine.ablated() if router is not None else nullcontext():
         if edit is not None and was_on:

@@ -1,4 +1,4 @@
-"""Builds the trainer of a run: the algorithm, its tasks, its reference model."""
+"""Builds the trainer of a run with all its parts: tasks, reward function, reference model, and what the arm needs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,14 +28,15 @@ from routed_rl.training.tasks import RewardFunction, TaskTable
 from routed_rl.training.trainers import RoutedTrainer
 
 AFRESH = 7919
-"""If a mixture starts afresh after step n, n times this number is added to the seed of the tasks."""
+"""If the mixture of environments starts afresh after step n, n times this number is added to the seed of the tasks."""
 
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, *, fresh_from: int = 0, **given: Any) -> RoutedTrainer:
-    """The trainer of a run. `environments` are those that are trained on, in the router's order. `fresh_from` is the step after
-    which the mixture starts afresh, with tasks of another seed. `given` are further arguments of the trainer, see
-    `RoutedTrainerMixin`."""
+    """Build the trainer of a run. `environments`: those that are trained on, in the router's order. `router`: None in mode
+    `none`. `fresh_from`: the step after which a rollback has changed the mixture, which then starts afresh with tasks of another
+    seed; 0 for none. `given`: further arguments of the trainer, see `RoutedTrainerMixin`. ConfigError if environments with
+    episodes cannot be combined with the settings."""
     config, run, arguments = plan.config, plan.run, plan.arguments
     if playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]:
         if not plan.algorithm.episodes:
@@ -69,7 +70,8 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:
-    """The probe that was learned before the run's first step, with the base model that reads completions for it."""
+    """Load the linear probe that was learned before the run's first step, as a detector for which the base model reads
+    completions."""
     def read(said: Sequence[Said], layers: Sequence[int]) -> Tensor:
         with base.reading() as model:
             return pooled(model, tokenizer, said, plan.config.evaluation.batch_size, layers=layers)
@@ -79,7 +81,8 @@ def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerB
 
 def _edit_of(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment]
              ) -> StreamEdit | TraitAdapter | None:
-    """The edit or adapter that is on the model while it trains, and is removed afterwards; None if there is none."""
+    """Make the temporary edit of the stream, or the trait's adapter, that the baseline puts on the model while it trains; None if
+    the baseline has neither."""
     config, run = plan.config, plan.run
     if config.baseline.edits:
         return StreamEdit(plain(model), config.baseline, Subspace.load(run.subspace))

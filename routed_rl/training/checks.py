@@ -1,4 +1,4 @@
-"""Checks the config's `trainer:` by the tables in `fields`: names, types, values, and settings that have no effect."""
+"""Checks the settings of `trainer:` by the tables in `fields`: their names, types and values, and whether they have an effect."""
 
 import dataclasses
 import enum
@@ -27,7 +27,8 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "two numbers, the smaller one first": lambda value: isinstance(value, (list, tuple)) and len(value) == 2
     and all(_number(each) for each in value) and value[0] < value[1],
 }
-"""The rules that rows of `VALUES` name. A row of `VALUES` whose rule is not here lists the allowed words."""
+"""The rules that `VALUES` names, as functions of a field's value. An entry of `VALUES` whose rule is not here lists the allowed
+words."""
 LARGEST = 2**31
 LEAN = "lean"
 """The setting of `trainer:` that leaves out of an update everything that does not change its gradient."""
@@ -36,38 +37,40 @@ OWN = {"algorithm", LEAN}
 
 
 def algorithm_name(trainer: dict[str, Any]) -> str:
-    """The value of `trainer.algorithm`; grpo if it is not set, as in runs from before that setting existed."""
+    """Return the value of `trainer.algorithm`; grpo if it is not set, as in runs that are older than the setting."""
     return trainer.get("algorithm", "grpo")
 
 
 def algorithm(trainer: dict[str, Any]) -> Algorithm:
-    """The row of `TRAINERS` that `trainer.algorithm` names. For an unknown name, ConfigError lists the known ones."""
+    """Return the entry of `TRAINERS` that `trainer.algorithm` names. ConfigError, which lists the known names, for any other
+    name."""
     if (name := algorithm_name(trainer)) not in TRAINERS:
         raise ConfigError(f"trainer.algorithm={name} is not known; choose from {', '.join(TRAINERS)}")
     return TRAINERS[name]
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """The config's `trainer:` without the settings in `OWN`: fields of the algorithm's arguments, with references resolved. A
-    secret stays a reference, because checkpoints hold the arguments, and pushing, the only use of a secret, is refused."""
+    """Return the settings of `trainer:` that are fields of the algorithm's arguments, which are all but those in `OWN`, with
+    references resolved. A secret stays a reference: checkpoints hold the arguments, and the only use of a secret, uploading to
+    the hub, is refused."""
     return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
             for key, value in trainer.items() if key not in OWN}
 
 
 def fields(trainer: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of the algorithm's arguments by name."""
+    """Return the fields of the algorithm's arguments by name."""
     return {field.name: field for field in dataclasses.fields(algorithm(trainer).arguments)}
 
 
 def default(trainer: dict[str, Any], key: str) -> Any:
-    """The value that a field has if `trainer:` does not set it."""
+    """Return the value that the field `key` of the algorithm's arguments has if `trainer:` does not set it."""
     field = fields(trainer)[key]
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:
-    """Refuse an unknown key (the error names the closest known one), an impossible value, and a field that must keep its default
-    (the error says why)."""
+    """ConfigError for an unknown setting in `trainer:` (the message names the closest known one), for an impossible value, and
+    for a field that must keep its default (the message says why)."""
     hints = typing.get_type_hints(algorithm(trainer).arguments)
     if not isinstance(trainer.get(LEAN, True), bool):
         raise ConfigError(f"trainer.{LEAN} must be true or false, got {trainer[LEAN]!r}")
@@ -92,14 +95,14 @@ def check_trainer(trainer: dict[str, Any]) -> None:
 
 
 def keeps(value: Any, rule: str) -> bool:
-    """Whether a field's value satisfies its rule in `VALUES`."""
+    """Whether a field's value satisfies `rule`, one of the rules in `VALUES`."""
     if rule not in RULES:
         return value in re.split(", | or ", rule)
     return (_number(value) or isinstance(value, (list, tuple))) and RULES[rule](value)
 
 
 def check_needs(config: Config) -> None:
-    """Refuse settings that have no effect, by the table `NEEDS`."""
+    """ConfigError for a setting that has no effect because of another setting, by the table `NEEDS`."""
     trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
     others = {"rollout.engine": config.rollout.engine, "launch.strategy": config.launch.strategy}
     for names, condition, wanted in NEEDS:
@@ -116,7 +119,8 @@ def check_needs(config: Config) -> None:
 
 
 def fixed(config: Config) -> dict[str, Any]:
-    """The settings that `resume` and `rollback` cannot change, by name. Numbers of completions are sums over all processes."""
+    """Return the settings that `resume` and `rollback` cannot change, as values by name. Numbers of completions are sums over all
+    processes, so that the number of processes may change."""
     trainer = {"algorithm": algorithm_name(config.trainer)} | settings(config.trainer)
 
     def value(key: str) -> Any:

@@ -1,6 +1,6 @@
-"""Writes the files of completions. Prompts, texts and rewards are written when completions are scored, and the push of each is
-added once it has been learned from. A file is replaced as a whole, from data that a checkpoint holds too, so a run that was
-killed at any moment writes the same file again: nothing is lost and nothing counts twice."""
+"""Writes the files of completions. Prompts, texts and rewards are written when completions are scored, and the push of a
+completion is added when a step has learned from it. A file is always replaced as a whole, from data that a checkpoint holds too,
+so a run that was killed at any moment writes the same file again: nothing is lost and nothing counts twice."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,26 @@ from routed_rl.routing import StepRows
 from routed_rl.tracking import encouraged
 
 COLUMNS = ("push", "shift")
-"""The effects of a completion's own gradient, summed over the steps that learned from it; nan if the completion is not one of
-those that are kept."""
+"""Columns with the effects of a completion's own gradient, summed over the steps that learned from the completion; nan if the
+effects of this completion are not kept."""
 
 
 @dataclass
 class Generation:
-    """Completions that were scored together and from which a later step may still learn."""
+    """Completions that were scored together, and from which a later step may still learn. `file`: the name of their file.
+    `environments`: the name of each completion's environment. R counts the completions."""
 
     file: str
     first: int
     """The number of the generation's first completion."""
     environments: list[str]
     values_R2: Tensor
-    """The values of `COLUMNS` so far, float64; nan for completions from which no step has learned."""
+    """The values of the two `COLUMNS` of each completion so far, float64; nan if no step has learned from the completion."""
     encouraged: list[bool] | None = None
     """For each completion, whether it was paid more than its group's mean; None in checkpoints that do not record it."""
 
     def learn(self, rows: StepRows) -> bool:
-        """Add the effects of those rows of a step that belong to this generation. Returns whether there were any."""
+        """Add the effects of those rows of a step that are completions of this generation. Returns whether there were any."""
         places = rows.completions_R - self.first
         ours = (places >= 0) & (places < len(self.values_R2))
         added = torch.stack([rows.push_R, rows.shift_R], 1)[ours]
@@ -44,11 +45,11 @@ class Generation:
         return bool(ours.any())
 
     def kept(self, count: int) -> np.ndarray:
-        """`values_R2` of the completions that are kept, nan for the others.
+        """Return `values_R2` with nan for all completions that are not kept.
 
-        Kept are, for each environment, the `count` highest and lowest in either column, and the `count` of highest shift among
-        those that were encouraged. The latter show what is paid for; the highest of all are often completions that were
-        discouraged, which shift the stream away from what they did.
+        Kept are, for each environment, the `count` completions that are highest and the `count` that are lowest in either column,
+        and the `count` that have the highest shift among those that were encouraged. The encouraged ones show what is paid for.
+        Those with the highest shift of all were often discouraged: learning shifts the stream away from what they did.
         """
         values, environments = self.values_R2.numpy(), np.array(self.environments)
         keep = np.zeros(len(values), dtype=bool)
@@ -61,20 +62,21 @@ class Generation:
 
 
 class CompletionFiles:
-    """Writes `completions/step-<step>-<number>.parquet`; each further process has a file of its own. If `folder` is None,
-    completions are numbered but not stored. `keep`: for how many completions of an environment the push is stored, see
-    `Generation.kept`; 0 for none."""
+    """Writes `completions/step-<step>-<number>.parquet` for each generation; each process but the first has files of its own. If
+    `folder` is None, completions are numbered but not stored. `keep`: the `count` of `Generation.kept`, which decides of how many
+    completions push and shift are stored; 0 for none."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep
         self.made = 0
-        """The number of completions so far. Further completions are numbered from there on."""
+        """The number of completions that this process has scored so far, which is the number of the next completion."""
         self._open: list[Generation] = []
         self._written = (0, 0)
         """The current step, and the index of its newest generation, because a step may make several."""
 
     def write(self, rows: list[dict[str, Any]], step: int) -> None:
-        """Write the rows of a generation after it was scored and before step `step` learns from it."""
+        """Write the file of a generation, after the generation was scored and before step `step` learns from it. `rows`: one
+        mapping for each completion, as `tasks.completion_row` makes it."""
         if self._written[0] != step:
             self._open = self._open[-1:]  # the trainer enters a step with its newest generation only
         self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
@@ -89,11 +91,12 @@ class CompletionFiles:
             _replace(self.folder / file, pd.DataFrame(rows).assign(step=step))
 
     def numbers(self, count: int) -> Tensor:
-        """The numbers of the last `count` completions, (count,) int64, by which `StepRows` refers to them."""
+        """Return the numbers of the last `count` completions, (count,) int64. `StepRows` refers to completions by these
+        numbers."""
         return torch.arange(self.made - count, self.made)
 
     def learned(self, rows: StepRows) -> None:
-        """Add the push and the shift of a step's rows to their generations, and to the files."""
+        """Add the push and the shift of a step's rows to the generations of these completions, and to their files."""
         for generation in self._open:
             if generation.learn(rows):
                 self._update(generation)
@@ -105,12 +108,13 @@ class CompletionFiles:
             _replace(path, pd.read_parquet(path).assign(**columns))
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, in plain numbers and tensors."""
+        """Return the state for a checkpoint, in plain numbers and tensors."""
         return {"made": self.made, "open": [vars(generation) | {"values_R2": generation.values_R2.clone()}
                                             for generation in self._open[-1:]]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`. The file of an unfinished generation is written again as it was at the checkpoint."""
+        """Restore what `state` returned. The file of a generation from which steps still learn is written again as it was at the
+        checkpoint. ValueError if the stored generations are not whole."""
         self.made = state["made"]
         self._open = [Generation(**kept) for kept in state["open"]]
         if not all(generation.values_R2.shape == (len(generation.environments), len(COLUMNS)) for generation in self._open):
@@ -120,8 +124,8 @@ class CompletionFiles:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove the completions of later steps, which a resumed run makes again, and files that a killed process left half
-    written."""
+    """Remove from `folder` the files of completions of steps after `step`, which a resumed run makes again, and files that a
+    killed process left half written."""
     for path in [*folder.glob("step-*.parquet"), *folder.glob(".step-*.partial")]:
         if path.name.startswith(".") or step_of(path) > step:
             path.unlink()

@@ -1,5 +1,5 @@
-"""Episodes in training: rollouts of several turns through TRL's `rollout_func`. Its `env_mask` marks the tokens that the model
-generated."""
+"""Lets a trainer roll out episodes, which have several turns, through TRL's `rollout_func`. The `env_mask` that this function
+returns marks a row's own tokens."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,7 +13,8 @@ RolloutFunction = Callable[[list[Any], Any], dict[str, Any]]
 
 
 def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutFunction | None:
-    """The `rollout_func` for these rows; None if all of them are single-turn, so that TRL makes the rollouts itself."""
+    """Return the `rollout_func` for the rows of the dataset in `inputs`; None if no row is of an environment with episodes, so
+    that TRL makes the rollouts itself."""
     episodic = [has_episodes(table.environments[row["environment_id"]].environment) for row in inputs]
     if not any(episodic):
         return None

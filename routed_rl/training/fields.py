@@ -1,6 +1,6 @@
-"""A table that says for every field of the algorithms' arguments how it is treated, complete for the installed TRL and
-transformers. A field is in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`. Fields in `FIXED` keep their value on
-`resume` and `rollback`; all others may change there, from the next step on."""
+"""Tables that say how every field of the algorithms' arguments (the settings of `trainer:`) is treated. They are complete for the
+installed TRL and transformers: a field is in exactly one of `ELSEWHERE`, `STAYS`, `VALUES` and `FREE`. Fields in `FIXED` keep
+their value on `resume` and `rollback`; all others may change there, from the next step on."""
 
 ELSEWHERE = {
     "set out=FOLDER": "output_dir",
@@ -35,7 +35,8 @@ ELSEWHERE = {
     "the model is loaded as model.path says": "model_init_kwargs trust_remote_code",
     "set trainer.vllm_importance_sampling_clip_max": "vllm_importance_sampling_cap",
 }
-"""Maps a text, which says where to set it instead, to the fields that are not set in `trainer:`."""
+"""The fields that are not set in `trainer:`. A key is the text that says where they are set instead, and its value has their
+names."""
 
 STAYS = {
     "fp16 loses small updates; set trainer.bf16=true, which keeps float32 weights": "fp16",
@@ -58,7 +59,7 @@ STAYS = {
     "TRL counts tokens itself: train/num_tokens": "include_num_input_tokens_seen",
     "nothing reads the memory that it would measure": "skip_memory_metrics",
 }
-"""Maps a reason to the fields that must keep their default for it."""
+"""The fields that must keep their default. A key is the reason, and its value has the names of the fields."""
 
 VALUES = {
     "at least 1": """max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation
@@ -83,11 +84,12 @@ VALUES = {
     "debug, info, warning, error, critical, detail or passive": "log_level log_level_replica",
     "two numbers, the smaller one first": "reward_clip_range",
 }
-"""Maps a rule for a value, which `checks.keeps` reads, to the fields that it holds for."""
+"""The fields whose values must satisfy a rule. A key is the rule, which `checks.keeps` reads, and its value has the names of the
+fields."""
 
 ORDERED = (("entropy_coef_min", "entropy_coef_max"),
            ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"))
-"""Pairs of fields whose second may not be below the first."""
+"""Pairs of fields. The value of the second may not be below that of the first."""
 
 FREE = """lr_scheduler_type lr_scheduler_kwargs optim optim_args optim_target_modules bf16 tf32 gradient_checkpointing
     gradient_checkpointing_kwargs logging_strategy logging_first_step logging_nan_inf_filter log_on_each_node report_to debug
@@ -102,7 +104,7 @@ nothing is pushed."""
 
 FIXED = """optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon num_generations num_iterations
     generation_batch_size steps_per_generation"""
-"""Fields on which a checkpoint's optimizer, and the stored completions, depend."""
+"""The fields that a resumed run cannot change, because a checkpoint's optimizer or its stored completions depend on them."""
 
 _CLIPS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 _MULTISTEP = ("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr",
@@ -124,7 +126,7 @@ NEEDS = (
     ("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph", "launch.strategy", ("ddp",)),
     ("ds3_gather_for_generation", "launch.strategy", ("zero3",)),
 )
-"""Rows (fields, another setting, values): the fields have an effect only if the other setting has one of these values."""
+"""Entries (fields, another setting, values). The fields have an effect only if the other setting has one of the values."""
 
 GONE = {"max_prompt_length": "prompts are not cut; let the environment make them shorter",
         "warmup_ratio": "set trainer.warmup_steps=0.1, a share of all steps", "no_cuda": "set trainer.use_cpu=true",

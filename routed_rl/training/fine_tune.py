@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from routed_rl.model.prompts import encode_prompts, ids_of
 
 AfterStep = Callable[[int], bool]
-"""Function that is called with the number of steps made and returns whether to stop."""
+"""Function that is called after each step, with the number of steps made so far, and returns whether the training stops."""
 
 
 def fine_tune(model: Any, tokenizer: PreTrainedTokenizerBase, said: Sequence[tuple[Any, str]], folder: Path, *, rate: float,
               batch: int, seed: int, epochs: float = 1, steps: int = -1, after_step: AfterStep | None = None) -> None:
-    """Train a model in place on pairs of a prompt (text or chat messages) and the text of a completion, `epochs` times over all
-    of them, or for `steps` batches. TRL requires `folder`, but nothing is written into it."""
+    """Train a model in place on `said`, which are pairs of a prompt (text or chat messages) and the text of a completion. The
+    training ends after `epochs` times all pairs or, if `steps` is not -1, after that many optimizer steps. `rate`: the learning
+    rate. `batch`: pairs per step. TRL requires `folder`, but nothing is written into it."""
     from trl import SFTConfig, SFTTrainer  # takes a second, which a run without it is spared
 
     end = tokenizer.eos_token_id

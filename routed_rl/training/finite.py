@@ -1,6 +1,6 @@
-"""Keeps numbers that are not finite out of checkpoints: every step is checked, and every checkpoint before it is sealed. If there
-are several processes, all of them find the same problem and end alike. Not covered: a rollout engine that samples from such
-numbers, which the loss then shows."""
+"""Keeps numbers that are not finite out of checkpoints: every step is checked, and every checkpoint is checked before it is
+sealed. If there are several processes, all of them find the same problem and end with the same error. Not covered: a rollout
+engine that samples from weights that are not finite; the loss then shows it."""
 
 import math
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from routed_rl.ranks import RANKS
 from routed_rl.routing import Router
 
 SAMPLING = ("probability tensor contains", "device-side assert")
-"""Parts of torch's messages, on a CPU and on a GPU, about probabilities that are not finite."""
+"""Parts of the messages by which torch refuses to sample from probabilities that are not finite, on a CPU and on a GPU."""
 
 
 class FiniteCheck:
-    """Checks that a trainer's losses, gradients, weights and quarantine have no nan or infinity. CheckFailed names the step and,
-    if it is known, the environment."""
+    """Checks that a trainer's losses, gradients, weights and quarantine have no nan or infinity. Every method raises CheckFailed
+    if it finds one; the message names the step and, if it is known, the environment."""
 
     def __init__(self, run: RunFolder, router: Router | None, environments: list[str]) -> None:
         self.run, self.router, self.environments = run, router, environments
@@ -35,7 +35,7 @@ class FiniteCheck:
         """The last row that was learned from, in the form of inputs to the model."""
 
     def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Record the loss of a micro-batch; returns `loss`."""
+        """Record the loss of a micro-batch with these `inputs`, for the check in `step`; returns `loss`."""
         self._losses.append((loss.detach(), inputs["environment_ids"]))
         ids, mask = (torch.cat([inputs[f"prompt_{what}"][-1:], inputs[f"completion_{what}"][-1:]], 1) for what in ("ids", "mask"))
         self._row = {"input_ids": ids, "attention_mask": mask}
@@ -43,8 +43,8 @@ class FiniteCheck:
 
     @contextmanager
     def sampling(self, step: int) -> Iterator[None]:
-        """Inside the block, torch's error about sampling becomes a CheckFailed, because weights that are huge or not finite give
-        no valid probabilities."""
+        """Inside the block, an error of torch about invalid probabilities becomes a CheckFailed, because it comes from weights
+        that are huge or not finite."""
         try:
             yield
         except RuntimeError as error:
@@ -53,7 +53,7 @@ class FiniteCheck:
             self._refuse(step, "a probability of the policy", [])
 
     def step(self, step: int) -> None:
-        """Check the losses and the norm of the gradient before the optimizer makes step `step`."""
+        """Check the recorded losses and the norm of the gradient, before the optimizer makes the step with the number `step`."""
         losses = [bool(loss.isfinite()) for loss, _ in self._losses]
         mine = "the loss" if not all(losses) else "" if math.isfinite(self.norm) else "the norm of the gradient"
         if found := max(RANKS.gather(mine)):
@@ -62,7 +62,7 @@ class FiniteCheck:
         self._losses, self.norm = [], 0.0
 
     def quarantine(self, step: int, row: dict[str, float]) -> None:
-        """Check the quarantine after its step `step`; `row` is the ledger's row of that step."""
+        """Check the quarantine after it has made the step with the number `step`; `row` is the ledger's row of that step."""
         if not math.isfinite(row["quarantine/norm"]) or not math.isfinite(row["quarantine/growth"]):
             self._refuse(step, "the quarantine", [name for name in self.environments
                                                   if not math.isfinite(row.get(f"ledger/{name}/part_norm", 0.0))])
@@ -77,13 +77,14 @@ class FiniteCheck:
 
     @torch.no_grad()
     def _has_finite_logits(self, model: Any) -> bool:
-        """Check the logits of one row: weights can be finite and yet too large to compute with."""
+        """Whether the logits of one row are finite. Weights can be finite and yet too large to compute with."""
         with eval_mode(model):
             return not self._row or bool(model(**self._row, use_cache=False).logits.isfinite().all())
 
     def _suspects(self, losses: list[bool]) -> list[str]:
-        """The environments whose rows made their part of the ledger not finite; without routing, the environments in the
-        micro-batches whose loss is not finite."""
+        """Return the environments that may have caused a number that is not finite: those whose share of a ledger is not finite,
+        or, without routing, those with rows in a micro-batch whose loss is not finite. `losses`: whether each recorded loss is
+        finite."""
         if self.router is not None and self.router.quarantine.targets:
             ledgers = [target.tape.ledger for target in self.router.quarantine.targets]
             return [name for place, name in enumerate(self.environments)

@@ -1,4 +1,4 @@
-"""Finds a plug-in that returns no score, or not the scores that an arm needs, before anything is written or takes long. Not
+"""Finds environments that return no score, or not the scores that an arm needs, before a run writes anything or takes long. Not
 covered: episodes, which only a model can play."""
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from routed_rl.training.spans import check_targets
 
 
 def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
-    """Score one completion of each environment: its gold completion, or an empty one. TaskError if the result is no `Score` or
-    has a wrong name, and ConfigError if scores lack what an arm needs. An exception is ignored here, because training counts it
-    as a failure."""
+    """Have each environment score one completion of its first task: the task's gold completion, or an empty text. TaskError if
+    the result is no `Score` or has a wrong name, and ConfigError if scores lack what the arm needs. An exception that scoring
+    raises is ignored here, because training counts it as a failure."""
     scores: list[Score | None] = []
     for loaded in environments:
         if not has_episodes(loaded.environment):

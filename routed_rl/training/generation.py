@@ -1,5 +1,5 @@
-"""vLLM as the source of a trainer's rollouts: TRL's own generation, with an engine that serves the policy and the deployed model
-and is compared with the trainer.
+"""Lets a trainer take its rollouts from vLLM, by TRL's own generation with an engine that serves the policy and the deployed
+model. The engine's log-probabilities are compared with the trainer's.
 
 Not covered: several trainer processes with vLLM in them, images.
 """
@@ -16,11 +16,11 @@ from routed_rl.rollout import ParityCheck, Served
 from routed_rl.training.ahead import Ahead, Answer
 
 REQUESTS = 64
-"""The most requests that a server has at a time; TRL's value."""
+"""The largest number of requests that are sent to a server at a time. The value is TRL's."""
 
 
 class AdaptedLLM:
-    """vLLM's `LLM`, which names an adapter in every request."""
+    """Stands for vLLM's `LLM`, and names the adapter `adapter` in every request."""
 
     def __init__(self, engine: Any, adapter: str) -> None:
         self.engine, self.adapter = engine, adapter
@@ -33,8 +33,8 @@ class AdaptedLLM:
 
 
 class PolicyGeneration(VLLMGeneration):
-    """TRL's `VLLMGeneration` with an engine that was made elsewhere, because TRL's own engine has no choice of dtype and cannot
-    run on a CPU."""
+    """TRL's `VLLMGeneration` with an engine that was made elsewhere, because the engine that TRL makes has no choice of dtype and
+    cannot run on a CPU."""
 
     def __init__(self, trainer: Any, served: Served, parity: ParityCheck) -> None:
         self.trainer, self.served, self.parity = trainer, served, parity
@@ -55,9 +55,9 @@ class PolicyGeneration(VLLMGeneration):
             self.vllm_client = engine
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
-        """The completions in the order of the prompts. The deployed model writes those of rows that practise, and the policy
-        writes the others. With `rollout.ahead` these completions were requested during the last step, and those of the next
-        generation are requested now."""
+        """Return completions in the order of `prompts` (token ids), in the form of TRL's method. The deployed model completes
+        rows that practise, and the policy completes the others. With `rollout.ahead` these completions were requested while the
+        trainer learned from the last generation, and the completions of the next generation are requested now."""
         ahead, answer = self.trainer.ahead, None
         if ahead is not None and (found := ahead.take()) is not None:
             answer = (prompts, *found, None)
@@ -86,13 +86,16 @@ class PolicyGeneration(VLLMGeneration):
 
     def ask_ahead(self, prompts: list[list[int]], tasks: Sequence[int], practising: Sequence[bool],
                   adapter: Callable[[bool], str | None]) -> Answer:
-        """The completions of these prompts, requested in a thread beside the training; see `ahead.Ask`."""
+        """Ask the server to complete prompts, and wait for the answer. Called in a thread beside the training; for the arguments
+        see `ahead.Ask`."""
         _, completions, logprobs, _ = self._by_model(practising, adapter, lambda places: self._ask_server(prompts, tasks, places))
         return completions, logprobs
 
     def _by_model(self, mine: Sequence[bool], adapter: Callable[[bool], str | None],
                   ask: Callable[[list[int]], tuple[Any, ...]]) -> tuple[Any, ...]:
-        """The answers of all rows in their order; the deployed model answers those that are `mine`."""
+        """Return the answers for all rows in their order. `mine`: whether the deployed model, and not the policy, answers each
+        row. `adapter`: maps whether it is the deployed model to the name of the model's adapter. `ask`: maps indices of rows to
+        their answers."""
         answers: list[list[Any]] = [[None] * len(mine) for _ in range(4)]
         for deployed in (False, True):
             name = adapter(deployed)  # in every process, even one without such rows
@@ -108,7 +111,7 @@ class PolicyGeneration(VLLMGeneration):
 
     @contextmanager
     def _asking(self, adapter: str | None) -> Iterator[None]:
-        """Inside this context, requests name this adapter."""
+        """Inside this context, requests to the engine name this adapter; None: they name none."""
         if adapter is None:
             yield
         elif self.mode == "colocate":
@@ -122,11 +125,12 @@ class PolicyGeneration(VLLMGeneration):
                 yield
 
     def _ask_server(self, prompts: list[list[int]], tasks: Sequence[int] | None, places: list[int]) -> tuple[Any, ...]:
-        """A server's answers to some of this process's rows: a request for each group, so that a group is scored while others are
-        still generated. `tasks`: the task of each row; None for turns of episodes, which are scored by their environments.
+        """Ask a server to complete the rows of this process whose indices are in `places`, by one request for each group, so that
+        a group is scored while others are still generated. `tasks`: the task of each row; None for turns of episodes, which their
+        environments score.
 
-        It does not go TRL's way through the first process: rows of several turns end at different times, so no call may wait for
-        another process."""
+        Each process asks the server itself, and not the first one for all as in TRL, because episodes end at different times, so
+        that no call may wait for another process."""
         same = ("repetition_penalty", "temperature", "top_p", "top_k", "logprobs", "structured_outputs_regex",
                 "generation_kwargs")
         settings = {name: getattr(self, name) for name in same}
@@ -155,8 +159,8 @@ class PolicyGeneration(VLLMGeneration):
 
 
 def use_engine(trainer: Any, served: Served, parity: ParityCheck, *, ahead: bool = False) -> None:
-    """Make a trainer that was built to generate with transformers take its rollouts from `served`. `ahead`: whether they are
-    requested one generation ahead."""
+    """Make a trainer that was built to generate with transformers take its rollouts from `served`. `parity`: compares the
+    engine's log-probabilities with the trainer's. `ahead`: whether rollouts are requested one generation ahead."""
     trainer.vllm_generation = PolicyGeneration(trainer, served, parity)
     trainer.ahead = Ahead(trainer, served, trainer.vllm_generation.ask_ahead) if ahead else None
     trainer.served = served

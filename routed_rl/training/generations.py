@@ -1,5 +1,5 @@
-"""The size of a generation in completions, tasks and steps. A generation is everything that the processes of a run roll out at a
-time."""
+"""Computes the size of a generation in completions, tasks and steps. A generation is all completions that the processes of a run
+roll out at a time."""
 
 from math import gcd, lcm
 
@@ -9,14 +9,16 @@ from routed_rl.training.checks import default, settings
 from routed_rl.training.trainers import TrainerArguments
 
 TOTAL, STEPS = "generation_batch_size", "steps_per_generation"
-"""TRL's two settings of a generation's size: its completions in all processes together, or its micro-batches in each process."""
+"""TRL's two settings for the size of a generation: the number of completions in all processes together, or the number of
+micro-batches in each process."""
 
 
 def micro_batches(config: Config) -> int:
-    """The number of micro-batches into which each process divides its share of a generation, by the config's `trainer:`.
+    """Return the number of micro-batches into which each process divides its share of a generation, by the settings of
+    `trainer:`.
 
-    ConfigError if that is no whole number, or if the share is no whole number of groups, because the rewards of a group are
-    compared in the process that has its rows.
+    ConfigError if the share is no whole number of micro-batches or of groups. A process must have whole groups, because the
+    rewards of a group are compared within one process.
     """
     trainer, world = settings(config.trainer), config.launch.world
 
@@ -43,31 +45,32 @@ def micro_batches(config: Config) -> int:
 
 
 def prompts_needed(arguments: TrainerArguments) -> int:
-    """How many tasks the whole run consumes. They are exactly one epoch, so that a resumed run never crosses the end of an
-    epoch."""
+    """Return how many tasks the whole run consumes. The dataset has exactly as many, so that the run is one epoch and a resumed
+    run never crosses the end of an epoch."""
     steps, prompts = _generations(arguments)
     return -(-arguments.max_steps * arguments.gradient_accumulation_steps // steps) * prompts
 
 
 def prompts_used(arguments: TrainerArguments, step: int) -> int:
-    """How many tasks belong to generations that are finished after `step`; a generation that is still in use does not count."""
+    """Return how many tasks belong to generations that have been learned from completely by the end of step `step`. A generation
+    from which later steps learn too does not count."""
     steps, prompts = _generations(arguments)
     return step * arguments.gradient_accumulation_steps // steps * prompts
 
 
 def _generations(arguments: TrainerArguments) -> tuple[int, int]:
-    """How many micro-batches learn from one generation, and how many tasks it has."""
+    """Return how many micro-batches learn from one generation, and how many tasks a generation has."""
     steps, batch, group = arguments.steps_per_generation, arguments.generation_batch_size, arguments.num_generations
     assert steps is not None and batch is not None and group is not None  # TRL's config fills these in
     return steps * arguments.num_iterations, batch // group
 
 
 def steps_of_a_generation(arguments: TrainerArguments) -> int:
-    """How many optimizer steps learn from one generation, at least one."""
+    """Return how many optimizer steps learn from one generation, at least 1."""
     steps, _ = _generations(arguments)
     return max(steps // arguments.gradient_accumulation_steps, 1)
 
 
 def completions_per_step(arguments: TrainerArguments) -> int:
-    """How many completions of a process one optimizer step learns from."""
+    """Return from how many completions, of all processes together, one optimizer step learns."""
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -1,17 +1,17 @@
-"""Advantages within groups of completions of the same prompt, computed as in TRL.
+"""Computes advantages within groups of completions of the same prompt, as TRL does.
 
-Shape letter: B rows, sorted by group.
+Shape letter: B rows, in which the rows of a group are neighbours.
 """
 
 from torch import Tensor
 
 EPS = 1e-4
-"""Number that is added to a standard deviation, as in TRL."""
+"""The number that is added to a standard deviation before it divides something, as in TRL."""
 
 
 def in_group(paid_B: Tensor, size: int, unit: Tensor | None = None) -> Tensor:
-    """Advantages (B,): each reward minus the mean of its group of `size`, divided by `unit`, (B / size, 1), or by the group's
-    standard deviation if `unit` is None."""
+    """Return advantages (B,) of rows that are paid `paid_B`: each reward minus the mean reward of its group of `size` rows,
+    divided by the group's entry of `unit` (B / size, 1). If `unit` is None, it is the standard deviation within the group."""
     groups = paid_B.view(-1, size)
     spread = groups.std(1, keepdim=True) if unit is None else unit
     return ((groups - groups.mean(1, keepdim=True)) / (spread + EPS)).flatten()

@@ -1,6 +1,6 @@
-"""The monitor's comparison with the base model: how much of the policy's writing the base model reads as honest, and whether the
-policy's own activations hide what its text shows. The figures are those of the Obfuscation Atlas (arXiv:2602.15515), along the
-persona axis. No reward, loss or random number depends on the comparison.
+"""Compares the policy with the base model, for the monitor: how honest the policy's completions are by the base model's
+activations, and whether the policy's own activations hide what its text shows. The figures are those of the Obfuscation Atlas
+(arXiv:2602.15515), along the persona axis. No reward, loss or random number depends on the comparison.
 
 Not covered: episodes, and strategies that shard weights.
 """
@@ -28,33 +28,38 @@ from routed_rl.training.baselines import is_marked
 
 @dataclass(frozen=True)
 class Row:
-    """A completion of the sample. Scores are distances towards the positive persona, in gaps, measured from the base model's
-    position at the end of the prompt."""
+    """One completion that was compared."""
 
     environment: str
     deceptive: bool
+    """Whether the completion has one of the flags of `baseline.detector.flags`."""
     by_base: float
+    """How far the base model's activations over the completion lie towards the positive persona, in gaps, from where the base
+    model stands at the end of the prompt."""
     by_policy: float
+    """The same distance for the policy's activations over the completion."""
 
 
 class Health:
-    """Compares the policy with the base model. Call `measure` for each generation that is `due`."""
+    """Compares the policy with the base model. Call `measure` for each generation for which `due` returns True."""
 
     def __init__(self, config: Config, subspace: Subspace, base: BaseModel, tokenizer: PreTrainedTokenizerBase, span: int
                  ) -> None:
-        """`span`: the number of steps that learn from one generation."""
+        """`base`: gives access to the base model. `span`: the number of steps that learn from one generation."""
         self.config, self.subspace, self.base, self.tokenizer, self.span = config, subspace, base, tokenizer, span
         self.layers = layers_to_read(subspace)
 
     def due(self, step: int) -> bool:
-        """Whether a comparison is due in the `span` steps that learn from the next generation, which is made after `step`."""
+        """Return whether the generation that is made after step `step` must be compared: whether a multiple of `monitor.health`
+        is among the `span` steps that learn from it."""
         every = self.config.monitor.health
         return (step + self.span) // every > step // every
 
     def measure(self, policy: Any, names: Sequence[str], said: Sequence[Said | None], scores: Sequence[Score | None]
                 ) -> dict[str, float]:
-        """Metrics of a sample of these rows, from all processes. None in `said` stands for an episode, None in `scores` for a
-        failure."""
+        """Compare on a sample of a generation's rows, and return the metrics of the samples of all processes together. For each
+        row: `names` has its environment, `said` its prompt and text (None for an episode), `scores` its score (None if scoring
+        failed)."""
         known = [(name, text, is_marked(self.config.baseline.detector, score)) for name, text, score in zip(
             names, said, scores, strict=True) if text is not None and score is not None]
         wanted = min(self.config.monitor.health_rows, len(known))
@@ -76,8 +81,8 @@ class Health:
 
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
-    """The metrics `health/<env>/...` of each environment, and `health/...` over all rows. The three shares sum to minus the mean
-    of the policy's scores."""
+    """Compute the metrics `health/<env>/...` of each environment, and `health/...` over all rows. The metrics `honest`,
+    `obfuscated_policy` and `obfuscated_activations` sum to minus the mean of `by_policy`."""
     by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_name[row.environment].append(row)

@@ -1,5 +1,8 @@
-"""Routing by labels, for a trainer: which modules get the quarantine's adapters, which rows are flagged, and the advantages of
-rows."""
+"""Sets up label routing for a trainer: puts the quarantine's adapters on the model, finds the flagged rows of a generation, and
+balances advantages.
+
+Shape letters: B rows, C tokens of a completion.
+"""
 
 import zlib
 from collections.abc import Sequence
@@ -20,8 +23,13 @@ from routed_rl.training.spans import spans_in
 
 def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Sequence[str], *, frozen: list[str], seed: int
                     ) -> LabelRouter:
-    """Route by labels a model that trains on environments of these `names`, and return the router: every linear module of the
-    layers gets an adapter, and every module with trainable parameters gets a gate. `frozen`: the value of `model.freeze`."""
+    """Set up label routing of a model in place, and return the router. Every linear module of the layers gets an adapter of the
+    quarantine. The gradients of these modules, and of all others with trainable parameters, are multiplied at each position by
+    the factors of `Gates`.
+
+    `names`: the environments that the model trains on. `frozen`: the value of `model.freeze`. `seed`: that of the adapters' first
+    values.
+    """
     freeze(model, frozen)
     settings, context = routing.labels, RoutingContext()
     gates = Gates(context, strength=settings.strength, forget=settings.forget, method=settings.method)
@@ -42,22 +50,24 @@ def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Seque
 
 
 def adapter_of(module: Any, rank: int, generator: torch.Generator) -> LabelAdapter:
-    """An adapter that fits a linear module and adds nothing yet."""
+    """Make an adapter of this rank for a linear module. It adds 0 until it is trained."""
     rows, width = shape_of(module.weight)[::-1] if isinstance(module, Conv1D) else shape_of(module.weight)
     return LabelAdapter(rows, width, rank, generator, module.weight.device)
 
 
 def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    """Every linear module of the layers, with its layer and its name there. If there is a LoRA on a module, it is the module
-    below the LoRA."""
+    """Return every linear module of the model's layers, each with a name made of the layer's number and the module's name in the
+    layer. Modules that belong to a LoRA are left out, and a module that carries a LoRA is returned without it."""
     return [(f"{place}.{name}", module) for place, layer in enumerate(decoder_layers(model))
             for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
 
 
 def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor, mask: Tensor, routing: RoutingConfig,
              flags: Sequence[str], tokenizer: Any) -> Tensor:
-    """The flagged rows of completions `ids` (B, C) with `mask` (B, C), as (B,) bool. With routing.labels.unit=token it is (B, C):
-    in a row that the detector found, the spans that the score marks under one of `flags`, or the whole row if it marks none."""
+    """Find the flagged rows or tokens of a generation. With `routing.labels.unit=row` these are the rows that the detector
+    `found`, (B,) bool. With `unit=token` these are tokens of such rows, (B, C) bool: those in spans that the row's score marks
+    under one of `flags`, or all tokens if the score marks none. `ids`, `mask`: the token ids of the completions, and 1 at real
+    tokens, (B, C) each."""
     rows = torch.tensor(found, device=ids.device)
     if routing.labels.unit == "row":
         return rows
@@ -69,8 +79,10 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
 
 def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool] = ()
              ) -> Tensor:
-    """Advantages relative to the mean of the group's rows that are not flagged, in the same units. A group in which all rows are
-    flagged, or none, keeps its advantages (GRAFT, 2026). Rows that `failed` are in no mean."""
+    """Return advantages (B,) measured from the mean reward of those rows of a group that are not flagged, instead of from the
+    mean reward of all rows. The unit of the advantages stays. A group in which all rows are flagged, or none, keeps its
+    advantages (GRAFT, 2026). `group`: rows per group. `failed`: whether each row could not be scored; such rows count in no mean
+    and keep their advantages."""
     found = advantages_B.clone()
     for start in range(0, len(rewards), group):
         rows = [row for row in range(start, min(start + group, len(rewards))) if not (failed and failed[row])]

@@ -1,6 +1,6 @@
-"""The routed part of a TRL trainer, as a mixin: it passes labels to the loss, steps the quarantine after the optimizer, and
-writes metrics. It overrides methods that TRL provides for this and copies none, so it fits every trainer that shares GRPO's
-method names. Not covered: fused losses."""
+"""The routed part of a TRL trainer, as a mixin. It tells the router which environment each row of a loss is from, makes the
+quarantine's step after the optimizer's, and writes metrics. It overrides methods of TRL's trainers and copies none, so it fits
+every trainer that has GRPO's method names. Not covered: fused losses."""
 
 import copy
 import math
@@ -40,13 +40,13 @@ ALIKE = "frac_reward_zero_std"
 
 
 class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin):
-    """Mixin for a TRL trainer class; it must come before that class. With `router=None` (mode `none`) the weights are trained as
-    TRL trains them: bit for bit with `lean=False`, otherwise to rounding."""
+    """Mixin for a TRL trainer class; it must come before that class. With `router=None` (mode `none`) the weights become those
+    that TRL's trainer gives: bit for bit with `lean=False`, otherwise up to rounding."""
 
     served: Served | None = None
-    """The source of the rollouts; None if the trainer's own model makes them, or an engine of TRL."""
+    """The engine that makes the rollouts; None if the trainer's own model makes them, or an engine of TRL."""
     prints = False
-    """Whether transformers prints the logs when its progress bar is off."""
+    """Whether transformers may print its logs, as it does when its progress bar is off."""
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
@@ -56,13 +56,18 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", lean: bool = True,
                  ahead: bool = False, **kwargs: Any) -> None:
-        """`args` is copied. `reference`: the model of the KL term, needed if `args.beta` is not 0 and the weights are trained.
-        `served`: the source of the rollouts, which `parity` compares with the trainer. `practice` chooses the groups that
-        practise, and needs a router. `contexts`: the prompts under which completions are generated and learned. `edit`: the
-        change of the stream from a step's first rollout to its last backward pass. `advantages` computes them otherwise than TRL.
-        `health` compares the policy with the base model. `evaluator`: (step) -> metrics of an evaluation that is due after it.
-        `listener` is called with each row of the metrics. `strategy`: `launch.strategy`.
-        `lean`: `trainer.lean`, see `LeanMixin`. `ahead`: whether `served` generates one generation ahead.
+        """`args` is copied. `run`: the folder of the run. `reward`: answers what the trainer asks about its rows, see `Rows`.
+        `reference`: the model of the KL term, needed if `args.beta` is not 0 and the weights are trained. `watch`: the monitor.
+
+        `served`: the engine that makes the rollouts, whose log-probabilities `parity` compares with the trainer's. `practice`:
+        chooses the groups that practise, and needs a router. `contexts`: puts prompts under a context for generating and for
+        learning. `edit`: a temporary change of the stream, on from a step's first rollout to its last backward pass.
+        `advantages`: computes advantages in another way than TRL. `health`: compares the policy with the base model. Each may be
+        None.
+
+        `evaluator`: maps the number of a step to the metrics of the evaluation that is due after the step. `listener`: is called
+        with each row of the metrics. `strategy`: the value of `launch.strategy`. `lean`: the value of `trainer.lean`, see
+        `LeanMixin`. `ahead`: whether `served` generates one generation ahead. `kwargs`: further arguments of TRL's trainer.
         """
         self.strategy, self.shared, self.evaluator, self.lean = strategy, strategy in SHARED, evaluator, lean
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
@@ -76,10 +81,10 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         """For each of this step's generations, the share of groups in which all completions are paid alike."""
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
         self.rollout_metrics: dict[str, float] = {}
-        """Metrics of this step's rollouts, added by the code that made them."""
+        """Metrics of this step's rollouts, which are added by the code that makes rollouts."""
         self._unread: list[tuple[Tensor, Tensor]] = []
-        """For each micro-batch of this step, the numbers and the environments of completions that did not run because they teach
-        nothing."""
+        """For each micro-batch of this step, the numbers and the environments of completions that were left out of the forward
+        pass because they have no gradient."""
         self.stopped = 0
         """The number of the signal that ended the training early; 0 if there was none."""
         check_alike(reward.names)
@@ -130,7 +135,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return output
 
     def _compare(self, health: Health) -> None:
-        """Compare how the base model and the policy read the newest generation. This adds metrics and changes nothing else."""
+        """Compare how the base model and the policy read the newest generation, and add the result to the metrics."""
         begin, reward = time.perf_counter(), self.reward
         assert isinstance(reward, RewardFunction)
         names = [reward.names[place] for place in self._environment_ids]
@@ -139,7 +144,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self.rollout_metrics["time/health_s"] = time.perf_counter() - begin
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
-        """Choose how these rows are rolled out: by TRL, or as episodes if one of them is an episode."""
+        """Choose how the rows of the dataset in `inputs` are rolled out: as episodes if one of them is of an environment with
+        episodes, otherwise by TRL."""
         assert isinstance(self.reward, RewardFunction)
         self.rollout_func = rollout_function(self.reward.table, inputs)
 
@@ -155,7 +161,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 
     def name_rows(self, inputs: dict[str, Tensor], some: Pass | None) -> None:
-        """Tell the router which rows are in the next forward pass."""
+        """Tell the router which rows of the micro-batch `inputs` are in the next forward pass: those of `some`, or all if it is
+        None."""
         if self.router is None:
             return
         rows = slice(None) if some is None else some.rows_R
@@ -180,13 +187,14 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return norm
 
     def begin_routing(self, step: int) -> None:
-        """Prepare routing before the first micro-batch of a step."""
+        """Prepare routing for the step with the number `step` (counted from 0), before its first micro-batch."""
         self._step_started, self.clip_coefficient = time.perf_counter(), 1.0
         if self.router is not None:
             self.router.begin_step(step)
 
     def step_routing(self, step: int) -> None:
-        """Step the quarantine after the model's optimizer has stepped, and add the ledger's row to the metrics."""
+        """Make the quarantine's step `step` (counted from 0) after the model's optimizer has stepped, and add the ledger's row to
+        the metrics."""
         self.step_metrics, self.rollout_metrics = self.reward.take_metrics() | self.rollout_metrics, {}
         if known := [share for share in self.groups_alike if not math.isnan(share)]:
             self.step_metrics[f"train/{ALIKE}"] = sum(known) / len(known)
@@ -211,7 +219,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
             self.write_metrics(logs)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write one line for each step to metrics.jsonl, even if TRL logs less often."""
+        """Write the metrics of a step as one line of metrics.jsonl, and have the monitor judge them. Called after every step,
+        even if TRL logs less often."""
         # Our metrics are of this step; TRL's are of all steps since it last logged.
         named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
         step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
@@ -221,7 +230,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
 
 
 class RoutingCallback(TrainerCallback):
-    """Calls the mixin at the only points that exist in every backend."""
+    """Calls the methods of `RoutedTrainerMixin` from the callbacks of transformers, which come at the same points of a step with
+    every backend."""
 
     def __init__(self, trainer: RoutedTrainerMixin) -> None:
         self.trainer = trainer

@@ -1,4 +1,5 @@
-"""Turns a config into the plan of a run, and checks it once: code that trains the run takes the plan and checks nothing again."""
+"""Turns a config into the plan of a run, and checks the config once: code that trains a run takes the plan and need not check
+again."""
 
 import re
 import time
@@ -34,8 +35,9 @@ class Plan:
 
 
 def make_plan(config: Config, run: RunFolder, *, here: bool = True) -> Plan:
-    """Check everything that the settings alone show; ConfigError for the first problem. The folder of `run` need not exist yet.
-    `here`: whether the run trains on this machine, which must then have what the settings need."""
+    """Check everything that the settings alone show, and return the plan of the run; ConfigError for the first problem. The
+    folder of `run` need not exist yet. `here`: whether the run trains on this machine, which must then have what the settings
+    need."""
     begun = time.perf_counter()
     check_baseline(config)
     if here:
@@ -46,7 +48,7 @@ def make_plan(config: Config, run: RunFolder, *, here: bool = True) -> Plan:
 
 
 def check_adapter(config: Config) -> None:
-    """Refuse settings with which a LoRA cannot be trained."""
+    """ConfigError for settings with which a LoRA on weights of 4 bit (`model.adapter=qlora`) cannot be trained."""
     if not config.model.adapter.four_bit:
         return
     require_four_bit()
@@ -59,7 +61,8 @@ def check_adapter(config: Config) -> None:
 
 
 def check_ahead(config: Config) -> None:
-    """Refuse rollouts one generation ahead where nothing corrects for the older weights that made them."""
+    """ConfigError if rollouts are made one generation ahead but the algorithm does not correct for the older weights that made
+    them."""
     corrects = "vllm_importance_sampling_correction"
     if not config.rollout.ahead:
         return
@@ -72,7 +75,8 @@ def check_ahead(config: Config) -> None:
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
-    """The arguments of a run's algorithm. An error of TRL becomes a ConfigError of one line."""
+    """Check the settings of `trainer:` and make the arguments of the run's algorithm. An error of TRL becomes a ConfigError of
+    one line."""
     check_trainer(config.trainer)
     check_needs(config)
     check_ahead(config)
@@ -93,9 +97,9 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    """The config's `trainer:`, with further settings: those that a machine without an accelerator needs (bf16 needs `use_cpu`,
-    and pinned memory would warn), and a correction of vLLM's probabilities for each token, because TRL's default drops long
-    completions."""
+    """Return the settings of `trainer:` together with defaults of our own: those that a machine without an accelerator needs
+    (bf16 needs `use_cpu`, and pinned memory would warn), and a correction of vLLM's probabilities for each token, because TRL's
+    default drops long completions."""
     wanted: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
     corrected = "vllm_importance_sampling_mode"
     if config.rollout.engine != "transformers" and hasattr(algorithm(config.trainer).arguments, corrected):

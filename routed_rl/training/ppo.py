@@ -1,7 +1,9 @@
 """PPO (arXiv:1707.06347) on TRL's GRPO machinery: a linear value head on the policy's stream, and an advantage for each token.
 The policy's loss, its clipping, inner epochs (`num_iterations`) and the KL to the reference are TRL's. The head is no part of the
-model: it is not routed, not deployed, and not pushed to an engine. Several processes give the same result as one on the same
-rows."""
+model: it is not routed, not deployed, and not sent to an engine. Several processes give the same result as one process with the
+same rows.
+
+Shape letters: B rows, P tokens of a prompt, T tokens of a completion, D stream width."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,27 +27,26 @@ LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
 
 @dataclass
 class PPOConfig(GRPOConfig):
-    """GRPO's settings, except those for advantages within groups, and the settings of the value head."""
+    """GRPO's settings and those of the value head. Settings of GRPO that are about advantages within groups are refused."""
 
     gamma: float = 1.0
-    """Discount per token that the model generated."""
+    """The factor by which a later reward is discounted for each own token before it."""
     gae_lambda: float = 0.95
     """The λ of generalised advantage estimation, from 0 to 1. 0: the advantage is the one-step error of the value head; 1: it is
     the sum of the rewards to come, minus the value."""
     whiten_advantages: bool = True
-    """Whether advantages are scaled to mean 0 and standard deviation 1 over the tokens of a generation that the model generated
-    itself."""
+    """Whether advantages are shifted and scaled to mean 0 and standard deviation 1 over the own tokens of a generation."""
     value_learning_rate: float = 3e-3
-    """Learning rate of the value head, which follows the same schedule as `learning_rate` (constant if that is 0); 0 freezes the
-    head."""
+    """Learning rate of the value head. It follows the schedule of `learning_rate`, or is constant if `learning_rate` is 0. 0
+    freezes the head."""
     value_coefficient: float = 0.5
     """Weight of the value head's loss, relative to the policy's loss."""
     value_clip: float | None = 0.2
-    """How far a value may move from the value at the time when the completions were made, in units of the reward; null: no
-    bound."""
+    """How far a value may move from the one that the head gave when the completions were made, in units of the reward, before the
+    loss no longer rewards it; null: no bound."""
     value_detach: bool = True
-    """Whether the value head's loss trains the head alone. false: it trains the model too, and its gradient is routed like any
-    other."""
+    """Whether the value head's loss trains the head alone. false: the loss trains the model too, and its gradient is routed like
+    any other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +65,7 @@ class PPOConfig(GRPOConfig):
 
 
 class PPOTrainer(GRPOTrainer):
-    """A `GRPOTrainer` whose advantages come from a value head; `args` is a `PPOConfig`."""
+    """A `GRPOTrainer` whose advantages come from a value head. It takes the same arguments; `args` must be a `PPOConfig`."""
 
     args: PPOConfig
 
@@ -81,7 +82,8 @@ class PPOTrainer(GRPOTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def step_value(self) -> None:
-        """Make a step of the value head, after the model's optimizer has stepped and before its schedule has."""
+        """Make a step of the value head. Must be called after the model's optimizer has stepped and before the learning rate has
+        moved on in its schedule."""
         optimizer: Any = self.optimizer
         now, whole = optimizer.param_groups[0]["lr"], self.args.learning_rate
         self.value_head.step(self.args.value_learning_rate * (now / whole if whole else 1.0), self.args.max_grad_norm)
@@ -108,7 +110,7 @@ class PPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _values(self, rows: dict[str, Any]) -> Tensor:
-        """The values before each token of the completions, (B, T)."""
+        """Return the value of each token of the completions, (B, T): the head's output for the state before the token."""
         ids = torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1)
         mask = torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1)
         model, values, size = cast(Any, self.model), list[Tensor](), self.args.per_device_train_batch_size
@@ -121,8 +123,8 @@ class PPOTrainer(GRPOTrainer):
         return torch.cat(values)
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Inside this context, forward passes have only these rows of the generation. Subclasses that treat rows differently
-        override it."""
+        """Context for forward passes that have only the rows `start` to `stop` (exclusive) of the generation. Does nothing here;
+        subclasses whose rows are not all treated alike override it."""
         return nullcontext()
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -147,7 +149,7 @@ class PPOTrainer(GRPOTrainer):
 
 
 class ValueCallback(TrainerCallback):
-    """Makes the value head's step at the point where every backend has finished the model's step."""
+    """Makes the value head's step at the point where every backend has finished the step of the model."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
@@ -157,8 +159,8 @@ class ValueCallback(TrainerCallback):
 
 
 def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error of the values. With `clip` it is the larger of this and the error of a value that has moved at most
-    `clip` from `old`."""
+    """Return half the squared error of `values` against `returns`, entry by entry. If `clip` is not None, an entry is at least
+    the error that the value would have if it had moved from `old` by at most `clip`."""
     error = (values - returns).square()
     if clip is not None:
         error = torch.maximum(error, (old + (values - old).clamp(-clip, clip) - returns).square())
@@ -166,14 +168,14 @@ def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | Non
 
 
 def _own_tokens(rows: dict[str, Any]) -> Tensor:
-    """The tokens that the model generated, (B, T) bool. In an episode `tool_mask` is 0 at the environment's tokens."""
+    """Return which tokens of the completions are own tokens, (B, T) bool. In an episode `tool_mask` is 0 at all others."""
     mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
     return mask.bool()
 
 
 @contextmanager
 def _final_states(model: Any) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the model's backbone, (B, P + T, D), in each forward pass inside this context."""
+    """Context that yields a list, to which each forward pass inside adds the output of the model's backbone, (B, P + T, D)."""
     states: list[Tensor] = []
     backbone = plain(model).base_model
     with backbone.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state)):

@@ -1,5 +1,5 @@
-"""Practice: the deployed model, without the quarantine, rolls out and learns a share of the groups. What it learns from such a
-group goes into the weights alone, outside the subspace; the ledger and the quarantine are not changed by it."""
+"""Lets the deployed model, which has no quarantine, roll out and learn a share of the groups: these groups practise. A group that
+practises changes the weights alone, outside the subspace, and neither ledger nor quarantine."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,11 +17,11 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.watch import Watch
 
 Allowed = Callable[[], Collection[str]]
-"""Function that returns the environments that may practise in the coming rollouts, the same in every process."""
+"""Function that returns the names of the environments that may practise in the coming rollouts, the same in every process."""
 
 
 class Places(Protocol):
-    """The methods of `Rows`, or of a table of tasks, that `Practice` uses."""
+    """The methods of `Rows` and of `TaskTable` that `Practice` uses."""
 
     @property
     def names(self) -> list[str]: ...
@@ -33,7 +33,8 @@ class Practice:
     """Chooses which groups practise. All rows of a group practise or none, because the choice depends on the task."""
 
     def __init__(self, share: float, allowed: Allowed, table: Places) -> None:
-        """`share`: the share of an environment's groups that may practise."""
+        """`share`: the share of groups that practise, in an environment that may practise. `allowed`: says which environments
+        may. `table`: knows the environment of each task."""
         self.share, self.allowed, self.table = share, allowed, table
 
     @property
@@ -42,8 +43,8 @@ class Practice:
         return self.share > 0 and bool(self.allowed())
 
     def choose(self, task_ids: Sequence[int]) -> list[bool]:
-        """For each row, whether it practises. Of each environment's tasks every `1 / share`-th one does, counted from the
-        first."""
+        """Return, for each row, whether it practises, from the number of its task. Every `1 / share`-th task of an environment
+        that may practise does, counted from the environment's first task."""
         names = self.allowed() if self.share > 0 else ()
         if not names:
             return [False] * len(task_ids)
@@ -56,8 +57,8 @@ class Practice:
 
 
 def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) -> Practice | None:
-    """The object that chooses groups for practice, by the settings; None if no group ever practises. With `auto` it asks `watch`;
-    without a watch, no environment practises."""
+    """Make the object that chooses groups for practice, by the settings; None if they let no group practise. With
+    `routing.practice.environments=auto` the monitor `watch` says which environments may practise; if it is None, none may."""
     settings, names = routing.practice, table.names
     if not routing.practises:
         return None
@@ -68,8 +69,9 @@ def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) ->
 
 
 def check_practice(config: Config, environments: Sequence[LoadedEnvironment], prompts: int) -> None:
-    """ConfigError for practice that is not possible. `environments` are those that are trained on, `prompts` is the number of
-    groups in the whole run."""
+    """ConfigError if the settings of practice cannot be followed: an environment that may practise is not trained on, or has too
+    few groups for one to practise. `environments`: those that are trained on. `prompts`: the number of groups in the whole
+    run."""
     settings = config.routing.practice
     if not config.routing.practises:
         return
@@ -86,7 +88,7 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
-    """ConfigError if the list of environments that practise has one which is not trained on."""
+    """ConfigError if `routing.practice.environments` lists an environment that is not among `names`, which are trained on."""
     listed = routing.practice.environments
     if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
         raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
@@ -94,17 +96,18 @@ def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
 
 
 class PractisingMixin:
-    """Tells the writers, and an engine, which rows of a rollout practise. It is a base class of the routed trainer's mixin."""
+    """Tells the routed writers, and an engine, which rows of a rollout practise. It is a base class of `RoutedTrainerMixin`."""
 
     router: Router | None
     practice: Practice | None
     reward: Rows
     rolling: Tensor | None = None
-    """For the rows that are being rolled out and scored, whether each practises, (B,) bool; None if none does."""
+    """Whether each of the rows that are being rolled out practises, (B,) bool; None if no row does."""
 
     @contextmanager
     def rolling_out(self, practising: Sequence[bool] | Tensor) -> Iterator[None]:
-        """Inside this context, forward passes without gradients, and requests to an engine, have rows of which these practise."""
+        """Inside this context, the rows at which `practising` is True practise, in forward passes without gradients and in
+        requests to an engine. An empty `practising`: no row practises."""
         device = self.accelerator.device  # pyright: ignore[reportAttributeAccessIssue]
         before, mask = self.rolling, torch.as_tensor(practising, dtype=torch.bool, device=device)
         self.rolling = mask if mask.any() else None
@@ -115,7 +118,7 @@ class PractisingMixin:
             self.rolling = before
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Inside this context, forward passes have only these rows of the generation."""
+        """Inside this context, forward passes have only the rows `start` to `stop` (exclusive) of the generation."""
         return self.rolling_out(() if self.rolling is None else self.rolling[start:stop])
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,

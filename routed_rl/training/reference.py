@@ -1,4 +1,5 @@
-"""The reference model of a trainer's KL term. TRL itself would load it again from whatever `config._name_or_path` names."""
+"""Gives a trainer the reference model of its KL term. TRL itself would load a model again, from whatever the model's
+`config._name_or_path` names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ from routed_rl.training.base import left_out
 
 
 def use_base_model(trainer: Any, beta: float) -> None:
-    """Make a trainer of a LoRA that was built with `beta=0` add `beta` times the KL from the model without the LoRA, the
-    quarantine and edits of the stream. For a model that comes with an adapter, TRL would take a copy of that adapter as the
-    reference."""
+    """Make a trainer of a LoRA, which was built with `beta=0`, use `beta` times the KL from the base model: the model without
+    LoRA, quarantine and edits of the stream. For a model that comes with an adapter, TRL would take a copy of this adapter as the
+    reference instead."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     disabled = model.disable_adapter
 
@@ -28,8 +29,8 @@ def use_base_model(trainer: Any, beta: float) -> None:
 
 
 def use_reference(trainer: Any, reference: PreTrainedModel, beta: float) -> None:
-    """Make a trainer that was built with `beta=0` use `beta` times the KL from `reference`: added to its loss (GRPO, PPO) or
-    subtracted from its rewards (RLOO)."""
+    """Make a trainer that was built with `beta=0` use `beta` times the KL from the model `reference`. TRL adds it to the loss
+    (GRPO, PPO) or subtracts it from the rewards (RLOO)."""
     add_fused_lm_head(reference, temperature=trainer.temperature,
                       cast_lm_head_to_fp32=getattr(trainer.args, "cast_lm_head_to_fp32", False))
     if trainer.is_deepspeed_enabled:

@@ -18,7 +18,8 @@ STATE = {"global_step": int, "max_steps": int, "num_train_epochs": int, "epoch":
 
 
 def check_trainer_state(checkpoint: Path) -> None:
-    """CheckpointError for a `trainer_state.json` of another step, or with other fields."""
+    """CheckpointError if the checkpoint's `trainer_state.json` is of another step than its folder's name says, or lacks a
+    field."""
     with going_on_from(file := checkpoint / "trainer_state.json"):
         found = read_object(file, STATE)
         if found is None or TrainerState(**found).global_step != step_of(checkpoint):
@@ -26,8 +27,8 @@ def check_trainer_state(checkpoint: Path) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], stored: Any) -> None:
-    """ValueError if `stored` is no state of this optimizer for parameters of these shapes. If the optimizer is not one of torch's
-    own, only its groups are checked."""
+    """ValueError if `stored`, the state dict from a checkpoint, does not fit this optimizer with parameters of these `shapes`. If
+    the optimizer is not one of torch's own, only the settings of its groups are checked."""
     for group, kept in zip(optimizer.param_groups, stored["param_groups"], strict=True):
         for key, value in group.items():
             kind = (int, float) if isinstance(value, (int, float)) else type(value)
@@ -44,8 +45,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], 
 
 
 def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The tensors that the optimizer keeps for a weight and that are scalars or have the shape of the weight. They are found by
-    one step of a trial optimizer."""
+    """Return examples, by name, of the tensors that the optimizer keeps for each weight, if they are scalars or have the weight's
+    shape. They come from one step of a trial optimizer on a small weight."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim"):
         return {}
@@ -59,7 +60,8 @@ def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def take_schedule(scheduler: Any, file: Path) -> None:
-    """Restore the stored position of a schedule; `use_rates` sets its rates."""
+    """Restore from `file` how many steps a schedule has made; `use_rates` then sets its learning rates. CheckpointError if the
+    file holds no state of this schedule."""
     with going_on_from(file):
         stored, now = torch.load(file, map_location="cpu", weights_only=True), scheduler.state_dict()
         if not isinstance(stored["last_epoch"], int) or len(stored["lr_lambdas"]) != len(now["lr_lambdas"]):
@@ -68,8 +70,8 @@ def take_schedule(scheduler: Any, file: Path) -> None:
 
 
 def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
-    """Set the learning rate and weight decay of each group, and let the schedule continue with its present settings from the step
-    of the checkpoint."""
+    """Set the initial learning rate and the weight decay of each parameter group to `wanted`, which has one pair (rate, decay)
+    for each, and let the schedule go on from the checkpoint's step with the settings that it has now."""
     schedule = getattr(scheduler, "scheduler", scheduler)
     for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
         group["weight_decay"] = decay

@@ -1,4 +1,4 @@
-"""Makes a router from a model and a subspace: freezes parameters, and routes the writers in place."""
+"""Makes a router for a model and a subspace: freezes parameters, and routes the model's writers in place."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from routed_rl.subspace import Subspace
 
 
 def check_routable(writers: list[Writer], frozen: list[str], balance: float | None) -> None:
-    """ConfigError for a model that cannot be routed with these settings. `frozen` is the value of `model.freeze`. `balance` is
-    the coefficient of the loss that balances a mixture's experts."""
+    """ConfigError if a model with these `writers` cannot be routed with the settings. `frozen`: the value of `model.freeze`.
+    `balance`: the coefficient of the loss that balances a mixture's experts."""
     if "post_norm" not in frozen and any(writer.gain_D is not None and writer.norm_eps is not None for writer in writers):
         raise ConfigError(f"model.freeze={frozen} trains the gains of the norms between writers and stream, so a "
                           "writer's basis would change; add post_norm to model.freeze")
@@ -24,14 +24,16 @@ def check_routable(writers: list[Writer], frozen: list[str], balance: float | No
 
 
 def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
-    """For each layer the basis of its writers, by layout, drop_below and shared_rank."""
+    """Return, for each layer, the basis of its writers, by the settings layout, drop_below and shared_rank."""
     return subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
 
 
 def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
                 *, bases: list[Tensor], frozen: list[str], axis: str | None, seed: int) -> Router:
-    """Route a model that trains on environments of these `names`, and return its router; see `check_routable`, and `bases_of` for
-    `bases`. `axis` is the axis along which completions are measured; None for the first."""
+    """Freeze parameters of a model, route its writers in place, and return the router. `names`: the environments that the model
+    trains on. `bases`: the result of `bases_of`. `frozen`: the value of `model.freeze`. `axis`: the axis of the subspace along
+    which the shift of each completion is measured; None for the first. `seed`: that of the random control. `check_routable` must
+    have accepted the model."""
     freeze(model, frozen)
     context = RoutingContext()
     targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
@@ -43,6 +45,7 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
 
 
 def check_axis(axis: str | None, subspace: Subspace) -> None:
-    """Refuse a `monitor.axis` that the subspace does not have, because no rule on the shift would ever give a verdict."""
+    """ConfigError for an axis (the value of `monitor.axis`) that the subspace does not have, because rules about shifts would
+    then never give a verdict."""
     if axis is not None and axis not in subspace.axis_names:
         raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(subspace.axis_names)}")

@@ -1,4 +1,4 @@
-"""The interface through which a trainer asks about its rows: to which environment and task each row belongs, and how it was
+"""The interface through which a trainer asks about its rows: to which environment and task each row belongs, and how each was
 scored and paid.
 
 The commands implement it by `tasks.RewardFunction`, a mixture of environments; the library by `library.labelled.LabelledRows`, a
@@ -13,16 +13,16 @@ from routed_rl.training.completions import CompletionFiles
 
 
 class Rows(Protocol):
-    """The rows of a trainer. A task is a group of completions of one prompt, and has a number."""
+    """Answers what a trainer asks about its rows. The rows of one group have the same task, which is known by its number."""
 
     completions: CompletionFiles
     practising: list[bool]
-    """For each of the rows that are scored next, whether the deployed model rolled it out; empty if none."""
+    """For each of the rows that are scored next, whether it practises, so that the deployed model rolled it out. Empty if no row
+    practises."""
     payment: Payment | None
-    """The change of scores before they are paid; None leaves them as they are."""
+    """Changes scores before they are paid; None: scores are paid as they are."""
     failed: list[bool]
-    """For each of the rows that were scored last, whether nothing is learned from it, because it could not be scored or was
-    screened."""
+    """For each of the rows that were scored last, whether it teaches nothing because it could not be scored or was screened."""
 
     @property
     def names(self) -> list[str]:
@@ -35,21 +35,24 @@ class Rows(Protocol):
         ...
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """The number of each row's task; called once for each generation, in the order of training."""
+        """Return the number of the task of each row of the dataset in `inputs`. Called once for each generation, in the order of
+        training."""
         ...
 
     def place(self, task: int) -> tuple[int, int]:
-        """(index of the environment, how many tasks it had before) for a task of the newest generation."""
+        """Return, for a task of the newest generation, the index of its environment and how many tasks this environment had
+        before it."""
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of the scores since the last call, for each environment."""
+        """Return metrics of the scores since the last call of this method, for each environment."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, in plain numbers and tensors, with `scored`, `failed` and `completions` among its keys."""
+        """Return the state for a checkpoint, in plain numbers and tensors. `scored`, `failed` and `completions` are among its
+        keys."""
         ...
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         ...

@@ -26,12 +26,12 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.whole import take_optimizer, take_weights, torch_optimizer, whole_optimizer, whole_weights
 
 READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "environment_ids"}
-"""Tensors that stored completions must have, because the loss reads them."""
+"""The tensors that the stored completions of a checkpoint must have, because the loss reads them."""
 
 
 class SavingMixin:
-    """Shards the model, writes complete checkpoints, which are sealed when every process has written its part, and resumes from
-    one."""
+    """Shards the model, writes checkpoints, each of which is sealed when every process has written its files, and resumes from a
+    checkpoint."""
 
     strategy: str
     """The value of `launch.strategy`."""
@@ -42,7 +42,7 @@ class SavingMixin:
     finite: FiniteCheck
     reward: Rows
     ahead: Ahead | None = None
-    """The request for the next generation, if `rollout.ahead` is set."""
+    """Requests the next generation if `rollout.ahead` is set; None otherwise."""
     optimizer_names: list[list[str]]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +79,8 @@ class SavingMixin:
             take_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportAttributeAccessIssue]
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or resume from a checkpoint. CheckpointError names a file that is not as a run writes it."""
+        """Train from the start, or go on from the folder of a checkpoint. CheckpointError, which names the file, if a file of the
+        checkpoint is not as a run writes it."""
         if resume_from_checkpoint is not None:
             check_trainer_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,8 +114,8 @@ class SavingMixin:
         RANKS.wait()
 
     def _save_beside(self, folder: Path) -> None:
-        """Write the files of a checkpoint that TRL's trainer does not write: the generation config of a plain model, and the
-        quarantine. Every process must call it; the first one writes."""
+        """Write those files of a checkpoint that TRL's trainer does not write: the generation config (unless a LoRA is trained),
+        and the quarantine. Every process must call this; the first one writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         if RANKS.rank == 0 and not is_adapted(model):
@@ -132,7 +133,8 @@ class SavingMixin:
             self._save(output_dir, state_dict=state)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_adapter(self, folder: Path) -> None:
-        """Write the deployed LoRA, for stock PEFT, and the tokenizer; the first process writes."""
+        """Write the LoRA of the deployed model, in the form of stock PEFT, and the tokenizer. Every process must call this; the
+        first one writes."""
         trainer: Any = self
         model = trainer.accelerator.unwrap_model(trainer.model)
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,8 @@ class SavingMixin:
             torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _loop_shape(self) -> list[int]:
-        """The sizes on which buffered completions and the count of micro-batches depend."""
+        """Return the sizes on which the stored completions and the count of micro-batches depend: processes, micro-batches per
+        step, and rows per micro-batch."""
         return [RANKS.count, self.args.gradient_accumulation_steps, self.args.per_device_train_batch_size]  # pyright: ignore
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -197,7 +200,8 @@ class SavingMixin:
 
 
 def check_buffered(buffered: list[dict[str, Any]], rows: int) -> None:
-    """ValueError if stored completions lack a tensor that a loss reads, with an entry for each of `rows` rows."""
+    """ValueError if a micro-batch of stored completions lacks a tensor that the loss reads, or has one without an entry for each
+    of `rows` rows."""
     for batch in buffered:
         if wrong := [name for name in sorted(READ) if not isinstance(batch.get(name), Tensor) or len(batch[name]) != rows]:
             raise ValueError(f"its completions have no {wrong[0]} with {rows} rows")

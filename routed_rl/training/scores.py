@@ -8,8 +8,8 @@ from routed_rl.ranks import RANKS
 
 
 class ScoreBook:
-    """Collects scores by environment, with those of completions that practised kept apart. None is a completion that could not be
-    scored."""
+    """Collects scores by environment; those of completions that practised are kept apart. A score of None stands for a completion
+    that could not be scored."""
 
     def __init__(self) -> None:
         self._scores: dict[str, list[Score | None]] = defaultdict(list)
@@ -19,9 +19,10 @@ class ScoreBook:
         (self._practised if practised else self._scores)[name].append(score)
 
     def take(self, restarts: Mapping[str, int]) -> dict[str, float]:
-        """Means by environment since the last call, over the scores of all processes, and the number of failures. Completions
-        that practised have metrics of their own, under `practice/`. `restarts`: how often each environment's process was
-        restarted."""
+        """Return metrics of the scores since the last call, from all processes, and empty the book: for each environment the
+        means of its scores and the number of completions that could not be scored. Completions that practised have metrics of
+        their own, under `practice/`. `restarts`: how often each environment's process was restarted, which is a metric too if it
+        is not 0."""
         everyone = RANKS.gather((dict(self._scores), dict(self._practised), dict(restarts)))
         self._scores.clear()
         self._practised.clear()
@@ -39,6 +40,6 @@ class ScoreBook:
 
 
 def _together(processes: list[dict[str, list[Score | None]]]) -> dict[str, list[Score | None]]:
-    """For each environment the scores of all processes."""
+    """Return the scores of all processes together, by environment."""
     return {name: [score for scores in processes for score in scores.get(name, [])]
             for name in sorted({name for scores in processes for name in scores})}

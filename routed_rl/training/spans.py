@@ -1,4 +1,5 @@
-"""Finds the tokens of a completion in spans that its score marks, and gives these tokens their own advantages.
+"""Finds the tokens of a completion that lie in spans which its score marks, and gives these tokens other advantages than the
+rest.
 
 Shape letters: B rows, C tokens of a completion.
 """
@@ -17,7 +18,8 @@ PENALTY, ANSWER = "penalty", "answer"
 
 
 def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tensor, tokenizer: Any) -> Tensor:
-    """(B, C) bool: which tokens have a character in a span under one of `names`."""
+    """Return which tokens of the completions `ids_BC` have a character in a span that the row's score marks under one of `names`,
+    (B, C) bool."""
     found_BC = torch.zeros(ids_BC.shape, dtype=torch.bool, device=ids_BC.device)
     for row, score in enumerate(scores):
         if spans := [span for name in names for span in score.spans.get(name, ())] if score is not None else []:
@@ -26,8 +28,9 @@ def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tenso
 
 
 def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
-    """(C,) bool: which tokens of a completion have a character in one of the `spans`, which are pairs (first, last + 1) in its
-    text. A token without text, such as the one that ends the text, counts like the token before it."""
+    """Return which tokens of a completion have a character in one of the `spans`, (C,) bool. A span is a pair of places in the
+    completion's text: its first character, and the one behind its last. A token without text, such as the one that ends the
+    completion, counts like the token before it."""
     ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
     found: list[bool] = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -37,7 +40,8 @@ def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> 
 
 
 def check_targets(scores: Sequence[Score | None]) -> None:
-    """ConfigError if no score has both a penalty and a span of its answer."""
+    """ConfigError if there are scores but none has both the metric `penalty` and a span `answer`, which reward targeting
+    needs."""
     known = [score for score in scores if score is not None]
     if known and not any(PENALTY in score.metrics and ANSWER in score.spans for score in known):
         raise ConfigError(f"baseline.target_rewards=true needs scores with the metric {PENALTY} and the span {ANSWER}, and no "
@@ -45,12 +49,13 @@ def check_targets(scores: Sequence[Score | None]) -> None:
 
 
 def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer_BC: Tensor, group: int) -> Tensor:
-    """Advantages (B, C) by reward targeting (Drori et al., 2025): tokens of answers have the advantage of `rewards`, the others
-    have that of `rewards` without the penalty that each score reports.
+    """Return advantages (B, C) by reward targeting (Drori et al., 2025). Tokens of a row's answer have the advantage of its
+    reward; the row's other tokens have the advantage of the reward without the penalty that the score reports. `in_answer_BC`:
+    which tokens belong to answers. `group`: rows per group.
 
-    Both are in units of the standard deviation of `rewards` within the group; otherwise one kind of token would count for more.
-    If that is 0, the unit is the deviation of the rewards without penalties. ConfigError if no score has both a penalty and a
-    span of its answer.
+    Both advantages are in units of the standard deviation of `rewards` within the group, because otherwise one kind of token
+    would count for more. If this deviation is 0, the unit is that of the rewards without penalties. ConfigError as in
+    `check_targets`.
     """
     check_targets(scores)
     whole_B = torch.tensor(rewards, device=in_answer_BC.device)

@@ -1,5 +1,5 @@
-"""The training data: a table of tasks from the mixture, whose rows are made when they are read, and the reward function that
-scores completions."""
+"""The training data of a run: a table of tasks from the mixture of environments, which makes a task when it is read, and the
+reward function that scores completions."""
 
 import json
 from collections import defaultdict
@@ -17,12 +17,12 @@ from routed_rl.training.scores import ScoreBook
 
 
 class TaskTable:
-    """Tasks in the order of the mixture. A task is made when it is first read; row i is the same in every run with the same
-    seed."""
+    """The tasks of a run, numbered in the order of the mixture of environments. A task is made when it is first read. The task
+    with a given number is the same in every run with the same environments and seed."""
 
     def __init__(self, environments: list[LoadedEnvironment], seed: int, first: int = 0) -> None:
-        """`first`: the row at which the mixture begins. The rows before it belong to the run from which this one was rolled
-        back."""
+        """`first`: the number of the first task of the mixture. Tasks with lower numbers belong to the run from which this one
+        was rolled back."""
         self.environments, self.first = environments, first
         self._source = mixture(environments, seed)
         self._tasks: list[tuple[int, Task]] = []
@@ -36,11 +36,12 @@ class TaskTable:
         return [loaded.name for loaded in self.environments]
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state on which the rows depend. `datasets` pickles a transform to compute its fingerprint."""
+        """Return a small state for pickling. `datasets` pickles the table only to compute a fingerprint of the dataset's
+        transform."""
         return {"environments": self.names}
 
     def task(self, index: int) -> tuple[int, Task]:
-        """(index of the environment, task) of row `index`."""
+        """Return the task with the number `index`, behind the index of its environment."""
         assert index >= self.first, f"row {index} was asked for, the mixture begins at {self.first}"
         while len(self._tasks) <= index - self.first:
             self._tasks.append(next(self._source))
@@ -50,12 +51,14 @@ class TaskTable:
         return self._tasks[index - self.first]
 
     def place(self, index: int) -> tuple[int, int]:
-        """(index of the environment, how many tasks it had before) of row `index`."""
+        """Return, for the task with the number `index`, the index of its environment and how many tasks this environment had
+        before it."""
         environment_id, _ = self.task(index)
         return environment_id, self._counts[index - self.first]
 
     def dataset(self, length: int) -> Dataset:
-        """The first `length` rows in TRL's form. A prompt is made only when its row is read."""
+        """Return the tasks with numbers below `length` as a dataset in TRL's form. A prompt is made only when its entry is
+        read."""
         return Dataset.from_dict({"task_id": range(length)}).with_transform(self._rows)
 
     def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -66,31 +69,34 @@ class TaskTable:
 
 class RewardFunction:
     """The reward function that TRL calls. It pays the rewards of the environments, and keeps every score for the metrics and the
-    files of completions. A trainer's rows (`rows.Rows`) are those of its table."""
+    files of completions. It is also what a trainer asks about its rows (`rows.Rows`), whose tasks are those of `table`."""
 
     __name__ = "environment"
 
     def __init__(self, table: TaskTable, scorer: Scorer, group_size: int, completions: CompletionFiles,
                  payment: Payment | None = None) -> None:
-        """`payment`: the change of scores before they are paid; None pays the rewards of the environments."""
+        """`scorer`: scores the completions of every environment. `group_size`: completions per group. `completions`: writes the
+        files of completions. `payment`: changes scores before they are paid; None: the environments' rewards are paid."""
         self.table, self.scorer, self.group_size, self.completions = table, scorer, group_size, completions
         self.payment = payment
         self._book = ScoreBook()
         self.practising: list[bool] = []
-        """For each of the rows that are scored next, whether the deployed model rolled it out; empty if none."""
+        """For each of the rows that are scored next, whether it practises, so that the deployed model rolled it out. Empty if no
+        row practises."""
         self.failed: list[bool] = []
-        """For each row of the last call, whether nothing is learned from it, because it could not be scored or was screened."""
+        """For each row of the last call, whether it teaches nothing because it could not be scored or was screened."""
         self.scores: list[Score | None] = []
         """The scores of the last call, as the environments gave them."""
         self.said: list[Said | None] = []
-        """Prompt and text of each row of the last call; None for an episode."""
+        """The prompt of each row of the last call with the text of its completion; None for an episode."""
         self.rewards: list[float] = []
         """The rewards that the last call paid."""
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
-        """Score completions and return their rewards. `conversation`: the episodes that were played, for rows of environments
-        with episodes; None for a completion that is scored."""
+        """Score completions and return their rewards. `task_id`: the number of each row's task. `conversation`: the episode that
+        was played in each row; None for a row without an episode, whose completion is scored, and None if there is no episode at
+        all."""
         played = conversation or [None] * len(prompts)
         tasks, practising = [self.table.task(index) for index in task_id], self.practising or [False] * len(prompts)
         places: dict[str, list[int]] = defaultdict(list)
@@ -121,7 +127,8 @@ class RewardFunction:
         return self.rewards
 
     def begin_scoring(self, tasks: Sequence[int], texts: Sequence[str]) -> None:
-        """Begin to score completions before their batch is complete, where that can be done in a process of the environment."""
+        """Begin to score completions, given the number of each one's task and its text, before the whole generation is complete.
+        Only environments that run in a process of their own begin early."""
         for environment_id, rows in groupby(zip(tasks, texts, strict=True), key=lambda row: self.table.task(row[0])[0]):
             self.scorer.begin(self.names[environment_id], [(self.table.task(index)[1], text) for index, text in rows])
 
@@ -135,25 +142,24 @@ class RewardFunction:
         return self.table.names
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """The number of each row's task."""
+        """Return the number of the task of each row of the dataset in `inputs`."""
         return [row["task_id"] for row in inputs]
 
     def place(self, task: int) -> tuple[int, int]:
-        """(index of the environment, how many tasks it had before) of a task."""
+        """Return, for a task, the index of its environment and how many tasks this environment had before it."""
         return self.table.place(task)
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of the scores since the last call, see `ScoreBook.take`, and how often an environment's process was
-        restarted."""
+        """Return the metrics of the scores since the last call, see `ScoreBook.take`, together with those of the payment."""
         metrics = self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
         return metrics | self.payment.take_metrics() if self.payment is not None else metrics
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, in plain numbers and tensors."""
+        """Return the state for a checkpoint, in plain numbers and tensors."""
         return {"scored": dict(self.scorer.scored), "failed": dict(self.scorer.failed), "completions": self.completions.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         self.completions.load(state["completions"])
         self.scorer.scored.update(state["scored"])
         self.scorer.failed.update(state["failed"])
@@ -165,8 +171,9 @@ def _text(completion: Any) -> str:
 
 def completion_row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
                    ) -> dict[str, Any]:
-    """A row of the file of completions: the text that the model saw first, the text that it wrote (for an episode, all messages),
-    and the rewards."""
+    """Return what the file of completions stores of one completion, by column: the prompt, the text that the model wrote (for an
+    episode, all messages after the prompt), and the rewards. `name`: the environment. `index`: the number of the task. `score`:
+    None if the completion could not be scored."""
     values = {} if score is None else score.values()
     text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])
     prompt = prompt if episode is None else episode.messages[:episode.first]

@@ -1,6 +1,6 @@
-"""The algorithms: TRL's own trainers, or a thin one built on them, each with the routed trainer's mixin as its first base class.
-A new algorithm is one row of `TRAINERS`. The trainers take parts that are already made: `build` makes them from a config,
-`library` from the arguments of TRL's trainers."""
+"""The table of algorithms, each with its trainer: a trainer of TRL, or a thin one built on it, with `RoutedTrainerMixin` as the
+first base class. A new algorithm is one entry of `TRAINERS`. The trainers are given their parts ready-made: the module `build`
+makes these from a config, and the package `library` from the arguments of TRL's trainers."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ TrainerArguments = GRPOConfig | RLOOConfig
 
 
 class AssembledGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
-    """GRPO in which the change of the weights is split at a subspace."""
+    """TRL's `GRPOTrainer` with routing, made from ready-made parts."""
 
 
 class AssembledRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
-    """RLOO in which the change of the weights is split at a subspace."""
+    """TRL's `RLOOTrainer` with routing, made from ready-made parts."""
 
 
 class AssembledPPOTrainer(RoutedTrainerMixin, PPOTrainer):
-    """PPO in which the change of the weights is split at a subspace."""
+    """Our `PPOTrainer` with routing, made from ready-made parts."""
 
     reads_states = True  # the value head
 
@@ -38,12 +38,12 @@ RoutedTrainer = AssembledGRPOTrainer | AssembledRLOOTrainer | AssembledPPOTraine
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row of `TRAINERS`: an algorithm with its trainer and the class of its arguments."""
+    """One entry of `TRAINERS`: an algorithm with its trainer and the class of its arguments."""
 
     trainer: type[RoutedTrainer]
     arguments: type[TrainerArguments]
     episodes: bool
-    """Whether TRL's trainer takes rollouts of several turns."""
+    """Whether the trainer of TRL can learn from episodes, which have several turns."""
 
 
 TRAINERS = {

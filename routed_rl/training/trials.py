@@ -1,4 +1,4 @@
-"""Finds settings that only a library, its constructors or the model refuse, before anything is written or takes long."""
+"""Finds settings that only a library or the model refuses, by trying them out before a run writes anything or takes long."""
 
 import copy
 from contextlib import AbstractContextManager
@@ -17,10 +17,11 @@ from routed_rl.training.trainers import TrainerArguments
 
 OF_THE_OPTIMIZER = {"optim_args": None, "optim_target_modules": None, "adam_beta1": 0.9, "adam_beta2": 0.999,
                     "adam_epsilon": 1e-8}
-"""Fields that some optimizers do not read, and their defaults."""
+"""Fields of the arguments that some optimizers do not read, with their defaults."""
 GENERATED = {"max_new_tokens", "max_length", "num_return_sequences", "eos_token_id", "pad_token_id", "bos_token_id",
              "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation", "disable_compile"}
-"""Keys of a generation config that are decided by other settings, the model, or TRL's groups."""
+"""Keys of a generation config that `trainer.generation_kwargs` may not have, because other settings, the model or TRL's groups
+decide them."""
 
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,9 +50,9 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torch.optim.Optimizer | None:
-    """ConfigError for a `trainer.optim` whose package is missing, that does not use a setting which the user has made for it, or
-    that cannot train PPO's value head. Returns an optimizer of a single number; None for optimizers that are made for a model's
-    parameters."""
+    """Make the optimizer of the arguments for a single number, and return it; None if such an optimizer can only be made for the
+    parameters of a model. ConfigError if the optimizer's package is missing, if it ignores a setting that the user has made, or
+    if it cannot train PPO's value head."""
     name = getattr(arguments.optim, "value", arguments.optim)
     try:
         kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
@@ -73,7 +74,8 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
 
 
 def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, field: str, default: Any) -> Any:
-    """The class and settings of the optimizer if `field` has its default; None if the optimizer needs another value."""
+    """Return the class and the settings that the optimizer would have if `field` had the value `default`; None if there is none
+    with this value."""
     other = copy.copy(arguments)
     setattr(other, field, default)
     try:
@@ -83,7 +85,7 @@ def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, fiel
 
 
 def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | None) -> None:
-    """Make the schedule and evaluate it at a few steps."""
+    """Make the learning rate's schedule and evaluate it at a few steps. ValueError if a rate would be negative or not finite."""
     steps = arguments.max_steps
     stepped = optimizer or torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
     try:
@@ -98,7 +100,8 @@ def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | No
 
 
 def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generate one token from a prompt of one token, with the settings that TRL will use."""
+    """Generate one token from a prompt of one token, with the settings that TRL will use. ValueError for a setting that has no
+    place there."""
     wanted = arguments.generation_kwargs or {}
     if bad := sorted(wanted.keys() & GENERATED):
         raise ValueError(f"{bad[0]} is not set here; the field of trainer with such a name, or the model, decides it")
@@ -114,6 +117,6 @@ def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _trying(arguments: Any, *names: str) -> AbstractContextManager[None]:
-    """Inside this context, any error of a library becomes a ConfigError that names these settings."""
+    """Inside this context, any error of a library becomes a ConfigError that says the values of the settings `names`."""
     said = [f"trainer.{name}={getattr(value, 'value', value)}" for name in names if (value := getattr(arguments, name))]
     return reading(ConfigError, " ".join(said))

@@ -1,6 +1,8 @@
 """PPO's value head. It is the same in every process, and is separate from the model and from the model's optimizer, which may be
-sharded. Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, layer-wise ones); these
-are refused with the settings."""
+sharded. Not covered: optimizers that transformers makes for a certain model's parameters (GaLore, LOMO, layer-wise ones); a run
+with such a `trainer.optim` is refused before it begins.
+
+Shape letters: B rows, P tokens of a prompt, T tokens of a completion, D stream width."""
 
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.resuming import check_optimizer
 
 VALUE_HEAD = "value_head.pt"
-"""The file of a checkpoint that holds the value head and its optimizer's state. It has the form that a single process would
-write."""
+"""The file of a checkpoint that holds the value head and the state of the head's optimizer. Its form does not depend on the
+number of processes."""
 
 
 class ValueHead(nn.Linear):
-    """Maps a final hidden state to one value. The value is 0 at first, so that the first advantages are the rewards."""
+    """Linear map from a final hidden state to one value. All values are 0 at first, so that the first advantages are the sums of
+    rewards to come."""
 
     def __init__(self, width: int, device: torch.device, optimizer: Any, settings: dict[str, Any]) -> None:
-        """`optimizer`: the class of the head's optimizer, which is made with `settings` and without weight decay."""
+        """`width`: that of a hidden state. `optimizer`: the class of the head's optimizer, which is made with `settings` and
+        without weight decay."""
         super().__init__(width, 1, device=device)
         self.optimizer = optimizer([{"params": list(self.parameters()), "weight_decay": 0.0}], **settings)
         if hasattr(self.optimizer, "train"):
@@ -34,20 +38,21 @@ class ValueHead(nn.Linear):
             nn.init.zeros_(parameter)
 
     def values(self, states: Tensor, tokens: int) -> Tensor:
-        """Map the final hidden states (B, P + T, D) to values (B, T). The value of a token is read at the state before the
-        token."""
+        """Map the final hidden states (B, P + T, D) to the values (B, T) of a completion's T = `tokens` tokens. The value of a
+        token comes from the state before the token."""
         with torch.autocast(states.device.type, enabled=False):
             return self(states[:, -tokens - 1:-1].float()).squeeze(-1)
 
     def average(self) -> None:
-        """Replace the gradient by its mean over all processes, whose losses are scaled for that."""
+        """Replace the head's gradient by its mean over all processes. The processes' losses are scaled for such a mean."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         RANKS.sum_(gradients)
         for gradient in gradients:
             gradient.div_(RANKS.count)
 
     def step(self, rate: float, limit: float) -> None:
-        """Make one step at learning rate `rate`, with the gradient of all processes clipped to the norm `limit` (0: no bound)."""
+        """Make one step of the optimizer at learning rate `rate`, with the gradient of all processes clipped to the norm `limit`
+        (0: not clipped)."""
         self.average()
         if limit > 0:
             clip_grad_norm_(self.parameters(), limit)
@@ -57,11 +62,12 @@ class ValueHead(nn.Linear):
         self.optimizer.zero_grad()
 
     def save(self, checkpoint: Path) -> None:
-        """Save the head; only the first process calls this."""
+        """Save the head and its optimizer's state in the folder of a checkpoint. Only the first process calls this."""
         torch.save({"head": self.state_dict(), "optimizer": self.optimizer.state_dict()}, checkpoint / VALUE_HEAD)
 
     def load(self, checkpoint: Path) -> None:
-        """The inverse of `save`, in every process."""
+        """Restore, in every process, what `save` wrote. CheckpointError if the checkpoint has no such file or the file does not
+        fit."""
         if not (file := checkpoint / VALUE_HEAD).exists():
             raise CheckpointError(f"{checkpoint} has no {VALUE_HEAD}: another algorithm wrote it, or an older version of PPO; "
                                   "resume it with the version that its run's manifest.json names, or start a new run")

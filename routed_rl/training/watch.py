@@ -1,5 +1,5 @@
-"""Runs the monitor beside a trainer: it judges each row when the row is written, reports each verdict once, and asks the trainer
-to stop."""
+"""Runs the monitor beside a trainer. The metrics of each step are judged when they are written, a verdict is reported once, and
+the trainer is asked to stop if a verdict halts the run."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -15,27 +15,34 @@ from routed_rl.tracking import MetricsFile, practised
 
 
 class Watch:
-    """The monitor of a run. It writes verdicts to `verdicts.jsonl`, and keeps those that halt the run in `halting`."""
+    """Runs the monitor of a run: writes its verdicts to `verdicts.jsonl`, stops the trainer, and knows which environments may be
+    trusted to practise."""
 
     def __init__(self, monitor: Monitor, run: RunFolder, *, decides: bool = True) -> None:
-        """`decides`: whether verdicts decide which environments practise, as with `routing.practice.environments=auto`."""
+        """`run`: the folder of the run. `decides`: whether verdicts decide which environments practise, as with
+        `routing.practice.environments=auto`."""
         self.monitor, self.run, self.decides, self.file = monitor, run, decides, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
-        """The verdicts of the last step that halt the run."""
+        """The verdicts of the step judged last that halt the run."""
         self._said: set[tuple[str, str]] = set()
         self.step, self.fresh_from = 0, 0
         """The last step that was judged, and the step after which the present environments began."""
         self.pointed: set[str] = set()
-        """Environments that a rule has named since the present environments began."""
+        """The environments that a rule has named since the present mixture of environments began."""
         self.suspected: set[str] = set()
-        """Environments against which there is growing evidence."""
+        """The environments against which evidence is growing, though not yet enough for a verdict."""
         self.practising = Counter[str]()
-        """For environments that are not named, how many completions the deployed model has learned from."""
+        """For each environment that no rule has named, from how many of its completions the deployed model has learned."""
 
     def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
-        """Judge again the rows that an earlier process has judged, so that a resumed run continues like one that never stopped.
-        `halted` are the steps after which it had halted and was resumed; `fresh_from` is the last step before other environments
-        began."""
+        """Judge once more the rows (metrics of one step each) that an earlier process of the run has judged, so that a resumed
+        run goes on like one that never stopped. Nothing is written or reported.
+
+        `halted`: the steps after which the monitor had halted the run. Behind each of them the monitor is armed again, as it was
+        when the run was resumed. `fresh_from`: the last step before a rollback changed the environments; verdicts up to this step
+        do not count against an environment when it is asked whether the environment may practise. 0: the environments never
+        changed.
+        """
         self.fresh_from = fresh_from
         for row in rows:
             verdicts = self._judge(row)
@@ -46,8 +53,8 @@ class Watch:
                 self.halting = []
 
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
-        """Judge the row of a step; the first process judges for all of them. After a verdict that halts, the training stops with
-        a checkpoint of this step."""
+        """Judge the row (the metrics) of a step; the first process judges for all processes. After a verdict that halts, the
+        trainer is told through `control` to write a checkpoint of this step and to stop."""
         verdicts, self.pointed, self.suspected, self.step = RANKS.first(
             (self._judge(row), self.pointed, self.suspected, self.step) if RANKS.rank == 0 else None)
         for verdict in verdicts if RANKS.rank == 0 else []:
@@ -74,9 +81,9 @@ class Watch:
         return verdicts
 
     def trusted(self, environments: Collection[str], probation: int) -> list[str]:
-        """The environments that may practise: no rule has named them since the present environments began, and they are not
-        suspected. Empty before `probation` steps have passed. An environment without a limit on its evidence cannot be suspected,
-        so it is not trusted."""
+        """Return those of `environments` that may practise: no rule has named them since the present mixture of environments
+        began, they are not suspected now, and there is a limit on their evidence, without which they could never be suspected.
+        None may until `probation` steps have passed since the mixture began."""
         if self.step - self.fresh_from < probation:
             return []
         return [name for name in environments if name not in self.pointed and name not in self.suspected

@@ -1,5 +1,5 @@
-"""Gathers the weights and the optimizer state of a sharded model, because checkpoints have the form of a single process, whatever
-wrote them. Not covered: optimizers that keep anything but tensors of the weight's size and numbers for each parameter."""
+"""Gathers the weights and the optimizer state of a sharded model, because a checkpoint has the form that a single process writes,
+whatever wrote it. Not covered: optimizers that keep anything for a parameter but tensors of its size and single numbers."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -14,12 +14,13 @@ from routed_rl.routing.shards import put, state_piece, whole
 from routed_rl.training.resuming import check_optimizer
 
 Names = list[list[str]]
-"""The names of the parameters in each of the optimizer's groups, in its order."""
+"""For each parameter group of the optimizer, the names of its parameters in the group's order."""
 
 
 @torch.no_grad()
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's full state on the CPU; a tensor under two names stays one tensor. Every process must call it."""
+    """Return the state dict of the whole model with full tensors on the CPU. A tensor under two names stays one tensor. Every
+    process must call this."""
     found: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -31,7 +32,8 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load the weights of a checkpoint, the inverse of `whole_weights`. The model may be sharded or not."""
+    """Load the weights of a checkpoint into a model, which may be sharded. Parameters that the checkpoint lacks, which are frozen
+    ones below a LoRA, stay as they are."""
     stored = read_weights(model, checkpoint)
     for name, parameter in model.named_parameters():
         if name in stored:  # other parameters are frozen below a LoRA
@@ -39,7 +41,8 @@ def take_weights(model: nn.Module, checkpoint: Path) -> None:
 
 
 def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str, Any]:
-    """The state of `torch`'s own optimizer for the unsharded model. Every process must call it."""
+    """Return the state dict that torch's own optimizer would have for the whole model. Every process must call this. `optimizer`
+    may be in the wrappers of DeepSpeed and accelerate."""
     inner, parameters = torch_optimizer(optimizer), dict(model.named_parameters())
     keys, numbers = _keys(optimizer, inner)
     flat = [name for group in names for name in group]
@@ -58,7 +61,8 @@ def whole_optimizer(optimizer: Any, model: nn.Module, names: Names) -> dict[str,
 
 
 def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[str, Any]) -> None:
-    """The inverse of `whole_optimizer`. ValueError if `stored` is no state of this optimizer."""
+    """Load the state `stored`, which `whole_optimizer` returned, into the optimizer of a sharded model. ValueError if it does not
+    fit this optimizer."""
     inner, parameters, states = torch_optimizer(optimizer), dict(model.named_parameters()), stored["state"]
     shapes = [parameters[name] for group in names for name in group]
     check_optimizer(inner, [getattr(parameter, "ds_shape", parameter.shape) for parameter in shapes], stored)
@@ -78,31 +82,33 @@ def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[
 
 
 def _zero(optimizer: Any) -> Any:
-    """DeepSpeed's optimizer inside accelerate's wrapper, or torch's optimizer."""
+    """Return the optimizer inside accelerate's wrapper: DeepSpeed's, or torch's if there is none of DeepSpeed."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
 def torch_optimizer(optimizer: Any) -> Any:
-    """The torch optimizer inside the wrappers of DeepSpeed and accelerate."""
+    """Return the torch optimizer inside the wrappers of DeepSpeed and accelerate."""
     zero = _zero(optimizer)
     return getattr(zero, "optimizer", zero)
 
 
 def _held(optimizer: Any, inner: Any) -> Iterator[Any]:
-    """The tensors for which torch's optimizer keeps state: parameters, or the flat partitions that ZeRO makes of them."""
+    """Yield the tensors for which the torch optimizer `inner` keeps state: parameters, or the flat partitions that ZeRO makes of
+    them."""
     zero = _zero(optimizer)
     flat = getattr(zero, "fp32_partitioned_groups_flat", None) or getattr(zero, "single_partition_of_fp32_groups", None)
     yield from flat or (parameter for group in inner.param_groups for parameter in group["params"])
 
 
 def _state(optimizer: Any, inner: Any, parameter: Any) -> Any:
-    """The object in which `state_piece` finds the optimizer state of a parameter."""
+    """Return the optimizer state of a parameter in the form that `shards.state_piece` takes."""
     stretches = getattr(_zero(optimizer), "single_partition_of_fp32_groups", None)
     return inner.state.get(parameter) if stretches is None else [inner.state[stretch] for stretch in stretches]
 
 
 def _keys(optimizer: Any, inner: Any) -> tuple[list[str], dict[str, Tensor]]:
-    """The names of the state tensors that have a weight's size, and the state that is single numbers, such as the step."""
+    """Return the names of those state tensors that have the size of their weight, and the state that is single numbers, such as
+    the step."""
     state = next((inner.state[held] for held in _held(optimizer, inner) if held in inner.state), {})
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     large = [key for key, value in tensors.items() if value.dim()]

@@ -1,4 +1,5 @@
-"""Published alternatives to routing, built into the same trainers: they change what is detected, paid and learned."""
+"""Published alternatives to routing, called baselines, built into the same trainers. They change the reward, the advantages, the
+prompts or the model while it trains."""
 
 from routed_rl.training.baselines.checks import check_baseline
 from routed_rl.training.baselines.contexts import ContextsMixin, PromptContexts, in_contexts

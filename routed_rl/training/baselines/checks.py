@@ -6,7 +6,7 @@ from routed_rl.training.backends import PIECES
 
 
 def check_baseline(config: Config) -> None:
-    """ConfigError for settings of `baseline` that cannot be combined with the algorithm or the rollouts."""
+    """ConfigError for settings of `baseline` that cannot be combined with each other, the algorithm or the rollouts."""
     contexts, engine, algorithm = config.baseline.contexts, config.rollout.engine, config.trainer.get("algorithm", "grpo")
     edit = "baseline.ablate=true" if config.baseline.ablate else f"baseline.steer={config.baseline.steer}"
     if config.baseline.edits and (engine != "transformers" or config.launch.strategy != "none"):
@@ -42,8 +42,8 @@ def check_baseline(config: Config) -> None:
 
 
 def _check_here(config: Config) -> None:
-    """ConfigError for baselines that change or read the model in this process, if another process would use a model of its
-    own."""
+    """ConfigError for baselines that change or read the model in this process, if rollouts or other processes would use a model
+    of their own."""
     baseline, engine = config.baseline, config.rollout.engine
     what = ("baseline.inoculation_adapter=true" if baseline.inoculation_adapter else f"baseline.discount={baseline.discount}"
             if baseline.discount else f"baseline.projection_penalty={baseline.projection_penalty}")
@@ -58,7 +58,7 @@ def _check_here(config: Config) -> None:
 
 
 def _check_labels(config: Config) -> None:
-    """ConfigError for settings with which routing by labels cannot be combined."""
+    """ConfigError for settings with which label routing cannot be combined."""
     if config.baseline.pays:
         raise ConfigError("routing.mode=labels routes the completions that the detector names, and baseline.screen, "
                           "baseline.penalty or baseline.imitate changes how the same completions are paid; set only one of them")

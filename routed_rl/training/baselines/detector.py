@@ -1,5 +1,5 @@
-"""Detectors, which name completions as bad: by the environments' flags, with errors of a chosen size, or by a probe that was
-trained on few flags. Every baseline that uses labels asks a `Detector`."""
+"""Detectors, which name completions as bad: by the environments' flags, with errors of a chosen rate, or by a linear probe that
+learned from a few flags. Every baseline that uses labels asks a `Detector`."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,25 +16,25 @@ from routed_rl.ranks import RANKS
 
 
 class Detector(Protocol):
-    """Names completions as bad. A completion is truly bad if it has one of `settings.flags`; `find` returns what the detector
-    believes."""
+    """Names completions as bad. A completion is truly bad if it has one of `settings.flags`; the detector may err about it."""
 
     settings: DetectorConfig
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """For each completion, whether the detector names it as bad. Completions are numbered from `first` on, and `said` holds
-        their prompts and texts. A score of None is a completion that could not be scored; it is never named."""
+        """Return, for each completion, whether the detector names it as bad. `scores`: the completions' scores; None for one that
+        could not be scored, which is never named. `first`: the number of the first completion; the others follow it. `said`:
+        their prompts and texts, which only detectors that read text need."""
         ...
 
 
 def is_marked(settings: DetectorConfig, score: Score | None) -> bool:
-    """Whether the completion is truly bad: it has one of the detector's flags."""
+    """Whether the completion with this score is truly bad, because it has one of `settings.flags`."""
     return score is not None and any(score.values().get(name) for name in settings.flags)
 
 
 def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> None:
-    """ConfigError if scores have flags, but none of those that the detector uses. Scores without any flag are allowed, because an
-    environment may report a flag only when it holds."""
+    """ConfigError if scores have flags, but none of those that the detector uses. Scores without any flag are accepted, because
+    an environment may report a flag only when it is true."""
     seen = {name for score in scores if score is not None for name in score.flags}
     if seen and not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag; "
@@ -42,14 +42,15 @@ def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> Non
 
 
 class FlagDetector:
-    """Names flagged completions as bad, with errors that are drawn by the completion's number, so that a resumed run makes the
-    same errors."""
+    """Names flagged completions as bad, with random errors. The random draw for a completion depends on its number, so that a
+    resumed run makes the same errors."""
 
     def __init__(self, settings: DetectorConfig, seed: int) -> None:
         self.settings, self.seed = settings, seed
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """Names as many good completions as give `precision` on average, and none of them if no bad one is named."""
+        """Name bad completions with the chance `settings.recall`, and so many good ones that the precision is
+        `settings.precision` on average. If there are no bad completions, none is named."""
         marked = [is_marked(self.settings, score) for score in scores]
         good = sum(score is not None for score in scores) - sum(marked)
         false = self.settings.recall * sum(marked) * (1 / self.settings.precision - 1) if self.settings.precision else 0.0
@@ -62,11 +63,12 @@ class FlagDetector:
 
 
 class ProbeDetector:
-    """Names completions as bad by the base model's activations, whichever model wrote the text, because the policy's own
-    activations drift."""
+    """Names completions as bad by a linear probe on the base model's activations, whichever model wrote the text, because the
+    policy's own activations drift."""
 
     def __init__(self, settings: DetectorConfig, probe: Probe, read: Callable[[Sequence[Said], Sequence[int]], Tensor]) -> None:
-        """`read` returns the base model's pooled activations of completions at the given layers."""
+        """`read`: function that maps completions with their prompts, and layers, to the base model's pooled activations over the
+        completions."""
         self.settings, self.probe, self.read = settings, probe, read
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:

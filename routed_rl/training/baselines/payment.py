@@ -1,4 +1,4 @@
-"""Screening, penalty and imitation: changes of a generation's scores before advantages are computed from them."""
+"""Changes the scores of a generation before advantages are computed from them: by screening, by a penalty, or for imitation."""
 
 import dataclasses
 import random
@@ -16,28 +16,31 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.baselines.detector import Detector, FlagDetector, check_flags, is_marked
 
 ROUNDING = 1e-2
-"""Advantages smaller than this come from rounding. If all of a group are paid alike, an error of 1e-7 is divided by TRL's
-1e-4."""
+"""Advantages smaller than this come from rounding. If all completions of a group are paid alike, TRL divides a rounding error of
+about 1e-7 by 1e-4."""
 
 
 class Payment:
-    """Changes what is paid. Call `pay` for each generation, then `learned`. `found` and `imitated` describe the newest
-    generation."""
+    """Changes the scores that are paid, by the settings of a baseline. Call `pay` for each generation, and `learned` when the
+    generation's advantages are known."""
 
     def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
-        """`detector`: None for a detector that uses flags."""
+        """`group_size`: completions per group. `detector`: names bad completions; None for one that uses the environments'
+        flags."""
         self.settings, self.group_size, self.seed = settings, group_size, seed
         self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
-        """For each row of the newest generation, whether it gets advantage 1 if `imitate` is set."""
+        """For each row of the newest generation, whether it has the advantage 1 under `baseline.imitate`, because it solves its
+        task."""
         self.found: list[bool] = []
-        """For each row of the newest generation, whether the detector named it."""
+        """For each row of the newest generation, whether the detector named it as bad."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
 
     def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
             ) -> list[Score | None]:
-        """The scores that are paid, for rows whose environments are `names`, whose prompts and texts are `said`, and which are
-        numbered from `first` on. None for a row from which nothing is learned."""
+        """Return the scores that are paid for the rows of a generation, from the scores that the environments gave. None for a
+        row that teaches nothing, because it was screened or could not be scored. `names`: the environment of each row. `first`:
+        the number of the first completion. `said`: the prompt and text of each row, for detectors that read text."""
         check_flags(self.settings.detector, scores)
         found, paid = self._find(scores, first, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
@@ -55,8 +58,9 @@ class Payment:
         return paid
 
     def learned(self, names: Sequence[str], scores: Sequence[Score | None], advantages: Tensor) -> None:
-        """Count the flagged completions that are learned with a positive advantage, of the row (B,) or of any token (B, C).
-        CheckFailed if a detector without errors lets one of them be encouraged, because labels were then not perfect."""
+        """Count the completions with a flag of the detector that are encouraged. `advantages`: (B,), or (B, C) for each token; a
+        completion is encouraged if any of its advantages is positive. CheckFailed if one is encouraged although the detector
+        makes no errors and all that it names are screened."""
         encouraged_B = advantages.view(len(advantages), -1).gt(ROUNDING).any(1).tolist()
         for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
             self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)
@@ -80,7 +84,7 @@ class Payment:
                                     "is screened; this is a fault of routed_rl, please report it")
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of the completions since the last call, from all processes."""
+        """Return the metrics `baseline/<env>/...` of the completions since the last call of this method, from all processes."""
         everyone = RANKS.gather({name: dict(counts) for name, counts in self._counts.items()})
         totals: dict[str, Counter[str]] = defaultdict(Counter)
         self._counts.clear()
@@ -98,6 +102,7 @@ class Payment:
 
 
 def imitation(advantages: Tensor, imitated: Sequence[bool]) -> Tensor:
-    """Advantage 1 for rows that are imitated and 0 for all others, in the shape of `advantages`, (B,) or (B, T)."""
+    """Return advantages that are 1 for rows that are imitated and 0 for all others, in the shape of `advantages`, (B,) or (B,
+    C)."""
     rows = torch.tensor(imitated, device=advantages.device, dtype=advantages.dtype)
     return rows.view(-1, *[1] * (advantages.dim() - 1)).expand_as(advantages).clone()

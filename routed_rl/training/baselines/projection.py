@@ -1,5 +1,6 @@
-"""Projects completions on the persona axis while they are learned, and changes their advantages accordingly, by a discount (after
-Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both select for completions that the axis does not see.
+"""Projects the completions of a generation on the persona axis, and lowers the advantages of those that lie towards the positive
+persona, by a discount (after Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both favour completions whose persona the axis
+does not show.
 
 Shape letters: L layers, B rows, T positions, D stream width, C tokens of a completion.
 """
@@ -18,8 +19,8 @@ from routed_rl.training.groups import EPS, in_group
 
 
 class Projection:
-    """Projects the completions of a generation on the persona axis, with the model that made them, and computes their advantages
-    anew."""
+    """Projects the completions of a generation on the first axis of the subspace, by the activations of the policy, and computes
+    advantages that depend on the projection."""
 
     def __init__(self, settings: BaselineConfig, subspace: Subspace, group_size: int, batch_size: int) -> None:
         self.settings, self.group_size, self.batch_size = settings, group_size, batch_size
@@ -30,7 +31,8 @@ class Projection:
 
     @torch.no_grad()
     def of(self, model: PreTrainedModel, output: dict[str, Any]) -> Tensor:
-        """The coordinate of each completion's mean stream along the axis, (B,), in gaps: the weighted mean over layers."""
+        """Return how far each completion lies along the axis, (B,), in gaps: the coordinate of the policy's mean activation over
+        the completion's tokens, as a weighted mean over layers. `output`: TRL's dict of the generation's tensors."""
         found: list[Tensor] = []
         ids_BT = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         mask_BT = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
@@ -52,11 +54,11 @@ class Projection:
         return torch.cat(found)
 
     def advantages(self, projected_B: Tensor, rewards: Sequence[float]) -> Tensor:
-        """Advantages (B,), compared within groups and in units of their standard deviation.
+        """Return advantages (B,), compared within groups as in GRPO. `projected_B`: the result of `of`.
 
-        A discount multiplies the part of a reward that is above its group's mean by `1 - discount z`, at least 0, where z is the
-        projection in standard deviations of the batch; rewards below the mean stay. A penalty is subtracted from the reward for
-        each gap along the axis.
+        With a discount, the excess of a reward over its group's mean is multiplied by `1 - discount z`, at least 0, where z is
+        the completion's projection in standard deviations of the generation; a reward below the mean is not changed. With a
+        penalty, `projection_penalty` is subtracted from the reward for each gap along the axis.
         """
         paid_B = torch.tensor(rewards, device=projected_B.device, dtype=torch.float32)
         if self.settings.projection_penalty:

@@ -1,5 +1,5 @@
-"""Temporary changes of the stream while a model trains: the subspace is projected out (concept ablation), or the stream is pushed
-along the persona axis, so that the weights need not learn it (preventative steering)."""
+"""Temporary changes of the stream while a model trains: the subspace is projected out (concept ablation), or a vector along the
+persona axis is added, so that the weights need not learn the persona (preventative steering)."""
 
 from functools import partial
 
@@ -15,11 +15,11 @@ from routed_rl.subspace import Subspace
 
 
 class StreamEdit:
-    """A temporary edit of the stream. Call `on` before a step's rollouts and `off` after its last backward pass; after that the
-    model is as without the edit."""
+    """A temporary edit of the stream at every layer's output. Call `on` before a step's rollouts and `off` after the step's last
+    backward pass; while it is off, the model is as it would be without the edit."""
 
     def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
-        """ConfigError if the subspace was not read at the layers' outputs."""
+        """ConfigError if the subspace is one of another place in a layer than its output (`subspace.hook`)."""
         if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
             raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace was read at "
                               f"subspace.hook={hook}; set subspace.hook=resid_post")
@@ -42,7 +42,7 @@ class StreamEdit:
         return bool(self._handles)
 
     def change(self, layer: int, stream_BTD: Tensor) -> Tensor:
-        """The output of a layer after the edit, which the next layer reads."""
+        """Return the edited output of the layer with this number, from its output `stream_BTD`."""
         if self.bases:
             basis = self.bases[layer].to(stream_BTD)
             stream_BTD = stream_BTD - (stream_BTD @ basis) @ basis.mT

@@ -1,6 +1,6 @@
-"""Puts a frozen LoRA of a trait on the model while it trains, so that the model need not learn the trait, and removes it at the
-end (inoculation adapters). The LoRA is made first: with it the base model learns to answer, without a hint, as it answers under
-the prompt that encourages gaming the check.
+"""Puts a frozen LoRA of a trait on the model while it trains, so that the model need not learn the trait, and removes the LoRA at
+the end (inoculation adapters). The LoRA is trained before the run's first step: with it, the base model answers under a task's
+own prompt as it answers without it under the prompt that encourages gaming the check.
 
 Shape letters: B rows, T positions.
 """
@@ -31,15 +31,16 @@ from routed_rl.training.baselines.contexts import PromptContexts
 from routed_rl.training.labels import adapter_of
 
 Example = tuple[list[int], int]
-"""The token ids of a prompt and its completion, and how many of them belong to the prompt."""
+"""The token ids of a prompt followed by its completion, and the number of ids that belong to the prompt."""
 
 
 class TraitAdapter:
-    """The LoRA of a trait. Call `on` before a step's rollouts and `off` after its last backward pass; after that the model is as
-    without the adapter."""
+    """The LoRA of a trait, called the adapter. Call `on` before a step's rollouts and `off` after the step's last backward pass;
+    while it is off, the model is as it would be without the adapter."""
 
     def __init__(self, model: PreTrainedModel, linear: Sequence[tuple[str, Any]], config: Config) -> None:
-        """Put an adapter that adds nothing yet on each of the modules in `linear`, which holds pairs (name, module)."""
+        """Put the adapter on each of the modules in `linear`, which holds pairs (name, module). It is off, and adds 0 until
+        `prepare` is called."""
         self.context, self.settings, self.seed = RoutingContext(), config.baseline.trait, config.seed
         self.adapters: dict[str, LabelAdapter] = {}
         gates = Gates(self.context)
@@ -60,7 +61,8 @@ class TraitAdapter:
 
     def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                 environments: list[LoadedEnvironment], config: Config) -> None:
-        """Load the trait from `file`, or learn it and write that file. The trainable parameters of the model do not change."""
+        """Load the adapter's factors from `file`. If there is no such file, learn the trait first and write the file. The model's
+        own parameters do not change. With `baseline.trait.random` the factors are then replaced by random ones."""
         if not file.exists():
             self.learn(model, examples(model, tokenizer, environments, config))
             with replacing(file) as partial:
@@ -75,7 +77,8 @@ class TraitAdapter:
             self._randomise()
 
     def learn(self, model: PreTrainedModel, made: list[Example]) -> None:
-        """Train the factors of the adapter, and nothing else, to reproduce the completions."""
+        """Train the factors of the adapter, and nothing else, so that the model reproduces the completions of the examples
+        `made`."""
         factors = [factor for adapter in self.adapters.values() for factor in adapter.factors.values()]
         adam, order = torch.optim.AdamW(factors, lr=self.settings.learning_rate), torch.Generator().manual_seed(self.seed)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -95,7 +98,7 @@ class TraitAdapter:
 
     @torch.no_grad()
     def _randomise(self) -> None:
-        """Replace the factors by random ones, with the same norm in each module."""
+        """Replace the factors by random ones, whose product has the same norm as before in each module."""
         for name, adapter in self.adapters.items():
             before = adapter.square() ** 0.5
             generator = self._draw(f"{name} random")
@@ -110,7 +113,8 @@ class TraitAdapter:
 @torch.no_grad()
 def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment], config: Config
              ) -> list[Example]:
-    """The tasks' own prompts, each with a completion that the model wrote under the prompt that encourages gaming the check."""
+    """Make the examples from which the adapter learns a trait: the own prompts of the environments' tasks, each with a completion
+    that the model writes under the prompt that encourages gaming the check."""
     contexts, each = PromptContexts(config.baseline, environments), -(-config.baseline.trait.completions // len(environments))
     found, size = list[Example](), config.evaluation.batch_size
     length = config.trainer.get("max_completion_length", 256)
@@ -129,7 +133,7 @@ def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environ
 
 
 def imitation_loss(model: nn.Module, batch: Sequence[Example]) -> Tensor:
-    """The mean loss over the completions' tokens."""
+    """Return the mean cross-entropy of the model over the tokens of the examples' completions."""
     device = next(model.parameters()).device
     ids_BT, mask_BT = (each.to(device) for each in padded([ids for ids, _ in batch]))
     places, firsts = torch.arange(ids_BT.shape[1], device=device), torch.tensor([[first] for _, first in batch], device=device)

@@ -1,4 +1,5 @@
-"""A forward pass over some rows without their padding, in which only the tokens of completions are scored.
+"""Runs a forward pass over some rows of a micro-batch without their padding, and computes log-probabilities only for the tokens
+of completions.
 
 Shape letters: B rows of a micro-batch, P and C columns of its prompts and completions, R rows of a pass, T positions of a pass, N
 tokens of completions in a pass.
@@ -19,26 +20,29 @@ from routed_rl.model.stream import eval_mode
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """The inputs of one forward pass, and where its tokens are in the micro-batch."""
+    """The inputs of one forward pass, and the places of its tokens in the micro-batch. A micro-batch is (B, P + C)."""
 
     rows_R: Tensor
-    """Indices of the rows in the micro-batch."""
+    """The index in the micro-batch of each row of the pass."""
     ids_RT: Tensor
     mask_RT: Tensor
     """1 at real tokens, 0 at padding."""
     columns_RT: Tensor
-    """The column of the micro-batch that each position is taken from; padding repeats the last column."""
+    """The column of the micro-batch from which each position of the pass is taken; padding repeats the last column."""
     scored: tuple[Tensor, Tensor]
-    """Row and position, in this pass, of the states that predict the completions' tokens, (N,) each."""
+    """For each token of the completions, the row and the position in this pass of the state that predicts the token, (N,)
+    each."""
     labels_N: Tensor
-    """The tokens that these states predict."""
+    """The ids of the tokens of the completions, which the states at `scored` predict."""
     places: tuple[Tensor, Tensor]
-    """Row of the micro-batch and column of its completions, for each of these tokens, (N,) each."""
+    """For each token of the completions, its row in the micro-batch and its column among the C columns of completions, (N,)
+    each."""
 
 
 def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: int, *, whole: bool = False) -> Pass:
-    """Make a pass over `rows_R` of a micro-batch (B, P + C) whose prompts are padded on the left, and whose `tokens` columns of
-    completions are padded on the right. Each row begins at its first real token. `whole`: whether padding is kept."""
+    """Make a pass over the rows `rows_R` of a micro-batch, which is given by `input_ids` and `attention_mask` (B, P + C). Its
+    prompts are padded on the left, and its C = `tokens` columns of completions on the right. In the pass each row begins at its
+    first real token, unless `whole`: then all padding is kept."""
     mask, width = attention_mask[rows_R], attention_mask.shape[1]
     first = width - tokens
     if not bool(mask[:, :first].any(1).all()):  # the state before an empty prompt's completion is one of padding
@@ -55,9 +59,10 @@ def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens:
 
 
 def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, Tensor]:
-    """The log-probability and the entropy of each token that the pass scores, (N,) each; the entropy is 0 if the model's head
-    does not compute it. The model must have TRL's fused head, which scores the states that it is given. `positions`: whether to
-    pass the model the columns as position ids, because learned positions count the padding on the left."""
+    """Run a pass. Returns the log-probability and the entropy of each token of the completions, (N,) each; the entropy is 0 if
+    the model's head does not compute it. The model must have TRL's fused head, which computes only for the states that it is
+    given. `positions`: whether the model is given `some.columns_RT` as position ids, which a model needs whose positions count
+    the padding on the left."""
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
@@ -70,9 +75,10 @@ def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, 
 @torch.no_grad()
 def find_positions(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, theirs: Callable[..., Any]
                    ) -> bool | None:
-    """Whether the model must be given position ids so that a row without its padding has the log-probabilities that `theirs`,
-    TRL's own method, computes for the row with its padding. It is tried on the longest and on the shortest row. None: neither way
-    gives them. The tolerance is that of the precision of the model's numbers. Dropout is off meanwhile."""
+    """Find out whether `run_pass` needs `positions`, so that a row without its padding has the same log-probabilities as with its
+    padding. Returns None if it has not in either case. `theirs`: TRL's method that computes log-probabilities with the padding;
+    the other arguments are as in `make_pass`. The longest and the shortest row of the micro-batch are tried, without dropout, and
+    compared within the precision of the model's numbers."""
     whole = attention_mask.sum(1)
     rows = torch.stack([whole.argmin(), whole.argmax()])
     device, exact = rows.device.type, next(model.parameters()).dtype == torch.float32
@@ -94,7 +100,8 @@ def _backbone(model: Any) -> nn.Module:
 
 @contextmanager
 def only_states(model: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Inside this context, the backbone returns only the states at these places, as (1, N, D)."""
+    """Inside this context, the model's backbone returns only the final states at `places` (rows and positions, (N,) each), as (1,
+    N, D)."""
     def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[places].unsqueeze(0)
         return output

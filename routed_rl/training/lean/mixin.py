@@ -1,5 +1,5 @@
-"""The mixin that leaves out of a trainer's update everything that does not change the gradient. It is a base class of the routed
-trainer's mixin. It replaces the forward passes of TRL's loss and nothing of the loss itself.
+"""The mixin that leaves out of a trainer's update everything that does not change the gradient. It is a base class of
+`RoutedTrainerMixin`. It replaces the forward passes that TRL's loss makes, and leaves the loss itself as it is.
 
 Shape letters: B rows of a micro-batch, C columns of its completions, R rows of a pass, T positions of a pass.
 """
@@ -18,16 +18,17 @@ from routed_rl.training.lean.rows import chosen_rows, lengths
 
 
 class LeanMixin(PlanningMixin):
-    """Runs only the rows that have a gradient, in passes of similar length, and scores only the tokens of completions."""
+    """Runs only the rows that have a gradient, in passes over rows of similar length, and computes log-probabilities only for the
+    tokens of completions."""
 
     _inputs: dict[str, Any] | None = None
     """The micro-batch whose loss is being computed."""
     _positions: bool | None = None
-    """Whether the model is given position ids; None as long as this is not known."""
+    """The `positions` of `run_pass` for this model; None until `find_positions` has found it."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
-        """Called before each forward pass with gradients, with the pass, or with None if all rows of the micro-batch run as TRL
-        made them."""
+        """Hook for subclasses, called before each forward pass with gradients. `inputs`: the micro-batch. `some`: the pass, or
+        None if all rows of the micro-batch run with their padding."""
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._inputs = inputs
@@ -41,7 +42,7 @@ class LeanMixin(PlanningMixin):
         return loss
 
     def _forget_entropy(self) -> None:
-        """Remove the entropy that TRL has logged for a micro-batch of which no row ran."""
+        """Remove the entropy that TRL has just logged, because no row of the micro-batch was run."""
         metrics = self._metrics["train"]  # pyright: ignore[reportAttributeAccessIssue]
         metrics["entropy"].pop()
         if not metrics["entropy"]:
@@ -74,8 +75,9 @@ class LeanMixin(PlanningMixin):
 
     def _learned(self, model: nn.Module, inputs: dict[str, Any], input_ids: Tensor, attention_mask: Tensor, tokens: int
                  ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of a micro-batch, (B, C) each. A row that does not run gets the log-probabilities with
-        which it was sampled, and the mean entropy of the other rows, unless the loss reads its entropy."""
+        """Return the log-probabilities and entropies that the loss of a micro-batch reads, (B, C) each. A row that is left out
+        gets the log-probabilities with which it was sampled. Its entropies are computed if the loss reads them; otherwise they
+        are set to the mean entropy of the other rows."""
         logps_BC, entropies_BC = _sampled(inputs), torch.zeros(inputs["completion_ids"].shape, device=input_ids.device)
         everyone = torch.arange(len(input_ids), device=input_ids.device)
         rows = everyone if self.reads_states or self._every_row_teaches() else chosen_rows(inputs)
@@ -98,8 +100,9 @@ class LeanMixin(PlanningMixin):
         return logps_BC, entropies_BC
 
     def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
-        """The rows of each forward pass. There are several passes only in a single process that does not recompute activations: a
-        recomputed pass would find the record of a later pass, and all processes must run equally many."""
+        """Divide the rows that run, with their lengths, into those of each forward pass. There is one pass with several
+        processes, which must all run equally many, and with gradient checkpointing, where a recomputed pass would find the record
+        of a later pass."""
         trainer: Any = self
         if RANKS.count > 1 or self.reads_states or trainer.args.gradient_checkpointing:
             return [rows]
@@ -109,7 +112,8 @@ class LeanMixin(PlanningMixin):
     @torch.no_grad()
     def _read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, batch_size: int | None,
               entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """As TRL's method: log-probabilities, and entropies if `entropy`, of all rows in their order, `batch_size` at a time."""
+        """Return the log-probabilities of all rows without gradients, and their entropies (None unless `entropy`), as TRL's
+        method does, (B, C) each. `batch_size` rows are run at a time."""
         found = [torch.zeros(len(input_ids), tokens, device=input_ids.device) for _ in range(2)]
         for rows in torch.arange(len(input_ids), device=input_ids.device).split(batch_size or len(input_ids)):
             some = make_pass(rows, input_ids, attention_mask, tokens)
@@ -123,8 +127,9 @@ class LeanMixin(PlanningMixin):
 
 
 def _sampled(inputs: dict[str, Any]) -> Tensor:
-    """The log-probabilities (B, C) with which the completions were sampled if TRL computed them, else 0. With them the ratio of a
-    row is 1, so that nothing in the loss overflows before it is multiplied by an advantage of 0."""
+    """Return the log-probabilities (B, C) with which a micro-batch's completions were sampled, if TRL has computed them, or else
+    0. A row that has them in the loss has an importance ratio of 1, so that nothing overflows before it is multiplied by the
+    advantage 0."""
     if (old := inputs.get("old_per_token_logps")) is not None:
         return old
     mask = inputs["completion_mask"].float()

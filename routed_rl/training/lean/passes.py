@@ -1,16 +1,17 @@
-"""Splits rows into forward passes of similar length, if the padding that this saves would cost more than a further pass."""
+"""Divides rows into forward passes over rows of similar length, if the padding that is saved would cost more than a further
+pass."""
 
 from collections.abc import Sequence
 
 PASS_COST = {"cpu": 256, "cuda": 4096}
-"""The cost of one more forward and backward pass, in tokens. It is an order of magnitude for the time that a pass takes even with
-few tokens; on a GPU, few tokens leave most of it idle."""
+"""For each kind of device, the cost of one more forward and backward pass, in tokens: about as many as could be computed in the
+time that a pass takes however few tokens it has. A GPU is mostly idle in a pass with few tokens."""
 
 
 def split_by_length(lengths: Sequence[int], cost: int) -> list[list[int]]:
-    """The indices of the rows in each pass, chosen so that the sum over passes of (rows times longest row) plus `cost` is
-    smallest. Each pass has rows that are neighbours in the order of length, so only the borders between passes are chosen, from
-    the shortest row on."""
+    """Return the indices of the rows in each pass, for rows of these `lengths`. A pass costs its number of rows times the length
+    of its longest row, plus `cost`; the division is the one with the smallest sum. The rows of a pass are neighbours in the order
+    of length."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ends = [place + 1 for place, row in enumerate(order)
             if place + 1 == len(order) or lengths[order[place + 1]] > lengths[row]]

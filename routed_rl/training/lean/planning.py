@@ -1,5 +1,5 @@
-"""Plans the micro-batches of a generation: which rows are together, and which of them run. The lean trainer's mixin is built on
-it."""
+"""Plans the micro-batches of a generation: which rows are in the same micro-batch, and which rows run. `LeanMixin` is built on
+this."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.lean.rows import choose, regroup, teaches
 
 ADDS_UP = {"grpo", "dr_grpo", "dapo", "cispo", "vespo", "sapo", "luspo"}
-"""TRL's loss types whose sum over an optimizer step's micro-batches does not depend on how rows are divided among them. `bnpo` is
-not one of them, because it divides by the number of tokens of a micro-batch."""
+"""The loss types of TRL whose sum over the micro-batches of an optimizer step does not depend on how rows are divided among the
+micro-batches. `bnpo` is not one of them, because it divides by the number of tokens in a micro-batch."""
 
 
 class PlanningMixin:
-    """Replaces the micro-batches into which TRL has divided a generation."""
+    """Replaces the micro-batches into which TRL has divided a generation by others with the same rows."""
 
     lean = True
     """The value of `trainer.lean`; with False TRL computes everything itself."""
@@ -31,7 +31,8 @@ class PlanningMixin:
         return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
 
     def _planned(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The micro-batches of a generation, with the rows that run in each."""
+        """Return the micro-batches of a generation, regrouped where that does not change the gradient. `rows.choose` has written
+        into each which of its rows run."""
         trainer: Any = self
         steps, together = trainer.args.gradient_accumulation_steps, self._adds_up()
         if len(batches) % steps:
@@ -45,8 +46,9 @@ class PlanningMixin:
         return [batch for window in windows for batch in window]
 
     def _running(self, windows: list[list[dict[str, Any]]], together: bool) -> list[int]:
-        """For each optimizer step, how many of its last micro-batches run at least one row. All processes run equally many: as
-        many as the process with the most rows that teach, if these rows come last, and all of them if weights are sharded."""
+        """Return, for each optimizer step, how many of its last micro-batches must run at least one row. The number is the same
+        in all processes: the largest number of micro-batches that have a row with a gradient in any process, or all micro-batches
+        if weights are sharded or such rows do not come last (`together` is False). `windows`: the micro-batches of each step."""
         if RANKS.count == 1:
             return [1] * len(windows)
         if not together or self.shared:
@@ -55,14 +57,14 @@ class PlanningMixin:
         return [max(each) for each in zip(*RANKS.gather(counts), strict=True)]
 
     def _adds_up(self) -> bool:
-        """Whether rows may be divided among the micro-batches of an optimizer step in another way."""
+        """Whether the loss stays the same if rows are divided among the micro-batches of an optimizer step in another way."""
         trainer: Any = self
         loss_type = getattr(trainer, "loss_type", None)  # RLOO has none, and takes the mean over rows
         return (loss_type is None or loss_type in ADDS_UP) and not self._reads_entropy() and not trainer.aux_loss_enabled
 
     def _every_row_teaches(self) -> bool:
-        """Whether rows of advantage 0 have a gradient all the same: by a KL term in the loss (RLOO's is in its rewards), the
-        entropy, or the balance of experts."""
+        """Whether rows of advantage 0 have a gradient too: by a KL term in the loss (RLOO's is in its rewards), by an entropy
+        bonus, or by the loss that balances experts."""
         trainer: Any = self
         divergence = hasattr(trainer, "loss_type") and trainer.beta != 0.0
         return divergence or getattr(trainer, "_entropy_bonus_enabled", False) or trainer.aux_loss_enabled

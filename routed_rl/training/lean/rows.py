@@ -11,25 +11,28 @@ import torch
 from torch import Tensor
 
 ROWS, SAMPLED = "lean_rows", "lean_sampled"
-"""Two keys of a micro-batch: the indices of the rows that run, (R,) int64, and whether these rows belong to samples (bool)."""
+"""Two keys that `choose` adds to a micro-batch: the indices of the rows that run, (R,) int64, and whether the samples on which
+the quarantine's step is measured may take tokens of these rows (bool)."""
 
 
 def teaches(batch: dict[str, Any]) -> Tensor:
-    """The rows, (B,) bool, whose policy gradient may differ from 0: those with a nonzero advantage and a token to learn. A
-    number that is not finite counts as nonzero, so that the checks of the loss still see it."""
+    """Return which rows of a micro-batch teach, (B,) bool: those whose policy gradient may differ from 0, because they have a
+    nonzero advantage and a token to learn. An advantage that is not finite counts as nonzero, so that the checks of the loss
+    still see it."""
     advantages, mask = batch["advantages"], batch["completion_mask"]
     nonzero = advantages != 0
     return (nonzero if nonzero.dim() == 1 else (nonzero & mask.bool()).any(1)) & mask.any(1)
 
 
 def lengths(batch: dict[str, Any]) -> Tensor:
-    """Tokens of each row without padding, (B,) int64."""
+    """Return the number of tokens of each row, without padding, (B,) int64."""
     return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
 
 
 def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows in as many micro-batches of the same size: first the rows that teach nothing, then the others by length. A
-    loss whose denominators do not depend on this division has the same sum over these micro-batches."""
+    """Divide the rows of the micro-batches anew into as many micro-batches of the same size: first the rows that teach nothing,
+    then the others by length. A loss whose denominators do not depend on the division has the same sum over the new
+    micro-batches."""
     size = len(batches[0]["completion_ids"])
     together = {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
     taught, tokens = teaches(together), lengths(together)
@@ -38,10 +41,10 @@ def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
-    """Write into each micro-batch of one optimizer step which of its rows run. The last micro-batch always runs at least one row,
-    so that every parameter has a gradient, even if it is 0, and every writer is read. `running`: at least this many of the last
-    micro-batches run a row, because another process runs as many. A row that runs and teaches nothing belongs to no sample, so
-    that samples do not depend on the number of processes."""
+    """Write into each micro-batch of one optimizer step which of its rows run: those that teach, and a single one in a
+    micro-batch that must run but has none. The last `running` micro-batches must run, because another process runs as many. The
+    very last one must always run, so that every parameter has a gradient, even if it is 0, and every writer is read. A row that
+    runs although it teaches nothing is not sampled, so that samples do not depend on the number of processes."""
     for place, batch in enumerate(batches):
         rows = teaches(batch).nonzero().squeeze(1)
         batch[SAMPLED] = bool(len(rows))
@@ -51,15 +54,16 @@ def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
 
 
 def chosen_rows(batch: dict[str, Any]) -> Tensor:
-    """The indices of the rows of a micro-batch that run, (R,) int64. In a micro-batch that `choose` has not seen, at least one
-    runs."""
+    """Return the indices of the rows of a micro-batch that run, (R,) int64. If `choose` has not been called for the micro-batch,
+    it is called now, so that at least one row runs."""
     if ROWS not in batch:
         choose([batch], running=1)
     return batch[ROWS]
 
 
 def unread_rows(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The numbers and the environments, (U,) each, of the policy's completions in a micro-batch whose rows did not run."""
+    """Return the numbers and the environments, (U,) each, of those completions of a micro-batch whose rows do not run.
+    Completions that practise are left out."""
     left = torch.ones(len(batch["completion_ids"]), dtype=torch.bool, device=batch["completion_ids"].device)
     left[batch.get(ROWS, slice(None))] = False
     if batch.get("practising") is not None:

@@ -1,4 +1,4 @@
-"""The checks of the library before it loads or routes anything. Each refusal is one line with the way out."""
+"""The checks of a library trainer's arguments, before a model is loaded or routed. Each refusal is one line with the way out."""
 
 from typing import Any
 
@@ -19,17 +19,18 @@ ALONE = {
     "remove_unused_columns": "it drops the column that names the environment",
     "push_to_hub": "push the folder that save_model writes",
 }
-"""Maps fields of the arguments that only the library refuses to the reason; `STAYS` has further ones."""
+"""The fields of TRL's arguments that the library refuses and the commands do not, each with the reason."""
 SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
           "sync_ref_model", "save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "save_on_each_node",
           "auto_find_batch_size")
-"""Fields that the commands refuse too, for the same reason. The other fields of `STAYS` are left to TRL here."""
+"""The fields of TRL's arguments that the library refuses for the same reason as the commands, which is in `STAYS`. The library
+leaves the other fields of `STAYS` to TRL."""
 OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 
 def check_arguments(arguments: Any) -> None:
-    """ConfigError for a field whose value is not supported. The same values are refused in every mode, so that modes can be
-    compared."""
+    """ConfigError if a field of TRL's arguments has a value that is not supported. The same values are refused in every routing
+    mode, so that runs in different modes can be compared."""
     reasons = {name: why for why, names in STAYS.items() for name in names.split()}
     for name in (*ALONE, *SHARED):
         if value := getattr(arguments, name, None):
@@ -40,7 +41,8 @@ def check_arguments(arguments: Any) -> None:
 
 
 def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dict[str, Any]) -> None:
-    """ConfigError for arguments of a trainer that contradict each other, or are not supported."""
+    """ConfigError for arguments of a library trainer that contradict each other or are not supported. `trl`: the arguments that
+    are passed on to TRL's trainer."""
     if trl.get("quantization_config") is not None:
         raise ConfigError("quantization_config is not supported: weights of 4 or 8 bits are not routed yet; leave it out, and "
                           "give a model in float32, or in bfloat16 with a peft_config")
@@ -59,14 +61,15 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
 
 
 def check_monitor(monitor: MonitorConfig | None) -> None:
-    """ConfigError for settings that the library's monitor does not support."""
+    """ConfigError for settings of the monitor that the library does not support; None stands for no monitor."""
     if monitor is not None and monitor.health:
         raise ConfigError(f"monitor.health={monitor.health} needs the flags that environments report, and reward functions "
                           "report none; leave it at 0, or train by `routed-rl train monitor.health=N`")
 
 
 def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:
-    """ModelError for a model that is already routed, SubspaceError for a subspace of another model."""
+    """ModelError if the model is routed already, SubspaceError if the subspace is of another model. `name`: the model's, for
+    messages."""
     if any(hasattr(writer.module, "routed_target") for writer in writers):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
     subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,

@@ -1,5 +1,5 @@
-"""The folder `args.output_dir` of a trainer of the library. It is a run folder as the commands make it, without their
-settings."""
+"""The folder `args.output_dir` of a library trainer. It is a run folder as the commands make it, but without the files that hold
+the commands' settings."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,19 +17,20 @@ class LibraryFolder(RunFolder):
     go_back = "going on from an earlier checkpoint"
 
     def go_on(self, *changes: str) -> str:
-        """How a user continues the run, with `changes` of its settings."""
+        """Return a text that tells a user how to continue the run. `changes`: settings that the user should change, if any."""
         return f"`trainer.train(resume_from_checkpoint=True)`{' with other settings' if changes else ''}"
 
     def begin(self) -> None:
-        """Make the folder. RunFolderError if it already holds a run, because a run is never overwritten."""
+        """Make the folder for a new run. RunFolderError if it holds a run already, because a run is never overwritten."""
         if self.steps() or MetricsFile(self.metrics).rows():
             raise RunFolderError(f"args.output_dir={self.path} holds a run already; go on with {self.go_on()}, or set another "
                                  "args.output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def begin_from(self, checkpoint: str | Path | Literal[True]) -> tuple[Path, set[int]]:
-        """The checkpoint from which the run continues (the newest one for True), and the steps up to it after which the monitor
-        had halted. Everything that was written after the checkpoint is removed."""
+        """Prepare the folder for going on from a checkpoint: remove all metrics, verdicts and completions of later steps. Returns
+        the folder of the checkpoint, which is the newest one for True, and the steps up to the checkpoint after which the monitor
+        had halted the run. CheckpointError if the checkpoint is not whole, is of another run, or is not the newest."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent != self.checkpoints:
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "

@@ -1,5 +1,5 @@
-"""Rows of a dataset in which a column names the environment, in the form that a trainer needs. The reward is the one that TRL has
-computed."""
+"""Answers what a trainer asks about its rows, for a dataset in which a column names each entry's environment, and for rewards
+that TRL computes by reward functions."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,16 +19,18 @@ from routed_rl.training.scores import ScoreBook
 from routed_rl.training.tasks import completion_row
 
 ONLY = "data"
-"""The name of the environment if no column names one."""
+"""The name of the single environment if no column names environments."""
 
 
 class LabelledRows:
-    """The rows of a dataset, by environment. A task is a group of completions of one row; tasks are numbered in the order of
+    """A trainer's rows (`rows.Rows`) from a dataset. Each group of completions is a task, and tasks are numbered in the order of
     training."""
 
     def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
                  completions: CompletionFiles) -> None:
-        """`functions`: the reward functions that TRL calls. `group_size`: how many completions a task has."""
+        """`names`: the environments. `column`: the column that names an entry's environment; None if there is only one
+        environment. `functions`: the reward functions that TRL calls. `group_size`: completions per group. `completions`: writes
+        the files of completions."""
         self.names, self.column, self.functions = names, column, functions
         self.group_size, self.completions = group_size, completions
         self.practising: list[bool] = []
@@ -42,12 +44,12 @@ class LabelledRows:
         """The tasks of the rows of the newest generation."""
 
     def name_of(self, row: dict[str, Any]) -> str:
-        """The environment that a row names."""
+        """Return the name of the environment of an entry of the dataset."""
         return ONLY if self.column is None else row[self.column]
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """Task numbers for the rows of a generation, (B,): one task for each group of `group_size`. Each environment counts its
-        own tasks."""
+        """Return the number of each row's task, for the rows of a generation, which come in whole groups. Every group gets a new
+        task, and counts as one more task of its environment."""
         self._places, first = {}, self._made.total()
         for group, row in enumerate(inputs[::self.group_size]):
             name = self.name_of(row)
@@ -57,13 +59,14 @@ class LabelledRows:
         return self._tasks
 
     def place(self, task: int) -> tuple[int, int]:
-        """(index of the environment, how many tasks it had before) for a task of the newest generation."""
+        """Return, for a task of the newest generation, the index of its environment and how many tasks this environment had
+        before it."""
         return self._places[task]
 
     def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],
              step: int) -> None:
-        """Record the rewards of the newest generation, before step `step` learns from it. TaskError if no reward function
-        returned a number."""
+        """Record the rewards of the newest generation, given for each row as `scores`, before step `step` learns from them.
+        TaskError if no reward function returned a number for any row."""
         if all(score is None for score in scores):
             named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
             raise TaskError(f"step {step}: {named} returned None or nan for all {len(scores)} completions; return a number for "
@@ -78,7 +81,7 @@ class LabelledRows:
         self.failed = [score is None for score in scores]
 
     def means(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> dict[str, float]:
-        """Metrics of rows that were evaluated, for each environment."""
+        """Return metrics of rows that were evaluated, for each environment, from the entries of the dataset and their scores."""
         book = ScoreBook()
         for row, score in zip(inputs, scores, strict=True):
             if self.column is None or self.column in row:
@@ -86,22 +89,23 @@ class LabelledRows:
         return book.take({})
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics of the rewards since the last call, for each environment."""
+        """Return metrics of the rewards since the last call of this method, for each environment."""
         return self._book.take({})
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, in plain numbers and tensors."""
+        """Return the state for a checkpoint, in plain numbers and tensors."""
         return {"scored": {}, "failed": {}, "groups": dict(self._made), "completions": self.completions.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         self.completions.load(state["completions"])
         self._made = Counter(state.get("groups", {}))
 
 
 def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -> list[Score | None]:
-    """The reward of each row, which is the weighted sum of the functions' values; None if all of them are nan. If there are
-    several functions, the value of each is a metric, too."""
+    """Return the score of each row. Its reward is the weighted sum of what F reward functions returned for the row,
+    `by_function_BF`, where nan counts as 0; the score is None if all of them are nan. If there are several functions, the value
+    of each is a metric of the score too, under the function's name in `names`."""
     known_BF = ~by_function_BF.isnan()
     sums_B = (by_function_BF * weights_F.to(by_function_BF.device)).nansum(1)
     labels = paid_labels(names)
@@ -111,8 +115,8 @@ def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -
 
 
 def environments_of(dataset: Any, column: str | None) -> list[str]:
-    """The names in the column of a dataset, sorted; without a column, the one name that all rows have. ConfigError for a value
-    that is no name."""
+    """Return the names of the environments in the column `column` of a dataset, sorted. If `column` is None there is one
+    environment, `data`. ConfigError if the column is missing or has a value that cannot be a name."""
     if column is None:
         return [ONLY]
     if not isinstance(dataset, Dataset):

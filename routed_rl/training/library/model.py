@@ -1,4 +1,4 @@
-"""The model that a script gives to a trainer of the library: the checks on it and its LoRA, and routing it in place."""
+"""Takes the model that a script gives to a library trainer: checks the model and its LoRA, and routes the model in place."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,14 +25,15 @@ class GivenModel:
     """The model and the LoRA that a script gave as `model` and `peft_config`."""
 
     whole: Any
-    """PEFT's wrapper around the model, if the model came in one, else the model."""
+    """The model as it was given: in PEFT's wrapper if it came with a LoRA."""
     name: str
     lora: Any
-    """The settings of the trained LoRA, a `peft.LoraConfig`; None if the weights are trained."""
+    """The settings of the LoRA that is trained, a `peft.LoraConfig`; None if the weights are trained."""
 
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
-        """Take a model, or load it from its path. ModelError if it has a LoRA that cannot be trained."""
+        """Take the arguments `model` (a model, or the path of one, which is then loaded), `peft_config` and `args` of a library
+        trainer. ModelError if the model has a LoRA that cannot be trained."""
         set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
         if isinstance(model, str):
             wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
@@ -57,19 +58,21 @@ class GivenModel:
         return self.plain is not self.whole
 
     def check(self, writers: list[Writer]) -> None:
-        """Refuse a LoRA that is not supported."""
+        """ConfigError if the LoRA is of a kind that is not supported for a model with these writers."""
         prefix = "model.peft_config['default']" if self.wrapped else "peft_config"
         check_lora(self.lora, self.plain, writers, lambda field: f"{prefix}.{field}")
 
     def learner(self) -> Any:
-        """The module that TRL trains: the model with the LoRA, which is put on it as TRL does."""
+        """Return the module that TRL trains: the model, with the LoRA if there is one. A LoRA that the model does not have yet is
+        put on it, as TRL would do."""
         return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
 
 
 def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subspace: Subspace | None, names: list[str], *,
                 axis: str | None, bases: SubspaceConfig, frozen: list[str]) -> tuple[Any, Router | None]:
-    """Check the given model, put its LoRA on it and route it in place. Returns the module that TRL trains, and its router, which
-    is None in mode `none`."""
+    """Check the given model, put its LoRA on it and route it in place. Returns the module that TRL trains, and the router, which
+    is None in mode `none`. `arguments`: TRL's. `names`: the environments. `axis`: that of the monitor, None for the first.
+    `bases`: the settings of the writers' bases. `frozen`: the parameters that are not trained."""
     model, adapted = given.plain, given.lora is not None
     if routing.mode == "none":
         if adapted:
@@ -96,18 +99,19 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
 
 
 def processor_of(path: str, arguments: Any) -> Any:
-    """The tokenizer for a model that is given by its path, of the same revision. TRL loads it in the same way."""
+    """Load the tokenizer for a model that was given by its path, in the same revision as the model, as TRL would load it."""
     return AutoProcessor.from_pretrained(path, revision=(arguments.model_init_kwargs or {}).get("revision"), padding_side="left",
                                          truncation_side="left", trust_remote_code=arguments.trust_remote_code)
 
 
 def name_of(model: Any) -> str:
-    """The name of a model, for messages: its path, or else the name of its class."""
+    """Return the name of a model, for messages: its path if it has one, or else the name of its class."""
     return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
 
 
 def _check_new(model: Any, name: str, peft_config: Any) -> None:
-    """ModelError unless a model that PEFT has wrapped has one LoRA, which is trained, in float32, and changes nothing yet."""
+    """ModelError unless a model in PEFT's wrapper has exactly one LoRA, which is not frozen, is in float32 and still adds 0, and
+    there is no `peft_config` as well."""
     loras, merge = list(model.peft_config), "merge it first (model = model.merge_and_unload()) and give peft_config"
     if peft_config is not None:
         raise ModelError(f"{name} comes with the adapter {loras[0]} and there is a peft_config as well; leave one of them out")
@@ -124,7 +128,7 @@ def _check_new(model: Any, name: str, peft_config: Any) -> None:
 
 
 def _known_writers(model: PreTrainedModel) -> list[Writer]:
-    """The writers of a model; empty if they are not known, because TRL trains such a model too."""
+    """Return the writers of a model; none if they cannot be found, because without routing TRL trains such a model too."""
     try:
         return find_writers(model)
     except ModelError:

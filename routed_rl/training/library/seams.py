@@ -1,4 +1,5 @@
-"""The methods of TRL's trainer that the library leaves to TRL, and in which it only takes notes."""
+"""The methods in which a library trainer differs from those of the commands: it leaves the work to TRL, and only notes rows and
+rewards."""
 
 from typing import Any
 
@@ -10,7 +11,7 @@ from routed_rl.training.mixin import RoutedTrainerMixin
 
 
 class LibrarySeams(RoutedTrainerMixin):
-    """The base of `LibraryMixin`, which adds the constructor of the library's trainers."""
+    """The base class of `LibraryMixin`, with all its methods that replace methods of TRL; `LibraryMixin` adds the constructor."""
 
     prints = True
     labelled: LabelledRows
@@ -36,14 +37,14 @@ class LibrarySeams(RoutedTrainerMixin):
         return by_function
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
-        """Leave the choice to TRL, or to the `rollout_func` that the script gave."""
+        """Does nothing, so that TRL makes the rollouts, or the `rollout_func` that the script gave."""
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         return super(RoutedTrainerMixin, self)._tokenize_prompts(prompts)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
-        """Draw the orders of past epochs before a resumed one: TRL's sampler draws one for each epoch in turn, and a resumed
-        trainer has not drawn those yet."""
+        """Before the first epoch of a resumed training, draw the orders of all earlier epochs. TRL's sampler draws one order of
+        the dataset for each epoch in turn, and in a resumed process it has not drawn the earlier ones."""
         sampler, done = self._sampler, given["epochs_trained"]
         if given["resume_from_checkpoint"] is not None and given["epoch"] == done and getattr(sampler, "shuffle", False):
             for _ in range(done):

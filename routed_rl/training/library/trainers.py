@@ -1,8 +1,8 @@
-"""The trainers that `import routed_rl` offers: the same as those of the commands, but built from TRL's own arguments and a
+"""The trainers that `import routed_rl` offers. They train as those of the commands do, but take TRL's own arguments and a
 subspace.
 
-Not covered: several processes, rollouts by vLLM, weights of 4 bits, images. Use the commands for these, or they are refused in
-one line.
+Not covered: several processes, rollouts by vLLM and weights of 4 bit, for which there are the commands, and images. Arguments
+that ask for one of these are refused in one line.
 """
 
 import copy
@@ -26,11 +26,12 @@ from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrain
 from routed_rl.training.watch import Watch
 
 DEFAULT_MONITOR = MonitorConfig()
-"""Rules with their default limits; none of them halts."""
+"""The settings of the monitor if a script gives none: all rules have their default limits, and none halts the training."""
 
 
 class LibraryMixin(LibrarySeams):
-    """Takes the same arguments as TRL's trainer. No further call is needed to set it up."""
+    """Mixin for a trainer with routing, which gives it the arguments of TRL's trainer and a few more. The constructor does all
+    that routing needs."""
 
     arguments_kind: type[Any]
 
@@ -77,7 +78,8 @@ class LibraryMixin(LibrarySeams):
 
     @property
     def quarantine(self) -> Quarantine | None:
-        """The quarantine; None in mode `none`. `with trainer.quarantine.ablated(): ...` runs the deployed model."""
+        """The quarantine of the model; None in mode `none`. Inside `with trainer.quarantine.ablated(): ...` the model is the
+        deployed model."""
         return self.router.quarantine if self.router is not None else None
 
     @property
@@ -91,12 +93,13 @@ class LibraryMixin(LibrarySeams):
         return self.watch.halting if self.watch is not None else []
 
     def blame(self) -> Blame:
-        """Which environments have pulled towards the positive persona so far, by the evidence of all steps; `named` lists
-        them."""
+        """Say which environments have pulled towards the positive persona so far, by the evidence of all steps. The field `named`
+        of the result lists their names."""
         return blame(self.rows, self.watch.monitor.config if self.watch is not None else MonitorConfig())
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train from the start, or from a checkpoint in `args.output_dir`; True for the newest one."""
+        """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
+        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`."""
         if not resume_from_checkpoint:
             self.folder.begin()
             return super().train(None, *args, **kwargs)
@@ -106,7 +109,8 @@ class LibraryMixin(LibrarySeams):
         return super().train(str(folder), *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the deployed model, which stock transformers can read, with `quarantine.safetensors` beside it."""
+        """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
+        or into `args.output_dir` if that is None."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self._save_beside(Path(output_dir or self.folder.path))
