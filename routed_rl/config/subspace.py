@@ -80,8 +80,8 @@ class SubspaceConfig(AxesConfig):
     temperature: float = 1.0
     """Temperature at which responses are sampled; 1 is the model's own distribution, 0 is greedy."""
     held_out: int = 256
-    """Number of pairs whose activations are kept to measure the quality of the subspace on pairs that it was not fitted to. It
-    bounds the memory that an extraction takes, however many prompts there are."""
+    """Number of pairs whose activations are kept, to measure the quality of the subspace on pairs that it was not fitted to. This
+    number bounds the memory that an extraction takes, however many prompts there are."""
     roles_file: str | None = None
     """For method=assistant_axis: file of roles, JSON lines of {"name": ..., "prompt": ...}."""
     traits_file: str | None = None
@@ -112,7 +112,8 @@ class SubspaceConfig(AxesConfig):
     layer of vectors whose names have no number; null for all layers. For methods dpo and bipo: the layer to whose output the
     vector is added; null for the middle one."""
     everywhere: bool = False
-    """For methods sae and file: whether vectors of one layer are used at all layers. If false, later layers have no basis."""
+    """For methods sae and file: whether vectors that belong to one layer are used at all layers. If false, the layers after that
+    one get no basis."""
     flip: bool = False
     """For methods sae and file: whether the vectors are negated, for vectors that point away from the persona that must not
     grow."""
