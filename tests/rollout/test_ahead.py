@@ -3,6 +3,8 @@ refused. The server is a stand-in for vLLM behind real sockets."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from routed_rl.errors import ConfigError, RolloutError
 from routed_rl.training.ahead import Ahead, Request
 from routed_rl.training.plan import make_plan
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config, typed, write_parts
 from tests.training.test_resume import metrics, no_compose
 
 
@@ -157,3 +159,15 @@ def test_isolated_environments_score_groups_while_others_are_generated_and_each_
     other = pipeline.train(config_of(server, tmp_path / "other", ahead=ahead, env=env), [])
     assert sum(missed) - 2 * evaluated == 6 * 32
     assert [{**row, "parity/policy": 0} for row in metrics(run)] == [{**row, "parity/policy": 0} for row in metrics(other)]
+
+
+@pytest.mark.slow
+def test_two_processes_ask_for_their_own_rows_and_practise_alike(server, tmp_path):
+    settings = typed(tmp_path / "parts", tmp_path / "run", "rollout=vllm_server", f"rollout.urls=[{server.url}]",
+                     "rollout.ahead=1", "launch=ddp", "launch.processes=2", "trainer.per_device_train_batch_size=16",
+                     "routing.practice.share=.5", "routing.practice.environments=all", "evaluation.every=2")
+    done = subprocess.run([sys.executable, "-m", "routed_rl.cli", "train", *settings], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = metrics(tmp_path / "run")
+    assert [row["rollout/staleness"] for row in rows[1:]] == [1] * 5
+    assert all(row["practice/a/completions"] == 8 for row in rows)
