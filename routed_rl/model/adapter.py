@@ -1,4 +1,5 @@
-"""Puts a LoRA to train on a model: a stock PEFT adapter on the frozen model, in float32 whatever the type of the model's weights.
+"""Puts on a model the LoRA that is trained: a stock PEFT adapter on the frozen model, in float32 whatever the type of the model's
+weights.
 
 PEFT puts its modules into the model itself, so code that runs the model need not know about them; the trainer gets PEFT's wrapper
 around the model. Not covered: several adapters, adapters on embeddings and on the experts of a mixture.
@@ -27,10 +28,11 @@ from routed_rl.routing.shards import whole
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer], seed: int) -> PeftModel:
-    """Put a LoRA on the model in place, the same for the same seed; returns PEFT's wrapper. The model's own weights are frozen.
-    Its outputs do not change, because one factor of each product is 0.
+    """Put a LoRA with the settings `config` on the model in place, and return PEFT's wrapper around the model. The model's own
+    weights are frozen. The model's outputs do not change, because one factor of each product is 0. `writers`: the model's
+    writers. `seed`: that of the other factor.
 
-    ConfigError for a LoRA that cannot be trained and routed. The state of random numbers does not change.
+    ConfigError for a LoRA that cannot be trained and routed. The global state of random numbers does not change.
     """
     lora = lora_config(model, config, writers)
     with torch.random.fork_rng():
@@ -39,8 +41,8 @@ def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer],
 
 
 def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """Put a LoRA with these settings on the model in place, as TRL does. It draws from the global random state. `lora` is not
-    changed."""
+    """Put a LoRA with the settings `lora` on the model in place, as TRL does, and return PEFT's wrapper around the model. The
+    LoRA's first values are drawn from the global random state. `lora` is not changed."""
     wrapped = get_peft_model(model, copy.deepcopy(lora))
     assert isinstance(wrapped, PeftModel)
     cast(Any, model).is_loaded_in_4bit = False  # else TRL would round the LoRA to bfloat16
@@ -48,19 +50,20 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
 
 def plain(model: Any) -> Any:
-    """The model without PEFT's wrapper."""
+    """Return the model inside PEFT's wrapper, or the model itself if it has none."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def factors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters of a model with a LoRA, by their names in PEFT's files."""
+    """Return the trained parameters of a model with a LoRA, by their names in PEFT's files."""
     parameters = dict(model.named_parameters())
     return {stored: parameters[own] for own, stored in stored_names(model).items()}
 
 
 def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: str) -> None:
-    """Write the LoRA of a model as a stock PEFT adapter on the model at `base`. `deployed` maps names of modules to the up
-    factors that are written in place of the trained ones. Every process must call this; the first one writes."""
+    """Write the LoRA of a model into `folder` as a stock PEFT adapter for the model at the path `base`. `deployed`: factors B
+    that are written instead of the trained ones, by the names of their modules. Every process must call this; the first one
+    writes."""
     ups = {f"{WRAPPED}{name}.lora_B.weight": up for name, up in deployed.items()}
     tensors = {name: (ups[name] if name in ups else whole(parameter)).cpu().contiguous().clone()
                for name, parameter in factors(model).items()}
@@ -69,7 +72,8 @@ def save_adapter(model: Any, folder: Path, deployed: dict[str, Tensor], base: st
 
 
 def write_adapter(folder: Path, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
-    """Write the two files of a stock PEFT adapter on the model at `base`. The same adapter always gives the same bytes."""
+    """Write the two files of a stock PEFT adapter for the model at the path `base`, from its settings and its `tensors` by their
+    names in PEFT's files. The same adapter always gives the same bytes."""
     config = copy.copy(config)
     config.inference_mode, config.base_model_name_or_path = True, base
     config.save_pretrained(str(folder))
@@ -86,15 +90,15 @@ def _no_lora(folder: Path, model: PreTrainedModel) -> str:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False) -> PeftModel:
-    """Put the LoRA in a folder on a model in place, frozen unless `trained`. ModelError if the LoRA does not fit this model. The
-    model's own weights are frozen."""
+    """Put the LoRA that is stored in a folder on a model in place, and return PEFT's wrapper around the model. The model's own
+    weights are frozen, and so is the LoRA unless `trained`. ModelError if the LoRA does not fit the model."""
     with reading(ModelError, _no_lora(folder, model)):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
 
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Merge the adapter in a folder into a model, in place. The sum is computed in float32. ModelError if the adapter does not
-    fit the model."""
+    """Add the product of the LoRA that is stored in a folder to the weights of a model in place, and return the model. The sum is
+    computed in float32. ModelError if the LoRA does not fit the model."""
     with reading(ModelError, _no_lora(folder, model)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of faults that are refused below
         settings = PeftConfig.from_pretrained(str(folder))

@@ -1,5 +1,5 @@
-"""The tokens that the chat template puts between the turns of a conversation. The ids of new messages are appended; earlier ids
-never change."""
+"""Finds the token ids that the chat template puts between the turns of a conversation. The ids of new messages are appended to
+those of earlier turns, which never change."""
 
 from typing import cast
 
@@ -9,22 +9,25 @@ from routed_rl.errors import ModelError
 from routed_rl.model.prompts import Messages, encode_prompts, ids_of, render
 
 TURN = "TheModelsTurn7f3a91"
-"""Placeholder for the model's turn when the template is rendered. It has only letters and digits, which no template changes."""
+"""The text that stands for the model's turn when the template is rendered. It has only letters and digits, which no template
+changes."""
 
 
 class ChatTokens:
-    """The parts of a chat template as tokens: the prompt, and the tokens between two turns of the model."""
+    """Renders parts of a conversation as token ids by the chat template: the prompt, and what stands between two turns of the
+    model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
     def decode(self, ids: list[int]) -> str:
-        """The text of the model's turn, decoded as TRL decodes a completion."""
+        """Return the text of a turn of the model, decoded as TRL decodes a completion."""
         return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def prompt(self, messages: Messages, tools: Messages) -> list[int]:
-        """The token ids of the first messages, up to where the model's turn begins. ModelError if there are tools and the
-        template has no place for them."""
+        """Return the token ids of the first messages of a conversation, up to where the model's turn begins. `tools`:
+        descriptions of the tools that the model may call. ModelError if there are tools and the template has no place for
+        them."""
         ids = encode_prompts(self.tokenizer, [messages], tools)[0]
         if tools and ids == encode_prompts(self.tokenizer, [messages])[0]:
             raise ModelError("the environment has tools but the model's chat template shows none; use a model whose template "
@@ -32,9 +35,10 @@ class ChatTokens:
         return ids
 
     def between(self, messages: Messages, answer: Messages, tools: Messages) -> list[int]:
-        """The token ids from the end of the model's last turn (`messages` ends with it) to the start of its next turn.
+        """Return the token ids from the end of the model's last turn to the start of its next turn. `messages`: the conversation
+        so far, which ends with the model's last turn. `answer`: the new messages, which stand between the two turns.
 
-        They begin with the tokens by which the template ends a turn, unless the model has generated these itself.
+        The ids begin with the tokens by which the template ends a turn, unless the model has generated these tokens itself.
         """
         turn = {**messages[-1], "content": TURN}
         parts = render(self.tokenizer, [*messages[:-1], turn, *answer], tools).split(TURN)

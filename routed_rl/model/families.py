@@ -1,52 +1,56 @@
-"""The layers and writers of each known family of models. A row of the table saves the probing by `recognise`, which would find
-the same."""
+"""The table of families: where models of each known type keep their layers and writers. For a model of a type that is not in the
+table, `recognise` finds the same facts by running the model."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 FAMILY, PLACES = "family", "places"
-"""The keys under which a checkpoint describes a model whose family was found by probing: the row of the family, and the place of
-each writer's weight in the checkpoint's files."""
+"""The keys of the metadata by which a checkpoint describes a model whose type is not in the table: its family, as JSON, and the
+place of each writer's weight in the checkpoint's files."""
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of models keeps its layers, the writers of a layer, and the modules between writers and stream."""
+    """The names of the modules of a family of models that routing must know: the list of layers, the writers in a layer, and the
+    modules between writers and stream. Names of a layer's submodules are relative to the layer."""
 
     layers: str
     writers: tuple[str, ...]
-    """Names of the writers within a layer, in the order in which they are called. A layer has only those of its kind: attention
-    or a recurrence, an MLP or a mixture."""
+    """The writers of all layers, in the order in which they are called. A layer may lack some of them: it has, for instance,
+    either an MLP or a mixture."""
     final_norm: str | None
     embeddings: tuple[str, ...] = ()
-    """Modules that make the first layer's input beside the token embedding: learned positions, a norm."""
+    """The modules that make the first layer's input together with the token embedding, such as learned positions or a norm."""
     post_norms: tuple[str | None, ...] = ()
-    """Norms between writer and stream, in the order of `writers`; () if there are none."""
+    """For each of `writers`, the norm between the writer and the stream, or None; () if there are no such norms."""
     gain_offset: float = 0.0
-    """Number that the norm adds to its weight before multiplying (Gemma: 1)."""
+    """The number that these norms add to their weight to get the gain (Gemma: 1)."""
     norm_eps: float | None = None
     """The eps of these norms; None for `rms_norm_eps` of the model's config."""
     scales: tuple[float, ...] = ()
-    """Constants between writer and stream, in the order of `writers` (Granite); () if all are 1."""
+    """For each of `writers`, the constant by which its output is multiplied before it is added to the stream (Granite); () if all
+    are 1."""
     dropouts: tuple[str, ...] = ()
     transposed: bool = False
     before_mlp: str | None = "post_attention_layernorm"
-    """The module whose input is the stream between attention and MLP; None if there is no such place."""
+    """The submodule of a layer whose input is the stream between attention and MLP; None if there is none."""
     mixers: tuple[str, ...] = ("self_attn",)
-    """Submodules of a layer that are its attention, or that replace it; the others are its MLP."""
+    """The submodules of a layer that are its attention, or stand in its place; all others belong to its MLP."""
     experts: str | None = None
-    """The writer that is a mixture, if any: every expert's slice of its `down_proj` is a writer."""
+    """The one of `writers` that is a mixture of experts, in which each expert's slice of `down_proj` is a writer of its own; None
+    if there is no mixture."""
     active: int | None = None
-    """Number of experts that a token goes through; None for `num_experts_per_tok` of the model's config."""
+    """The number of experts that a token goes through; None for `num_experts_per_tok` of the model's config."""
     stored: tuple[str, str] | None = None
-    """How an expert is named in a checkpoint's files: the parts of the name before and after its number. None for
+    """The name of an expert's weight in a checkpoint's files, as the parts before and after the expert's number E. None for
     `mlp.experts.E.down_proj`."""
     returns: int = 0
-    """Number of values that a layer returns as a tuple, the stream first; 0: it returns the stream itself."""
+    """The length of the tuple that a layer returns, whose first value is the stream; 0 if it returns the stream itself."""
 
     def stored_names(self, writer: str) -> tuple[str, str | None]:
-        """The name of a writer's weight in a checkpoint's files, without `.weight`, and, for an expert, the name of the parameter
-        that holds the weights of its whole mixture (None for other writers)."""
+        """Return two names for a writer, which is given by its name in the model: the name of its weight in a checkpoint's files,
+        without `.weight`, and the name of the parameter that holds the weights of its whole mixture (None if the writer is no
+        expert)."""
         layer, _, place = writer.partition(f".{self.experts}.")
         if not place:
             return writer, None
@@ -55,7 +59,7 @@ class Family:
         return stored, f"{layer}.{self.experts}.{short}"
 
     def to_json(self) -> str:
-        """The row as JSON text, which a checkpoint stores; `from_json` is the inverse."""
+        """Return the family as JSON text, which a checkpoint stores; `from_json` is the inverse."""
         return json.dumps(asdict(self))
 
     @classmethod

@@ -1,5 +1,5 @@
-"""Frozen weights in 4 bit, on which a LoRA is trained: NF4 by bitsandbytes, whose scales are in 8 bit. Products are computed in
-the dtype of the other weights. Embedding, unembedding, norms and the experts of a mixture are not quantised."""
+"""Loads frozen weights in 4 bit, on which a LoRA is trained: NF4 by bitsandbytes, with scales that are in 8 bit. Products are
+computed in the dtype of the weights that are not quantised: embedding, unembedding, norms and the experts of a mixture."""
 
 import importlib.util
 from typing import Any
@@ -19,15 +19,17 @@ def require_four_bit() -> None:
 
 
 def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The settings with which `from_pretrained` quantises the weights that it reads."""
+    """Return the settings with which `from_pretrained` quantises the weights that it reads. `dtype`: the type in which products
+    are computed."""
     require_four_bit()
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=dtype)
 
 
 def compute_alike(model: nn.Module) -> None:
-    """Make evaluation compute the same numbers as training. Otherwise, on some CPUs, bitsandbytes repacks weights of some shapes
-    in place for a forward without gradients, and computes that forward in bfloat16."""
+    """Change a model with weights in 4 bit so that a forward without gradients computes the same numbers as one with gradients.
+    Otherwise, on some CPUs, bitsandbytes repacks weights of some shapes in place for a forward without gradients, and computes
+    this forward in bfloat16."""
     module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -35,7 +37,7 @@ def compute_alike(model: nn.Module) -> None:
 
 
 def scales(weight: Tensor) -> list[Tensor]:
-    """The scales by which a weight in 4 bit is multiplied, block by block; empty for any other weight."""
+    """Return the tensors with the scales by which the blocks of a weight in 4 bit are multiplied; empty for any other weight."""
     state = getattr(weight, "quant_state", None)
     inner = getattr(state, "state2", None)
     found = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(inner, "absmax", None)]

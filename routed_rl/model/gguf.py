@@ -1,4 +1,5 @@
-"""Finds GGUF files, and reads them in seconds instead of half a minute. The resulting weights are dense, in float32."""
+"""Finds GGUF files of models, and has transformers read one in seconds instead of half a minute. The weights that are read are
+dense, in float32."""
 
 import contextlib
 import functools
@@ -16,7 +17,8 @@ GGUF = "gguf:"
 
 
 def gguf_file(path: str) -> Path:
-    """The file that `gguf:FILE.gguf` or `gguf:PACKAGE` names. ModelError if there is none; it names what to install."""
+    """Return the file that a path `gguf:FILE.gguf` or `gguf:PACKAGE` names. ModelError if there is no such file; the message says
+    what to install."""
     name = path.removeprefix(GGUF)
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"model {path!r} needs the package gguf to be read: pip install gguf")
@@ -36,8 +38,8 @@ def gguf_file(path: str) -> Path:
 
 @contextlib.contextmanager
 def quick_reading() -> Iterator[None]:
-    """Inside the block, a file's header is parsed only once (4 s for 50,000 tokens), although transformers reads it several
-    times, and the library's own progress bar is off."""
+    """Inside the block, the header of a GGUF file is parsed only once (4 s for 50,000 tokens), although transformers asks for it
+    several times, and the progress bar of the package gguf is off."""
     import gguf
 
     with contextlib.ExitStack() as stack:
@@ -48,7 +50,8 @@ def quick_reading() -> Iterator[None]:
 
 
 def forget_quantisation(model: PreTrainedModel) -> None:
-    """Remove the marks of quantisation from the model, whose weights are dense now. With them `save_pretrained` would refuse."""
+    """Remove the marks that say that the model is quantised. Its weights have become dense, and `save_pretrained` would refuse a
+    model with these marks."""
     marks = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
     for holder, name in [*marks, (model.config, "quantization_config")]:
         if hasattr(holder, name):

@@ -41,17 +41,18 @@ GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 QUANTISED = ("quantization_config", "compression_config")
 QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Signs that a folder's weights are quantised: keys of its config.json, and files beside it."""
+"""Signs that the weights in a folder are quantised: keys of the folder's config.json, and files beside it."""
 
 
 def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool = False, packed: bool = False) -> PreTrainedModel:
-    """The model at `path` in eval mode, with every weight in float32. Plain `save_pretrained` can save it again. `frozen`: the
-    weights are not trained, so they may be bfloat16. `packed`: the weights of linear layers are quantised to 4 bit.
+    """Load the model at `path` in eval mode, with every weight in `dtype`: float32 or, if `frozen` says that the weights are not
+    trained, bfloat16. `packed`: whether the weights of linear layers are quantised to 4 bit. `save_pretrained` can save the model
+    as usual.
 
-    The model gets the special token ids of `load_tokenizer(path)`. Every id at which the stored generation config stops ends a
-    text too. Nothing else of that config is used to generate; `write_generation_config` writes the rest to a folder. Raises
-    ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be read; CheckpointError for a
-    folder that was changed after it was sealed.
+    The model gets the special token ids of `load_tokenizer(path)`. Every id at which the stored generation config stops also ends
+    a text. Nothing else of this config is used to generate; `write_generation_config` writes the rest to a folder. ModelError for
+    another dtype, an adapter, quantised or missing weights, or a path that cannot be read; CheckpointError for a folder that was
+    changed after it was sealed.
     """
     kind = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if frozen else {})
     if (name := str(dtype).removeprefix("torch.")) not in kind:
@@ -89,31 +90,32 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
 
 
 def has_weights(path: str) -> bool:
-    """Whether a path may hold weights. It is False only for a folder without a file of weights."""
+    """Whether weights may be loaded from `path`. False only for a folder without a file of weights."""
     folder = Path(path).expanduser()
     return not folder.is_dir() or any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
 
 def empty_model(path: str, dtype: str) -> PreTrainedModel:
-    """The model that a folder's config.json describes, on the device "meta", where tensors have shapes but no contents."""
+    """Make the model that the config.json at `path` describes, on the device "meta", where tensors have shapes but no
+    contents."""
     with reading(ModelError, f"no model could be made of {path!r}/config.json"), torch.device("meta"):
         config = _read(AutoConfig.from_pretrained, path, "config")
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
 
 
 def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write the generation settings that `load_model` found, with every id that ends a text, into a folder that
-    `save_pretrained` wrote."""
+    """Write the generation settings that `load_model` found with the model, and every id that ends a text, into a folder that
+    `save_pretrained` has written."""
     if (settings := getattr(model, "generation_settings", None)) is not None:
         write_json(folder / "generation_config.json", settings)
 
 
 def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer at `path`. Its eos is the token that ends a turn of its chat template, and it has a pad token.
+    """Load the tokenizer at `path`. Its eos is the token that ends a turn in its chat template, and it always has a pad token.
 
-    `date` (ISO; None for now) becomes its attribute `clock`, the date for a chat template that asks for one. Its attribute `rows`
-    is the number of rows of the model's embedding. Raises ModelError for a tokenizer that cannot be read, has no eos, or belongs
-    to a larger embedding.
+    The tokenizer gets two attributes: `clock`, which is the date for a chat template that asks for one (`date` in ISO form, or
+    now if that is None), and `rows`, the number of rows of the model's embedding. ModelError for a tokenizer that cannot be read,
+    has no eos, or has tokens that the embedding lacks.
     """
     if path.startswith(GGUF):
         tokenizer, rows = copy.deepcopy(_gguf_tokenizer(GGUF + str(gguf_file(path)))), None
@@ -136,8 +138,9 @@ def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFas
 
 
 def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
-    """Refuse tokens that the embedding does not have. A special token (for images, in a family whose larger models read them) is
-    allowed unless it ends or fills texts, because `encode_prompts` refuses a prompt that has it."""
+    """ModelError if the tokenizer has tokens for which the embedding, with this number of `rows`, has no row. A special token
+    (for images, in a family whose larger models read them) may lack one unless it ends or pads texts, because `encode_prompts`
+    refuses a prompt that has it."""
     own = {int(getattr(tokenizer, name)) for name in SPECIAL_IDS if getattr(tokenizer, name) is not None}
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     if (largest := max(own | set(tokenizer.get_vocab().values()) - special)) >= rows:
@@ -147,8 +150,8 @@ def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> Non
 
 
 def _is_generic(path: str) -> bool:
-    """Whether a folder's tokenizer.json describes the tokenizer completely. For some model types (qwen2) AutoTokenizer would
-    replace its pre-tokenizer."""
+    """Whether the folder's tokenizer.json describes the tokenizer completely, as tokenizer_config.json says by its class. For
+    some model types (qwen2) AutoTokenizer would replace the pre-tokenizer of such a tokenizer."""
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
         return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
@@ -157,8 +160,8 @@ def _is_generic(path: str) -> bool:
 
 
 def _rows(path: str) -> int | None:
-    """The number of rows of the model's embedding, read from its config.json alone. ModelError if config.json describes a model
-    that cannot be trained."""
+    """Return the number of rows of the model's embedding, read from its config.json alone; None if that does not say it.
+    ModelError if config.json describes a model that cannot be trained."""
     with reading(ModelError, f"no model could be loaded from {path!r}: config.json is damaged"):
         config = _read(PreTrainedConfig.get_config_dict, path)[0]
         kind, parts = config.get("model_type"), [config, *(part for part in config.values() if isinstance(part, dict))]
@@ -179,7 +182,8 @@ def _rows(path: str) -> int | None:
 
 
 def _read(load: Callable[..., Any], path: str, what: str = "model", **options: Any) -> Any:
-    """Call `load` for the model or tokenizer at `path`, without its output. Any error becomes a ModelError of one line."""
+    """Load the model or the tokenizer (`what`) at `path` by the function `load`, with `options`, and return it. Nothing is
+    printed. Any error becomes a ModelError of one line."""
     if path.startswith(GGUF):
         file = gguf_file(path)
         source, options["gguf_file"] = str(file.parent), file.name
@@ -217,8 +221,8 @@ def _folder_or_hub_name(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer in a GGUF file. It is cached, because reading its vocabulary takes seconds and every command needs it
-    twice."""
+    """Read the tokenizer in a GGUF file. The result is cached, because reading the vocabulary takes seconds and every command
+    needs the tokenizer twice."""
     tokenizer = _read(AutoTokenizer.from_pretrained, path, "tokenizer")
     # GGUF does not store this. The default strips spaces before punctuation, which is wrong for a byte-level vocabulary.
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
@@ -226,7 +230,7 @@ def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The special token that closes an assistant's message in the chat template, if one does."""
+    """Return the special token that closes an assistant's message in the chat template; None if none does."""
     probe = "ROUTED-RL-PROBE"
     messages = [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
     # Some templates refuse a system message, others require one.

@@ -1,4 +1,4 @@
-"""Checks which LoRAs can be trained and routed on a model: the settings of `model.adapter`, or any `peft.LoraConfig`.
+"""Checks whether a LoRA can be trained and routed on a model. The LoRA is given by `model.adapter` or by a `peft.LoraConfig`.
 
 Not covered: adapters of other kinds, on embeddings and on the experts of a mixture; patterns of ranks.
 """
@@ -27,7 +27,7 @@ OWN = {"r": "r", "lora_alpha": "alpha", "target_modules": "target_modules", "use
 """Maps fields of `LoraConfig` to their names in `model.adapter`."""
 DECIDED = ("fan_in_fan_out", "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
            "inference_mode")
-"""Fields that the model, or PEFT itself, decides."""
+"""The fields of `LoraConfig` whose value the model, or PEFT itself, decides."""
 STARTS = (True, "gaussian")
 """Initialisations that do not change the base model and begin with the adapter's product at 0."""
 REFUSED = {
@@ -46,7 +46,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
 
 
 def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer]) -> LoraConfig:
-    """PEFT's settings for `model.adapter`, checked against the model."""
+    """Return PEFT's settings for `model.adapter`, which is `config`. ConfigError if such a LoRA cannot be trained and routed on
+    this model with these writers."""
     for key in config.options:
         name = f"model.adapter.options.{key}"
         if key not in FIELDS:
@@ -68,16 +69,17 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Wri
 
 
 def is_lora(settings: Any) -> bool:
-    """Whether `settings` are those of a LoRA."""
+    """Whether `settings` (of any type) are PEFT's settings of a LoRA."""
     return isinstance(settings, LoraConfig)
 
 
 def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], named: Callable[[str], str]
                ) -> list[str]:
-    """ConfigError for a LoRA that cannot be put on this model, trained, and routed. Returns the modules that get it.
+    """Return the names of the modules on which a LoRA with the settings `lora` would be put. ConfigError if it cannot be put on
+    this model, trained, and routed.
 
     `writers`: the writers of the model; empty if they are not known. `named`: function that maps a field of `LoraConfig` to the
-    name by which the user sets it.
+    name under which the user sets it.
     """
     _check_fields(lora, named)
     linear = _linear(model, writers)
@@ -93,7 +95,7 @@ def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], 
 
 
 def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
-    """Refuse fields whose values cannot be routed, whatever the model is."""
+    """ConfigError for a field whose value is not supported on any model. `named`: as in `check_lora`."""
     for key, field in FIELDS.items():
         value, usual = getattr(lora, key), field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -120,13 +122,14 @@ def _mixes(writers: list[Writer]) -> bool:
 
 
 def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules of a model by name, without the modules of a LoRA that is on it already."""
+    """Return the modules of a model by name, without those of a LoRA that is on the model already."""
     return {name: module for name, module in model.named_modules() if not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)}
 
 
 def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
-    """The linear layers that can have a LoRA, by name. The unembedding is left out, because its weight is read without its
-    module. In a model with mixtures of experts all MLPs are left out, because PEFT would put a LoRA on the experts."""
+    """Return the linear modules that can have a LoRA, by name. The unembedding is left out, because its weight is read without
+    its module being called. In a model with mixtures of experts all MLPs are left out, because PEFT would put a LoRA on the
+    experts."""
     return {name: own for name, module in _modules(model).items()
             if isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))
             and module is not model.get_output_embeddings() and not (_mixes(writers) and ".mlp." in name)}
@@ -134,7 +137,8 @@ def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
 
 def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], named: Callable[[str], str], *, mixes: bool
              ) -> list[str]:
-    """The modules that get a LoRA; ConfigError for a name that no linear layer has."""
+    """Return the names of the modules that get a LoRA. ConfigError for a name in `lora` that no module in `linear` has. `mixes`:
+    whether the model has mixtures of experts. `named`: as in `check_lora`."""
     name, wanted = named("target_modules"), lora.target_modules
     known = ", ".join(sorted({each.rpartition(".")[2] for each in linear}))
     if wanted is None and (wanted := USUAL_TARGETS.get(model.config.model_type)) is None:
@@ -159,6 +163,7 @@ def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], n
 
 
 def _matched(names: Iterable[str], wanted: Any, excluded: Any) -> list[str]:
-    """Those of `names` on which PEFT would put a LoRA."""
+    """Return those of the modules `names` on which PEFT would put a LoRA, if `wanted` is `target_modules` and `excluded` is
+    `exclude_modules`."""
     config = LoraConfig(target_modules=wanted, exclude_modules=excluded)
     return [name for name in names if check_target_module_exists(config, name)]

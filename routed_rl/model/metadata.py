@@ -1,5 +1,5 @@
-"""The metadata that a checkpoint stores about a model whose family was found by probing. With it the checkpoint can be exported
-without the model."""
+"""Makes the metadata by which a checkpoint describes its model's writers, if the table of families does not. With this metadata
+the checkpoint can be exported although the model is not loaded."""
 
 import json
 
@@ -12,8 +12,9 @@ from routed_rl.model.targets import decoder_layers, family
 
 
 def family_metadata(model: PreTrainedModel) -> dict[str, str]:
-    """The values of both keys as text; empty for a model whose type has a row in the table of families. A model with a LoRA
-    always gets the row, because its checkpoints hold none of the model's weights and describe the model in no other way."""
+    """Return the metadata under the keys `FAMILY` and `PLACES` (see `families`), as text. It is empty for a model whose type is
+    in the table of families. For a model with a LoRA it is always the value of `FAMILY` alone, because checkpoints of a LoRA hold
+    none of the model's weights and do not say its type."""
     row, places = family(model), dict[str, Place]()
     if is_adapted(model):
         return {FAMILY: row.to_json()}

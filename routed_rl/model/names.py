@@ -1,5 +1,5 @@
-"""The names of writers in a checkpoint's files, found by transformers' own conversions, some of which split mixtures or rename
-parts."""
+"""Finds the names that writers have in a checkpoint's files, by transformers' own conversions, some of which split mixtures or
+rename parts."""
 
 import torch
 from transformers import PreTrainedModel
@@ -8,12 +8,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from routed_rl.errors import ModelError
 
 Place = tuple[str, int | None]
-"""The name of a tensor in the files, and the index of a slice of it; None for all of it."""
+"""The place of a weight in the files: the name of a tensor, and the index of a slice of this tensor (None for the whole
+tensor)."""
 
 
 def names_in_files(model: PreTrainedModel, writer: str, *, mixture: bool) -> list[Place]:
-    """The places of a writer's weight in the files, or for a `mixture` those of every expert's weight in turn. ModelError if the
-    files store it in another shape."""
+    """Return the place of a writer's weight in the files, as a list of one. `writer`: the name of the module in the model.
+    `mixture`: whether the module is a mixture; the list then has the place of every expert's weight in turn. ModelError if the
+    files store the weight in another shape than the model."""
     parameter = f"{writer}.down_proj" if mixture else f"{writer}.weight"
     weight = model.get_parameter(parameter)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))

@@ -1,8 +1,8 @@
-"""Probes how a model's layers write to the stream, by one forward on random tokens.
+"""Traces how a model's layers write to the stream, by one forward pass on random tokens.
 
-The graph is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm that reads one
-of them. The modules on which a layer's output still depends are then those that write to the stream, and the derivative by their
-outputs shows how they write.
+The graph of autograd is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm
+whose input is the output of one of them. The modules by whose cut outputs a layer's output still has a derivative are those that
+write to the stream, and the derivative shows how they write.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,9 @@ ROWS, TOKENS = 2, 7
 
 
 def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: bool) -> Trace:
-    """Run the model with its graph cut. If `writers` are given, it is cut only behind these modules and behind the norms that
-    read them."""
+    """Run the model with its graph cut, and return the trace. `layers`: the name of the list of layers. `writers`: names of
+    modules in a layer; if there are any, the graph is cut only behind these modules and the norms that read them. `training`:
+    whether the model runs in training mode."""
     with _everything_trains(model):
         model.train(training)
         tracer = _Tracer(model, layers, writers)
@@ -37,7 +38,8 @@ def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: 
 
 
 def run(model: PreTrainedModel) -> Any:
-    """Run a forward pass on a few random tokens, the same in every process. Any error becomes a ModelError of one line."""
+    """Run a forward pass on a few random tokens, which are the same in every process, and return the model's output. Any error
+    becomes a ModelError of one line."""
     rows = len(next(model.get_input_embeddings().parameters()))
     ids = torch.randint(min(2, rows - 1), rows, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
     try:
@@ -51,7 +53,8 @@ def run(model: PreTrainedModel) -> Any:
 
 @contextmanager
 def _everything_trains(model: nn.Module) -> Iterator[None]:
-    """Inside the block, gradients reach every parameter. Afterwards modes, random state and frozen parameters are as before."""
+    """Inside the block, every parameter of the model gets gradients. Afterwards the modules' modes, the random state and the
+    frozen parameters are as before."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad and parameter.is_floating_point()]
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     modes = [(module, module.training) for module in model.modules()]
@@ -69,8 +72,8 @@ def _everything_trains(model: nn.Module) -> Iterator[None]:
 
 
 def _reached(value: Tensor, parameters: dict[str, nn.Parameter]) -> list[str]:
-    """Names of those parameters on which `value` depends, found by its graph. Computing gradients instead would take as much
-    memory for an embedding as the embedding itself."""
+    """Return the names of those `parameters` on which `value` depends, by its graph. To compute gradients instead would take as
+    much memory for an embedding as the embedding itself."""
     seen, todo, leaves = set[Any](), [value.grad_fn], set[int]()
     while todo:
         node: Any = todo.pop()
@@ -87,7 +90,7 @@ def _stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 class _Tracer:
-    """The hooks of one forward that is traced."""
+    """Makes the hooks that trace one forward pass, and collects the trace in `found`."""
 
     def __init__(self, model: PreTrainedModel, layers: str, writers: list[str]) -> None:
         self.model, self.prefix, self.writers, self.found = model, layers, writers, Trace()

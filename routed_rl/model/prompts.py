@@ -1,5 +1,4 @@
-"""Turns prompts into token ids. All code uses this module for it, so that extraction, rollouts and evaluation see the same
-prompt.
+"""Turns prompts into token ids. Extraction, rollouts and evaluation all use this module, so that they see the same prompts.
 
 Not covered: images, and a chat template that draws random numbers.
 """
@@ -26,15 +25,16 @@ from routed_rl.errors import ModelError, reading
 Messages = Sequence[Mapping[str, Any]]
 
 SECONDS, CHARACTERS, MEMORY = 10.0, 10**7, 2**32
-"""Limits of a chat template on one prompt, because a template is code that comes with a model: time in seconds, characters of
+"""Limits for rendering one prompt by a chat template, which is code that comes with a model: time in seconds, characters of
 output, and bytes of memory."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], tools: Messages = ()) -> list[list[int]]:
-    """Token ids of each prompt. Messages go through the chat template; text gets the special tokens that the tokenizer puts
-    before it. Special tokens that it puts after a text are left out, because they would end the text.
+    """Return the token ids of each prompt. A prompt of chat messages goes through the chat template, which is also told of the
+    `tools` that the model may call. A plain text gets the special tokens that the tokenizer puts before texts, and not those that
+    it puts after them, because these would end the text.
 
-    Raises ModelError for a prompt that is empty or that the tokenizer, its chat template or the model's embedding cannot take.
+    ModelError for a prompt that is empty or that the tokenizer, its chat template or the model's embedding cannot take.
     """
     encoded = []
     for prompt in prompts:
@@ -50,9 +50,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], t
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messages = (), *, turn: bool = True) -> str:
-    """The text that the chat template makes of the messages, up to where the model's turn begins (if `turn`). A template that
-    asks for the date gets the tokenizer's `clock`. Raises ModelError for any error that the template raises, and for a template
-    that does not end."""
+    """Return the text that the chat template makes of the messages. `tools`: descriptions of the tools that the model may call.
+    `turn`: whether the text goes on to where the model's turn begins. A template that asks for the date gets the tokenizer's
+    `clock`. ModelError for any error that the template raises, and for a template that does not end."""
     if not tokenizer.chat_template:
         raise ModelError("the prompts are chat messages but the model's tokenizer has no chat template; choose a model for "
                          "chats, write them as text, or set chat_template in the model folder's tokenizer_config.json")
@@ -69,8 +69,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messag
 
 
 def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """Render a whole conversation in a process of its own, for an unknown template. None if the template refuses these messages.
-    Raises ModelError for a template that does not end or fills the memory, even where an alarm could not interrupt it."""
+    """Render a whole conversation in a process of its own, for a template that is not trusted, and return the text. None if the
+    template refuses these messages. ModelError for a template that does not end or fills the memory, even if it could not be
+    interrupted within this process."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     if (child := os.fork()) == 0:
         try:
@@ -96,8 +97,8 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    """Token ids of a text, without special tokens at its end. `options` are passed to the tokenizer. Raises ModelError for text
-    that is not valid Unicode, and for an id that has no row in the model's embedding."""
+    """Return the token ids of a text, without special tokens at the end. `options` are passed to the tokenizer. ModelError for a
+    text that is not valid Unicode, and for an id that has no row in the model's embedding."""
     with reading(ModelError, f"the model's tokenizer cannot read {text!r:.100}"):
         text.encode()  # its error names the wrong character; the tokenizer's would name the type of the text
         found = cast(Any, tokenizer)(text, **{"add_special_tokens": False} | options)
@@ -112,14 +113,16 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> lis
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a text: the tokenizer's eos first, then further ones of the model."""
+    """Return every token id that ends a text: the tokenizer's eos first, then further ones that the model's generation config
+    has."""
     own, known = cast(int, tokenizer.eos_token_id), cast(Any, model.generation_config).eos_token_id
     return list(dict.fromkeys([own, *([known] if isinstance(known, int) else known or [])]))
 
 
 def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["left", "right"] = "right"
            ) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor (B, T), and its mask: 1 at tokens, 0 at padding."""
+    """Return sequences of token ids as one tensor (B, T), padded with the id `pad` on one `side`, and the mask (B, T), which is 1
+    at tokens and 0 at padding."""
     ids, mask = ([torch.tensor(row) for row in sequences], [torch.ones(len(row), dtype=torch.long) for row in sequences])
     return (pad_sequence(ids, batch_first=True, padding_value=pad, padding_side=side),
             pad_sequence(mask, batch_first=True, padding_side=side))
@@ -127,8 +130,8 @@ def padded(sequences: Sequence[Sequence[int]], pad: int = 0, *, side: Literal["l
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Inside the block, raise TimeoutError after this many seconds; only in the main thread. An alarm that was set before still
-    rings."""
+    """Raise TimeoutError if the block takes longer than this many seconds. This works in the main thread only; in others there is
+    no limit. An alarm that was set before the block still rings."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,9 @@
-"""The response of later layers to a push. A vector is added to the output of one layer, and the stream at later layers is a
-differentiable function of that vector.
+"""Measures how later layers respond to a vector that is added to the output of one layer, at every token. The stream at later
+layers is a differentiable function of the vector.
 
-The model's own forward runs the layers, so that every family is covered; `torch.func.vjp` and `jvp` go through it if attention is
-`eager`. Not covered: pushes at some tokens only. Shape letters: F pushes, B prompts, T tokens, D stream width, L layers.
+The model's own forward pass runs the layers, so every family is covered; `torch.func.vjp` and `jvp` go through it if attention is
+`eager`. Not covered: a vector that is added at some tokens only. Shape letters: F added vectors, B prompts, T tokens, D stream
+width, L layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,8 @@ from routed_rl.model.stream import reading, resuming
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, the model uses an attention that has forward-mode derivatives; afterwards it has its own again."""
+    """Inside the block, the model uses an implementation of attention that has forward-mode derivatives; afterwards it uses its
+    own again."""
     before = getattr(model.config, "_attn_implementation", None) or "eager"
     model.set_attn_implementation("eager")
     try:
@@ -28,12 +30,14 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 class Pushed:
-    """Prompts, with one layer whose output is pushed at every token, and the effects on later layers."""
+    """Runs prompts through a model with vectors added to the output of one layer, each by itself, and measures the effects on
+    later layers. `pushes_FD` are the F added vectors in all methods."""
 
     def __init__(self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], layer: int, positions: int,
                  batch_size: int) -> None:
-        """Responses are means over the last `positions` tokens of each prompt, or all where it has fewer. About `batch_size`
-        rows are run at a time. The layers up to `layer` are run here, once."""
+        """`sequences`: the token ids of the prompts. `layer`: the layer to whose output vectors are added. `positions`: effects
+        are means over so many last tokens of each prompt, or over all if it has fewer. `batch_size`: about how many rows (a
+        prompt with an added vector) are run at a time. The layers up to `layer` are run once, here."""
         self.model, self.layer = model, layer
         self.ids_BT, self.mask_BT = (each.to(model.device) for each in padded(sequences))
         ends = self.mask_BT.sum(1, keepdim=True)
@@ -49,21 +53,22 @@ class Pushed:
 
     @property
     def norm(self) -> float:
-        """Mean length of the stream at the layer, over all tokens."""
+        """The mean length of the layer's output over all tokens, without an added vector."""
         return self._stream_BTD[self.mask_BT.bool()].float().norm(dim=1).mean().item()
 
     def chunks(self, pushes_FD: Tensor) -> tuple[Tensor, ...]:
-        """Split pushes into parts that are run together."""
+        """Split the vectors into parts that are small enough to be run together."""
         return pushes_FD.split(self._at_once)
 
     def response(self, pushes_FD: Tensor, until: int) -> Tensor:
-        """(F, B, D): how the output of layer `until` changes, minus the push itself, which the skip connection carries there.
-        Differentiable; all pushes are run at once."""
+        """Return how each vector changes the output of layer `until` for each prompt, (F, B, D), minus the vector itself, which
+        the skip connections carry there. Differentiable; all vectors are run at once."""
         return self._changes(pushes_FD, [until], until)[0] - pushes_FD.float().unsqueeze(1)
 
     @torch.no_grad()
     def effects(self, pushes_FD: Tensor) -> Tensor:
-        """(L, F, D): the mean over prompts of how the output of each layer from `self.layer` on changes, with the push itself."""
+        """Return how each vector changes the outputs of `self.layer` and of all later layers, on average over prompts: (L, F, D),
+        where L counts these layers. The vector itself, which the skip connections carry on, is part of the change."""
         later = list(range(self.layer, len(self._base_LBD)))
         parts = [torch.stack([change.mean(1) for change in self._changes(part, later, None)]) for part in self.chunks(pushes_FD)]
         return torch.cat(parts, dim=1)

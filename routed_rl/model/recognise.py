@@ -1,6 +1,6 @@
-"""Finds the family of a model by probing. In each layer the writers are the linear modules and mixtures whose outputs, behind an
-optional norm or times a constant, add up to what the layer adds to the stream. This is verified to rounding on random tokens, in
-evaluation and in training mode. Any other model is refused in one line that says what was found."""
+"""Finds the family of a model by running it on random tokens. In each layer the writers are the linear modules and mixtures whose
+outputs, behind an optional norm or times a constant, add up to what the layer adds to the stream. This is verified to rounding,
+in evaluation and in training mode. A model for which it does not hold is refused in one line that says what was found."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +21,9 @@ WAY_OUT = "if you know its writers, name them: model.writers=[self_attn.o_proj,m
 
 
 def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
-    """The family of a model of any type. If `writers` are given, these are the writers and no others; a layer need not have all
-    of them. ModelError for a model that is not recognised."""
+    """Find the family of a model of any type. `writers`: the names of the writers, relative to a layer, if they are known; a
+    layer need not have all of them. If there are none, the writers are found. ModelError for a model that is not recognised, or
+    of which these are not the writers."""
     try:
         layers = find_layers(model)
         _require_known(model, layers, writers)
@@ -41,7 +42,8 @@ def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
 
 
 def find_layers(model: PreTrainedModel) -> str:
-    """The name of the list whose modules are the layers: the longest list whose modules run once each in a forward."""
+    """Return the name of the module list that holds the model's layers: the longest list whose modules each run once in a forward
+    pass. ModelError if there is not exactly one such list."""
     if model.config.is_encoder_decoder:
         raise ModelError("it has an encoder")
     lists: dict[str, nn.ModuleList] = {}
@@ -71,7 +73,8 @@ def find_layers(model: PreTrainedModel) -> str:
 
 
 def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) -> None:
-    """ModelError for names that no layer has, and for modules that cannot be writers."""
+    """ModelError if no layer has a module with one of the names `writers`, or if such a module cannot be a writer. `layers`: the
+    name of the list of layers."""
     inside = [(name, module) for layer in model.get_submodule(layers).children() for name, module in layer.named_modules()]
     for writer in writers:
         modules = [module for name, module in inside if name == writer]
@@ -85,7 +88,8 @@ def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) 
 
 
 def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[Found]]) -> Family:
-    """The family's row, from the writers that were found in all layers."""
+    """Make the family from the writers that were found in each layer. `layers`: the name of the list of layers. `seen`: the trace
+    in evaluation mode."""
     first, width = _in_all(model, layers, found), seen.layers[0].into_BTD.shape[-1]
     if getattr(model.config.get_text_config(), "hidden_size", None) != width:
         raise ModelError(f"its stream is {width} wide, and hidden_size of its config says something else")
@@ -104,7 +108,8 @@ def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[F
 
 
 def _in_all(model: PreTrainedModel, layers: str, found: list[list[Found]]) -> list[Found]:
-    """One writer for each name. Writers of the same name must reach the stream in the same way in every layer that has them."""
+    """Return one writer for each name of a writer. ModelError if writers of the same name do not reach the stream in the same way
+    in all layers that have them."""
     first: dict[str, Found] = {}
     modules = [id(writer.module) for writers in found for writer in writers]
     for place, writers in enumerate(found):
@@ -128,14 +133,14 @@ def _unless(nothing: Any, values: list[Any]) -> tuple[Any, ...]:
 
 
 def _embeddings(model: PreTrainedModel, seen: Trace) -> tuple[str, ...]:
-    """Modules, other than the token embedding, on whose parameters the first layer's input depends."""
+    """Return the modules, other than the token embedding, on whose parameters the first layer's input depends."""
     tokens = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in seen.before if id(model.get_parameter(name)) not in tokens))
 
 
 def _final_norm(model: PreTrainedModel, seen: Trace) -> str | None:
-    """The norm behind the last layer, if it has parameters. Any other parameter between the layers and the unembedding is
-    refused."""
+    """Return the norm behind the last layer if it has parameters, otherwise None. ModelError if another module between the layers
+    and the unembedding has parameters."""
     head = model.get_output_embeddings()
     unembedding = {id(parameter) for parameter in head.parameters()} if head is not None else set[int]()
     norm = [name for name in seen.after if seen.final_norm and name.startswith(f"{seen.final_norm}.")]
@@ -145,8 +150,8 @@ def _final_norm(model: PreTrainedModel, seen: Trace) -> str | None:
 
 
 def _middle(seen: Trace, found: list[list[Found]]) -> tuple[str | None, tuple[str, ...]]:
-    """The submodule that reads the stream between attention and MLP in every layer (None: there is none), and the parts of a
-    layer before it."""
+    """Return the submodule that reads the stream between attention and MLP in every layer (None if there is none), and the
+    submodules of a layer that write before this place."""
     reads, mixers = list[set[str]](), dict[str, None]()
     for layer, writers in zip(seen.layers, found, strict=True):
         stream, before, at = layer.into_BTD.detach(), 1, set[str]()

@@ -1,5 +1,5 @@
-"""Functions that read the residual stream at a named hook point of every layer, resume a forward from a layer's output, or switch
-a model to eval mode."""
+"""Reads the residual stream at a named hook point of every layer, changes it, resumes a forward pass from a layer's output, and
+switches a model to eval mode."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from routed_rl.errors import ModelError
 from routed_rl.model.targets import decoder_layers, family
 
 Read = Callable[[Tensor], None]
-"""Function that takes the stream (B, T, D) of one layer; it is called for each layer in turn."""
+"""Function that is called with the stream (B, T, D) at one layer, for each layer in turn."""
 
 
 def _at_input(module: nn.Module, read: Read) -> RemovableHandle:
@@ -30,7 +30,8 @@ def _at_output(module: nn.Module, read: Read) -> RemovableHandle:
 
 
 def changing_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """Replace the stream (B, T, D) that a layer returns by `change` of it, until the returned handle is removed."""
+    """Replace the stream (B, T, D) that the layer `module` returns by the result of `change`, until the returned handle is
+    removed."""
     def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
@@ -49,12 +50,12 @@ HOOK_POINTS: dict[str, Callable[[PreTrainedModel, nn.Module, Read], RemovableHan
     "resid_mid": lambda model, layer, read: _at_input(layer.get_submodule(_before_mlp(model)), read),
     "resid_post": lambda _model, layer, read: _at_output(layer, read),
 }
-"""The hook points: a layer's input, the stream between its attention and its MLP, and its output."""
+"""The hook points by name: a layer's input, the stream between a layer's attention and its MLP, and a layer's output."""
 
 
 @contextmanager
 def reading(model: PreTrainedModel, read: Read, hook: str = "resid_post") -> Iterator[None]:
-    """Inside the block, in each forward pass, call `read` with the stream at `hook` of every layer."""
+    """Inside the block, every forward pass calls `read` with the stream at the hook point `hook` of each layer in turn."""
     handles = [HOOK_POINTS[hook](model, layer, read) for layer in decoder_layers(model)]
     try:
         yield
@@ -65,7 +66,8 @@ def reading(model: PreTrainedModel, read: Read, hook: str = "resid_post") -> Ite
 
 @contextmanager
 def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_post") -> Iterator[list[Tensor]]:
-    """Collect the stream at `positions_BP` (B, P) of the next forward pass: one (B, P, D) float32 tensor for each layer."""
+    """Yield a list, to which a forward pass inside the block adds the stream at P positions of each row, `positions_BP`: one
+    float32 tensor (B, P, D) for each layer, read at the hook point `hook`."""
     captured: list[Tensor] = []
 
     def keep(stream: Tensor) -> None:
@@ -78,8 +80,9 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 
 @contextmanager
 def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int | None = None) -> Iterator[None]:
-    """Inside the block, layers up to and including `layer` are not computed. `layer` returns `stream_BTD`, which must come from a
-    forward pass of the same ids. Layers after `until` are not computed either, and return their input."""
+    """Inside the block, forward passes begin behind the layer with the number `layer`: this layer and those before it are not
+    computed, and it returns `stream_BTD`, which must come from a forward pass with the same token ids. Layers after `until` are
+    not computed either, and return their input; None: all later layers are computed."""
     every, returns = decoder_layers(model), family(model).returns
     layers = [*every[: layer + 1], *(every[until + 1:] if until is not None else [])]
 
@@ -98,7 +101,7 @@ def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block, every module is in eval mode. After it each module is back in its former mode."""
+    """Inside the block, every module of the model is in eval mode. Afterwards each module is in its former mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,5 +1,4 @@
-"""The modules of a model that write to the residual stream, the parameters that are frozen, and those that are trained without
-routing."""
+"""Finds the writers of a model, freezes groups of parameters, and lists the parameters that are trained but not routed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,31 +13,34 @@ from routed_rl.model.families import FAMILIES, Family
 from routed_rl.model.recognise import recognise
 
 SMALLEST_GAIN = 1e-3
-"""A model with a post-norm gain below this share of the largest is refused, because the writer's output is divided by the
-gain."""
+"""A model is refused if the norm behind a writer has a gain below this share of the norm's largest gain, because the quarantine's
+output is divided by the gain."""
 FOUND = "found_family"
-"""The attribute of a model that holds the family found by a probe. A copy of the model keeps it."""
+"""The attribute of a model that holds the family that `recognise` has found. A copy of the model keeps the attribute."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One writer of a model: a module, or an expert, whose output is added to the stream."""
+    """One writer of a model: a module, or an expert of a mixture, whose output is added to the stream. `name`: its full name in
+    the model. `transposed`: whether the module stores its weight as (N, D), as GPT-2's Conv1D does."""
 
     name: str
     layer: int
     module: nn.Module
     gain_D: Tensor | None
-    """Gain of a norm between the writer and the stream, or a constant scale; None if the writer adds to the stream directly."""
+    """The gain of a norm between the writer and the stream, or a constant scale there, (D,); None if the writer adds to the
+    stream directly."""
     norm_eps: float | None
-    """The eps of the norm with this gain; None if there is no such norm."""
+    """The eps of the norm between the writer and the stream; None if there is no norm."""
     transposed: bool
     expert: int | None = None
-    """Number of the expert in `module`; None for a writer that is a module of its own."""
+    """The number of the expert in the mixture `module`; None if `module` itself is the writer."""
     active: int = 1
-    """Number of experts of `module` that a token goes through."""
+    """The number of experts of `module` that a token goes through; 1 if it is no mixture."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters of `module` that are routed. The experts of a mixture share one parameter."""
+        """Return the parameters of `module` whose changes are routed. For an expert it is the one parameter that all experts of
+        the mixture share."""
         if self.expert is None:
             return list(self.module.parameters())
         assert isinstance(self.module.down_proj, nn.Parameter)
@@ -46,8 +48,9 @@ class Writer:
 
 
 def family(model: PreTrainedModel) -> Family:
-    """The family of this model: the one that `name_writers` or an earlier probe found, or else its row of `FAMILIES`, or else the
-    one that a probe finds now. ModelError for a model that is not recognised."""
+    """Return the family of a model: the one that was found for it before (see `name_writers`), or else the entry of `FAMILIES`
+    for its type, or else the one that is found now by running the model. ModelError for a model that is not recognised, or in
+    PEFT's wrapper."""
     # An adapter made here is put into the model itself; PEFT's wrapper around the model is only for the trainer.
     if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{type(model).__name__} is wrapped by PEFT; give the model that is in it, or merge the adapter "
@@ -60,22 +63,24 @@ def family(model: PreTrainedModel) -> Family:
 
 
 def name_writers(model: PreTrainedModel, writers: Sequence[str]) -> Family:
-    """From now on, use these as the writers of a model, whatever its type. If `writers` is empty, a probe finds them. They are
-    verified."""
+    """Declare which modules are the writers of a model, whatever its type, and return the family that follows. `writers`: their
+    names relative to a layer; if empty, they are found. Either way they are verified by running the model, and `family(model)`
+    returns the result from then on. ModelError if they are not the model's writers."""
     found = recognise(model, writers)
     object.__setattr__(model, FOUND, found)
     return found
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers whose outputs are the residual stream, in order."""
+    """Return the model's layers, whose outputs are the residual stream, in order."""
     layers = model.get_submodule(family(model).layers)
     assert isinstance(layers, nn.ModuleList)
     return list(layers)
 
 
 def find_writers(model: PreTrainedModel) -> list[Writer]:
-    """All writers of a model, layer by layer. ModelError for dropout, or for gains near zero, between a writer and the stream."""
+    """Return all writers of a model, layer by layer. ModelError if dropout, or a norm with a gain near 0, stands between a writer
+    and the stream."""
     row = family(model)
     text, writers = model.config.get_text_config(), list[Writer]()
     eps = row.norm_eps if row.norm_eps is not None else getattr(text, "rms_norm_eps", 0.0)
@@ -111,8 +116,8 @@ def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None
 
 
 def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
-    """Freeze the groups of parameters with these names. Returns {parameter: group} for all frozen parameters. Tied weights are
-    one parameter."""
+    """Freeze the groups of parameters whose names, as in `model.freeze`, are in `what`. Returns {name of parameter: name of
+    group} for all parameters in these groups. Tied weights count as one parameter."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     frozen = {}
     for group in what:
@@ -123,7 +128,7 @@ def freeze(model: PreTrainedModel, what: list[str]) -> dict[str, str]:
 
 
 def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
-    """Every trainable parameter that is no target, with the reason: {parameter: reason}."""
+    """Return all parameters that are trained but not routed, with a remark on each: {name of parameter: remark}."""
     norms = [module for module in model.modules() if "Norm" in type(module).__name__]
     # Later reasons take precedence, because a norm behind a writer is among the norms too.
     reasons = {id(parameter): reason for parameters, reason in (
@@ -136,7 +141,7 @@ def unrouted(model: PreTrainedModel, writers: list[Writer]) -> dict[str, str]:
 
 
 def _group(model: PreTrainedModel, name: str) -> list[nn.Parameter]:
-    """The parameters of the group that has this name in `model.freeze`."""
+    """Return the parameters of the group that has this name in `model.freeze`."""
     row = family(model)
     if name == "embedding":
         return _parameters([model.get_input_embeddings(), *(model.get_submodule(each) for each in row.embeddings)])
@@ -153,7 +158,7 @@ def _parameters(modules: Sequence[nn.Module | None]) -> list[nn.Parameter]:
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout of the model to 0, in place."""
+    """Set the rate of every dropout module of the model to 0, in place."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,5 +1,5 @@
-"""Records of a probe of a model's layers, and the tolerance with which two tensors count as equal. Shape letters: B rows, T
-tokens, D stream width."""
+"""The record of a forward pass in which a model's layers were traced (see `probe.trace`), and the tolerance within which two
+tensors count as equal. Shape letters: B rows, T tokens, D stream width."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,71 +8,71 @@ import torch
 from torch import Tensor, nn
 
 ROUNDING = 64
-"""Largest difference that counts as rounding, in machine epsilons of the largest number involved."""
+"""The largest difference that counts as rounding, in machine epsilons times the largest number involved."""
 
 
 @dataclass
 class Cut:
-    """A module behind which the graph was cut."""
+    """A cut of the autograd graph behind the output of a module."""
 
     name: str
     module: nn.Module
     inputs: tuple[Any, ...]
     output: Tensor
-    """A leaf of the graph."""
+    """The module's output, as a leaf of the graph."""
     passed_on: Tensor
-    """A copy of `output`, which is passed to the next module."""
+    """A copy of `output`, which the next module gets as its input."""
     calls: int = 1
     gradient: Tensor | None = None
-    """Gradient by `output` of the layer's output along `towards_BTD`; None: the layer's output does not depend on it."""
+    """The gradient, by `output`, of the layer's output along `LayerTrace.towards_BTD`; None if the layer's output does not depend
+    on `output`."""
 
     def is_read_by(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether one of a module's inputs is this output, in any shape."""
+        """Whether a module with these inputs reads this output: whether its first input is this output, in any shape."""
         return (bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].numel() == self.output.numel()
                 and inputs[0].data_ptr() == self.passed_on.data_ptr())
 
 
 @dataclass
 class LayerTrace:
-    """The record of one layer's forward."""
+    """The record of one layer in a traced forward pass. `into_BTD` and `out_BTD` are the stream before and behind the layer."""
 
     into_BTD: Tensor
     cuts: list[Cut] = field(default_factory=list[Cut])
-    """The cuts, in the order in which their modules were called."""
+    """The cuts in this layer, in the order in which their modules were called."""
     reads: list[tuple[str, Tensor]] = field(default_factory=list[tuple[str, Tensor]])
-    """Submodules whose input has the stream's shape, each with that input."""
+    """The names of the submodules whose input has the stream's shape, each with this input."""
     out_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     returns: int = 0
-    """Number of values that the layer returns as a tuple; 0: it returns the stream itself."""
+    """The length of the tuple that the layer returns; 0 if it returns the stream itself."""
     towards_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
-    """A random direction, along which the gradients of the output are taken."""
+    """A random direction in the layer's output. All gradients are those of the output's inner product with it."""
     gradient_BTD: Tensor | None = None
-    """Gradient by the layer's input of its output along `towards_BTD`, with all cuts held fixed."""
+    """The gradient, by the layer's input, of the layer's output along `towards_BTD`, with the outputs at all cuts held fixed."""
     parameters: list[str] = field(default_factory=list[str])
-    """Names of the parameters on which the output depends, with all cuts held fixed."""
+    """The names of the parameters on which the layer's output depends, with the outputs at all cuts held fixed."""
 
 
 @dataclass
 class Trace:
-    """The record of one forward: its layers, the parameters on which the first layer's input depends, and those after the last
-    layer."""
+    """The record of one traced forward pass: its layers, and the parameters that are used before and after them."""
 
     layers: list[LayerTrace] = field(default_factory=list[LayerTrace])
     before: list[str] = field(default_factory=list[str])
-    """Parameters outside the layers on which the first layer's input depends."""
+    """The names of the parameters outside the layers on which the first layer's input depends."""
     after: list[str] = field(default_factory=list[str])
-    """Parameters outside the layers, on which the logits depend in addition to the last layer's output."""
+    """The names of the parameters outside the layers on which the logits depend if the last layer's output is held fixed."""
     final_norm: str | None = None
-    """The first module that reads the last layer's output."""
+    """The name of the first module that reads the last layer's output."""
 
 
 def is_rounding(difference: Tensor, *terms: Tensor) -> bool:
-    """Whether `difference` is no larger than the rounding of numbers as large as `terms`."""
+    """Whether every entry of `difference` may be the rounding of numbers as large as the largest entry of `terms`."""
     largest = max(float(term.detach().abs().max()) for term in terms)
     return bool(difference.detach().abs().max() <= ROUNDING * torch.finfo(terms[0].dtype).eps * largest)
 
 
 def is_mixture(module: nn.Module) -> bool:
-    """Whether a module looks like the experts of a mixture, whose weights are all in two parameters."""
+    """Whether a module looks like the experts of a mixture as transformers stores them, with all weights in two parameters."""
     return all(isinstance(part := getattr(module, name, None), nn.Parameter) and part.dim() == 3
                for name in ("gate_up_proj", "down_proj"))

@@ -10,8 +10,8 @@ from routed_rl.model.fourbit import scales
 
 
 def model_hash(model: torch.nn.Module) -> str:
-    """sha256 over the name, shape, dtype and bytes of every parameter, sorted by name. Tied parameters count once; a LoRA on the
-    model does not count."""
+    """Return the sha256 over the name, shape, dtype and bytes of every parameter, sorted by name. Tied parameters count once, and
+    those of a LoRA on the model are left out."""
     digest = hashlib.sha256()
     own = {name.replace(".base_layer.", "."): value for name, value in model.named_parameters() if ".lora_" not in name}
     for name, parameter in sorted(own.items()):
@@ -23,16 +23,16 @@ def model_hash(model: torch.nn.Module) -> str:
 
 def require_full_weights(model: torch.nn.Module, path: str = "model", dtype: torch.dtype = torch.float32, *,
                          packed: bool = False) -> None:
-    """Raise ModelError unless `model` is a plain model: it has no PEFT adapter, no quantised weight, and all weights are of
-    `dtype` and finite. `packed` allows weights that are quantised to 4 bit."""
+    """ModelError unless `model` is plain: it has no PEFT adapter and no quantised weight, and all weights are of `dtype` and
+    finite. `path`: the model's name, for the message. `packed`: whether weights may be quantised to 4 bit."""
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
         raise ModelError(adapter_message(path))
     require_weights(model, path, (dtype,), packed=packed)
 
 
 def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype, ...], *, packed: bool = False) -> None:
-    """Raise ModelError for a weight that is quantised, has another dtype, or is not finite. `packed` allows weights that are
-    quantised to 4 bit."""
+    """ModelError if a weight is quantised, has a type that is not in `dtypes`, or is not finite. `path`: the model's name, for
+    the message. `packed`: whether weights may be quantised to 4 bit."""
     if getattr(model, "is_quantized", False) and not packed:
         raise ModelError(f"{path!r} has quantised weights; full weights only: save a float32 copy first")
     for name, parameter in model.named_parameters():
@@ -43,12 +43,12 @@ def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype
 
 
 def adapter_message(path: str) -> str:
-    """The message of the error that refuses an adapter."""
+    """Return the message of the error that refuses the adapter at `path`."""
     return (f"{path!r} is a PEFT adapter and no whole model; merge it first (merge_and_unload, save_pretrained; of a run: "
             "`routed-rl discard RUN --out DIR --merge`), or begin a LoRA from it: model.adapter.path")
 
 
 def dtype_message(dtype: str) -> str:
-    """The message of the error that refuses weights in `dtype`."""
+    """Return the message of the error that refuses weights in `dtype`."""
     return (f"weights in {dtype.removeprefix('torch.')} are refused, they must be float32: in 16 bits, routed updates lose "
             "40 % of the change and leak into the subspace; keep float32 weights and set trainer.bf16=true for autocast")

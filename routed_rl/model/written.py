@@ -1,6 +1,6 @@
-"""Finds the writers of one layer in a probe's record of it. Each writer adds its output to the stream directly, times a constant,
-or behind a root-mean-square norm. Together the writers must account, to rounding, for all that the layer adds; any other layer is
-refused. Not covered: norms and gates over several writers, gates by token, trainable scales."""
+"""Finds the writers of one layer in the layer's trace. Each writer adds its output to the stream directly, times a constant, or
+behind a root-mean-square norm. Together the writers must account, to rounding, for all that the layer adds to the stream; any
+other layer is refused. Not covered: norms and gates over several writers, gates by token, trainable scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +17,27 @@ from routed_rl.routing.experts import mix
 
 @dataclass(frozen=True)
 class Found:
-    """A writer in one layer, as the probe has found it."""
+    """A writer in one layer, as the trace shows it. `eps` is that of the norm."""
 
     name: str
     module: nn.Module
     scale: float
-    """Constant factor between the writer and the stream."""
+    """The constant by which the writer's output is multiplied before it is added to the stream."""
     norm: str | None
-    """Name of the norm between the writer and the stream; None: there is no norm."""
+    """The name of the norm between the writer and the stream; None if there is no norm."""
     offset: float
-    """Number that the norm adds to its weight."""
+    """The number that the norm adds to its weight to get the gain."""
     eps: float | None
     adds_BTD: Tensor
     """The tensor that the writer adds to the stream."""
     active: int | None
-    """Number of experts that a token goes through; None if the writer is no mixture."""
+    """The number of experts that a token goes through; None if the writer is no mixture."""
 
 
 def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found]:
-    """The writers of one layer, in the order in which they are called. `given`: names of the writers that the user expects."""
+    """Return the writers of one layer, in the order in which they are called. `name`: the layer's name, for messages. `given`:
+    names of the writers that the user has named; may be empty. ModelError if the layer's output cannot be explained by
+    writers."""
     if layer.parameters:
         more = f" and {len(layer.parameters) - 3} more" if len(layer.parameters) > 3 else ""
         raise ModelError(f"in {name} the parameters {', '.join(layer.parameters[:3])}{more} change the stream other than through "
@@ -56,7 +58,8 @@ def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found
 
 
 def require_no_dropout(layer: LayerTrace, found: list[Found], name: str) -> None:
-    """Refuse dropout between a writer and the stream; `layer` must be traced in training mode."""
+    """ModelError if there is dropout between a writer and the stream. `layer`: the layer's trace in training mode. `found`: its
+    writers. `name`: the layer's name, for messages."""
     towards, gradients = layer.towards_BTD, {cut.name: cut.gradient for cut in layer.cuts}
     for writer in found:
         gradient = gradients.get(writer.norm or writer.name)
@@ -66,7 +69,8 @@ def require_no_dropout(layer: LayerTrace, found: list[Found], name: str) -> None
 
 
 def _sources(layer: LayerTrace, name: str) -> list[tuple[Cut, Cut]]:
-    """Each module whose output reaches the stream, with the last cut on the way: the module itself, or a norm behind it."""
+    """Return each module whose output reaches the stream, paired with the last cut between it and the stream: the module's own,
+    or that of a norm behind the module."""
     pairs: list[tuple[Cut, Cut]] = []
     for cut in layer.cuts:
         if cut.gradient is None or not cut.gradient.any():
@@ -82,7 +86,8 @@ def _sources(layer: LayerTrace, name: str) -> list[tuple[Cut, Cut]]:
 
 
 def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
-    """One writer: `source` is its module, and `cut` is the same module or the norm behind it."""
+    """Describe one writer. `source`: the cut behind its module. `cut`: the same, or the cut behind the norm that follows.
+    ModelError if the writer cannot be routed."""
     full, towards, gradient = f"{name}.{source.name}", layer.towards_BTD, cut.gradient
     assert gradient is not None
     if source.calls > 1 or cut.calls > 1:
@@ -109,7 +114,7 @@ def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
 
 @torch.no_grad()
 def _require_linear(cut: Cut, name: str) -> None:
-    """Refuse a writer whose output is neither a product with its weight nor a mixture of gated experts."""
+    """ModelError if the output at `cut` is neither a product with the module's weight nor that of a mixture of gated experts."""
     module, inputs = cut.module, cut.inputs
     if is_mixture(module):
         fits = {key for key, _ in module.named_parameters()} == {"gate_up_proj", "down_proj"} and hasattr(module, "act_fn")
@@ -127,8 +132,8 @@ def _require_linear(cut: Cut, name: str) -> None:
 
 
 def _gain_of(source: Cut, norm: Cut, name: str) -> tuple[float, float]:
-    """The number that the norm behind a writer adds to its weight, and the norm's eps. A norm that is not a root-mean-square norm
-    is refused."""
+    """Return the number that the norm behind a writer adds to its weight, and the norm's eps. ModelError if it is no
+    root-mean-square norm with a gain. `source`, `norm`: the cuts behind the writer and the norm."""
     weight, y = getattr(norm.module, "weight", None), source.output.detach().reshape(norm.output.shape)
     eps = next((float(getattr(norm.module, key)) for key in ("variance_epsilon", "eps") if hasattr(norm.module, key)), None)
     if isinstance(weight, Tensor) and eps is not None and getattr(norm.module, "bias", None) is None:
