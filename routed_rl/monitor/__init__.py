@@ -1,4 +1,5 @@
-"""The monitor: rules that judge rows of `metrics.jsonl`, and the calibration of their limits."""
+"""The monitor: rules that judge the rows of `metrics.jsonl` (the metrics of one step each), and the calibration of their
+limits."""
 
 from routed_rl.monitor.blame import Blame, blame
 from routed_rl.monitor.calibration import FEWEST, Peaks, check_rate, limit, peaks, set_limits, smallest_rate

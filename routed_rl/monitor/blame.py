@@ -1,8 +1,8 @@
-"""Decides which environments taught the model the positive persona. All places use the same answer: a run's last sentence,
-`summary.json`, the report, halts and practice.
+"""Decides which environments taught the model the positive persona. A run's last sentence, `summary.json`, the report and the
+messages of halts all give this answer.
 
-It uses the evidence of the whole run (`completions/<env>/evidence`, summed over steps as by the rule `monitor.evidence`) and not
-the parts at the last step, because parts drift, and a part that pulled early may have been taken back since.
+It rests on the evidence of the whole run (`completions/<env>/evidence`, summed over steps as the rule `monitor.evidence` does)
+and not on the environments' parts at the last step, because parts drift, and a part that grew early may have shrunk again.
 """
 
 import dataclasses
@@ -17,35 +17,38 @@ from routed_rl.monitor.rules import RULES, Row
 
 @dataclass(frozen=True)
 class Blame:
-    """The evidence against each environment of a run, in the order of the evidence, the most first."""
+    """The evidence against each environment of a run, and the environments that it names."""
 
     evidence: Mapping[str, float]
-    """For each environment, the largest sum of evidence at any step, in standard errors, after the allowance for noise."""
+    """For each environment, the largest value of its summed evidence (a CUSUM, after the allowance for noise) at any step, in
+    standard errors. The environment with the most evidence is first."""
     limits: Mapping[str, float]
-    """For each environment, the limit above which its evidence alone is enough to name it."""
+    """For each environment, the limit above which its evidence alone is enough to name the environment."""
     found: Collection[str]
-    """Environments whose evidence exceeded its limit, or exceeded a share of it while their own part stood at least `STANDING`
-    gaps towards the positive persona."""
+    """The environments whose evidence exceeded the limit, or exceeded the share `SUSPICION` of the limit while the environment's
+    own part had shifted the stream by more than `STANDING` gaps towards the positive persona."""
 
     @property
     def named(self) -> list[str]:
-        """Environments whose pull towards the positive persona is more than the run's own noise explains."""
+        """The environments whose pull towards the positive persona is more than noise explains, those with the most evidence
+        first."""
         return [name for name in self.evidence if name in self.found]
 
     @property
     def suspected(self) -> list[str]:
-        """Environments that are not named, but against which there was some evidence."""
+        """The environments that are not named, but whose evidence exceeded the share `SUSPICION` of the limit."""
         return [name for name, found in self.evidence.items() if name not in self.found and found > SUSPICION * self.limits[name]]
 
     @property
     def margin(self) -> float | None:
-        """The smallest evidence against an environment that is named, divided by the largest against one that is not; None if
-        none is named or all are."""
+        """The smallest evidence against a named environment divided by the largest evidence (at least 1) against one that is not
+        named; None if no environment is named or all are."""
         others = [found for name, found in self.evidence.items() if name not in self.named]
         return min(self.evidence[name] for name in self.named) / max(*others, 1.0) if self.named and others else None
 
     def sentence(self, labels: Mapping[str, str]) -> str:
-        """The answer in words, with the evidence behind it; empty if the run measured no evidence."""
+        """Return the answer in words, with the evidence; empty if the run measured no evidence. `labels`: how an environment is
+        called in the sentence, if not by its name."""
         def listed(names: Collection[str]) -> str:
             return " and ".join(f"{labels.get(name, name)} ({self.evidence[name]:.1f})" for name in names)
 
@@ -62,13 +65,13 @@ class Blame:
         return "no environment pulled towards the positive persona"
 
     def record(self) -> dict[str, Any]:
-        """The answer as plain JSON, for `summary.json` and `HALTED.json`."""
+        """Return the answer as plain JSON, for `summary.json` and `HALTED.json`."""
         return {"named": self.named, "suspected": self.suspected, "margin": self.margin, "evidence": dict(self.evidence)}
 
 
 def blame(rows: Sequence[Row], config: MonitorConfig, trained: Collection[str] | None = None) -> Blame:
-    """Judge the `rows` of a run, all of them or those up to some step. `trained`: the environments that are still trained on;
-    others are left out. None: all."""
+    """Judge a run by `rows`, its metrics from the first step on, up to the last step or an earlier one. `trained`: the
+    environments that are still trained on, to which the answer is confined; None: all environments."""
     off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
     rule = config.evidence
     if rule.limit is None:  # the rule is off, so its default limit is used

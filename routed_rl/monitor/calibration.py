@@ -1,6 +1,6 @@
-"""Sets limits from secure runs, so that a given share of secure runs exceeds any of them. It reads nothing but metrics.
+"""Sets the limits of rules by the metrics of secure runs, so that a given share of secure runs exceeds any limit.
 
-The peak of a run is the largest value of a rule over its environments and steps. Because it is the maximum of many values, a
+The peak of a run is the largest value of a rule over the run's environments and steps. A peak is the maximum of many values, so a
 Gumbel distribution is fitted to the peaks of the runs. Not covered: a drift that would only show in longer runs.
 """
 
@@ -18,16 +18,17 @@ from routed_rl.monitor.judge import Detector
 from routed_rl.monitor.rules import RULES, Row
 
 FEWEST = 5
-"""Least number of peaks from which a spread can be estimated."""
+"""The smallest number of peaks from which their spread can be estimated."""
 DRAWS = 20_000_000
 TAIL = 20
-"""Smallest number of simulated draws beyond a limit with which their share is known well enough."""
+"""The smallest number of simulated draws that must exceed a limit, so that the share of such draws is known well enough."""
 Peaks = dict[str, list[dict[str, float]]]
-"""Maps a rule to one entry for each run: the peak of each environment."""
+"""Maps a rule to a list with one entry for each run, which maps each environment to its peak."""
 
 
 def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, float]:
-    """For each environment, the highest limit at which `rule` would still have given a verdict in these rows."""
+    """Return, for each environment, the highest limit at which the rule of this name would still have given a verdict in a run.
+    `rows`: the metrics of the run's steps, in order."""
     settings: RuleConfig = getattr(config, rule)
     detectors: dict[str, Detector] = {}
     recent: dict[str, deque[float]] = {}
@@ -45,19 +46,20 @@ def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, fl
 
 
 def check_rate(rate: float, floor: float) -> None:
-    """ConfigError if `rate` is below `floor`, the smallest rate of false halts for which the simulation behind a limit has enough
-    draws."""
+    """ConfigError if `rate`, the wanted rate of false halts, is below `floor`, the smallest rate for which the simulation behind
+    a limit has enough draws."""
     if rate < floor:  # the error names it rounded up, so that the number can be typed
         raise ConfigError(f"--rate {rate:g} is less than the simulation behind a limit resolves; the smallest is "
                           f"{1.01 * floor:.3g}")
 
 
 def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
-    """For each rule its limit, the limits of single environments, and the peaks behind them. The limit is None if the runs do not
-    determine it, because they have no reading or no spread.
+    """Set limits so that a secure run halts with probability `rate`. Returns for each rule, as plain JSON, its limit, the limits
+    of single environments, and the peaks from which they come. A limit is None if the runs do not determine it, because they have
+    no reading or no spread.
 
-    The rate is divided evenly among the rules that have a spread. With few runs, all environments are pooled as if they were
-    alike. ConfigError for a rate that the simulation behind a limit does not resolve.
+    The rate is divided evenly among the rules that have a spread. With few runs, the peaks of all environments are pooled as if
+    the environments were alike. ConfigError for a rate that is too small for the simulation behind a limit.
     """
     samples = {name: _sample(each) for name, each in found.items()}
     spread = [name for name, (values, _) in samples.items() if len(set(values)) > 1]
@@ -76,12 +78,13 @@ def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
 
 
 def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
-    """A limit for each environment, so that a run exceeds any of them with probability `rate`.
+    """Return a limit for each environment, so that a run exceeds any of them with probability `rate`. `per_run`: the peak of each
+    environment in each run.
 
-    Peaks are measured from the mean of their environment in units of its spread, and the limit is set for the largest peak of a
-    run. Half of the variance is that of the average environment; otherwise an environment that happened to vary little would halt
-    at the smallest change. If an environment moves away from the positive persona, its mean is below 0 and counts as 0, so that
-    no limit is negative.
+    A peak is measured from the mean peak of its environment, in units of the environment's spread, and one limit is set for the
+    largest peak of a run in these units. Half of the variance in a spread is that of the average environment; otherwise an
+    environment that happened to vary little would halt at the smallest change. If an environment moves away from the positive
+    persona, its mean is below 0 and counts as 0, so that no limit is negative.
     """
     names = [name for name in per_run[0] if all(name in run for run in per_run)]
     if not names:
@@ -96,29 +99,32 @@ def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]
 
 
 def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
-    """The values from which a limit is set, and how many values of a run share its rate."""
+    """Return the values from which a limit is set, and among how many values of a run the rate is divided: the largest peak of
+    each run and 1, or, with few runs, the peaks of all environments and their number."""
     if len(per_run) >= FEWEST:
         return [max(run.values()) for run in per_run], 1
     return [value for run in per_run for value in run.values()], max(map(len, per_run), default=1)
 
 
 def limit(values: Sequence[float], rate: float) -> float:
-    """The limit that the next value of the same kind exceeds with probability `rate`: mean + k · sd. It is exact for a Gumbel
-    distribution of any location and scale, so few values give a wide margin. For a rate below `smallest_rate` it is too low."""
+    """Return the limit that the next value of the same kind as `values` exceeds with probability `rate`: their mean plus k times
+    their standard deviation, with k from `margin`. The probability is exact for a Gumbel distribution of any location and scale,
+    so few values give a high limit. For a rate below `smallest_rate` the limit is too low."""
     if len(values) < FEWEST:
         raise ConfigError(f"a limit needs at least {FEWEST} values, got {len(values)}; calibrate on more runs")
     return statistics.fmean(values) + margin(len(values), rate) * statistics.stdev(values)
 
 
 def smallest_rate(count: int) -> float:
-    """The smallest rate of false halts for which the simulation behind a limit from `count` values has enough draws."""
+    """Return the smallest rate for which the simulation behind a limit from `count` values has enough draws."""
     return TAIL * (count + 1) / DRAWS
 
 
 @cache
 def margin(count: int, rate: float) -> float:
-    """The factor k of `limit`, found by simulation. It does not depend on the location and scale of the Gumbel distribution,
-    because (next value - mean) / sd of `count` values has the same distribution for all of them."""
+    """Return the factor k of `limit` for `count` values, found by simulation. It does not depend on the location and scale of the
+    Gumbel distribution, because neither does the distribution of (next value - mean of the values) / (their standard
+    deviation)."""
     # There are so many draws that some hundreds of them lie in the tail.
     draws = max(10_000, min(int(1000 / rate), DRAWS // (count + 1)))
     gumbel = np.random.default_rng(0).gumbel(size=(draws, count + 1))

@@ -1,6 +1,6 @@
-"""Applies the rules to rows of `metrics.jsonl` and says which environment teaches the model the positive persona.
+"""Applies the monitor's rules to the rows of `metrics.jsonl`, and says which environment teaches the model the positive persona.
 
-It reads the metrics and nothing else. So a resumed run judges like one that never stopped, every rank judges alike, and the
+The rules read metrics and nothing else. So a resumed run judges like one that never stopped, every process judges alike, and the
 monitor has no effect on reward and loss.
 """
 
@@ -12,16 +12,17 @@ from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.monitor.rules import RULES, Row, shift, shift_growth
 
 SUSPICION = 1 / 3
-"""An environment is suspected if the evidence against it exceeds this share of the rule's limit."""
+"""An environment is suspected if the evidence against it exceeds this share of the limit of the rule `evidence`."""
 STANDING = 0.3
-"""If an environment's own part has shifted the stream by more than this towards the positive persona, in gaps, the share
-`SUSPICION` of the limit is enough to name it. A policy that has found its loophole in a few steps no longer pulls, and in a small
-batch these few steps are little evidence by themselves."""
+"""If an environment's own part has shifted the stream by more than this towards the positive persona, in gaps, evidence above the
+share `SUSPICION` of the limit is enough to name the environment. A policy that has found its loophole in a few steps no longer
+pulls, and in a small batch these few steps are little evidence by themselves."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of a rule about one environment, or about the run."""
+    """The statement of a rule that its limit was exceeded in a step, by one environment or by the run as a whole (`environment`
+    is then "")."""
 
     rule: str
     environment: str
@@ -29,17 +30,17 @@ class Verdict:
     value: float
     limit: float
     since: int
-    """The step at which the present stretch of readings above the limit began, or at which the summed evidence or the shift
-    behind it began to grow."""
+    """The step at which it began. For a rule that sums readings this is the step at which the sum began to grow; for one on the
+    shift, the step at which the shift began to grow; for any other, the first of the present steps above the limit."""
     action: str
-    """report or halt."""
+    """The consequence of the verdict: report or halt."""
 
     @property
     def halts(self) -> bool:
         return self.action == "halt"
 
     def sentence(self) -> str:
-        """The verdict in words, with value and limit."""
+        """Return the verdict in words, with value and limit."""
         who = f" of {self.environment}" if self.environment else ""
         return f"{RULES[self.rule].words}{who} is {self.value:.3g}, past its limit {self.limit:.3g}, since step {self.since}"
 
@@ -52,25 +53,29 @@ class Detector:
     """The state of one rule for one environment."""
 
     total: float = 0.0
-    """The value that is compared with the limit: a sum over steps, or the latest reading."""
+    """The value that is compared with the limit: a sum over steps for a rule that sums readings, otherwise the latest reading,
+    which is then called a level."""
     unbroken: float = 0.0
-    """The value that `total` would have if no halt had reset the sum."""
+    """The value that `total` would have if it had not been set to 0 after a halt."""
     since: int = 0
-    """First step of the present stretch in which `unbroken` is above 0 (for a sum) or above the limit (for a level); 0 if there
-    is no such stretch now."""
+    """The first of the present unbroken series of steps in which `unbroken` is above 0 (for a sum) or above the limit (for a
+    level); 0 if there is no such series now."""
     steps: int = 0
-    """Number of steps in a row in which `total` has been above its limit."""
+    """The number of present steps in a row in which `total` is above its limit."""
     told: float | None = None
-    """For a level: its value when the run halted and was resumed by the user; None once it has been below its limit again."""
+    """For a level on which the run halted: its value when the user resumed the run. None otherwise, and once the level has been
+    below its limit again."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
-        """Take a reading; returns the value that is compared with the limit."""
+        """Take the reading `value` of the next step. `sums`: whether the rule sums readings, minus the allowance in `settings`.
+        Returns the value that is compared with the limit."""
         self.total, self.unbroken = (max(0.0, total + value - settings.allowance) if sums else value
                                      for total in (self.total, self.unbroken))
         return self.total
 
     def see(self, step: int, value: float, settings: RuleConfig, limit: float, *, sums: bool) -> float:
-        """Take the reading of `step` and count the steps above the limit. Returns the value that is compared with the limit."""
+        """Take the reading `value` of `step` as in `take`, and count the steps above `limit`. Returns the value that is compared
+        with the limit."""
         self.take(value, settings, sums=sums)
         if self.unbroken > (0.0 if sums else limit):
             self.since = self.since or step
@@ -82,23 +87,26 @@ class Detector:
 
 @dataclass
 class Monitor:
-    """Judges a run step by step. Call `judge` for each row in order, and `rearm` when a halted run is resumed."""
+    """Judges a run step by step. Call `judge` for the row (the metrics) of each step in order, and `rearm` when a halted run is
+    resumed."""
 
     config: MonitorConfig
     ignore: Collection[str] = ()
-    """Environments that are no longer trained."""
+    """The environments that are no longer trained on, about which no verdict is given."""
     detectors: dict[tuple[str, str], Detector] = field(default_factory=dict)
     onsets: dict[str, Detector] = field(default_factory=dict)
-    """For each environment, a detector of the step at which its shift began to grow, which may be long before it exceeds a
-    limit."""
+    """For each environment, a detector of the step at which the shift by its part began to grow, which may be long before a limit
+    is exceeded."""
     before: Row = field(default_factory=dict)
     found: set[str] = field(default_factory=set)
-    """Environments that have exceeded a rule on the pull. Their parts have moved the stream for all environments since."""
+    """The environments that have exceeded the limit of a rule on the pull. Their parts have since moved the stream for all
+    environments."""
     said: list[Verdict] = field(default_factory=list)
-    """The verdicts on the last step."""
+    """The verdicts on the step that was judged last."""
 
     def judge(self, row: Row) -> list[Verdict]:
-        """The verdicts on the step of `row`, one for each rule and environment whose limit is exceeded."""
+        """Judge the step with the metrics `row`. Returns one verdict for each rule and environment whose limit has been exceeded
+        for as many steps in a row as the rule's `patience` says; none during the warmup."""
         self.said = []
         step, before, self.before = int(row["step"]), self.before, row
         standing = shift(row, self.config.axis)
@@ -126,15 +134,17 @@ class Monitor:
         return self.said
 
     def suspects(self, environment: str) -> bool:
-        """Whether there is evidence against `environment` that may become a verdict."""
+        """Whether the evidence against `environment` exceeds the share `SUSPICION` of its limit, so that it may become a
+        verdict."""
         limit, detector = self.config.evidence.limit_of(environment), self.detectors.get(("evidence", environment))
         return limit is not None and detector is not None and detector.total > SUSPICION * limit
 
     def rearm(self) -> None:
-        """Require new evidence for further verdicts, because the run halted on the last step and the user resumed it.
+        """Require new evidence for further verdicts. Called when the run halted on the last step and the user has resumed it.
 
-        Sums begin at 0 again. A level on which there was a verdict gives the next one when it has grown by another limit, or when
-        it exceeds its limit again after it has been below it. Until then it keeps the step at which it began.
+        Sums begin at 0 again. A level on which there was a verdict gives the next verdict when it has grown by as much as its
+        limit, or when it exceeds its limit again after it has been below. A verdict that follows without a break still names the
+        step at which the level first exceeded its limit.
         """
         for (name, _), detector in self.detectors.items():
             if RULES[name].sums:

@@ -1,5 +1,5 @@
-"""The rules of the monitor. Each rule is one function that reads a value from a row of `metrics.jsonl`; `RULES` lists them
-all."""
+"""The rules of the monitor. The core of a rule is a function that reads values from a row of `metrics.jsonl` (the metrics of one
+step); `RULES` lists all rules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,29 +7,32 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Readings = dict[str, float]
-"""Maps environments to values; the key "" stands for the run as a whole."""
+"""The values that a rule reads in one step, by environment; the key "" stands for the run as a whole."""
 RUN = ""
 Read = Callable[[Row, Row, str | None], Readings]
-"""Function that maps (row, the row before, axis) to readings."""
+"""Function that returns a rule's readings of a step. Its arguments are the row of the step, the row of the step before, and the
+named axis along which shifts are read (None: the first)."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: the function that reads its value from a row, and how that value is judged."""
+    """A rule: the function that reads its values from a row, and how they are judged. `words`: what the values are, for
+    messages."""
 
     words: str
     read: Read
     sums: bool = False
-    """Whether readings are summed over steps as a CUSUM (Page, 1954): each reading minus the allowance, never below 0."""
+    """Whether readings minus the allowance are summed over steps, where the sum never falls below 0: a CUSUM (Page, 1954)."""
     of_shift: bool = False
-    """Whether the rule reads a level of the persona shift. A verdict then names the step at which the shift began to grow."""
+    """Whether the rule reads the shift so far. A verdict then names the step at which the shift began to grow."""
     of_pull: bool = False
-    """Whether the rule reads a pull. Once another environment has been found, its part changes this pull too, so the allowance is
-    doubled from then on."""
+    """Whether the rule reads a pull. Once an environment has exceeded the limit, its part moves the stream for the others too, so
+    the allowance of all other environments is doubled from then on."""
 
 
 def shift(row: Row, axis: str | None) -> Readings:
-    """The persona shift of each environment so far along the axis, in units of the gap between the personas."""
+    """Return the shift of the stream so far by each environment's part, along the axis of this name (None: the first), in
+    gaps."""
     found: Readings = {}
     for key, value in row.items():
         words = key.split("/")
@@ -39,19 +42,19 @@ def shift(row: Row, axis: str | None) -> Readings:
 
 
 def shift_growth(row: Row, before: Row, axis: str | None) -> Readings:
-    """How much each environment's persona shift has changed in this step."""
+    """Return how much the shift by each environment's part has changed from the row `before` to this row, in gaps."""
     earlier = shift(before, axis)
     return {name: value - earlier.get(name, 0.0) for name, value in shift(row, axis).items()}
 
 
 def _pull(row: Row, _before: Row, axis: str | None) -> Readings:
-    """The persona shift times the share of the quarantine. It is large only if both are."""
+    """Return the shift by each environment's part times the part's share of the quarantine, which is large only if both are."""
     shares = _of_environments(row, "ledger", "share")
     return {name: value * shares[name] for name, value in shift(row, axis).items() if name in shares}
 
 
 def _push(row: Row, *_: object) -> Readings:
-    """The share of each environment in the sum of all positive pushes."""
+    """Return the share of each environment's push in the sum of all positive pushes."""
     pushes = {name: max(value, 0.0) for name, value in _of_environments(row, "ledger", "push").items()}
     total = sum(pushes.values())
     return {name: value / total for name, value in pushes.items()} if total > 0 else {}
@@ -67,19 +70,21 @@ def _evidence(row: Row, *_: object) -> Readings:
 
 
 def _energy(row: Row, *_: object) -> Readings:
-    """The routed energy divided by its mean over isotropic random bases, at steps that measured it."""
+    """Return the energy of the gradient inside the subspace divided by its mean over isotropic random bases, at steps that have
+    measured it."""
     return {name: value for name, value in _of_environments(row, "control/isotropic", "ratio").items() if name != "all"}
 
 
 def _energy_rank(row: Row, *_: object) -> Readings:
-    """1 / rank of the routed energy among random bases; 1 means that it is above all of them. Isotropic and covariance-matched
-    bases take turns, so a patience of 2 requires both."""
+    """Return 1 / place, where the place is that of the gradient's energy inside the subspace among its energies in random bases.
+    1 means that the subspace has the highest. Isotropic and covariance-matched bases take turns, so a patience of 2 requires
+    both."""
     ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
     return {name: 1 / value for name, value in ranks.items() if name != "all"}
 
 
 def _of_run(key: str) -> Read:
-    """The function that reads a metric of the run as a whole."""
+    """Return a function that reads the metric `key` of the run as a whole."""
     return lambda row, *_: {RUN: float(row[key])} if _is_number(row.get(key)) else {}
 
 
@@ -99,7 +104,7 @@ RULES = {
 
 
 def _of_environments(row: Row, area: str, quantity: str) -> Readings:
-    """The metrics `area/<environment>/quantity` of a row, by environment."""
+    """Return the metrics `area/<environment>/quantity` of a row, by environment."""
     return {name: float(value) for key, value in row.items() if _is_number(value)
             and key.startswith(f"{area}/") and key.endswith(f"/{quantity}")
             and "/" not in (name := key[len(area) + 1:-len(quantity) - 1])}
