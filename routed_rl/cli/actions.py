@@ -68,7 +68,11 @@ def compare(given: Namespace) -> None:
     asked = None if given.relearn is None else attacks(given, given.relearn)
     from routed_rl.multirun.compare import compare as compare_arms
 
-    overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in names([given.detector or ""]) or [])]
+    detector = names([given.detector or ""]) or []
+    keys = [text.partition("=")[0] for text in detector]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ConfigError(f"--detector {given.detector} sets {twice[0]} twice; leave one of them out")
+    overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in detector)]
     if given.labs is not None:
         from routed_rl.multirun.labs import compare_labs
 

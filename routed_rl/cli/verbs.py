@@ -195,9 +195,24 @@ VERBS: dict[str, Verb] = {
 }
 
 
+GIVEN = "given_once"
+"""The attribute of parsed arguments that holds the values of the options so far."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+class _Once(argparse.Action):
+    """Stores the value of an option, and refuses a second value, because only one of them could count."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        if self.dest in (given := vars(namespace).setdefault(GIVEN, {})):
+            parser.error(f"{option_string} is given twice, {given[self.dest]} and {values}; leave one of them out")
+        given[self.dest] = values
+        setattr(namespace, self.dest, values)
 
 
 def run(argv: list[str]) -> None:
@@ -211,7 +226,7 @@ def run(argv: list[str]) -> None:
     parser = _Parser(prog=f"routed-rl {name}", description=verb.help, allow_abbrev=False,
                      epilog=MATTER if CONFIG in verb.options else None)
     for names, declared in verb.options:
-        parser.add_argument(*names, **declared)
+        parser.add_argument(*names, **({"action": _Once} if names[0].startswith("-") else {}) | declared)
     arguments = parser.parse_intermixed_args(argv[1:])
     if not verb.says:
         _act(name, arguments)

@@ -57,7 +57,7 @@ def completions(run: RunData) -> Section:
     by, found = shown(run)
     kept = any((run.path / "completions").glob("step-*.parquet"))
     lead = f"Ranked by {by}; those that say the same are shown once." if found else ""
-    return Section("completions", "Completions that pushed hardest", lead,
+    return Section("completions", "Completions that show what was paid for", lead,
                    "No completion is known to have pushed towards the positive persona, or was paid above its true score." if kept
                    else "This run kept no completions (tracking.completions).", completions=found)
 
