@@ -1,5 +1,5 @@
-"""Extraction turns prompts into activations, and activations into a `Subspace`, with one function for each method. It also checks
-a subspace."""
+"""Makes subspaces: turns prompts into activations and activations into a `Subspace`, with one function for each method. Also
+checks whether a subspace is a good one."""
 
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import Job

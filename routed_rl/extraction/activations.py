@@ -1,4 +1,4 @@
-"""Turns contrast pairs into blocks of activations, batch by batch. Only one block is in memory at a time.
+"""Runs contrast pairs through a model and yields their activations in blocks. Only one block is in memory at a time.
 
 Not covered: padding in families whose attention is not causal.
 """
@@ -19,27 +19,30 @@ from routed_rl.subspace.samples import Reservoir, Samples
 
 Sequences = list[tuple[int, ...]]
 Read = Callable[[Sequences], list[Tensor]]
-"""Function that maps prompts to their stream: for each layer (B, offsets, D) float32 on the CPU."""
+"""Function that runs B prompts and returns their activations: for each layer a tensor (B, offsets, D), float32 on the CPU, where
+an offset is a position counted from the end of the prompt."""
 BATCHES_PER_BLOCK = 4
 
 
 def kinds_of(pairs: Sequence[TokenPair]) -> dict[str | int, int]:
-    """Maps each kind of pair to its index in `Samples`."""
+    """Return the index in `Samples.kind_R` of each kind of pair, in the order in which the kinds first occur."""
     return {kind: index for index, kind in enumerate(dict.fromkeys(pair.kind for pair in pairs))}
 
 
 def batches(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Yield lists of at most `size` indices of the sequences, the longest sequences first."""
+    """Divide sequences into batches by length. Yields lists of at most `size` indices of sequences, the longest sequences
+    first."""
     order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place]))
     for start in range(0, len(order), size):
         yield order[start:start + size]
 
 
 def read_prompt_end(model: PreTrainedModel, hook: str, offsets: int) -> Read:
-    """A function that reads the last `offsets` positions of each prompt, the last one first.
+    """Return a function that reads the model's stream at the hook point `hook` at the last `offsets` positions of each prompt,
+    the last position first.
 
-    Prompts are padded on the right, so that with causal attention no token sees the padding, and positions count from 0 in
-    every family.
+    Prompts are padded on the right, so that with causal attention no token sees the padding, and positions count from 0 in every
+    family.
     """
     def read(sequences: Sequences) -> list[Tensor]:
         ids, mask = padded(sequences)
@@ -53,7 +56,8 @@ def read_prompt_end(model: PreTrainedModel, hook: str, offsets: int) -> Read:
 
 
 def read_response_mean(job: Job) -> Read:
-    """A function that reads the mean over the tokens of a response that the model writes; it has one offset."""
+    """Return a function that lets the model write a response to each prompt and reads the mean of the stream over the response's
+    tokens. The mean stands at the only offset, 0."""
     generator = torch.Generator().manual_seed(job.seed)
 
     def read(sequences: Sequences) -> list[Tensor]:
@@ -64,8 +68,8 @@ def read_response_mean(job: Job) -> Read:
 
 
 def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None] | None = None, sample: int = 64) -> Reservoir:
-    """Make one pass over all prompts. `take` is called with every block of activations, unless it is None. A bounded number of
-    activations is kept and returned: some pairs for the held-out figures, and `sample` further ones."""
+    """Run all pairs through the model once. `take` is called with every block of activations, unless it is None. A bounded number
+    of activations is kept and returned: those of some pairs, for the held-out figures, and `sample` others."""
     foldable = torch.tensor([place for place, pair in enumerate(pairs) if pair.fold != -1], dtype=torch.long)
     reservoir = Reservoir(foldable, sum(pair.positions for pair in pairs), job.config.held_out, sample)
     for block in blocks(job, pairs):
@@ -76,9 +80,9 @@ def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None]
 
 
 def blocks(job: Job, pairs: Sequence[TokenPair]) -> Iterator[Samples]:
-    """Yield the stream under both personas, in the order of the pairs, for a few batches of prompts at a time.
+    """Yield the activations of the pairs under both personas, in the order of the pairs, in blocks of a few batches of prompts.
 
-    A prompt that several pairs of a block share is run once.
+    A prompt that several pairs of a block share is run once. SubspaceError if an activation is not finite.
     """
     size, kinds = job.config.batch_size, kinds_of(pairs)
     read = read_response_mean(job) if job.tokens == "response_mean" else read_prompt_end(
@@ -102,7 +106,8 @@ def blocks(job: Job, pairs: Sequence[TokenPair]) -> Iterator[Samples]:
 
 
 def _segments(pairs: Sequence[TokenPair], most: int) -> Iterator[tuple[list[int], Sequences]]:
-    """Cut the pairs, in their order, into segments with at most `most` distinct prompts (a single pair may have more)."""
+    """Cut the pairs, in their order, into segments with at most `most` distinct prompts (a single pair may have more). Yields the
+    indices of a segment's pairs, and its distinct prompts."""
     members: list[int] = []
     sequences: dict[tuple[int, ...], None] = {}
     for index, pair in enumerate(pairs):

@@ -1,4 +1,5 @@
-"""Reference answers of both personas to the same question. Steering should change how likely they are, teacher-forced."""
+"""Finds reference answers, which are answers of both personas to the same question. Steering the stream along a good axis makes
+the answers of one persona more likely and those of the other less likely."""
 
 from dataclasses import dataclass
 
@@ -13,12 +14,12 @@ from routed_rl.model.prompts import encode_prompts, ids_of
 from routed_rl.model.stream import eval_mode
 
 FEWEST = 8
-"""With fewer preference pairs than this, no axis is trained on them or chosen by them."""
+"""The smallest number of preference pairs on which an axis is trained, or by which axes are chosen."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Token ids of one question and of both personas' answers to it."""
+    """One question as token ids (`prompt`), with the answer of the positive persona and that of the negative persona."""
 
     prompt: tuple[int, ...]
     positive: tuple[int, ...]
@@ -26,9 +27,9 @@ class Answers:
 
 
 def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
-    """At most `check.answers` reference answers, and the name of their source; empty if there is no source. `method` is the
-    method that found the axes. For methods that read the model's own responses the answers are the model's own too, unless the
-    user sets a file."""
+    """Return the reference answers for the causal check, at most `check.answers` of them, and the name of their source; ([], "")
+    if there is no source. `method`: the method that found the axes. If this method reads responses that the model writes itself,
+    the model writes the answers too, unless the user has set a file of answers."""
     path = job.config.answers_for(job.model_path)
     if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
         return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
@@ -37,8 +38,9 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
 
 
 def preference_pairs(job: Job) -> tuple[list[Answers], str]:
-    """The preference pairs for training or choosing axes, and their file: `subspace.pairs`, or else the lines of the answers file
-    that the causal check does not use, so that the check stays held out. SubspaceError if there are too few."""
+    """Return the preference pairs on which axes are trained or by which they are chosen, and their file. The file is
+    `subspace.pairs`, or else the file of reference answers, of which only those lines are taken that the causal check does not
+    use, so that the check stays held out. SubspaceError if there are fewer than `FEWEST`."""
     needs = f"subspace.method={job.config.method}" + " with subspace.choose=answers" * (job.config.method == "dct")
     path, first = _pairs_file(job)
     if path is None:
@@ -53,8 +55,8 @@ def preference_pairs(job: Job) -> tuple[list[Answers], str]:
 
 
 def pairs_prompts(job: Job) -> tuple[list[tuple[int, ...]], str]:
-    """The token ids of the prompts of `preference_pairs`, or of all lines of the file if these are too few, and the file; ([],
-    "") if there is no file."""
+    """Return the token ids of the prompts of `preference_pairs`, or of all lines of the file if there are too few pairs, and the
+    file; ([], "") if there is no file."""
     path, first = _pairs_file(job)
     if path is None:
         return [], ""
@@ -65,7 +67,7 @@ def pairs_prompts(job: Job) -> tuple[list[tuple[int, ...]], str]:
 
 
 def _pairs_file(job: Job) -> tuple[str | None, int]:
-    """The file of preference pairs, and how many of its first lines the causal check uses."""
+    """Return the file of preference pairs (None if there is none), and how many of its first lines the causal check uses."""
     answers = job.config.answers_for(job.model_path)
     path = job.config.pairs or answers
     shared = path is not None and answers is not None and data_file(path) == data_file(answers)
@@ -89,8 +91,9 @@ def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]
 
 
 def _written_by_the_model(job: Job, questions: list[str]) -> list[Answers]:
-    """The model's own answers to each question, one under a persona's prompt and one under the opposite prompt; the personas take
-    turns. Likelihoods are measured with the question alone, without the personas' prompts."""
+    """Let the model answer each question twice: under the prompt that elicits a persona, and under the opposite prompt. The
+    personas of the list take turns. The returned `prompt` is the question alone, without a persona, because likelihoods are
+    measured with that."""
     every = persona_pairs(job.config, job.tokenizer, questions)
     personas, size = len(every) // len(questions), job.config.batch_size
     pairs = [every[place * personas + place % personas] for place in range(len(questions))]

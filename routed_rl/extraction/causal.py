@@ -1,8 +1,8 @@
-"""The causal check of an axis: the stream is pushed along the axis in both directions, and the axis is removed from the stream;
-the same is done with random directions.
+"""The causal check of a subspace's axes. A vector along an axis is added to the stream with either sign, and the stream's
+component along the axis is removed. The same is done with random directions.
 
-It measures how much more likely the positive persona's reference answers become than the negative one's, in nats per token,
-teacher-forced. Not covered: pushing at several layers at once, and the answers that the model would write by itself.
+The check measures how much more likely reference answers of the positive persona become than those of the negative persona, in
+nats per token. Not covered: vectors at several layers at once, and the answers that the model would write by itself.
 """
 
 import math
@@ -23,10 +23,10 @@ from routed_rl.subspace.separation import best_layer
 
 
 def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
-    """The result as plain JSON: the figures of `judge` with `layer`, `length`, `answers` and `source`, or {"missing": reason} if
-    the check cannot be made.
+    """Make the check and return plain JSON: the figures of `causes.judge`, the `layer`, the `length` of the vectors, the number
+    of `answers` and their `source`; or {"missing": reason} if the check cannot be made. `progress`: called after each direction.
 
-    Every axis and every random direction is pushed by the same length, `check.strength` times the layer's unit.
+    The vectors along all axes and random directions have the same length: `subspace.check.strength` times the gap at the layer.
     """
     check = job.config.check
     answers, source = reference_answers(job, subspace.provenance.method)

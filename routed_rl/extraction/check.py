@@ -1,5 +1,5 @@
-"""The check of a subspace: its figures, a verdict on each of them, and tables of both. The thresholds are those of
-`subspace.check`."""
+"""The check of a subspace: computes figures of its quality, judges them by the thresholds of `subspace.check`, and makes tables
+of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ from routed_rl.subspace.quality import figure
 from routed_rl.subspace.separation import best_layer, cosines
 
 SHOWN = 12
-"""Largest number of axes in a table or plot."""
+"""The largest number of axes that a table or plot shows."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question about a subspace. `good` is None if the question could not be answered."""
+    """A question about a subspace, the answer in words, and whether the answer is good (None if the question could not be
+    answered)."""
 
     question: str
     answer: str
@@ -27,8 +28,9 @@ class Verdict:
 
 
 def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
-    """The figures as plain JSON: `quality` by layer, `axes` by axis and layer, `causal`, and `cosines` to each of
-    `subspace.compare_to`."""
+    """Compute the figures of a subspace and return plain JSON: `quality` has those of `measure_quality`, `axes` those of
+    `measure_axes` (None if they were not measured), `causal` those of `causal_check`, and `cosines` compares the axes with those
+    of each subspace in `subspace.compare_to`. `progress`: called after each direction of the causal check."""
     others = {path: Subspace.load(path) for path in job.config.compare_to}
     for other in others.values():
         other.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
@@ -39,7 +41,7 @@ def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dic
 
 
 def write_check(found: dict[str, Any], folder: Path) -> None:
-    """Write `check.json` and `check.png` beside the subspace."""
+    """Write the figures, the result of `check`, as `check.json` and `check.png` into the folder of the subspace."""
     write_json(folder / "check.json", found)
     from routed_rl.extraction.plot import draw_check  # loads matplotlib, which evaluations do not need
 
@@ -47,7 +49,7 @@ def write_check(found: dict[str, Any], folder: Path) -> None:
 
 
 def verdicts(found: dict[str, Any], limits: SubspaceCheckConfig) -> list[Verdict]:
-    """One verdict on each figure, by the user's thresholds."""
+    """Judge the figures, the result of `check`, by the user's thresholds `limits`. Returns one verdict for each question."""
     answers = {"separates held-out personas": _separation(found["axes"], limits.auroc),
                "two halves agree": _stability(found["quality"], limits.stability),
                "captures held-out differences": _captured(found["quality"]),
@@ -56,7 +58,8 @@ def verdicts(found: dict[str, Any], limits: SubspaceCheckConfig) -> list[Verdict
 
 
 def remarks(found: dict[str, Any]) -> list[str]:
-    """Remarks that do not fail the check: weak layers, unexpected signs, figures that could not be measured."""
+    """Return remarks on the figures, the result of `check`, that do not make the check fail: weak layers, unexpected signs,
+    figures that could not be measured."""
     lines = check_quality(found["quality"])
     for axis in found["causal"].get("axes", []):
         if axis["p_corrected"] <= 0.05 and not axis["as_signed"]:
@@ -68,8 +71,8 @@ def remarks(found: dict[str, Any]) -> list[str]:
 
 
 def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """The tables of quality by layer, separation by axis, causal effects, and cosines. Maps the title of a table to its rows,
-    whose cells are text. Empty tables are left out."""
+    """Make tables of the figures, the result of `check`: quality by layer, separation by axis, causal effects, and cosines.
+    Returns the lines of each table by its title; a line maps the column's heading to a text. Empty tables are left out."""
     quality, axes, causal = found["quality"], found["axes"], found["causal"]
     made = {"quality by layer": describe_quality(quality) if quality["pairs"] is not None else [],
             "held-out separation (AUROC) by axis and layer, beside random directions": [
@@ -90,7 +93,8 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 Answer = tuple[str, bool | None] | None
-"""The text of an answer, and whether it is good (None if that could not be measured); None if there is no figure at all."""
+"""The answer to a question about a subspace, in words, and whether it is good (None if that could not be measured). None if there
+is no figure at all."""
 
 
 def _separation(axes: dict[str, Any] | None, limit: float) -> Answer:

@@ -1,6 +1,7 @@
-"""Chooses which of many unnamed factors become axes, and with which sign: by a target, by answers, or by the environments.
+"""Chooses which of many unnamed directions, called factors, become axes, and with which sign: by another subspace (the target),
+by answers, or by the environments.
 
-Shape letters: L layers from the pushed one on, F factors, D stream width.
+Shape letters: L layers from the factors' own on, F factors, D stream width.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,30 +31,31 @@ Prepare = Callable[[Job], Callable[[], Subspace]]
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Directions without names, and how the stream changes when it is pushed along each of them."""
+    """The directions that method dct has found, and how the stream changes at later layers when a vector along each direction is
+    added to it."""
 
     directions_FD: Tensor
-    """Unit vectors at the output of layer `source`."""
+    """The factors as unit vectors at the output of layer `source`."""
     effects_LFD: Tensor
-    """How the stream at layer `source` and at each later layer changes when the stream at `source` is pushed by `radius` along
-    each direction."""
+    """How the output of layer `source`, and of each later layer, changes when a vector of length `radius` along each direction is
+    added to the output of layer `source`."""
     source: int
     radius: float
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The indices of the chosen factors, the best first, and for each the sign with which it points towards the positive
-    persona."""
+    """A choice of factors. `factors` has the indices of the chosen ones, the best first, and `signs` the sign, 1 or -1, with
+    which each points towards the positive persona. `grounds`: facts about how they were chosen, for the provenance."""
 
     factors: list[int]
     signs: list[float]
     scores: list[float]
-    """The score of every factor. The sign of a factor is the sign of its score."""
+    """The score of every factor, chosen or not. The sign of a chosen factor is that of its score."""
     grounds: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The fields that the provenance of the subspace records."""
+        """Return the choice as fields for the details of the subspace's provenance."""
         return {"chosen": self.factors, "signs": self.signs, "scores": self.scores, **self.grounds}
 
 
@@ -61,8 +63,9 @@ Choose = Callable[[Factors], Chosen]
 
 
 def by_target(job: Job, prepare: Prepare) -> Choose:
-    """Choose the factors whose span holds the most of the target's first axis, one after another. A score is the mean cosine over
-    layers."""
+    """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. They are chosen one after
+    another, so that the span of their effects holds the most of that axis. The score of a factor is the cosine between its effect
+    and that axis, as a mean over layers. `prepare`: makes the other subspace if it is not in a folder."""
     target, path = job.config.target, Path(job.config.target)
     if target == "mean_difference":
         if job.pairs is None and job.config.prompts_for(job.model_path) is None:
@@ -95,8 +98,9 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
 
 
 def by_answers(job: Job, _prepare: Prepare) -> Choose:
-    """Choose the factors along which a push changes the log-likelihood of the positive answers, relative to that of the negative
-    answers, the most. A score is half the difference between a push and the opposite push, in nats per token."""
+    """Return a function that chooses the factors with the largest effect on preference pairs. The score of a factor is how much a
+    vector along it, added to the stream, raises the log-likelihood of positive answers over that of negative answers, in nats per
+    token: half the difference between the vector and the opposite vector."""
     pairs, source = preference_pairs(job)
 
     def choose(found: Factors) -> Chosen:
@@ -109,8 +113,9 @@ def by_answers(job: Job, _prepare: Prepare) -> Choose:
 
 
 def by_environments(job: Job, _prepare: Prepare) -> Choose:
-    """Choose the factors along which a push changes the share of completions that the environments flag the most. A score is half
-    the difference between a push and the opposite push."""
+    """Return a function that chooses the factors with the largest effect on behaviour. The score of a factor is how much a vector
+    along it, added to the stream, raises the share of completions that the environments flag: half the difference between the
+    vector and the opposite vector."""
     behave = job.behave
     if behave is None:
         raise SubspaceError("subspace.choose=environments needs environments that flag something, and there are none here; set "
@@ -132,7 +137,7 @@ CHOOSERS: dict[str, Callable[[Job, Prepare], Choose]] = {
 
 @contextmanager
 def pushing(model: PreTrainedModel, layer: int, push_D: Tensor) -> Iterator[None]:
-    """Inside the block, add a vector to a layer's output at every token, both of prompts and of completions."""
+    """Inside the block, the vector `push_D` is added to the output of a layer at every token of prompts and completions."""
     handle = changing_output(decoder_layers(model)[layer], lambda stream: stream + push_D.to(stream))
     try:
         yield
@@ -150,7 +155,8 @@ def _screened(job: Job, found: Factors, score: Callable[[Tensor, float], float])
 
 
 def _strongest(scores: list[float], keep: int, grounds: dict[str, Any]) -> Chosen:
-    """Choose the `keep` factors with the largest absolute scores. SubspaceError if no push changes anything."""
+    """Choose the `keep` factors with the largest absolute scores. SubspaceError if all scores are 0. `grounds`: those of
+    `Chosen`."""
     if not any(scores):
         raise SubspaceError("no push along any factor changes what it is chosen by; set a larger subspace.radius, or another "
                             "subspace.choose")

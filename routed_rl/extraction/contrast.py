@@ -18,34 +18,36 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class ContrastPair:
-    """One prompt under both personas; `positive` is the one that must not grow."""
+    """Two prompts that differ in the persona alone. `positive` shows the persona that must not grow."""
 
     positive: Prompt
     negative: Prompt
     kind: str | None = None
-    """Pairs of the same kind are averaged. A pair with None is a kind of its own."""
+    """The name of the pair's kind. The activations of pairs of the same kind are averaged. A pair with None is a kind of its
+    own."""
     line: int = 0
-    """Number of the pair's line in the file, counted from 1."""
+    """The number of the pair's line in its file, counted from 1, for messages."""
     fold: int | None = None
-    """The half (0 or 1) to which the pair belongs when figures are held out, or -1 for neither; None if the halves are drawn at
-    random."""
+    """The half of the pairs (0 or 1) to which the pair belongs in held-out figures, or -1 for neither; None if the halves are
+    drawn at random."""
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair as token ids, and how many of its last positions are used."""
+    """A contrast pair as token ids. `positions`: at how many of the prompts' last positions the stream is read. `fold`: as in
+    `ContrastPair`."""
 
     positive: tuple[int, ...]
     negative: tuple[int, ...]
     positions: int
     kind: str | int
-    """Name of the kind. For a pair without a kind, its index among the pairs."""
+    """The name of the pair's kind or, for a pair without a kind, the pair's index among the pairs."""
     fold: int | None
 
 
 def read_prompts(path: str | Path) -> list[ContrastPair]:
-    """The pairs in a JSON-lines file. `path` is relative to the working directory or to the package's data; blank lines are
-    skipped."""
+    """Read the contrast pairs in a JSON-lines file. `path` is relative to the working directory or to the package's data. Blank
+    lines are skipped. SubspaceError for a line that is no pair."""
     pairs = []
     for number, record in read_lines(path, prompts=("positive", "negative")):
         if not isinstance(kind := record.get("kind"), str | None):
@@ -55,8 +57,8 @@ def read_prompts(path: str | Path) -> list[ContrastPair]:
 
 
 def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
-    """Contrast pairs from objects in memory. Each object is a pair (positive, negative), or a mapping as in a line of the
-    file."""
+    """Make contrast pairs from objects in memory. Each object is a tuple (positive, negative), or a mapping with the keys of a
+    line in a prompts file. SubspaceError for any other object."""
     pairs = []
     for number, each in enumerate(given, start=1):
         where = f"contrast prompts, pair {number}"
@@ -73,9 +75,10 @@ def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
 
 def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts", *, prompts: Sequence[str] = (),
                texts: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line of a JSON-lines file that is not blank. SubspaceError if there is no such line, or if
-    an object lacks one of these keys: the values of `texts` must be text, those of `prompts` text or chat messages, and none may
-    be empty."""
+    """Read a JSON-lines file. Returns, for every line that is not blank, its number and its object. `what` and `setting`: how
+    messages call the file, and the setting that names it. SubspaceError if there is no line, or if an object lacks a key in
+    `prompts` or `texts`. The value of a key in `texts` must be text, and that of a key in `prompts` text or chat messages;
+    neither may be empty."""
     file = data_file(path, what, setting)
     with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -96,7 +99,8 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
 
 
 def data_file(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts") -> Path:
-    """The file that `path` names, in the working directory or in the package's data."""
+    """Find the file that `path` names, in the working directory or in the package's data. SubspaceError if there is none. `what`,
+    `setting`: as in `read_lines`."""
     try:
         file = find_data(path)
     except FileNotFoundError:
@@ -107,8 +111,8 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
 
 
 def require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """SubspaceError, which names the place `where`, unless the record has all of these keys with values of the right type that
-    are not empty."""
+    """SubspaceError, which names the place `where`, unless the record has all the keys in `prompts` and `texts`, with values as
+    `read_lines` says."""
     for key in (*prompts, *texts):
         if key not in record:
             raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")
@@ -126,8 +130,8 @@ def _are_messages(value: Any) -> bool:
 
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair], model: PreTrainedModel,
                    positions: int) -> list[TokenPair]:
-    """The token ids of each pair, checked against the model, and how many last tokens of the pair are used: as many as both
-    prompts share, at least 1 and at most `positions`."""
+    """Turn contrast pairs into token ids, and check these against the model. The number of positions at which a pair is read is
+    the number of last tokens that its two prompts have in common, but at least 1 and at most `positions`."""
     found = []
     for index, pair in enumerate(pairs):
         where = f"contrast prompts, line {pair.line}"
@@ -144,7 +148,8 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTrainedModel, where: str) -> tuple[int, ...]:
-    """The token ids of a prompt. SubspaceError, which names the place `where`, if this model cannot take the prompt."""
+    """Return the token ids of a prompt. SubspaceError, which names the prompt's place `where`, if this model cannot take the
+    prompt."""
     try:
         ids = tuple(encode_prompts(tokenizer, [prompt])[0])
     except ModelError as error:
@@ -154,7 +159,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTra
 
 
 def check_ids(ids: tuple[int, ...], model: PreTrainedModel, where: str) -> None:
-    """SubspaceError for more tokens than this model takes, and for tokens that it does not know."""
+    """SubspaceError, which names the place `where`, if there are more ids than the model takes, or one that it does not know."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if len(ids) > longest or max(ids) >= config.vocab_size:

@@ -1,7 +1,8 @@
-"""Method dct: finds directions to which later layers respond most, on ordinary prompts and without labels.
+"""Method dct: finds directions at one layer, called factors, to which later layers respond most, on ordinary prompts and without
+labels.
 
-The factors have no names; `choose` chooses some of them and records on which grounds. Not covered: factors of single prompts.
-Shape letters: L layers from the pushed one on, F factors, D stream width.
+Factors have no names; the module `choose` chooses some of them as axes and records on which grounds. Not covered: factors of
+single prompts. Shape letters: L layers from the factors' own on, F factors, D stream width.
 """
 
 from collections.abc import Callable
@@ -24,12 +25,13 @@ from routed_rl.subspace.factors import DRAWS, calibrated_radius, exponential_fac
 from routed_rl.subspace.named import NamedVector
 
 LINEAR_PUSH = 0.25
-"""The form `linear` has no radius of its own. Its factors are tried with a push of this share of the stream's length."""
+"""The length of the vector along a factor of the form `linear`, as a share of the stream's length. This form has no radius of its
+own."""
 
 
 def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
-    """Find axes named "dct_K", where K is the number of the factor. `prepare` makes another subspace if the factors are chosen by
-    a target."""
+    """Read the inputs of method dct and return a function that makes the subspace. Its axes are named "dct_K", where K is the
+    number of the factor. `prepare`: makes the other subspace by which factors are chosen, if `subspace.choose=target`."""
     config = job.config
     source, until = _layers(job)
     if config.factors > job.width:
@@ -50,7 +52,8 @@ def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
 
 
 def _axis(factors: Factors, factor: int, sign: float) -> NamedVector:
-    """The axis of a factor. A coordinate of 1 along it is the effect of the push."""
+    """Make the axis of the factor with the number `factor`: at each layer the effect there, times `sign`. A shift of 1 along the
+    axis is as long as the effect."""
     effects = dict(enumerate(factors.effects_LFD[:, factor], start=factors.source))
     return NamedVector(f"dct_{factor}", {layer: sign * effect for layer, effect in effects.items()},
                        {layer: effect.norm().item() for layer, effect in effects.items()})
@@ -82,7 +85,7 @@ def _factors(job: Job, plain: Sequences, source: int, until: int) -> tuple[Facto
 
 
 def _layers(job: Job) -> tuple[int, int]:
-    """The layer that is pushed, and the layer at which the response is measured."""
+    """Return the layer to whose output vectors are added, and the layer at which the response is measured."""
     config, last = job.config, job.layers - 1
     source = last // 4 if config.source is None else config.source
     until = max(last - job.layers // 4, source + 1) if config.until is None else config.until
@@ -93,7 +96,8 @@ def _layers(job: Job) -> tuple[int, int]:
 
 
 def _plain_prompts(job: Job) -> tuple[Sequences, str]:
-    """The token ids of `plain` different ordinary prompts, taken at even distances from their file, and the file."""
+    """Return the token ids of at most `subspace.plain` different ordinary prompts, taken at even distances from their file, and
+    the file."""
     config, contrast = job.config, job.config.prompts_for(job.model_path)
     if config.plain_prompts:
         file, what = config.plain_prompts, "plain prompts file"

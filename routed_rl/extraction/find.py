@@ -1,5 +1,4 @@
-"""The methods of `subspace.method`, which turn a model and settings into a `Subspace`. Each of them behaves as `prepare`
-describes."""
+"""The table of extraction methods by their names in `subspace.method`. A method takes a job and behaves as `prepare` does."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,9 +27,9 @@ from routed_rl.subspace.separation import measure_axes
 
 def prepare(job: Job) -> Callable[[], Subspace]:
     """Read all inputs of an extraction, so that mistakes are found before slow work begins. Returns a function that makes the
-    subspace, with its quality, by the job's settings. It does not change the model.
+    subspace, with its quality, by the job's settings. Neither changes the model.
 
-    Raises SubspaceError for prompts, ranks or files that do not fit the model.
+    SubspaceError for prompts, ranks or files that do not fit the model.
     """
     if (job.config.rank or 0) > job.width:
         raise SubspaceError(f"subspace.rank={job.config.rank} is more than the width {job.width} of the stream of "
@@ -40,7 +39,7 @@ def prepare(job: Job) -> Callable[[], Subspace]:
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:
-    """Make a subspace by fitting the method to contrast pairs."""
+    """Read the contrast pairs of a job, and return a function that makes a subspace by fitting the job's method to them."""
     pairs, source = _pairs(job)
     tokens = tokenize_pairs(job.tokenizer, pairs, job.model, 1 if job.tokens == "response_mean" else job.config.positions)
     if job.config.method in OWN:
@@ -49,7 +48,7 @@ def from_pairs(job: Job) -> Callable[[], Subspace]:
 
 
 def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
-    """The contrast pairs that the method uses, and the file from which they come; None if there is no file."""
+    """Return the contrast pairs that the job's method uses, and the file from which they come (None if there is no file)."""
     config = job.config
     if job.pairs is not None and config.method not in OWN:
         return list(job.pairs), None
@@ -63,7 +62,8 @@ def _pairs(job: Job) -> tuple[list[ContrastPair], str | None]:
 
 
 def _refuse_unknown_words(job: Job, sequences: list[tuple[int, ...]]) -> None:
-    """SubspaceError if the model does not know most words of the lists, because its subspace would mean nothing."""
+    """SubspaceError if the model does not know most of the words in `sequences`, prompts as token ids, because a subspace from
+    them would mean nothing."""
     unknown = job.tokenizer.unk_token_id
     share = sum(ids.count(unknown) for ids in sequences) / sum(map(len, sequences)) if unknown is not None else 0.0
     if share > 0.5:
@@ -72,10 +72,11 @@ def _refuse_unknown_words(job: Job, sequences: list[tuple[int, ...]]) -> None:
 
 
 def _fitted(job: Job, pairs: list[TokenPair], source: str) -> Subspace:
-    """Fit the method to the pairs' activations, block by block. Only sums and a bounded reservoir are kept.
+    """Fit the job's method to the activations of the pairs, which are read block by block; only sums and a bounded reservoir are
+    kept. `source`: the file of the pairs, for the provenance.
 
-    With `resid_pre`, layer 0 gets an empty basis: its input is the embedding, to which no writer has written, and at which
-    prompts with the same last tokens do not differ.
+    With `subspace.hook=resid_pre`, layer 0 has no directions: its input is the embedding, to which no writer has written, and at
+    which prompts with the same last tokens do not differ.
     """
     config, method, kinds = job.config, fits.METHODS[job.config.method], kinds_of(pairs)
     names = [str(kind) for kind in kinds]
@@ -107,7 +108,8 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 
 
 def from_parts(job: Job) -> Callable[[], Subspace]:
-    """Make the union of several subspaces, in the order of `subspace.parts`: folders are read and methods are run."""
+    """Read the inputs of all `subspace.parts`, each of which is the folder of a subspace or the name of a method. Returns a
+    function that makes the union of their subspaces, in this order."""
     makers: list[tuple[str, Callable[[], Subspace]]] = []
     for place, part in enumerate(job.config.parts):
         is_method = part in METHODS and part not in ("union", "file")

@@ -1,4 +1,4 @@
-"""Subspaces whose vectors were found elsewhere: decoder rows of an SAE, or vectors in a file."""
+"""Makes subspaces from vectors that were found elsewhere: decoder rows of an SAE, or vectors in a file."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,13 +23,14 @@ from routed_rl.subspace.separation import measure_axes
 from routed_rl.subspace.vectors import Wanted, placed, read_vectors
 
 PROMPTS, ACTIVATIONS = 128, 512
-"""How much is read to know the scale of a model's stream: the largest number of pairs of ordinary prompts, and the number of
-activations that are kept for each layer."""
+"""Numbers by which the scale of a model's stream is measured: `PROMPTS` is the largest number of pairs of ordinary prompts that
+are run, and `ACTIVATIONS` the number of activations that are kept for each layer."""
 
 
 def from_sae(job: Job) -> Callable[[], Subspace]:
-    """Make axes from decoder rows of an SAE. If the encoder is known and the latent is active, the scale is the latent's mean
-    active value times the norm of the row; otherwise it is the stream's standard deviation along the row."""
+    """Read latents of an SAE, and return a function that makes a subspace whose axes are the latents' decoder rows. The scale of
+    an axis is the mean value of the latent where it is active, times the norm of its row. If that is not known, because the
+    encoder is missing or the latent is never active, the scale is the stream's standard deviation along the row."""
     config = job.config
     latents = read_latents(config.weights or "", config.latents, job.width)
     layer = latents.layer if config.layer is None else config.layer
@@ -55,8 +56,9 @@ def from_sae(job: Job) -> Callable[[], Subspace]:
 
 
 def from_file(job: Job) -> Callable[[], Subspace]:
-    """The subspace in a folder that `extract` wrote, unchanged. Vectors from any other file become named axes, scaled by the
-    stream's standard deviation along them."""
+    """Read `subspace.path`, and return a function that makes the subspace. If the path is the folder of a subspace, this subspace
+    is returned unchanged. Vectors from any other file become named axes, whose scale is the stream's standard deviation along
+    them."""
     path = Path(job.config.path or "")
     if not path.is_file() and not (path / "adapter_config.json").is_file():
         subspace = Subspace.load(path)
@@ -69,8 +71,9 @@ def from_file(job: Job) -> Callable[[], Subspace]:
 
 
 def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
-    """A function that gathers the model's stream at the ends of ordinary prompts, and the source of these prompts: the contrast
-    prompts that are given or known for the model, or else the questions. They are taken at even distances from their file."""
+    """Return a function that gathers the model's activations at the ends of ordinary prompts, and the file of these prompts. They
+    are the contrast prompts that are given or known for the model, or else the questions of the persona lists, taken at even
+    distances from the file."""
     if job.pairs is not None:
         pairs, source = list(job.pairs), ""
     elif source := job.config.prompts_for(job.model_path):
@@ -83,8 +86,8 @@ def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
 
 
 def from_random(job: Job) -> Callable[[], Subspace]:
-    """The random control of the subspace that `subspace.path` names: the same axes, scales and units, but with bases turned by
-    one random rotation of the stream."""
+    """Read the subspace at `subspace.path`, and return a function that makes its random control: the same axes, scales and units,
+    but directions that are turned, at all layers, by one random rotation of the stream."""
     make = from_file(job)
 
     def turned() -> Subspace:
@@ -100,7 +103,9 @@ def from_random(job: Job) -> Callable[[], Subspace]:
 
 
 def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, source: str, details: dict[str, Any]) -> Subspace:
-    """The subspace of given vectors. Nothing is fitted, so all figures of quality are held out."""
+    """Make the subspace whose axes are the given vectors. `reservoir`: activations of ordinary prompts, which give the scales.
+    `source`, `details`: the vectors' file and further facts, for the provenance. Nothing is fitted, so all figures of quality are
+    held out."""
     stream = reservoir.activations()
     found = find_named(vectors, stream, job.size)
     quality = no_quality(found.directions, job.config.rank)
@@ -111,6 +116,7 @@ def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, sou
 
 
 def no_quality(directions: list[Tensor], rank: int | None) -> dict[str, Any]:
-    """The quality record for vectors that were not fitted to prompts, so that no figure can be held out."""
+    """Return the result of `measure_quality` for vectors that were not fitted to prompts: it has the ranks of the layers and no
+    figures. `rank`: the rank that the settings asked for."""
     return {"pairs": None, "rank": rank, "draws": 0, "layers": [
         {"layer": layer, "rank": basis.shape[1]} for layer, basis in enumerate(directions)]}

@@ -1,4 +1,4 @@
-"""The inputs of an extraction, which every method gets."""
+"""The job: the inputs of an extraction, which every method gets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,16 @@ from routed_rl.model.targets import decoder_layers
 from routed_rl.subspace import Provenance, Size
 
 Progress = Callable[[int, int], None]
-"""Function (done, in all) -> None, called after each batch of distinct prompts or after each direction."""
+"""Function that is called after each part of the work (a batch of distinct prompts, a direction, a step), with the number of
+parts done and the number in all."""
 OWN = ("assistant_axis", "persona_vectors")
-"""Methods that read responses which the model itself writes."""
+"""The methods that read the stream over responses which the model itself writes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The inputs of an extraction: the model, the settings, and the function that reports progress."""
+    """The inputs of an extraction: the model with its path and the hash of its weights, the settings, and a function that reports
+    progress."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -33,12 +35,12 @@ class Job:
     seed: int
     progress: Progress | None = None
     axes: bool = False
-    """Whether figures of each single axis are measured too."""
+    """Whether the figures of `measure_axes`, for each single axis, are measured too."""
     pairs: Sequence[ContrastPair] | None = None
-    """Contrast pairs in memory, which are used instead of a file; None: a file is read."""
+    """Contrast pairs that are used instead of those in a file; None: the file of the settings is read."""
     behave: Callable[[], float] | None = None
-    """Function that returns the share of the model's completions that its environments flag; None if there are no
-    environments."""
+    """Function that lets the model complete tasks of the environments and returns the share of completions that they flag; None
+    if there are no environments."""
 
     @property
     def width(self) -> int:
@@ -54,21 +56,21 @@ class Job:
 
     @property
     def tokens(self) -> str:
-        """The tokens at which the stream is read: prompt_end or response_mean."""
+        """Where the stream is read: `prompt_end` (the last positions of a prompt) or `response_mean` (over a response)."""
         return self.config.tokens or ("response_mean" if self.config.method in OWN else "prompt_end")
 
     @property
     def respond(self) -> Respond:
-        """The settings for sampling responses of this model."""
+        """The settings for sampling responses of the model."""
         return Respond(self.config.response_tokens, self.config.temperature, tuple(eos_ids(self.model, self.tokenizer)))
 
     def changed(self, **settings: Any) -> "Job":
-        """A copy of the job with other settings."""
+        """Return a copy of the job with other values of some settings, given by name."""
         return replace(self, config=replace(self.config, **settings))
 
     @staticmethod
     def hash_of(source: str) -> str:
-        """The hash of a file, which may be one of the package's own; empty if there is none."""
+        """Return the sha256 of the file `source`, which may be one of the package's data; "" if there is no such file."""
         try:
             file = find_data(source) if source else None
         except FileNotFoundError:

@@ -16,15 +16,16 @@ from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 
 OF_BASES = ("layout", "drop_below", "shared_rank")
-"""Settings that only routing reads, and not an extraction."""
+"""The settings of a subspace that routing reads and an extraction does not."""
 
 
 def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                      prompts: str | Path | Sequence[Any] | None = None, *, seed: int = 0, **settings: Any) -> Subspace:
     """Extract the subspace of a model, as `routed-rl extract` does. The model is not changed.
 
-    `prompts`: contrast pairs, as a file of JSON lines or a list of pairs (positive, negative), each text or chat messages;
-    positive is the persona that must not grow. `settings`: other fields of `SubspaceConfig`, such as method, rank or weakest.
+    `prompts`: contrast pairs, as a file of JSON lines or a list of pairs (positive, negative). Each prompt is text or chat
+    messages, and the positive one shows the persona that must not grow. `seed`: the seed of all random draws. `settings`: other
+    fields of `SubspaceConfig`, such as method, rank or weakest.
     """
     known = [field.name for field in dataclasses.fields(SubspaceConfig)]
     for name in settings:

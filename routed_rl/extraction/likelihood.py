@@ -1,5 +1,5 @@
-"""The likelihood of reference answers as a function of a change to one layer's output. The layers up to that one are run only
-once.
+"""Computes the likelihood of given answers as a function of a change to one layer's output. The layers up to that one are run
+only once.
 
 Shape letters: R rows (one per answer), T tokens, D stream width.
 """
@@ -15,12 +15,12 @@ from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
 
 Change = Callable[[Tensor], Tensor]
-"""Function that maps the output of a layer (R, T, D) to the changed output."""
+"""A change to a layer's output: a function that maps the output (R, T, D) to the changed output."""
 
 
 class Likelihood:
-    """Log-probabilities of positive and negative answers. Row 2k is the k-th positive answer, row 2k + 1 the k-th negative
-    one."""
+    """Computes the log-probabilities of positive and negative answers when the output of the layer with the number `layer` is
+    changed. Row 2k is the k-th positive answer with its prompt, and row 2k + 1 the k-th negative answer with the same prompt."""
 
     def __init__(self, model: PreTrainedModel, answers: Sequence[Answers], layer: int) -> None:
         self.model, self.layer = model, layer
@@ -36,8 +36,8 @@ class Likelihood:
         self.stream_RTD = kept[layer]
 
     def sums(self, change: Change, rows: Tensor | None = None) -> Tensor:
-        """(R,) float32 on the model's device: the log-probability of each answer of `rows` (None: all) under `change`, summed
-        over the tokens of the answer. Differentiable."""
+        """Return the log-probability of each answer under `change`, summed over the answer's tokens, (R,) float32 on the model's
+        device. `rows`: the indices of the answers; None: all. Differentiable."""
         rows = torch.arange(len(self.ids_RT)) if rows is None else rows
         text, unembed, where_RT = self.model.config.get_text_config(), self.model.get_output_embeddings(), self.where_RT[rows]
         assert unembed is not None
@@ -52,8 +52,8 @@ class Likelihood:
         return torch.zeros(len(rows), device=chosen.device).index_add(0, owner, chosen)
 
     def score(self, change: Change) -> float:
-        """The mean over positive answers of their mean log-probability per token, minus that of the negative answers; in nats per
-        token."""
+        """Return how much more likely positive answers are than negative ones under `change`, in nats per token: the difference
+        between the two answers of a pair in log-probability per token, as a mean over pairs."""
         each_R = self.sums(change).double().cpu() / self.counts_R
         return (each_R[0::2] - each_R[1::2]).mean().item()
 
@@ -63,5 +63,5 @@ class Likelihood:
 
 
 def pushed(direction_D: Tensor, length: float) -> Change:
-    """The change that adds `length` times the direction at every token."""
+    """Return the change that adds `length` times the direction to the layer's output at every token."""
     return lambda stream: stream + length * direction_D.to(stream)

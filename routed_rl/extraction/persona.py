@@ -1,6 +1,6 @@
-"""The coordinates of completions along a subspace's persona axis. They are read as the subspace was: over the tokens of a
-response, or at the end of a prompt. In the second case the prompt is repeated after the completion, so that the coordinate shows
-which persona would answer now.
+"""Measures where completions lie along a persona axis of a subspace. The stream is read where it was read to find the subspace:
+over the tokens of a response, or at the end of a prompt. In the second case the prompt is repeated after the completion, so that
+the coordinate shows which persona would answer now.
 
 Not covered: episodes.
 """
@@ -20,8 +20,9 @@ from routed_rl.subspace.quality import best_layer_of
 
 def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
              batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
-    """(L, B) float32: the coordinate of each completion along `axis` (None: the first) at `layers`, in gaps between the personas,
-    larger towards the positive one. The zero point is arbitrary: compare only completions of the same environment."""
+    """Return the coordinate of each completion along an axis at each of L layers, (L, B) float32, in gaps. It is larger towards
+    the positive persona. The zero point is arbitrary, so only completions of the same environment can be compared. `model`: the
+    model that reads the completions. `said`: B prompts with their completions. `axis`: the axis' name; None for the first."""
     details = subspace.provenance.details
     if details.get("tokens", "prompt_end") == "response_mean":
         read_LBD = pooled(model, tokenizer, said, batch_size, hook=details.get("hook", "resid_post"), layers=layers)
@@ -31,7 +32,8 @@ def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: S
 
 def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], subspace: Subspace,
              batch_size: int, *, layers: Sequence[int], axis: str | None = None) -> Tensor:
-    """As `standing`, but at the end of each prompt, before the completion."""
+    """Return the coordinate at the end of each prompt, before the completion, (L, B) float32. The arguments and the unit are
+    those of `standing`."""
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
     return _at_end(model, prompts, subspace, batch_size, layers, axis)
 
@@ -50,8 +52,8 @@ def _along(read_LBD: Tensor, subspace: Subspace, layers: Sequence[int], axis: st
 
 
 def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> list[list[int]]:
-    """The token ids of each prompt, its completion, and the same prompt once more, as a further turn of a chat or a further line
-    of a text."""
+    """Return the token ids of each prompt, followed by its completion and by the same prompt once more, which is a further turn
+    of a chat (without its system message) or a further line of a text."""
     found: list[list[int]] = []
     for prompt, text in said:
         if isinstance(prompt, str):
@@ -64,5 +66,6 @@ def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> lis
 
 
 def layers_to_read(subspace: Subspace, asked: Sequence[int] | None = None) -> list[int]:
-    """The layers in `asked`, or, if that is None, the one layer whose axis tells the personas apart best on held-out prompts."""
+    """Return the layers in `asked` or, if that is None, the one layer at which the persona axis separates held-out prompts
+    best."""
     return list(asked) if asked is not None else [best_layer_of(subspace.layer_weights().tolist())]

@@ -11,12 +11,13 @@ from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines
 
 
 def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[ContrastPair]:
-    """The contrast pairs of all personas for the first question, then for the next. For persona_vectors the positive prompt of a
-    pair elicits a trait and the negative prompt suppresses it. For assistant_axis the positive prompt is a role, because the
-    model must not move away from the assistant, and the negative prompt is the model's default self.
+    """Make a contrast pair for each question and each persona of the method's list: first all personas for the first question,
+    then for the next. With `persona_vectors` a persona is a trait, which the positive prompt of a pair elicits and the negative
+    prompt suppresses. With `assistant_axis` it is a role: the positive prompt asks the model to play the role, because the model
+    must not move away from the assistant, and the negative prompt leaves the model its default self.
 
-    For held-out figures the pairs are split into halves that share nothing: the even and the odd questions, and for roles also
-    the even and the odd roles.
+    For held-out figures the pairs are divided into two halves that share nothing: the even and the odd questions, and for roles
+    also the even and the odd roles.
     """
     traits = config.method == "persona_vectors"
     if traits:
@@ -33,13 +34,13 @@ def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, qu
 
 
 def read_questions(config: SubspaceConfig, first: int | None) -> list[str]:
-    """The first `first` questions of the file; None for all."""
+    """Return the first `first` questions of `subspace.questions_file`, or all if that is None."""
     return [question["text"] for _, question in _entries(config.questions_file, "questions_file", ("text",), first, [])]
 
 
 def ask(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str, question: str) -> Prompt:
-    """The prompt for a persona and a question: chat messages, or, for a model without a chat template, both texts joined by a
-    space."""
+    """Return the prompt that asks a persona a question: chat messages or, for a model without a chat template, both texts joined
+    by a space. `persona`: the text that sets the persona; "" for none."""
     joined = f"{persona} {question}".strip()
     if not tokenizer.chat_template:
         return joined
@@ -51,7 +52,8 @@ def ask(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, persona: str
 
 def _entries(path: str | None, setting: str, keys: tuple[str, ...], first: int | None, only: list[str]
              ) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and object of the chosen entries of a list; each has all of `keys`, as text."""
+    """Read entries of the list in the file `path`, which the setting `setting` names: those with the names in `only`, or else the
+    first `first` (None: all). Returns the line number and the object of each, which has all of `keys`, as text."""
     what = f"subspace.{setting}"
     if path is None:
         raise SubspaceError(f"{what} is not set; set {what}=FILE.jsonl")

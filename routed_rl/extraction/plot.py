@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 
 def draw_check(found: dict[str, Any], path: Path, shown: int) -> None:
-    """Write the picture as a PNG. A panel whose figures were not measured says so."""
+    """Draw the figures `found`, the result of `check.check`, and write the picture as a PNG. At most `shown` axes are drawn. A
+    panel whose figures were not measured says so."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _separation(left, found["axes"], shown)

@@ -1,4 +1,4 @@
-"""The mean of a model's stream over the tokens of given completions, whoever wrote them.
+"""Computes the mean of a model's stream over the tokens of given completions, whichever model wrote them.
 
 Not covered: episodes, in which some turns are not the model's.
 """
@@ -21,11 +21,13 @@ Said = tuple[Any, str]
 
 def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], batch_size: int, *,
            hook: str = "resid_post", layers: Sequence[int] | None = None) -> Tensor:
-    """(L, B, D) float32 on the CPU: for each of `layers` (None: all) the mean stream over the tokens of each completion, without
-    the token that ends it. A completion without a token is read at the last token of its prompt.
+    """Return the mean of the stream over the tokens of each of B completions, at each of L layers, (L, B, D) float32 on the CPU.
+    The token that ends a completion does not count. A completion without a token is read at the last token of its prompt. `said`:
+    the prompts with their completions. `hook`: the hook point in each layer. `layers`: the L layers; None: all.
 
     Completions are read as text, so the same completion gives the same result whether it comes from a rollout, an engine or a
-    file. Modes, gradients and random state are left as they were. Raises ModelError for text that the tokenizer cannot read.
+    file. The model's mode, its gradients and the random state stay as they were. ModelError for text that the tokenizer cannot
+    read.
     """
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in said])
     written = [ids_of(tokenizer, text) if text else [] for _, text in said]
@@ -35,7 +37,8 @@ def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
 
 def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, *,
              hook: str = "resid_post", layers: Sequence[int] | None = None) -> Tensor:
-    """As `pooled`, but over the last `counts` tokens of each sequence of ids."""
+    """Return the mean of the stream over the last tokens of each sequence of token ids, (L, B, D), as `pooled` does. `counts`:
+    over how many last tokens of each sequence."""
     chosen = list(range(len(decoder_layers(model)))) if layers is None else list(layers)
     means_LBD = torch.empty(len(chosen), len(sequences), model.config.get_text_config().hidden_size)
     with eval_mode(model), torch.no_grad():
@@ -48,8 +51,9 @@ def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Seq
 
 def running(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, layers: Sequence[int]
             ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index of each sequence and its running means, (L, C, D) float32 on the CPU: for each of its last C tokens the
-    mean that `averaged` gives if the sequence ends there. C is the sequence's count."""
+    """Yield, for each sequence of token ids, its index and the running means of the stream over its last C tokens, (L, C, D)
+    float32 on the CPU. The mean at a token is over the first of these C tokens up to this one. `counts`: C for each sequence.
+    `layers`: the L layers."""
     with eval_mode(model), torch.no_grad():
         for batch in batches(sequences, batch_size):
             ids, mask = (each.to(model.device) for each in padded([sequences[row] for row in batch]))

@@ -1,4 +1,5 @@
-"""Methods dpo and bipo: train a vector that, added to one layer's output, makes one side of preference pairs more likely.
+"""Methods dpo and bipo: train a vector that, added to one layer's output, makes the positive answers of preference pairs more
+likely.
 
 Not covered: one vector for each of several layers.
 """
@@ -22,8 +23,9 @@ from routed_rl.subspace.named import NamedVector
 
 
 def from_preferences(job: Job) -> Callable[[], Subspace]:
-    """Train one axis, named after the method. At its layer the axis is the vector; at later layers it is the vector's effect on
-    the stream."""
+    """Read the preference pairs of a job, and return a function that trains a vector on them and makes a subspace with one axis,
+    named after the method. At the vector's own layer the axis is the vector; at later layers it is the vector's effect on the
+    stream."""
     config = job.config
     layer = (job.layers - 1) // 2 if config.layer is None else config.layer
     if layer >= job.layers:
@@ -49,11 +51,12 @@ def from_preferences(job: Job) -> Callable[[], Subspace]:
 
 def preference_vector(likelihood: Likelihood, config: SubspaceConfig, seed: int, progress: Progress | None = None
                       ) -> tuple[Tensor, list[float]]:
-    """The vector (D,), and the mean loss of each epoch.
+    """Train the vector. Returns the vector (D,) and the mean loss of each epoch. `likelihood`: that of the preference pairs'
+    answers. `seed`: that of the order of pairs. `progress`: called after each step.
 
     `dpo`: direct preference optimisation (Rafailov et al., 2023, arXiv:2305.18290) of the vector alone; the reference model is
-    the model without it. `bipo`: bi-directional preference optimisation (Cao et al., 2024, arXiv:2406.00045), in which the
-    opposite vector must make the other side more likely at the same time; both signs are taken in each step. The optimizer is
+    the model without the vector. `bipo`: bi-directional preference optimisation (Cao et al., 2024, arXiv:2406.00045), in which
+    the opposite vector must also make the negative answers more likely; both signs are taken in each step. The optimizer is
     AdamW, the vector starts at zero, and the rate falls along a cosine without warm-up.
     """
     signs = (1.0, -1.0) if config.method == "bipo" else (1.0,)
@@ -88,7 +91,8 @@ def preference_vector(likelihood: Likelihood, config: SubspaceConfig, seed: int,
 
 
 def _margins(likelihood: Likelihood, vector_D: Tensor, pairs: Tensor) -> Tensor:
-    """(P,): the log-probability of the positive answer minus that of the negative one, with the vector added."""
+    """Return, for each of the P pairs with the indices `pairs`, the log-probability of the positive answer minus that of the
+    negative answer, with the vector added, (P,)."""
     rows = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
     each_R = likelihood.sums(lambda stream: stream + vector_D.to(stream), rows)
     return each_R[0::2] - each_R[1::2]

@@ -1,4 +1,5 @@
-"""A linear probe on pooled activations, which learns from few labels to tell marked completions from the others.
+"""A linear probe on mean activations of completions. It learns from few labels to tell marked completions, which have one of the
+detector's flags, from the others.
 
 Not covered: thresholds for each environment. Shape letters: L layers, N labelled completions, B completions, D stream width.
 """
@@ -19,24 +20,26 @@ from routed_rl.subspace.quality import auroc, best_layer_of
 
 FOLDS = 5
 FEWEST = 4
-"""The smallest number of labelled completions with a mark, and the same without a mark, from which a probe is learned."""
+"""The smallest number of marked completions from which a probe is learned, and the smallest number of others."""
 WEIGHTS, RECORD = "probe.safetensors", "detector.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Names a completion as bad if its score is above the threshold at every layer."""
+    """A linear probe. It names a completion as bad if the completion's score is above the threshold at every layer. The score at
+    a layer is an affine function of the mean activation there, with `weights_LD` and `offsets_L`."""
 
     layers: list[int]
     weights_LD: Tensor
     offsets_L: Tensor
     threshold: float
-    """Threshold of a score, measured from the mean score of the labelled completions without a mark, in units of their standard
-    deviation."""
+    """The threshold. Scores and threshold are measured from the mean score of those labelled completions that are not marked, in
+    units of the standard deviation of their scores."""
 
     def scores(self, pooled_LBD: Tensor) -> Tensor:
-        """(B,) float64: the score of each completion, from activations at the probe's own layers, in the unit of `threshold`. It
-        is the lowest score over the layers, so that a completion which looks fine at one layer is not named."""
+        """Return the score of each completion, (B,) float64, in the unit of `threshold`. It is the lowest of the completion's
+        scores over layers, so that a completion which looks fine at one layer is not named. `pooled_LBD`: mean activations at the
+        probe's layers."""
         each_LB = torch.einsum("lbd,ld->lb", pooled_LBD.double(), self.weights_LD.double()) + self.offsets_L.double().unsqueeze(1)
         return each_LB.amin(0)
 
@@ -44,14 +47,15 @@ class Probe:
         return self.scores(pooled_LBD) > self.threshold
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the weights, and `record`, which holds the measured figures. Either both are written or none."""
+        """Write the probe, and with it `record`, which has measured figures, into a new sealed folder. Either both are written or
+        none."""
         with sealed_folder(folder) as partial:
             save_file({"weights": self.weights_LD.contiguous(), "offsets": self.offsets_L.contiguous()}, partial / WEIGHTS)
             write_json(partial / RECORD, {"layers": self.layers, "threshold": self.threshold, **record})
 
     @classmethod
     def load(cls, folder: Path) -> tuple["Probe", dict[str, Any]]:
-        """The probe and the record that `save` wrote. CheckpointError if they are missing or damaged."""
+        """Read the probe and the record that `save` wrote. CheckpointError if they are missing or damaged."""
         if (problem := broken_seal(folder) if folder.is_dir() else "no such folder") is not None:
             raise CheckpointError(f"no detector can be read from {folder}: {problem}; remove the folder, and it is learned again")
         with reading(CheckpointError, f"no detector can be read from {folder}; remove the folder, and it is learned again"):
@@ -60,11 +64,12 @@ class Probe:
 
 
 def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr: float, seed: int) -> Probe:
-    """Learn a probe from labelled completions. `pooled_LND` has the activations at `layers`; if `layers` is None it has those at
-    all layers of the model, and the layer that tells the completions apart best is chosen.
+    """Learn a probe from labelled completions. `pooled_LND`: their mean activations at `layers`; if `layers` is None, at all
+    layers of the model, and the layer that tells marked completions from the others best is chosen. `marked_N`: which completions
+    are marked (bool). `seed`: that of the folds.
 
-    The threshold is set so that at most a share `fpr` of the completions without a mark exceed it. This is measured with scores
-    by probes that have not seen the completion. ConfigError if there are too few completions of either kind.
+    The threshold is set so that at most a share `fpr` of the completions that are not marked exceed it, by scores from probes
+    that have not seen the completion. ConfigError if there are too few completions of either kind.
     """
     require_both(marked_N)
     held_out_LN = torch.stack([_held_out(features, marked_N, seed) for features in pooled_LND])
@@ -83,7 +88,7 @@ def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr:
 
 
 def require_both(marked_N: Tensor) -> None:
-    """ConfigError unless there are `FEWEST` completions with a mark and as many without."""
+    """ConfigError unless there are at least `FEWEST` marked completions and as many others."""
     marked = int(marked_N.sum())
     if min(marked, len(marked_N) - marked) < FEWEST:
         raise ConfigError(f"of {len(marked_N)} labelled completions {marked} are marked and {len(marked_N) - marked} are not; a "
@@ -91,13 +96,14 @@ def require_both(marked_N: Tensor) -> None:
 
 
 def threshold_at(honest_N: Tensor, fpr: float) -> float:
-    """The lowest threshold, taken from the scores, that at most a share `fpr` of them exceed."""
+    """Return the lowest of the scores `honest_N`, of completions that are not marked, that at most a share `fpr` of them
+    exceed."""
     return honest_N.sort(descending=True).values[min(int(fpr * len(honest_N)), len(honest_N) - 1)].item()
 
 
 def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, float | int | None]:
-    """AUROC, false-positive rate, recall and precision on these completions; a figure is None if these completions do not
-    determine it."""
+    """Measure a probe on completions with these scores and marks. Returns their number, the number of marked ones, AUROC,
+    false-positive rate, recall and precision; a figure is None if the completions do not determine it."""
     named, bad, good = scores_B > probe.threshold, scores_B[marked_B], scores_B[~marked_B]
     hits = int((named & marked_B).sum())
     return {"completions": len(scores_B), "marked": len(bad), "auroc": auroc(bad, good) if len(bad) and len(good) else None,
@@ -106,7 +112,8 @@ def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, floa
 
 
 def _held_out(features_ND: Tensor, marked_N: Tensor, seed: int) -> Tensor:
-    """(N,) float64 scores, each by a probe that was learned without the completion's fold. Every fold has both kinds."""
+    """Return a score for each completion, (N,) float64, by a probe that was learned without the fold (a fifth of all completions)
+    to which the completion belongs. Marked completions and others are dealt evenly to the folds."""
     generator, fold_N = torch.Generator().manual_seed(seed), torch.empty(len(marked_N), dtype=torch.long)
     for kind in (True, False):
         rows = (marked_N == kind).nonzero().squeeze(1)
@@ -121,8 +128,9 @@ def _held_out(features_ND: Tensor, marked_N: Tensor, seed: int) -> Tensor:
 
 @torch.enable_grad()
 def logistic(features_ND: Tensor, marked_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (D,) and offset () of a logistic regression, float64. Features are standardised, and half the squared norm of their
-    weights is added to the summed loss."""
+    """Fit a logistic regression of the marks on features, and return its weights (D,) and offset (), float64, for features as
+    they are given. In the fit the features are standardised, and half the squared norm of their weights is added to the summed
+    loss."""
     x, y = features_ND.double(), marked_N.double()
     middle, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
     x = (x - middle) / deviation

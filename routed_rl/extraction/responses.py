@@ -1,6 +1,6 @@
-"""Samples responses of a model and returns the mean of its stream over their tokens.
+"""Samples responses of a model, and computes the mean of its stream over their tokens.
 
-Activations are read while the response is generated, so no token is run twice. Not covered: top-k and top-p.
+Activations are read while a response is generated, so no token is run twice. Not covered: top-k and top-p.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,20 @@ class Respond:
     """The settings for sampling responses."""
 
     tokens: int
-    """Largest number of tokens of a response. A response has at least one token, because the end of text may not come first."""
+    """The largest number of tokens in a response. A response has at least one token, because none that ends it may come first."""
     temperature: float
-    """Temperature of sampling; 0 is greedy."""
+    """The temperature of sampling; with 0 the most likely token is taken."""
     ends: tuple[int, ...]
-    """Token ids that end a response. They are not part of it."""
+    """The token ids that end a response. They are not part of the response."""
 
 
 @torch.no_grad()
 def respond(model: PreTrainedModel, sequences: list[tuple[int, ...]], settings: Respond, generator: torch.Generator,
             hook: str = "resid_post") -> tuple[list[list[int]], Tensor]:
-    """The token ids of one response per prompt, and the mean stream (L, B, D) over exactly these tokens, on the CPU.
+    """Sample one response to each of B prompts, `sequences` of token ids. Returns the token ids of the responses, and the mean of
+    the stream over exactly these tokens at the hook point `hook` of each layer, (L, B, D), on the CPU.
 
-    The responses depend on the generator, and on which prompts are in one batch.
+    The responses depend on the generator, and on which prompts are run together.
     """
     ids, mask = (each.to(model.device) for each in padded(sequences, settings.ends[0], side="left"))
     positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,4 +1,5 @@
-"""The common part of the methods that find axes without labels (dct, dpo, bipo): contrast prompts, scales, and quality."""
+"""The common part of the methods whose axes are not fitted to contrast prompts (dct, dpo, bipo): gives axes their scales, makes
+the subspace, and measures its quality on contrast prompts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,15 +16,15 @@ from routed_rl.subspace.samples import Reservoir
 
 Sequences = Sequence[tuple[int, ...]]
 Finish = Callable[[Sequence[NamedVector], str, dict[str, Any]], Subspace]
-"""Function (axes, file that they come from, details of the provenance) -> subspace."""
+"""Function that makes a subspace. Its arguments are the axes, the file from which they come, and details for the provenance."""
 
 
 def finisher(job: Job, plain: Sequences) -> Finish:
     """Read the contrast prompts of the model, if there are any, and return a function that makes a subspace from axes.
 
-    An axis' scale is the stream's standard deviation along it, over the contrast prompts or, without those, over the `plain`
-    prompts. With contrast prompts the quality says how well each axis tells the personas apart, and how much of their differences
-    the bases hold.
+    An axis without a scale gets the stream's standard deviation along it, over the contrast prompts or, if there are none, over
+    the ordinary prompts `plain` (token ids). If there are contrast prompts, the subspace's quality says how well each axis tells
+    the personas apart, and how much of the personas' differences lies inside the bases.
     """
     job = replace(job, progress=None)
     contrasted = job.pairs is not None or job.config.prompts_for(job.model_path) is not None
@@ -44,8 +45,8 @@ def _stream_of(job: Job, plain: Sequences) -> Callable[[], Reservoir]:
 
 
 def _quality(job: Job, made: Subspace, reservoir: Reservoir) -> dict[str, Any]:
-    """The quality of axes that were not fitted to the contrast prompts: there are no two halves to agree, and the AUROC of a
-    layer is that of the first axis."""
+    """Return the quality of a subspace whose axes were not fitted to the contrast prompts in `reservoir`. There is no stability,
+    because no two halves were fitted, and the AUROC of a layer is that of the first axis."""
     found = measure_quality(reservoir.samples(), made.directions, lambda _half: made.directions, job.config.rank)
     axes, first = made.quality["axes"], made.axis_names[0]
     rows = [row | {"stability": None, "ordered": None, "auroc": of_axes["auroc"].get(first)}
