@@ -1,8 +1,8 @@
 """Traces how a model's layers write to the stream, by one forward pass on random tokens.
 
 The graph of autograd is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm
-whose input is the output of one of them. The modules by whose cut outputs a layer's output still has a derivative are those that
-write to the stream, and the derivative shows how they write.
+whose input is the output of one of them. A module writes to the stream if its layer's output still depends on the module's cut
+output, and the derivative of the one by the other shows how it writes.
 """
 
 from collections.abc import Iterator

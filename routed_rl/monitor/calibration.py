@@ -1,4 +1,4 @@
-"""Sets the limits of rules by the metrics of secure runs, so that a given share of secure runs exceeds any limit.
+"""Sets the limits of rules by the metrics of secure runs, so that a given share of secure runs exceeds at least one limit.
 
 The peak of a run is the largest value of a rule over the run's environments and steps. A peak is the maximum of many values, so a
 Gumbel distribution is fitted to the peaks of the runs. Not covered: a drift that would only show in longer runs.
@@ -78,8 +78,8 @@ def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
 
 
 def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
-    """Return a limit for each environment, so that a run exceeds any of them with probability `rate`. `per_run`: the peak of each
-    environment in each run.
+    """Return a limit for each environment, so that a run exceeds at least one of these limits with probability `rate`. `per_run`:
+    the peak of each environment in each run.
 
     A peak is measured from the mean peak of its environment, in units of the environment's spread, and one limit is set for the
     largest peak of a run in these units. Half of the variance in a spread is that of the average environment; otherwise an

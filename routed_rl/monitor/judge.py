@@ -30,8 +30,9 @@ class Verdict:
     value: float
     limit: float
     since: int
-    """The step at which it began. For a rule that sums readings this is the step at which the sum began to grow; for one on the
-    shift, the step at which the shift began to grow; for any other, the first of the present steps above the limit."""
+    """The step at which the excess began. For a rule that sums readings this is the step at which the sum began to grow; for a
+    rule on the shift, the step at which the shift began to grow; for any other rule, the first of the present steps above the
+    limit."""
     action: str
     """The consequence of the verdict: report or halt."""
 
@@ -58,8 +59,8 @@ class Detector:
     unbroken: float = 0.0
     """The value that `total` would have if it had not been set to 0 after a halt."""
     since: int = 0
-    """The first of the present unbroken series of steps in which `unbroken` is above 0 (for a sum) or above the limit (for a
-    level); 0 if there is no such series now."""
+    """The step since which `unbroken` has been above 0 (for a sum) or above the limit (for a level) in every step; 0 if it is not
+    above that now."""
     steps: int = 0
     """The number of present steps in a row in which `total` is above its limit."""
     told: float | None = None

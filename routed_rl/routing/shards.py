@@ -138,8 +138,8 @@ def _stretch_held(parameter: Any) -> Piece:
 def state_piece(parameter: Any, state: Any, key: str) -> Piece:
     """Return this process' piece of the optimizer's state named `key`, such as `exp_avg`, of a parameter.
 
-    `state`: under FSDP2 the optimizer's state of this parameter; under ZeRO-1 and -2 a list with the state of each parameter
-    group's flattened stretch; not used under ZeRO-3, which attaches the state to the parameter.
+    `state`: under FSDP2 the optimizer's state of this parameter; under ZeRO-1 and -2 a list, with the optimizer's state of the
+    flat partition of each parameter group; not used under ZeRO-3, which attaches the state to the parameter.
     """
     if hasattr(parameter, "device_mesh"):
         return _rows_held(state[key])

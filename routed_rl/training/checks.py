@@ -31,7 +31,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
 words."""
 LARGEST = 2**31
 LEAN = "lean"
-"""The setting of `trainer:` that leaves out of an update everything that does not change its gradient."""
+"""The name of the setting of `trainer:` by which an update leaves out everything that does not change the gradient."""
 OWN = {"algorithm", LEAN}
 """The settings of `trainer:` that are not fields of TRL's arguments."""
 

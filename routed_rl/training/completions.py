@@ -96,7 +96,8 @@ class CompletionFiles:
         return torch.arange(self.made - count, self.made)
 
     def learned(self, rows: StepRows) -> None:
-        """Add the push and the shift of a step's rows to the generations of these completions, and to their files."""
+        """Add the push and the shift of each row of a step to the generation that the row's completion belongs to, and to the
+        file of that generation."""
         for generation in self._open:
             if generation.learn(rows):
                 self._update(generation)

@@ -131,4 +131,5 @@ NEEDS = (
 GONE = {"max_prompt_length": "prompts are not cut; let the environment make them shorter",
         "warmup_ratio": "set trainer.warmup_steps=0.1, a share of all steps", "no_cuda": "set trainer.use_cpu=true",
         "evaluation_strategy": "set evaluation.every=N", "logging_dir": "set out=FOLDER"}
-"""Names from earlier versions of TRL and transformers that resemble no present field."""
+"""The names of fields that TRL or transformers had in earlier versions, each with a text that says what replaces it. They are
+listed because no present field has a similar name."""

@@ -37,7 +37,8 @@ class Row:
     """How far the base model's activations over the completion lie towards the positive persona, in gaps, from where the base
     model stands at the end of the prompt."""
     by_policy: float
-    """The same distance for the policy's activations over the completion."""
+    """How far the policy's activations over the completion lie towards the positive persona, in gaps, from where the base model
+    stands at the end of the prompt."""
 
 
 class Health:

@@ -42,7 +42,7 @@ class SavingMixin:
     finite: FiniteCheck
     reward: Rows
     ahead: Ahead | None = None
-    """Requests the next generation if `rollout.ahead` is set; None otherwise."""
+    """The object that requests the next generation in advance if `rollout.ahead` is set; None otherwise."""
     optimizer_names: list[list[str]]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:

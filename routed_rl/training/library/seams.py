@@ -17,7 +17,7 @@ class LibrarySeams(RoutedTrainerMixin):
     labelled: LabelledRows
     """The rows of the trainer's dataset."""
     _sampler: Any = None
-    """TRL's sampler; None for a dataset that is streamed."""
+    """The sampler by which TRL draws the order of the dataset's entries; None for a dataset that is streamed."""
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.model.training:  # pyright: ignore[reportAttributeAccessIssue]
