@@ -1,4 +1,4 @@
-"""The function `routed_rl.extract_subspace`."""
+"""The function `routed_rl.extract_subspace`, by which a script makes a subspace."""
 
 import dataclasses
 from collections.abc import Sequence

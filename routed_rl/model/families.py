@@ -24,9 +24,9 @@ class Family:
     post_norms: tuple[str | None, ...] = ()
     """For each of `writers`, the norm between the writer and the stream, or None; () if there are no such norms."""
     gain_offset: float = 0.0
-    """The number that these norms add to their weight to get the gain (Gemma: 1)."""
+    """The number that the norms in `post_norms` add to their weight to get the gain (Gemma: 1)."""
     norm_eps: float | None = None
-    """The eps of these norms; None for `rms_norm_eps` of the model's config."""
+    """The eps of the norms in `post_norms`; None for `rms_norm_eps` of the model's config."""
     scales: tuple[float, ...] = ()
     """For each of `writers`, the constant by which its output is multiplied before it is added to the stream (Granite); () if all
     are 1."""

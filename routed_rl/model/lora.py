@@ -36,7 +36,8 @@ REFUSED = {
     "a bias that is trained is a part of the writer that no LoRA's factor holds": "lora_bias bias",
     "experts of a mixture are frozen here": "target_parameters",
 }
-"""Maps a reason to the fields of `LoraConfig` that are refused for it. Any other field is refused as not supported."""
+"""The fields of `LoraConfig` that are refused for a special reason. A key is the reason, and its value has the names of the
+fields. A field that is neither here nor in `OWN`, `OPTIONS` or `DECIDED` must have its default."""
 NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
     "r": (int, lambda value: value >= 1, "a whole number >= 1"),
     "lora_alpha": ((int, float), lambda value: 0 < value < math.inf, "> 0"),

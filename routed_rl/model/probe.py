@@ -2,7 +2,7 @@
 
 The graph of autograd is cut at every layer's input, behind every linear module and mixture of experts, and behind every norm
 whose input is the output of one of them. A module writes to the stream if its layer's output still depends on the module's cut
-output, and the derivative of the one by the other shows how it writes.
+output, and the derivative of the layer's output by the module's output shows how the module writes.
 """
 
 from collections.abc import Iterator

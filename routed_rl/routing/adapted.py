@@ -18,7 +18,7 @@ from routed_rl.routing.pair import BasisPair
 from routed_rl.routing.shards import piece_of, put, whole
 
 NAME = "default"
-"""Name of the LoRA that is trained, PEFT's default."""
+"""The name of the LoRA that is trained. It is PEFT's default."""
 
 
 class FrozenWeight:
@@ -108,7 +108,7 @@ class AdapterWeight(FrozenWeight):
         return self._held or (whole(self.up.weight), whole(self.down.weight))
 
     def hold(self) -> None:
-        """Gather factors that are in pieces, and keep the full tensors until `release`."""
+        """If the LoRA's factors are in pieces, gather them, and keep the full tensors until `release` is called."""
         if piece_of(self.up.weight) is not None:
             self._held = self.factors
 

@@ -18,7 +18,7 @@ class Axes:
 
     names: list[str]
     directions: list[Tensor]
-    """For each layer, the axes as columns (D, J)."""
+    """For each layer, the axes as columns (D, J) of length 1, or 0 if the layer lacks the axis."""
     scales: Tensor
     """(L, J): the length in the stream that counts as a shift of 1 along each axis."""
     weights: Tensor

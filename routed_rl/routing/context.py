@@ -27,7 +27,7 @@ class Record:
     sample_S: Tensor | None = None
     """A sample of the tokens that are not padding, as indices into the flattened (B, T) batch, (S,) int64."""
     sample_tokens: int = 0
-    """The largest number of tokens in such a sample."""
+    """The largest number of tokens that `sample_S` may have."""
     ablated: bool = False
     """Whether forward passes leave the quarantine out."""
     whole: bool = False

@@ -26,7 +26,7 @@ class Moments(NamedTuple):
 
     first_EKN: Tensor
     second: Tensor
-    """Second moment of all environments together, (), float64, on the CPU."""
+    """The running mean of `Σ_e mean(ledger_e²)`, which all environments share, (), float64, on the CPU."""
 
 
 class Gradient(NamedTuple):

@@ -33,8 +33,8 @@ BEGIN, FULL = 1.0, 3.0
 MOST = 3.0
 """The summed evidence never exceeds this, so that a part is slow again a few steps after its pull has ended."""
 RESTORING = 2.0
-"""If the whole quarantine has shifted the stream by this many gaps towards the positive persona, a part that pulls away from it
-has the full rate."""
+"""How far, in gaps, the whole quarantine must have shifted the stream towards the positive persona, so that the part of an
+environment whose completions pull away from this persona may have the full rate. Up to there the pace grows in proportion."""
 
 
 class Pace:

@@ -1,6 +1,6 @@
-"""Rollouts one generation ahead (`rollout.ahead=1`): while the trainer learns from one generation, a server already completes
-the prompts of the next one. These completions come from older weights, for which TRL's importance ratio between the sampling
-and the training policy corrects (one-step off-policy training; Noukhovitch et al., 2024, arXiv:2410.18252).
+"""Requests rollouts one generation ahead (`rollout.ahead=1`): while the trainer learns from one generation, a server already
+completes the prompts of the next one. These completions come from older weights, for which TRL's importance ratio between the
+sampling and the training policy corrects (one-step off-policy training; Noukhovitch et al., 2024, arXiv:2410.18252).
 
 Not covered: episodes, whose turns wait for the environments; datasets whose order the trainer does not know.
 """

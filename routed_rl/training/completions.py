@@ -72,7 +72,8 @@ class CompletionFiles:
         """The number of completions that this process has scored so far, which is the number of the next completion."""
         self._open: list[Generation] = []
         self._written = (0, 0)
-        """The current step, and the index of its newest generation, because a step may make several."""
+        """The step before which the newest generation was written, and the index of this generation among those of the step,
+        because a step may make several."""
 
     def write(self, rows: list[dict[str, Any]], step: int) -> None:
         """Write the file of a generation, after the generation was scored and before step `step` learns from it. `rows`: one

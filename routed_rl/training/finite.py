@@ -32,7 +32,7 @@ class FiniteCheck:
         self._losses: list[tuple[Tensor, Tensor]] = []
         """For each micro-batch of this step, its loss and the environments of its rows."""
         self._row: dict[str, Tensor] = {}
-        """The last row that was learned from, in the form of inputs to the model."""
+        """The last row of the last micro-batch whose loss was recorded, as arguments of the model's forward pass."""
 
     def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Record the loss of a micro-batch with these `inputs`, for the check in `step`; returns `loss`."""

@@ -86,7 +86,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         """For each micro-batch of this step, the numbers and the environments of completions that were left out of the forward
         pass because they have no gradient."""
         self.stopped = 0
-        """The number of the signal that ended the training early; 0 if there was none."""
+        """The number of the signal to the process that ended the training early; 0 if there was no signal."""
         check_alike(reward.names)
         arguments: Any = copy.copy(args)
         say_what_is_used(model, arguments)

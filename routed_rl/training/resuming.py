@@ -1,5 +1,6 @@
 """Checks the optimizer, the schedule and the trainer's state in a checkpoint before a run resumes from them. The libraries accept
-whatever a file holds: a moment of another shape would end the process later, and wrong numbers would be trained with silently."""
+whatever a file holds: a moment of Adam in another shape would end the process later, and wrong numbers would be trained with
+silently."""
 
 import inspect
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Writes and reads a routed trainer's checkpoint, even if the processes hold shards of the weights: a plain model folder or a
-stock adapter, the optimizer, the quarantine, and for each process the position of its loop. The mixin here is a base class of the
-routed trainer's mixin."""
+stock adapter, the optimizer, the quarantine, and for each process its place in the training loop with the completions that it has
+stored. The mixin here is a base class of `RoutedTrainerMixin`."""
 
 import shutil
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Collects the scores of a step, from which its metrics are computed."""
+"""Collects the scores of a step's completions and computes metrics from them."""
 
 from collections import defaultdict
 from collections.abc import Mapping

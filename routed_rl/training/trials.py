@@ -25,8 +25,8 @@ decide them."""
 
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ConfigError for the first setting with which this model cannot be trained, or which an installed library refuses. Neither
-    the model nor the random state changes."""
+    """Try out the settings of a plan on a model. ConfigError for the first setting with which the model cannot be trained, or
+    which an installed library refuses. Neither the model nor the random state changes."""
     arguments: Any = plan.arguments
     optimizer = check_optimizer(arguments, model)
     with _trying(arguments, "lr_scheduler_type", "lr_scheduler_kwargs"):

@@ -26,7 +26,7 @@ class Watch:
         """The verdicts of the step judged last that halt the run."""
         self._said: set[tuple[str, str]] = set()
         self.step, self.fresh_from = 0, 0
-        """The last step that was judged, and the step after which the present environments began."""
+        """The last step that was judged, and the step after which the present mixture of environments began."""
         self.pointed: set[str] = set()
         """The environments that a rule has named since the present mixture of environments began."""
         self.suspected: set[str] = set()

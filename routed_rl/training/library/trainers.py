@@ -40,15 +40,16 @@ class LibraryMixin(LibrarySeams):
                  routing: RoutingConfig | None = None, monitor: MonitorConfig | None = DEFAULT_MONITOR,
                  environment_column: str | None = None, bases: SubspaceConfig | None = None, freeze: list[str] | None = None,
                  lean: bool = True, **trl: Any) -> None:
-        """`model` is routed in place. Arguments that are not named here go to TRL: callbacks, optimizers, peft_config (a
-        `LoraConfig`) ...
+        """The arguments up to `processing_class` are TRL's, and those that are not named here go to TRL: callbacks, optimizers,
+        peft_config (a `LoraConfig`), and so on. `model` is routed in place.
 
-        `subspace`: a subspace of this model, see `extract_subspace`; not needed in mode `none`. `routing`: mode, quarantine,
-        practice. `monitor`: None for no monitor; then `auto` lets no environment practise. `environment_column`: the column that
-        names the environment; without it all rows belong to one environment, `data`. `bases`: layout, drop_below and shared_rank
-        of the writers' bases. `freeze`: parameters that are not trained, as in `ModelConfig`, whose default is used if the model
-        is routed. `lean`: whether to leave out of an update everything that does not change its gradient; with False TRL computes
-        everything itself.
+        `subspace`: a subspace of this model, see `extract_subspace`; not needed in mode `none`. `routing`: the settings of mode,
+        quarantine and practice. `monitor`: the settings of the monitor; None for no monitor, so that no environment practises
+        with `routing.practice.environments=auto`. `environment_column`: the column of the dataset that names the environment;
+        None: all rows belong to one environment, `data`. `bases`: has the settings layout, drop_below and shared_rank of the
+        writers' bases. `freeze`: the groups of parameters that are not trained, as in `ModelConfig`; None: the default there if
+        the model is routed, and no group otherwise. `lean`: whether to leave out of an update everything that does not change its
+        gradient; with False TRL computes everything itself.
         """
         routing = routing or RoutingConfig()
         arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
@@ -89,7 +90,8 @@ class LibraryMixin(LibrarySeams):
 
     @property
     def halted(self) -> list[Verdict]:
-        """The verdicts by which the monitor stopped the training after its last step; empty if it did not stop it."""
+        """The verdicts by which the monitor stopped the training after the training's last step; empty if it has not been
+        stopped."""
         return self.watch.halting if self.watch is not None else []
 
     def blame(self) -> Blame:
