@@ -31,7 +31,8 @@ change inside the subspace would therefore be learned later than the change outs
 BEGIN, FULL = 1.0, 3.0
 """The summed evidence above which a part is faster than slow, and the one at which it has the full rate."""
 MOST = 3.0
-"""The summed evidence never exceeds this, so that a part is slow again a few steps after its pull has ended."""
+"""The summed evidence never exceeds this, so that a part is slow again a few steps after the completions of its environment have
+ceased to pull."""
 RESTORING = 2.0
 """How far, in gaps, the whole quarantine must have shifted the stream towards the positive persona, so that the part of an
 environment whose completions pull away from this persona may have the full rate. Up to there the pace grows in proportion."""

@@ -16,7 +16,7 @@ class BasisPair:
     read, with `BᵀA = I`. A and B equal V unless a gain stands between writer and stream."""
 
     basis: Tensor
-    """The basis V (D, K) of the stream."""
+    """The basis V (D, K) of the subspace in the stream."""
     gain_D: Tensor | None
     """The gain of a norm between the writer and the stream, or a constant scale there, (D,); None if the writer adds to the
     stream directly."""
