@@ -36,7 +36,8 @@ class Blame:
 
     @property
     def suspected(self) -> list[str]:
-        """The environments that are not named, but whose evidence exceeded the share `SUSPICION` of the limit."""
+        """The environments that are not in `named`, but whose evidence exceeded the fraction `SUSPICION` of the limit of the rule
+        `evidence`."""
         return [name for name, found in self.evidence.items() if name not in self.found and found > SUSPICION * self.limits[name]]
 
     @property

@@ -72,7 +72,8 @@ class Method:
 
 
 def gathered(method: str, samples: Samples) -> Rows:
-    """Return the rows that `method` fits, gathered from samples that are all in memory."""
+    """Summarise `samples`, which are all in memory at once, as the weighted rows of a matrix to which `method`, a key of
+    `METHODS`, fits a subspace."""
     gathering = METHODS[method].gather(None)
     gathering.add(samples)
     return gathering.rows()

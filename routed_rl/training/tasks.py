@@ -69,7 +69,8 @@ class TaskTable:
 
 class RewardFunction:
     """The reward function that TRL calls. It pays the rewards of the environments, and keeps every score for the metrics and the
-    files of completions. It is also what a trainer asks about its rows (`rows.Rows`), whose tasks are those of `table`."""
+    files of completions. It also implements `rows.Rows`, by which a trainer looks up the environment, the task and the
+    outcome of each row; the tasks are those of the `TaskTable` that it is given."""
 
     __name__ = "environment"
 
