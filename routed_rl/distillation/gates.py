@@ -58,8 +58,9 @@ def by_detector(rows: Sequence[Row], parts: Parts, probe: Probe, asked: Robustif
 
 @torch.no_grad()
 def by_models(rows: Sequence[Row], teacher: PreTrainedModel, unlearned: PreTrainedModel, asked: RobustifyConfig) -> Gated:
-    """The gate `models`: decide for every token of `rows`, those of generic text included, whether the student learns it, skips it
-    or gets noise as its target. The token's score KL(unlearned ‖ teacher) in nats is compared with the thresholds in `asked`."""
+    """The gate `models`: decide for every token of `rows`, those of generic text included, whether the student learns it, skips
+    it or gets noise as its target. The token's score, KL(unlearned ‖ teacher) in nats, is compared with thresholds in `asked`.
+    """
     scores = [torch.zeros(row.counted, dtype=torch.float64) for row in rows]
     for places in chunks(rows, teacher.config.get_text_config().vocab_size):
         chunk = [rows[place] for place in places]

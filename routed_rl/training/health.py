@@ -58,8 +58,8 @@ class Health:
 
     def measure(self, policy: Any, names: Sequence[str], said: Sequence[Said | None], scores: Sequence[Score | None]
                 ) -> dict[str, float]:
-        """Compare how `policy` and the base model read a sample of a generation's rows, and return the metrics over the samples of
-        all processes. For each row, `names` holds its environment, `said` its prompt and completion (None for an episode), and
+        """Compare how `policy` and the base model read a sample of a generation's rows, and return the metrics over the samples
+        of all processes. For each row, `names` holds its environment, `said` its prompt and completion (None for an episode), and
         `scores` its score (None if scoring failed)."""
         known = [(name, text, is_marked(self.config.baseline.detector, score)) for name, text, score in zip(
             names, said, scores, strict=True) if text is not None and score is not None]
