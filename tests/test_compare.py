@@ -355,3 +355,14 @@ def test_the_script_of_the_labs_says_their_names_and_settings_and_refuses_others
     assert labs._ask("shipped") == [] and {"shipped", "gpt2"} <= set(labs._ask("--list"))
     with pytest.raises(ConfigError, match="elsewhere, which is no lab"):
         labs._ask("elsewhere")
+
+
+def test_building_a_lab_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
+    from routed_rl.multirun import labs
+
+    (tmp_path / "environments" / "lab").mkdir(parents=True)
+    (tmp_path / "environments" / "lab" / "use.py").write_text(
+        'print("step     0 of 5  loss 2.5\\nstep     4 of 5  loss 1.5\\nlab a: built")\nprint("[\\"seed=1\\"]")')
+    monkeypatch.setattr(labs, "data_root", lambda: tmp_path)
+    assert labs._ask("a") == ["seed=1"]
+    assert "build a: 5/5 steps" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from routed_rl.multirun.intervals import interval
 from routed_rl.multirun.reporter import Table
 
 DRAWN = re.compile(r"drawn-\d+")
+STEP = re.compile(r"step +(\d+) of (\d+)")
+"""The lines of that script that tell how far it has built a lab."""
 USE = "environments/*/use.py"
 """Pattern of the scripts that print the settings for a lab."""
 COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
@@ -41,7 +44,7 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
     plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
     found, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for name in dict.fromkeys(names):
-        console.say(f"{name}: building it takes some minutes, if it is not built yet")
+        console.say(f"{name}: building the lab takes some minutes, if it is not built yet")
         settings = _ask(name)
         try:
             compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
@@ -85,7 +88,16 @@ def _ask(word: str) -> list[str]:
     """The output of the labs' own script: the settings of the lab `word`, or with --list the names of all labs."""
     if (script := next(data_root().glob(USE), None)) is None:
         raise ConfigError(f"--labs needs a script {USE}, and {data_root()} has none; leave --labs out")
-    done = subprocess.run([sys.executable, str(script), word], capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError((done.stderr.strip().splitlines() or [f"--labs {word} could not be built"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    with (tempfile.TemporaryFile("w+") as errors, console.progress(f"build {word}", "steps") as advance,
+          subprocess.Popen([sys.executable, str(script), word], stdout=subprocess.PIPE, stderr=errors, text=True) as process):
+        assert process.stdout is not None
+        line = ""
+        for line in process.stdout:
+            if found := STEP.match(line):
+                advance(int(found[1]) + 1, int(found[2]))
+        process.wait()
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
+    if process.returncode:
+        raise ConfigError((said or [f"--labs {word} could not be built"])[-1])
+    return json.loads(line)
