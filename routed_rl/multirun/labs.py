@@ -44,7 +44,7 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
     plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
     found, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for name in dict.fromkeys(names):
-        console.say(f"{name}: building the lab takes some minutes, if it is not built yet")
+        console.say(f"{name}: building it takes some minutes, if it is not built yet")
         settings = _ask(name)
         try:
             compare([*settings, *overrides], arms, seeds, str(Path(out) / name), jobs, ranks, compose)
