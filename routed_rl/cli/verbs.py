@@ -226,7 +226,8 @@ def run(argv: list[str]) -> None:
     parser = _Parser(prog=f"routed-rl {name}", description=verb.help, allow_abbrev=False,
                      epilog=MATTER if CONFIG in verb.options else None)
     for names, declared in verb.options:
-        parser.add_argument(*names, **({"action": _Once} if names[0].startswith("-") else {}) | declared)
+        once: dict[str, Any] = {"action": _Once} if names[0].startswith("-") else {}
+        parser.add_argument(*names, **once | declared)
     arguments = parser.parse_intermixed_args(argv[1:])
     if not verb.says:
         _act(name, arguments)

@@ -110,7 +110,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._choose_rollouts(inputs)
         tasks = self.reward.tasks(inputs)
-        self.scored_tasks = tasks if self.rollout_func is None else None
+        self.scored_tasks = tasks if getattr(self, "rollout_func", None) is None else None
         chosen = self.ahead.choose(inputs, tasks) if self.ahead is not None else None
         if chosen is None:
             chosen = self.practice.choose(tasks) if self.practice else []
