@@ -81,7 +81,7 @@ def ahead(settings: Sequence[str]) -> Measure:
     steps, folder = 20, written_model()
     server = StandIn(folder)
     command = [f"model.path={folder}", "subspace=random", "subspace.prompts=environments/persona_lab/contrast.jsonl",
-               f"trainer.max_steps={steps}", "evaluation.samples=0",
+               f"trainer.max_steps={steps}", "trainer.per_device_train_batch_size=32", "evaluation.samples=0",
                "routing.practice.share=0", "rollout=vllm_server", f"rollout.urls=[{server.url}]"]
     alone = runs({"alone": command}, settings)(0)["alone"]["train"]
     server.delay = (alone - server.seconds) / steps
