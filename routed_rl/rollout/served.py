@@ -22,6 +22,8 @@ class Served:
         self.pending: Future[Any] | None = None
         """A request to the engine that another thread makes. Until it is answered, the engine gets no weights and no other
         request."""
+        self.waited_s = 0.0
+        """Seconds that this process has waited for pending requests since somebody set this to 0."""
         self._current: set[str] = set()
         """Adapters whose tensors in the engine are up to date."""
         self._writers_are_deployed = False
@@ -32,9 +34,11 @@ class Served:
     def settle(self) -> None:
         """Wait until the pending request is answered or has failed, and make the engine ready for the next one."""
         self.engine.wake()
+        begin = time.perf_counter()
         if self.pending is not None:
             wait([self.pending])
         self.pending = None
+        self.waited_s += time.perf_counter() - begin
 
     def rest(self) -> None:
         """Let the engine sleep until the step is over. Until that time it gets neither requests nor new weights."""

@@ -5,7 +5,6 @@ sampling and the training policy corrects (one-step off-policy training; Noukhov
 Not covered: episodes, whose turns wait for the environments; datasets whose order the trainer does not know.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -70,11 +69,11 @@ class Ahead:
         request, self.request = self.request, None
         if request is None:
             return None
-        begin = time.perf_counter()
-        answer = request.answer.result()
+        self.served.settle()
         self.trainer.rollout_metrics |= {"rollout/staleness": self.trainer.state.global_step - request.step,
-                                         "time/rollout_wait_s": time.perf_counter() - begin}
-        return answer
+                                         "time/rollout_wait_s": self.served.waited_s}
+        self.served.waited_s = 0.0
+        return request.answer.result()
 
     def ask_next(self) -> None:
         """Request the completions of the next generation, from the weights that the server has now. If the present generation is

@@ -38,7 +38,7 @@ class StandIn:
         self.pushed, self.asked = list[float](), list[float]()
         """The sum of the weights after each push, and of those that answered each request of a trainer."""
         self.seconds = 0.0
-        """Seconds that these requests took, without the delay."""
+        """Seconds that these requests computed."""
         self.models: dict[str, Any] = {NAME: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()}
         self.modules = sorted({name.rpartition(".")[2] for name, module in self.models[NAME].named_modules()
                                if hasattr(module, "weight")})
@@ -63,8 +63,9 @@ class StandIn:
         if path == "/v1/completions":
             begin, generates = time.monotonic(), "prompt_logprobs" not in body
             with self._lock:
+                computing = time.monotonic()
                 answer = {"choices": self._complete(body) if generates else self._read(body)}
-            self.seconds += time.monotonic() - begin if "logprobs" in body else 0.0
+                self.seconds += time.monotonic() - computing if "logprobs" in body else 0.0
             time.sleep(max(self.delay - (time.monotonic() - begin), 0.0) if generates else 0.0)
             return answer
         with self._lock:

@@ -97,7 +97,7 @@ def test_it_is_refused_where_nothing_could_answer_or_nothing_corrects(tmp_path, 
 def waiting(answer: Future) -> Ahead:
     """A trainer's request, not yet taken."""
     trainer = SimpleNamespace(practice=None, rollout_metrics={}, state=SimpleNamespace(global_step=3))
-    ahead = Ahead(trainer, SimpleNamespace(engine=SimpleNamespace(lora=None), settle=lambda: None), lambda *_: None)
+    ahead = Ahead(trainer, SimpleNamespace(engine=SimpleNamespace(lora=None), settle=lambda: None, waited_s=0.5), lambda *_: None)
     ahead.request = Request(["p", "q"], [False, True], 2, answer)
     return ahead
 
@@ -114,7 +114,7 @@ def test_a_request_survives_a_checkpoint_and_is_taken_once_by_the_rows_that_it_i
     ahead.load(torch.load(tmp_path / "loop.pt", weights_only=True))
     assert ahead.choose([{"prompt": "p"}, {"prompt": "q"}], [7, 8]) == [False, True]
     assert ahead.take() == answered().result() and ahead.take() is None
-    assert ahead.trainer.rollout_metrics["rollout/staleness"] == 1
+    assert ahead.trainer.rollout_metrics == {"rollout/staleness": 1, "time/rollout_wait_s": 0.5}
 
 
 def test_a_request_for_other_prompts_is_dropped_and_a_failed_one_is_not_kept():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from threading import Timer
 from types import SimpleNamespace
 
 import pytest
@@ -60,3 +62,12 @@ def test_vllm_is_put_to_sleep_once_with_its_weights_kept_and_only_if_it_was_aske
     for call in (engine.wake, engine.sleep, engine.sleep, engine.wake, engine.wake):
         call()
     assert calls == ([("sleep", 1), "wake"] if wanted else [])
+
+
+def test_the_time_that_is_spent_on_a_pending_request_is_counted_wherever_it_is_waited_for():
+    model, router, _ = labelled("llama")
+    served = Served(CopyEngine(model, Lora(8, [])), PolicyWeights(model, parts_of(router.quarantine)))
+    served.pending = Future()
+    Timer(0.1, served.pending.set_result, [None]).start()
+    served.sync()
+    assert 0.05 < served.waited_s < 5 and served.pending is None
