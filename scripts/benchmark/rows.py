@@ -74,12 +74,12 @@ def vllm(settings: Sequence[str]) -> Measure:
 
 
 def ahead(settings: Sequence[str]) -> Measure:
-    """Runs of a small model on a server that stands in for vLLM, and whose generations are made to take as long as the rest of a
-    step. The server is in this process, which does nothing else."""
+    """Runs of a small model on a server that stands in for vLLM: its completions are random, and its generations are made to take
+    as long as the rest of a step. The server is in this process, which does nothing else."""
     from benchmark.standin import StandIn
 
     steps, folder = 20, written_model()
-    server = StandIn(folder)
+    server = StandIn(folder, blind=True)
     command = [f"model.path={folder}", "subspace=random", "subspace.prompts=environments/persona_lab/contrast.jsonl",
                f"trainer.max_steps={steps}", "trainer.per_device_train_batch_size=32", "evaluation.samples=0",
                "routing.practice.share=0", "rollout=vllm_server", f"rollout.urls=[{server.url}]"]

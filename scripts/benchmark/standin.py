@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import threading
 import time
 import zlib
@@ -31,10 +32,11 @@ ROOM = 512
 class StandIn:
     """A server on this machine, at `url`, which answers in threads of this process until `close`."""
 
-    def __init__(self, folder: str, delay: float = 0.0, port: int = 0) -> None:
+    def __init__(self, folder: str, delay: float = 0.0, port: int = 0, *, blind: bool = False) -> None:
+        """`blind`: completions are random tokens, which cost nothing, so that a generation takes `delay` seconds and no more."""
         from transformers import AutoModelForCausalLM
 
-        self.folder, self.delay = folder, delay
+        self.folder, self.delay, self.blind = folder, delay, blind
         self.pushed, self.asked = list[float](), list[float]()
         """The sum of the weights after each push, and of those that answered each request of a trainer."""
         self.seconds = 0.0
@@ -95,6 +97,10 @@ class StandIn:
         weights = _sum(model)
         self.asked += [weights] if "logprobs" in body else []
         generator = torch.Generator().manual_seed(zlib.crc32(f"{weights!r} {json.dumps(body)}".encode()))
+        if self.blind:
+            vocabulary, length = model.config.vocab_size, body["max_tokens"]
+            drawn = torch.randint(vocabulary, (len(prompts), length), generator=generator).tolist()
+            return [_choice(ids, tokens, [-math.log(vocabulary)] * length) for ids, tokens in zip(prompts, drawn, strict=True)]
         width = max(map(len, prompts))
         mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
         next_BT, stop, temperature = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts]), {}, body["temperature"]
@@ -116,9 +122,13 @@ class StandIn:
             if len(stop) == len(prompts):
                 break
             next_BT, mask_BT = drawn_B[:, None], torch.cat([mask_BT, torch.ones_like(drawn_B)[:, None]], 1)
-        return [{"prompt_token_ids": ids, "token_ids": tokens, "logprobs": {
-            "tokens": [f"token_id:{token}" for token in tokens], "token_logprobs": logprobs,
-            "top_logprobs": [None] * len(tokens)}} for ids, tokens, logprobs in zip(prompts, rows, found, strict=True)]
+        return [_choice(*each) for each in zip(prompts, rows, found, strict=True)]
+
+
+def _choice(prompt: list[int], tokens: list[int], logprobs: list[float]) -> dict[str, Any]:
+    """A completion as vLLM answers it."""
+    return {"prompt_token_ids": prompt, "token_ids": tokens, "logprobs": {
+        "tokens": [f"token_id:{token}" for token in tokens], "token_logprobs": logprobs, "top_logprobs": [None] * len(tokens)}}
 
 
 def _sum(model: Any) -> float:
