@@ -25,7 +25,6 @@ from routed_rl.training.backends import SHARED, check_alike, say_what_is_used, t
 from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
-from routed_rl.training.generation import use_engine
 from routed_rl.training.health import Health
 from routed_rl.training.lean import SAMPLED, LeanMixin, Pass, unread_rows
 from routed_rl.training.practice import Practice, PractisingMixin
@@ -33,6 +32,7 @@ from routed_rl.training.reference import use_base_model, use_reference
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
 from routed_rl.training.tasks import RewardFunction
+from routed_rl.training.vllm_rollouts import use_engine
 from routed_rl.training.watch import Watch
 
 ALIKE = "frac_reward_zero_std"

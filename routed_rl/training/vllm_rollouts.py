@@ -58,11 +58,9 @@ class PolicyGeneration(VLLMGeneration):
         """Return completions in the order of `prompts` (token ids), in the form of TRL's method. The deployed model completes
         rows that practise, and the policy completes the others. With `rollout.ahead` these completions were requested while the
         trainer learned from the last generation, and the completions of the next generation are requested now."""
-        ahead, answer = self.trainer.ahead, None
-        if ahead is not None and (found := ahead.take()) is not None:
-            answer = (prompts, *found, None)
-        if answer is None:
-            answer = self._generate(prompts, images, num_generations, profiler)
+        ahead = self.trainer.ahead
+        found = ahead.take() if ahead is not None else None
+        answer = self._generate(prompts, images, num_generations, profiler) if found is None else (prompts, *found, None)
         if ahead is not None:
             ahead.ask_next()
         return answer
