@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
+from routed_rl import console
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.cli.compose import compose as compose_really
 from routed_rl.config import Config, LaunchConfig, RoutingConfig, SubspaceConfig
 from routed_rl.config.routing import PracticeConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError, RunsFailed
+from routed_rl.multirun import workers
 from routed_rl.multirun.arms import ARMS
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
+from routed_rl.multirun.job import Job
 from routed_rl.multirun.reporter import Table, show
 from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
@@ -260,6 +266,22 @@ def test_what_cannot_begin_is_refused_before_anything_is_trained(tmp_path: Path)
     with pytest.raises(RoutedRLError, match="none-seed0 cannot begin, and nothing was trained: "):
         compare([], ["none", "route"], 2, str(tmp_path / "out"), 1, [], nowhere)
     assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_while_runs_are_tried_out_a_terminal_shows_that_time_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, moved = io.StringIO(), list[int]()
+    monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True))
+
+    class Waiting:
+        def begin(self, *_: object) -> None:
+            self.shown = len(screen.getvalue())
+
+        def outcome(self) -> None:
+            time.sleep(0.3)
+            moved.append(len(screen.getvalue()) - self.shown)
+
+    workers._try_each([Job("none", Config(), []), Job("route", Config(), [])], Waiting(), tmp_path, "compare")  # pyright: ignore[reportArgumentType]
+    assert len(moved) == 2 and min(moved) > 0
 
 
 def test_runs_that_would_be_jobs_of_a_cluster_are_refused(tmp_path: Path) -> None:

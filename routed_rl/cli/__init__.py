@@ -7,7 +7,8 @@ Nothing heavy is imported before the first line is on the screen; `--help` needs
 import sys
 
 from routed_rl import __version__
-from routed_rl.cli.verbs import run, usage
+from routed_rl.cli.parser import run
+from routed_rl.cli.verbs import usage
 from routed_rl.exits import guarded
 
 COMPLETE = "--complete"

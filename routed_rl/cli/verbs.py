@@ -1,14 +1,8 @@
 """The table of verbs: for each, its help text, its arguments, and the first line that it shows on the screen. Options and
 overrides may be typed in any order."""
 
-import argparse
-import difflib
-import importlib
 from dataclasses import dataclass
-from typing import Any, NoReturn
-
-from routed_rl.cli.waiting import waiting
-from routed_rl.errors import ConfigError
+from typing import Any
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 SETTINGS = "settings as KEY=VALUE (routing.mode=observe), or a group's choice (env=six_secure)"
@@ -193,57 +187,6 @@ VERBS: dict[str, Verb] = {
     "completion": Verb("print a script with which Tab completes commands, options, settings and names", (
         option("shell", choices=["bash", "zsh", "fish"], help="your shell; the script's first line says where it goes"),), ""),
 }
-
-
-GIVEN = "given_once"
-"""The attribute of parsed arguments that holds the values of the options so far."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
-class _Once(argparse.Action):
-    """Stores the value of an option, and refuses a second value, because only one of them could count."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
-                 option_string: str | None = None) -> None:
-        if self.dest in (given := vars(namespace).setdefault(GIVEN, {})):
-            parser.error(f"{option_string} is given twice, {given[self.dest]} and {values}; leave one of them out")
-        given[self.dest] = values
-        setattr(namespace, self.dest, values)
-
-
-def run(argv: list[str]) -> None:
-    """Run the verb that the command line names; for an unknown verb the error names the nearest one."""
-    name = argv[0]
-    if name not in VERBS:
-        close = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(VERBS)}"
-        raise ConfigError(f"unknown command {name}; {hint}")
-    verb = VERBS[name]
-    parser = _Parser(prog=f"routed-rl {name}", description=verb.help, allow_abbrev=False,
-                     epilog=MATTER if CONFIG in verb.options else None)
-    for names, declared in verb.options:
-        once: dict[str, Any] = {"action": _Once} if names[0].startswith("-") else {}
-        parser.add_argument(*names, **once | declared)
-    arguments = parser.parse_intermixed_args(argv[1:])
-    if not verb.says:
-        _act(name, arguments)
-        return
-    # A question for a password stands on the terminal, too, and nothing may be written over it.
-    with waiting(f"routed_rl: {verb.says}", count=PASSWORD[0] not in verb.options):
-        _act(name, arguments)
-
-
-def _act(name: str, arguments: argparse.Namespace) -> None:
-    if getattr(arguments, "config", None) is not None:
-        from routed_rl.cli.settings_file import overrides_of
-
-        arguments.overrides = [*overrides_of(arguments.config), *arguments.overrides]
-    actions = importlib.import_module(f"routed_rl.cli.{VERBS[name].module}")  # its imports take a while
-    getattr(actions, name)(arguments)
 
 
 def usage() -> str:

@@ -80,10 +80,7 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
         tried = [job for job in first if not job.folder.path.exists()] if execute is train_or_resume else []
         if tried:
             console.say(f"{verb}: trying out whether {len(tried)} run{'s' if len(tried) > 1 else ''} can begin")
-        for job in tried:
-            workers[0].begin(try_out, job, logs)
-            if problem := workers[0].outcome():
-                raise RoutedRLError(f"{job.name} cannot begin, and nothing was trained: {problem}")
+            _try_each(tried, workers[0], logs, verb)
         with console.progress(verb, "runs") as advance:
             advance(0, count)
             while True:
@@ -113,6 +110,17 @@ def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, log
     finally:
         for worker in workers:
             worker.stop()
+
+
+def _try_each(jobs: Sequence[Job], worker: Worker, logs: Path, verb: str) -> None:
+    """Raise RoutedRLError if one of the jobs cannot begin. On a terminal a bar moves meanwhile, because the worker imports the
+    libraries first."""
+    with console.progress(f"{verb}: trying out", "runs") as advance:
+        for place, job in enumerate(jobs):
+            advance(place, len(jobs), job.name)
+            worker.begin(try_out, job, logs)
+            if problem := worker.outcome():
+                raise RoutedRLError(f"{job.name} cannot begin, and nothing was trained: {problem}")
 
 
 def run_missing(jobs: Sequence[Job], execute: Execute, at_once: int, logs: Path, verb: str, another: str = "--out"

@@ -51,11 +51,29 @@ class PolicyClient(VLLMClient):
         self.base_url, self.host, self.group_port = url.rstrip("/"), str(urlparse(url).hostname), group_port
         self.communicator, self._updating_weights = None, False
         self.session: Any = Session(config, self.base_url, why_dead)
-        served = self._get(f"{self.base_url}/v1/models")["data"][0]
-        self.model: str = served["id"]
+        served = self._field("/v1/models", self._get(f"{self.base_url}/v1/models"), "data", 0)
+        self.model: str = self._field("/v1/models", served, "id")
         self.root: str = served.get("root") or self.model
         """The folder or name from which the server has read its weights."""
-        self.max_length: int = served["max_model_len"]
+        self.max_length: int = self._field("/v1/models", served, "max_model_len")
+
+    def _field(self, path: str, answer: Any, *keys: str | int) -> Any:
+        """The part of the answer to `path` that `keys` lead to; RolloutError if the answer has none."""
+        for key in keys:
+            try:
+                answer = answer[key]
+            except (KeyError, IndexError, TypeError):
+                raise RolloutError(f"the server at {self.base_url} answers {path} without {key}; it must be a `vllm serve` "
+                                   "of the version that pyproject.toml names") from None
+        return answer
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The server's `VllmConfig` as a tree of JSON; it has what `check_settings` reads."""
+        answer = self._get(f"{self.base_url}/server_info", params={"config_format": "json"})
+        settings = self._field("/server_info", answer, "vllm_config")
+        for key in ("dtype", "logprobs_mode"):
+            self._field("/server_info", settings, "model_config", key)
+        return settings
 
     def _get(self, url: str, **options: Any) -> Any:
         return self._body(url, self.session.get(url, **options))
@@ -89,5 +107,6 @@ class PolicyClient(VLLMClient):
     def complete(self, prompts: list[list[int]], model: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
         """The server's answer to each prompt (token ids), in the order of the prompts. `model` names the model or adapter that
         answers, and `settings` are those of the server's completions endpoint."""
-        return self._post(f"{self.base_url}/v1/completions", json={
-            "model": model, "prompt": prompts, "return_token_ids": True, **settings})["choices"]
+        answer = self._post(f"{self.base_url}/v1/completions", json={
+            "model": model, "prompt": prompts, "return_token_ids": True, **settings})
+        return self._field("/v1/completions", answer, "choices")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,6 +93,23 @@ def test_a_server_without_the_endpoints_for_development_says_how_to_start_it(ser
     server.behave = lambda: (404, {})
     with pytest.raises(RolloutError, match="VLLM_SERVER_DEV_MODE=1"):
         client._get(f"{server.url}/health")
+
+
+@pytest.mark.parametrize(("answer", "missing"), [({}, "vllm_config"), ("busy", "vllm_config"), ([], "vllm_config"),
+                                                 ({"vllm_config": {}}, "model_config"),
+                                                 ({"vllm_config": {"model_config": {"dtype": "float32"}}}, "logprobs_mode")])
+def test_settings_that_a_server_does_not_tell_are_named(server, answer, missing):
+    client = connect(server.url)
+    server.behave = lambda: (200, answer)
+    with pytest.raises(RolloutError, match=f"answers /server_info without {missing}; it must be a `vllm serve`"):
+        client.get_server_info()
+
+
+def test_completions_that_a_server_does_not_send_are_named(server):
+    client = connect(server.url)
+    client.session.ask = lambda *_: SimpleNamespace(status_code=200, json=dict, text="")
+    with pytest.raises(RolloutError, match="answers /v1/completions without choices"):
+        client.complete([[1]], "m", {})
 
 
 def test_nobody_there_is_an_error_with_the_address(server):
