@@ -1,10 +1,12 @@
 """Ends a command: any error becomes one line on stderr and an exit code."""
 
+import atexit
 import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
@@ -43,6 +45,23 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
                          f"then {_resume(argv)}")
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         return _fail("this is a bug of routed_rl or of a plug-in, see above", 1)
+
+
+def leave_at_the_end() -> Callable[[int], None]:
+    """Have the process end as soon as everything that is registered with `atexit` has run. Otherwise the interpreter first takes
+    torch and transformers down, which shows nothing for 1 to 2 seconds. Returns a function that must be told the exit code. Call
+    this before other modules register anything, because what is registered first runs last."""
+    codes = list[int]()
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
+        if codes:
+            os._exit(codes[0])
+
+    atexit.register(leave)
+    return codes.append
 
 
 def _fail(message: str, code: int = 2, what: str = "error") -> int:

@@ -98,6 +98,18 @@ def test_a_first_line_appears_within_a_second():
     assert min(seconds() for _ in range(3)) < 1
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["trian"], 2), ([], 0)])
+def test_a_command_ends_with_its_code_and_what_is_registered_runs_but_nothing_is_taken_down(words, code):
+    """The interpreter would take torch down, which shows nothing for a second or two after the last line."""
+    program = ("import atexit, builtins, sys; import routed_rl.cli as cli\n"
+               "class Heavy:\n def __del__(self): print('taken down')\n"
+               "builtins.heavy, run = Heavy(), cli.main\n"
+               "cli.main = lambda: (atexit.register(print, 'registered'), run())[1]\n"
+               f"sys.argv[1:] = {words!r}; cli.program()")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stdout.endswith("registered\n"), done
+
+
 def test_help_lists_the_verbs_that_exist(capsys):
     assert main([]) == 0
     without = capsys.readouterr().out

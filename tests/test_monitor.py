@@ -64,7 +64,8 @@ def test_each_rule_reads_its_own_quantity_and_judges_it_against_its_limit(name):
     over, under = (Monitor(config(**{name: RuleConfig(limit=limit)})) for limit in (value - 0.01, value + 0.01))
     (verdict,) = over.judge({"step": 3, **row})
     assert (verdict.rule, verdict.environment, verdict.step) == (name, environment, 3)
-    assert verdict.value == pytest.approx(value) and "since step 3" in verdict.sentence()
+    assert verdict.value == pytest.approx(value) and "step 3" in verdict.sentence()
+    assert ("; it began to grow at step" in verdict.sentence()) == (RULES[name].sums or RULES[name].of_shift)
     assert under.judge({"step": 3, **row}) == []
     assert Monitor(config()).judge({"step": 3, **row}) == []
     assert over.judge({"step": 4}) == []  # A row that does not say.

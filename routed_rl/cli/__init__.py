@@ -5,11 +5,12 @@ Nothing heavy is imported before the first line is on the screen; `--help` needs
 """
 
 import sys
+from typing import NoReturn
 
 from routed_rl import __version__
 from routed_rl.cli.parser import run
 from routed_rl.cli.verbs import usage
-from routed_rl.exits import guarded
+from routed_rl.exits import guarded, leave_at_the_end
 
 COMPLETE = "--complete"
 """The first argument with which a shell asks for completions of the last word."""
@@ -31,3 +32,11 @@ def main(argv: list[str] | None = None) -> int:
             print(each)
         return 0
     return guarded(lambda: run(argv), argv)
+
+
+def program() -> NoReturn:
+    """The command `routed-rl`: run one verb, and end the process with its exit code."""
+    end = leave_at_the_end()
+    code = main()
+    end(code)
+    sys.exit(code)

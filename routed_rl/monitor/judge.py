@@ -43,7 +43,9 @@ class Verdict:
     def sentence(self) -> str:
         """Return the verdict in words, with value and limit."""
         who = f" of {self.environment}" if self.environment else ""
-        return f"{RULES[self.rule].words}{who} is {self.value:.3g}, past its limit {self.limit:.3g}, since step {self.since}"
+        rule = RULES[self.rule]
+        begin = "; it began to grow at" if rule.sums or rule.of_shift else " since"
+        return f"{rule.words}{who} is {self.value:.3g}, above its limit {self.limit:.3g}{begin} step {self.since}"
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "sentence": self.sentence()}
