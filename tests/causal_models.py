@@ -93,13 +93,18 @@ finds them by probing and verifies what it found, or refuses the model in one li
 
 This table has all {all} causal types of transformers {version}. Each is built from its own config with small sizes and random
 weights, and is probed as an unknown type is: {found} are recognised, {refused} are refused, and {unbuilt} do not build from a
-config of their own. A model of yours is probed with its own weights and config, and these decide: dropout between writer and
-stream, a scale of the whole stream, or another kind of layer refuses what is recognised here. A slow test trains each
-recognised type for two steps with routing and compares the result with this table. `python -m tests.causal_models` writes this
-page.
+config of their own. A model of yours is probed with its own weights and config, which decide: a model of a recognised type is
+refused if it has dropout between writer and stream, a scale of the whole stream, or another kind of layer. A slow test trains
+each recognised type for two steps with routing and compares the result with this table. `python -m tests.causal_models` writes
+this page.
+
+In the third column, `times X` says that a writer's output is multiplied by X before it is added to the stream, `norms behind
+writers` that it goes through a norm, and `no resid_mid` that no module reads the stream between attention and MLP, so
+`subspace.hook=resid_mid` is refused. A reason with "and N more" has N further parameters. vLLM takes no mixtures of experts
+([rollouts](rollouts.md)).
 
 """
-HEADS = {"found": "| type | writers in a layer | |\n|---|---|---|\n", "refused": "| refused | why |\n|---|---|\n",
+HEADS = {"found": "| type | writers in a layer | remarks |\n|---|---|---|\n", "refused": "| refused | why |\n|---|---|\n",
          "unbuilt": "| not built | why |\n|---|---|\n"}
 
 
