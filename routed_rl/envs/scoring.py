@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from routed_rl.envs.contract import lines_of, no_score
@@ -13,6 +13,7 @@ from routed_rl.envs.core import Environment, Score, Task
 from routed_rl.envs.early import Early
 from routed_rl.envs.faults import Failure, failure_of
 from routed_rl.errors import TaskError
+from routed_rl.threads import in_thread
 
 if TYPE_CHECKING:
     from routed_rl.envs.mixture import LoadedEnvironment
@@ -105,11 +106,10 @@ class Scorer:
         """The scores that `score_many` gives, for each environment in `wanted`. Environments in processes of their own score at
         the same time."""
         apart = [name for name in wanted if hasattr(self.environments[name].environment, "score_many")]
-        with ThreadPoolExecutor(max(len(apart), 1)) as pool:
-            waiting = {name: pool.submit(self.score_many, name, wanted[name]) for name in apart}
-            # Here, and not in a thread, because a scorer may use signals.
-            found = {name: self.score_many(name, pairs) for name, pairs in wanted.items() if name not in waiting}
-            found |= {name: future.result() for name, future in waiting.items()}
+        waiting = {name: in_thread(partial(self.score_many, name, wanted[name])) for name in apart}
+        # Here, and not in a thread, because a scorer may use signals.
+        found = {name: self.score_many(name, pairs) for name, pairs in wanted.items() if name not in waiting}
+        found |= {name: future.result() for name, future in waiting.items()}
         return {name: found[name] for name in wanted}
 
     def count(self, name: str, outcome: object) -> Score | None:

@@ -4,7 +4,6 @@ first one sends the weights for all."""
 
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.launch import LaunchedServer
 from routed_rl.rollout.settings import check_settings, served_lora
 from routed_rl.rollout.weights import NamedTensors
+from routed_rl.threads import in_threads
 
 GROUP_PORT = 51216
 """The port of the first server's NCCL group; TRL's default."""
+REQUESTS = 64
+"""The largest number of requests that are sent to one server at a time. The value is TRL's."""
 
 
 class ServerEngine:
@@ -114,8 +116,7 @@ class ServerEngine:
             return client.complete([ids], adapter or client.model, {
                 **settings, "max_tokens": limit, "seed": sampling.seed + place})[0]["token_ids"]
 
-        with ThreadPoolExecutor(max_workers=min(len(prompts), 64 * len(self.clients))) as pool:
-            return list(pool.map(one, range(len(prompts))))
+        return in_threads(one, range(len(prompts)), REQUESTS * len(self.clients))
 
     def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
         """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided evenly among the servers, each of
@@ -125,9 +126,9 @@ class ServerEngine:
         parts = [prompts[place * share:(place + 1) * share] for place in range(len(self.clients))]
         room = min(client.max_length for client in self.clients) - max(map(len, prompts))
         sampling["max_tokens"] = min(sampling["max_tokens"], room)
-        with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
-            answers = list(pool.map(lambda pair: pair[0].generate(prompts=pair[1], **sampling),
-                                    [(client, part) for client, part in zip(self.clients, parts, strict=True) if part]))
+        answers = in_threads(lambda pair: pair[0].generate(prompts=pair[1], **sampling),
+                             [(client, part) for client, part in zip(self.clients, parts, strict=True) if part],
+                             len(self.clients))
         return {key: [row for answer in answers for row in answer[key]] for key in answers[0]}
 
     @contextmanager
@@ -143,8 +144,7 @@ class ServerEngine:
                 client.model = model
 
     def _at_all(self, call: Callable[[PolicyClient], Any]) -> list[Any]:
-        with ThreadPoolExecutor(max_workers=len(self.clients)) as pool:
-            return list(pool.map(call, self.clients))
+        return in_threads(call, self.clients, len(self.clients))
 
     def sleep(self) -> None:
         """Has no effect, because a server has a device of its own."""

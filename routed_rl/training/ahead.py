@@ -8,13 +8,13 @@ Not covered: episodes, whose turns wait for the environments; datasets whose ord
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any
 
 from routed_rl.envs import Prompt
 from routed_rl.errors import ConfigError
 from routed_rl.rollout import Served
 from routed_rl.shapes import fits
+from routed_rl.threads import in_thread
 
 Answer = tuple[list[list[int]], list[Any]]
 """A server's answer: the token ids of each completion, and for each token of each completion the list of log-probabilities that
@@ -90,8 +90,8 @@ class Ahead:
         models = (True, False) if practice is not None and practice.active else (False,)  # the policy last: others ask for it
         adapters = {deployed: self.served.show(deployed=deployed) for deployed in models}
         ids, *_ = trainer._tokenize_prompts(asked)
-        self.request = Request(prompts, practising, trainer.state.global_step, _begun(
-            lambda: self._ask(ids, tasks, practising, adapters.get)))
+        self.request = Request(prompts, practising, trainer.state.global_step, in_thread(
+            lambda: self._ask(ids, tasks, practising, adapters.get), "rollout.ahead"))
         self.served.pending = self.request.answer
 
     def state(self) -> dict[str, Any] | None:
@@ -113,18 +113,3 @@ class Ahead:
         answer: Future[Answer] = Future()
         answer.set_result((stored["completions"], stored["logprobs"]))
         self.request = Request(stored["prompts"], stored["practising"], stored["step"], answer)
-
-
-def _begun(ask: Callable[[], Answer]) -> Future[Answer]:
-    """Start `ask` in a thread that does not keep the process alive, and return its future answer."""
-    answer: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(ask())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    Thread(target=run, daemon=True, name="rollout.ahead").start()
-    return answer
-

@@ -5,7 +5,6 @@ Not covered: several trainer processes with vLLM in them, images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 from trl.generation.vllm_generation import VLLMGeneration
 
 from routed_rl.rollout import ParityCheck, Served
+from routed_rl.rollout.server import REQUESTS
+from routed_rl.threads import in_threads
 from routed_rl.training.ahead import Ahead, Answer
-
-REQUESTS = 64
-"""The largest number of requests that are sent to a server at a time. The value is TRL's."""
 
 
 class AdaptedLLM:
@@ -142,8 +140,7 @@ class PolicyGeneration(VLLMGeneration):
             return answer
 
         groups = [places] if tasks is None else [[*rows] for _, rows in groupby(places, key=lambda place: tasks[place])]
-        with ThreadPoolExecutor(min(len(groups), REQUESTS)) as pool:
-            answers = list(pool.map(one, groups))
+        answers = in_threads(one, groups, REQUESTS)
         return tuple([row for answer in answers for row in answer[name]]
                      for name in ("prompt_ids", "completion_ids", "logprobs", "logprob_token_ids"))
 

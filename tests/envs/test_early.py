@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 
-from routed_rl.envs import LoadedEnvironment, Score, Scorer, Task
+from routed_rl.envs import EnvironmentProcess, Isolation, LoadedEnvironment, Score, Scorer, Task
 from routed_rl.envs.early import Early
+from routed_rl.threads import in_thread
 
 
 class Counting:
@@ -64,6 +68,42 @@ def test_an_error_of_early_scoring_reaches_whoever_takes_it():
     early.begin(breaks, [(task, "1")])
     with pytest.raises(RuntimeError, match="the process is gone"):
         early.take([(task, "1")])
+
+
+def test_an_environment_that_gives_too_few_scores_is_an_error_and_nobody_waits_for_the_rest():
+    early, task = Early(), Task("p")
+    pairs = [(task, "1"), (task, "2")]
+    early.begin(lambda pairs: [Score(1.0)], pairs)
+    assert isinstance(in_thread(lambda: early.take(pairs)).exception(1), ValueError)
+
+
+def test_ctrl_c_does_not_wait_for_scores(scorer):
+    environment = scorer.environments["e"].environment
+    environment.gate.clear()
+    timer, begin = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)), time.monotonic()
+    timer.start()
+    threading.Timer(2, environment.gate.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score_all({"e": [(Task("p"), "1")]})
+    assert time.monotonic() - begin < 1
+    environment.gate.set()
+
+
+def test_each_process_of_an_environment_scores_one_completion_at_a_time_and_none_keeps_the_program_alive():
+    environment = EnvironmentProcess.__new__(EnvironmentProcess)
+    environment.isolation, environment._lock, environment.start_all = Isolation(2), threading.RLock(), lambda: None
+    busy, daemons = [threading.Lock(), threading.Lock()], list[bool]()
+
+    def score(slot, task, completion):
+        assert busy[slot].acquire(blocking=False)
+        daemons.append(threading.current_thread().daemon)
+        time.sleep(0.005)
+        busy[slot].release()
+        return Score(float(completion))
+
+    environment._score = score
+    found = environment.score_many([(Task("p"), f"{place}") for place in range(9)])
+    assert [each.reward for each in found] == [*range(9)] and daemons == [True] * 9
 
 
 def test_an_environment_in_this_process_is_scored_only_when_it_is_asked_for():

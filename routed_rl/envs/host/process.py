@@ -8,7 +8,7 @@ if the process dies.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from routed_rl.envs.contract import is_gold
@@ -19,6 +19,7 @@ from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.processes import Processes
 from routed_rl.envs.host.wire import WireError, pack_task, unpack_score, unpack_task
 from routed_rl.errors import TaskError
+from routed_rl.threads import in_threads
 
 TASKS_S = 300.0
 """Seconds that making a task or a gold completion may take."""
@@ -81,24 +82,25 @@ class EnvironmentProcess(Processes):
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-        """The scores or failures in the order of `pairs`. For each process, a thread in the trainer passes completions to it one
-        after another."""
-        results: list[Score | Failure] = [Failure("was not scored")] * len(pairs)
-        waiting = iter(enumerate(pairs))
+        """The scores or failures in the order of `pairs`. Threads in the trainer pass the completions to the processes, each of
+        which gets one after another."""
+        idle = SimpleQueue[int]()
 
-        def work(slot: int) -> None:
-            for place, (task, completion) in waiting:
-                results[place] = self._score(slot, task, completion)
+        def score(pair: tuple[Task, str]) -> Score | Failure:
+            slot = idle.get()
+            try:
+                return self._score(slot, *pair)
+            finally:
+                idle.put(slot)
 
         with self._lock:
             at_once = min(self.isolation.workers, len(pairs))
             if at_once <= 1:
-                work(0)
-            else:
-                self.start_all()
-                with ThreadPoolExecutor(at_once) as pool:
-                    list(pool.map(work, range(at_once)))
-        return results
+                return [self._score(0, *pair) for pair in pairs]
+            self.start_all()
+            for slot in range(at_once):
+                idle.put(slot)
+            return in_threads(score, pairs, at_once)
 
     def _score(self, slot: int, task: Task, completion: str) -> Score | Failure:
         try:
