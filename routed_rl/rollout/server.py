@@ -3,6 +3,7 @@ this machine; on GPUs they go through NCCL, as in TRL. If a run has several proc
 first one sends the weights for all."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from routed_rl.config import RolloutConfig
+from routed_rl.errors import RolloutError
 from routed_rl.ranks import RANKS
 from routed_rl.rollout.client import PolicyClient
 from routed_rl.rollout.colocate import memory_folder, write_adapter
@@ -112,7 +114,7 @@ class ServerEngine:
         def one(place: int) -> list[int]:
             # One call for each prompt: a call has one seed, and prompts that share it would share their random numbers.
             client, ids = self.clients[place % len(self.clients)], prompts[place]
-            limit = min(sampling.max_tokens, client.max_length - len(ids))
+            limit = self._limit(ids, sampling.max_tokens)
             return client.complete([ids], adapter or client.model, {
                 **settings, "max_tokens": limit, "seed": sampling.seed + place})[0]["token_ids"]
 
@@ -120,16 +122,34 @@ class ServerEngine:
 
     def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
         """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided evenly among the servers, each of
-        which gets one request."""
+        which gets one request, and further ones for prompts so long that fewer tokens may follow them."""
         assert features is None, "images are not covered"
         share = -(-len(prompts) // len(self.clients))
-        parts = [prompts[place * share:(place + 1) * share] for place in range(len(self.clients))]
-        room = min(client.max_length for client in self.clients) - max(map(len, prompts))
-        sampling["max_tokens"] = min(sampling["max_tokens"], room)
-        answers = in_threads(lambda pair: pair[0].generate(prompts=pair[1], **sampling),
-                             [(client, part) for client, part in zip(self.clients, parts, strict=True) if part],
-                             len(self.clients))
-        return {key: [row for answer in answers for row in answer[key]] for key in answers[0]}
+        requests: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for place, ids in enumerate(prompts):
+            requests[place // share, self._limit(ids, sampling["max_tokens"])].append(place)
+
+        def one(request: tuple[int, int]) -> dict[str, Any]:
+            client, limit = request
+            return self.clients[client].generate(prompts=[prompts[place] for place in requests[request]],
+                                                 **sampling | {"max_tokens": limit})
+
+        answers = in_threads(one, [*requests], REQUESTS * len(self.clients))
+        rows: dict[str, list[Any]] = {key: [None] * len(prompts) for key in answers[0]}
+        for places, answer in zip(requests.values(), answers, strict=True):
+            for key, found in answer.items():
+                for place, row in zip(places, found, strict=True):
+                    rows[key][place] = row
+        return rows
+
+    def _limit(self, ids: list[int], wanted: int) -> int:
+        """How many tokens may follow the prompt `ids`, at most `wanted`. RolloutError if the servers have no room for any."""
+        largest = min(client.max_length for client in self.clients)
+        if len(ids) >= largest:
+            raise RolloutError(f"a prompt of {len(ids)} tokens leaves no room for a completion, because the server takes "
+                               f"{largest} tokens together; raise rollout.max_length (--max-model-len of a server of your own), "
+                               "or shorten the prompt")
+        return min(wanted, largest - len(ids))
 
     @contextmanager
     def asking(self, adapter: str) -> Iterator[None]:

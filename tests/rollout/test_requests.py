@@ -1,4 +1,5 @@
-"""A server that does not answer keeps nobody waiting. The servers are stand-ins for their clients."""
+"""How prompts become requests to servers, and that a server that does not answer keeps nobody waiting. The servers are stand-ins
+for their clients."""
 
 from __future__ import annotations
 
@@ -11,13 +12,49 @@ from types import SimpleNamespace
 
 import pytest
 
+from routed_rl.errors import RolloutError
 from routed_rl.rollout import Sampling
 from routed_rl.rollout.server import ServerEngine
 from routed_rl.training.vllm_rollouts import PolicyGeneration
 
 
+class Client:
+    """Answers each prompt with as many copies of its first token as it may have."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length, self.model, self.calls = max_length, "m", list[list[list[int]]]()
+
+    def generate(self, prompts, max_tokens):
+        self.calls.append(prompts)
+        return {"prompt_ids": prompts, "completion_ids": [ids[:1] * max_tokens for ids in prompts]}
+
+    def complete(self, prompts, model, settings):
+        return [{"token_ids": ids[:1] * settings["max_tokens"]} for ids in prompts]
+
+
 def engine_of(*clients) -> ServerEngine:
     return ServerEngine(list(clients), "float32", None, None, Path())
+
+
+def test_a_long_conversation_does_not_shorten_the_turns_of_the_others():
+    long, short = [7] * 9, [5, 5]
+    client = Client(12)
+    found = engine_of(client).generate([short, long, [6]], max_tokens=8)
+    assert found["completion_ids"] == [[5] * 8, [7] * 3, [6] * 8] and client.calls == [[short, [6]], [long]]
+
+
+def test_prompts_are_divided_evenly_and_answers_come_in_their_order():
+    clients = [Client(64), Client(64)]
+    assert engine_of(*clients).generate([[token] for token in range(5)], max_tokens=1)["prompt_ids"] == [
+        [token] for token in range(5)]
+    assert [client.calls for client in clients] == [[[[0], [1], [2]]], [[[3], [4]]]]
+
+
+@pytest.mark.parametrize("ask", [lambda engine: engine.generate([[5], [7] * 12], max_tokens=8),
+                                 lambda engine: engine.complete([[5], [7] * 12], Sampling(0.0, 8, []), None)])
+def test_a_prompt_that_leaves_no_room_says_which_setting_to_raise(ask):
+    with pytest.raises(RolloutError, match=r"a prompt of 12 tokens leaves no room .* 12 tokens .* raise rollout.max_length"):
+        ask(engine_of(Client(12)))
 
 
 def by_groups(engine):
