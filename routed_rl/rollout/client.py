@@ -8,10 +8,11 @@ from trl.generation.vllm_client import VLLMClient
 
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
-from routed_rl.web import Answer, NoAnswer, Server
+from routed_rl.web import Answer, NoAnswer, Refused, Server
 
 LARGEST = 4 * 2**30
 """The largest size of an answer in bytes; an answer holds completions with their probabilities."""
+COMPLETIONS = "/v1/completions"
 
 
 class Session(Server):
@@ -36,6 +37,8 @@ class Session(Server):
             raise RolloutError(f"the server of the rollouts at {self.place} failed {self.attempts} times at {method} "
                                f"{urlparse(path).path}, last: {problem} (rollout.timeout_s={self.timeout_s:g}); see that it runs "
                                "and answers") from None
+        except Refused as problem:
+            raise RolloutError(f"the server of the rollouts cannot be used: {problem}") from None
 
     def failed(self) -> None:
         if dead := self._why_dead():
@@ -79,10 +82,28 @@ class PolicyClient(VLLMClient):
         return self._body(url, self.session.get(url, **options))
 
     def _post(self, url: str, **options: Any) -> Any:
-        return self._body(url, self.session.post(url, **options))
+        answer = self._body(url, self.session.post(url, **options))
+        if url.endswith(COMPLETIONS):
+            self._check_completions(options["json"], answer)
+        return answer
+
+    def _check_completions(self, asked: dict[str, Any], answer: Any) -> None:
+        """RolloutError if the answer to the request `asked` has not one completion for each that was asked for, or if one lacks
+        what is read of it."""
+        choices, wanted = self._field(COMPLETIONS, answer, "choices"), len(asked["prompt"]) * asked.get("n", 1)
+        if len(choices) != wanted:
+            raise RolloutError(f"the server at {self.base_url} answers {COMPLETIONS} with {len(choices)} completions in place of "
+                               f"{wanted}; see its log")
+        read = [key for key in ("prompt_logprobs", "logprobs") if key in asked]
+        read += [] if "prompt_logprobs" in asked else ["token_ids"]
+        for choice in choices:
+            for key in read:
+                if not self._field(COMPLETIONS, choice, key):
+                    raise RolloutError(f"the server at {self.base_url} answers {COMPLETIONS} with {key} that are empty; see its "
+                                       "log")
 
     def _body(self, url: str, answer: Answer) -> Any:
-        if answer.status_code == 404:
+        if answer.status_code == 404 and "error" not in answer.text:  # a model or a file that it does not find is an error
             raise RolloutError(f"the server at {self.base_url} has no {urlparse(url).path}; start it with "
                                "VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve")
         if answer.status_code != 200:
@@ -107,6 +128,5 @@ class PolicyClient(VLLMClient):
     def complete(self, prompts: list[list[int]], model: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
         """The server's answer to each prompt (token ids), in the order of the prompts. `model` names the model or adapter that
         answers, and `settings` are those of the server's completions endpoint."""
-        answer = self._post(f"{self.base_url}/v1/completions", json={
-            "model": model, "prompt": prompts, "return_token_ids": True, **settings})
-        return self._field("/v1/completions", answer, "choices")
+        return self._post(f"{self.base_url}{COMPLETIONS}", json={
+            "model": model, "prompt": prompts, "return_token_ids": True, **settings})["choices"]

@@ -40,8 +40,9 @@ class Server:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # a client that gave up; told, it would be on the screen of a later test
         self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -110,6 +111,39 @@ def test_completions_that_a_server_does_not_send_are_named(server):
     client.session.ask = lambda *_: SimpleNamespace(status_code=200, json=dict, text="")
     with pytest.raises(RolloutError, match="answers /v1/completions without choices"):
         client.complete([[1]], "m", {})
+
+
+WHOLE = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": {"tokens": ["token_id:2"], "token_logprobs": [-1.0],
+                                                                 "top_logprobs": [None]}}
+
+
+@pytest.mark.parametrize(("choices", "problem"), [
+    ([WHOLE], "with 1 completions in place of 2"), ([WHOLE] * 3, "with 3 completions in place of 2"),
+    ([WHOLE, WHOLE | {"token_ids": []}], "with token_ids that are empty"),
+    ([WHOLE, WHOLE | {"logprobs": None}], "with logprobs that are empty"),
+    ([WHOLE, {"text": "a", "logprobs": WHOLE["logprobs"]}], "without token_ids; it must be a `vllm serve`"),
+])
+def test_completions_that_are_missing_or_not_whole_are_named_and_whole_ones_are_taken(server, choices, problem):
+    client, answer = connect(server.url), [WHOLE, WHOLE]
+    client.session.ask = lambda *_: SimpleNamespace(status_code=200, json=lambda: {"choices": answer}, text="")
+    assert client.generate(prompts=[[1], [1]], max_tokens=1)["completion_ids"] == [[2], [2]]
+    answer[:] = choices
+    with pytest.raises(RolloutError, match=f"answers /v1/completions {problem}"):
+        client.generate(prompts=[[1], [1]], max_tokens=1)
+
+
+def test_an_adapter_that_was_taken_away_is_not_taken_for_a_missing_endpoint(server):
+    client = connect(server.url)
+    server.behave = lambda: (404, {"error": {"message": "The model `policy` does not exist."}})
+    with pytest.raises(RolloutError, match="refuses /health: .*The model `policy` does not exist"):
+        client._get(f"{server.url}/health")
+
+
+def test_an_answer_that_is_too_large_is_an_error_of_one_line(server):
+    client = connect(server.url)
+    client.session.largest, server.behave = 4, lambda: (200, {"fine": 1})
+    with pytest.raises(RolloutError, match="/health answered with more than 4 bytes"):
+        client._get(f"{server.url}/health")
 
 
 def test_nobody_there_is_an_error_with_the_address(server):
