@@ -5,6 +5,7 @@ sampling and the training policy corrects (one-step off-policy training; Noukhov
 Not covered: episodes, whose turns wait for the environments; datasets whose order the trainer does not know.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -70,8 +71,9 @@ class Ahead:
         if request is None:
             return None
         self.served.settle()
-        self.trainer.rollout_metrics |= {"rollout/staleness": self.trainer.state.global_step - request.step,
-                                         "time/rollout_wait_s": self.served.waited_s}
+        metrics, wait = self.trainer.rollout_metrics, "time/rollout_wait_s"  # a step may take several generations
+        metrics |= {"rollout/staleness": self.trainer.state.global_step - request.step,
+                    wait: metrics.get(wait, 0.0) + self.served.waited_s}
         self.served.waited_s = 0.0
         return request.answer.result()
 
@@ -101,7 +103,8 @@ class Ahead:
         if self.request is None or self.request.answer.exception() is not None:
             return None
         completions, logprobs = self.request.answer.result()
-        return {"prompts": self.request.prompts, "practising": self.request.practising, "step": self.request.step,
+        prompts = json.loads(json.dumps(self.request.prompts))  # an environment may give text of numpy, which torch does not load
+        return {"prompts": prompts, "practising": self.request.practising, "step": self.request.step,
                 "completions": completions, "logprobs": logprobs}
 
     def load(self, stored: dict[str, Any] | None) -> None:

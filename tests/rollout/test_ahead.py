@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import Future
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from benchmark.standin import StandIn
@@ -115,6 +116,23 @@ def test_a_request_survives_a_checkpoint_and_is_taken_once_by_the_rows_that_it_i
     assert ahead.choose([{"prompt": "p"}, {"prompt": "q"}], [7, 8]) == [False, True]
     assert ahead.take() == answered().result() and ahead.take() is None
     assert ahead.trainer.rollout_metrics == {"rollout/staleness": 1, "time/rollout_wait_s": 0.5}
+
+
+def test_a_checkpoint_with_a_prompt_that_is_text_of_numpy_can_be_loaded(tmp_path):
+    ahead = waiting(answered())
+    ahead.request = Request([np.str_("p"), [{"role": "user", "content": np.str_("q")}]], [False, True], 2, answered())
+    torch.save(ahead.state(), tmp_path / "loop.pt")
+    ahead.load(torch.load(tmp_path / "loop.pt", weights_only=True))
+    inputs = [{"prompt": np.str_("p")}, {"prompt": [{"role": "user", "content": np.str_("q")}]}]
+    assert ahead.choose(inputs, [7, 8]) == [False, True]
+
+
+def test_the_waits_of_all_generations_of_a_step_are_counted():
+    ahead = waiting(answered())
+    ahead.take()
+    ahead.request, ahead.served.waited_s = Request(["p", "q"], [False, True], 3, answered()), 0.25
+    ahead.take()
+    assert ahead.trainer.rollout_metrics == {"rollout/staleness": 0, "time/rollout_wait_s": 0.75}
 
 
 def test_a_request_for_other_prompts_is_dropped_and_a_failed_one_is_not_kept():
