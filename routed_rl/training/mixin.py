@@ -239,6 +239,8 @@ class RoutingCallback(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.trainer.edit is not None:
             self.trainer.edit.on()
+        if self.trainer.served is not None:
+            self.trainer.served.rest()  # an evaluation, or the check before training, may have woken it
         self.trainer.begin_routing(state.global_step)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

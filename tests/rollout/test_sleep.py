@@ -10,6 +10,7 @@ import pytest
 
 from routed_rl.rollout import Lora, PolicyWeights, Sampling, Served, parts_of
 from routed_rl.rollout.colocate import ColocatedEngine
+from routed_rl.training.mixin import RoutingCallback
 from tests.rollout.engines import CopyEngine
 from tests.routing.test_labels import labelled
 
@@ -51,6 +52,15 @@ def test_an_engine_wakes_for_whatever_is_asked_of_it(ask, room):
     assert served.engine.asleep
     ask(served)
     assert not served.engine.asleep
+
+
+def test_an_engine_that_an_evaluation_has_woken_sleeps_again_before_the_next_step():
+    model, router, _ = labelled("llama")
+    served = Served(Sleeper(model, None), PolicyWeights(model, parts_of(router.quarantine)))
+    served.sync()
+    trainer = SimpleNamespace(edit=None, served=served, begin_routing=lambda step: None)
+    RoutingCallback(trainer).on_step_begin(None, SimpleNamespace(global_step=3), None)
+    assert served.engine.asleep
 
 
 @pytest.mark.parametrize("wanted", [True, False])
