@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,6 +254,18 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, how: str, reason:
     (tmp_path / how).unlink()
     assert run(tmp_path)["failed"] == {}
     assert started(tmp_path)["none-seed0"] == 1
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_process_that_dies_before_it_reads_its_job_is_told_like_any_that_dies(tmp_path: Path, sent: bool) -> None:
+    worker = workers.Worker.__new__(workers.Worker)
+    worker.connection, theirs = multiprocessing.Pipe()
+    worker.process = SimpleNamespace(join=lambda: None, exitcode=-9)  # pyright: ignore[reportAttributeAccessIssue]
+    if not sent:
+        theirs.close()
+    worker.begin(pretend, Job("none", Config(), []), tmp_path)
+    theirs.close()
+    assert worker.outcome() == "its process died (exit code -9); was there enough memory?"
 
 
 @pytest.mark.slow

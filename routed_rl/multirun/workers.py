@@ -46,14 +46,15 @@ class Worker:
 
     def begin(self, execute: Execute, job: Job, logs: Path) -> None:
         self.job = job
-        self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
+        with suppress(BrokenPipeError):  # the process has died, which `outcome` tells
+            self.connection.send((execute, job.config, job.overrides, str(logs / f"{job.name}.log")))
 
     def outcome(self) -> str | None:
         """Wait for the end of the job. Returns the reason why it failed, or None."""
         self.job = None
         try:
             return self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: it died before it read the job
             self.process.join()
             return f"its process died (exit code {self.process.exitcode}); was there enough memory?"
 
