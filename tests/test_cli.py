@@ -242,6 +242,7 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["relearn", "RUN", "--env", "code"], "--json"),
     (["relearn", "DIR", "--env", "code", "--json", "F", "--rates", "fast"], "--rates 1e-5,1e-4,1e-3"),
     (["relearn", "DIR", "--env", "code", "--json", "F", "--also", "oracle"], "--also oracle is no new name with a place"),
+    (["relearn", "DIR", "--env", "code", "--json", "F", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["compare", "--out", "D", "--rates", "1e-3"], "--rates 1e-3 is for --relearn ENV"),
     (["compare", "--out", "D", "--labs", "all", "--relearn", "code"], "--relearn is not for --labs"),
     (["train", "keep.sums=2"], "keep.sums=2 is no share of a part"),

@@ -13,6 +13,8 @@ from routed_rl.errors import ConfigError
 
 
 def relearn(given: Namespace) -> None:
+    if given.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
     asked, others, settings = attacks(given, given.env), places("--also", given.also), experiment(given)
     from routed_rl.multirun.relearn import relearn as relearn_model
 
