@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from routed_rl.envs import EnvironmentProcess, Isolation, LoadedEnvironment, Score, Scorer, Task
 from routed_rl.envs.early import Early
+from routed_rl.envs.host.processes import _kill
+from routed_rl.errors import TaskError
 from routed_rl.threads import in_thread
 
 
@@ -104,6 +107,37 @@ def test_each_process_of_an_environment_scores_one_completion_at_a_time_and_none
     environment._score = score
     found = environment.score_many([(Task("p"), f"{place}") for place in range(9)])
     assert [each.reward for each in found] == [*range(9)] and daemons == [True] * 9
+
+
+def test_scoring_that_the_end_of_the_program_cuts_off_starts_no_process_again(monkeypatch, caplog):
+    started = []
+
+    class Child:
+        facts, dead, hung, process = {"pid": 1}, "was killed", False, SimpleNamespace(poll=lambda: None, returncode=-9)
+
+        def __init__(self) -> None:
+            self.asked, self.killed = threading.Event(), threading.Event()
+            started.append(self)
+
+        def send(self, message):
+            self.asked.set()
+
+        def receive(self, timeout_s):
+            self.killed.wait(1)
+
+        def kill(self):
+            self.killed.set()
+            time.sleep(0.03)  # it waits for the guard; the thread that scores does not
+
+    monkeypatch.setattr(EnvironmentProcess, "_start", lambda _: Child())
+    environment, task = EnvironmentProcess("e", "file.py:E", {}), Task("p")
+    early = Early()
+    early.begin(environment.score_many, [(task, "1")])
+    assert started[0].asked.wait(1)
+    _kill(environment._children, os.getpid())
+    with pytest.raises(TaskError, match="environment e was closed while it had to score"):
+        early.take([(task, "1")])
+    assert len(started) == 1 and caplog.text == ""
 
 
 def test_an_environment_in_this_process_is_scored_only_when_it_is_asked_for():

@@ -130,9 +130,11 @@ class Processes:
         self._children[:] = [child or self._start() for child in self._children]
 
     def bury(self, slot: int, doing: str) -> str:
-        """End the process in `slot`, log what it was `doing`, and return the reason why it cannot be used."""
+        """End the process in `slot`, log what it was `doing`, and return the reason why it cannot be used. TaskError if all
+        processes were ended meanwhile, so that none is to be started again."""
         child = self._children[slot]
-        assert child is not None
+        if child is None:
+            raise TaskError(f"environment {self.name} was closed {doing}")
         reason = child.dead or "sent no answer"
         child.kill()
         self._children[slot] = None
@@ -148,7 +150,7 @@ class Processes:
 
 def _kill(children: list[Child | None], owner: int) -> None:
     if os.getpid() == owner:
-        for child in children:
+        ended, children[:] = list(children), [None] * len(children)  # first, because threads that score see their process die
+        for child in ended:
             if child is not None:
                 child.kill()
-        children[:] = [None] * len(children)
