@@ -154,7 +154,7 @@ def told_to_stop(config, number):
     def when(state):
         return state.global_step == 2
 
-    from routed_rl.training.mixin import RoutingCallback
+    from routed_rl.training.callback import RoutingCallback
 
     begin = RoutingCallback.on_step_begin
 

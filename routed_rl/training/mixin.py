@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.model.prompts import encode_prompts
@@ -18,11 +18,11 @@ from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.routing.labels import LabelRouter, positions_of
-from routed_rl.stopping import STOP
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.advantages import Advantages
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used, take_one_gpu
 from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, TraitAdapter
+from routed_rl.training.callback import RoutingCallback
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.health import Health
@@ -227,36 +227,3 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         row = self.metrics_file.append(step, named) if RANKS.rank == 0 else {}
         if self.watch is not None:
             self.watch.see(row, self.control)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class RoutingCallback(TrainerCallback):
-    """Calls the methods of `RoutedTrainerMixin` from the callbacks of transformers, which come at the same points of a step with
-    every backend."""
-
-    def __init__(self, trainer: RoutedTrainerMixin) -> None:
-        self.trainer = trainer
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.trainer.edit is not None:
-            self.trainer.edit.on()
-        if self.trainer.served is not None:
-            self.trainer.served.rest()  # an evaluation, or the check before training, may have woken it
-        self.trainer.begin_routing(state.global_step)
-
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.finite.step(state.global_step + 1)
-
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.step_routing(state.global_step)
-        if self.trainer.edit is not None:
-            self.trainer.edit.off()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.trainer.evaluator is not None:
-            self.trainer.step_metrics |= self.trainer.evaluator(state.global_step)
-        # The default flow callback runs first and has decided by now whether TRL logs this step.
-        if not control.should_log:
-            self.trainer.write_metrics(self.trainer.step_metrics)
-        self.trainer.stopped = max(RANKS.gather(STOP.asked or 0))
-        if self.trainer.stopped:
-            control.should_save = control.should_training_stop = True

@@ -10,7 +10,7 @@ import pytest
 
 from routed_rl.rollout import Lora, PolicyWeights, Sampling, Served, parts_of
 from routed_rl.rollout.colocate import ColocatedEngine
-from routed_rl.training.mixin import RoutingCallback
+from routed_rl.training.callback import RoutingCallback
 from tests.rollout.engines import CopyEngine
 from tests.routing.test_labels import labelled
 

@@ -14,7 +14,8 @@ from routed_rl.checkpoint import writing
 from routed_rl.errors import CheckFailed, CheckpointError
 from routed_rl.export.stock import discard
 from routed_rl.pipeline.halting import checkpoint_before
-from routed_rl.training.mixin import RoutedTrainerMixin, RoutingCallback
+from routed_rl.training.callback import RoutingCallback
+from routed_rl.training.mixin import RoutedTrainerMixin
 from tests import pipeline
 from tests.parts import own_config, write_parts
 from tests.tiers import tiered
