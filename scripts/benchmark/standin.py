@@ -4,7 +4,8 @@ resumed gets the same ones.
 
     python scripts/benchmark/standin.py MODEL [--port N] [--delay SECONDS]
 
-`--delay`: every generation takes at least so long, and computes nothing meanwhile, like a server on another machine.
+`--delay`: every generation takes at least so long; what its computation leaves of that time is slept, as if another machine
+worked.
 """
 
 from __future__ import annotations
