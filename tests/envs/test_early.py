@@ -109,27 +109,31 @@ def test_each_process_of_an_environment_scores_one_completion_at_a_time_and_none
     assert [each.reward for each in found] == [*range(9)] and daemons == [True] * 9
 
 
+class Child:
+    """A process that never answers until it is killed, or has one answer for whatever is asked."""
+
+    dead, hung, process = "was killed", False, SimpleNamespace(poll=lambda: None, returncode=-9)
+
+    def __init__(self, answer=None, *, ready=True) -> None:
+        self.answer, self.facts = answer, {"pid": 1} if ready else None
+        self.asked, self.killed = threading.Event(), threading.Event()
+
+    def send(self, message):
+        self.asked.set()
+
+    def receive(self, timeout_s):
+        if self.answer is None:
+            self.killed.wait(1)
+        return self.answer
+
+    def kill(self):
+        self.killed.set()
+        time.sleep(0.03)  # it waits for the guard; the thread that scores does not
+
+
 def test_scoring_that_the_end_of_the_program_cuts_off_starts_no_process_again(monkeypatch, caplog):
     started = []
-
-    class Child:
-        facts, dead, hung, process = {"pid": 1}, "was killed", False, SimpleNamespace(poll=lambda: None, returncode=-9)
-
-        def __init__(self) -> None:
-            self.asked, self.killed = threading.Event(), threading.Event()
-            started.append(self)
-
-        def send(self, message):
-            self.asked.set()
-
-        def receive(self, timeout_s):
-            self.killed.wait(1)
-
-        def kill(self):
-            self.killed.set()
-            time.sleep(0.03)  # it waits for the guard; the thread that scores does not
-
-    monkeypatch.setattr(EnvironmentProcess, "_start", lambda _: Child())
+    monkeypatch.setattr(EnvironmentProcess, "_start", lambda _: started.append(Child()) or started[-1])
     environment, task = EnvironmentProcess("e", "file.py:E", {}), Task("p")
     early = Early()
     early.begin(environment.score_many, [(task, "1")])
@@ -138,6 +142,15 @@ def test_scoring_that_the_end_of_the_program_cuts_off_starts_no_process_again(mo
     with pytest.raises(TaskError, match="environment e was closed while it had to score"):
         early.take([(task, "1")])
     assert len(started) == 1 and caplog.text == ""
+
+
+def test_a_second_process_that_cannot_be_built_is_an_error_and_not_a_wait_for_ever(monkeypatch):
+    refuses = Child({"refused": ["TaskError", "env.e: the port is taken"]}, ready=False)
+    children = iter([Child({"score": [1.0]}), refuses])
+    monkeypatch.setattr(EnvironmentProcess, "_start", lambda _: next(children))
+    environment = EnvironmentProcess("e", "file.py:E", {}, None, Isolation(2))
+    scoring = in_thread(lambda: environment.score_many([(Task("p"), "1")] * 4))
+    assert str(scoring.exception(1)) == "env.e: the port is taken" and refuses.killed.is_set()
 
 
 def test_an_environment_in_this_process_is_scored_only_when_it_is_asked_for():

@@ -97,7 +97,8 @@ class Processes:
                 return child
             reply = child.receive(START_S)
             if isinstance(reply, dict) and "refused" in reply:
-                self.close()
+                child.kill()  # not `close`, for whose lock a thread of `score_many` would wait for ever
+                self._children[slot] = None
                 kind, message = reply["refused"]
                 raise getattr(errors, str(kind), TaskError)(str(message))
             if isinstance(reply, dict) and "pid" in reply:
