@@ -10,12 +10,14 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.errors import CheckFailed, ConfigError, Stopped
+from routed_rl.pipeline import steps
 from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.launched import following
 from routed_rl.pipeline.memory import needs
@@ -195,6 +197,16 @@ def test_a_second_ctrl_c_ends_at_once_and_so_does_one_outside_of_steps(capfd):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert STOP.asked is None, "the next training in this process is not stopped by what stopped this one"
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_stops_the_command_after_it(monkeypatch, tmp_path):
+    trainer = SimpleNamespace(stopped=0, state=SimpleNamespace(global_step=4),
+                              train=lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(steps, "build_trainer", lambda *_, **__: trainer)
+    monkeypatch.setattr(steps, "fresh_from_step", lambda _: 0)
+    parts, plan = SimpleNamespace(learner=None, tokenizer=None, trained=[]), SimpleNamespace(run=RunFolder(tmp_path / "run"))
+    with STOP.listening(), pytest.raises(Stopped, match="stopped by SIGTERM after step 4, with a checkpoint; to go on: "):
+        steps._train_here(parts, plan, None, None, None, None, None)
 
 
 def start(parts: Path, out: Path) -> subprocess.Popen:

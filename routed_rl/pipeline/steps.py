@@ -20,6 +20,7 @@ from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspac
 from routed_rl.pipeline.measuring import measure_during
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
 from routed_rl.pipeline.serving import joining, route_served
+from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
 from routed_rl.stopping import STOP
@@ -91,10 +92,12 @@ def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, n
                                 parity=parity, evaluator=partial(measure_during, parts, router, served),
                                 listener=tracker.row if tracker else None)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if trainer.stopped:
-        name, step = signal.Signals(trainer.stopped).name, trainer.state.global_step
+        # The trainer asks at the end of each step; a signal may also come while it writes the last checkpoint.
+        stopped = trainer.stopped or max(RANKS.gather(STOP.asked or 0))
+    if stopped:
+        name, step = signal.Signals(stopped).name, trainer.state.global_step
         raise Stopped(f"stopped by {name} after step {step}, with a checkpoint; to go on: {command('resume', plan.run.path)}",
-                      trainer.stopped)
+                      stopped)
 
 
 def work(folder: str, *urls: str) -> None:
