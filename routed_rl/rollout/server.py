@@ -131,8 +131,8 @@ class ServerEngine:
 
         def one(request: tuple[int, int]) -> dict[str, Any]:
             client, limit = request
-            return self.clients[client].generate(prompts=[prompts[place] for place in requests[request]],
-                                                 **sampling | {"max_tokens": limit})
+            settings: dict[str, Any] = sampling | {"max_tokens": limit}
+            return self.clients[client].generate(prompts=[prompts[place] for place in requests[request]], **settings)
 
         answers = in_threads(one, [*requests], REQUESTS * len(self.clients))
         rows: dict[str, list[Any]] = {key: [None] * len(prompts) for key in answers[0]}
