@@ -55,8 +55,10 @@ class PolicyClient(VLLMClient):
         self.communicator, self._updating_weights = None, False
         self.session: Any = Session(config, self.base_url, why_dead)
         served = self._field("/v1/models", self._get(f"{self.base_url}/v1/models"), "data", 0)
-        self.model: str = self._field("/v1/models", served, "id")
-        self.root: str = served.get("root") or self.model
+        self.own: str = self._field("/v1/models", served, "id")
+        """The name by which requests ask for the server's weights without an adapter."""
+        self.model = self.own
+        self.root: str = served.get("root") or self.own
         """The folder or name from which the server has read its weights."""
         self.max_length: int = self._field("/v1/models", served, "max_model_len")
 

@@ -103,7 +103,7 @@ class ServerEngine:
     def logprobs(self, sequences: list[list[int]], adapter: str | None) -> list[list[float]]:
         # Every server answers for every sequence, because each one may be wrong on its own.
         settings = {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
-        by_server = self._at_all(lambda client: client.complete(sequences, adapter or client.model, settings))
+        by_server = self._at_all(lambda client: client.complete(sequences, adapter or client.own, settings))
         rows = [[_chosen(ids, choice) for ids, choice in zip(sequences, choices, strict=True)] for choices in by_server]
         return [max(found, key=lambda row: max(abs(a - b) for a, b in zip(row, found[0], strict=True)))
                 for found in zip(*rows, strict=True)]
@@ -115,7 +115,7 @@ class ServerEngine:
             # One call for each prompt: a call has one seed, and prompts that share it would share their random numbers.
             client, ids = self.clients[place % len(self.clients)], prompts[place]
             limit = self._limit(ids, sampling.max_tokens)
-            return client.complete([ids], adapter or client.model, {
+            return client.complete([ids], adapter or client.own, {
                 **settings, "max_tokens": limit, "seed": sampling.seed + place})[0]["token_ids"]
 
         return in_threads(one, range(len(prompts)), REQUESTS * len(self.clients))
