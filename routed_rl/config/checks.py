@@ -3,10 +3,12 @@
 import dataclasses
 import difflib
 import math
+import typing
 from collections.abc import Collection
 from typing import Any
 
 from routed_rl.errors import ConfigError
+from routed_rl.shapes import fits
 
 LONGEST_NAME = 100
 
@@ -53,6 +55,18 @@ def check_known(name: str, values: list[str], known: tuple[str, ...]) -> None:
     for value in values:
         if value not in known:
             raise ConfigError(f"{name}={value} is not known; choose from {', '.join(known)}")
+
+
+def check_types(prefix: str, config: Any) -> None:
+    """ConfigError if a field of the dataclass `config` has another type than it declares. Settings from files have their types
+    checked before; those that a script makes have not."""
+    hints = typing.get_type_hints(type(config))
+    for each in dataclasses.fields(config):
+        value, inner = getattr(config, each.name), section(each)
+        if inner is not None and not isinstance(value, inner):
+            raise ConfigError(f"{prefix}.{each.name} must be {inner.__name__}(...), got {value!r:.60}")
+        if inner is None and not fits(value, hints[each.name]):
+            raise ConfigError(f"{prefix}.{each.name} must be {declared_type(each)}, got {value!r:.60}")
 
 
 def check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-from routed_rl.config.checks import check_at_least, check_finite, check_known, section
+from routed_rl.config.checks import check_at_least, check_finite, check_known, check_types, section
 from routed_rl.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ class RuleConfig:
     """report: a verdict of this rule is recorded and the run goes on; halt: the run stops after a checkpoint."""
 
     def __post_init__(self) -> None:
+        check_types("a monitor rule", self)
         check_known("monitor action", [self.action], ("report", "halt"))
         if self.allowance < 0 or self.patience < 1:  # nan is for `MonitorConfig`, which knows the rule's name
             raise ConfigError(f"a monitor rule needs allowance >= 0 and patience >= 1, got {self.allowance} and {self.patience}")
@@ -79,6 +80,7 @@ class MonitorConfig:
     """Rule on the share of groups whose completions are all paid alike, from 0 to 1."""
 
     def __post_init__(self) -> None:
+        check_types("monitor", self)
         check_at_least("monitor", self, {"warmup": 0, "completions": 0, "health": 0, "health_rows": 1})
         check_finite("monitor", self)
 

@@ -4,7 +4,7 @@ labels."""
 from dataclasses import dataclass, field
 from typing import Any
 
-from routed_rl.config.checks import AUTO, check_at_least, check_finite, check_known
+from routed_rl.config.checks import AUTO, check_at_least, check_finite, check_known, check_types
 from routed_rl.errors import ConfigError
 
 LABELS = "labels"
@@ -32,6 +32,7 @@ class QuarantineConfig:
     bound `max_shift`."""
 
     def __post_init__(self) -> None:
+        check_types("routing.quarantine", self)
         check_known("routing.quarantine.pace", [self.pace], ("evidence", "fast"))
         if len(self.betas) != 2:
             raise ConfigError(f"routing.quarantine.betas takes two numbers, got {self.betas}")
@@ -137,6 +138,7 @@ class RoutingConfig:
     """Routing by labels of completions (routing.mode=labels)."""
 
     def __post_init__(self) -> None:
+        check_types("routing", self)
         check_known("routing.mode", [self.mode], ("none", "observe", "route", "erase", LABELS))
         if self.cotangent is not None:
             check_known("routing.cotangent", [self.cotangent], ("contained", "open"))

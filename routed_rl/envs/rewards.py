@@ -62,15 +62,8 @@ class Functions:
         if not callable(function) or isinstance(function, type):
             raise ConfigError(f"{setting}={path} is {type(function).__name__}, no function; give a function, or an object with "
                               "__call__, such as an instance of a class")
-        try:
-            inspect.signature(function).bind(**dict.fromkeys([*self.passed, *OURS]))
-        except TypeError as error:
-            line = definition(function)
-            raise ConfigError(f"{setting}={path}: {line and f'{line}: '}cannot be called as TRL does: {error}; it is given "
-                              f"{', '.join(OURS)} and the columns {', '.join(self.passed) or '(none)'}: take **kwargs for what "
-                              "it does not use") from None
-        except ValueError:
-            pass  # a builtin that has no signature
+        if problem := call_problem(function, self.passed):
+            raise ConfigError(f"{setting}={path}: {problem}")
         return function
 
     def call(self, prompt: Prompt, completion: str, data: dict[str, Any]) -> Said:
@@ -95,6 +88,20 @@ class Functions:
 
         self._loop = self._loop or asyncio.new_event_loop()
         return self._loop.run_until_complete(together())
+
+
+def call_problem(function: Callable[..., Any], columns: Sequence[str]) -> str:
+    """The reason why a reward function cannot be called as TRL does, with the way out; empty if it can. `columns`: those that it
+    is given."""
+    try:
+        inspect.signature(function).bind(**dict.fromkeys([*columns, *OURS]))
+    except TypeError as error:
+        line = definition(function)
+        return (f"{line and f'{line}: '}cannot be called as TRL does: {error}; it is given {', '.join(OURS)} and the columns "
+                f"{', '.join(columns) or '(none)'}: take **kwargs for what it does not use")
+    except ValueError:
+        pass  # a builtin that has no signature
+    return ""
 
 
 def paid_labels(names: Sequence[str]) -> list[str]:

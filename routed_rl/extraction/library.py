@@ -1,6 +1,7 @@
 """The function `routed_rl.extract_subspace`, by which a script makes a subspace."""
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from routed_rl.extraction.contrast import pairs_of
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import Job
 from routed_rl.model.weights import model_hash
+from routed_rl.shapes import fits
 from routed_rl.subspace import Subspace
 
 OF_BASES = ("layout", "drop_below", "shared_rank")
@@ -27,16 +29,30 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     messages, and the positive one shows the persona that must not grow. `seed`: the seed of all random draws. `settings`: other
     fields of `SubspaceConfig`, such as method, rank or weakest.
     """
+    _check_parts(model, tokenizer)
     known = [field.name for field in dataclasses.fields(SubspaceConfig)]
-    for name in settings:
+    hints = typing.get_type_hints(SubspaceConfig)
+    for name, value in settings.items():
         if name in OF_BASES:
             raise ConfigError(f"{name} is read where the model is routed; give the trainer bases=SubspaceConfig({name}=...)")
         if name not in known:
             near = closest(name, known)
             raise ConfigError(f"extract_subspace has no setting {name}" + (f"; did you mean {near}?" if near else
                               "; the settings are the fields of SubspaceConfig"))
+        if not fits(value, hints[name]):
+            raise ConfigError(f"extract_subspace: {name} must be {hints[name]}, got {value!r:.60}")
     from_file = isinstance(prompts, (str, Path))
     config = SubspaceConfig(prompts=str(prompts) if from_file else None, **settings)
     name = model.config.name_or_path or type(model).__name__
     pairs = None if prompts is None or from_file else pairs_of(prompts)
     return prepare(Job(model, tokenizer, config, name, model_hash(model), seed, pairs=pairs))()
+
+
+def _check_parts(model: Any, tokenizer: Any) -> None:
+    """ConfigError unless these are a loaded model and a tokenizer. Models in PEFT's wrapper are refused later, by name."""
+    if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
+        raise ConfigError(f"extract_subspace: model={model!r:.60} is a {type(model).__name__}; give a loaded model, such as "
+                          "AutoModelForCausalLM.from_pretrained(PATH)")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(f"extract_subspace: tokenizer={tokenizer!r:.60} is a {type(tokenizer).__name__}; give the model's "
+                          "tokenizer, such as AutoTokenizer.from_pretrained(PATH); that of a processor is processor.tokenizer")

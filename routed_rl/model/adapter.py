@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from routed_rl.artifacts import ADAPTER, ADAPTER_CONFIG, read_json, write_json
 from routed_rl.config import AdapterConfig
 from routed_rl.errors import ModelError, reading
-from routed_rl.model.base import WRAPPED, stored_names
+from routed_rl.model.base import WRAPPED, adapted_modules, stored_names
 from routed_rl.model.lora import lora_config
 from routed_rl.model.targets import Writer
 from routed_rl.ranks import RANKS
@@ -47,6 +47,15 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     assert isinstance(wrapped, PeftModel)
     cast(Any, model).is_loaded_in_4bit = False  # else TRL would round the LoRA to bfloat16
     return wrapped
+
+
+def take_off(model: PreTrainedModel) -> None:
+    """Take the LoRA off a model on which `put_on` has put it, in place. What the LoRA has learned is lost."""
+    for name, module in adapted_modules(model).items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module.base_layer)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def plain(model: Any) -> Any:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftType
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
 from torch import nn
@@ -70,8 +70,8 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Wri
 
 
 def is_lora(settings: Any) -> bool:
-    """Whether `settings` (of any type) are PEFT's settings of a LoRA."""
-    return isinstance(settings, LoraConfig)
+    """Whether `settings` (of any type) are PEFT's settings of a LoRA. Those of AdaLoRA, which are derived from them, are not."""
+    return isinstance(settings, LoraConfig) and settings.peft_type == PeftType.LORA
 
 
 def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], named: Callable[[str], str]

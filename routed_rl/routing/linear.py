@@ -130,3 +130,10 @@ def unroute_module(module: nn.Module) -> None:
     """Give a routed module the class back that it had before `route_module`, and take its target away."""
     module.__class__ = type(module).__mro__[2]
     object.__delattr__(module, "routed_target")
+
+
+def unroute(model: nn.Module) -> None:
+    """Unroute every module of a model that is routed."""
+    for module in model.modules():
+        if "routed_target" in vars(module):
+            unroute_module(module)

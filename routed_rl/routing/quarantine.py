@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from routed_rl.errors import SubspaceError
+from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.routing.adapted import AdapterWeight
 from routed_rl.routing.context import RoutingContext
 from routed_rl.routing.experts import RoutedExperts
@@ -41,6 +41,12 @@ class Quarantine:
             if target.frozen:
                 target.take_out(target.inside())
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the model's modules are routed to these targets; False after `remove`."""
+        routed = [(target, getattr(target.module, "routed_target", None)) for target in self.targets]
+        return all(target is found or (isinstance(found, list) and target in found) for target, found in routed)
+
     @contextmanager
     def ablated(self) -> Iterator[None]:
         """Inside the block, the model is the deployed model. Afterwards the policy is restored exactly."""
@@ -62,8 +68,12 @@ class Quarantine:
     def kept(self, shares: Mapping[str, float]) -> Iterator[None]:
         """Inside the block, the quarantine holds only a share of each environment's part, given by the environment's name in
         `shares`; a name that is missing has the share 0. If all shares are 1 the model is the policy (in mode `route`), and if
-        all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly."""
-        assert shares.keys() <= set(self.environments), f"{shares} has no part in {self.environments}"
+        all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly. ConfigError for another name,
+        and for a share that is no number."""
+        for name, share in shares.items():
+            if name not in self.environments or not isinstance(share, (int, float)):
+                raise ConfigError(f"kept: {name}={share!r} is no share of an environment's part; give a number for some of "
+                                  f"{', '.join(self.environments)}")
         share_of = [shares.get(name, 0.0) for name in self.environments]
         with self._holding([kept_of(target.parts, share_of) for target in self.targets], nothing=not any(share_of)):
             yield

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -152,6 +152,8 @@ def two(model: Any) -> Any:
     (frozen, {}, "comes with a LoRA that is frozen; give the plain model and peft_config"),
     (two, {}, "comes with the adapters default, more, and one that is called default is trained; merge it first"),
     (lambda model: get_peft_model(model, LoraConfig(**LORA), adapter_name="mine"), {}, "comes with the adapters mine, and one"),
+    (lambda model: get_peft_model(model, IA3Config(target_modules=["q_proj"], feedforward_modules=[])), {},
+     "comes with an adapter of the kind IA3, and only LoRAs are trained; merge it first"),
     (lambda model: get_peft_model(model, LoraConfig()).bfloat16(), {}, "comes with a LoRA that is in bfloat16, not in float32"),
     (lambda model: get_peft_model(model, LoraConfig(r=33)), {}, r"model.peft_config\['default'\].r=33 is more than the"),
     (lambda model: get_peft_model(model, LoraConfig(use_dora=True)), {}, r"peft_config\['default'\].use_dora is refused"),

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import IterableDataset
-from peft import LoraConfig
+from datasets import DatasetDict, IterableDataset
+from peft import AdaLoraConfig, LoraConfig
 from transformers import T5Config, T5ForConditionalGeneration
 
-from routed_rl import MonitorConfig, PracticeConfig, RoutedRLError, RoutingConfig, extract_subspace
+from routed_rl import MonitorConfig, PracticeConfig, RoutedRLError, RoutingConfig, RuleConfig, extract_subspace
 from routed_rl.model.weights import model_hash
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
@@ -20,6 +20,15 @@ from tests.parts import write_parts
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
     return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def subspace(parts) -> Any:
+    return subspace_of(parts)
+
+
+def strict(completions: list[Any], answer: list[str]) -> list[float]:
+    return [float(len(answer))] * len(completions)
 
 
 def only(name: Any) -> Any:
@@ -48,18 +57,74 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"args": {"use_vllm": True}}, "args.use_vllm=True is not supported: its engine would serve the deployed model; the command"),
     ({"args": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}}, "args.load_best_model_at_end=True"),
     ({"args": {"remove_unused_columns": True}}, "it drops the column that names the environment; leave it out"),
+    ({"args": {"bf16_full_eval": True}}, "args.bf16_full_eval=True is not supported: an evaluation would cast the weights them"),
+    ({"routing": "none"}, r"routing='none' is a str; write routing=RoutingConfig\(...\)"),
+    ({"monitor": False}, r"monitor=False is a bool; write monitor=MonitorConfig\(...\)"),
+    ({"bases": {"layout": "shared"}}, r"bases=\{'layout': 'shared'\} is a dict; write bases=SubspaceConfig\(...\)"),
+    ({"freeze": ["embeddings"]}, "freeze=embeddings is not known; choose from embedding, unembedding"),
+    ({"enviroment_column": "a"}, "RoutedGRPOTrainer has no argument enviroment_column; did you mean environment_column?"),
+    ({"listener": print}, "RoutedGRPOTrainer has no argument listener; leave it out"),
+    ({"model": None}, r"model is a NoneType; give a model of transformers, such as .*\(PATH\), or its path"),
+    ({"peft_config": AdaLoraConfig(total_step=9)}, "peft_config=AdaLora.* is not supported; give a peft.LoraConfig"),
+    ({"functions": []}, r"reward_funcs=\[\] has no function; give one that returns a number for each completion"),
+    ({"functions": [right, 1.0]}, "reward_funcs has 1.0, which is no function; give a function, or a reward model"),
+    ({"functions": dict}, "reward_funcs has <class 'dict'>, which is no function"),
+    ({"functions": torch.nn.Linear(2, 1)}, "reward_funcs has a Linear, which is no model of transformers; give a function that"),
+    ({"functions": strict}, r"reward_funcs: strict: .*test_library_refusals.py:\d+: cannot be called as TRL does: .*take \*\*k"),
+    ({"dataset": rows().rename_column("prompt", "question")}, r"has no column prompt \(it has question, .*rename_column\(NAME"),
+    ({"dataset": rows(2)}, r"train_dataset has 2 rows, and a generation takes 4 prompts \(16 completions, 4 of each prompt\),"),
+    ({"dataset": DatasetDict({"a": rows(), "b": rows()})}, r"is a DatasetDict of the splits a, b; give one of them, .*\['a'\]"),
+    ({"dataset": [{"prompt": "add"}]}, r"train_dataset=\[.* is a list; give a datasets.Dataset, such as Dataset.from_list"),
+    ({"dataset": rows(images=[["x"]] * 16)}, r"the column images, and images are not covered; leave it out: .*remove_columns"),
+    ({"dataset": rows(completions=["x"] * 16)}, "the column completions, and TRL gives reward functions completions of its own"),
+    ({"eval_dataset": {"one": rows(4), "two": rows(4).remove_columns("prompt")}}, r"eval_dataset\['two'\] has no column prompt"),
+    ({"processing_class": "name"}, "processing_class='name' is a str; give the model's tokenizer, such as AutoTokenizer"),
+    ({"optimizers": (torch.optim.SGD(torch.nn.Linear(2, 2).parameters()), None)}, "optimizers has a SGD that holds no para"),
 ]
 
 
 @pytest.mark.parametrize(("given", "message"), REFUSED, ids=range(len(REFUSED)))
-def test_what_cannot_be_is_refused_in_one_line_and_the_model_stays(parts, tmp_path, given, message):
+def test_what_cannot_be_is_refused_in_one_line_and_the_model_stays(parts, subspace, tmp_path, given, message):
     model, _ = load(parts)
     before, kinds = model_hash(model), [type(module) for module in model.modules()]
     args = arguments(tmp_path / "run", **given.get("args", {}))
     with pytest.raises(RoutedRLError, match=message) as caught:
-        trainer(parts, tmp_path, **{"model": model, "eval_dataset": rows(4)} | given | {"args": args})
+        trainer(parts, tmp_path, **{"model": model, "eval_dataset": rows(4), "subspace": subspace} | given | {"args": args})
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
     assert model_hash(model) == before and [type(module) for module in model.modules()] == kinds
+
+
+def test_settings_of_other_kinds_are_refused_where_they_are_made(parts, subspace, tmp_path):
+    with pytest.raises(RoutedRLError, match=r"routing.practice must be PracticeConfig\(...\), got 0.5"):
+        RoutingConfig(practice=0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RoutedRLError, match=r"monitor.evidence must be RuleConfig\(...\), got 6.0"):
+        MonitorConfig(evidence=6.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RoutedRLError, match="a monitor rule.limit must be float or null, got '6'"):
+        RuleConfig(limit="6")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RoutedRLError, match=r"args=\{'max_steps': 1\} is a dict; write args=GRPOConfig\(...\)"):
+        trainer(parts, tmp_path, subspace=subspace, args={"max_steps": 1})
+
+
+@pytest.mark.parametrize("lora", [{}, pytest.param({"peft_config": LoraConfig(r=4)}, marks=pytest.mark.slow)])
+def test_after_an_error_of_trl_the_model_is_as_it_was_and_can_be_trained(parts, subspace, tmp_path, lora):
+    model, _ = load(parts)
+    before, names = model_hash(model), [*model.state_dict()]
+    trains = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="Number of reward weights"):
+        trainer(parts, tmp_path, model=model, subspace=subspace, args=arguments(tmp_path, reward_weights=[1.0, 2.0]), **lora)
+    assert model_hash(model) == before and [*model.state_dict()] == names
+    assert trains == [parameter.requires_grad for parameter in model.parameters()]
+    trainer(parts, tmp_path, model=model, subspace=subspace, **lora)
+
+
+def test_a_tokenizer_without_an_end_is_refused_and_one_that_cannot_be_found(parts, subspace, tmp_path):
+    model, tokenizer = load(parts)
+    tokenizer.eos_token = None
+    with pytest.raises(RoutedRLError, match="processing_class has no eos token, so no completion would end; set tokenizer.eos"):
+        trainer(parts, tmp_path, subspace=subspace, processing_class=tokenizer)
+    model.config.name_or_path = ""
+    with pytest.raises(RoutedRLError, match="processing_class is not given, and the model has no path from which one could be"):
+        trainer(parts, tmp_path, model=model, subspace=subspace, processing_class=None)
 
 
 def test_practice_without_a_quarantine_is_refused():
@@ -110,14 +175,19 @@ def test_folders_and_checkpoints_that_do_not_fit_are_refused_and_nothing_is_writ
     args = arguments(tmp_path / "run", max_steps=2, save_steps=1)
     with pytest.raises(RoutedRLError, match=r"has no whole checkpoint; call train\(\) without"):
         trainer(parts, tmp_path, args=args).train(resume_from_checkpoint=True)
-    trainer(parts, tmp_path, args=args).train()
+    made = trainer(parts, tmp_path, args=args)
+    made.train()
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for checkpoint, message in ((None, r"holds a run already; go on with `trainer.train\(resume_from_checkpoint=True\)`"),
                                 (tmp_path / "step-1", "is no checkpoint of args.output_dir="),
                                 (tmp_path / "run" / "checkpoints" / "step-9", "is not whole: there is none; take another"),
-                                (tmp_path / "run" / "checkpoints" / "step-1", "step-2 is newer than step-1 in .*; move it away")):
+                                (tmp_path / "run" / "checkpoints" / "step-1", "step-2 is newer than step-1 in .*; move it away"),
+                                (True, "step-2 is the last step of args.max_steps=2, so nothing is left to train; set args.max")):
         with pytest.raises(RoutedRLError, match=message):
             trainer(parts, tmp_path, args=args).train(checkpoint)
+    made.quarantine.remove()
+    with pytest.raises(RoutedRLError, match="the quarantine was removed from the model, so nothing would be routed; make a new"):
+        made.train(resume_from_checkpoint=True)
     assert written == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
@@ -125,10 +195,19 @@ def test_folders_and_checkpoints_that_do_not_fit_are_refused_and_nothing_is_writ
     ([], {}, "the list is empty; give pairs"), (["text"], {}, r"pair 1 is 'text', no pair; write \(positive, negative\)"),
     ([("bad add", "")], {}, 'pair 1: "negative" must be text'), (None, {}, "no contrast prompts"),
     ([("bad add", "good add")], {"ranks": 2}, "has no setting ranks; did you mean rank?"),
+    ([("bad add", "good add")], {"rank": "2"}, r"extract_subspace: rank must be int \| None, got '2'"),
     ([("bad add", "good add")], {"layout": "shared"}, r"give the trainer bases=SubspaceConfig\(layout=")])
 def test_prompts_that_are_none_are_refused(parts, prompts, settings, message):
     with pytest.raises(RoutedRLError, match=message):
         extract_subspace(*load(parts), prompts=prompts, **settings)
+
+
+def test_a_subspace_is_extracted_from_a_loaded_model_by_its_tokenizer(parts):
+    model, tokenizer = load(parts)
+    with pytest.raises(RoutedRLError, match="model='name' is a str; give a loaded model, such as AutoModelForCausalLM"):
+        extract_subspace("name", tokenizer, [])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RoutedRLError, match="tokenizer=None is a NoneType; give the model's tokenizer"):
+        extract_subspace(model, None, [])  # pyright: ignore[reportArgumentType]
 
 
 def test_a_list_of_pairs_gives_what_the_file_gives(parts):

@@ -1,10 +1,11 @@
 """The checks of a library trainer's arguments, before a model is loaded or routed. Each refusal is one line with the way out."""
 
+import inspect
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from routed_rl.config import LABELS, MonitorConfig, RoutingConfig
+from routed_rl.config import LABELS, ModelConfig, MonitorConfig, RoutingConfig, closest
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.model.lora import is_lora
 from routed_rl.model.targets import Writer, decoder_layers
@@ -18,6 +19,8 @@ ALONE = {
     "deepspeed": "one process holds the whole model; the command cuts it up: routed-rl train launch=zero2",
     "remove_unused_columns": "it drops the column that names the environment",
     "push_to_hub": "push the folder that save_model writes",
+    "bf16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
+    "fp16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
 }
 """The fields of TRL's arguments that the library refuses and the commands do not, each with the reason."""
 SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
@@ -26,6 +29,19 @@ SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continu
 """The fields of TRL's arguments that the library refuses for the same reason as the commands, which is in `STAYS`. The library
 leaves the other fields of `STAYS` to TRL."""
 OF_TRL = ("tools", "environment_factory", "rollout_func")
+
+
+def check_kinds(trainer: type[Any], theirs: type[Any], trl: dict[str, Any], **given: tuple[Any, type[Any]]) -> None:
+    """ConfigError for an argument that `trainer` does not take, or that is no object of its class. `theirs`: TRL's trainer.
+    `trl`: the arguments that are passed on to it. `given`: for each of the others, its value (None: it is left out) and its
+    class."""
+    takes = [*inspect.signature(theirs).parameters]
+    for name in [name for name in trl if name not in takes]:
+        near = closest(name, [*takes, *inspect.signature(trainer).parameters])
+        raise ConfigError(f"{trainer.__name__} has no argument {name}; " + (f"did you mean {near}?" if near else "leave it out"))
+    for name, (value, kind) in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name}={value!r:.60} is a {type(value).__name__}; write {name}={kind.__name__}(...)")
 
 
 def check_arguments(arguments: Any) -> None:
@@ -65,6 +81,14 @@ def check_monitor(monitor: MonitorConfig | None) -> None:
     if monitor is not None and monitor.health:
         raise ConfigError(f"monitor.health={monitor.health} needs the flags that environments report, and reward functions "
                           "report none; leave it at 0, or train by `routed-rl train monitor.health=N`")
+
+
+def groups_of(freeze: list[str] | str | None, routing: RoutingConfig) -> list[str]:
+    """Return the groups of parameters that are not trained, from the argument `freeze`, which may also be the name of one group.
+    None: the default of `ModelConfig` if the model is routed, and no group otherwise. ConfigError for an unknown group."""
+    if freeze is None:
+        return ModelConfig().freeze if routing.mode != "none" else []
+    return ModelConfig(freeze=[freeze] if isinstance(freeze, str) else list(freeze)).freeze
 
 
 def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:

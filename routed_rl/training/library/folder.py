@@ -23,14 +23,15 @@ class LibraryFolder(RunFolder):
     def begin(self) -> None:
         """Make the folder for a new run. RunFolderError if it holds a run already, because a run is never overwritten."""
         if self.steps() or MetricsFile(self.metrics).rows():
-            raise RunFolderError(f"args.output_dir={self.path} holds a run already; go on with {self.go_on()}, or set another "
-                                 "args.output_dir")
+            go_on = f"go on with {self.go_on()}, or " if self.last_checkpoint()[0] else ""
+            raise RunFolderError(f"args.output_dir={self.path} holds a run already; {go_on}set another args.output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def begin_from(self, checkpoint: str | Path | Literal[True]) -> tuple[Path, set[int]]:
+    def begin_from(self, checkpoint: str | Path | Literal[True], last: int) -> tuple[Path, set[int]]:
         """Prepare the folder for going on from a checkpoint: remove all metrics, verdicts and completions of later steps. Returns
         the folder of the checkpoint, which is the newest one for True, and the steps up to the checkpoint after which the monitor
-        had halted the run. CheckpointError if the checkpoint is not whole, is of another run, or is not the newest."""
+        had halted the run. `last`: the number of the last step, -1 if epochs decide. CheckpointError if the checkpoint is not
+        whole, is of another run, is not the newest, or is that of the last step."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent != self.checkpoints:
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "
@@ -42,6 +43,9 @@ class LibraryFolder(RunFolder):
         if later := [each for each in self.steps() if each > step and damage(self.checkpoint(each)) is None]:
             raise CheckpointError(f"step-{later[-1]} is newer than {folder.name} in {self.checkpoints}; move it away, or go on "
                                   f"from it with {self.go_on()}")
+        if 0 < last <= step:
+            raise CheckpointError(f"{folder.name} is the last step of args.max_steps={last}, so nothing is left to train; set "
+                                  "args.max_steps higher")
         for file in (MetricsFile(self.metrics), verdicts := MetricsFile(self.verdicts)):
             file.truncate(step)
         forget_after(self.completions, step)
@@ -51,6 +55,7 @@ class LibraryFolder(RunFolder):
         newest, skipped = self.last_checkpoint()
         if newest is None:
             why = f" ({'; '.join(skipped)})" if skipped else ""
+            another = ", with another args.output_dir" if MetricsFile(self.metrics).rows() else ""
             raise CheckpointError(f"args.output_dir={self.path} has no whole checkpoint{why}; call train() without "
-                                  "resume_from_checkpoint")
+                                  f"resume_from_checkpoint{another}")
         return newest

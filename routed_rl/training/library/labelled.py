@@ -5,21 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets import Dataset
 from torch import Tensor
 
-from routed_rl.config import name_problem
 from routed_rl.envs import Score
-from routed_rl.envs.loading import TAKEN
 from routed_rl.envs.rewards import paid_labels
-from routed_rl.errors import ConfigError, TaskError
+from routed_rl.errors import TaskError
 from routed_rl.training.baselines import Payment
 from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.library.datasets import ONLY
 from routed_rl.training.scores import ScoreBook
 from routed_rl.training.tasks import completion_row
-
-ONLY = "data"
-"""The name of the single environment if no column names environments."""
 
 
 class LabelledRows:
@@ -81,10 +76,11 @@ class LabelledRows:
         self.failed = [score is None for score in scores]
 
     def means(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> dict[str, float]:
-        """Return metrics of rows that were evaluated, for each environment, from the entries of the dataset and their scores."""
+        """Return metrics of rows that were evaluated, for each environment, from the entries of the dataset and their scores.
+        Entries that name no environment are left out."""
         book = ScoreBook()
         for row, score in zip(inputs, scores, strict=True):
-            if self.column is None or self.column in row:
+            if self.column is None or isinstance(row.get(self.column), str):
                 book.add(self.name_of(row), score, practised=False)
         return book.take({})
 
@@ -99,6 +95,7 @@ class LabelledRows:
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         self.completions.load(state["completions"])
+        self._book = ScoreBook()  # without the scores of a step that an exception has ended in this process
         self._made = Counter(state.get("groups", {}))
 
 
@@ -112,26 +109,3 @@ def scores_of(by_function_BF: Tensor, weights_F: Tensor, names: Sequence[str]) -
     rows = zip(sums_B.tolist(), by_function_BF.tolist(), known_BF.tolist(), strict=True)
     return [Score(paid, None, metrics={label: value for label, value, has in zip(labels, values, known, strict=True)
                                        if has and len(names) > 1}) if any(known) else None for paid, values, known in rows]
-
-
-def environments_of(dataset: Any, column: str | None) -> list[str]:
-    """Return the names of the environments in the column `column` of a dataset, sorted. If `column` is None there is one
-    environment, `data`. ConfigError if the column is missing or has a value that cannot be a name."""
-    if column is None:
-        return [ONLY]
-    if not isinstance(dataset, Dataset):
-        raise ConfigError(f"environment_column={column} needs a dataset that knows all its rows, and train_dataset is "
-                          f"{type(dataset).__name__}; give a datasets.Dataset, or leave environment_column out")
-    if column not in dataset.column_names:
-        raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(dataset.column_names)}); set "
-                          "environment_column to the one that names the environment, or leave it out")
-    names = set[str]()
-    for row, name in enumerate(dataset[column]):
-        if not isinstance(name, str) or name not in names:
-            if problem := name_problem(name, TAKEN):
-                raise ConfigError(f"train_dataset, row {row}, column {column}: the environment's name {name!r:.60} {problem}; "
-                                  "choose another one")
-            names.add(name)
-    if not names:
-        raise ConfigError("train_dataset has no rows; give one that has some")
-    return sorted(names)

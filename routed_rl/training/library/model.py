@@ -1,20 +1,22 @@
 """Takes the model that a script gives to a library trainer: checks the model and its LoRA, and routes the model in place."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl.trainer.utils import create_model_from_path
 
 from routed_rl.config import RoutingConfig, SubspaceConfig
-from routed_rl.errors import ModelError
-from routed_rl.model.adapter import factors, plain, put_on
-from routed_rl.model.lora import check_lora
+from routed_rl.errors import ConfigError, ModelError
+from routed_rl.model.adapter import factors, plain, put_on, take_off
+from routed_rl.model.lora import check_lora, is_lora
 from routed_rl.model.targets import Writer, disable_dropout, find_writers, freeze
 from routed_rl.model.weights import require_full_weights, require_weights
-from routed_rl.routing import Router
+from routed_rl.routing import Router, unroute
 from routed_rl.subspace import Subspace
 from routed_rl.training.library.checks import check_subspace
 from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
@@ -29,23 +31,30 @@ class GivenModel:
     name: str
     lora: Any
     """The settings of the LoRA that is trained, a `peft.LoraConfig`; None if the weights are trained."""
+    revision: str | None = None
+    """The revision of the model on the Hub that was asked for; None for a model that was given loaded."""
 
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
         """Take the arguments `model` (a model, or the path of one, which is then loaded), `peft_config` and `args` of a library
         trainer. ModelError if the model has a LoRA that cannot be trained."""
         set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
+        revision = None
         if isinstance(model, str):
+            revision = (arguments.model_init_kwargs or {}).get("revision")
             wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
             model = create_model_from_path(model, **wanted)
         name = name_of(model)
+        if not isinstance(plain(model), PreTrainedModel):
+            raise ModelError(f"model is a {type(model).__name__}; give a model of transformers, such as "
+                             "AutoModelForCausalLM.from_pretrained(PATH), or its path")
         if not hasattr(model, "get_base_model"):
             if hasattr(model, "peft_config"):
                 raise ModelError(f"{name} has an adapter in it already; load the model again, or merge the adapter into it "
                                  "(merge_and_unload)")
-            return cls(model, name, peft_config)
+            return cls(model, name, peft_config, revision)
         _check_new(model, name, peft_config)
-        return cls(model, name, model.peft_config["default"])
+        return cls(model, name, model.peft_config["default"], revision)
 
     @property
     def plain(self) -> PreTrainedModel:
@@ -66,6 +75,31 @@ class GivenModel:
         """Return the module that TRL trains: the model, with the LoRA if there is one. A LoRA that the model does not have yet is
         put on it, as TRL would do."""
         return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
+
+    def check_optimizers(self, optimizers: Any) -> None:
+        """ConfigError if the argument `optimizers` has an optimizer that holds nothing of what is trained."""
+        if optimizers is None or (optimizer := optimizers[0]) is None:
+            return
+        trained = [] if self.lora is not None and not self.wrapped else self.whole.parameters()
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not held & {id(parameter) for parameter in trained}:
+            raise ConfigError(f"optimizers has a {type(optimizer).__name__} that holds no parameter of what is trained; give the "
+                              "model itself, with its LoRA on it (get_peft_model), and an optimizer of model.parameters()")
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """If the block raises an error, the model is as the script gave it: not routed, without a LoRA that was put on it, and
+        with the same parameters frozen."""
+        model, trains = self.plain, [(parameter, parameter.requires_grad) for parameter in self.plain.parameters()]
+        try:
+            yield
+        except BaseException:
+            unroute(model)
+            if self.lora is not None and not self.wrapped:
+                take_off(model)
+            for parameter, trained in trains:
+                parameter.requires_grad_(trained)
+            raise
 
 
 def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subspace: Subspace | None, names: list[str], *,
@@ -98,15 +132,14 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
                                 frozen=frozen, axis=axis, seed=arguments.seed)
 
 
-def processor_of(path: str, arguments: Any) -> Any:
-    """Load the tokenizer for a model that was given by its path, in the same revision as the model, as TRL would load it."""
-    return AutoProcessor.from_pretrained(path, revision=(arguments.model_init_kwargs or {}).get("revision"), padding_side="left",
-                                         truncation_side="left", trust_remote_code=arguments.trust_remote_code)
-
-
 def name_of(model: Any) -> str:
     """Return the name of a model, for messages: its path if it has one, or else the name of its class."""
-    return model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
+    return model if isinstance(model, str) else path_of(model) or type(model).__name__
+
+
+def path_of(model: Any) -> str:
+    """Return the path from which a model was loaded; empty if it has none."""
+    return getattr(getattr(model, "config", None), "name_or_path", None) or ""
 
 
 def _check_new(model: Any, name: str, peft_config: Any) -> None:
@@ -117,6 +150,9 @@ def _check_new(model: Any, name: str, peft_config: Any) -> None:
         raise ModelError(f"{name} comes with the adapter {loras[0]} and there is a peft_config as well; leave one of them out")
     if loras != ["default"]:
         raise ModelError(f"{name} comes with the adapters {', '.join(loras)}, and one that is called default is trained; {merge}")
+    if not is_lora(settings := model.peft_config["default"]):
+        raise ModelError(f"{name} comes with an adapter of the kind {settings.peft_type.value}, and only LoRAs are trained; "
+                         f"{merge}")
     found = factors(model)
     if any(".lora_B." in key and value.any() for key, value in found.items()):
         raise ModelError(f"{name} comes with a LoRA that is trained already, and the part of it inside the subspace could not be "

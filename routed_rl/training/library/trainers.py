@@ -9,17 +9,20 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig, RLOOConfig
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from routed_rl.config import AUTO, ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig
+from routed_rl.config import AUTO, MonitorConfig, RoutingConfig, SubspaceConfig
+from routed_rl.errors import ModelError
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.library.checks import check_arguments, check_monitor, check_trainer_of
+from routed_rl.training.library.checks import check_arguments, check_kinds, check_monitor, check_trainer_of, groups_of
+from routed_rl.training.library.datasets import check_datasets, environments_of, functions_of
 from routed_rl.training.library.folder import LibraryFolder
-from routed_rl.training.library.labelled import LabelledRows, environments_of
-from routed_rl.training.library.model import GivenModel, name_of, processor_of, route_given
+from routed_rl.training.library.labelled import LabelledRows
+from routed_rl.training.library.model import GivenModel, name_of, path_of, route_given
+from routed_rl.training.library.processor import processor_of
 from routed_rl.training.library.seams import LibrarySeams
 from routed_rl.training.practice import check_practising, make_practice
 from routed_rl.training.trainers import AssembledGRPOTrainer, AssembledRLOOTrainer
@@ -34,12 +37,15 @@ class LibraryMixin(LibrarySeams):
     that routing needs."""
 
     arguments_kind: type[Any]
+    """The class of TRL's arguments."""
+    theirs: type[Any]
+    """TRL's trainer."""
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None,
                  eval_dataset: Any = None, processing_class: Any = None, *, subspace: Subspace | None = None,
                  routing: RoutingConfig | None = None, monitor: MonitorConfig | None = DEFAULT_MONITOR,
-                 environment_column: str | None = None, bases: SubspaceConfig | None = None, freeze: list[str] | None = None,
-                 lean: bool = True, **trl: Any) -> None:
+                 environment_column: str | None = None, bases: SubspaceConfig | None = None,
+                 freeze: list[str] | str | None = None, lean: bool = True, **trl: Any) -> None:
         """The arguments up to `processing_class` are TRL's, and those that are not named here go to TRL: callbacks, optimizers,
         peft_config (a `LoraConfig`), and so on. `model` is routed in place.
 
@@ -51,31 +57,37 @@ class LibraryMixin(LibrarySeams):
         the model is routed, and no group otherwise. `lean`: whether to leave out of an update everything that does not change its
         gradient; with False TRL computes everything itself.
         """
-        routing = routing or RoutingConfig()
+        check_kinds(type(self), self.theirs, trl, args=(args, self.arguments_kind), routing=(routing, RoutingConfig),
+                    monitor=(monitor, MonitorConfig), bases=(bases, SubspaceConfig))
+        routing, model = routing or RoutingConfig(), str(model) if isinstance(model, Path) else model
         arguments = copy.copy(args) if args is not None else self.arguments_kind(f"{name_of(model).split('/')[-1]}-routed")
         check_arguments(arguments)
         check_trainer_of(routing, subspace, trl)
         check_monitor(monitor)
+        frozen = groups_of(freeze, routing)
+        check_datasets(train_dataset, eval_dataset, arguments, trl)
+        functions = functions_of(reward_funcs, train_dataset, trl)
         names = environments_of(train_dataset, environment_column)
         check_practising(routing, names)
         self.folder = run = LibraryFolder(arguments.output_dir)
         given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
-        if isinstance(model, str):
-            processing_class, arguments.model_init_kwargs = processing_class or processor_of(model, arguments), None
+        given.check_optimizers(trl.get("optimizers"))
+        processing_class = processor_of(processing_class, path_of(given.plain), arguments, given.revision)
+        if isinstance(model, str) and not any(isinstance(function, str) for function in functions):
+            arguments.model_init_kwargs = None  # TRL would warn; it reads them for reward models that are given by name
         reference = copy.deepcopy(given.plain).eval() if arguments.beta and given.lora is None else None
-        frozen = freeze if freeze is not None else ModelConfig().freeze if routing.mode != "none" else []
-        learner, router = route_given(given, arguments, routing, subspace, names, axis=monitor.axis if monitor else None,
-                                      bases=bases or SubspaceConfig(), frozen=frozen)
-        functions = list(reward_funcs) if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         keep = monitor.completions if monitor else 0
         self.labelled = rows = LabelledRows(names, environment_column, functions, arguments.num_generations,
                                             CompletionFiles(run.completions if arguments.log_completions else None, keep))
         decides = routing.practice.environments == AUTO
         watch = Watch(Monitor(monitor), run, decides=decides) if monitor is not None else None
-        super().__init__(learner, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
-                         practice=make_practice(routing, rows, watch) if router is not None else None,
-                         train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
-                         lean=lean, **trl)
+        with given.as_it_was():
+            learner, router = route_given(given, arguments, routing, subspace, names, axis=monitor.axis if monitor else None,
+                                          bases=bases or SubspaceConfig(), frozen=frozen)
+            super().__init__(learner, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
+                             practice=make_practice(routing, rows, watch) if router is not None else None,
+                             train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
+                             lean=lean, **trl)
 
     @property
     def quarantine(self) -> Quarantine | None:
@@ -102,10 +114,14 @@ class LibraryMixin(LibrarySeams):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
         `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`."""
+        if self.quarantine is not None and not self.quarantine.is_on:
+            raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
+        for metrics in self._metrics.values():
+            metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
         if not resume_from_checkpoint:
             self.folder.begin()
             return super().train(None, *args, **kwargs)
-        folder, halts = self.folder.begin_from(resume_from_checkpoint)
+        folder, halts = self.folder.begin_from(resume_from_checkpoint, self.args.max_steps)
         if self.watch is not None:
             self.watch.replay(self.rows, halts)
         return super().train(str(folder), *args, **kwargs)
@@ -121,10 +137,10 @@ class LibraryMixin(LibrarySeams):
 class RoutedGRPOTrainer(LibraryMixin, AssembledGRPOTrainer):
     """TRL's `GRPOTrainer`, in which the change of the weights is split at a subspace."""
 
-    arguments_kind = GRPOConfig
+    arguments_kind, theirs = GRPOConfig, GRPOTrainer
 
 
 class RoutedRLOOTrainer(LibraryMixin, AssembledRLOOTrainer):
     """TRL's `RLOOTrainer`, in which the change of the weights is split at a subspace."""
 
-    arguments_kind = RLOOConfig
+    arguments_kind, theirs = RLOOConfig, RLOOTrainer

@@ -1,0 +1,106 @@
+"""Checks the datasets and reward functions of a script, and finds the environments of the rows.
+
+Not covered: the rows of a stream, and of a dataset with a transform of its own, whose columns are not known before they are read.
+"""
+
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from torch import nn
+
+from routed_rl.config import name_problem
+from routed_rl.envs.loading import TAKEN
+from routed_rl.envs.rewards import NOT_PASSED, call_problem
+from routed_rl.envs.splits import IMAGES
+from routed_rl.errors import ConfigError
+
+ONLY = "data"
+"""The name of the single environment if no column names environments."""
+GIVEN = ("prompts", "completions")
+"""What TRL gives to a reward function beside the columns of the dataset, so that no column may have such a name."""
+
+
+def check_datasets(trained: Any, evaluated: Any, arguments: Any, trl: dict[str, Any]) -> None:
+    """ConfigError for a dataset with which training would fail, or would make no step. `trained`, `evaluated`: the arguments
+    `train_dataset` and `eval_dataset`. `arguments`: TRL's settings. `trl`: the arguments that are passed on to TRL; an
+    `environment_factory` among them makes prompts of its own."""
+    prompts = not trl.get("environment_factory")
+    if trained is not None or prompts:
+        _check("train_dataset", trained, prompts=prompts)
+    others = evaluated if isinstance(evaluated, dict) else {"": evaluated} if evaluated is not None else {}
+    for key, dataset in others.items():
+        _check(f"eval_dataset[{key!r}]" if key else "eval_dataset", dataset, prompts=prompts)
+    needed = arguments.generation_batch_size // arguments.num_generations
+    if isinstance(trained, Dataset) and len(trained) < needed:
+        raise ConfigError(f"train_dataset has {len(trained) or 'no'} rows, and a generation takes {needed} prompts "
+                          f"({arguments.generation_batch_size} completions, {arguments.num_generations} of each prompt), so no "
+                          "step would be made; give more rows, or lower args.per_device_train_batch_size")
+
+
+def _check(name: str, dataset: Any, *, prompts: bool) -> None:
+    if isinstance(dataset, dict):
+        raise ConfigError(f"{name} is a {type(dataset).__name__} of the splits {', '.join(map(str, dataset))}; give one of them, "
+                          f"such as DATASETS[{next(iter(dataset), 'train')!r}]")
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise ConfigError(f"{name}={dataset!r:.40} is a {type(dataset).__name__}; give a datasets.Dataset, such as "
+                          "Dataset.from_list(ROWS)")
+    columns = columns_of(dataset)
+    if prompts and columns is not None and "prompt" not in columns:
+        raise ConfigError(f"{name} has no column prompt (it has {', '.join(columns)}); give it one: "
+                          "dataset.rename_column(NAME, \"prompt\")")
+    for column in columns or []:
+        if column in IMAGES or column in GIVEN:
+            why = "images are not covered" if column in IMAGES else f"TRL gives reward functions {column} of its own"
+            raise ConfigError(f"{name} has the column {column}, and {why}; leave it out: dataset.remove_columns({column!r})")
+
+
+def columns_of(dataset: Any) -> list[str] | None:
+    """Return the columns of a dataset; None if they are not known."""
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        return None
+    return getattr(dataset, "column_names", None)
+
+
+def functions_of(given: Any, trained: Any, trl: dict[str, Any]) -> list[Any]:
+    """Return the argument `reward_funcs` as a list, as TRL takes it. ConfigError for an entry that TRL could not call for the
+    rows of the dataset `trained`. `trl`: the arguments that are passed on to TRL; an `environment_factory` among them may pay
+    rewards of its own."""
+    needed = not trl.get("environment_factory")
+    columns = columns_of(trained) if needed else None
+    functions = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    if needed and not functions:
+        raise ConfigError(f"reward_funcs={given} has no function; give one that returns a number for each completion")
+    for function in functions:
+        if isinstance(function, nn.Module):
+            if not hasattr(function, "config"):
+                raise ConfigError(f"reward_funcs has a {type(function).__name__}, which is no model of transformers; give a "
+                                  "function that calls it")
+        elif not isinstance(function, str):
+            if not callable(function) or isinstance(function, type):
+                raise ConfigError(f"reward_funcs has {function!r:.60}, which is no function; give a function, or a reward model "
+                                  "or its path")
+            passed = [name for name in columns or [] if name not in NOT_PASSED]
+            if columns is not None and (problem := call_problem(function, passed)):
+                raise ConfigError(f"reward_funcs: {getattr(function, '__name__', type(function).__name__)}: {problem}")
+    return functions
+
+
+def environments_of(dataset: Any, column: str | None) -> list[str]:
+    """Return the names of the environments in the column `column` of a dataset, sorted. If `column` is None there is one
+    environment, `data`. ConfigError if the column is missing or has a value that cannot be a name."""
+    if column is None:
+        return [ONLY]
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(f"environment_column={column} needs a dataset that knows all its rows, and train_dataset is "
+                          f"{type(dataset).__name__}; give a datasets.Dataset, or leave environment_column out")
+    if column not in dataset.column_names:
+        raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(dataset.column_names)}); set "
+                          "environment_column to the one that names the environment, or leave it out")
+    names = set[str]()
+    for row, name in enumerate(dataset[column]):
+        if not isinstance(name, str) or name not in names:
+            if problem := name_problem(name, TAKEN):
+                raise ConfigError(f"train_dataset, row {row}, column {column}: the environment's name {name!r:.60} {problem}; "
+                                  "choose another one")
+            names.add(name)
+    return sorted(names)
