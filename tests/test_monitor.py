@@ -177,6 +177,8 @@ def test_a_run_that_goes_on_is_judged_from_its_rows_alone(tmp_path):
         watch = Watch(Monitor(settings), RunFolder(tmp_path))
         watch.replay(rows[:at], {step for step in halted if step <= at})
         assert not watch.halting and watch.monitor.judge(rows[at]) == found[at]
+        watch.replay(rows[:at], {step for step in halted if step <= at})  # a script may go on in the same process
+        assert watch.monitor.judge(rows[at]) == found[at]
 
 
 def test_an_environment_that_is_no_longer_trained_is_not_judged():

@@ -56,6 +56,9 @@ class Router:
         control = self.config.random_control
         due = control.every > 0 and step % control.every == 0
         self.context.change(control_draws=control.draws if due else 0)
+        for target in self.quarantine.targets:
+            if target.tape.fired:  # by a step that an exception ended
+                target.tape.clear()
         if self.rows is not None:
             self.rows.begin()
         if not due:

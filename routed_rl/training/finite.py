@@ -34,6 +34,10 @@ class FiniteCheck:
         self._row: dict[str, Tensor] = {}
         """The last row of the last micro-batch whose loss was recorded, as arguments of the model's forward pass."""
 
+    def begin(self) -> None:
+        """Forget the losses of a step that an exception has ended."""
+        self._losses, self.norm = [], 0.0
+
     def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Record the loss of a micro-batch with these `inputs`, for the check in `step`; returns `loss`."""
         self._losses.append((loss.detach(), inputs["environment_ids"]))
@@ -59,7 +63,7 @@ class FiniteCheck:
         if found := max(RANKS.gather(mine)):
             everyone = {name for names in RANKS.gather(self._suspects(losses)) for name in names}
             self._refuse(step, found, [name for name in self.environments if name in everyone])
-        self._losses, self.norm = [], 0.0
+        self.begin()
 
     def quarantine(self, step: int, row: dict[str, float]) -> None:
         """Check the quarantine after it has made the step with the number `step`; `row` is the ledger's row of that step."""

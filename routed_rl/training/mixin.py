@@ -189,6 +189,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
     def begin_routing(self, step: int) -> None:
         """Prepare routing for the step with the number `step` (counted from 0), before its first micro-batch."""
         self._step_started, self.clip_coefficient = time.perf_counter(), 1.0
+        self._unread, self.groups_alike = [], []  # an exception may have ended the step before
+        self.finite.begin()
         if self.router is not None:
             self.router.begin_step(step)
 

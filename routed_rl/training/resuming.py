@@ -61,19 +61,23 @@ def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def take_schedule(scheduler: Any, file: Path) -> None:
-    """Restore from `file` how many steps a schedule has made; `use_rates` then sets its learning rates. CheckpointError if the
-    file holds no state of this schedule."""
+    """Restore from `file` the state of a schedule; `use_rates` then sets the learning rates of one that is made from settings.
+    CheckpointError if the file holds no state of this schedule."""
     with going_on_from(file):
         stored, now = torch.load(file, map_location="cpu", weights_only=True), scheduler.state_dict()
-        if not isinstance(stored["last_epoch"], int) or len(stored["lr_lambdas"]) != len(now["lr_lambdas"]):
+        groups = [len(state.get("lr_lambdas", ())) for state in (stored, now)]
+        if not isinstance(stored["last_epoch"], int) or groups[0] != groups[1]:
             raise ValueError("it is no state of this schedule")
         scheduler.load_state_dict(stored)
 
 
 def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
     """Set the initial learning rate and the weight decay of each parameter group to `wanted`, which has one pair (rate, decay)
-    for each, and let the schedule go on from the checkpoint's step with the settings that it has now."""
+    for each, and let the schedule go on from the checkpoint's step with the settings that it has now. A schedule of another kind,
+    which a script gave, has what it needs in its state, and the optimizer has the rates."""
     schedule = getattr(scheduler, "scheduler", scheduler)
+    if not hasattr(schedule, "lr_lambdas"):
+        return
     for place, (group, (rate, decay)) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
         group["weight_decay"] = decay
         group["initial_lr"] = schedule.base_lrs[place] = rate

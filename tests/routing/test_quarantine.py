@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from routed_rl.errors import SubspaceError
+from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
@@ -120,3 +120,30 @@ def test_a_quarantine_of_one_target_ablates_and_removes_it_alone():
         deployed = target.module(x)
     quarantine.remove()
     assert target.module(x).equal(deployed) and not policy.equal(deployed)
+
+
+@pytest.mark.parametrize("shares", [{"other": 1.0}, {"env0": "auto"}])
+def test_a_share_of_no_part_is_refused_and_nothing_changes(shares):
+    run = Run(tiny("llama")).train(1)
+    norm = run.quarantine.norm()
+    refused = pytest.raises(ConfigError, match=r"kept: .* is no share of an environment's part; give .* some of env0, env1")
+    with refused, run.quarantine.kept(shares):
+        pass
+    assert run.quarantine.norm() == norm > 0
+
+
+def test_it_is_on_until_it_is_removed():
+    run = Run(tiny("llama"))
+    assert run.quarantine.is_on
+    run.quarantine.remove()
+    assert not run.quarantine.is_on
+
+
+def test_a_step_that_was_broken_off_leaves_nothing_for_the_next():
+    """As an exception leaves one behind its first backward pass."""
+    plain, broken = Run(tiny("llama"), rows=True), Run(tiny("llama"), rows=True)
+    broken.backward(batch(seed=9))
+    broken.optimizer.zero_grad()
+    broken.begun = False
+    ours, theirs = (run.train(1).router.state_dict() for run in (broken, plain))
+    assert all(value.equal(theirs[name]) for name, value in ours.items())

@@ -19,9 +19,14 @@ from trl import GRPOTrainer
 import routed_rl
 from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
 from routed_rl.artifacts import RunFolder
+from routed_rl.envs import Score
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
+from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.lean.passes import PASS_COST
+from routed_rl.training.library.labelled import LabelledRows
 from routed_rl.training.plan import make_plan
+from routed_rl.training.resuming import take_schedule, use_rates
 from tests.algorithms import config_of, make_trainer
 from tests.library import PLAIN, arguments, load, right, rows, short, subspace_of, trainer
 from tests.parts import write_parts
@@ -155,6 +160,66 @@ def test_going_on_from_a_checkpoint_is_not_stopping_to_the_bit(parts, whole, tmp
     assert all(value.equal(made.router.state_dict()[key]) for key, value in again.router.state_dict().items())
     assert [{key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in again.rows] == [
         {key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in made.rows]
+
+
+class Breaks(TrainerCallback):
+    """Ctrl-C in the third step, behind its backward pass."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_the_same_trainer_goes_on_after_an_interruption_as_if_nothing_had_happened(parts, whole, tmp_path):
+    made, _ = whole
+    breaks = Breaks()
+    args = arguments(tmp_path / "run", **ROUNDS)
+    again = trainer(parts, tmp_path, args=args, functions=[right, late], callbacks=[breaks], eval_dataset=rows(4))
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    again.remove_callback(breaks)
+    again.train(resume_from_checkpoint=True)
+    assert all(value.equal(made.model.state_dict()[key]) for key, value in again.model.state_dict().items())
+    assert all(value.equal(made.router.state_dict()[key]) for key, value in again.router.state_dict().items())
+    kept = [{key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in again.rows]
+    assert kept == [{key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in made.rows]
+
+
+def test_a_model_that_checkpoints_its_activations_runs_a_micro_batch_in_one_pass(parts, tmp_path, monkeypatch):
+    """Whoever asked for it: a recomputed pass would find the record of a later one."""
+    monkeypatch.setitem(PASS_COST, "cpu", 0)
+    made, everyone = trainer(parts, tmp_path), torch.arange(3)
+    assert len(made._passes(everyone, torch.tensor([9, 5, 2]))) == 3
+    made.model.gradient_checkpointing_enable()
+    assert len(made._passes(everyone, torch.tensor([9, 5, 2]))) == 1
+
+
+def test_a_schedule_of_any_kind_goes_on_from_its_file(tmp_path):
+    def step() -> tuple[Any, Any]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.8)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+    (optimizer, schedule), (other, again) = step(), step()
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    torch.save(schedule.state_dict(), tmp_path / "scheduler.pt")
+    other.load_state_dict(optimizer.state_dict())
+    take_schedule(again, tmp_path / "scheduler.pt")
+    use_rates(other, again, [(0.8, 0.0)])
+    for _ in range(2):
+        assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        for each in (optimizer, schedule, other, again):
+            each.step()
+    assert other.param_groups[0]["lr"] == 0.2
+
+
+def test_rows_without_an_environment_are_evaluated_without_metrics_of_one():
+    made = LabelledRows(["a"], "environment", [right], 1, CompletionFiles(None, 0))
+    entries: list[dict[str, Any]] = [{"environment": "a"}, {"environment": None}, {}]
+    assert made.means(entries, [Score(1.0), Score(2.0), None]) == {
+        "environment/a/reward": 1.0, "environment/a/solve": 0.0, "environment/a/failures": 0}
 
 
 def test_a_halt_stops_after_a_checkpoint_and_is_told_and_going_on_wants_new_evidence(parts, tmp_path):

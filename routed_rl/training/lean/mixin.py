@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from routed_rl.model.adapter import plain
 from routed_rl.ranks import RANKS
 from routed_rl.training.lean.forward import Pass, find_positions, make_pass, run_pass
 from routed_rl.training.lean.passes import PASS_COST, split_by_length
@@ -104,7 +105,8 @@ class LeanMixin(PlanningMixin):
         processes, which must all run equally many, and with gradient checkpointing, where a recomputed pass would find the record
         of a later pass."""
         trainer: Any = self
-        if RANKS.count > 1 or self.reads_states or trainer.args.gradient_checkpointing:
+        # A script may have enabled checkpointing on the model itself.
+        if RANKS.count > 1 or self.reads_states or plain(trainer.model).is_gradient_checkpointing:
             return [rows]
         cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])
         return [rows[torch.tensor(places, device=rows.device)] for places in split_by_length(lengths_R.tolist(), cost)]
