@@ -96,6 +96,17 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
     return found
 
 
+@contextmanager
+def decoding_whole(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Inside the block, TRL decodes completions as everything else here does. By a response template of the tokenizer, it would
+    give reward functions a part of each completion only, for example without the reasoning."""
+    template, tokenizer.response_template = getattr(tokenizer, "response_template", None), None
+    try:
+        yield
+    finally:
+        tokenizer.response_template = template
+
+
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
     """Return the token ids of a text, without special tokens at the end. `options` are passed to the tokenizer. ModelError for a
     text that is not valid Unicode, and for an id that has no row in the model's embedding."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.model.prompts import encode_prompts
+from routed_rl.model.prompts import decoding_whole, encode_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
 from routed_rl.routing import Router
@@ -151,6 +151,10 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return encode_prompts(self.processing_class, prompts), None, {}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        with decoding_whole(self.processing_class):  # pyright: ignore[reportAttributeAccessIssue]
+            return super()._generate(prompts)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if "flagged" in inputs and isinstance(self.router, LabelRouter):

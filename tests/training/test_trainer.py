@@ -155,3 +155,19 @@ def test_gradient_checkpointing_gives_the_same_run(parts, tmp_path):
     whole = routed(own_config(parts, tmp_path / "a", trainer=SETTINGS), tmp_path / "a")
     again = routed(own_config(parts, tmp_path / "b", trainer=SETTINGS | {"gradient_checkpointing": True}), tmp_path / "b")
     assert all(torch.allclose(whole[name], again[name], atol=1e-6) for name in whole)
+
+
+@pytest.mark.slow
+def test_environments_score_whole_completions_as_in_evaluation_whatever_the_tokenizer_says_of_answers(parts, tmp_path):
+    """TRL would give them the content that the template finds, which is nothing here."""
+    add = {"path": f"{parts}/environment.py:Add", "isolate": False, "chat": True}
+    config = own_config(parts, tmp_path / "run", env={"a": add}, trainer={"max_steps": 1})
+    loaded = load_parts(config)
+    loaded.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    answer = {"defaults": {"role": "assistant"}, "start_anchor": "add", "fields": {"other": {
+        "open": "=", "close_pattern": "never", "content": "text"}}}
+    loaded.tokenizer.response_template = answer
+    trainer = build_trainer(make_plan(config, RunFolder(tmp_path / "run")), loaded.model, loaded.tokenizer, loaded.trained,
+                            make_router(loaded, make_subspace(loaded)))
+    trainer.train()
+    assert any(said.split() for _, said in trainer.reward.said) and loaded.tokenizer.response_template == answer
