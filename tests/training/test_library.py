@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
 import routed_rl
-from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
+from routed_rl import MonitorConfig, RoutedRLError, RoutingConfig, RuleConfig
 from routed_rl.artifacts import RunFolder
 from routed_rl.envs import Score
 from routed_rl.pipeline.build import load_parts
@@ -145,6 +145,23 @@ def test_what_is_saved_is_the_deployed_model_with_its_quarantine(whole, tmp_path
         assert stock(ids).logits.equal(deployed) and not deployed.equal(policy)
     stored = load_file(tmp_path / "saved" / "quarantine.safetensors")
     assert all(value.equal(stored[key]) for key, value in made.quarantine.state_dict().items())
+
+
+def test_neither_the_base_model_is_saved_over_nor_the_quarantine_uploaded(parts, whole):
+    made, _ = whole
+    before = (parts / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(RoutedRLError, match=r"save_model\('.*/model'\) would overwrite the model from which the training began"):
+        made.save_model(str(parts / "model"))
+    assert (parts / "model" / "model.safetensors").read_bytes() == before
+    with pytest.raises(RoutedRLError, match="would upload the checkpoints too, with the quarantine in them; push the fol"):
+        made.push_to_hub()
+
+
+def test_a_halt_is_saved_also_where_only_the_best_steps_are(whole, monkeypatch):
+    made, _ = whole
+    assert not made._determine_best_metric({"eval_loss": 1.0}, None)
+    monkeypatch.setattr(made.watch, "halting", ["a verdict"])
+    assert made._determine_best_metric({"eval_loss": 1.0}, None)
 
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])

@@ -65,6 +65,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"enviroment_column": "a"}, "RoutedGRPOTrainer has no argument enviroment_column; did you mean environment_column?"),
     ({"listener": print}, "RoutedGRPOTrainer has no argument listener; leave it out"),
     ({"model": None}, r"model is a NoneType; give a model of transformers, such as .*\(PATH\), or its path"),
+    ({"model": "/nowhere"}, "no model could be loaded from '/nowhere': "),
     ({"peft_config": AdaLoraConfig(total_step=9)}, "peft_config=AdaLora.* is not supported; give a peft.LoraConfig"),
     ({"functions": []}, r"reward_funcs=\[\] has no function; give one that returns a number for each completion"),
     ({"functions": [right, 1.0]}, "reward_funcs has 1.0, which is no function; give a function, or a reward model"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 from trl.trainer.utils import create_model_from_path
 
 from routed_rl.config import RoutingConfig, SubspaceConfig
-from routed_rl.errors import ConfigError, ModelError
+from routed_rl.errors import ConfigError, ModelError, reading
 from routed_rl.model.adapter import factors, plain, put_on, take_off
 from routed_rl.model.lora import check_lora, is_lora
 from routed_rl.model.targets import Writer, disable_dropout, find_writers, freeze
@@ -43,7 +43,8 @@ class GivenModel:
         if isinstance(model, str):
             revision = (arguments.model_init_kwargs or {}).get("revision")
             wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
-            model = create_model_from_path(model, **wanted)
+            with reading(ModelError, f"no model could be loaded from {model!r}"):
+                model = create_model_from_path(model, **wanted)
         name = name_of(model)
         if not isinstance(plain(model), PreTrainedModel):
             raise ModelError(f"model is a {type(model).__name__}; give a model of transformers, such as "

@@ -1,11 +1,12 @@
 """The methods in which a library trainer differs from those of the commands: it leaves the work to TRL, and only notes rows and
 rewards."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from routed_rl.errors import ConfigError
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
 
@@ -41,6 +42,18 @@ class LibrarySeams(RoutedTrainerMixin):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         return super(RoutedTrainerMixin, self)._tokenize_prompts(prompts)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        return super(RoutedTrainerMixin, self)._generate(prompts)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _determine_best_metric(self, *args: Any, **given: Any) -> bool:
+        """Whether a step is saved with `args.save_strategy=best`. One at which the monitor halts is saved in any case."""
+        best = super()._determine_best_metric(*args, **given)  # pyright: ignore[reportAttributeAccessIssue]
+        return best or (self.watch is not None and bool(self.watch.halting))
+
+    def push_to_hub(self, *args: Any, **given: Any) -> NoReturn:
+        raise ConfigError("trainer.push_to_hub() would upload the checkpoints too, with the quarantine in them; push the folder "
+                          "that trainer.save_model(FOLDER) writes, without its quarantine.safetensors")
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
         """Before the first epoch of a resumed training, draw the orders of all earlier epochs. TRL's sampler draws one order of

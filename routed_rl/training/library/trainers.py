@@ -128,10 +128,14 @@ class LibraryMixin(LibrarySeams):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
-        or into `args.output_dir` if that is None."""
+        or into `args.output_dir` if that is None. ModelError for the folder from which the model was loaded."""
+        folder, base = Path(output_dir or self.folder.path), path_of(self.accelerator.unwrap_model(self.model))
+        if base and folder.is_dir() and folder.resolve() == Path(base).resolve():
+            raise ModelError(f"save_model({str(folder)!r}) would overwrite the model from which the training began; give another "
+                             "folder")
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
-            self._save_beside(Path(output_dir or self.folder.path))
+            self._save_beside(folder)
 
 
 class RoutedGRPOTrainer(LibraryMixin, AssembledGRPOTrainer):
