@@ -133,11 +133,11 @@ def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFas
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if rows is not None:
-        _check_fits(tokenizer, rows, path)
+        check_fits(tokenizer, rows, path)
     return tokenizer
 
 
-def _check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
+def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
     """ModelError if the tokenizer has tokens for which the embedding, with this number of `rows`, has no row. A special token
     (for images, in a family whose larger models read them) may lack one unless it ends or pads texts, because `encode_prompts`
     refuses a prompt that has it."""

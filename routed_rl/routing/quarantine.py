@@ -20,6 +20,8 @@ class Quarantine:
 
     def __init__(self, targets: list[Target], environments: list[str], context: RoutingContext) -> None:
         self.targets, self.environments, self.context = targets, environments, context
+        self.held = 0
+        """The number of blocks of `ablated`, `scaled` and `kept` that are open."""
         for target in targets:
             if target.expert is None:
                 route_module(target.module, target)
@@ -50,12 +52,13 @@ class Quarantine:
     @contextmanager
     def ablated(self) -> Iterator[None]:
         """Inside the block, the model is the deployed model. Afterwards the policy is restored exactly."""
-        before = self.context.now.ablated
+        before, self.held = self.context.now.ablated, self.held + 1
         self.context.change(ablated=True)
         try:
             yield
         finally:
             self.context.change(ablated=before)
+            self.held -= 1
 
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
@@ -84,12 +87,14 @@ class Quarantine:
         whether all of them are zero."""
         before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
         self.context.change(whole=False)
+        self.held += 1
         try:
             for target, inside in zip(self.targets, coefficients, strict=True):
                 target.coefficients.copy_(inside)
             with self.ablated() if nothing else nullcontext():
                 yield
         finally:
+            self.held -= 1
             self.context.change(whole=whole)
             for target, inside in zip(self.targets, before, strict=True):
                 target.coefficients.copy_(inside)

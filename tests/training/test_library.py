@@ -157,6 +157,14 @@ def test_neither_the_base_model_is_saved_over_nor_the_quarantine_uploaded(parts,
         made.push_to_hub()
 
 
+def test_training_inside_a_block_that_restores_the_quarantine_is_refused(whole):
+    made, _ = whole
+    for block in (made.quarantine.ablated(), made.quarantine.scaled(0.5), made.quarantine.kept({"a": 1.0})):
+        with block, pytest.raises(RoutedRLError, match="is called inside quarantine.ablated.*; leave that block first"):
+            made.train(resume_from_checkpoint=True)
+    assert not made.quarantine.held
+
+
 def test_a_halt_is_saved_also_where_only_the_best_steps_are(whole, monkeypatch):
     made, _ = whole
     assert not made._determine_best_metric({"eval_loss": 1.0}, None)

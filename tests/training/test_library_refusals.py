@@ -118,11 +118,29 @@ def test_after_an_error_of_trl_the_model_is_as_it_was_and_can_be_trained(parts, 
     trainer(parts, tmp_path, model=model, subspace=subspace, **lora)
 
 
-def test_a_tokenizer_without_an_end_is_refused_and_one_that_cannot_be_found(parts, subspace, tmp_path):
+def test_chat_messages_without_a_template_are_refused(parts, subspace, tmp_path):
+    chat = rows().map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    with pytest.raises(RoutedRLError, match="are chat messages, and processing_class has no chat template; set tokenizer.chat_t"):
+        trainer(parts, tmp_path, subspace=subspace, dataset=chat)
+
+
+@pytest.mark.slow
+def test_a_stream_of_too_few_prompts_makes_no_step_and_says_so(parts, subspace, tmp_path):
+    stream = rows(2).to_iterable_dataset()
+    made = trainer(parts, tmp_path, subspace=subspace, dataset=stream, environment_column=None)
+    with pytest.raises(RoutedRLError, match="no step was made, because train_dataset gave fewer prompts than a .*, 4"):
+        made.train()
+
+
+def test_a_tokenizer_without_an_end_is_refused_and_one_that_cannot_be_found_or_does_not_fit(parts, subspace, tmp_path):
     model, tokenizer = load(parts)
     tokenizer.eos_token = None
     with pytest.raises(RoutedRLError, match="processing_class has no eos token, so no completion would end; set tokenizer.eos"):
         trainer(parts, tmp_path, subspace=subspace, processing_class=tokenizer)
+    _, larger = load(parts)
+    larger.add_tokens(["more"])
+    with pytest.raises(RoutedRLError, match="has the token 'more', id 27, but the model's embedding has 27 rows; .*enlarge"):
+        trainer(parts, tmp_path, subspace=subspace, processing_class=larger)
     model.config.name_or_path = ""
     with pytest.raises(RoutedRLError, match="processing_class is not given, and the model has no path from which one could be"):
         trainer(parts, tmp_path, model=model, subspace=subspace, processing_class=None)
@@ -145,7 +163,7 @@ def test_a_subspace_of_another_model_and_a_model_that_is_routed_already_are_refu
     trainer(parts, tmp_path, model=model)
 
 
-TINY = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+TINY = {"vocab_size": 99, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 
 
 @pytest.mark.parametrize(("change", "message"), [

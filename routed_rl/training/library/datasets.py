@@ -54,6 +54,16 @@ def _check(name: str, dataset: Any, *, prompts: bool) -> None:
             raise ConfigError(f"{name} has the column {column}, and {why}; leave it out: dataset.remove_columns({column!r})")
 
 
+def check_prompts(trained: Any, processor: Any, trl: dict[str, Any]) -> None:
+    """ConfigError if the first prompt of the dataset `trained` is chat messages, and the tokenizer or `processor` has no chat
+    template. `trl`: the arguments that are passed on to TRL; a `rollout_func` among them reads prompts in its own way."""
+    if not isinstance(trained, Dataset) or "prompt" not in (columns_of(trained) or []) or trl.get("rollout_func"):
+        return
+    if isinstance(trained[0]["prompt"], list) and not processor.chat_template:
+        raise ConfigError("the prompts of train_dataset are chat messages, and processing_class has no chat template; set "
+                          "tokenizer.chat_template, or give the prompts as text")
+
+
 def columns_of(dataset: Any) -> list[str] | None:
     """Return the columns of a dataset; None if they are not known."""
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":

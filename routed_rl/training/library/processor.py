@@ -2,15 +2,18 @@
 
 from typing import Any
 
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from routed_rl.errors import ConfigError, reading
+from routed_rl.model.load import check_fits
+from routed_rl.training.library.model import path_of
 
 
-def processor_of(given: Any, path: str, arguments: Any, revision: str | None) -> Any:
-    """Return `given`, or, if it is None, the tokenizer or processor at `path`, as TRL would load it. `path`: that of the model,
-    empty if it has none. `arguments`: TRL's. `revision`: that of the model. ConfigError if there is no tokenizer, or if it has no
-    token that ends a completion."""
+def processor_of(given: Any, model: PreTrainedModel, arguments: Any, revision: str | None) -> Any:
+    """Return `given`, or, if it is None, the tokenizer or processor of the model, as TRL would load it. `arguments`: TRL's.
+    `revision`: that of the model. ConfigError if there is no tokenizer, if it is one of images, or if it has no token that ends a
+    completion; ModelError if it has tokens that the model lacks."""
+    path = path_of(model)
     if given is None and not path:
         raise ConfigError("processing_class is not given, and the model has no path from which one could be loaded; give the "
                           "model's tokenizer")
@@ -18,11 +21,15 @@ def processor_of(given: Any, path: str, arguments: Any, revision: str | None) ->
         with reading(ConfigError, f"processing_class is not given, and {path!r} has none"):
             given = AutoProcessor.from_pretrained(path, revision=revision, padding_side="left", truncation_side="left",
                                                   trust_remote_code=arguments.trust_remote_code)
-    tokenizer = given.tokenizer if isinstance(given, ProcessorMixin) else given  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(given, ProcessorMixin) and not hasattr(model.config, "image_token_id"):
+        raise ConfigError(f"processing_class is a {type(given).__name__}, and the model reads no images; give the tokenizer in "
+                          "it: processor.tokenizer")
+    tokenizer: Any = given.tokenizer if isinstance(given, ProcessorMixin) else given  # pyright: ignore[reportAttributeAccessIssue]
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(f"processing_class={given!r:.60} is a {type(given).__name__}; give the model's tokenizer, such as "
                           "AutoTokenizer.from_pretrained(PATH)")
     if tokenizer.eos_token_id is None:
         raise ConfigError("processing_class has no eos token, so no completion would end; set tokenizer.eos_token to the token "
                           "that ends one")
+    check_fits(tokenizer, len(next(model.get_input_embeddings().parameters())), tokenizer.name_or_path)
     return given

@@ -12,13 +12,13 @@ from typing import Any
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from routed_rl.config import AUTO, MonitorConfig, RoutingConfig, SubspaceConfig
-from routed_rl.errors import ModelError
+from routed_rl.errors import ConfigError, ModelError
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.library.checks import check_arguments, check_kinds, check_monitor, check_trainer_of, groups_of
-from routed_rl.training.library.datasets import check_datasets, environments_of, functions_of
+from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
 from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows
 from routed_rl.training.library.model import GivenModel, name_of, path_of, route_given
@@ -72,7 +72,8 @@ class LibraryMixin(LibrarySeams):
         self.folder = run = LibraryFolder(arguments.output_dir)
         given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
         given.check_optimizers(trl.get("optimizers"))
-        processing_class = processor_of(processing_class, path_of(given.plain), arguments, given.revision)
+        processing_class = processor_of(processing_class, given.plain, arguments, given.revision)
+        check_prompts(train_dataset, processing_class, trl)
         if isinstance(model, str) and not any(isinstance(function, str) for function in functions):
             arguments.model_init_kwargs = None  # TRL would warn; it reads them for reward models that are given by name
         reference = copy.deepcopy(given.plain).eval() if arguments.beta and given.lora is None else None
@@ -116,15 +117,23 @@ class LibraryMixin(LibrarySeams):
         `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`."""
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
+        if self.quarantine is not None and self.quarantine.held:
+            raise ModelError("trainer.train() is called inside quarantine.ablated(), scaled() or kept(), at whose end the "
+                             "quarantine would lose what it has learned; leave that block first")
         for metrics in self._metrics.values():
             metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
-        if not resume_from_checkpoint:
+        start = None
+        if resume_from_checkpoint:
+            start, halts = self.folder.begin_from(resume_from_checkpoint, self.args.max_steps)
+            if self.watch is not None:
+                self.watch.replay(self.rows, halts)
+        else:
             self.folder.begin()
-            return super().train(None, *args, **kwargs)
-        folder, halts = self.folder.begin_from(resume_from_checkpoint, self.args.max_steps)
-        if self.watch is not None:
-            self.watch.replay(self.rows, halts)
-        return super().train(str(folder), *args, **kwargs)
+        found = super().train(start and str(start), *args, **kwargs)
+        if not self.state.global_step:
+            raise ConfigError("no step was made, because train_dataset gave fewer prompts than a generation takes, "
+                              f"{self.args.generation_batch_size // self.num_generations}; give more rows")
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
