@@ -4,6 +4,7 @@ The model is paid TRL's weighted sum over the functions that return a number. If
 failed and is counted as a failure. Another function, `solve`, may say whether a task is truly solved; without it that is unknown.
 """
 
+import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -70,7 +71,7 @@ class DatasetEnvironment:
 
     def score(self, task: Task, completion: str) -> Score:
         """Score a completion by the functions. NoReward if every reward function returns None."""
-        data = dict(task.data)
+        data = copy.deepcopy(dict(task.data))  # a function may change what it is given, as with TRL
         paid, truth, *named = [functions.call(task.prompt, completion, data) if functions else Said([None])
                                for functions in (self.reward, self.truth, *self.flags.values())]
         known = [weight * value for weight, value in zip(self.weights, paid.values, strict=True) if value is not None]

@@ -209,6 +209,15 @@ def test_rewards_are_summed_by_weight_and_each_is_a_metric(folder):
     assert scored(environment, "7", "8") == Score(0.75, None, metrics={"paid_right": 0.0, "paid_judge": 0.5, "paid_judge_3": 0.5})
 
 
+def test_a_function_that_changes_what_it_is_given_changes_no_row(folder):
+    (folder / "takes.py").write_text("def takes(completions, left, **kwargs):\n    return [left[0].pop()]\n")
+    (folder / "left.jsonl").write_text("".join(json.dumps({"prompt": text, "left": [1.0, 2.0]}) + "\n" for text in "ab"))
+    environment = made(dataset="left.jsonl", reward="takes.py:takes")
+    task = next(environment.tasks("train", 0))
+    assert [environment.score(task, "").reward for _ in range(2)] == [2.0, 2.0]
+    assert next(environment.tasks("train", 0)).data["left"] == [1.0, 2.0]
+
+
 def test_async_functions_run_side_by_side_in_one_loop(folder):
     environment = made(reward=["own.py:later", "own.py:judge", "own.py:later"])
     assert [scored(environment).reward for _ in range(3)] == [2.5, 2.5, 2.5]
