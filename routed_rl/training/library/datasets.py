@@ -17,7 +17,7 @@ from routed_rl.errors import ConfigError
 ONLY = "data"
 """The name of the single environment if no column names environments."""
 GIVEN = ("prompts", "completions")
-"""What TRL gives to a reward function beside the columns of the dataset, so that no column may have such a name."""
+"""The arguments that TRL gives to a reward function beside the columns of the dataset, so that no column may have such a name."""
 
 
 def check_datasets(trained: Any, evaluated: Any, arguments: Any, trl: dict[str, Any]) -> None:
