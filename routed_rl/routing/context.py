@@ -81,6 +81,11 @@ class RoutingContext:
         backward pass keeps the record that it was run with."""
         self.now = replace(self.now, **fields)
 
+    def end_step(self) -> None:
+        """Turn the taps off until the next `set_batch`: what a model computes after training, or after an error in it, is no part
+        of a step."""
+        self.change(environment_ids_B=None, completions_B=None, sample_S=None, practising_B=None, control_draws=0)
+
     @contextmanager
     def practising(self, practising_B: Tensor | None) -> Iterator[None]:
         """Inside the block, the rows at which `practising_B` (B,) is True practise; None: no row practises. The block must hold

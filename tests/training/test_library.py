@@ -157,6 +157,13 @@ def test_neither_the_base_model_is_saved_over_nor_the_quarantine_uploaded(parts,
         made.push_to_hub()
 
 
+def test_gradients_that_a_script_computes_after_training_enter_no_ledger(whole):
+    made, _ = whole
+    made.model(torch.arange(3, 9)[None]).logits.sum().backward()  # one row, where a step had sixteen
+    made.model.zero_grad()
+    assert not any(target.tape.fired for target in made.quarantine.targets)
+
+
 def test_training_inside_a_block_that_restores_the_quarantine_is_refused(whole):
     made, _ = whole
     for block in (made.quarantine.ablated(), made.quarantine.scaled(0.5), made.quarantine.kept({"a": 1.0})):
@@ -209,6 +216,9 @@ def test_the_same_trainer_goes_on_after_an_interruption_as_if_nothing_had_happen
     assert all(value.equal(made.router.state_dict()[key]) for key, value in again.router.state_dict().items())
     kept = [{key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in again.rows]
     assert kept == [{key: value for key, value in row.items() if "time" not in key and "/s" not in key} for row in made.rows]
+    again.args.max_steps, again.args.learning_rate = 8, 0.5
+    again.train(resume_from_checkpoint=True)
+    assert again.optimizer.param_groups[0]["initial_lr"] == 0.5 and [row["step"] for row in again.rows] == [*range(1, 9)]
 
 
 def test_a_model_that_checkpoints_its_activations_runs_a_micro_batch_in_one_pass(parts, tmp_path, monkeypatch):

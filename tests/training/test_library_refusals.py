@@ -118,10 +118,14 @@ def test_after_an_error_of_trl_the_model_is_as_it_was_and_can_be_trained(parts, 
     trainer(parts, tmp_path, model=model, subspace=subspace, **lora)
 
 
-def test_chat_messages_without_a_template_are_refused(parts, subspace, tmp_path):
+def test_chat_messages_without_a_template_and_prompts_of_no_text_are_refused(parts, subspace, tmp_path):
     chat = rows().map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
     with pytest.raises(RoutedRLError, match="are chat messages, and processing_class has no chat template; set tokenizer.chat_t"):
         trainer(parts, tmp_path, subspace=subspace, dataset=chat)
+    seen = [{"role": "user", "content": [{"type": "image", "text": None}]}]
+    for prompt in (7, seen):
+        with pytest.raises(RoutedRLError, match="the first prompt of train_dataset is .*; give text, or chat messages of text"):
+            trainer(parts, tmp_path, subspace=subspace, dataset=rows(prompt=[prompt] * 16))
 
 
 @pytest.mark.slow

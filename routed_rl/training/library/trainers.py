@@ -72,6 +72,7 @@ class LibraryMixin(LibrarySeams):
         self.folder = run = LibraryFolder(arguments.output_dir)
         given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
         given.check_optimizers(trl.get("optimizers"))
+        self._makes_optimizer = not any(trl.get("optimizers") or ())
         processing_class = processor_of(processing_class, given.plain, arguments, given.revision)
         check_prompts(train_dataset, processing_class, trl)
         if isinstance(model, str) and not any(isinstance(function, str) for function in functions):
@@ -122,6 +123,8 @@ class LibraryMixin(LibrarySeams):
                              "quarantine would lose what it has learned; leave that block first")
         for metrics in self._metrics.values():
             metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
+        if self._makes_optimizer:
+            self.optimizer = None  # it is made anew, by the settings that `args` has now
         start = None
         if resume_from_checkpoint:
             start, halts = self.folder.begin_from(resume_from_checkpoint, self.args.max_steps)
@@ -129,7 +132,11 @@ class LibraryMixin(LibrarySeams):
                 self.watch.replay(self.rows, halts)
         else:
             self.folder.begin()
-        found = super().train(start and str(start), *args, **kwargs)
+        try:
+            found = super().train(start and str(start), *args, **kwargs)
+        finally:
+            if self.router is not None:
+                self.router.context.end_step()
         if not self.state.global_step:
             raise ConfigError("no step was made, because train_dataset gave fewer prompts than a generation takes, "
                               f"{self.args.generation_batch_size // self.num_generations}; give more rows")
