@@ -12,7 +12,10 @@ from peft import AdaLoraConfig, LoraConfig
 from transformers import T5Config, T5ForConditionalGeneration
 
 from routed_rl import MonitorConfig, PracticeConfig, RoutedRLError, RoutingConfig, RuleConfig, extract_subspace
+from routed_rl.envs import Score
 from routed_rl.model.weights import model_hash
+from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.library.labelled import LabelledRows
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
 
@@ -120,12 +123,25 @@ def test_after_an_error_of_trl_the_model_is_as_it_was_and_can_be_trained(parts, 
 
 def test_chat_messages_without_a_template_and_prompts_of_no_text_are_refused(parts, subspace, tmp_path):
     chat = rows().map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    with pytest.raises(RoutedRLError, match="are chat messages, and processing_class has no chat template; set tokenizer.chat_t"):
+    with pytest.raises(RoutedRLError, match="row 0: the prompt is chat messages, and processing_class has no chat template; s"):
         trainer(parts, tmp_path, subspace=subspace, dataset=chat)
     seen = [{"role": "user", "content": [{"type": "image", "text": None}]}]
-    for prompt in (7, seen):
-        with pytest.raises(RoutedRLError, match="the first prompt of train_dataset is .*; give text, or chat messages of text"):
-            trainer(parts, tmp_path, subspace=subspace, dataset=rows(prompt=[prompt] * 16))
+    for prompts in ([7] * 16, [seen] * 16, ["add", ""] * 8, ["add", None] * 8):
+        with pytest.raises(RoutedRLError, match=r"train_dataset, row [01]: the prompt is .*; give text, or chat messages of"):
+            trainer(parts, tmp_path, subspace=subspace, dataset=rows(prompt=prompts))
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(parts, subspace, tmp_path):
+    model = load(parts)[0].requires_grad_(False)
+    for routing in ({}, {"routing": PLAIN}):
+        with pytest.raises(RoutedRLError, match="all parameters of .*model are frozen, so nothing would be trained; call model"):
+            trainer(parts, tmp_path, model=model, subspace=subspace, **routing)
+
+
+def test_an_infinite_reward_ends_a_step():
+    made = LabelledRows(["data"], None, [right], 1, CompletionFiles(None, 0))
+    with pytest.raises(RoutedRLError, match="step 3: right paid inf for 1 of 2 completions; return finite numbers, or None"):
+        made.paid([{}, {}], ["", ""], ["", ""], [Score(1.0), Score(float("inf"))], 3)
 
 
 @pytest.mark.slow

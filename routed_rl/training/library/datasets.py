@@ -55,20 +55,24 @@ def _check(name: str, dataset: Any, *, prompts: bool) -> None:
 
 
 def check_prompts(trained: Any, processor: Any, trl: dict[str, Any]) -> None:
-    """ConfigError if the first prompt of the dataset `trained` is neither text nor chat messages of text, or if it is messages
-    and the tokenizer or `processor` has no chat template. `trl`: the arguments that are passed on to TRL; a `rollout_func` among
-    them reads prompts in its own way."""
-    if not isinstance(trained, Dataset) or "prompt" not in (columns_of(trained) or []) or trl.get("rollout_func"):
+    """ConfigError if a prompt of the dataset `trained` is neither text nor chat messages of text, or empty, or if it is messages
+    and the tokenizer or `processor` has no chat template. `trl`: the arguments that are passed on to TRL; a `rollout_func` or
+    `environment_factory` among them treats prompts in its own way."""
+    own = trl.get("rollout_func") or trl.get("environment_factory")
+    if own or not isinstance(trained, Dataset) or "prompt" not in (columns_of(trained) or []):
         return
-    prompt = trained[0]["prompt"]
-    parts = [part for message in prompt if isinstance(message, dict) and isinstance(message.get("content"), list)
-             for part in message["content"]] if isinstance(prompt, list) else []
-    if not isinstance(prompt, (str, list)) or any(part.get("type") == "image" for part in parts):
-        raise ConfigError(f"the first prompt of train_dataset is {prompt!r:.60}; give text, or chat messages of text: "
-                          "[{\"role\": \"user\", \"content\": TEXT}]")
-    if isinstance(prompt, list) and not processor.chat_template:
-        raise ConfigError("the prompts of train_dataset are chat messages, and processing_class has no chat template; set "
-                          "tokenizer.chat_template, or give the prompts as text")
+    for row, prompt in enumerate(trained["prompt"]):
+        if not prompt or not isinstance(prompt, (str, list)) or _shows_images(prompt):
+            raise ConfigError(f"train_dataset, row {row}: the prompt is {prompt!r:.60}; give text, or chat messages of text: "
+                              "[{\"role\": \"user\", \"content\": TEXT}]")
+        if isinstance(prompt, list) and not processor.chat_template:
+            raise ConfigError(f"train_dataset, row {row}: the prompt is chat messages, and processing_class has no chat "
+                              "template; set tokenizer.chat_template, or give the prompts as text")
+
+
+def _shows_images(prompt: Any) -> bool:
+    contents = [message["content"] for message in prompt if isinstance(message, dict)]
+    return any(part.get("type") == "image" for content in contents if isinstance(content, list) for part in content)
 
 
 def columns_of(dataset: Any) -> list[str] | None:

@@ -1,6 +1,7 @@
 """Answers what a trainer asks about its rows, for a dataset in which a column names each entry's environment, and for rewards
 that TRL computes by reward functions."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,9 +62,13 @@ class LabelledRows:
     def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],
              step: int) -> None:
         """Record the rewards of the newest generation, given for each row as `scores`, before step `step` learns from them.
-        TaskError if no reward function returned a number for any row."""
+        TaskError if no reward function returned a number for any row, or if one returned an infinite number, from which TRL makes
+        a group that teaches nothing."""
+        named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
+        if wrong := [score.reward for score in scores if score is not None and not math.isfinite(score.reward)]:
+            raise TaskError(f"step {step}: {named} paid {wrong[0]} for {len(wrong)} of {len(scores)} completions; return finite "
+                            "numbers, or None where a function does not apply")
         if all(score is None for score in scores):
-            named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
             raise TaskError(f"step {step}: {named} returned None or nan for all {len(scores)} completions; return a number for "
                             "some of them, or leave out the rows for which no function returns one")
         practising, rows = self.practising or [False] * len(scores), list[dict[str, Any]]()

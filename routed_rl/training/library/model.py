@@ -113,7 +113,7 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
         if adapted:
             given.check(_known_writers(model))
         freeze(model, frozen)
-        return given.learner(), None
+        return _trained(given.learner(), given.name), None
     assert subspace is not None, "check_trainer_of refuses it"
     if adapted:
         require_weights(model, given.name, (torch.float32, torch.bfloat16))
@@ -129,8 +129,17 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
     check_routable(writers, [*frozen, *(["post_norm"] if adapted else [])], arguments.router_aux_loss_coef)
     learner = given.learner()
     cast(nn.Module, learner).to(arguments.device)
-    return learner, route_model(model, find_writers(model), subspace, routing, names, bases=bases_of(subspace, bases),
-                                frozen=frozen, axis=axis, seed=arguments.seed)
+    router = route_model(model, find_writers(model), subspace, routing, names, bases=bases_of(subspace, bases), frozen=frozen,
+                         axis=axis, seed=arguments.seed)
+    return _trained(learner, given.name), router
+
+
+def _trained(learner: Any, name: str) -> Any:
+    """Return `learner`. ModelError if nothing of it is trained."""
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise ModelError(f"all parameters of {name} are frozen, so nothing would be trained; call model.requires_grad_(True), or "
+                         "give a peft_config")
+    return learner
 
 
 def name_of(model: Any) -> str:
