@@ -164,6 +164,18 @@ def test_gradients_that_a_script_computes_after_training_enter_no_ledger(whole):
     assert not any(target.tape.fired for target in made.quarantine.targets)
 
 
+@pytest.mark.parametrize("returned", [1.0, ["1.0"], [1.0, 2.0], [[1.0, 2.0]]])
+def test_what_is_no_reward_is_told_in_one_line_and_a_function_that_fails_by_itself(whole, monkeypatch, returned):
+    made, _ = whole
+    made.model.eval()
+    monkeypatch.setattr(made, "reward_funcs", [lambda **_: returned, late])
+    with pytest.raises(RoutedRLError, match="one of the reward functions right, late returned what TRL cannot take: .*; return"):
+        made._calculate_rewards([{"environment": "a"}], ["add"], ["1"], [[1]])
+    monkeypatch.setattr(made, "reward_funcs", [lambda **_: int("x"), late])
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        made._calculate_rewards([{"environment": "a"}], ["add"], ["1"], [[1]])
+
+
 def test_training_inside_a_block_that_restores_the_quarantine_is_refused(whole):
     made, _ = whole
     for block in (made.quarantine.ablated(), made.quarantine.scaled(0.5), made.quarantine.kept({"a": 1.0})):

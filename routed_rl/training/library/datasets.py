@@ -71,8 +71,9 @@ def check_prompts(trained: Any, processor: Any, trl: dict[str, Any]) -> None:
 
 
 def _shows_images(prompt: Any) -> bool:
-    contents = [message["content"] for message in prompt if isinstance(message, dict)]
-    return any(part.get("type") == "image" for content in contents if isinstance(content, list) for part in content)
+    contents = [message.get("content") for message in prompt if isinstance(message, dict)]
+    return any(isinstance(part, dict) and part.get("type") == "image" for content in contents if isinstance(content, list)
+               for part in content)
 
 
 def columns_of(dataset: Any) -> list[str] | None:

@@ -1,14 +1,20 @@
 """The methods in which a library trainer differs from those of the commands: it leaves the work to TRL, and only notes rows and
 rewards."""
 
+import os
+import traceback
 from typing import Any, NoReturn
 
 import torch
+import trl
 from torch import Tensor
 
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, TaskError
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
+
+TRL = os.path.dirname(trl.__file__) + os.sep
+"""The folder of TRL's own code."""
 
 
 class LibrarySeams(RoutedTrainerMixin):
@@ -28,7 +34,13 @@ class LibrarySeams(RoutedTrainerMixin):
     def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], *others: Any
                            ) -> Tensor:
         trainer: Any = self
-        by_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, *others)  # pyright: ignore
+        try:
+            by_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, *others)  # pyright: ignore
+        except (RuntimeError, TypeError, ValueError) as error:
+            if not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(TRL):  # the function itself failed
+                raise
+            raise TaskError(f"one of the reward functions {', '.join(trainer.reward_func_names)} returned what TRL cannot take: "
+                            f"{error}; return a list with one number, or None, for each completion") from error
         scores = scores_of(by_function, trainer.reward_weights, trainer.reward_func_names)
         if trainer.model.training:
             self.labelled.paid(inputs, prompts, completions, scores, trainer.state.global_step + 1)
