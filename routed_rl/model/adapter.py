@@ -49,7 +49,7 @@ def put_on(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     return wrapped
 
 
-def take_off(model: PreTrainedModel) -> None:
+def take_off(model: Any) -> None:
     """Take the LoRA off a model on which `put_on` has put it, in place. What the LoRA has learned is lost."""
     for name, module in adapted_modules(model).items():
         parent, _, last = name.rpartition(".")

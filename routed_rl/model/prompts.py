@@ -97,7 +97,7 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
 
 
 @contextmanager
-def decoding_whole(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def decoding_whole(tokenizer: Any) -> Iterator[None]:
     """Inside the block, TRL decodes completions as everything else here does. By a response template of the tokenizer, it would
     give reward functions a part of each completion only, for example without the reasoning."""
     template, tokenizer.response_template = getattr(tokenizer, "response_template", None), None

@@ -74,7 +74,7 @@ class Quarantine:
         all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly. ConfigError for another name,
         and for a share that is no number."""
         for name, share in shares.items():
-            if name not in self.environments or not isinstance(share, (int, float)):
+            if name not in self.environments or not isinstance(share, int | float):
                 raise ConfigError(f"kept: {name}={share!r} is no share of an environment's part; give a number for some of "
                                   f"{', '.join(self.environments)}")
         share_of = [shares.get(name, 0.0) for name in self.environments]

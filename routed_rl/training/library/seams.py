@@ -13,7 +13,7 @@ from routed_rl.errors import ConfigError, TaskError
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
 
-TRL = os.path.dirname(trl.__file__) + os.sep
+TRL = os.path.dirname(str(trl.__file__)) + os.sep
 """The folder of TRL's own code."""
 
 

@@ -115,19 +115,21 @@ class LibraryMixin(LibrarySeams):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
-        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`."""
+        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed or
+        is changed for a while (`Quarantine.held`); ConfigError if the dataset has too few prompts for a step."""
+        trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
         if self.quarantine is not None and self.quarantine.held:
             raise ModelError("trainer.train() is called inside quarantine.ablated(), scaled() or kept(), at whose end the "
                              "quarantine would lose what it has learned; leave that block first")
-        for metrics in self._metrics.values():
+        for metrics in trainer._metrics.values():
             metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
         if self._makes_optimizer:
-            self.optimizer = None  # it is made anew, by the settings that `args` has now
+            trainer.optimizer = None  # it is made anew, by the settings that `args` has now
         start = None
         if resume_from_checkpoint:
-            start, halts = self.folder.begin_from(resume_from_checkpoint, self.args.max_steps)
+            start, halts = self.folder.begin_from(resume_from_checkpoint, trainer.args.max_steps)
             if self.watch is not None:
                 self.watch.replay(self.rows, halts)
         else:
@@ -137,15 +139,16 @@ class LibraryMixin(LibrarySeams):
         finally:
             if self.router is not None:
                 self.router.context.end_step()
-        if not self.state.global_step:
+        if not trainer.state.global_step:
             raise ConfigError("no step was made, because train_dataset gave fewer prompts than a generation takes, "
-                              f"{self.args.generation_batch_size // self.num_generations}; give more rows")
+                              f"{trainer.args.generation_batch_size // trainer.num_generations}; give more rows")
         return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
         or into `args.output_dir` if that is None. ModelError for the folder from which the model was loaded."""
-        folder, base = Path(output_dir or self.folder.path), path_of(self.accelerator.unwrap_model(self.model))
+        trainer: Any = self
+        folder, base = Path(output_dir or self.folder.path), path_of(trainer.accelerator.unwrap_model(trainer.model))
         if base and folder.is_dir() and folder.resolve() == Path(base).resolve():
             raise ModelError(f"save_model({str(folder)!r}) would overwrite the model from which the training began; give another "
                              "folder")
