@@ -11,7 +11,15 @@ from datasets import DatasetDict, IterableDataset
 from peft import AdaLoraConfig, LoraConfig
 from transformers import T5Config, T5ForConditionalGeneration
 
-from routed_rl import MonitorConfig, PracticeConfig, RoutedRLError, RoutingConfig, RuleConfig, extract_subspace
+from routed_rl import (
+    MonitorConfig,
+    PracticeConfig,
+    RoutedRLError,
+    RoutingConfig,
+    RuleConfig,
+    SubspaceConfig,
+    extract_subspace,
+)
 from routed_rl.envs import Score
 from routed_rl.model.weights import model_hash
 from routed_rl.training.completions import CompletionFiles
@@ -64,6 +72,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"routing": "none"}, r"routing='none' is a str; write routing=RoutingConfig\(...\)"),
     ({"monitor": False}, r"monitor=False is a bool; write monitor=MonitorConfig\(...\)"),
     ({"bases": {"layout": "shared"}}, r"bases=\{'layout': 'shared'\} is a dict; write bases=SubspaceConfig\(...\)"),
+    ({"bases": SubspaceConfig(rank=2)}, r"bases.rank=2 does nothing here, where layout, .* are read; give it to extract_su"),
     ({"freeze": ["embeddings"]}, "freeze=embeddings is not known; choose from embedding, unembedding"),
     ({"enviroment_column": "a"}, "RoutedGRPOTrainer has no argument enviroment_column; did you mean environment_column?"),
     ({"listener": print}, "RoutedGRPOTrainer has no argument listener; leave it out"),

@@ -1,12 +1,14 @@
 """The checks of a library trainer's arguments, before a model is loaded or routed. Each refusal is one line with the way out."""
 
+import dataclasses
 import inspect
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from routed_rl.config import LABELS, ModelConfig, MonitorConfig, RoutingConfig, closest
+from routed_rl.config import LABELS, ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig, closest
 from routed_rl.errors import ConfigError, ModelError
+from routed_rl.extraction.library import OF_BASES
 from routed_rl.model.lora import is_lora
 from routed_rl.model.targets import Writer, decoder_layers
 from routed_rl.model.weights import model_hash
@@ -74,6 +76,15 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
     if routing.practises and (used := [name for name in OF_TRL if trl.get(name)]):
         raise ConfigError(f"{used[0]} makes rollouts of its own, in which no row can practise; set "
                           "routing=RoutingConfig(practice=PracticeConfig(share=0))")
+
+
+def check_bases(bases: SubspaceConfig | None) -> None:
+    """ConfigError for a setting in `bases` that routing does not read."""
+    usual = SubspaceConfig()
+    for name in [each.name for each in dataclasses.fields(usual)] if bases is not None else []:
+        if name not in OF_BASES and (value := getattr(bases, name)) != getattr(usual, name):
+            raise ConfigError(f"bases.{name}={value} does nothing here, where {', '.join(OF_BASES)} are read; give it to "
+                              f"extract_subspace({name}=...)")
 
 
 def check_monitor(monitor: MonitorConfig | None) -> None:

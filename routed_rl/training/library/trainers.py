@@ -17,7 +17,14 @@ from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.library.checks import check_arguments, check_kinds, check_monitor, check_trainer_of, groups_of
+from routed_rl.training.library.checks import (
+    check_arguments,
+    check_bases,
+    check_kinds,
+    check_monitor,
+    check_trainer_of,
+    groups_of,
+)
 from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
 from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows
@@ -64,6 +71,7 @@ class LibraryMixin(LibrarySeams):
         check_arguments(arguments)
         check_trainer_of(routing, subspace, trl)
         check_monitor(monitor)
+        check_bases(bases)
         frozen = groups_of(freeze, routing)
         check_datasets(train_dataset, eval_dataset, arguments, trl)
         functions = functions_of(reward_funcs, train_dataset, trl)
@@ -115,8 +123,8 @@ class LibraryMixin(LibrarySeams):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
-        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed or
-        is changed for a while (`Quarantine.held`); ConfigError if the dataset has too few prompts for a step."""
+        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed
+        or is changed for a while (`Quarantine.held`). ConfigError if the dataset has too few prompts for a step."""
         trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
