@@ -54,6 +54,7 @@ class RandomControlConfig:
     turns."""
 
     def __post_init__(self) -> None:
+        check_types("routing.random_control", self)
         check_at_least("routing.random_control", self, {"every": 0, "draws": 1})
 
 
@@ -70,6 +71,7 @@ class PracticeConfig:
     environment practises."""
 
     def __post_init__(self) -> None:
+        check_types("routing.practice", self)
         check_at_least("routing.practice", self, {"share": 0, "probation": 0})
         if self.share > 1:
             raise ConfigError(f"routing.practice.share must lie in [0, 1], got {self.share}; 0.5 is every second group")

@@ -14,6 +14,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from routed_rl import (
     MonitorConfig,
     PracticeConfig,
+    RandomControlConfig,
     RoutedRLError,
     RoutingConfig,
     RuleConfig,
@@ -112,6 +113,8 @@ def test_settings_of_other_kinds_are_refused_where_they_are_made(parts, subspace
         RoutingConfig(practice=0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RoutedRLError, match=r"monitor.evidence must be RuleConfig\(...\), got 6.0"):
         MonitorConfig(evidence=6.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RoutedRLError, match="routing.random_control.every must be int, got 0.5"):
+        RandomControlConfig(every=0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RoutedRLError, match="a monitor rule.limit must be float or null, got '6'"):
         RuleConfig(limit="6")  # pyright: ignore[reportArgumentType]
     with pytest.raises(RoutedRLError, match=r"args=\{'max_steps': 1\} is a dict; write args=GRPOConfig\(...\)"):
