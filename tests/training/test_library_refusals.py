@@ -74,7 +74,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"monitor": False}, r"monitor=False is a bool; write monitor=MonitorConfig\(...\)"),
     ({"bases": {"layout": "shared"}}, r"bases=\{'layout': 'shared'\} is a dict; write bases=SubspaceConfig\(...\)"),
     ({"bases": SubspaceConfig(rank=2)}, r"bases.rank=2 does nothing here, where layout, .* are read; give it to extract_su"),
-    ({"freeze": ["embeddings"]}, "freeze=embeddings is not known; choose from embedding, unembedding"),
+    ({"freeze": ["embeddings"]}, "^freeze=embeddings is not known; choose from embedding, unembedding"),
     ({"enviroment_column": "a"}, "RoutedGRPOTrainer has no argument enviroment_column; did you mean environment_column?"),
     ({"listener": print}, "RoutedGRPOTrainer has no argument listener; leave it out"),
     ({"model": None}, r"model is a NoneType; give a model of transformers, such as .*\(PATH\), or its path"),
@@ -199,7 +199,7 @@ TINY = {"vocab_size": 99, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda model: model.to(torch.bfloat16), "weights in bfloat16 are refused, they must be float32"),
+    (lambda model: model.to(torch.bfloat16), "weights in bfloat16 are refused, they must be float32.* set args.bf16=true"),
     (lambda _: T5ForConditionalGeneration(T5Config(**TINY)), "t5")])
 def test_models_that_cannot_be_routed_are_refused(parts, tmp_path, change, message):
     with pytest.raises(RoutedRLError, match=message):

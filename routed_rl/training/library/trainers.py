@@ -28,6 +28,7 @@ from routed_rl.training.library.checks import (
 from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
 from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows
+from routed_rl.training.library.messages import named_as_arguments
 from routed_rl.training.library.model import GivenModel, name_of, path_of, route_given
 from routed_rl.training.library.processor import processor_of
 from routed_rl.training.library.seams import LibrarySeams
@@ -72,7 +73,8 @@ class LibraryMixin(LibrarySeams):
         check_trainer_of(routing, subspace, trl)
         check_monitor(monitor)
         check_bases(bases)
-        frozen = groups_of(freeze, routing)
+        with named_as_arguments(arguments):
+            frozen = groups_of(freeze, routing)
         check_datasets(train_dataset, eval_dataset, arguments, trl)
         functions = functions_of(reward_funcs, train_dataset, trl)
         names = environments_of(train_dataset, environment_column)
@@ -91,7 +93,7 @@ class LibraryMixin(LibrarySeams):
                                             CompletionFiles(run.completions if arguments.log_completions else None, keep))
         decides = routing.practice.environments == AUTO
         watch = Watch(Monitor(monitor), run, decides=decides) if monitor is not None else None
-        with given.as_it_was():
+        with named_as_arguments(arguments), given.as_it_was():
             learner, router = route_given(given, arguments, routing, subspace, names, axis=monitor.axis if monitor else None,
                                           bases=bases or SubspaceConfig(), frozen=frozen)
             super().__init__(learner, arguments, router=router, run=run, reward=rows, reference=reference, watch=watch,
@@ -143,7 +145,8 @@ class LibraryMixin(LibrarySeams):
         else:
             self.folder.begin()
         try:
-            found = super().train(start and str(start), *args, **kwargs)
+            with named_as_arguments(trainer.args):
+                found = super().train(start and str(start), *args, **kwargs)
         finally:
             if self.router is not None:
                 self.router.context.end_step()
