@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 
 from routed_rl.errors import ConfigError, reading
 from routed_rl.model.load import check_fits
@@ -31,6 +31,6 @@ def processor_of(given: Any, model: PreTrainedModel, arguments: Any, revision: s
     if tokenizer.eos_token_id is None:
         raise ConfigError("processing_class has no eos token, so no completion would end; set tokenizer.eos_token to the token "
                           "that ends one")
-    if getattr(tokenizer, "is_fast", False):  # others need not tell which of their tokens are special
+    if isinstance(tokenizer, PreTrainedTokenizerFast):  # others need not tell which of their tokens are special
         check_fits(tokenizer, len(next(model.get_input_embeddings().parameters())), tokenizer.name_or_path)
     return given
