@@ -1,7 +1,8 @@
-"""Draws the README's two pictures, each for light and dark pages, into docs/pictures.
+"""Draws the pictures of the README and of the page on arms, each for light and dark pages, into docs/pictures.
 
     routed-rl compare --arms none,route,control --seeds 5 --ranks "" --out DIR evaluation.samples=2000
-    python scripts/draw_pictures.py DIR/compare.json
+    python scripts/draw_pictures.py DIR/compare.json              # the README's two pictures
+    python scripts/draw_pictures.py OUT/evasion.json              # what scripts/bench_evasion.py --out OUT has found
 """
 
 import json
@@ -28,6 +29,9 @@ BARS = {"base model": ("none", "base", "faint"), "RL without routing": ("none", 
         "routed: policy": ("route", "policy", "quarantine"), "routed: deployed": ("route", "deployed", "model"),
         "random subspace: deployed": ("control", "deployed", "faint")}
 """Bar -> arm and model of compare.json, and its colour."""
+EVASION = {"deployed model: games the check": "hack", "policy: what it is paid": "paid"}
+BLOCKING = {"erase": "quarantine", "caft": "faint", "projection_penalty": "quarantine"}
+"""The colours of the arms that block or punish."""
 
 
 def draw_result(found: dict[str, Any], colours: dict[str, str]) -> Figure:
@@ -48,6 +52,35 @@ def draw_result(found: dict[str, Any], colours: dict[str, str]) -> Figure:
         panel.spines[:].set_visible(False)
     figure.axes[0].invert_yaxis()
     return figure
+
+
+def draw_evasion(found: dict[str, Any], colours: dict[str, str]) -> Figure:
+    """A panel for each figure, with a group of bars for each way in which the subspace is worse: means, and a dot for each
+    seed."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
+    shades = [colours[BLOCKING.get(arm, "model")] for arm in arms]
+    for place, (panel, (title, name)) in enumerate(zip(figure.subplots(1, 2, sharey=True), EVASION.items(), strict=True)):
+        for row, (arm, colour) in enumerate(zip(arms, shades, strict=True)):
+            values = [each.get(arm, {}).get(name, []) for each in found.values()]
+            at = [group + (row - (len(arms) - 1) / 2) * 0.8 / len(arms) for group in range(len(found))]
+            means = [sum(each) / len(each) if each else 0.0 for each in values]
+            panel.bar(at, means, width=0.7 / len(arms), color=colour, alpha=1.0 if row == 0 else 0.9 - 0.22 * row, label=arm)
+            dots = [(x, value) for x, each in zip(at, values, strict=True) for value in each]
+            panel.scatter(*zip(*dots, strict=True), color=colours["text"], s=5, zorder=3)
+        panel.set(ylim=(0, 1.04), yticks=[0, 0.5, 1])
+        panel.set_xticks(range(len(found)), [_words(condition) for condition in found], color=colours["text"])
+        panel.set_title(title, loc="left", color=colours["text"], fontsize=10.5)
+        panel.tick_params(colors=colours["faint"], length=0, labelleft=place == 0, labelcolor=colours["text"])
+        panel.spines[:].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms), frameon=False,
+                  labelcolor=colours["text"])
+    return figure
+
+
+def _words(condition: str) -> str:
+    kind, _, value = condition.partition("=")
+    return {"rank": f"rank {value}", "angle": f"turned by {value}°", "missing": f"{float(value):.0%} missing"}[kind]
 
 
 def draw_split(colours: dict[str, str]) -> Figure:
@@ -91,12 +124,15 @@ def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float], co
 
 def main() -> None:
     if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/draw_pictures.py DIR/compare.json, of a `compare` with the arms none, route and control")
+        sys.exit("usage: python scripts/draw_pictures.py DIR/compare.json, of a `compare` with the arms none, route and control, "
+                 "or OUT/evasion.json")
     found = json.loads(Path(sys.argv[1]).read_text())
     PICTURES.mkdir(exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for theme, colours in THEMES.items():
-            for name, figure in {"split": draw_split(colours), "result": draw_result(found, colours)}.items():
+            figures = ({"split": draw_split(colours), "result": draw_result(found, colours)} if "arms" in found else
+                       {"evasion": draw_evasion(found, colours)})
+            for name, figure in figures.items():
                 figure.savefig(PICTURES / f"{name}-{theme}.svg", metadata={"Date": None})
                 print(PICTURES / f"{name}-{theme}.svg")
 
