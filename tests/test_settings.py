@@ -7,9 +7,10 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import yaml
 
 from routed_rl.cli import main
-from routed_rl.cli.compose import compose
+from routed_rl.cli.compose import compose, parse_override
 from routed_rl.cli.settings_file import overrides_of
 from routed_rl.cli.verbs import VERBS
 from routed_rl.inspection.settings import all_settings, sections
@@ -40,6 +41,28 @@ monitor.evidence.limits: {mine: 4}
     with chdir(os.sep):
         assert compose(overrides_of(file)) == compose(typed)
         assert compose([*overrides_of(file), "seed=4"]).seed == 4, "a command line comes after the file"
+
+
+TEXTS = ["two\nlines", r"a \d+ b", "C:\\dir\\", 'he said "\\"', "tab\there", "\u2028"]
+
+
+def test_texts_in_a_file_are_the_texts_of_the_settings(tmp_path):
+    file = write(tmp_path, yaml.safe_dump({"env": {"a": {"of": TEXTS, "by": dict(enumerate(TEXTS))}, "b": {"note": TEXTS[0]}}}))
+    values = {text.partition("=")[0]: parse_override(text)[1].value() for text in overrides_of(file)}
+    alone = {f"env.a.by.{place}": each for place, each in enumerate(TEXTS)}
+    assert values == alone | {"env.a.of": TEXTS, "env.b.note": TEXTS[0]}
+    assert parse_override(r"env.a.note=\d(")[1].value() == r"\d(", "what needs quotes gets them"
+
+
+def test_files_of_pairs_and_prompts_and_the_target_are_relative_to_the_file_that_names_them(tmp_path):
+    for name in ("pairs.jsonl", "plain.jsonl", "target"):
+        (tmp_path / name).touch()
+    file = write(tmp_path, "subspace: {pairs: pairs.jsonl, plain_prompts: plain.jsonl, target: target}")
+    (tmp_path / "mean_difference").mkdir()  # a word of the target, and no folder
+    assert [parse_override(text)[1].value() for text in overrides_of(file)] == [
+        str(tmp_path / name) for name in ("pairs.jsonl", "plain.jsonl", "target")]
+    (tmp_path / "mine.yaml").write_text("subspace.target: mean_difference")
+    assert overrides_of(file) == ["subspace.target=mean_difference"]
 
 
 @pytest.mark.parametrize(("text", "problem"), [

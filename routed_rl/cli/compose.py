@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from routed_rl.artifacts import data_root, resolve
 from routed_rl.config import Config, MonitorConfig, from_mapping, unknown
 from routed_rl.config.adapter import FASTER
+from routed_rl.config.axes import AxesConfig
 from routed_rl.config.checks import LONGEST_NAME, declared_types
 from routed_rl.config.references import check_variables, is_reference, mapped, refuse_secrets
 from routed_rl.errors import ConfigError
@@ -58,7 +59,7 @@ def _raise_rate(trainer: dict[str, Any]) -> None:
 
 
 PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"
-                   r"subspace\.(path|weights|prompts|answers|(roles|traits|questions)_file|parts|compare_to)")
+                   r"subspace\.(path|weights|(plain_)?prompts|answers|pairs|target|(roles|traits|questions)_file|parts|compare_to)")
 """Pattern of the settings that name files or folders."""
 
 
@@ -81,13 +82,25 @@ def hydra_text(value: Any) -> str:
     """A value in the syntax that Hydra reads."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {hydra_text(inner)}' for key, inner in value.items())}}}"
-    return f"[{', '.join(map(hydra_text, value))}]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(hydra_text, value))}]"
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, as Hydra reads it: a backslash stands for itself, unless quotes follow, and so does a line break."""
+    return f'"{re.sub(BEFORE_QUOTES, lambda found: 2 * found[1] + BACKSLASH * bool(found[2]) + found[2], text)}"'
+
+
+BACKSLASH = "\\"
+BEFORE_QUOTES = r'(\\*)("|\Z)'
+"""Pattern of the backslashes that Hydra reads as escapes: those before quotes, also before those at the end of the text."""
 
 
 def _absolute(name: str, path: Any) -> Any:
     """The value of a setting that names a file or folder, as an absolute path. An environment is `FILE.py:CLASS`, or a name that
     is no file; its dataset may be a name on the Hub."""
-    if not isinstance(path, str) or not PATHS.fullmatch(name):
+    if not isinstance(path, str) or not PATHS.fullmatch(name) or (name == "subspace.target" and path == AxesConfig().target):
         return path
     if not name.startswith("env."):
         return resolve(path)
@@ -133,9 +146,8 @@ def parse_override(text: str) -> tuple[str, Override]:
         if not key.strip("+~") or value[:1] in ("[", "{", "'", '"'):
             raise ConfigError(f"cannot read {text!r} ({_one_line(error)}); quote a value with special characters twice: "
                               f"'{key}=\"VALUE\"'") from error
-    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
     try:
-        return f'{key}="{quoted}"', parser.parse_override(f'{key}="{quoted}"')
+        return f"{key}={quoted(value)}", parser.parse_override(f"{key}={quoted(value)}")
     except HydraException as error:
         raise ConfigError(f"cannot read {text!r} ({_one_line(error)}); write KEY=VALUE") from error
 
