@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from routed_rl.config import Compose, Config, from_mapping
 from routed_rl.config.checks import first_difference
 from routed_rl.config.references import resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.pipeline.record import as_it_was
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,12 @@ class Job:
 
 def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Job:
     """Plan run number `seed` of `arm`, in the folder OUT/runs. `settings` are its overrides, and `first` is the experiment's own
-    seed. The monitor of the run never halts it, because a halted run could not be compared."""
+    seed. The monitor of the run never halts it, because a halted run could not be compared; its overrides say so too, because
+    `resume` composes them anew."""
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
+    overrides += [f"monitor.{rule}.action=report" for rule, each in config.monitor.rules().items() if each.action == "halt"]
     config = dataclasses.replace(config, out=str(out / "runs" / name), monitor=config.monitor.reporting())
     return Job(name, config, overrides, arm, seed)
 
@@ -53,11 +55,11 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
     from routed_rl.pipeline.train import resume, train
 
     assert config.out is not None
-    if RunFolder(config.out).config.exists():
+    if (run := RunFolder(config.out)).config.exists():
         resume(config.out, [], lambda _: config)  # nothing is composed, because a resumed run keeps its settings
     else:
-        # A process killed while it made the folder leaves one that holds no run.
-        shutil.rmtree(config.out, ignore_errors=True)
+        if run.path.is_dir():  # a process that ended while it made the folder leaves one that holds no run
+            run.abandon_if_empty()
         train(config, overrides)
 
 
@@ -66,7 +68,7 @@ def try_out(config: Config, overrides: list[str]) -> None:
     written."""
     from routed_rl.pipeline.train import train
 
-    train(dataclasses.replace(config, out=None), overrides, dry_run=True)
+    train(config, overrides, dry_run=True)
 
 
 def of_one_date(jobs: Sequence[Job]) -> list[Job]:
@@ -89,7 +91,7 @@ def is_finished(job: Job, another: str) -> bool:
                           "launch=local, or train each run as a job of its own")
     if not job.folder.config.exists():
         return False
-    there = _comparable(from_mapping(resolved_at_once(job.folder.settings())))
+    there = _comparable(from_mapping(as_it_was(resolved_at_once(job.folder.settings()))))
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
     with suppress(RunFolderError):
