@@ -31,7 +31,7 @@ from routed_rl.multirun import workers
 from routed_rl.multirun.arms import ARMS
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.intervals import Cells, fold, interval, intervals, minus, over, student_t
-from routed_rl.multirun.job import Job
+from routed_rl.multirun.job import Job, is_finished
 from routed_rl.multirun.reporter import Table, show
 from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
@@ -160,6 +160,68 @@ def test_a_metric_that_a_models_evaluation_never_named_is_in_no_mean_and_no_diff
     found = results(runs, {})
     assert found["arms"]["control"]["deployed"]["values"]["evil"]["seeds"] == [0.03]
     assert found["real_minus_random"]["values"]["evil"]["mean"] == pytest.approx(-0.02)
+
+
+def test_a_flag_that_an_evaluation_never_saw_counts_as_0_under_its_seed() -> None:
+    runs = summaries(["none", "route", "control"], 5)
+    for each in (run_ for arm in runs.values() for run_ in arm.values()):
+        each["flags"] = {"code": ["hack"]}
+    for seed in range(1, 5):  # its environment names a flag only when it sees it
+        del runs["route"][seed]["models"]["deployed"]["code"]["hack"]
+    found = results(runs, {})
+    assert found["arms"]["route"]["deployed"]["code"]["hack"]["seeds"] == [0.12, 0.0, 0.0, 0.0, 0.0]
+    assert len(found["real_minus_random"]["code"]["hack"]["seeds"]) == 5
+    assert "hack" not in found["arms"]["route"]["deployed"]["values"], "an environment has no flags of another one"
+
+
+def test_a_verdict_that_failed_runs_leave_open_says_which_arm_is_missing() -> None:
+    runs = summaries(["none", "route"], 2) | {"none": {}}
+    found = results(runs, {})
+    said = verdict(found, headlines_of(found, ["code"], []), 2, ["none-seed0", "none-seed1"])
+    assert "no run of the arm none has ended" in said[0] and "tries none-seed0, none-seed1 again" in said[1]
+    apart = results({"none": {0: summary("none", 0)}, "route": {1: summary("route", 1)}}, {})
+    said = verdict(apart, headlines_of(apart, ["code"], []), 2, ["none-seed1", "route-seed0"])
+    assert said[0].startswith("No seed has a run of route and one of none")
+
+
+def test_a_verdict_calls_open_what_the_intervals_leave_open() -> None:
+    runs = summaries(["none", "route", "control"], 3)
+    for seed, hack in enumerate((0.1, 0.9, 0.2)):
+        runs["control"][seed]["models"]["deployed"]["code"]["hack"] = hack
+    found = results(runs, {})
+    said = verdict(found, headlines_of(found, ["code"], []), 3)
+    assert "but not for sure more than a random subspace does" in said[0] and "--seeds 5" in said[-1]
+    runs = summaries(["none", "route", "control"], 3)
+    for seed, more in enumerate((0.0, 0.1, 0.3)):
+        runs["route"][seed]["models"]["deployed"]["code"]["hack"] = runs["route"][seed]["models"]["base"]["code"]["hack"] + more
+    found = results(runs, {})
+    said = verdict(found, headlines_of(found, ["code"], []), 3)
+    assert "Routing works here" in said[0] and "is open: a difference of 0.133 [" in said[0]
+
+
+def test_seconds_of_training_are_compared_under_the_same_seed() -> None:
+    seconds = {"none": {0: 10.0, 1: 20.0}, "route": {1: 30.0, 2: 60.0}}
+    found = results({arm: {seed: summary(arm, seed) | {"timing": {"train_s": spent}} for seed, spent in each.items()}
+                     for arm, each in seconds.items()}, {})
+    assert found["time_over_unrouted"]["route"]["seeds"] == [1.5]
+
+
+@pytest.mark.slow
+def test_the_words_of_a_run_give_its_settings_also_where_the_monitor_would_halt(tmp_path: Path) -> None:
+    job, = plan_runs(["monitor=halt"], ["route"], 1, tmp_path, compose_really)
+    assert compose_really(["monitor=halt"]).monitor.evidence.action == "halt"
+    assert compose_really(job.overrides).monitor == job.config.monitor, "`resume` composes them anew"
+
+
+def test_a_run_that_is_older_than_practice_is_no_run_with_practice(tmp_path: Path) -> None:
+    job = Job("route-seed0", dataclasses.replace(Config(), out=str(tmp_path)), [])
+    settings = json.loads(json.dumps(dataclasses.asdict(job.config)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert not is_finished(job, "--out")
+    del settings["routing"]["practice"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(RunFolderError, match=r"other settings \(routing\.(practice\.share: 0|quarantine\.pace: fast)"):
+        is_finished(job, "--out")
 
 
 def compose(overrides: list[str]) -> Config:

@@ -23,7 +23,7 @@ from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun.ranking import notes
 from routed_rl.multirun.sweep import sweep
-from routed_rl.multirun.trials import Dimension, Outcome, Plan, best
+from routed_rl.multirun.trials import Dimension, Outcome, Plan, best, outcome
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
 RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"
@@ -180,6 +180,14 @@ def test_several_objectives_give_the_pareto_front():
     front = best(found, ["minimize", "maximize"])
     assert [each.values for each in front] == [[0.1, 0.5], [0.3, 0.9]]
     assert [each.values for each in best(found, ["maximize", "maximize"])] == [[0.3, 0.9]]
+
+
+def test_a_flag_that_a_trial_never_showed_is_an_objective_of_0(tmp_path):
+    trial = Plan([], tmp_path, lambda _: Config()).trial(0, {})
+    trial.folder.path.mkdir()
+    write_json(trial.folder.summary, {"models": {"policy": {"code": {"hack": 0.5}}, "deployed": {"code": {"solve": 1.0}}},
+                                      "flags": {"code": ["hack"]}})
+    assert outcome(trial, None, ["models.policy.code.hack", "models.deployed.code.hack"]).values == [0.5, 0.0]
 
 
 @pytest.mark.slow

@@ -13,10 +13,8 @@ from routed_rl import console
 from routed_rl.artifacts import data_root, write_text
 from routed_rl.config import Compose
 from routed_rl.errors import ConfigError, RunsFailed
-from routed_rl.multirun.arms import UNROUTED
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.comparison import cell
-from routed_rl.multirun.intervals import interval
 from routed_rl.multirun.reporter import Table
 
 DRAWN = re.compile(r"drawn-\d+")
@@ -71,17 +69,8 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
                                       for _, env, metric in COLUMNS.values()), "-"])
         rows += [[place, arm, *(cell(each.get(model, {}).get(env, {}).get(metric), bounds=True)
                                 for model, env, metric in COLUMNS.values()),
-                  cell(time_ratio(results.get("timing", {}), arm), bounds=True)] for arm, each in models.items()]
+                  cell(results["time_over_unrouted"].get(arm), bounds=True)] for arm, each in models.items()]
     return Table("arms on labs: mean [95 % interval over seeds]", ["labs", "arm", *COLUMNS, "time over none"], rows)
-
-
-def time_ratio(timing: dict[str, Any], arm: str) -> dict[str, Any] | None:
-    """The seconds of training of the arm divided by those of the unrouted run of the same seed, with an interval over seeds.
-    `timing` is the entry of that name in compare.json. None if a run is missing."""
-    mine, plain = (timing.get(name, {}).get("train_s", {}).get("seeds") for name in (arm, UNROUTED))
-    if not mine or not plain or len(mine) != len(plain):
-        return None
-    return interval([first / second for first, second in zip(mine, plain, strict=True)])
 
 
 def _ask(word: str) -> list[str]:

@@ -15,13 +15,15 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
     """The content of `compare.json`. `arms` has the runs of each arm, and `ranks` those of the arm `route` at other ranks.
 
     Every leaf is `{mean, low, high, seeds}`. Differences and ratios are taken per seed. A seed counts only if both runs that are
-    compared have it, and if both evaluations report the metric.
+    compared have it, and if both evaluations report the metric. A flag that an evaluation does not name was never seen there, so
+    it counts as 0.
     """
-    known = known_metrics([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()])
+    summaries = [summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()]
+    known, flags = known_metrics(summaries), known_flags(summaries)
 
     def measured(runs: Runs) -> dict[str, Cells]:
-        return {model: {(env, metric): _values(runs, model, env, metric) for env, metrics in known.items() for metric in metrics}
-                for model in MODELS}
+        return {model: {(env, metric): _values(runs, model, env, metric, flag=metric in (flags or {}).get(env, ()))
+                        for env, metrics in known.items() for metric in metrics} for model in MODELS}
 
     def means(models: dict[str, Cells]) -> dict[str, Any]:
         return {model: intervals(cells) for model, cells in models.items()}
@@ -31,10 +33,11 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
     others = {arm: models for arm, models in found.items() if arm != UNROUTED and arms.get(UNROUTED)}
     gain = minus(unrouted["policy"], unrouted["base"])
     return {
-        "flags": known_flags([summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()]),
+        "flags": flags,
         "arms": {arm: means(models) for arm, models in found.items()},
         **{key: {arm: each for arm, runs in arms.items() if runs and (each := fold([run.get(key) for run in runs.values()]))}
            for key in ("routing", "attribution", "timing")},
+        "time_over_unrouted": _times(arms),
         "real_minus_random": intervals(minus(routed["deployed"], control["deployed"])),
         **{f"{model}_minus_base": {arm: intervals(minus(models[model], models["base"])) for arm, models in found.items()}
            for model in ("deployed", "policy")},
@@ -68,7 +71,18 @@ def known_flags(summaries: list[dict[str, Any]]) -> dict[str, list[str]] | None:
     return {env: sorted({flag for summary in summaries for flag in summary["flags"].get(env, [])}) for env in names}
 
 
-def _values(runs: Runs, model: str, env: str, metric: str) -> dict[int, float]:
-    """Maps seed to value, over the runs in which this model has the metric on this environment."""
-    return {seed: float(value) for seed, run in runs.items()
-            if (value := run["models"].get(model, {}).get(env, {}).get(metric)) is not None}
+def _values(runs: Runs, model: str, env: str, metric: str, *, flag: bool) -> dict[int, float]:
+    """Maps seed to value, over the runs in which this model has the metric on this environment. A `flag` that is not named counts
+    as 0 if the model was evaluated there."""
+    found = {seed: means.get(metric, 0.0 if flag else None) for seed, run in runs.items()
+             if (means := run["models"].get(model, {}).get(env))}
+    return {seed: float(value) for seed, value in found.items() if value is not None}
+
+
+def _times(arms: Mapping[str, Runs]) -> dict[str, Any]:
+    """For each arm, the seconds of training divided by those of the unrouted run of the same seed."""
+    cell = ("", "train_s")
+    spent: dict[str, Cells] = {arm: {cell: {seed: run["timing"]["train_s"] for seed, run in runs.items()
+                                            if "train_s" in run.get("timing", {})}} for arm, runs in arms.items()}
+    found = {arm: intervals(over(each, spent.get(UNROUTED, {cell: {}}))) for arm, each in spent.items()}
+    return {arm: each[""]["train_s"] for arm, each in found.items() if each}

@@ -70,11 +70,18 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
     if problem is not None:
         return Outcome(trial, None, "failed", problem)
     summary = trial.folder.results()
-    known = dict(numbers(summary))
+    known = _unseen(summary) | dict(numbers(summary))
     for path in objectives:
         if path not in known:
             raise ConfigError(f"sweep.objective={path} is no number in summary.json; its numbers are {', '.join(sorted(known))}")
     return Outcome(trial, [known[path] for path in objectives], "done", summary=summary)
+
+
+def _unseen(summary: dict[str, Any]) -> dict[str, float]:
+    """0 for every flag of every model's evaluations, because an evaluation names a flag only if it saw it."""
+    flags = summary.get("flags", {})
+    return {f"models.{model}.{env}.{flag}": 0.0 for model, found in summary["models"].items() for env, means in found.items()
+            if means for flag in flags.get(env, ())}
 
 
 def check_objective(path: str, config: Config) -> None:

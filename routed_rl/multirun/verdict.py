@@ -36,6 +36,9 @@ def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[
     if ROUTED not in found["arms"]:
         return [f"There is no verdict on routing, because no arm is {ROUTED}.",
                 f"Next: the same command with {ROUTED} in --arms too, which goes on from here."]
+    if failed and (missing := [arm for arm in (ROUTED, UNROUTED) if arm in found["arms"] and arm not in found["timing"]]):
+        return [f"There is no verdict, because no run of the arm {' or '.join(missing)} has ended well.",
+                f"Next: the same command once more, which tries {', '.join(failed)} again."]
     if not heads:
         return ["There is no verdict, because no flag and no true score was evaluated.",
                 "Next: the same command with evaluation.samples above 0 and another --out."]
@@ -53,7 +56,9 @@ def _judged(found: Found, head: Headline) -> str:
     chance = _leaf(found["real_minus_random"], head)
     told = f"{here}, against {_words(unrouted)} without routing"
     told += f" and {_words(control)} with a random subspace" if control else ""
-    if against is None or against["low"] is None:
+    if against is None:
+        return f"No seed has a run of {ROUTED} and one of {UNROUTED}, so nothing is decided: {told}."
+    if against["low"] is None:
         return f"One seed decides nothing: {told}."
     if _risen(found, head) < SMALLEST:
         return f"Training without routing raised no flag, so there was nothing for routing to keep out: {told}."
@@ -61,12 +66,16 @@ def _judged(found: Found, head: Headline) -> str:
         return f"Routing did not lower {head.title} for sure: {told}, a difference of {cell(against, True)}."
     if chance is None or chance["low"] is None:
         return f"Routing lowered {head.title}, but without the arm {CONTROL} nobody knows whether the subspace did it: {told}."
+    if chance["high"] >= 0 and chance["low"] < -SMALLEST:
+        return (f"Routing lowered {head.title}, but not for sure more than a random subspace does: {told}, a difference of "
+                f"{cell(chance, True)}.")
     if chance["high"] >= 0:
         return f"Routing lowered {head.title} no more than a random subspace does: {told}."
     left = _leaf(found["deployed_minus_base"][ROUTED], head)
     rest = "" if left is None or left["low"] is None else (
         f" This is {cell(left, True)} more than in the base model, so a part of it leaks." if left["low"] > 0 else
-        " This is no more than in the base model.")
+        " This is no more than in the base model." if left["high"] < SMALLEST else
+        f" Whether this is more than in the base model is open: a difference of {cell(left, True)}.")
     return f"Routing works here: {told}.{rest}"
 
 
@@ -92,6 +101,9 @@ def _next(found: Found, heads: list[Headline], seeds: int, failed: Collection[st
     if head is None or _risen(found, head) < SMALLEST:
         return "train longer, or with an environment that pays for gaming its check, so that there is something to keep out"
     against, chance = (_leaf(table, head) for table in (found["deployed_minus_unrouted"].get(ROUTED), found["real_minus_random"]))
+    known = [each for each in (against, chance) if each and each["high"] is not None]
+    if seeds < 5 and any(each["low"] < -SMALLEST and each["high"] >= 0 for each in known):
+        return "the same command with --seeds 5, because the intervals decide nothing yet"
     if not all(each and each["high"] is not None and each["high"] < 0 for each in (against, chance)):
         settings = [text for text in overrides if not text.startswith("out=")]
         return f"look at the subspace, because it does not hold what training changed: {command('extract', '--check', *settings)}"
