@@ -52,6 +52,15 @@ def test_a_rule_gives_a_verdict_below_the_peak_of_a_run_and_none_above():
             assert any(verdict for row in rows for verdict in monitor.judge(row)) == halts
 
 
+def test_the_peak_of_the_evidence_is_the_limit_that_a_run_passes_also_where_a_third_of_it_is_enough():
+    rows = [{"step": step, "ledger/a/shift/persona": 0.2 * step, "completions/a/evidence": 1.0} for step in range(1, 4)]
+    peak = peaks(rows, MonitorConfig(warmup=0, **OFF | {"evidence": RuleConfig()}), "evidence")["a"]
+    assert peak == pytest.approx(3 * 3.0)
+    for factor, passed in ((0.99, True), (1.01, False)):
+        monitor = Monitor(MonitorConfig(warmup=0, **OFF | {"evidence": RuleConfig(limit=factor * peak)}))
+        assert any(verdict for row in rows for verdict in monitor.judge(row)) == passed
+
+
 def test_the_rate_is_shared_by_the_rules_that_have_a_spread_and_the_others_keep_their_limit():
     values = GUMBEL(1.0, 0.1, size=20).tolist()
     found = set_limits({"shift": [{"a": value, "b": 0.0} for value in values], "gap": [{"a": 0.0}] * 20, "energy": []}, 0.01)

@@ -14,8 +14,8 @@ import numpy as np
 
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError
-from routed_rl.monitor.judge import Detector
-from routed_rl.monitor.rules import RULES, Row
+from routed_rl.monitor.judge import STANDING, SUSPICION, Detector
+from routed_rl.monitor.rules import RULES, Row, shift
 
 FEWEST = 5
 """The smallest number of peaks from which their spread can be estimated."""
@@ -35,8 +35,11 @@ def peaks(rows: Iterable[Row], config: MonitorConfig, rule: str) -> dict[str, fl
     found: dict[str, float] = {}
     before: Row = {}
     for row in rows:
+        standing = shift(row, config.axis)
         for name, reading in RULES[rule].read(row, before, config.axis).items():
             value = detectors.setdefault(name, Detector()).take(reading, settings, sums=RULES[rule].sums)
+            if RULES[rule].of_pull and standing.get(name, 0.0) > STANDING:
+                value /= SUSPICION  # the share of the limit that is enough there
             last = recent.setdefault(name, deque(maxlen=settings.patience))
             last.append(value)
             if len(last) == settings.patience and row["step"] > config.warmup:
