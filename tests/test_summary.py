@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, EvaluationConfig, RoutingConfig
-from routed_rl.pipeline.summary import next_commands, sentence
+from routed_rl.pipeline.summary import attribution, next_commands, seconds_before, sentence
 from routed_rl.report.differences import differences
 from routed_rl.report.headline import headlines
 
@@ -116,3 +117,22 @@ def test_what_is_suggested_can_be_done():
     assert "evaluation.samples=0" not in found["compare"]
     assert list(found) == ["discard", "resume", "compare"]
     assert found["discard"][-1] == str(Path("my runs/it's/deployed")) and found["resume"][1] == "evaluation.samples=200"
+
+
+def written(folder: Path, rows: list[dict[str, Any]], **facts: Any) -> RunFolder:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    return RunFolder(folder)
+
+
+def test_the_seconds_of_a_resumed_training_are_those_of_all_its_steps(tmp_path):
+    rows = [{"step": step, "time/step_s": 2.0} for step in range(1, 6)]
+    assert seconds_before(written(tmp_path, rows), 3) == 6.0 and seconds_before(written(tmp_path, rows), 0) == 0.0
+    rolled_back = written(tmp_path, rows, lineage={"step": 2})
+    assert seconds_before(rolled_back, 3) == 2.0, "steps of the other run are no part of it"
+
+
+def test_the_shift_in_the_summary_is_along_the_axis_that_the_monitor_judges(tmp_path):
+    run = written(tmp_path, [{"step": 1, "quarantine/norm": 1.0, "ledger/a/shift/x": 0.5, "ledger/a/shift/y": -0.25}])
+    router: Any = SimpleNamespace(quarantine=SimpleNamespace(environments=["a"]), pushes={"a": 0.0})
+    assert [attribution(run, router, axis)["a"]["shift"] for axis in (None, "x", "y")] == [0.5, 0.5, -0.25]

@@ -31,6 +31,14 @@ def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told |
     return told
 
 
+def copy_base_answers(source: RunFolder, target: RunFolder) -> None:
+    """Write the base model's answers in the run `source` into the run `target`, which may be the same. The answers of the other
+    models are left out, because they are those of another step."""
+    rows = [row | {"answers": {"base": base}} for row in read_answers(source.answers) if (base := row["answers"].get("base"))]
+    if rows:
+        write_text(target.answers, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def _described(answer: Answer) -> dict[str, Any]:
     score = answer.score
     numbers = {"reward": None, "solve": None, "flags": {}} if score is None else {

@@ -39,7 +39,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         typed += overrides
         wanted = record.dated(compose(typed), was.model.date)
         config = without(wanted, drop)
-        config.out = next((text[4:] for text in reversed(overrides) if text.startswith("out=")), None)
+        config.out = wanted.out if any(text.lstrip("+").startswith("out=") for text in overrides) else None
         new = record.new_folder(config)
         if step:  # 0 is the base model
             old.require_checkpoint(step)
@@ -104,14 +104,17 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Copy from the old run to the new one the subspace, base model, detector and trait, the base model's evaluation, and the
-    metrics, completions and halts up to `step`."""
+    """Copy from the old run to the new one the subspace, base model, detector and trait, the base model's evaluation and answers,
+    and the metrics, completions and halts up to `step`."""
+    from routed_rl.pipeline.answers import copy_base_answers  # loads the libraries of an evaluation
+
     for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):
         if before.exists():
             shutil.copytree(before, after)
     for name in (new.trait.name, "evaluation-base.json", "metrics.jsonl", "verdicts.jsonl"):
         if (old.path / name).exists():
             shutil.copy(old.path / name, new.path / name)
+    copy_base_answers(old, new)
     MetricsFile(new.metrics).truncate(step)
     MetricsFile(new.verdicts).truncate(step)
     if (halt := old.halt()) and halt["step"] <= step:

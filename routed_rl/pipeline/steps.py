@@ -16,6 +16,7 @@ from routed_rl.config import AUTO, Config
 from routed_rl.errors import LaunchError, RolloutError, Stopped, command
 from routed_rl.monitor import Monitor
 from routed_rl.pipeline import halting, launched
+from routed_rl.pipeline.answers import copy_base_answers
 from routed_rl.pipeline.build import Parts, load_parts, make_router, run_subspace
 from routed_rl.pipeline.measuring import measure_during
 from routed_rl.pipeline.record import fresh_from_step, inherited, read_config
@@ -33,9 +34,9 @@ from routed_rl.training.watch import Watch
 
 
 def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served | None, parity: ParityCheck | None,
-                tracker: Tracker) -> None:
-    """Train from the newest complete checkpoint to the last step, in this process or in several. Everything that was written
-    after that checkpoint is removed. Raises `Halted` if the monitor halts."""
+                tracker: Tracker) -> int:
+    """Train from the newest complete checkpoint to the last step, in this process or in several; returns the step of that
+    checkpoint. Everything that was written after it is removed. Raises `Halted` if the monitor halts."""
     run = plan.run
     newest, skipped = run.last_checkpoint()
     for line in skipped:
@@ -46,7 +47,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     MetricsFile(run.metrics).truncate(step)
     MetricsFile(run.verdicts).truncate(step)
     forget_after(run.completions, step)
-    run.summary.unlink(missing_ok=True)  # an existing summary belongs to an unfinished or shorter run
+    forget_results(run)
     halting.put_aside(run)
     tracker.begin(step)
     watch = _watch(parts.config, run)
@@ -60,6 +61,15 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
         watch = _watch(parts.config, run)
     if watch.halting:
         halting.halt(run, watch.halting, parts.config, tracker)
+    return step
+
+
+def forget_results(run: RunFolder) -> None:
+    """Remove the summary, and the evaluations and answers of the trained models, because they belong to a shorter run."""
+    run.summary.unlink(missing_ok=True)
+    for model in ("policy", "deployed"):
+        (run.path / f"evaluation-{model}.json").unlink(missing_ok=True)
+    copy_base_answers(run, run)
 
 
 @contextmanager

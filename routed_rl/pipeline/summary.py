@@ -19,9 +19,9 @@ Results = dict[str, dict[str, dict[str, float]]]
 """Maps a model to a mapping from environments to means by metric."""
 
 
-def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
+def attribution(run: RunFolder, router: Router, axis: str | None = None) -> dict[str, dict[str, Any]]:
     """For each environment, from the last row of the ledger, the norm and the share of its part, and its push and persona shift
-    so far."""
+    so far; `shift` is along `axis`, which the monitor judges (None: the first)."""
     rows = [row for row in MetricsFile(run.metrics).rows() if "quarantine/norm" in row]
     found = {}
     for name in router.quarantine.environments:
@@ -30,8 +30,15 @@ def attribution(run: RunFolder, router: Router) -> dict[str, dict[str, Any]]:
                 if key.startswith(prefix)}
         shifts = {key.removeprefix("shift/"): value for key, value in last.items() if key.startswith("shift/")}
         found[name] = {"norm": last.get("part_norm", 0.0), "share": last.get("share", 0.0), "push": router.pushes[name],
-                       "shift": next(iter(shifts.values()), 0.0), "shifts": shifts}
+                       "shift": shifts.get(axis or next(iter(shifts), ""), 0.0), "shifts": shifts}
     return found
+
+
+def seconds_before(run: RunFolder, step: int) -> float:
+    """The seconds of the steps up to `step` that earlier commands have trained in this run. After a rollback the steps of the
+    other run are left out."""
+    first = (run.facts().get("lineage") or {}).get("step", 0)
+    return sum(row.get("time/step_s") or 0.0 for row in MetricsFile(run.metrics).rows() if first < row["step"] <= step)
 
 
 @torch.no_grad()

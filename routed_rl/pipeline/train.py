@@ -167,8 +167,9 @@ def _run(parts: Parts, plan: Plan) -> Path:
             _record_parameters(parts, run)
             weights = {target.name: target.weight.start() for target in router.quarantine.targets} if router else {}
             times["base"] = time.perf_counter()
-            train_steps(parts, plan, router, served, parity, tracker)
-            times["train"] = time.perf_counter()
+            begun = train_steps(parts, plan, router, served, parity, tracker)
+            earlier = summary.seconds_before(run, begun)  # by which the training has taken longer than this command
+            times = {name: at - earlier for name, at in times.items()} | {"train": time.perf_counter()}
             for model, results in measure_both(parts, parts.evaluated, router, served,
                                                told=partial(keep_answers, run, config.evaluation)).items():
                 models[model] = _stored(parts, run, model, results)
@@ -227,7 +228,7 @@ def _record_parameters(parts: Parts, run: RunFolder) -> None:
 
 def _finish(parts: Parts, run: RunFolder, router: Router | None, models: summary.Results, weights: dict[str, Any],
             times: dict[str, float], scales: summary.Results, kept: dict[str, float]) -> None:
-    blame = summary.attribution(run, router) if router and parts.config.routing.by_subspace else {}
+    blame = summary.attribution(run, router, parts.config.monitor.axis) if router and parts.config.routing.by_subspace else {}
     routing = summary.routing_summary(run, router, weights) if router else {"mode": "none", "rank": 0}
     timing = {f"{name}_s": end - begin for (_, begin), (name, end) in pairwise(times.items())}
     rows = MetricsFile(run.metrics).rows()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose, from_anywhere
-from routed_rl.errors import ConfigError, Halted
+from routed_rl.errors import ConfigError, Halted, RunFolderError
 from tests import pipeline
 from tests.parts import typed, write_parts
 from tests.tiers import tiered
@@ -101,6 +101,13 @@ def test_a_refused_rollback_or_resume_leaves_both_runs_as_they_were(old, tmp_pat
         with pytest.raises(ConfigError, match=said):
             pipeline.resume(str(old), [override], compose)
     assert not list(tmp_path.iterdir()) and before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["out={}", "+out={}", "out='{}'"])
+def test_a_rollback_takes_its_folder_as_train_does(old, word):
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        pipeline.rollback(str(old), 2, [], False, [word.format(old)], compose)
 
 
 def test_an_axis_that_is_not_there_is_refused_before_the_first_step(parts, tmp_path):
