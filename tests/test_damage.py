@@ -30,11 +30,16 @@ from routed_rl.artifacts import (
 from routed_rl.audit import audit
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
-from routed_rl.config import AuditConfig, LaunchConfig
-from routed_rl.errors import CheckFailed, CheckpointError, RoutedRLError, RunFolderError
+from routed_rl.config import AuditConfig, Config, LaunchConfig
+from routed_rl.errors import CheckFailed, CheckpointError, ConfigError, RoutedRLError, RunFolderError
 from routed_rl.model.load import load_model
 from routed_rl.monitor import RULES
+from routed_rl.multirun.job import train_or_resume, try_out
 from routed_rl.pipeline import launched
+from routed_rl.pipeline.record import read_overrides, write_config
+from routed_rl.pipeline.rollback import copy_until
+from routed_rl.pipeline.steps import forget_results
+from routed_rl.report.answers import read_answers
 from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
 from tests import pipeline
@@ -252,3 +257,55 @@ def test_a_record_that_would_hold_nan_is_refused_by_its_place_and_the_old_one_st
     with pytest.raises(CheckFailed, match=r"summary\.json is not written, since models\.base\.1=nan is not finite; .*"):
         write_json(file, {"models": {"base": [1, math.nan]}, "other": -math.inf})
     assert read_json(file) == {"models": {"base": [1, 2.0, True, None]}}
+
+
+def test_overrides_with_line_breaks_are_read_as_they_were_typed(run):
+    typed = ['env.a.note="two\nlines"', "env.b.note=\u2028\x85", "seed=1"]
+    write_config(run, own_config(run.path, run.path), typed)
+    assert read_overrides(run) == typed and read_run(run).overrides == typed
+    (run.path / "overrides.txt").write_text("seed=2\n")
+    assert read_overrides(run) == ["seed=2"], "a file that its owner has changed counts"
+
+
+def test_the_results_of_a_shorter_run_are_gone_while_it_goes_on_and_the_base_models_stay(run, tmp_path):
+    said = {"completion": "x", "reward": 1.0, "solve": None, "flags": {}}
+    row = {"environment": "a", "task": 0, "prompt": "p", "answers": {"base": said, "policy": said, "deployed": said}}
+    run.answers.write_text(json.dumps(row) + "\n")
+    for model in ("base", "policy", "deployed"):
+        write_json(run.path / f"evaluation-{model}.json", {"results": {"a": {"solve": 0.5}}})
+    new = RunFolder(tmp_path / "new")
+    new.path.mkdir()
+    copy_until(run, new, 0)
+    forget_results(run)
+    for each in (run, new):
+        assert [list(answer["answers"]) for answer in read_answers(each.answers)] == [["base"]]
+        assert [path.name for path in each.path.glob("evaluation-*")] == ["evaluation-base.json"]
+
+
+def test_a_run_without_an_evaluation_says_how_to_evaluate_it(run, tmp_path):
+    write_config(run, own_config(tmp_path, run.path, evaluation={"samples": 0}), [])
+    with pytest.raises(ConfigError, match=r"evaluation\.samples=0.*resume .* evaluation\.samples=200` evaluates"):
+        pipeline.evaluate(str(run.path), None, None, None)
+
+
+def test_a_subspace_in_place_of_the_present_folder_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"out=\. exists already"):
+        pipeline.extract(Config(out="."), [], False)
+
+
+def test_a_run_of_many_takes_nothing_away_that_no_run_has_begun(run, tmp_path):
+    run.config.unlink()  # a damaged copy: its checkpoints are there
+    with pytest.raises(RunFolderError, match="already holds files"):
+        train_or_resume(own_config(tmp_path, run.path), [])
+    assert run.steps() == [2, 4]
+
+
+def test_runs_are_tried_out_where_they_will_lie_whatever_the_present_folder_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("routed_rl.pipeline.train.prepared", lambda _config, run, account: (print(run.path), None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()  # nothing can be made below it
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr("routed_rl.pipeline.train.has_weights", lambda _: True)
+    try_out(own_config(tmp_path, tmp_path / "out"), [])
+    assert not (tmp_path / "out").exists()

@@ -32,7 +32,8 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 def alone_making(path: Path) -> AbstractContextManager[None]:
     """As `alone_in`, for a file or folder that does not exist yet and is put in place in one step: the lock file lies beside
     it."""
-    return _holding(path.with_name(f".{path.name}{LOCK}"), path)
+    there = path.absolute()  # `.` has no name
+    return _holding(there.with_name(f".{there.name}{LOCK}"), path)
 
 
 def is_held(folder: Path) -> bool:

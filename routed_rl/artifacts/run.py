@@ -94,6 +94,12 @@ class RunFolder:
                                  "of the folder")
         return found
 
+    def typed(self, text: str) -> list[str]:
+        """The overrides that a user typed, from `text`, the content of overrides.txt. A value may have line breaks in it, so the
+        list in manifest.json is returned if it says the same."""
+        known = (read_object(self.manifest, {"overrides": list[str]}) or {}).get("overrides")
+        return known if known and "".join(f"{each}\n" for each in known) == text else text.splitlines()
+
     def facts(self) -> dict[str, Any]:
         """The content of manifest.json. RunFolderError if it is damaged, because its facts decide how a run is continued."""
         shape = {"fresh_from_step": int | None, "inherited": list[str], "children": list[dict[str, Any]], "model_hash": str,

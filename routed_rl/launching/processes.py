@@ -26,6 +26,8 @@ SETTLE_S = 5.0
 """Seconds that are granted to a process to report its own error, if another process has failed because it lost contact."""
 END_S = 30.0
 """Seconds for the other processes to end after one has failed."""
+TOLD = ("error: ", "stopped: ", "halted: ")
+"""The beginnings of the line in which a process says why it ends."""
 Processes = list[subprocess.Popen[bytes]]
 
 
@@ -138,8 +140,10 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
 
     local = min(failures, key=later)
     code, file = failures[local], logs / f"process-{first + local}.err"
-    lines = file.read_text().strip().splitlines() or ["it said nothing"]
-    said = lines[-1].partition(": ")[2] or lines[-1]  # without the prefix `error:`
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = text.strip().splitlines() or ["it said nothing"]
+    told = next((line for line in reversed(lines) if line.startswith(TOLD)), lines[-1])  # libraries may speak after it
+    said = told.partition(": ")[2] or told
     if code in (2, 4):
         return RoutedRLError(said) if code == 2 else CheckFailed(said)
     if code > 128:
@@ -148,5 +152,5 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
     if code < 0:
         hint = "; was there enough memory?" if code == -signal.SIGKILL else ""
         return LaunchError(f"{name} was killed by {signal.Signals(-code).name}{hint}; its output is in {file}")
-    sys.stderr.write(file.read_text())
+    sys.stderr.write(text)
     return ChildProcessError(f"{name} failed, see above and {file}")

@@ -23,8 +23,9 @@ class Script(Template):
 def write_job(launch: LaunchConfig, run: Path, command: list[str]) -> Path:
     """Write the script of a SLURM job that runs `command`. The script is put into the run folder `run`; its path is returned."""
     text = Script(Path(__file__).with_name("job.sbatch").read_text()).substitute(
-        name=run.name, nodes=launch.nodes, run=run, grace=round(launch.grace_s), command=shlex.join(command),
-        options="\n".join(f"#SBATCH {option}" for option in launch.sbatch), setup="\n".join(launch.setup))
+        name=shlex.quote(run.name), log=shlex.quote(f"{run}/job-%j.log"), nodes=launch.nodes, grace=round(launch.grace_s),
+        command=shlex.join(command), setup="\n".join(launch.setup),
+        options="\n".join(f"#SBATCH {option}" for option in launch.sbatch))
     script = run / "job.sbatch"
     write_text(script, text)
     return script

@@ -63,7 +63,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         raise ConfigError("a sweep needs a setting with several values, such as routing.quarantine.learning_rate=1e-3,1e-2 or "
                           "seed=0,1,2")
     config = compose(fixed)
-    settings, folder = config.sweep, Path(config.out or "sweep").absolute()
+    settings, folder = config.sweep, Path(config.out or "sweep").expanduser().absolute()
     ours = [text for text in fixed if text.lstrip("+~").split("=")[0].split(".")[0] not in ("sweep", "out")]
     plan = Plan(ours, folder, compose)
     corners = _corners(plan, dimensions)

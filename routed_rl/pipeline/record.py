@@ -89,7 +89,7 @@ def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
 def read_overrides(run: RunFolder) -> list[str]:
     """The overrides that the user typed when the run began, and each time that it was continued with further overrides."""
     try:
-        return (run.path / "overrides.txt").read_text(encoding="utf-8").splitlines()
+        return run.typed((run.path / "overrides.txt").read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{run.path}/overrides.txt is damaged ({error}); take it from another copy of the folder") from error
 

@@ -23,7 +23,7 @@ from routed_rl.subspace import Subspace
 def extract(config: Config, overrides: list[str], check: bool) -> Path:
     """Extract a subspace from prompts into a folder (`out=`, default `subspace`), and return that folder. `check` also measures
     whether the subspace is good, and draws a plot."""
-    out = Path(config.out or "subspace")
+    out = Path(config.out or "subspace").expanduser()
     with alone_making(out):
         if out.exists():
             raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")
@@ -68,6 +68,9 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         check_file(Path(json_file), "--json")
     config = read_config(run) if run else config
     assert config is not None
+    if not config.evaluation.samples:
+        way = f"{run.go_on('evaluation.samples=200')} evaluates its models" if run else "set evaluation.samples=200"
+        raise ConfigError(f"evaluation.samples=0, so {target} cannot be evaluated; {way}")
     if scales and (run is None or config.routing.mode == "none"):
         raise ConfigError(f"--scales: {target} has no quarantine to scale; give a run whose routing.mode is not none")
     if keep and run is None:

@@ -198,7 +198,7 @@ def read_run(run: RunFolder) -> RunData:
     overrides, halts = run.path / "overrides.txt", sorted((run.path / "halts").glob("step-*.json"))
     return RunData(
         path=run.path, config=run.settings(), manifest=manifest,
-        overrides=overrides.read_text(errors="replace").splitlines() if overrides.exists() else [],
+        overrides=run.typed(overrides.read_text(encoding="utf-8", errors="replace")) if overrides.exists() else [],
         rows=MetricsFile(run.metrics).rows(),
         verdicts=[row for row in MetricsFile(run.verdicts).rows() if row.keys() >= VERDICT], halted=_halt(run.halted),
         halts=sorted((found for path in halts if (found := _halt(path))), key=lambda halt: halt["step"]), summary=summary,

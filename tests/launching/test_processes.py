@@ -45,6 +45,12 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path, monkeypatch):
     assert time.monotonic() - begin < 20
 
 
+def test_what_libraries_say_after_an_error_is_not_told_instead_of_it(tmp_path):
+    said = b"error: the grader broke; fix it\n[rank0]: W1 destroy_process_group() \xff: not called\n"
+    (tmp_path / "process-0.err").write_bytes(said)
+    assert str(processes._error({0: 2}, tmp_path, 0, 2, None)) == "the grader broke; fix it"
+
+
 @pytest.mark.slow
 def test_a_bug_in_a_process_shows_its_traceback(tmp_path, capfd):
     with pytest.raises(ChildProcessError, match="process 1 of 2 failed"):

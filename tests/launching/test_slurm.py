@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -32,6 +33,14 @@ def test_the_job_says_what_it_needs_and_what_it_does(tmp_path):
                  "#SBATCH --partition=gpu", "module load cuda", "python -m routed_rl.pipeline job 'my run' &"):
         assert line in text.splitlines()
     assert node_command(LAUNCH, ["x"])[:3] == ["srun", "--nodes=4", "--ntasks=4"]
+
+
+def test_a_folder_with_blanks_is_one_word_in_the_job(tmp_path):
+    (folder := tmp_path / "my run's").mkdir()
+    lines = write_job(LAUNCH, folder, ["python"]).read_text().splitlines()
+    named = [line for line in lines if line.startswith(("#SBATCH --output", "#SBATCH --job"))]
+    options = [shlex.split(line.removeprefix("#SBATCH ")) for line in named]
+    assert options == [["--job-name=my run's"], [f"--output={folder}/job-%j.log"]]
 
 
 @pytest.mark.parametrize(("code", "leaves", "requeued"), [(0, 0, False), (3, 3, False), (2, 2, False), (138, 0, True)])
