@@ -16,9 +16,9 @@ from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.config import FilterConfig
 from routed_rl.evaluate import evaluate
+from routed_rl.multirun.job import Job, is_finished, train_or_resume
 from routed_rl.pipeline.build import Parts, load_parts
 from routed_rl.pipeline.filtering import filter_run
-from routed_rl.pipeline.train import train
 from routed_rl.pipeline.verbs import extract
 from routed_rl.training.fine_tune import fine_tune
 
@@ -44,8 +44,10 @@ def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     """The scores of the base model and of one model fine-tuned on each filter's completions, and how many completions it saw."""
     run, subspace = out / f"run-{seed}", out / f"subspace-{seed}"
     settings = [*overrides, f"seed={seed}"]
-    if not (run / "summary.json").exists():
-        train(compose([*settings, "routing=none", "discard=false", f"out={run}"]), settings)
+    unrouted = [*settings, "routing=none", "discard=false"]
+    job = Job(run.name, compose([*unrouted, f"out={run}"]), unrouted)
+    if not is_finished(job, "--out"):  # a run of other settings is refused
+        train_or_resume(job.config, job.overrides)
     if not subspace.exists():
         extract(compose([*settings, f"out={subspace}"]), settings, False)
     parts, found = load_parts(compose(settings)), dict[str, Any]()

@@ -27,11 +27,11 @@ from routed_rl.distillation import robustify  # noqa: E402
 from routed_rl.distillation.verb import RECORD  # noqa: E402
 from routed_rl.multirun.attacks import Attacked, attack  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
+from routed_rl.multirun.job import Job, is_finished, train_or_resume  # noqa: E402
 from routed_rl.multirun.relearn import hacks_of, with_model  # noqa: E402
 from routed_rl.multirun.relearned import draw, summarised, table  # noqa: E402
 from routed_rl.multirun.reporter import Table  # noqa: E402
 from routed_rl.pipeline.record import read_config  # noqa: E402
-from routed_rl.pipeline.train import resume, train  # noqa: E402
 
 PLAIN = ["routing=none", "routing.practice.share=0"]
 RUNS: dict[str, list[str]] = {
@@ -54,12 +54,10 @@ def run_of(out: Path, name: str, seed: int, overrides: list[str]) -> RunFolder:
     settings = [*overrides, f"seed={seed}", *RUNS[name]]
     if name == "penalised":
         settings.append(f"model.path={run_of(out, 'none', seed, overrides).deployed}")
-    if not (folder / "summary.json").exists():
-        if (folder / "config.yaml").exists():
-            resume(str(folder), [], compose)
-        else:
-            train(compose([*settings, f"out={folder}"]), settings)
-    return RunFolder(folder)
+    job = Job(name, compose([*settings, f"out={folder}"]), settings)
+    if not is_finished(job, "--out"):  # a run of other settings is refused
+        train_or_resume(job.config, job.overrides)
+    return job.folder
 
 
 def student_of(run: RunFolder, out: Path, asked: RobustifyConfig) -> Path:
