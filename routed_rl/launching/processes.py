@@ -97,7 +97,7 @@ def wait_for(command: list[str]) -> None:
             code = process.wait()
     finally:
         process.terminate()  # if it has not ended
-    if code > 128 or asked:
+    if asked or code - 128 in (*SIGNALS, signal.SIGINT):
         number = asked[0][0] if asked else code - 128
         raise Stopped(f"stopped by {signal.Signals(number).name}", number)
     if code:

@@ -14,7 +14,7 @@ import pytest
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, ConfigError, LaunchError, RoutedRLError, Stopped
 from routed_rl.launching import processes
-from routed_rl.launching.processes import run_processes
+from routed_rl.launching.processes import run_processes, wait_for
 from tests.tiers import tiered
 
 LAUNCH = LaunchConfig(strategy="ddp", processes=2)
@@ -49,6 +49,14 @@ def test_what_libraries_say_after_an_error_is_not_told_instead_of_it(tmp_path):
     said = b"error: the grader broke; fix it\n[rank0]: W1 destroy_process_group() \xff: not called\n"
     (tmp_path / "process-0.err").write_bytes(said)
     assert str(processes._error({0: 2}, tmp_path, 0, 2, None)) == "the grader broke; fix it"
+
+
+def test_an_exit_code_that_is_no_stop_is_an_error_and_no_stop():
+    for code in (255, 137):
+        with pytest.raises(LaunchError, match=f"sh ended with exit code {code}"):
+            wait_for(["sh", "-c", f"exit {code}"])
+    with pytest.raises(Stopped, match="stopped by SIGUSR1"):
+        wait_for(["sh", "-c", f"exit {128 + signal.SIGUSR1}"])
 
 
 @pytest.mark.slow
