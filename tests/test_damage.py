@@ -267,6 +267,12 @@ def test_overrides_with_line_breaks_are_read_as_they_were_typed(run):
     assert read_overrides(run) == ["seed=2"], "a file that its owner has changed counts"
 
 
+def test_a_run_that_goes_on_with_other_settings_began_when_it_began(run):
+    run.manifest.write_text('{"created": "2020-02-02T00:00:00+00:00"}')
+    write_config(run, own_config(run.path, run.path), ["seed=1"])
+    assert (run.facts()["created"], run.facts()["overrides"]) == ("2020-02-02T00:00:00+00:00", ["seed=1"])
+
+
 def test_the_results_of_a_shorter_run_are_gone_while_it_goes_on_and_the_base_models_stay(run, tmp_path):
     said = {"completion": "x", "reward": 1.0, "solve": None, "flags": {}}
     row = {"environment": "a", "task": 0, "prompt": "p", "answers": {"base": said, "policy": said, "deployed": said}}

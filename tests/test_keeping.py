@@ -133,14 +133,16 @@ def test_auto_goes_by_the_evidence_of_a_run_that_has_not_ended_too(told, pulled,
 
 @pytest.mark.parametrize(("name", "mode", "says"), [
     ("typo", "route", "typo is no environment of this run; there is a, b"),
-    ("p", "route", "only evaluated .probe., so it has no part"),
+    ("p", "route", "only evaluated .a probe, or weight 0., so it has no part"),
+    ("zero", "route", "so it has no part; there is a, b"), ("never", "route", "so it has no part; there is a, b"),
     ("old", "route", "no longer trained, so its part is kept out"), ("gone", "route", "and its part was forgotten"),
     ("a", "none", "routing.mode=none has no quarantine; leave --keep out"), ("a", "erase", "leaves the quarantine empty"),
     ("a", "observe", "parts that do not sum to the quarantine")])
 def test_what_has_no_part_cannot_be_kept(told, name, mode, says):
     told.manifest.write_text('{"inherited": ["old"]}')
-    config = from_mapping({"env": {"a": {"path": "x"}, "b": {"path": "x"}, "p": {"path": "x", "probe": True}},
-                           "routing": {"mode": mode}})
+    config = from_mapping({"env": {"a": {"path": "x"}, "b": {"path": "x", "weight": [[0, 0], [9, 1]]},
+                                   "p": {"path": "x", "probe": True}, "zero": {"path": "x", "weight": 0},
+                                   "never": {"path": "x", "weight": [[0, 0.0], [5, 0.0]]}}, "routing": {"mode": mode}})
     with pytest.raises(ConfigError, match=f"--keep {name}: .*{says}"):
         check(config, {name: 0.5}, "--keep ", told)
     check(config, {}, "--keep ", told)

@@ -134,3 +134,11 @@ def first_difference(was: Any, now: Any, name: str = "") -> str | None:
         each = (first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*was, *now]))
         return next(filter(None, each), None)
     return None if was == now else f"{name}: {was} -> {now}"
+
+
+def is_drawn(settings: Any) -> bool:
+    """Whether the mixture ever draws tasks of an environment with these settings: false for a weight that is always 0. A weight
+    that cannot be read counts as above 0, because it is refused where it is read."""
+    weight = settings.get("weight", 1.0) if isinstance(settings, dict) else 1.0
+    rows = weight if isinstance(weight, (list, tuple)) and weight else [[0, weight]]
+    return not all(isinstance(row, (list, tuple)) and row and row[-1] == 0 for row in rows)

@@ -60,10 +60,10 @@ def check(config: Config, asked: Asked, option: str, run: RunFolder | None = Non
 
 
 def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
-    if name in config.env:
-        return "is only evaluated (probe), so it has no part"
     if run and name in inherited(run):
         return "is no longer trained, so its part is kept out as a whole"
+    if name in config.env:
+        return "is only evaluated (a probe, or weight 0), so it has no part"
     if run and any(f"ledger/{name}/push" in row for row in MetricsFile(run.metrics).rows()):
         return "is no longer trained, and its part was forgotten"
     return "is no environment of this run"

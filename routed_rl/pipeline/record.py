@@ -12,6 +12,7 @@ import yaml
 from routed_rl import __version__
 from routed_rl.artifacts import RunFolder, write_json, write_text
 from routed_rl.config import Config, from_mapping
+from routed_rl.config.checks import is_drawn
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 
@@ -40,7 +41,9 @@ def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
     refuse_secrets(settings)
     write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
     versions = {"routed_rl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    tell(run, {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions, "overrides": overrides})
+    begun = run.facts().get("created") if run.manifest.exists() else None  # a run that goes on has begun before
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    tell(run, {"created": begun or now, "versions": versions, "overrides": overrides})
     write_text(run.config, yaml.safe_dump(_as_typed(settings, overrides), sort_keys=False))
 
 
@@ -111,9 +114,9 @@ def inherited(run: RunFolder) -> list[str]:
 
 
 def trained_settings(config: Config) -> dict[str, Any]:
-    """The settings of those environments that are trained on."""
+    """The settings of those environments that are trained on: no probes, and none whose weight is always 0."""
     return {name: settings for name, settings in config.mixture.items()
-            if not (isinstance(settings, dict) and settings.get("probe"))}
+            if is_drawn(settings) and not (isinstance(settings, dict) and settings.get("probe"))}
 
 
 def tell_kept(run: RunFolder, out: Path, shares: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from routed_rl.artifacts import RunFolder, read_object
 from routed_rl.config import MonitorConfig, from_mapping
+from routed_rl.config.checks import is_drawn
 from routed_rl.errors import ConfigError
 from routed_rl.monitor import Blame, blame
 from routed_rl.shapes import fits
@@ -172,7 +173,7 @@ class RunData:
 def roles_of(settings: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The names of the environments in the settings `env`: those that are trained on, and the probe environments."""
     probes = [name for name, each in settings.items() if isinstance(each, dict) and each.get("probe")]
-    return [name for name, each in settings.items() if name not in probes and each is not None], probes
+    return [name for name, each in settings.items() if name not in probes and each is not None and is_drawn(each)], probes
 
 
 def thinned(lines: Any, points: int, *, mean: bool) -> Any:
