@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from routed_rl.cli import main
-from routed_rl.cli.compose import compose, parse_override
+from routed_rl.cli.compose import compose, from_anywhere, parse_override
 from routed_rl.cli.settings_file import overrides_of
 from routed_rl.cli.verbs import VERBS
 from routed_rl.inspection.settings import all_settings, sections
@@ -63,6 +63,17 @@ def test_files_of_pairs_and_prompts_and_the_target_are_relative_to_the_file_that
         str(tmp_path / name) for name in ("pairs.jsonl", "plain.jsonl", "target")]
     (tmp_path / "mine.yaml").write_text("subspace.target: mean_difference")
     assert overrides_of(file) == ["subspace.target=mean_difference"]
+
+
+def test_a_folder_with_a_comma_in_its_name_is_one_folder(tmp_path):
+    (folder := tmp_path / "a,b  \\ c ").mkdir()
+    (folder / "mine.py").touch()
+    (folder / "p, .jsonl").touch()
+    with chdir(folder):
+        kept = from_anywhere(["env.mine.path=mine.py:Mine", "subspace.prompts='p, .jsonl'"])
+    found = [parse_override(text)[1] for text in kept]
+    assert [each.value() for each in found] == [f"{folder}/mine.py:Mine", f"{folder}/p, .jsonl"]
+    assert not any(each.is_sweep_override() for each in found)
 
 
 @pytest.mark.parametrize(("text", "problem"), [

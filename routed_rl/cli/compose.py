@@ -75,7 +75,8 @@ def _from_anywhere(text: str) -> str:
         return text
     value: Any = override.value()
     found = mapped(value, _absolute, name)
-    return text if found == value else f"{key}={found if isinstance(found, str) else hydra_text(found)}"
+    bare = isinstance(found, str) and not re.search(r"[,\\]|^\s|\s$", found)  # a comma would separate the values of a sweep
+    return text if found == value else f"{key}={found if bare else hydra_text(found)}"
 
 
 def hydra_text(value: Any) -> str:

@@ -36,7 +36,9 @@ def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[
     if ROUTED not in found["arms"]:
         return [f"There is no verdict on routing, because no arm is {ROUTED}.",
                 f"Next: the same command with {ROUTED} in --arms too, which goes on from here."]
-    if failed and (missing := [arm for arm in (ROUTED, UNROUTED) if arm in found["arms"] and arm not in found["timing"]]):
+    arms = found["arms"]
+    missing = [arm for arm in (ROUTED, UNROUTED) if arm in arms and not any(arms[arm].values()) and arm not in found["timing"]]
+    if failed and missing:
         return [f"There is no verdict, because no run of the arm {' or '.join(missing)} has ended well.",
                 f"Next: the same command once more, which tries {', '.join(failed)} again."]
     if not heads:
