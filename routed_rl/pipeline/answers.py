@@ -37,6 +37,8 @@ def copy_base_answers(source: RunFolder, target: RunFolder) -> None:
     rows = [row | {"answers": {"base": base}} for row in read_answers(source.answers) if (base := row["answers"].get("base"))]
     if rows:
         write_text(target.answers, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        target.answers.unlink(missing_ok=True)
 
 
 def _described(answer: Answer) -> dict[str, Any]:

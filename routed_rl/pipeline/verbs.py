@@ -107,7 +107,8 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
             shares = {}
     summary.show_tables(models, curves, chosen)
     if json_file:
-        more = {"scales": curves, "kept": shares}
+        flags = {loaded.name: sorted(loaded.flags) for loaded in chosen}  # an evaluation names only those that it saw
+        more = {"scales": curves, "kept": shares, "flags": flags}
         write_json(Path(json_file), {"models": models} | {key: found for key, found in more.items() if found})
 
 
