@@ -7,6 +7,7 @@ A lab is built if needed (`scripts/build_persona_lab.py`), some minutes each. Se
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -30,8 +31,8 @@ COLUMNS = ["lab", "hack, unrouted", "hack - base", "evil - base", "gain on sums 
            "paid on sums", "values, unrouted", "values, routed policy", "hack, control", "real - random", "code named"]
 
 
-def line(name: str, found: dict[str, Any], runs: Path) -> list[str]:
-    """Figures of a comparison: means over seeds, differences paired by seed."""
+def line(name: str, found: dict[str, Any], runs: Path, seeds: int) -> list[str]:
+    """Figures of a comparison: means over as many seeds as `seeds`, differences paired by seed."""
     def value(*keys: str) -> str:
         place: Any = found
         for key in keys:
@@ -45,7 +46,7 @@ def line(name: str, found: dict[str, Any], runs: Path) -> list[str]:
             value("deployed_minus_base", "route", "code", "solve"), value("policy_over_unrouted", "route", "code", "reward"),
             value("policy_over_unrouted", "route", "sums", "reward"), value("arms", "none", "policy", "values", "solve"),
             value("arms", "route", "policy", "values", "solve"), value("arms", "control", "deployed", "code", "hack"),
-            value("real_minus_random", "code", "hack"), named(runs)]
+            value("real_minus_random", "code", "hack"), named(runs, seeds)]
 
 
 def verb(*arguments: str) -> None:
@@ -55,22 +56,25 @@ def verb(*arguments: str) -> None:
         sys.exit(code)
 
 
-def at_step(step: int, runs: Path) -> dict[str, Any]:
-    """The comparison of the checkpoints of an earlier step; existing evaluations are kept."""
-    arms: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in sorted(path for path in runs.iterdir() if path.is_dir()):
-        arm, _, seed = run.name.rpartition("-seed")
+def at_step(step: int, runs: Path, arms: list[str], seeds: int) -> dict[str, Any]:
+    """The comparison of the checkpoints of an earlier step, of these arms and as many seeds as `seeds`; existing evaluations are
+    kept."""
+    found: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
+    for arm, seed in itertools.product(found, range(seeds)):
+        run = runs / f"{arm}-seed{seed}"
         file = runs.parent / f"at-{step}" / f"{run.name}.json"
         file.parent.mkdir(exist_ok=True)
         if not file.exists():
             verb("evaluate", str(run), "--step", str(step), "--json", str(file))
-        arms.setdefault(arm, {})[int(seed)] = json.loads(file.read_text())
-    return results(arms, {})
+        found[arm][seed] = json.loads(file.read_text())
+    return results(found, {})
 
 
-def named(runs: Path) -> str:
-    """The number of `route` runs in which `code` is the only environment that is named at the end."""
-    summaries = [json.loads(path.read_text()) for path in sorted(runs.glob("route-seed*/summary.json"))]
+def named(runs: Path, seeds: int) -> str:
+    """The number of `route` runs, of as many seeds as `seeds`, in which `code` is the only environment that is named at the
+    end."""
+    files = [runs / f"route-seed{seed}" / "summary.json" for seed in range(seeds)]
+    summaries = [json.loads(path.read_text()) for path in files if path.exists()]
     right = sum(summary.get("who", {}).get("named") == ["code"] for summary in summaries)
     return f"{right} of {len(summaries)}"
 
@@ -103,10 +107,10 @@ def main() -> None:
              str(arguments.jobs), "--out", str(folder))
         found = {"labs.md": json.loads((folder / "compare.json").read_text())}
         if arguments.at:
-            found[f"labs-at-{arguments.at}.md"] = at_step(arguments.at, folder / "runs")
+            found[f"labs-at-{arguments.at}.md"] = at_step(arguments.at, folder / "runs", arguments.arms.split(","), seeds)
         for file, comparison in found.items():
             rows = tables.setdefault(file, [COLUMNS, ["---"] * len(COLUMNS)])
-            rows.append(line(name, comparison, folder / "runs"))
+            rows.append(line(name, comparison, folder / "runs", seeds))
             (arguments.out / file).write_text("".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
     for file in tables:
         print((arguments.out / file).read_text())
