@@ -25,6 +25,7 @@ from routed_rl import console
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.cli.compose import compose as compose_really
 from routed_rl.config import Config, LaunchConfig, RoutingConfig, SubspaceConfig
+from routed_rl.config.robust import RelearnConfig
 from routed_rl.config.routing import PracticeConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError, RunsFailed
 from routed_rl.multirun import workers
@@ -316,6 +317,21 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, how: str, reason:
     (tmp_path / how).unlink()
     assert run(tmp_path)["failed"] == {}
     assert started(tmp_path)["none-seed0"] == 1
+
+
+@pytest.mark.slow
+def test_an_attack_that_fails_takes_no_comparison_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RunsFailed("1 of 4 runs failed: base-seed0-rate0.001")
+
+    for job in plan_runs([], ["none", "route"], 1, tmp_path, compose):
+        pretend(job.config, job.overrides)
+    attacks = SimpleNamespace(check_arms=lambda *_: None, relearn_arms=failing)
+    monkeypatch.setitem(sys.modules, "routed_rl.multirun.relearn", attacks)
+    with pytest.raises(RunsFailed, match="base-seed0"):
+        compare([], ["none", "route"], 1, str(tmp_path), 1, [], compose, relearn=RelearnConfig(env="code"))
+    found = read_json(tmp_path / "compare.json")
+    assert found["arms"].keys() == {"none", "route"} and "the attacks are missing: 1 of 4" in found["notes"][0]
 
 
 @pytest.mark.parametrize("sent", [True, False])

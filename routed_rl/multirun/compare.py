@@ -6,7 +6,7 @@ from typing import Any
 from routed_rl.artifacts import alone_in, write_json, write_text
 from routed_rl.config import Compose
 from routed_rl.config.robust import RelearnConfig
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, RunsFailed
 from routed_rl.multirun import relearned, reporter
 from routed_rl.multirun.arms import ARMS, ROUTED, UNROUTED
 from routed_rl.multirun.compare_page import write_comparison
@@ -26,7 +26,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
 
     The same call continues where an earlier one stopped: finished runs are kept, unfinished ones are resumed. `jobs` runs train
     at the same time, each by `execute`. Beside the JSON there are compare.html, compare.md and compare.png, the runs and their
-    logs. Failed runs are left out, and at the end RunsFailed is raised.
+    logs. Failed runs are left out, and so are the attacks if one of them fails; at the end RunsFailed is raised.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
@@ -42,12 +42,17 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         done = {arm: {run.seed: summaries[run.name] for run in planned if run.arm == arm and run.name in summaries}
                 for arm in dict.fromkeys(arms)}
         found = results(done, {rank: {0: summaries[run.name]} for rank, run in at_ranks.items() if run.name in summaries})
+        unattacked: RunsFailed | None = None
         if relearn is not None:
             there, experiment = [run for run in planned if run.name in summaries], compose([*overrides, *ARMS[UNROUTED]])
             from routed_rl.multirun.relearn import relearn_arms
 
-            found["relearn"] = relearn_arms(experiment, there, relearn, folder / "relearn", jobs)
+            try:
+                found["relearn"] = relearn_arms(experiment, there, relearn, folder / "relearn", jobs)
+            except RunsFailed as error:  # it takes nothing away from the comparison itself
+                unattacked = error
         notes = [f"{name} is missing: {problem}" for name, problem in failed.items()]
+        notes += [] if unattacked is None else [f"the attacks are missing: {unattacked}"]
         notes += [f"{name}: {line}" for name, summary in summaries.items() for line in not_scored(summary["models"])]
         if seeds < 3:
             wide = "one seed: there are no intervals" if seeds == 1 else f"{seeds} seeds: intervals are very wide"
@@ -65,6 +70,8 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         drawn = draw(folder / "compare.png", found)
     reporter.show(_tables(found, bounds=False), notes, folder, ["compare.html", "compare.json", "compare.md", *drawn], said)
     refuse_failed(failed, len(runs), folder / "logs")
+    if unattacked is not None:
+        raise unattacked
     return folder / "compare.json"
 
 
